@@ -1,0 +1,1 @@
+"""Code world models: record program executions, turn them into tokens, train on them, predict and verify them."""
