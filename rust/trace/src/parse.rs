@@ -58,14 +58,16 @@ fn push_frame(trace: &mut Trace, lines: &mut LineIds, parts: FrameParts<'_>) -> 
         if parts.value.is_some() {
             return Err(malformed("it has a value"));
         }
-        let locals = parse_locals(parts.state).map_err(malformed)?;
+        let locals = parse_locals(parts.state)
+            .map_err(|e| malformed(&format!("its state is no JSON object of strings: {e}")))?;
         let line = lines.id(trace, parts.line);
         push_locals(trace, parts.event, line, &locals);
     } else {
         if !parts.state.is_empty() {
             return Err(malformed("it has a state"));
         }
-        let value = parse_string(parts.value.ok_or_else(|| malformed("it has no value"))?).map_err(malformed)?;
+        let value = parts.value.ok_or_else(|| malformed("it has no value"))?;
+        let value = parse_string(value).map_err(|e| malformed(&format!("its value is no JSON string: {e}")))?;
         let line = lines.id(trace, parts.line);
         trace.open_value().extend_from_slice(&value);
         trace.push_value_frame(parts.event, line);

@@ -1,0 +1,148 @@
+"""Trace-prediction scores: the table of the CWM technical report (its Table 9), as ``docs/trace-format.md`` defines it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+from cwm_core.sandbox.literals import literals_equal
+from cwm_core.trace import ParsedTrace, Trace
+
+
+class FrameLike(Protocol):
+    """What scoring needs of a frame: ``cwm_core`` frames have it."""
+
+    @property
+    def event(self) -> str:
+        """``"call"``, ``"line"``, ``"return"`` or ``"exception"``."""
+
+    @property
+    def locals(self) -> dict[str, str] | None:
+        """Variables as written, ``..`` included."""
+
+    @property
+    def line(self) -> str:
+        """The source line."""
+
+    @property
+    def arg(self) -> str | None:
+        """The value of a RETURN or EXCEPTION frame."""
+
+
+@dataclass(frozen=True)
+class TraceScores:
+    """Scores of one prediction, or means over many; all are shares from 0 to 1.
+
+    None where a prediction has nothing to score (no predicted LOCALS at all, say).
+    """
+
+    output: float | None
+    """1 when the last return value equals the real one: as Python literals, else as text."""
+    valid_format: float | None
+    """1 when the whole generation parses and ends with the end token."""
+    state: float | None
+    """Share of real CALL and LINE frames whose predicted LOCALS equal, ``..`` as written."""
+    action: float | None
+    """Share of real frames whose predicted LINE equals."""
+    valid_json: float | None
+    """Share of predicted LOCALS that parse, up to where the generation stops being well formed."""
+    key: float | None
+    """Mean over real CALL and LINE frames of the Jaccard overlap of variable names."""
+    key_value: float | None
+    """The same over (name, value) pairs."""
+
+
+def score_trace(real: Trace, predicted: ParsedTrace, *, given: int = 1) -> TraceScores:
+    """Scores a prediction against the real execution; frames are aligned by position.
+
+    ``predicted`` holds the frames after the first ``given`` ones, which stood in the prompt and are not scored.
+    """
+    scores = _score_frames(list(real.frames)[given:], list(predicted.frames))
+    malformed_state = int(predicted.error is not None and "its state is no JSON" in predicted.error)
+    parsed = sum(frame.locals is not None for frame in predicted.frames)
+    return TraceScores(
+        **scores,
+        valid_format=float(predicted.complete),
+        valid_json=_share(parsed, parsed + malformed_state),
+    )
+
+
+def score_frames(real: Sequence[FrameLike], predicted: Sequence[FrameLike]) -> TraceScores:
+    """Scores predicted frames that were never text, such as a baseline's: the format is right by construction."""
+    has_locals = any(frame.locals is not None for frame in predicted)
+    return TraceScores(
+        **_score_frames(real, predicted), valid_format=1.0, valid_json=1.0 if has_locals else None
+    )
+
+
+def mean_scores(scores: Iterable[TraceScores]) -> TraceScores:
+    """The mean of each score over the traces that have it; None where none has."""
+    scores = list(scores)
+
+    def mean(name: str) -> float | None:
+        values = [value for one in scores if (value := getattr(one, name)) is not None]
+        return _share(sum(values), len(values))
+
+    return TraceScores(**{field.name: mean(field.name) for field in fields(TraceScores)})
+
+
+def next_line_baseline(real: Trace, *, given: int = 1) -> TraceScores:
+    """Scores of a predictor that repeats the previous state and goes to the next line.
+
+    It is told the true previous frame at every step (a free-running one would do worse), shows every variable of the
+    last CALL or LINE frame as unchanged, and never predicts a return.
+    """
+    frames = list(real.frames)
+    source = real.context.splitlines(keepends=True)
+    predicted = [_next_line(frames[: i + 1], source) for i in range(given - 1, len(frames) - 1)]
+    return score_frames(frames[given:], predicted)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    event: str
+    locals: dict[str, str] | None
+    line: str
+    arg: str | None = None
+
+
+def _next_line(past: Sequence[FrameLike], source: Sequence[str]) -> _Frame:
+    state = next((frame.locals for frame in reversed(past) if frame.locals is not None), {})
+    number = getattr(past[-1], "lineno", None) or 0
+    line = source[number] if number < len(source) else ""
+    return _Frame("line", {name: ".." for name in state}, line)
+
+
+def _score_frames(real: Sequence[FrameLike], predicted: Sequence[FrameLike]) -> dict[str, float | None]:
+    padded: list[FrameLike | None] = [*predicted[: len(real)], *[None] * (len(real) - len(predicted))]
+    pairs = list(zip(real, padded, strict=True))
+    states = [(a.locals, b.locals if b else None) for a, b in pairs if a.locals is not None]
+    return {
+        "output": float(_outputs_equal(_output(real), _output(predicted))),
+        "state": _share(sum(a == b for a, b in states), len(states)),
+        "action": _share(sum(b is not None and a.line == b.line for a, b in pairs), len(pairs)),
+        "key": _share(sum(_jaccard(a, b) for a, b in states), len(states)),
+        "key_value": _share(sum(_jaccard(a.items(), b and b.items()) for a, b in states), len(states)),
+    }
+
+
+def _output(frames: Sequence[FrameLike]) -> str | None:
+    return next((frame.arg for frame in reversed(frames) if frame.event == "return"), None)
+
+
+def _outputs_equal(real: str | None, predicted: str | None) -> bool:
+    if real is None or predicted is None:
+        return False
+    return literals_equal(real, predicted)
+
+
+def _jaccard(real: Iterable[object], predicted: Iterable[object] | None) -> float:
+    if predicted is None:
+        return 0.0
+    a, b = set(real), set(predicted)
+    return len(a & b) / len(a | b) if a | b else 1.0
+
+
+def _share(part: float, whole: int) -> float | None:
+    return part / whole if whole else None
