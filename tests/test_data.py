@@ -3,6 +3,7 @@
 import json
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import cwm_core as cwm
@@ -305,7 +306,7 @@ def test_threads_share_a_loader(tmp_path):
         return tokens
 
     with ThreadPoolExecutor(4) as pool:
-        assert sorted(sum(pool.map(pull, range(4)), [])) == list(range(1, 50_001))
+        assert sorted(chain.from_iterable(pool.map(pull, range(4)))) == list(range(1, 50_001))
 
 
 def test_describe(tmp_path):
