@@ -1,7 +1,11 @@
 """The compiled half of cwm_core. The documented faces are the modules of the package."""
 
+import os
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 # ---- trace
 
@@ -122,3 +126,59 @@ class Recording:
         self, lines: Callable[[str], list[str]], context: Callable[[str, str, int, int], str]
     ) -> list[Trace]:
         """The traces recorded."""
+
+# ---- packing
+class ShardWriter:
+    def __new__(cls, folder: str | os.PathLike[str], vocab_size: int, shard_tokens: int) -> ShardWriter: ...
+    def add(self, ids: NDArray[np.integer], loss_mask: NDArray[np.bool_] | None, source: str) -> None: ...
+    def close(self) -> None: ...
+    def discard(self) -> None: ...
+
+class Shards:
+    def __new__(cls, folder: str | os.PathLike[str]) -> Shards: ...
+    def __len__(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def sources(self) -> list[str]: ...
+    def document(self, at: int) -> tuple[NDArray[np.int32], NDArray[np.bool_], str]: ...
+    def lengths(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]: ...
+    def verify(self) -> None: ...
+
+class PackedLoader:
+    def __new__(
+        cls,
+        sources: list[tuple[str, str | os.PathLike[str], float]],
+        seq_len: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        epochs: int | None,
+        lookahead: int,
+    ) -> PackedLoader: ...
+    def next_batch(
+        self,
+    ) -> (
+        tuple[
+            NDArray[np.int32],
+            NDArray[np.int32],
+            NDArray[np.bool_],
+            NDArray[np.int32],
+            NDArray[np.int32],
+            int,
+            NDArray[np.int32],
+            int,
+        ]
+        | None
+    ): ...
+    @property
+    def vocab_size(self) -> int: ...
+    def fingerprint(self) -> int: ...
+    def state(self) -> tuple[int, list[list[int]], list[list[int]]]: ...
+    def restore(self, step: int, cursors: list[list[int]], lookahead: list[list[int]]) -> None: ...
+    def stats(self) -> tuple[int, int, int, float, list[int]]: ...
+
+# ---- end of packing

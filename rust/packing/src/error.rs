@@ -1,0 +1,33 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{path}: {error}")]
+    Io { path: PathBuf, error: io::Error },
+    /// A file is not what a shard of this version must be.
+    #[error("{path}: {what}")]
+    Damaged { path: PathBuf, what: String },
+    /// An argument makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Error {
+        move |error| Error::Io {
+            path: path.to_owned(),
+            error,
+        }
+    }
+
+    pub(crate) fn damaged(path: &Path, what: impl Into<String>) -> Error {
+        Error::Damaged {
+            path: path.to_owned(),
+            what: what.into(),
+        }
+    }
+}

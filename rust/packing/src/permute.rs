@@ -1,0 +1,103 @@
+//! Seeded pseudo-random permutations that take no memory: a Feistel network over a power of four, walked until it lands
+//! inside the range (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+
+const ROUNDS: usize = 8;
+/// Smaller halves leave too few permutations to choose from; walking 64 places at most costs nothing.
+const MIN_HALF_BITS: u32 = 3;
+
+pub struct Permutation {
+    n: u64,
+    half_bits: u32,
+    keys: [u64; ROUNDS],
+}
+
+impl Permutation {
+    /// A permutation of `0..n`; equal seeds give equal permutations.
+    pub fn new(n: u64, seed: u64) -> Permutation {
+        let bits = u64::BITS - n.saturating_sub(1).leading_zeros();
+        let mut keys = [0; ROUNDS];
+        let mut key = seed;
+        for k in &mut keys {
+            key = mix64(key);
+            *k = key;
+        }
+        Permutation {
+            n,
+            half_bits: bits.div_ceil(2).max(MIN_HALF_BITS),
+            keys,
+        }
+    }
+
+    /// Where `i` goes. Panics unless `i < n`.
+    pub fn get(&self, i: u64) -> u64 {
+        assert!(i < self.n, "{i} is outside 0..{}", self.n);
+        let mut i = i;
+        loop {
+            i = self.network(i);
+            if i < self.n {
+                return i;
+            }
+        }
+    }
+
+    fn network(&self, i: u64) -> u64 {
+        let mask = (1 << self.half_bits) - 1;
+        let (mut left, mut right) = (i >> self.half_bits, i & mask);
+        for key in self.keys {
+            (left, right) = (right, left ^ (mix64(right ^ key) & mask));
+        }
+        left << self.half_bits | right
+    }
+}
+
+/// One step of SplitMix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
+pub fn mix64(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn is_a_bijection(n in 1u64..5000, seed: u64) {
+            let permutation = Permutation::new(n, seed);
+            let mut image: Vec<u64> = (0..n).map(|i| permutation.get(i)).collect();
+            image.sort_unstable();
+            prop_assert!(image.into_iter().eq(0..n));
+        }
+
+        #[test]
+        fn stays_inside_a_large_range(n in 1u64.., seed: u64, i: u64) {
+            prop_assert!(Permutation::new(n, seed).get(i % n) < n);
+        }
+    }
+
+    /// Over many seeds every value must come first, and last, about equally often.
+    #[test]
+    fn no_place_is_preferred() {
+        const SEEDS: u64 = 20_000;
+        for n in [2, 3, 5, 10, 33] {
+            for place in [0, n - 1] {
+                let mut counts = vec![0f64; n as usize];
+                for seed in 0..SEEDS {
+                    counts[Permutation::new(n, seed).get(place) as usize] += 1.0;
+                }
+                let expected = SEEDS as f64 / n as f64;
+                let chi_squared: f64 = counts.iter().map(|count| (count - expected).powi(2) / expected).sum();
+                // Mean n - 1, variance 2 (n - 1): five standard deviations out.
+                let free = (n - 1) as f64;
+                assert!(
+                    chi_squared < free + 5.0 * (2.0 * free).sqrt() + 5.0,
+                    "n {n}, place {place}: {chi_squared}"
+                );
+            }
+        }
+    }
+}
