@@ -27,11 +27,12 @@ def command(folder: str, *, scratch_bytes: int, readable: Sequence[str] = ()) ->
     `folder` and `readable` (shown read-only) are absolute and appear under their own paths. /tmp and /dev/shm are
     private, in memory, and hold `scratch_bytes` each.
     """
+    # /proc read-only: settings like core_pattern go by user id alone, and root without privileges is still root there.
     shown = [*SYSTEM, sys.base_prefix, sys.prefix, *readable]
     size = ["--size", str(scratch_bytes), "--tmpfs"]
     return [
         "bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--as-pid-1", "--cap-drop", "ALL",
-        "--proc", "/proc", "--dev", "/dev", *size, "/dev/shm", "--remount-ro", "/dev", *size, "/tmp",
+        "--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", *size, "/dev/shm", "--remount-ro", "/dev", *size, "/tmp",
         *(argument for path in shown for argument in ("--ro-bind-try", path, path)),
         "--bind", folder, folder, "--remount-ro", "/", "--chdir", folder, "--",
     ]  # fmt: skip

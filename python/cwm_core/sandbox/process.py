@@ -142,7 +142,7 @@ class Process:
             report_write.close()
             self._files = stack.pop_all()
         self._control, self._report = control_write, report_read
-        self._report_text = b""
+        self._report_text, self._ended = b"", False
         self._stdin, self._stdout, self._stderr = self._popen.stdin, self._popen.stdout, self._popen.stderr
         for stream in (self._stdin, self._stdout, self._stderr):
             os.set_blocking(stream.fileno(), False)
@@ -166,8 +166,7 @@ class Process:
                 selector.register(stream, selectors.EVENT_READ, sink)
             if not self._stdin.closed:
                 selector.register(self._stdin, selectors.EVENT_WRITE)
-            ended = False
-            while not ended and not until() and (left := deadline - time.monotonic()) > 0:
+            while not self._ended and not until() and (left := deadline - time.monotonic()) > 0:
                 for key, _ in selector.select(left):
                     if key.fileobj is self._stdin:
                         pending = self._write(pending)
@@ -178,7 +177,7 @@ class Process:
                     elif key.fileobj is self._report:
                         chunk = os.read(self._report.fileno(), 4096)
                         self._report_text += chunk
-                        ended = not chunk
+                        self._ended = not chunk
                     elif chunk := _read(key.fd):
                         key.data(chunk)
                     else:
@@ -201,6 +200,11 @@ class Process:
         """Send the supervisor an order (`supervisor.INTERRUPT`, `supervisor.KILL_OTHERS`); no effect after the end."""
         with contextlib.suppress(BrokenPipeError):
             self._control.write(order)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the program has ended and `exchange` saw it."""
+        return self._ended
 
     def outcome(self) -> dict[str, Any] | None:
         """exit_code, signal, exceeded and seconds once the program has ended and `exchange` saw it, else None."""
