@@ -3,10 +3,9 @@
 import math
 
 import pytest
+from cwm_core.sandbox import evaluate_literal, literals_equal
 from hypothesis import given
 from hypothesis import strategies as st
-
-from cwm_core.sandbox import evaluate_literal, literals_equal
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.complex_numbers(
     allow_nan=False, allow_infinity=False
@@ -88,8 +87,9 @@ def test_examples(a, b, equal):
 @pytest.mark.parametrize(
     "text",
     [
-        "", "1 +", "x", "f()", "__import__('os').system('true')", "[i for i in 'a']", "f'{1}'", "2 ** 9", "{[]}", "{}[0]",
-        "1\0", "\ud800", "9" * 5000, "[" * 150 + "]" * 150, "(" * 5000, "-" * 100_000 + "1", "1" + "+1j" * 50_000,
+        "", "1 +", "x", "f()", "__import__('os').system('true')", "[i for i in 'a']", "f'{1}'", "2 ** 9", "{[]}",
+        "{}[0]", "1\0", "\ud800", "9" * 5000, "[" * 150 + "]" * 150,
+        "(" * 5000, "-" * 100_000 + "1", "1" + "+1j" * 50_000,
         "[" * 120 + "]" * 120, "'" + "a" * 1_000_001 + "'", "lambda: 1", "1; 2", "a.b" * 10_000, "{" * 90_000,
     ],
     ids=lambda text: f"{text[:12]!a}-{len(text)}",

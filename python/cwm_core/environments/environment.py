@@ -151,11 +151,10 @@ class Environment:
         result = self._shell.run(command, seconds=seconds)
         notes = [result.output.decode(errors="backslashreplace").removesuffix("\n")]
         if result.timed_out:
-            notes.append(f"[interrupted after {seconds:.0f} seconds, the time limit of a command]")
+            notes.append(f"[interrupted after {seconds:.3g} seconds, the time limit of a command]")
         if result.restarted:
-            notes.append(
-                f"[the shell was lost: {result.restarted}; a new one starts in {self._folder}, without earlier variables]"
-            )
+            lost = f"the shell was lost: {result.restarted}"
+            notes.append(f"[{lost}; a new one starts in {self._folder}, without earlier variables]")
         elif result.exit_code:
             notes.append(f"[exit code {result.exit_code}]")
         return "\n".join(note for note in notes if note), result.exit_code

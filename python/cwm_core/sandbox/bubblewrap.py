@@ -32,7 +32,8 @@ def command(folder: str, *, scratch_bytes: int, readable: Sequence[str] = ()) ->
     size = ["--size", str(scratch_bytes), "--tmpfs"]
     return [
         "bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--as-pid-1", "--cap-drop", "ALL",
-        "--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", *size, "/dev/shm", "--remount-ro", "/dev", *size, "/tmp",
+        "--proc", "/proc", "--remount-ro", "/proc",
+        "--dev", "/dev", *size, "/dev/shm", "--remount-ro", "/dev", *size, "/tmp",
         *(argument for path in shown for argument in ("--ro-bind-try", path, path)),
         "--bind", folder, folder, "--remount-ro", "/", "--chdir", folder, "--",
     ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Python literals in text that a model wrote: read without running anything, compared type-strictly."""
 
 import ast
+import math
 import warnings
 from collections import Counter
 from collections.abc import Hashable
@@ -48,7 +49,7 @@ def _identity(value: object) -> Hashable:
     """Equal for values of equal types and contents, NaN included, and only for those."""
     kind = type(value).__name__
     if isinstance(value, float):
-        return kind, "nan" if value != value else value
+        return kind, "nan" if math.isnan(value) else value
     if isinstance(value, complex):
         return kind, _identity(value.real), _identity(value.imag)
     if isinstance(value, (list, tuple)):

@@ -103,8 +103,8 @@ def start(argv: list[str], settings: dict[str, Any]) -> int:
             (resource.RLIMIT_NPROC, threads_of_user() + settings["processes"]),
         ):
             hard = resource.getrlimit(limit)[1]
-            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(limit, (value, value))
+            allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(limit, (allowed, allowed))
         os.execvp(argv[0], argv)
     except BaseException as error:
         os.write(2, f"sandbox: cannot run {argv[0]!r}: {error}\n".encode(errors="backslashreplace"))
