@@ -137,7 +137,8 @@ def test_hanging_command_is_interrupted_and_the_shell_kept(shell, command):
     assert shell.run("echo $x; pwd", seconds=5).output == b"kept\n/\n"
 
 
-def test_shell_that_refuses_to_be_interrupted_is_replaced(shell):
+def test_shell_that_refuses_to_be_interrupted_is_replaced(shell, monkeypatch):
+    monkeypatch.setattr("cwm_core.environments.shell.INTERRUPT_SECONDS", 0.2)
     shell.run("x=lost; trap '' INT", seconds=5)
     result = shell.run("while true; do :; done", seconds=0.3)
     assert result.timed_out
