@@ -1,0 +1,201 @@
+"""The trusted first process of a sandbox: starts the program, watches its limits, ends all that it started.
+
+Run as ``python -I -S -c SOURCE SETTINGS ARGV...`` (as process 1 under bubblewrap, where nothing inside can signal it),
+so it uses the standard library alone and imports little. SETTINGS is JSON: the limits, and the descriptors `control`
+(orders from outside, one byte each; closing it ends the run, so the program cannot outlive its caller) and `report`
+(gets the program's process id as a line, then one JSON line: exit_code, signal, exceeded, seconds).
+
+Limits on all processes together are watched, because the kernel's own do not fit: RLIMIT_NPROC (set too) counts every
+process of the user and spares root, and RLIMIT_DATA is one process's. A burst can pass them for about one `INTERVAL`.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+INTERVAL = 0.02  # seconds
+INTERRUPT, KILL_OTHERS = b"i", b"k"  # orders on the control pipe
+PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36  # linux/prctl.h
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every orphaned descendant, and closed to being traced or read by them."""
+    with contextlib.suppress(AttributeError):  # no prctl outside Linux: there only the process group is ended
+        prctl = ctypes.CDLL(None).prctl
+        prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def descendants() -> Iterator[tuple[int, int]]:
+    """(process id, number of threads) of every process below this one, each before its own children are looked up."""
+    pending = [os.getpid()]
+    while pending:
+        pid = pending.pop()
+        try:
+            threads = os.listdir(f"/proc/{pid}/task")
+        except OSError:
+            continue
+        if pid != os.getpid():
+            yield pid, len(threads)
+        for thread in threads:
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as file:
+                pending += map(int, file.read().split())
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process holds now; 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError):
+        return 0
+
+
+def exceeded_limit(settings: dict[str, Any], started: float) -> str | None:
+    """Name of the limit that the processes together are over, if any."""
+    if time.monotonic() - started > settings["seconds"]:
+        return "seconds"
+    threads = memory = 0
+    for pid, count in descendants():
+        threads += count
+        memory += resident_bytes(pid)
+        if threads > settings["processes"]:
+            return "processes"
+        if memory > settings["memory_bytes"]:
+            return "memory_bytes"
+    return None
+
+
+def threads_of_user() -> int:
+    """Number of threads that this user runs, as RLIMIT_NPROC counts them (under bubblewrap: in its user namespace)."""
+    threads = 0
+    for pid in filter(str.isdecimal, os.listdir("/proc") if os.path.isdir("/proc") else ()):
+        with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{pid}").st_uid == os.getuid():
+                threads += len(os.listdir(f"/proc/{pid}/task"))
+    return threads
+
+
+def start(argv: list[str], settings: dict[str, Any]) -> int:
+    """Fork and execute the program in a session of its own, under its per-process limits."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.setsid()
+        with contextlib.suppress(AttributeError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # the supervisor may be urgent, see process.py
+        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):  # Python ignores the first two; exec keeps that
+            signal.signal(number, signal.SIG_DFL)
+        for limit, value in (
+            (resource.RLIMIT_CPU, settings["cpu_seconds"]),
+            (resource.RLIMIT_DATA, settings["memory_bytes"]),
+            (resource.RLIMIT_FSIZE, settings["file_bytes"]),
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_NPROC, threads_of_user() + settings["processes"]),
+        ):
+            hard = resource.getrlimit(limit)[1]
+            allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(limit, (allowed, allowed))
+        os.execvp(argv[0], argv)
+    except BaseException as error:
+        os.write(2, f"sandbox: cannot run {argv[0]!r}: {error}\n".encode(errors="backslashreplace"))
+    finally:
+        os._exit(127)
+
+
+def reap(child: int) -> tuple[int | None, bool]:
+    """Collect every ended process; the wait status of `child` if it was among them, and whether any process is left."""
+    status = None
+    while True:
+        try:
+            pid, ended = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return status, False
+        if pid == 0:
+            return status, True
+        if pid == child:
+            status = ended
+
+
+def kill(pid: int, number: int) -> None:
+    """Signal a process that may be gone."""
+    with contextlib.suppress(OSError):
+        os.kill(pid, number)
+
+
+def kill_all(child: int) -> int | None:
+    """Kill until no process is left; the wait status of `child` if it ended here.
+
+    As process 1 of a namespace one call reaches all at once. Elsewhere a parent gets its signal before its children
+    are listed and forks no more after it, and orphans become children of this process.
+    """
+    status = None
+    left = True
+    while left:
+        kill(-1 if os.getpid() == 1 else -child, signal.SIGKILL)
+        for pid, _ in descendants():
+            kill(pid, signal.SIGKILL)
+        ended, left = reap(child)
+        status = ended if ended is not None else status
+        if left:
+            time.sleep(0.001)
+    return status
+
+
+def obey(order: bytes, child: int) -> None:
+    """Interrupt everything, or interrupt `child` and kill everything else."""
+    for pid, _ in list(descendants()):
+        kill(pid, signal.SIGINT if order == INTERRUPT or pid == child else signal.SIGKILL)
+
+
+def main() -> None:
+    """Run the program of the command line to its end or to a limit, and report."""
+    settings = json.loads(sys.argv[1])
+    control, report = settings["control"], settings["report"]
+    os.set_inheritable(control, False)
+    os.set_inheritable(report, False)
+    adopt_orphans()
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    started = time.monotonic()
+    child = start(sys.argv[2:], settings)
+    os.write(report, b"%d\n" % child)
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in range(3):
+        os.dup2(null, standard)
+    status = exceeded = None
+    while status is None and exceeded is None:
+        ready, _, _ = select.select([control, wake_read], [], [], INTERVAL)
+        if wake_read in ready:
+            os.read(wake_read, 4096)
+        if control in ready:
+            order = os.read(control, 1)
+            if order not in (INTERRUPT, KILL_OTHERS):
+                break
+            obey(order, child)
+        status, _ = reap(child)
+        exceeded = exceeded_limit(settings, started) if status is None else None
+    ended = kill_all(child)
+    code = os.waitstatus_to_exitcode(status if status is not None else ended or 0)
+    outcome = {
+        "exit_code": code if code >= 0 else None,
+        "signal": -code if code < 0 else None,
+        "exceeded": exceeded,
+        "seconds": time.monotonic() - started,
+    }
+    os.write(report, json.dumps(outcome).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
