@@ -1,8 +1,7 @@
 """How a benchmark tells the report what it measured.
 
-A hot path is one `benchmark.group`; in it, the benchmark whose name or parameter has the word `ours` or `cwm` is this
-project's and every other one a rival. `benchmark.extra_info` holds what one call does, so that times become rates:
-`bytes`, `tokens` or `events`, each a count.
+A hot path is one `benchmark.group`. In it, `benchmark.extra_info["implementation"]` is "cwm_core" or the name of a rival;
+`bytes`, `tokens` and `events` beside it count what one call does, so that times become rates.
 """
 
 from importlib.util import find_spec

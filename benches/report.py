@@ -29,8 +29,14 @@ def by_group(benchmarks: list[Benchmark]) -> dict[str, list[Benchmark]]:
 
 
 def is_ours(benchmark: Benchmark, group: list[Benchmark]) -> bool:
-    """Whether it measures this project: its name says so, or nothing else is in its group."""
-    return len(group) == 1 or not {"ours", "cwm"}.isdisjoint(re.split(r"[^a-z0-9]+", benchmark["name"].lower()))
+    """Whether it measures this project: it says so, or nothing else is in its group."""
+    return len(group) == 1 or benchmark["extra_info"].get("implementation") == "cwm_core"
+
+
+def label(benchmark: Benchmark, group: list[Benchmark]) -> str:
+    """Its implementation where that tells the benchmarks of the group apart, else its name."""
+    implementations = {b["extra_info"].get("implementation") for b in group} - {None}
+    return benchmark["extra_info"]["implementation"] if len(implementations) == len(group) else benchmark["name"]
 
 
 def duration(seconds: float) -> str:
@@ -41,10 +47,10 @@ def duration(seconds: float) -> str:
 def rates(benchmark: Benchmark) -> str:
     """What one second of the median call does, from the counts in extra_info."""
     seconds, counts = benchmark["stats"]["median"], benchmark["extra_info"]
-    parts = [f"{counts[unit] / seconds:,.0f} {unit}/s" for unit in ("tokens", "events") if unit in counts]
-    if "bytes" in counts:
+    parts = [f"{counts[unit] / seconds:,.0f} {unit}/s" for unit in ("tokens", "events") if counts.get(unit)]
+    if counts.get("bytes"):
         parts.insert(0, f"{counts['bytes'] / seconds / 1e6:,.2f} MB/s")
-    if "events" in counts:
+    if counts.get("events"):
         parts.append(f"{seconds / counts['events'] * 1e9:,.1f} ns/event")
     return ", ".join(parts)
 
@@ -52,9 +58,9 @@ def rates(benchmark: Benchmark) -> str:
 def seconds_for_the_same(benchmark: Benchmark, as_much_as: Benchmark) -> float:
     """Its median, scaled to the work of another where both count it in the same unit."""
     for unit in ("bytes", "tokens", "events"):
-        if unit in benchmark["extra_info"] and unit in as_much_as["extra_info"]:
-            work = as_much_as["extra_info"][unit] / benchmark["extra_info"][unit]
-            return benchmark["stats"]["median"] * work
+        counts = (as_much_as["extra_info"].get(unit), benchmark["extra_info"].get(unit))
+        if all(counts):
+            return benchmark["stats"]["median"] * counts[0] / counts[1]
     return benchmark["stats"]["median"]
 
 
@@ -69,13 +75,13 @@ def report(benchmarks: list[Benchmark]) -> str:
     for name, group in by_group(benchmarks).items():
         ours = next((b for b in group if is_ours(b, group)), None)
         if ours is None:
-            raise ValueError(f"group {name!r}: no name has the word 'ours' or 'cwm': {[b['name'] for b in group]}")
+            raise ValueError(f"group {name!r}: no implementation is cwm_core: {[b['name'] for b in group]}")
         lines.append(name)
         for b in sorted(group, key=lambda b: not is_ours(b, group)):
             stats = b["stats"]
             spread = f"±{stats['iqr'] / stats['median'] / 2:.0%}"
             versus = "" if is_ours(b, group) else comparison(b, ours)
-            row = f"  {b['name']:<48} {duration(stats['median']):>9} {spread:>5}  {versus:<20}  {rates(b)}"
+            row = f"  {label(b, group):<40} {duration(stats['median']):>9} {spread:>6}  {versus:<20}  {rates(b)}"
             lines.append(row.rstrip())
         lines.append("")
     return "\n".join(lines)

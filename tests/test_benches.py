@@ -55,26 +55,32 @@ def test_judges_only_what_both_sides_ran():
     assert [v.name for v in compare.judge(rounds)] == ["both"]
 
 
-def benchmark(name, median, group="path", **extra_info):
+def benchmark(implementation, median, group="path", **counts):
+    name = f"test_path[{implementation}]"
     return {
         "name": name,
-        "fullname": f"benches/bench.py::{name}",
+        "fullname": f"benches/bench_path.py::{name}",
         "group": group,
         "stats": {"median": median, "iqr": 0},
-        "extra_info": extra_info,
+        "extra_info": {"implementation": implementation} | counts,
     }
 
 
 def test_report_gives_rates_and_ratios():
-    ours, rival = benchmark("test_ours", 0.001, bytes=10**6), benchmark("test_rival", 0.004, bytes=2 * 10**6)
+    ours, rival = benchmark("cwm_core", 0.001, bytes=10**6), benchmark("peer", 0.004, bytes=2 * 10**6)
     text = report.report([rival, ours])
-    assert text.index("test_ours") < text.index("test_rival")
+    assert text.index("cwm_core") < text.index("peer")
     assert "1,000.00 MB/s" in text and "500.00 MB/s" in text and "ours 2.00x faster" in text
-    events = report.report([benchmark("test_record[cwm]", 0.5, events=1000), benchmark("test_record[settrace]", 0.25)])
+    events = report.report([benchmark("cwm_core", 0.5, events=1000), benchmark("settrace", 0.25)])
     assert "500 ms" in events and "2,000 events/s, 500,000.0 ns/event" in events and "ours 2.00x slower" in events
-    assert "4,000 tokens/s" in report.report([benchmark("test_alone", 0.25, group=None, tokens=1000)])
+    assert "4,000 tokens/s" in report.report([benchmark("cwm_core", 0.25, group=None, tokens=1000, bytes=0)])
+
+
+def test_report_names_rows_by_what_tells_them_apart():
+    text = report.report([benchmark("cwm_core", 1.0), benchmark("cwm_core", 2.0)])
+    assert text.count("test_path[cwm_core]") == 2 and "ours" not in text
 
 
 def test_report_wants_one_of_ours_among_rivals():
-    with pytest.raises(ValueError, match=r"path.*test_a.*test_b"):
-        report.report([benchmark("test_a", 1.0), benchmark("test_b", 1.0)])
+    with pytest.raises(ValueError, match=r"'path'.*peer_a.*peer_b"):
+        report.report([benchmark("peer_a", 1.0), benchmark("peer_b", 1.0)])
