@@ -1,6 +1,6 @@
 """How a benchmark tells the report what it measured.
 
-A hot path is one `benchmark.group`. In it, `benchmark.extra_info["implementation"]` is "cwm_core" or the name of a rival;
+A hot path is one `benchmark.group`. In it, `benchmark.extra_info["implementation"]` is "cwm_core" or a rival's name;
 `bytes`, `tokens` and `events` beside it count what one call does, so that times become rates.
 """
 

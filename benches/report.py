@@ -7,7 +7,6 @@ run on one machine; it means nothing else.
 """
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
