@@ -1,0 +1,74 @@
+# Every target sets up what it needs: CPython 3.11-3.13, Rust and make are enough to begin with.
+# PYTHON is the interpreter that a new virtual environment is made from; an existing one keeps its own.
+PYTHON ?= $(shell .ci/pythons | head -n 1)
+VENV ?= .venv
+EXTRAS ?= train,test,dev
+TOOLS := .venv-tools
+MATURIN := maturin>=1.9,<2
+
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+RUST := $(shell find rust -type f) Cargo.toml Cargo.lock
+
+# zig links against the C library of manylinux2014 on whatever distribution this is.
+ifeq ($(shell uname -s),Linux)
+PORTABLE := --zig --compatibility manylinux2014
+endif
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-native lint bench bench-quick bench-compare wheel clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(INSTALLED) ## the whole way in little: record, tokenize, pack, train, predict, verify; results in build/demo
+	$(PY) -m cwm_core.demo --out build/demo
+
+test: $(INSTALLED) ## all Python tests
+	$(PY) -m pytest tests
+
+test-native: ## the Python tests that need no torch, in an environment without it: make test-native PYTHON=python3.13
+	$(MAKE) test EXTRAS=test VENV=.venv-native-$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+
+lint: export PYO3_PYTHON = $(abspath $(PY))
+lint: $(INSTALLED) ## formatters and linters, changing nothing
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	$(PY) -m ruff format --check
+	$(PY) -m ruff check
+
+bench: $(INSTALLED) ## every benchmark against its rivals; results in build/bench.json
+	@mkdir -p build
+	$(PY) -m pytest benches --benchmark-json=build/bench.json --benchmark-quiet
+	$(PY) benches/report.py build/bench.json
+
+bench-quick: $(INSTALLED) ## every benchmark once, to see that it works
+	$(PY) -m pytest benches --benchmark-disable
+
+bench-compare: $(INSTALLED) ## what became slower or faster: make bench-compare BASE=<commit> [ARGS="-k encode"]
+	$(PY) benches/compare.py $(or $(BASE),$(error BASE=<commit> is missing)) $(ARGS)
+
+wheel: $(TOOLS)/.installed ## wheels for every supported CPython on this machine, in build/wheels
+	rm -rf build/wheels
+	PATH="$(abspath $(TOOLS))/bin:$$PATH" maturin build --release --locked --out build/wheels $(PORTABLE) \
+	  $(addprefix -i ,$(shell .ci/pythons))
+
+clean: ## remove what was built; environments stay, and their extension is built anew
+	rm -rf build target .pytest_cache .ruff_cache .hypothesis .benchmarks python/cwm_core/*.so .venv*/.installed
+	find python tests benches -name __pycache__ -prune -exec rm -rf {} +
+
+$(INSTALLED): $(VENV)/.maturin $(RUST) pyproject.toml
+	VIRTUAL_ENV="$(abspath $(VENV))" $(PY) -m maturin develop --release --locked --extras $(EXTRAS)
+	touch $@
+
+$(VENV)/.maturin: | $(PY)
+	$(PY) -m pip install --quiet "$(MATURIN)"
+	touch $@
+
+$(TOOLS)/.installed: | $(TOOLS)/bin/python
+	$(TOOLS)/bin/python -m pip install --quiet "maturin[zig]$(MATURIN:maturin%=%)"
+	touch $@
+
+%/bin/python:
+	@test -n "$(PYTHON)" || { echo "make: no CPython 3.11, 3.12 or 3.13 with venv found: name one with PYTHON=" >&2; exit 1; }
+	$(PYTHON) -m venv $*

@@ -1,0 +1,18 @@
+"""How a benchmark tells the report what it measured.
+
+A hot path is one `benchmark.group`. In it, `benchmark.extra_info["implementation"]` is "cwm_core" or a rival's name;
+`bytes`, `tokens` and `events` beside it count what one call does, so that times become rates.
+"""
+
+from importlib.util import find_spec
+
+
+def has_gpu() -> bool:
+    if find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+collect_ignore = [] if has_gpu() else ["gpu"]

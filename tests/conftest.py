@@ -1,0 +1,45 @@
+"""What every test shares: how hard Hypothesis looks, and what happens where torch is not installed."""
+
+import os
+from collections.abc import Generator
+from importlib.util import find_spec
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+HAVE_TORCH = find_spec("torch") is not None
+
+# Wall-clock health checks and deadlines would make a slow or shared machine look like a failing test.
+settings.register_profile("ci", max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("long", settings.get_profile("ci"), max_examples=5000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_report_header() -> str:
+    return "torch: installed" if HAVE_TORCH else "torch: not installed, tests that need it are skipped"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if not HAVE_TORCH and item.get_closest_marker("torch"):
+        pytest.skip("needs torch")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skip a module whose import ended at the missing torch; tests that import it later carry the marker."""
+    report = yield
+    if not HAVE_TORCH and report.failed:
+        cause = report.call.excinfo.value.__cause__
+        if isinstance(cause, ModuleNotFoundError) and cause.name == "torch":
+            report.outcome = "skipped"
+            report.longrepr = (str(collector.path), None, "needs torch")
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run in which every test was skipped has tested nothing and must not pass."""
+    stats = session.config.pluginmanager.getplugin("terminalreporter").stats
+    if session.exitstatus == pytest.ExitCode.OK and not session.config.option.collectonly and "passed" not in stats:
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
