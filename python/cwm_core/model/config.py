@@ -134,11 +134,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cwm-32b": {},
     "tiny": {
         "vocab_size": 4096, "width": 128, "ffn_width": 384, "layers": 4, "heads": 4, "kv_heads": 2, "head_size": 32,
-        "window": 512, "max_length": 4096, "stop_tokens": (),
+        "window": 512, "max_length": 16_384, "stop_tokens": (),
     },
     "small": {
         "vocab_size": 4096, "width": 256, "ffn_width": 768, "layers": 8, "heads": 8, "kv_heads": 4, "head_size": 32,
-        "window": 512, "max_length": 8192, "stop_tokens": (),
+        "window": 512, "max_length": 16_384, "stop_tokens": (),
     },
 }  # fmt: skip
 
