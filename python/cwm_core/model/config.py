@@ -126,7 +126,7 @@ class ModelConfig:
                 "high_freq_factor": self.rope.high_freq_factor,
                 "original_max_position_embeddings": self.rope.original_length,
             },
-            "eos_token_id": list(self.stop_tokens),
+            **({"eos_token_id": list(self.stop_tokens)} if self.stop_tokens else {}),
         }
 
 
