@@ -1,0 +1,9 @@
+"""The transformer, its configuration, and its weights on disk. Needs PyTorch."""
+
+from .attention import attention
+from .config import ModelConfig, RopeConfig, preset
+from .loss import cross_entropy
+from .transformer import Transformer
+from .weights import load, save
+
+__all__ = ["ModelConfig", "RopeConfig", "Transformer", "attention", "cross_entropy", "load", "preset", "save"]

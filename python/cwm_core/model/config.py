@@ -1,0 +1,150 @@
+"""The shape of a model, and its translation to and from Hugging Face's `config.json` of `model_type: cwm`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+# Llama-3 tokens that end a generation, as the released checkpoints list them.
+STOP_TOKENS = (128001, 128008, 128009)
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary positions with Llama-3 scaling (arXiv 2407.21783, the released configuration's `rope_parameters`).
+
+    Wavelengths shorter than `original_length / high_freq_factor` tokens are kept, those longer than
+    `original_length / low_freq_factor` are stretched by `factor`, and those between are interpolated.
+    """
+
+    theta: float = 1_000_000.0
+    factor: float = 16.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_length: int = 8192
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a decoder-only transformer whose layers attend globally or within a window.
+
+    `layer_windows` is the window of each layer, in tokens with the token itself, None where the layer is global. Left
+    empty, it is made from `global_every` and `window`: with 4, layers 0, 4, 8, ... are global.
+    Raises ValueError when sizes contradict each other.
+    """
+
+    vocab_size: int = 128_256
+    width: int = 6144
+    ffn_width: int = 21_504
+    layers: int = 64
+    heads: int = 48
+    kv_heads: int = 8
+    head_size: int = 128
+    window: int = 8192
+    global_every: int = field(default=4, compare=False)
+    layer_windows: tuple[int | None, ...] = ()
+    max_length: int = 131_072
+    norm_eps: float = 1e-5
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    stop_tokens: tuple[int, ...] = STOP_TOKENS
+
+    def __post_init__(self) -> None:
+        """Fill in `layer_windows` and check the sizes."""
+        if not self.layer_windows:
+            windows = tuple(None if i % self.global_every == 0 else self.window for i in range(self.layers))
+            object.__setattr__(self, "layer_windows", windows)
+        if len(self.layer_windows) != self.layers:
+            raise ValueError(f"layer_windows has {len(self.layer_windows)} entries for {self.layers} layers")
+        for name in ("vocab_size", "width", "ffn_width", "layers", "heads", "kv_heads", "head_size", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.head_size % 2:
+            raise ValueError(f"head_size must be even for rotary positions, got {self.head_size}")
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any]) -> ModelConfig:
+        """Read the dictionary in a `config.json` of Hugging Face; raises ValueError where this model computes less."""
+        if config.get("model_type") != "cwm":
+            raise ValueError(f"config.json has model_type {config.get('model_type')!r}, expected 'cwm'")
+        rope = config["rope_parameters"]
+        expected = {"hidden_act": "silu", "tie_word_embeddings": False, "mlp_bias": False, "attention_dropout": 0.0}
+        for name, value in expected.items():
+            if config.get(name, value) != value:
+                raise ValueError(f"config.json has {name} = {config[name]!r}, this model computes only {value!r}")
+        if rope.get("rope_type") != "llama3":
+            raise ValueError(f"config.json has rope_type {rope.get('rope_type')!r}, this model computes only 'llama3'")
+        kinds = {"full_attention": None, "sliding_attention": config["sliding_window"]}
+        return cls(
+            vocab_size=config["vocab_size"],
+            width=config["hidden_size"],
+            ffn_width=config["intermediate_size"],
+            layers=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            kv_heads=config["num_key_value_heads"],
+            head_size=config["head_dim"],
+            window=config["sliding_window"],
+            layer_windows=tuple(kinds[kind] for kind in config["layer_types"]),
+            max_length=config["max_position_embeddings"],
+            norm_eps=config["rms_norm_eps"],
+            rope=RopeConfig(
+                theta=rope["rope_theta"],
+                factor=rope["factor"],
+                low_freq_factor=rope["low_freq_factor"],
+                high_freq_factor=rope["high_freq_factor"],
+                original_length=rope["original_max_position_embeddings"],
+            ),
+            stop_tokens=tuple(config.get("eos_token_id") or ()),
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The dictionary to write as Hugging Face's `config.json`; `from_hf` reads it back unchanged."""
+        return {
+            "architectures": ["CwmForCausalLM"],
+            "model_type": "cwm",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.width,
+            "intermediate_size": self.ffn_width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_size,
+            "hidden_act": "silu",
+            "mlp_bias": False,
+            "attention_dropout": 0.0,
+            "tie_word_embeddings": False,
+            "sliding_window": self.window,
+            "layer_types": ["full_attention" if w is None else "sliding_attention" for w in self.layer_windows],
+            "max_position_embeddings": self.max_length,
+            "rms_norm_eps": self.norm_eps,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": self.rope.theta,
+                "factor": self.rope.factor,
+                "low_freq_factor": self.rope.low_freq_factor,
+                "high_freq_factor": self.rope.high_freq_factor,
+                "original_max_position_embeddings": self.rope.original_length,
+            },
+            **({"eos_token_id": list(self.stop_tokens)} if self.stop_tokens else {}),
+        }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "cwm-32b": {},
+    "tiny": {
+        "vocab_size": 4096, "width": 128, "ffn_width": 384, "layers": 4, "heads": 4, "kv_heads": 2, "head_size": 32,
+        "window": 512, "max_length": 16_384, "stop_tokens": (),
+    },
+    "small": {
+        "vocab_size": 4096, "width": 256, "ffn_width": 768, "layers": 8, "heads": 8, "kv_heads": 4, "head_size": 32,
+        "window": 512, "max_length": 16_384, "stop_tokens": (),
+    },
+}  # fmt: skip
+
+
+def preset(name: str, **changes: Any) -> ModelConfig:
+    """A named configuration ("cwm-32b", "small", "tiny") with `changes` applied; raises ValueError for another name."""
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
+    return ModelConfig(**(PRESETS[name] | changes))

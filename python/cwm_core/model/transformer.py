@@ -1,0 +1,202 @@
+"""The transformer: pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU; no biases, untied output.
+
+Parameters carry Hugging Face's names (`layers.0.self_attn.q_proj.weight`, ...), so weights move without translation.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import attention
+from .config import ModelConfig, RopeConfig
+from .loss import cross_entropy
+
+
+class Cache(Protocol):
+    """Keys and values of earlier tokens, and how new tokens attend to them."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        """Keep `k`, `v` [1, kv_heads, n, head_size] and return the attention of `q` [1, heads, n, head_size]."""
+        ...
+
+
+class Transformer(nn.Module):
+    """A code world model. Build it under `torch.device("meta")` to get its shapes without its memory.
+
+    Weights start normal with deviation 0.02; the projections that write to the residual stream start smaller by
+    1/√(2 layers), which keeps the stream's variance independent of depth (GPT-2).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Random weights from PyTorch's global generator, on the current default device."""
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.layers) if residual else 0.02)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        cu_seqlens: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Logits [..., vocab] of the next token at each of `tokens`, integers [batch, length] or packed [length].
+
+        `cu_seqlens` [documents + 1] holds the offsets of documents in the flattened tokens, from 0 to their number;
+        without it each row is one document. `position_ids`, of the tokens' shape, default to the offset within the
+        document. Raises ValueError when `cu_seqlens` does not cover the tokens.
+        """
+        return self.lm_head(self.hidden(tokens, cu_seqlens, position_ids, cache))
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        loss_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Summed cross entropy (nats, float32 scalar) of `targets`, of the tokens' shape, where `loss_mask` is true."""
+        return cross_entropy(self.hidden(tokens, cu_seqlens, position_ids), self.lm_head.weight, targets, loss_mask)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        cu_seqlens: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """What the output layer reads, [..., width]; arguments as in `forward`."""
+        shape, lengths = tokens.shape, None
+        if cu_seqlens is not None:
+            lengths = document_lengths(cu_seqlens, tokens.numel())
+            tokens = tokens.view(1, -1)
+            if position_ids is None:
+                starts = cu_seqlens[:-1].long().repeat_interleave(cu_seqlens.diff())
+                position_ids = torch.arange(tokens.numel(), device=tokens.device) - starts
+        elif position_ids is None:
+            position_ids = torch.arange(shape[-1], device=tokens.device).expand(shape)
+        tokens = tokens.view(-1, tokens.shape[-1])
+        x = self.embed_tokens(tokens)
+        rotation = rotary(position_ids.view(tokens.shape), self.config, x.dtype)
+        for layer in self.layers:
+            x = layer(x, rotation, lengths, cache)
+        return self.norm(x).view(*shape, -1)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        """Layer `index` of a model."""
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.width, config.norm_eps)
+        self.self_attn = Attention(config, index)
+        self.post_attention_layernorm = nn.RMSNorm(config.width, config.norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: list[int] | None, cache: Cache | None
+    ) -> Tensor:
+        """Map the residual stream [batch, length, width] to itself."""
+        x = x + self.self_attn(self.input_layernorm(x), rotation, lengths, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        """Layer `index` of a model."""
+        super().__init__()
+        self.index = index
+        self.window = config.layer_windows[index]
+        self.head_size = config.head_size
+        self.q_proj = nn.Linear(config.width, config.heads * config.head_size, bias=False)
+        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_size, bias=False)
+        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_size, bias=False)
+        self.o_proj = nn.Linear(config.heads * config.head_size, config.width, bias=False)
+
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: list[int] | None, cache: Cache | None
+    ) -> Tensor:
+        """Attend within documents of `lengths`, or as the cache says; [batch, length, width] to the same."""
+        q, k, v = (
+            projection(x).unflatten(-1, (-1, self.head_size)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k, v = rotate(q, rotation).transpose(1, 2), rotate(k, rotation).transpose(1, 2), v.transpose(1, 2)
+        if cache is None:
+            out = attention(q, k, v, lengths, self.window)
+        else:
+            out = cache.attend(self.index, q, k, v, self.window)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Of the sizes in `config`."""
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.ffn_width, bias=False)
+        self.up_proj = nn.Linear(config.width, config.ffn_width, bias=False)
+        self.down_proj = nn.Linear(config.ffn_width, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] to the same."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def rotary(position_ids: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and signed sine, each [batch, length, 1, head_size], of the angles at `position_ids` [batch, length].
+
+    The first half of the sine is negated, so that `rotate` is two products and a sum.
+    """
+    frequencies = rotary_frequencies(config.rope, config.head_size, position_ids.device)
+    angles = position_ids[..., None, None].float() * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair (x[i], x[i + head_size/2]) of `x` [batch, length, heads, head_size] by its position's angle."""
+    cos, sin = rotation
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+@lru_cache
+def rotary_frequencies(rope: RopeConfig, head_size: int, device: torch.device) -> Tensor:
+    """Radians per position, float32 [head_size / 2], with Llama-3's stretching of long wavelengths.
+
+    Not a buffer of the model: moving the model to bfloat16 would round it, and positions near 131,072 would be off.
+    """
+    frequencies = 1.0 / rope.theta ** (torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size)
+    turns = rope.original_length * frequencies / (2 * math.pi)  # full turns within the original context
+    keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    keep = keep.clamp(0, 1)
+    return keep * frequencies + (1 - keep) * frequencies / rope.factor
+
+
+def document_lengths(cu_seqlens: Tensor, tokens: int) -> list[int]:
+    """Lengths of the documents whose offsets are `cu_seqlens`; raises ValueError unless they cover `tokens` tokens."""
+    offsets = cu_seqlens.tolist()
+    lengths = [end - start for start, end in pairwise(offsets)]
+    if not lengths or offsets[0] != 0 or offsets[-1] != tokens or min(lengths) < 0:
+        raise ValueError(
+            f"cu_seqlens must rise from 0 to the {tokens} tokens given, got {offsets[:4]}...{offsets[-1:]}"
+        )
+    return [length for length in lengths if length]

@@ -1,0 +1,272 @@
+"""The trainer: what it optimizes, how it stops and resumes, and its settings."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from cwm_core.model import Transformer, preset
+from cwm_core.training import TrainConfig, Trainer, checkpoint
+from cwm_core.training.optimizer import learning_rate_factor
+
+
+class Loader:
+    """Endless random batches of packed documents with a learnable rule, and a resumable state."""
+
+    def __init__(self, seed=0, rows=2, seq_len=24, stop_after=None):
+        self.seed, self.rows, self.seq_len, self.stop_after = seed, rows, seq_len, stop_after
+        self.index = 0
+
+    def __iter__(self):
+        while self.stop_after is None or self.index < self.stop_after:
+            rng = np.random.default_rng([self.seed, self.index])
+            self.index += 1
+            yield self.batch(rng)
+
+    def batch(self, rng):
+        shape = (self.rows, self.seq_len)
+        tokens = (rng.integers(50, size=(self.rows, 1)) + 7 * np.arange(self.seq_len + 1)) % 50
+        cut = self.seq_len // 3
+        cu_seqlens = np.ravel([[r * self.seq_len, r * self.seq_len + cut] for r in range(self.rows)])
+        arrays = {
+            "tokens": tokens[:, :-1].astype(np.int32),
+            "targets": tokens[:, 1:].astype(np.int32),
+            "loss_mask": rng.random(shape) < 0.7,
+            "position_ids": np.tile(np.r_[0:cut, 0 : self.seq_len - cut], (self.rows, 1)).astype(np.int32),
+            "cu_seqlens": np.append(cu_seqlens, self.rows * self.seq_len).astype(np.int32),
+        }
+        return NumpyBatch(arrays)
+
+    def state_dict(self):
+        return {"index": self.index}
+
+    def load_state_dict(self, state):
+        self.index = state["index"]
+
+
+class NumpyBatch(SimpleNamespace):
+    def __init__(self, arrays):
+        super().__init__(**arrays)
+
+    def to_torch(self, device):
+        return SimpleNamespace(**{k: torch.from_numpy(v).to(device) for k, v in self.__dict__.items()})
+
+
+def small_model(seed=0):
+    torch.manual_seed(seed)
+    return Transformer(preset("tiny", vocab_size=50, width=32, ffn_width=64, layers=2, head_size=8, window=6))
+
+
+def train(config, loader=None, model=None, on_step=None):
+    model, losses = model or small_model(), []
+
+    def note(progress):
+        losses.append(progress.loss)
+        if on_step:
+            on_step(progress)
+
+    reason = Trainer(model, loader or Loader(), config, note).run()
+    return model, losses, reason
+
+
+def assert_same_weights(a, b):
+    for (name, x), (_, y) in zip(a.state_dict().items(), b.state_dict().items(), strict=True):
+        assert torch.equal(x, y), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_loss_falls(optimizer):
+    _, losses, reason = train(TrainConfig(max_steps=120, warmup_steps=10, learning_rate=3e-3, optimizer=optimizer))
+    assert reason == "finished" and len(losses) == 120
+    assert np.mean(losses[-10:]) < 0.75 * losses[0]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("kill_at", [1, 7, 12])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, optimizer, kill_at):
+    config = {"max_steps": 15, "warmup_steps": 3, "optimizer": optimizer, "grad_accumulation": 2, "checkpoint_every": 1}
+    whole, losses, _ = train(TrainConfig(**config, checkpoint_folder=str(tmp_path / "whole")))
+
+    class Killed(Exception):
+        pass
+
+    def kill(progress):
+        if progress.step == kill_at + 1:
+            raise Killed  # after an update that no checkpoint has seen
+
+    resumable = TrainConfig(**config, checkpoint_folder=str(tmp_path / "parts"))
+    with pytest.raises(Killed):
+        train(resumable, on_step=kill)
+    assert checkpoint.latest(tmp_path / "parts").name == f"step-{kill_at:09d}.pt"
+    resumed, rest, _ = train(resumable, model=small_model(seed=99))
+    assert rest == losses[kill_at:]
+    assert_same_weights(resumed, whole)
+
+
+def test_same_seed_same_curve():
+    config = TrainConfig(max_steps=10)
+    assert train(config)[1] == train(config)[1]
+
+
+def test_accumulated_batches_equal_one_large_batch():
+    """Two batches of different numbers of loss tokens weigh by token, not by batch."""
+    config = {"max_steps": 1, "warmup_steps": 0, "grad_clip": 1e9}
+    batches = [next(iter(Loader(seed=s))).to_torch("cpu") for s in (1, 2)]
+    batches[1].loss_mask[:, 3:] = False
+    both = {name: torch.cat([getattr(b, name) for b in batches]) for name in ("tokens", "targets", "loss_mask")}
+    both["position_ids"] = torch.cat([b.position_ids for b in batches])
+    both["cu_seqlens"] = torch.cat([batches[0].cu_seqlens, batches[1].cu_seqlens[1:] + batches[0].tokens.numel()])
+    split, split_loss, _ = train(TrainConfig(**config, grad_accumulation=2), batches)
+    joint, joint_loss, _ = train(TrainConfig(**config), [SimpleNamespace(**both)])
+    assert split_loss == pytest.approx(joint_loss, rel=1e-5)
+    for ours, theirs in zip(split.parameters(), joint.parameters(), strict=True):
+        # Adam's first update is about the sign of the gradient, so only clear gradients can agree.
+        torch.testing.assert_close(ours, theirs, atol=2.1e-3, rtol=0)
+
+
+def test_gradient_equals_plain_pytorch():
+    """One step of SGD-like bookkeeping by hand: full logits, PyTorch's own cross entropy, one document at a time."""
+    batch = next(iter(Loader(seed=3))).to_torch("cpu")
+    ours, theirs = small_model(), small_model()
+    (ours.loss(**vars(batch)) / batch.loss_mask.sum()).backward()
+    total, flat = 0, {k: v.flatten() for k, v in vars(batch).items()}
+    for start, end in zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
+        logits = theirs(flat["tokens"][start:end])
+        keep = flat["loss_mask"][start:end]
+        targets = flat["targets"][start:end].long()
+        total = total + torch.nn.functional.cross_entropy(logits[keep], targets[keep], reduction="sum")
+    (total / batch.loss_mask.sum()).backward()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name, atol=1e-6, rtol=1e-4)
+
+
+def test_loss_that_is_not_finite_stops_before_the_update(tmp_path):
+    loader = Loader()
+    model = small_model()
+
+    def poison(progress):
+        if progress.step == 3:
+            with torch.no_grad():
+                model.lm_head.weight[0, 0] = float("inf")
+
+    with pytest.raises(FloatingPointError, match="step 4"):
+        train(TrainConfig(max_steps=9, checkpoint_folder=str(tmp_path)), loader, model, poison)
+    assert torch.isfinite(model.embed_tokens.weight).all()
+    assert checkpoint.latest(tmp_path) is None
+
+
+def test_ends_with_the_data():
+    _, losses, reason = train(TrainConfig(max_steps=9, grad_accumulation=2), Loader(stop_after=5))
+    assert reason == "data" and len(losses) == 3
+
+
+def test_time_budget_ends_the_run():
+    seen = []
+    train(TrainConfig(max_seconds=0.5, warmup_steps=0), on_step=seen.append)
+    assert seen[-1].seconds >= 0.5 > seen[-2].seconds
+    assert seen[-1].fraction == 1 and seen[-2].learning_rate < seen[0].learning_rate
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_stops_with_a_checkpoint(tmp_path, number):
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+
+    def interrupt(progress):
+        if progress.step == 4:
+            os.kill(os.getpid(), number)
+
+    _, losses, reason = train(TrainConfig(max_steps=50, checkpoint_folder=str(tmp_path)), on_step=interrupt)
+    assert reason == "signal" and len(losses) == 4
+    assert checkpoint.load(checkpoint.latest(tmp_path))["step"] == 4
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_learning_rate_schedule():
+    config = TrainConfig(max_steps=1010, warmup_steps=10, final_learning_rate=0.01)
+
+    def factor(step, **changes):
+        return learning_rate_factor(TrainConfig(**vars(config) | changes), step, step / 1010)
+
+    assert factor(0) == pytest.approx(0.1) and factor(9) == 1 and factor(10) == 1
+    assert factor(510) == pytest.approx(0.505) and factor(1010) == pytest.approx(0.01)
+    assert factor(260, schedule="linear") == pytest.approx(0.01 + 0.99 * 0.75)
+    assert factor(900, schedule="constant") == 1
+
+
+def test_old_checkpoints_are_deleted(tmp_path):
+    train(TrainConfig(max_steps=7, checkpoint_every=2, keep_checkpoints=2, checkpoint_folder=str(tmp_path)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000006.pt", "step-000000007.pt"]
+
+
+def test_checkpoint_cannot_run_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "evil"),)
+
+    torch.save({"format": 1, "step": 1, "model": Evil()}, tmp_path / "step-000000001.pt")
+    with pytest.raises(ValueError, match=r"step-000000001\.pt is not a readable checkpoint"):
+        checkpoint.load(tmp_path / "step-000000001.pt")
+    assert not (tmp_path / "evil").exists()
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    path = checkpoint.save(tmp_path, 3, {"model": {"w": torch.ones(1000)}}, keep=1)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(ValueError, match="step-000000003"):
+        checkpoint.load(path)
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path):
+    train(TrainConfig(max_steps=2, checkpoint_folder=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"learning_rate = 0\.001, not 0\.5"):
+        train(TrainConfig(max_steps=4, learning_rate=0.5, checkpoint_folder=str(tmp_path)))
+    assert len(train(TrainConfig(max_steps=4, checkpoint_folder=str(tmp_path)))[1]) == 2
+
+
+def test_checkpoints_need_a_loader_with_state(tmp_path):
+    with pytest.raises(ValueError, match="state_dict"):
+        Trainer(small_model(), [], TrainConfig(max_steps=1, checkpoint_folder=str(tmp_path)))
+
+
+def test_config_from_toml_and_overrides(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('max_steps = 100\nlearning_rate = 1\noptimizer = "muon"\n')
+    config = TrainConfig.from_toml(path, ["learning_rate=3e-4", "optimizer=adamw", 'device="cpu"'])
+    assert config == TrainConfig(max_steps=100, learning_rate=3e-4, optimizer="adamw")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["learning_rat=1"], "unknown key 'learning_rat'"),
+        (["max_steps=1.5"], "max_steps must be int"),
+        (["max_steps=true"], "max_steps must be int"),
+        (["optimizer=sgd"], "optimizer must be one of"),
+        (["grad_clip=-1"], "grad_clip must be positive"),
+        (["grad_clip=nan"], "grad_clip must be positive"),
+        (["learning_rate"], "must be key=value"),
+        (["max_steps=0"], "needs max_steps or max_seconds"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, overrides, message):
+    path = tmp_path / "run.toml"
+    path.write_text("max_steps = 1\n")
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.from_toml(path, overrides)
+
+
+def test_malformed_toml_is_named(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("max_steps = \n")
+    with pytest.raises(ValueError, match=r"run\.toml"):
+        TrainConfig.from_toml(path)
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = "import cwm_core, sys; assert 'torch' not in sys.modules; cwm_core.__doc__"
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
