@@ -48,6 +48,11 @@ class Trace:
     @staticmethod
     def from_bytes(data: bytes) -> Trace:
         """Reads the stored form; ValueError says what is wrong with damaged data."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the stored form to a file, whole or not at all; OSError when that fails."""
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Trace:
+        """Reads a file that ``save`` wrote; ValueError says what is wrong with a damaged one."""
     def __reduce__(self) -> tuple[Any, tuple[bytes]]: ...
     def __len__(self) -> int: ...
     def __eq__(self, other: object) -> bool: ...

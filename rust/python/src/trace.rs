@@ -1,5 +1,6 @@
 //! `Trace`, its frames, and `ParsedTrace` for Python: objects for frames are made only when looked at.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::exceptions::{PyIndexError, PyValueError};
@@ -128,6 +129,30 @@ impl Trace {
     fn from_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Trace> {
         let trace = py.detach(|| cwm_trace::from_bytes(data));
         trace.map(Trace::from).map_err(|e| PyValueError::new_err(e.to_string()))
+    }
+
+    /// Writes beside the file and renames, so that a reader never sees half a trace.
+    fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        py.detach(|| {
+            let bytes = cwm_trace::to_bytes(&self.inner).map_err(|e| PyValueError::new_err(e.to_string()))?;
+            let mut partial = path.clone().into_os_string();
+            partial.push(format!(".{}.partial", std::process::id()));
+            std::fs::write(&partial, bytes)
+                .and_then(|()| std::fs::rename(&partial, &path))
+                .map_err(|error| {
+                    let _ = std::fs::remove_file(&partial);
+                    PyErr::from(error)
+                })
+        })
+    }
+
+    #[staticmethod]
+    fn load(py: Python<'_>, path: PathBuf) -> PyResult<Trace> {
+        let trace = py.detach(|| {
+            let data = std::fs::read(&path)?;
+            cwm_trace::from_bytes(&data).map_err(|e| PyValueError::new_err(format!("{}: {e}", path.display())))
+        });
+        trace.map(Trace::from)
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyBytes>,))> {

@@ -80,6 +80,23 @@ impl InterpreterFrame {
     }
 }
 
+/// The frames on this thread's stack, innermost first.
+///
+/// # Safety
+/// The GIL is held.
+pub unsafe fn running_frames(py: Python<'_>) -> Vec<InterpreterFrame> {
+    let mut frames = Vec::new();
+    // SAFETY: the current frame is borrowed from the thread, each further one is a new reference, held while it is read.
+    unsafe {
+        let mut next = Bound::from_borrowed_ptr_or_opt(py, ffi::PyEval_GetFrame().cast());
+        while let Some(frame) = next {
+            frames.push(InterpreterFrame::of(frame.as_ptr().cast()));
+            next = Bound::from_owned_ptr_or_opt(py, ffi::PyFrame_GetBack(frame.as_ptr().cast()).cast());
+        }
+    }
+    frames
+}
+
 /// Checks the offsets on a frame whose contents are known, or refuses to load.
 pub fn verify(py: Python<'_>) -> PyResult<()> {
     let source =

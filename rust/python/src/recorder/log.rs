@@ -127,6 +127,8 @@ pub struct Log {
     generation: u64,
     line_ids: FxHashMap<(u32, u32), u32>,
     stack: Vec<Activation>,
+    /// Frames that already ran when the recording began: a native hook sees their events, a Python tracer would not.
+    pub enclosing: Vec<InterpreterFrame>,
     /// Activations that ended: their allocations serve the next ones.
     spare: Vec<Activation>,
     pub truncated: Option<&'static str>,
@@ -145,6 +147,7 @@ impl Log {
             generation: 1,
             line_ids: FxHashMap::default(),
             stack: Vec::new(),
+            enclosing: Vec::new(),
             spare: Vec::new(),
             truncated: None,
             order: Vec::new(),
@@ -189,11 +192,14 @@ impl Log {
         if event == Event::Call && self.split && self.stack.is_empty() && !self.current.trace.is_empty() {
             self.next_trace();
         }
-        self.enter_code(code);
         let index = match event {
             Event::Call => self.begin_activation(frame),
-            _ => self.find_activation(frame),
+            _ => match self.find_activation(frame) {
+                Some(index) => index,
+                None => return Ok(()),
+            },
         };
+        self.enter_code(code);
         let line = self.line(code, number);
         self.note_entry(event, code, number);
         // SAFETY: the caller's promise.
@@ -233,11 +239,14 @@ impl Log {
         number: u32,
         value: *mut ffi::PyObject,
     ) -> PyResult<()> {
+        let Some(index) = self.find_activation(frame) else {
+            return Ok(());
+        };
         self.enter_code(code);
         let line = self.line(code, number);
         self.note_entry(event, code, number);
         if event == Event::Return {
-            self.end_activation(frame);
+            self.end_activation(index);
         }
         // SAFETY: the caller's promise.
         let rendered = unsafe { render(py, value, self.limits.value_chars, self.current.trace.open_value()) };
@@ -301,20 +310,19 @@ impl Log {
     }
 
     /// The activation of `frame`. One that had no CALL event (a generator that an exception was thrown into, on 3.11)
-    /// begins here.
-    fn find_activation(&mut self, frame: InterpreterFrame) -> usize {
+    /// begins here; one that began before the recording is none.
+    fn find_activation(&mut self, frame: InterpreterFrame) -> Option<usize> {
         match self.stack.iter().rposition(|activation| activation.frame == frame) {
-            Some(index) => index,
-            None => self.begin_activation(frame),
+            Some(index) => Some(index),
+            None if self.enclosing.contains(&frame) => None,
+            None => Some(self.begin_activation(frame)),
         }
     }
 
-    fn end_activation(&mut self, frame: InterpreterFrame) {
-        if let Some(index) = self.stack.iter().rposition(|activation| activation.frame == frame) {
-            let mut ended = self.stack.remove(index);
-            ended.clear();
-            self.spare.push(ended);
-        }
+    fn end_activation(&mut self, index: usize) {
+        let mut ended = self.stack.remove(index);
+        ended.clear();
+        self.spare.push(ended);
     }
 
     /// Writes the variables of a function: one a slot.

@@ -262,6 +262,8 @@ impl Recording {
         let previous = py.import("sys")?.call_method0("gettrace")?;
         let hook_object = Py::new(py, Hook)?;
         self.previous = Some(previous.unbind());
+        // SAFETY: the frames on this thread's stack are running.
+        session.log.enclosing = unsafe { layout::running_frames(py) };
         ACTIVE.set(session);
         // SAFETY: the hook is valid for any event, and CPython holds the object while it is set.
         unsafe { ffi::PyEval_SetTrace(Some(hook), hook_object.as_ptr()) };
