@@ -23,7 +23,9 @@ def trace_like(steps):
     parts = []
     for step in range(steps):
         i, j = divmod(step, 17)
-        parts.append(f'{{"grid": "..", "i": "{i}", "j": "{j}", "total": "{step * 37 % 1009}", "seen": "[({i}, {j}), ({j}, {i})]"}}')
+        parts.append(
+            f'{{"grid": "..", "i": "{i}", "j": "{j}", "total": "{step * 37 % 1009}", "seen": "[({i}, {j}), ({j}, {i})]"}}'
+        )
         parts.append(lines[step % 3])
     return parts
 

@@ -26,7 +26,26 @@ SPECIAL = {name: 128_000 + offset for offset, name in enumerate(CWM_SPECIAL_TOKE
 
 # Text that meets every branch of the pattern, next to arbitrary text.
 FRAGMENTS = st.sampled_from(
-    [" ", "  ", "\n", "\r\n", "\t", "\u3000", "'s", "'LL", "'ſ", "a", "Zeile", "é", "日本", "12345", "Ⅷ", "...", "==", "e\u0301"]
+    [
+        " ",
+        "  ",
+        "\n",
+        "\r\n",
+        "\t",
+        "\u3000",
+        "'s",
+        "'LL",
+        "'ſ",
+        "a",
+        "Zeile",
+        "é",
+        "日本",
+        "12345",
+        "Ⅷ",
+        "...",
+        "==",
+        "e\u0301",
+    ]
     + ["<|frame_sep|>", "<|begin_of_text|>", "def f(x):", '{"n": "..", "s": "\'a\'"}', "😀", "\x00", "\U0010ffff"]
 )
 TEXTS = st.one_of(st.text(), st.lists(st.one_of(FRAGMENTS, st.text(max_size=3)), max_size=30).map("".join))
@@ -154,20 +173,25 @@ def test_threads_share_a_tokenizer(small):
 # ---- decoding ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", [-1, 856, 2**31, 2**63, -(2**40)])
+@pytest.mark.parametrize("bad", [-1, 856, 2**31, 2**63 - 1, -(2**40)])
 def test_unknown_ids_are_named(small, bad):
     assert small.vocab_size == 856
     for call in (small.decode, small.decode_bytes, small.decoder().feed):
         with pytest.raises(ValueError, match=str(bad)):
             call([1, bad, 2])
-    if abs(bad) < 2**63:
-        with pytest.raises(ValueError, match=str(bad)):
-            small.token_to_bytes(bad)
+    with pytest.raises(ValueError, match=str(bad)):
+        small.token_to_bytes(bad)
 
 
 def test_ids_come_in_any_integer_type(small):
     ids = small.encode("def f(): return 1")
-    for same in (ids.tolist(), tuple(ids.tolist()), ids.astype(np.uint16), ids.astype(np.int64), np.repeat(ids, 2)[::2]):
+    for same in (
+        ids.tolist(),
+        tuple(ids.tolist()),
+        ids.astype(np.uint16),
+        ids.astype(np.int64),
+        np.repeat(ids, 2)[::2],
+    ):
         assert small.decode(same) == "def f(): return 1"
     assert small.decode([]) == ""
     with pytest.raises(TypeError, match="float64"):
@@ -494,7 +518,13 @@ def test_chat(llama, peer):
     hi = llama.encode("hi <|eot_id|><|reasoning_thinking_start|>")
     body = (
         ["<|begin_of_text|>", *header("user"), llama.decode(hi), "<|eot_id|>", *header("assistant")]
-        + [("<|reasoning_thinking_start|>",), ("x",), ("<|reasoning_thinking_end|>",), (" <|eot_id|>y",), ("<|eot_id|>",)]
+        + [
+            ("<|reasoning_thinking_start|>",),
+            ("x",),
+            ("<|reasoning_thinking_end|>",),
+            (" <|eot_id|>y",),
+            ("<|eot_id|>",),
+        ]
         + [*header("tool: bash"), " completed.\n", "<|eot_id|>"]
     )
     assert_chat(llama, chat_by_hand(peer, *body), messages)

@@ -73,7 +73,9 @@ class Tokenizer:
         data = (path / "tokenizer.json" if path.is_dir() else path).read_bytes()
         if not data.lstrip().startswith(b"{"):
             special = CWM_SPECIAL_TOKENS if special_tokens is None else special_tokens
-            ranked = _native.Tokenizer.from_ranks(data, LLAMA3_PATTERN if pattern is None else pattern, _listed(special))
+            ranked = _native.Tokenizer.from_ranks(
+                data, LLAMA3_PATTERN if pattern is None else pattern, _listed(special)
+            )
             return cls(ranked)
         if pattern is not None or special_tokens is not None:
             raise ValueError(f"{path}: tokenizer.json states its own pattern and special tokens")
@@ -143,7 +145,9 @@ class Tokenizer:
         """The regular expression whose matches are encoded one by one."""
         return self._native.pattern
 
-    def encode(self, text: str, *, allowed_special: AbstractSet[str] | Literal["all"] = frozenset()) -> NDArray[np.int32]:
+    def encode(
+        self, text: str, *, allowed_special: AbstractSet[str] | Literal["all"] = frozenset()
+    ) -> NDArray[np.int32]:
         """Token ids of `text`, int32 of shape [n].
 
         Args:
@@ -248,9 +252,7 @@ class Tokenizer:
                 raise TypeError(f"token ids are integers, not {array.dtype}")
             outside = array[(array < 0) | (array >= self.vocab_size)]
             if outside.size:
-                raise ValueError(
-                    f"token id {outside[0]} is not in the vocabulary (ids are below {self.vocab_size})"
-                )
+                raise ValueError(f"token id {outside[0]} is not in the vocabulary (ids are below {self.vocab_size})")
             array = array.astype(np.int32)
         if array.ndim != 1:
             raise ValueError(f"token ids have one dimension, not the shape {array.shape}")

@@ -90,7 +90,7 @@ impl Tokenizer {
         let py = texts.py();
         let splitter = Splitter::new(pattern).map_err(error)?;
         let counts = count_pieces(texts, splitter)?;
-        let mut stopped = Ok(());
+        let mut stopped: PyResult<()> = Ok(());
         let trained = py.detach(|| {
             let (vocab, splitter) = counts.train(vocab_size, |merges| {
                 if merges % MERGES_BETWEEN_CALLS == 0 {

@@ -8,7 +8,9 @@ use proptest::prelude::*;
 
 static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
     let mut pieces = PieceCounts::new(Splitter::new(LLAMA3_PATTERN).unwrap());
-    pieces.add("{\"n\": \"..\"} {\"n\": \"1\", \"s\": \"'a'\"} return s * 2\n \"'aa'\" def f(n):\n").unwrap();
+    pieces
+        .add("{\"n\": \"..\"} {\"n\": \"1\", \"s\": \"'a'\"} return s * 2\n \"'aa'\" def f(n):\n")
+        .unwrap();
     let (vocab, splitter) = pieces.train(300, |_| true).unwrap();
     Tokenizer::with_special_names(vocab, splitter, cwm_special_tokens()).unwrap()
 });
@@ -26,7 +28,10 @@ fn documents() -> impl Strategy<Value = String> {
     let text = r"[a-c \\n='é\n]{0,6}";
     let json = r"[a-c .'é]{0,4}";
     let locals = (prop::collection::btree_map("[a-d]{1,2}", json, 0..4)).prop_map(|pairs| {
-        let pairs: Vec<_> = pairs.iter().map(|(name, value)| format!("\"{name}\": \"{value}\"")).collect();
+        let pairs: Vec<_> = pairs
+            .iter()
+            .map(|(name, value)| format!("\"{name}\": \"{value}\""))
+            .collect();
         format!("{{{}}}", pairs.join(", "))
     });
     let frame = (0usize..4, locals, text, json).prop_map(|(event, locals, line, value)| match event {
