@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 
 import pytest
-
 from cwm_core import Tokenizer
 from cwm_core.tokenizer import CWM_SPECIAL_TOKENS, LLAMA3_PATTERN
 
@@ -23,9 +22,8 @@ def trace_like(steps):
     parts = []
     for step in range(steps):
         i, j = divmod(step, 17)
-        parts.append(
-            f'{{"grid": "..", "i": "{i}", "j": "{j}", "total": "{step * 37 % 1009}", "seen": "[({i}, {j}), ({j}, {i})]"}}'
-        )
+        seen = f"[({i}, {j}), ({j}, {i})]"
+        parts.append(f'{{"grid": "..", "i": "{i}", "j": "{j}", "total": "{step * 37 % 1009}", "seen": "{seen}"}}')
         parts.append(lines[step % 3])
     return parts
 

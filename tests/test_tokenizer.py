@@ -15,38 +15,18 @@ import numpy as np
 import pytest
 import tiktoken
 import tokenizers
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-
 from cwm_core import Tokenizer
 from cwm_core.tokenizer import CWM_SPECIAL_TOKENS, LLAMA3_PATTERN, REASONING_SYSTEM_PROMPT
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 STDLIB = sorted(Path(os.__file__).parent.glob("*.py"))
 SPECIAL = {name: 128_000 + offset for offset, name in enumerate(CWM_SPECIAL_TOKENS)}
 
 # Text that meets every branch of the pattern, next to arbitrary text.
-FRAGMENTS = st.sampled_from(
-    [
-        " ",
-        "  ",
-        "\n",
-        "\r\n",
-        "\t",
-        "\u3000",
-        "'s",
-        "'LL",
-        "'ſ",
-        "a",
-        "Zeile",
-        "é",
-        "日本",
-        "12345",
-        "Ⅷ",
-        "...",
-        "==",
-        "e\u0301",
-    ]
-    + ["<|frame_sep|>", "<|begin_of_text|>", "def f(x):", '{"n": "..", "s": "\'a\'"}', "😀", "\x00", "\U0010ffff"]
+FRAGMENTS = st.one_of(
+    st.sampled_from(" \n\r\t\u3000'aLſé\u0301日15Ⅷ.=😀\x00\U0010ffff"),
+    st.sampled_from(["  ", "'s", "'LL", "'ſ", "12345", "<|frame_sep|>", "<|begin_of_text|>", 'def f(x): "..", ']),
 )
 TEXTS = st.one_of(st.text(), st.lists(st.one_of(FRAGMENTS, st.text(max_size=3)), max_size=30).map("".join))
 
@@ -134,11 +114,11 @@ def test_standard_library_equals_tiktoken(llama, peer):
 
 
 @pytest.mark.parametrize("unit", ["a", " ", "\n", "1", "=", "é", "ab", "x " * 50, "日"])
-def test_a_megabyte_of_one_thing_takes_seconds_at_most(llama, unit):
+def test_a_megabyte_of_one_thing_is_fast(llama, unit):
     text = unit * (1_000_000 // len(unit))
     start = time.perf_counter()
     ids = llama.encode(text)
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 3  # a quadratic merge takes hours
     assert llama.decode(ids) == text
 
 
@@ -150,7 +130,7 @@ def test_special_tokens_of_cwm(llama):
     assert llama.pattern == LLAMA3_PATTERN
     assert llama.decode([128_100]) == "<|frame_sep|>"
     assert not set(llama.encode("<|frame_sep|>").tolist()) & set(SPECIAL.values())
-    with pytest.raises(ValueError, match="<|nope|>"):
+    with pytest.raises(ValueError, match="nope"):
         llama.encode("x", allowed_special={"<|nope|>"})
 
 
@@ -515,18 +495,13 @@ def test_chat(llama, peer):
         {"role": "assistant", "content": " <|reasoning_thinking_start|>x<|reasoning_thinking_end|> <|eot_id|>y "},
         {"role": "tool: bash", "content": " completed.\n"},
     ]
-    hi = llama.encode("hi <|eot_id|><|reasoning_thinking_start|>")
-    body = (
-        ["<|begin_of_text|>", *header("user"), llama.decode(hi), "<|eot_id|>", *header("assistant")]
-        + [
-            ("<|reasoning_thinking_start|>",),
-            ("x",),
-            ("<|reasoning_thinking_end|>",),
-            (" <|eot_id|>y",),
-            ("<|eot_id|>",),
-        ]
-        + [*header("tool: bash"), " completed.\n", "<|eot_id|>"]
-    )
+    answer = "<|reasoning_thinking_start|>", "x", "<|reasoning_thinking_end|>", " <|eot_id|>y", "<|eot_id|>"
+    body = [
+        "<|begin_of_text|>",
+        *(*header("user"), "hi <|eot_id|><|reasoning_thinking_start|>", "<|eot_id|>"),
+        *(*header("assistant"), *((part,) for part in answer)),
+        *(*header("tool: bash"), " completed.\n", "<|eot_id|>"),
+    ]
     assert_chat(llama, chat_by_hand(peer, *body), messages)
     prompted = chat_by_hand(peer, *body, *header("assistant"))
     assert_chat(llama, prompted, messages, add_generation_prompt=True)

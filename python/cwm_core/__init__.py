@@ -1,5 +1,6 @@
 """Code world models: record program executions, turn them into tokens, train on them, predict and verify them."""
 
 from cwm_core.tokenizer import Tokenizer
+from cwm_core.trace import ParsedTrace, Recorder, RecordingLimit, Trace, record, record_source
 
-__all__ = ["Tokenizer"]
+__all__ = ["ParsedTrace", "Recorder", "RecordingLimit", "Tokenizer", "Trace", "record", "record_source"]

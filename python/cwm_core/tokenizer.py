@@ -205,6 +205,38 @@ class Tokenizer:
         """A decoder for ids that arrive bit by bit."""
         return Decoder(self)
 
+    def encode_trace(self, trace: _native.Trace) -> NDArray[np.int32]:
+        """Token ids of a whole trace, int32 of shape [n], in the form that `docs/trace-format.md` describes.
+
+        Each part (context, state, source line, value) is encoded by itself and special tokens stand between them by id,
+        so a special token's text in the program stays ordinary text.
+
+        Raises:
+            ValueError: The vocabulary lacks a special token of the format.
+        """
+        return self._native.encode_trace(trace)
+
+    def trace_spans(self, trace: _native.Trace) -> tuple[NDArray[np.int32], int]:
+        """Where the parts of each frame are in `encode_trace(trace)`.
+
+        Returns:
+            `(spans, context)`. `spans` is int32 of shape [frames, 3, 2]: for the state, the action and the value of
+            each frame, the position of its first token and the one after its last; -1 for a part that the frame does
+            not have. `context` is the number of tokens before the first frame.
+
+        Raises:
+            ValueError: As `encode_trace`.
+        """
+        return self._native.trace_spans(trace)
+
+    def parse_trace(self, ids: ArrayLike) -> _native.ParsedTrace:
+        """Read a trace, or the frames of one, from token ids (integers of shape [n]).
+
+        Strict and total: gives the longest well-formed prefix of frames, with the position and the reason where the
+        rest stopped being well formed. No id is an error, not even one outside the vocabulary.
+        """
+        return self._native.parse_trace(self._checked(ids, unknown_as=-1))
+
     def encode_chat(
         self,
         messages: Iterable[Mapping[str, str]],
@@ -245,17 +277,21 @@ class Tokenizer:
         """Sizes, for people."""
         return f"<Tokenizer of {self.vocab_size} tokens, {len(self.special_tokens)} of them special>"
 
-    def _checked(self, ids: ArrayLike) -> NDArray[np.int32]:
+    def _checked(self, ids: ArrayLike, unknown_as: int | None = None) -> NDArray[np.int32]:
+        """The ids as a contiguous int32 array. What int32 may not hold is an error, or becomes `unknown_as`."""
         array = np.asarray(ids)
+        if array.ndim != 1:
+            raise ValueError(f"token ids have one dimension, not the shape {array.shape}")
         if array.dtype != np.int32:
             if array.size and array.dtype.kind not in "iu":
                 raise TypeError(f"token ids are integers, not {array.dtype}")
-            outside = array[(array < 0) | (array >= self.vocab_size)]
-            if outside.size:
-                raise ValueError(f"token id {outside[0]} is not in the vocabulary (ids are below {self.vocab_size})")
+            outside = (array < 0) | (array >= self.vocab_size)
+            if unknown_as is not None:
+                array = np.where(outside, unknown_as, array)
+            elif outside.any():
+                unknown = array[outside][0]
+                raise ValueError(f"token id {unknown} is not in the vocabulary (ids are below {self.vocab_size})")
             array = array.astype(np.int32)
-        if array.ndim != 1:
-            raise ValueError(f"token ids have one dimension, not the shape {array.shape}")
         return np.ascontiguousarray(array)
 
 

@@ -4,11 +4,14 @@ use cwm_tokenizer::{
     Error, GPT2_PATTERN, LLAMA3_PATTERN, PieceCounts, SpecialTokens, Splitter, Tokenizer as Inner, Vocabulary,
     cwm_special_tokens,
 };
-use numpy::{PyArray1, PyReadonlyArray1};
+use numpy::ndarray::Array3;
+use numpy::{IntoPyArray, PyArray1, PyArray3, PyReadonlyArray1};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyDict, PyIterator, PyString};
+
+use crate::trace::{ParsedTrace, Trace};
 
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("LLAMA3_PATTERN", LLAMA3_PATTERN)?;
@@ -197,10 +200,36 @@ impl Tokenizer {
     }
 
     fn token_to_bytes<'py>(&self, py: Python<'py>, id: i64) -> PyResult<Bound<'py, PyBytes>> {
-        self.0
-            .token_bytes(id)
-            .map(|bytes| PyBytes::new(py, bytes))
-            .map_err(error)
+        self.0.token_bytes(id).map(|bytes| PyBytes::new(py, bytes)).map_err(error)
+    }
+
+    fn encode_trace<'py>(&self, py: Python<'py>, trace: &Trace) -> PyResult<Bound<'py, PyArray1<i32>>> {
+        let tokens = py.detach(|| self.0.encode_trace(&trace.inner)).map_err(error)?;
+        Ok(array(py, tokens.ids))
+    }
+
+    fn trace_spans<'py>(&self, py: Python<'py>, trace: &Trace) -> PyResult<(Bound<'py, PyArray3<i32>>, usize)> {
+        let tokens = py.detach(|| self.0.encode_trace(&trace.inner)).map_err(error)?;
+        if i32::try_from(tokens.ids.len()).is_err() {
+            return Err(PyValueError::new_err(format!(
+                "a trace of {} tokens: their positions are 32-bit numbers",
+                tokens.ids.len()
+            )));
+        }
+        let mut spans = Array3::from_elem((tokens.frames.len(), 3, 2), -1);
+        for (mut row, frame) in spans.outer_iter_mut().zip(&tokens.frames) {
+            for (part, span) in [&frame.state, &Some(frame.action.clone()), &frame.value].into_iter().enumerate() {
+                if let Some(span) = span {
+                    row[[part, 0]] = span.start as i32;
+                    row[[part, 1]] = span.end as i32;
+                }
+            }
+        }
+        Ok((spans.into_pyarray(py), tokens.context))
+    }
+
+    fn parse_trace(&self, ids: PyReadonlyArray1<'_, i32>) -> PyResult<ParsedTrace> {
+        Ok(ParsedTrace::from(self.0.parse_trace(ids.as_slice()?)))
     }
 }
 

@@ -79,7 +79,7 @@ fn code_point(bytes: &[u8]) -> (u32, usize) {
 }
 
 /// Appends a code point, lone surrogates included, as generalized UTF-8.
-fn push_code_point(code: u32, out: &mut Vec<u8>) {
+pub fn push_code_point(code: u32, out: &mut Vec<u8>) {
     match code {
         0..0x80 => out.push(code as u8),
         0x80..0x800 => out.extend([0xc0 | (code >> 6) as u8, 0x80 | (code & 0x3f) as u8]),

@@ -167,6 +167,13 @@ impl Trace {
         (self.lines.len() - 1) as u32
     }
 
+    /// Gives every line its text, by its id and number: a recording knows the numbers first.
+    pub fn set_line_texts(&mut self, mut text: impl FnMut(usize, u32) -> String) {
+        for (id, line) in self.lines.iter_mut().enumerate() {
+            line.text = text(id, line.number);
+        }
+    }
+
     /// The id of a variable's name.
     pub fn intern_name(&mut self, name: &[u8]) -> u32 {
         if let Some(&id) = self.name_ids.get(name) {
