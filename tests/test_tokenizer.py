@@ -381,6 +381,31 @@ def test_ignore_merges_and_merge_order_are_respected(small, tmp_path):
             ours.save_ranks(tmp_path / "ranks")
 
 
+@settings(max_examples=200, deadline=None)
+@given(text=TEXTS)
+def test_the_pattern_of_gpt2_is_that_of_byte_level(byte_level, text):
+    library, ours = byte_level
+    assert ours.encode(text).tolist() == library.encode(text).ids
+
+
+@pytest.fixture(scope="module")
+def byte_level(small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gpt2")
+    file = json_file(small, folder)
+    file["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    (folder / "tokenizer.json").write_text(json.dumps(file))
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.encode_special_tokens = True
+    return library, Tokenizer.load(folder)
+
+
+def test_a_special_token_named_as_an_ordinary_one_is_not_saved(tmp_path):
+    tokenizer = Tokenizer.train([], 256, special_tokens=["a"])
+    assert tokenizer.encode("a", allowed_special="all").tolist() == [256]
+    with pytest.raises(ValueError, match="name of the ordinary token"):
+        tokenizer.save(tmp_path)
+
+
 def test_tokenizer_json_takes_no_arguments(small, tmp_path):
     small.save(tmp_path)
     with pytest.raises(ValueError, match="states its own"):

@@ -127,7 +127,6 @@ class Recording:
 # ---- tokenizer
 
 LLAMA3_PATTERN: str
-GPT2_PATTERN: str
 CWM_SPECIAL_TOKENS: tuple[str, ...]
 
 class Tokenizer:

@@ -115,6 +115,9 @@ class Tokenizer:
         Encoding with what is loaded gives the same ids, also in these libraries. (In a rank file, pairs that become the
         same token have one rank; `tokenizer.json` has to order them. That makes a difference only for ranks that no BPE
         training produces.)
+
+        Raises:
+            ValueError: A special token has the name of an ordinary one, which the format cannot keep apart.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,7 @@
 //! `cwm_core._native.Tokenizer`; documented in `cwm_core.tokenizer`.
 
 use cwm_tokenizer::{
-    Error, GPT2_PATTERN, LLAMA3_PATTERN, PieceCounts, SpecialTokens, Splitter, Tokenizer as Inner, Vocabulary,
-    cwm_special_tokens,
+    Error, LLAMA3_PATTERN, PieceCounts, SpecialTokens, Splitter, Tokenizer as Inner, Vocabulary, cwm_special_tokens,
 };
 use numpy::ndarray::Array3;
 use numpy::{IntoPyArray, PyArray1, PyArray3, PyReadonlyArray1};
@@ -15,7 +14,6 @@ use crate::trace::{ParsedTrace, Trace};
 
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("LLAMA3_PATTERN", LLAMA3_PATTERN)?;
-    m.add("GPT2_PATTERN", GPT2_PATTERN)?;
     m.add(
         "CWM_SPECIAL_TOKENS",
         pyo3::types::PyTuple::new(m.py(), cwm_special_tokens())?,
@@ -43,7 +41,7 @@ fn utf8(text: &Bound<'_, PyString>) -> PyResult<PyBackedStr> {
 }
 
 fn array(py: Python<'_>, ids: Vec<u32>) -> Bound<'_, PyArray1<i32>> {
-    // Ids are below 2^24, so none turns negative. The vector is converted in place.
+    // Ids are below 2^22, so none turns negative. The vector is converted in place.
     PyArray1::from_vec(py, ids.into_iter().map(|id| id as i32).collect())
 }
 
@@ -113,8 +111,10 @@ impl Tokenizer {
         trained.map(Self).map_err(error)
     }
 
-    fn to_json<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &py.detach(|| self.0.to_json()))
+    fn to_json<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        py.detach(|| self.0.to_json())
+            .map(|file| PyBytes::new(py, &file))
+            .map_err(error)
     }
 
     fn to_ranks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
@@ -200,7 +200,10 @@ impl Tokenizer {
     }
 
     fn token_to_bytes<'py>(&self, py: Python<'py>, id: i64) -> PyResult<Bound<'py, PyBytes>> {
-        self.0.token_bytes(id).map(|bytes| PyBytes::new(py, bytes)).map_err(error)
+        self.0
+            .token_bytes(id)
+            .map(|bytes| PyBytes::new(py, bytes))
+            .map_err(error)
     }
 
     fn encode_trace<'py>(&self, py: Python<'py>, trace: &Trace) -> PyResult<Bound<'py, PyArray1<i32>>> {
@@ -218,7 +221,10 @@ impl Tokenizer {
         }
         let mut spans = Array3::from_elem((tokens.frames.len(), 3, 2), -1);
         for (mut row, frame) in spans.outer_iter_mut().zip(&tokens.frames) {
-            for (part, span) in [&frame.state, &Some(frame.action.clone()), &frame.value].into_iter().enumerate() {
+            for (part, span) in [&frame.state, &Some(frame.action.clone()), &frame.value]
+                .into_iter()
+                .enumerate()
+            {
                 if let Some(span) = span {
                     row[[part, 0]] = span.start as i32;
                     row[[part, 1]] = span.end as i32;

@@ -206,10 +206,17 @@ fn vocabulary(model: &Model, special: &FxHashSet<&str>) -> Result<Vocabulary> {
 }
 
 /// The file of `tokenizer`, which loads in `tokenizers` with the same ids.
-pub fn write_json(tokenizer: &Tokenizer) -> Vec<u8> {
+pub fn write_json(tokenizer: &Tokenizer) -> Result<Vec<u8>> {
     let vocab = tokenizer.vocabulary();
     let name = |id: u32| vocab.token(id).map(to_chars).unwrap_or_default();
     let mut entries: Vec<_> = vocab.iter().map(|(token, id)| (to_chars(token), id)).collect();
+    for (token, id) in &entries {
+        if tokenizer.special_tokens().id(token).is_ok() {
+            return invalid(format!(
+                "special token {token:?} has the name of the ordinary token {id}"
+            ));
+        }
+    }
     // The library numbers added tokens from the size of the vocabulary on, unless they are part of it.
     let special: Vec<_> = tokenizer
         .special_tokens()
@@ -296,7 +303,7 @@ pub fn write_json(tokenizer: &Tokenizer) -> Vec<u8> {
     };
     let mut file = serde_json::to_vec_pretty(&written).expect("strings and numbers in memory");
     file.push(b'\n');
-    file
+    Ok(file)
 }
 
 /// The bytes in the order in which byte-level vocabularies number them: first those that are printable characters of

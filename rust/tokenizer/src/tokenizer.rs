@@ -54,8 +54,8 @@ impl Tokenizer {
         parse_ranks(file)
     }
 
-    /// A `tokenizer.json` that gives the same ids.
-    pub fn to_json(&self) -> Vec<u8> {
+    /// A `tokenizer.json` that gives the same ids. Fails where a special token has the name of an ordinary one.
+    pub fn to_json(&self) -> Result<Vec<u8>> {
         write_json(self)
     }
 

@@ -7,7 +7,7 @@ use crate::merge::{Merge, MergeTable, merge};
 
 /// Ids are below this, so that a hostile file cannot ask for a table of billions of entries. The largest published
 /// vocabularies have a few hundred thousand tokens.
-pub const MAX_IDS: u32 = 1 << 24;
+pub const MAX_IDS: u32 = 1 << 22;
 
 /// Longest token of a vocabulary whose merges follow from its ranks: every way to cut each token in two is tried.
 const MAX_RANKED_TOKEN_BYTES: usize = 1024;
