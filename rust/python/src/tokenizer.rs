@@ -34,8 +34,7 @@ fn utf8(text: &Bound<'_, PyString>) -> PyResult<PyBackedStr> {
         Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(text.py()) => text
             .call_method1("encode", ("utf-16", "surrogatepass"))?
             .call_method1("decode", ("utf-16", "replace"))?
-            .extract()
-            .map_err(Into::into),
+            .extract(),
         result => result,
     }
 }
