@@ -8,8 +8,10 @@ NAMES = ["a", "b", "c", "x", "y"]
 
 atoms = st.one_of(
     st.integers(-3, 12).map(repr),
-    st.sampled_from(["None", "True", "1.5", "-0.0", "1e300", "'s'", "\"it's\"", "'é\\n'", "b'\\x00'", "2**80", "3j"]),
-    st.sampled_from(["[]", "()", "{}", "set()", "frozenset({1})", "[1, [2]]", "(1,)", "{'k': [1]}", "{1, 2}", "range(3)"]),
+    st.sampled_from(["None", "True", "1.5", "-0.0", "1e300", "'s'", '"it\'s"', "'é\\n'", "b'\\x00'", "2**80", "3j"]),
+    st.sampled_from(
+        ["[]", "()", "{}", "set()", "frozenset({1})", "[1, [2]]", "(1,)", "{'k': [1]}", "{1, 2}", "range(3)"]
+    ),
     st.sampled_from(["Plain()", "Shown(1)", "Broken()", "len", "shout"]),
     st.sampled_from(NAMES),
 )

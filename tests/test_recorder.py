@@ -11,13 +11,12 @@ import threading
 import weakref
 from pathlib import Path
 
+import cwm_core as cwm
 import oracle
 import pytest
+from cwm_core._native import Recording
 from hypothesis import given, settings
 from programs import programs
-
-import cwm_core as cwm
-from cwm_core._native import Recording
 
 # On 3.12.0 and 3.12.1 a Python tracer that looks at f_locals breaks comprehensions in class bodies.
 BROKEN_CLASS_COMPREHENSIONS = sys.version_info[:3] in ((3, 12, 0), (3, 12, 1))
@@ -240,12 +239,18 @@ PROGRAMS = {
     ),
     "exec": ("def f():\n    d = {}\n    exec('q = [i for i in range(2)]', d)\n    return d['q']\n", "f()"),
     "walrus and del": ("def f():\n    if (n := 3) > 2:\n        m = n\n    del n\n    n = [m]\n    return n\n", "f()"),
-    "same value, other object": ("def f():\n    a = [1]\n    a = [1]\n    b = 1\n    b = True\n    b = 1.0\n    return b\n", "f()"),
+    "same value, other object": (
+        "def f():\n    a = [1]\n    a = [1]\n    b = 1\n    b = True\n    b = 1.0\n    return b\n",
+        "f()",
+    ),
     "text equal to unchanged": (
         "class D:\n    def __repr__(self):\n        return '..'\ndef f():\n    d = D()\n    d = '..'\n    return d\n",
         "f()",
     ),
-    "repr that raises": ("class D:\n    def __repr__(self):\n        1 / 0\ndef f():\n    d = [D(), 1]\n    return d\n", "f()"),
+    "repr that raises": (
+        "class D:\n    def __repr__(self):\n        1 / 0\ndef f():\n    d = [D(), 1]\n    return d\n",
+        "f()",
+    ),
     "repr that changes its list": (
         """
         class D:
@@ -277,7 +282,10 @@ PROGRAMS = {
         """,
         "f()",
     ),
-    "long values": ("def f():\n    a = 'x' * 5000\n    b = list(range(10 ** 5))\n    c = 'é' * 5000\n    d = '\"' * 999 + \"'\" * 99\n    return {1: b}\n", "f()"),
+    "long values": (
+        "def f():\n    a = 'x' * 5000\n    b = list(range(10 ** 5))\n    c = 'é' * 5000\n    d = '\"' * 999 + \"'\" * 99\n    return {1: b}\n",
+        "f()",
+    ),
     "deep value": ("def f():\n    a = []\n    for i in range(250):\n        a = [a]\n    return a\n", "f()"),
     "module level lambda": ("g = lambda x: x + 1\n", "g(1)"),
     "no newline at the end": ("def f():\n    return 1", "f()"),
@@ -318,8 +326,11 @@ def f():
     c = 1
     return c
 """
-    shown = [(frame.locals["a"], frame.locals["b"]) for frame in cwm.record_source(code, "f()").frames
-             if frame.locals and "a" in frame.locals]
+    shown = [
+        (frame.locals["a"], frame.locals["b"])
+        for frame in cwm.record_source(code, "f()").frames
+        if frame.locals and "a" in frame.locals
+    ]
     assert shown == [("R", ".."), ("..", "None")]
 
 
@@ -489,7 +500,9 @@ def test_the_earlier_trace_function_is_restored() -> None:
 
 
 def test_a_program_that_sets_its_own_trace_function() -> None:
-    code = "import sys\ndef f():\n    own = sys.gettrace()\n    sys.settrace(None)\n    a = 1\n{}    b = 2\n    return b\n"
+    code = (
+        "import sys\ndef f():\n    own = sys.gettrace()\n    sys.settrace(None)\n    a = 1\n{}    b = 2\n    return b\n"
+    )
     left = cwm.record_source(code.format(""), "f()")
     assert left.truncated == "settrace" and left.frames[-1].line == "    sys.settrace(None)\n"
     put_back = cwm.record_source(code.format("    sys.settrace(own)\n    g()\n") + "def g():\n    return 1\n", "f()")

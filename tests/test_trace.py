@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import pickle
 
+import cwm_core as cwm
 import oracle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-import cwm_core as cwm
 
 CODE = "def f(n):\n    s = 'a'\n    while n:\n        n -= 1\n    return s * 2\n"
 
@@ -32,8 +31,8 @@ def test_the_example_of_the_format(trace: cwm.Trace) -> None:
         '<|line_sep|>{"n": "..", "s": ".."}<|action_sep|>        n -= 1\n<|frame_sep|>'
         '<|line_sep|>{"n": "0", "s": ".."}<|action_sep|>    while n:\n<|frame_sep|>'
         '<|line_sep|>{"n": "..", "s": ".."}<|action_sep|>    return s * 2\n<|frame_sep|>'
-        '<|return_sep|><|action_sep|>    return s * 2\n<|arg_sep|>"\'aa\'"<|frame_sep|>'
-        '<|return_sep|><|action_sep|>    return f(1)\n<|arg_sep|>"\'aa\'"<|frame_sep|><|end_of_text|>'
+        "<|return_sep|><|action_sep|>    return s * 2\n<|arg_sep|>\"'aa'\"<|frame_sep|>"
+        "<|return_sep|><|action_sep|>    return f(1)\n<|arg_sep|>\"'aa'\"<|frame_sep|><|end_of_text|>"
     )
 
 
@@ -129,7 +128,10 @@ pieces = st.sampled_from(
     + ['"\\ud800"', "[]", '{"a": ""} ', ' {"a": ""}', '"\t"', "x = 1\n", '"\\x"', '{"é": "\\u00e9"}', "1", " "]
 )
 frame_texts = st.sampled_from(
-    ['<|call_sep|>{"a": "1"}<|action_sep|>f\n<|frame_sep|>', '<|return_sep|><|action_sep|>g\n<|arg_sep|>"1"<|frame_sep|>']
+    [
+        '<|call_sep|>{"a": "1"}<|action_sep|>f\n<|frame_sep|>',
+        '<|return_sep|><|action_sep|>g\n<|arg_sep|>"1"<|frame_sep|>',
+    ]
 )
 
 

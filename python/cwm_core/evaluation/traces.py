@@ -71,9 +71,7 @@ def score_trace(real: Trace, predicted: ParsedTrace, *, given: int = 1) -> Trace
 def score_frames(real: Sequence[FrameLike], predicted: Sequence[FrameLike]) -> TraceScores:
     """Scores predicted frames that were never text, such as a baseline's: the format is right by construction."""
     has_locals = any(frame.locals is not None for frame in predicted)
-    return TraceScores(
-        **_score_frames(real, predicted), valid_format=1.0, valid_json=1.0 if has_locals else None
-    )
+    return TraceScores(**_score_frames(real, predicted), valid_format=1.0, valid_json=1.0 if has_locals else None)
 
 
 def mean_scores(scores: Iterable[TraceScores]) -> TraceScores:

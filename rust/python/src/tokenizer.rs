@@ -1,5 +1,269 @@
-use pyo3::prelude::*;
+//! `cwm_core._native.Tokenizer`; documented in `cwm_core.tokenizer`.
 
-pub fn register(_m: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+use cwm_tokenizer::{
+    Error, LLAMA3_PATTERN, PieceCounts, SpecialTokens, Splitter, Tokenizer as Inner, Vocabulary, cwm_special_tokens,
+};
+use numpy::ndarray::Array3;
+use numpy::{IntoPyArray, PyArray1, PyArray3, PyReadonlyArray1};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyUnicodeEncodeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
+use pyo3::types::{PyBytes, PyDict, PyIterator, PyString};
+
+use crate::trace::{ParsedTrace, Trace};
+
+pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add("LLAMA3_PATTERN", LLAMA3_PATTERN)?;
+    m.add(
+        "CWM_SPECIAL_TOKENS",
+        pyo3::types::PyTuple::new(m.py(), cwm_special_tokens())?,
+    )?;
+    m.add_class::<Tokenizer>()
+}
+
+fn error(error: Error) -> PyErr {
+    match error {
+        Error::Interrupted => PyKeyboardInterrupt::new_err(()),
+        other => PyValueError::new_err(other.to_string()),
+    }
+}
+
+/// UTF-8 of a string. Surrogates that form a pair are one character, others U+FFFD, as in tiktoken.
+fn utf8(text: &Bound<'_, PyString>) -> PyResult<PyBackedStr> {
+    match PyBackedStr::try_from(text.clone()) {
+        Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(text.py()) => text
+            .call_method1("encode", ("utf-16", "surrogatepass"))?
+            .call_method1("decode", ("utf-16", "replace"))?
+            .extract(),
+        result => result,
+    }
+}
+
+fn array(py: Python<'_>, ids: Vec<u32>) -> Bound<'_, PyArray1<i32>> {
+    // Ids are below 2^22, so none turns negative. The vector is converted in place.
+    PyArray1::from_vec(py, ids.into_iter().map(|id| id as i32).collect())
+}
+
+#[derive(FromPyObject)]
+enum SpecialArgument {
+    Names(Vec<String>),
+    Ids(Vec<(String, u32)>),
+}
+
+fn build(vocab: Vocabulary, splitter: Splitter, special: SpecialArgument) -> Result<Inner, Error> {
+    match special {
+        SpecialArgument::Names(names) => Inner::with_special_names(vocab, splitter, names),
+        SpecialArgument::Ids(tokens) => Inner::new(vocab, splitter, SpecialTokens::new(tokens)?),
+    }
+}
+
+#[pyclass(frozen, module = "cwm_core._native")]
+pub struct Tokenizer(pub Inner);
+
+#[pymethods]
+impl Tokenizer {
+    #[staticmethod]
+    fn from_ranks(py: Python<'_>, file: &[u8], pattern: &str, special_tokens: SpecialArgument) -> PyResult<Self> {
+        let build = || {
+            build(
+                Inner::vocabulary_from_ranks(file)?,
+                Splitter::new(pattern)?,
+                special_tokens,
+            )
+        };
+        py.detach(build).map(Self).map_err(error)
+    }
+
+    #[staticmethod]
+    fn from_json(py: Python<'_>, file: &[u8]) -> PyResult<Self> {
+        py.detach(|| Inner::from_json(file)).map(Self).map_err(error)
+    }
+
+    #[staticmethod]
+    fn train(
+        texts: &Bound<'_, PyIterator>,
+        vocab_size: usize,
+        pattern: &str,
+        special_tokens: SpecialArgument,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Self> {
+        let py = texts.py();
+        let splitter = Splitter::new(pattern).map_err(error)?;
+        let counts = count_pieces(texts, splitter)?;
+        let mut stopped: PyResult<()> = Ok(());
+        let trained = py.detach(|| {
+            let (vocab, splitter) = counts.train(vocab_size, |merges| {
+                if merges % MERGES_BETWEEN_CALLS == 0 {
+                    stopped = Python::attach(|py| {
+                        py.check_signals()?;
+                        if let Some(progress) = &progress {
+                            progress.call1(py, (merges, vocab_size - 256))?;
+                        }
+                        Ok(())
+                    });
+                }
+                stopped.is_ok()
+            })?;
+            build(vocab, splitter, special_tokens)
+        });
+        stopped?;
+        trained.map(Self).map_err(error)
+    }
+
+    fn to_json<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        py.detach(|| self.0.to_json())
+            .map(|file| PyBytes::new(py, &file))
+            .map_err(error)
+    }
+
+    fn to_ranks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        py.detach(|| self.0.to_ranks())
+            .map(|file| PyBytes::new(py, &file))
+            .map_err(error)
+    }
+
+    #[getter]
+    fn is_ranked(&self) -> bool {
+        self.0.is_ranked()
+    }
+
+    #[getter]
+    fn pattern(&self) -> &str {
+        self.0.pattern()
+    }
+
+    #[getter]
+    fn vocab_size(&self) -> usize {
+        self.0.vocab_size()
+    }
+
+    #[getter]
+    fn special_tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let tokens = PyDict::new(py);
+        for (name, id) in self.0.special_tokens().iter() {
+            tokens.set_item(name, id)?;
+        }
+        Ok(tokens)
+    }
+
+    /// `allowed` are the names to find as special tokens; `None` stands for all.
+    fn encode<'py>(
+        &self,
+        text: &Bound<'py, PyString>,
+        allowed: Option<Vec<PyBackedStr>>,
+    ) -> PyResult<Bound<'py, PyArray1<i32>>> {
+        let py = text.py();
+        let text = utf8(text)?;
+        let special = self.0.special_tokens();
+        let ids = py.detach(|| match &allowed {
+            None => self.0.encode(&text, Some(special.all())),
+            Some(names) if names.is_empty() => self.0.encode(&text, None),
+            Some(names) => self
+                .0
+                .encode(&text, Some(&special.matcher(names.iter().map(|name| &**name))?)),
+        });
+        Ok(array(py, ids.map_err(error)?))
+    }
+
+    fn encode_bytes<'py>(&self, py: Python<'py>, data: &[u8]) -> PyResult<Bound<'py, PyArray1<i32>>> {
+        py.detach(|| self.0.encode_bytes(data))
+            .map(|ids| array(py, ids))
+            .map_err(error)
+    }
+
+    fn encode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        texts: Vec<Bound<'py, PyString>>,
+        threads: Option<usize>,
+    ) -> PyResult<Vec<Bound<'py, PyArray1<i32>>>> {
+        let texts: Vec<PyBackedStr> = texts.iter().map(utf8).collect::<PyResult<_>>()?;
+        let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+        let batch = py.detach(|| self.0.encode_batch(&texts, threads)).map_err(error)?;
+        Ok(batch.into_iter().map(|ids| array(py, ids)).collect())
+    }
+
+    fn count(&self, text: &Bound<'_, PyString>) -> PyResult<usize> {
+        let py = text.py();
+        let text = utf8(text)?;
+        py.detach(|| self.0.count(&text)).map_err(error)
+    }
+
+    fn decode_bytes<'py>(&self, py: Python<'py>, ids: PyReadonlyArray1<'py, i32>) -> PyResult<Bound<'py, PyBytes>> {
+        let ids = ids.as_slice()?;
+        // With the GIL held: another thread could write to the array otherwise.
+        self.0
+            .decode_bytes(ids)
+            .map(|bytes| PyBytes::new(py, &bytes))
+            .map_err(error)
+    }
+
+    fn token_to_bytes<'py>(&self, py: Python<'py>, id: i64) -> PyResult<Bound<'py, PyBytes>> {
+        self.0
+            .token_bytes(id)
+            .map(|bytes| PyBytes::new(py, bytes))
+            .map_err(error)
+    }
+
+    fn encode_trace<'py>(&self, py: Python<'py>, trace: &Trace) -> PyResult<Bound<'py, PyArray1<i32>>> {
+        let tokens = py.detach(|| self.0.encode_trace(&trace.inner)).map_err(error)?;
+        Ok(array(py, tokens.ids))
+    }
+
+    fn trace_spans<'py>(&self, py: Python<'py>, trace: &Trace) -> PyResult<(Bound<'py, PyArray3<i32>>, usize)> {
+        let tokens = py.detach(|| self.0.encode_trace(&trace.inner)).map_err(error)?;
+        if i32::try_from(tokens.ids.len()).is_err() {
+            return Err(PyValueError::new_err(format!(
+                "a trace of {} tokens: their positions are 32-bit numbers",
+                tokens.ids.len()
+            )));
+        }
+        let mut spans = Array3::from_elem((tokens.frames.len(), 3, 2), -1);
+        for (mut row, frame) in spans.outer_iter_mut().zip(&tokens.frames) {
+            for (part, span) in [&frame.state, &Some(frame.action.clone()), &frame.value]
+                .into_iter()
+                .enumerate()
+            {
+                if let Some(span) = span {
+                    row[[part, 0]] = span.start as i32;
+                    row[[part, 1]] = span.end as i32;
+                }
+            }
+        }
+        Ok((spans.into_pyarray(py), tokens.context))
+    }
+
+    fn parse_trace(&self, ids: PyReadonlyArray1<'_, i32>) -> PyResult<ParsedTrace> {
+        Ok(ParsedTrace::from(self.0.parse_trace(ids.as_slice()?)))
+    }
+}
+
+/// How often training looks for Ctrl-C and reports progress.
+const MERGES_BETWEEN_CALLS: usize = 64;
+
+/// Bytes of text taken from the iterator before the GIL is released to count them.
+const TEXT_BETWEEN_CALLS: usize = 1 << 20;
+
+fn count_pieces(texts: &Bound<'_, PyIterator>, splitter: Splitter) -> PyResult<PieceCounts> {
+    let py = texts.py();
+    let mut counts = PieceCounts::new(splitter);
+    let mut batch: Vec<PyBackedStr> = Vec::new();
+    let mut texts = texts.clone();
+    loop {
+        let mut bytes = 0;
+        while bytes < TEXT_BETWEEN_CALLS
+            && let Some(text) = texts.next()
+        {
+            let text = utf8(text?.cast::<PyString>()?)?;
+            bytes += text.len() + 1;
+            batch.push(text);
+        }
+        if batch.is_empty() {
+            return Ok(counts);
+        }
+        py.detach(|| batch.iter().try_for_each(|text| counts.add(text)))
+            .map_err(error)?;
+        batch.clear();
+        py.check_signals()?;
+    }
 }

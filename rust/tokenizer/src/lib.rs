@@ -1,1 +1,24 @@
+//! Byte-level BPE tokenizer for code and execution traces: vocabularies of tiktoken and of Hugging Face, exactly.
+//!
+//! Text is [split](Splitter) into pieces by a pattern, and the bytes of each piece are [merged](merge) into tokens of
+//! the [vocabulary](Vocabulary). [Special tokens](SpecialTokens) are never the result of that: only a caller who allows
+//! them gets them.
 
+mod error;
+mod json;
+mod merge;
+mod ranks;
+mod special;
+mod split;
+mod tokenizer;
+mod trace;
+mod train;
+mod vocab;
+
+pub use error::{Error, Result};
+pub use special::{Matcher, SpecialTokens, cwm_special_tokens};
+pub use split::{GPT2_PATTERN, LLAMA3_PATTERN, Splitter};
+pub use tokenizer::Tokenizer;
+pub use trace::{FrameSpans, TraceTokens};
+pub use train::PieceCounts;
+pub use vocab::{MAX_IDS, MergeOrder, Vocabulary};

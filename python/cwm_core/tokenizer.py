@@ -1,0 +1,395 @@
+"""Byte-level BPE tokenizer: text, chats and traces to token ids and back.
+
+Token ids are one-dimensional `numpy.int32` arrays. Vocabularies are those of tiktoken (rank files) and of Hugging Face
+(`tokenizer.json`), with the ids that these libraries give.
+"""
+
+import codecs
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cwm_core import _native
+
+LLAMA3_PATTERN: str = _native.LLAMA3_PATTERN
+"""The split pattern of Llama-3 and of the Code World Model."""
+
+CWM_SPECIAL_TOKENS: tuple[str, ...] = _native.CWM_SPECIAL_TOKENS
+"""The 256 special tokens of the Code World Model in the order of their ids, which follow those of ordinary tokens."""
+
+REASONING_SYSTEM_PROMPT = (
+    "You are a helpful AI assistant. You always reason before responding, using the following format:\n\n"
+    "<think>\nyour internal reasoning\n</think>\nyour external response"
+)
+"""The system prompt that switches reasoning on (prompting guide of the Code World Model)."""
+
+_REASONING_TOKENS = frozenset({"<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>"})
+
+# The released code cuts longer texts of a chat into pieces of this many characters and encodes each by itself.
+_CHAT_PIECE_CHARS = 400_000
+
+SpecialTokens = Sequence[str] | Mapping[str, int]
+
+
+class Tokenizer:
+    """A vocabulary with its split pattern and special tokens. Made by `load` or `train`; immutable; can be pickled.
+
+    Methods release the GIL while they encode and may be called from several threads.
+    """
+
+    def __init__(self, native: _native.Tokenizer) -> None:
+        """Wrap the compiled tokenizer; use `Tokenizer.load` or `Tokenizer.train`."""
+        self._native = native
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        pattern: str | None = None,
+        special_tokens: SpecialTokens | None = None,
+    ) -> "Tokenizer":
+        """Load a rank file of tiktoken, a `tokenizer.json` of Hugging Face, or a folder that holds the latter.
+
+        Of `tokenizer.json`, byte-level BPE is supported: `ByteLevel`, alone or after a `Split` by a regular expression,
+        and added tokens that are special. What only frames the ids (`post_processor`, `truncation`, `padding`) is
+        ignored, since `encode` adds no tokens.
+
+        Args:
+            path: The file or folder.
+            pattern: Split pattern, for a rank file only. Default: `LLAMA3_PATTERN`.
+            special_tokens: For a rank file only. Names in order, with the ids that follow the ranks; or ids by name.
+                Default: `CWM_SPECIAL_TOKENS`.
+
+        Raises:
+            ValueError: The file is no valid vocabulary or uses what is not supported; the message says what and where.
+        """
+        path = Path(path)
+        data = (path / "tokenizer.json" if path.is_dir() else path).read_bytes()
+        if not data.lstrip().startswith(b"{"):
+            special = CWM_SPECIAL_TOKENS if special_tokens is None else special_tokens
+            ranked = _native.Tokenizer.from_ranks(
+                data, LLAMA3_PATTERN if pattern is None else pattern, _listed(special)
+            )
+            return cls(ranked)
+        if pattern is not None or special_tokens is not None:
+            raise ValueError(f"{path}: tokenizer.json states its own pattern and special tokens")
+        return cls(_native.Tokenizer.from_json(data))
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        *,
+        pattern: str = LLAMA3_PATTERN,
+        special_tokens: SpecialTokens = CWM_SPECIAL_TOKENS,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> "Tokenizer":
+        """Learn a vocabulary: byte-pair merges, the most frequent first, pairs of lower ids first among equals.
+
+        The merges are those of Hugging Face's `BpeTrainer` with the byte-level alphabet. The result depends on the
+        pieces that the texts are split into, not on their order. Ctrl-C stops it.
+
+        Args:
+            texts: Any iterable of strings; an open text file is one of its lines. Each is split by itself. Special
+                tokens are never looked for, so leave them out.
+            vocab_size: Number of ordinary tokens: the 256 bytes and the merges. Fewer result if no pair is left.
+            pattern: Split pattern.
+            special_tokens: Names in order, with the ids that follow the ordinary tokens; or ids by name.
+            progress: Called now and then with the merges learned and wanted; what it raises ends the training.
+
+        Raises:
+            ValueError: The size, the pattern or a special token is invalid.
+        """
+        return cls(_native.Tokenizer.train(iter(texts), vocab_size, pattern, _listed(special_tokens), progress))
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json`, which `load`, `tokenizers` and `transformers` read.
+
+        Encoding with what is loaded gives the same ids, also in these libraries. (In a rank file, pairs that become the
+        same token have one rank; `tokenizer.json` has to order them. That makes a difference only for ranks that no BPE
+        training produces.)
+
+        Raises:
+            ValueError: A special token has the name of an ordinary one, which the format cannot keep apart.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.json").write_bytes(self._native.to_json())
+        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n')
+
+    def save_ranks(self, path: str | os.PathLike[str]) -> None:
+        """Write the ordinary tokens as a rank file of tiktoken; pattern and special tokens are no part of it.
+
+        Raises:
+            ValueError: A rank file cannot express this vocabulary: its merges are not in the order of the ids, it has
+                tokens that no merge leads to, or a token is longer than 1,024 bytes.
+        """
+        Path(path).write_bytes(self._native.to_ranks())
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id, special tokens included."""
+        return self._native.vocab_size
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of the special tokens by name, in the order of the ids; a new dict each time."""
+        return self._native.special_tokens
+
+    @property
+    def pattern(self) -> str:
+        """The regular expression whose matches are encoded one by one."""
+        return self._native.pattern
+
+    def encode(
+        self, text: str, *, allowed_special: AbstractSet[str] | Literal["all"] = frozenset()
+    ) -> NDArray[np.int32]:
+        """Token ids of `text`, int32 of shape [n].
+
+        Args:
+            text: Any string. Surrogates that form a pair are one character, others U+FFFD, as in tiktoken.
+            allowed_special: Names that become special tokens where they occur in `text`, or `"all"`. By default none:
+                the text of a special token is ordinary text, so that data cannot forge one.
+
+        Raises:
+            ValueError: A name is not a special token; or the pattern gave up on the text.
+        """
+        return self._native.encode(text, None if allowed_special == "all" else list(allowed_special))
+
+    def encode_bytes(self, data: bytes) -> NDArray[np.int32]:
+        """Token ids of bytes that need not be UTF-8, int32 of shape [n]; as tiktoken's `_encode_bytes` gives them.
+
+        Valid UTF-8 is encoded as text. Otherwise the text up to the first invalid byte is split, and its last piece is
+        merged with everything after it as one piece.
+        """
+        return self._native.encode_bytes(data)
+
+    def encode_batch(self, texts: Iterable[str], *, threads: int | None = None) -> list[NDArray[np.int32]]:
+        """Token ids of each text, as by `encode`, computed by `threads` threads (default: one a processor)."""
+        return self._native.encode_batch(list(texts), threads)
+
+    def count(self, text: str) -> int:
+        """Number of tokens of `text`, `len(encode(text))` without the array."""
+        return self._native.count(text)
+
+    def decode(self, ids: ArrayLike, errors: str = "replace") -> str:
+        """Text of token ids; special tokens are written by name.
+
+        Args:
+            ids: Integers, of shape [n].
+            errors: What to do with bytes that are not UTF-8, as in `bytes.decode`.
+
+        Raises:
+            ValueError: No token has one of the ids.
+            UnicodeDecodeError: With `errors="strict"`, the bytes are not UTF-8.
+        """
+        return self.decode_bytes(ids).decode("utf-8", errors)
+
+    def decode_bytes(self, ids: ArrayLike) -> bytes:
+        """Bytes of token ids (integers of shape [n]), the inverse of `encode_bytes`.
+
+        Raises:
+            ValueError: No token has one of the ids.
+        """
+        return self._native.decode_bytes(self._checked(ids))
+
+    def token_to_bytes(self, id: int) -> bytes:
+        """Bytes of one token; of a special token, its name. Raises ValueError if no token has the id."""
+        return self._native.token_to_bytes(id)
+
+    def decoder(self) -> "Decoder":
+        """A decoder for ids that arrive bit by bit."""
+        return Decoder(self)
+
+    def encode_trace(self, trace: _native.Trace) -> NDArray[np.int32]:
+        """Token ids of a whole trace, int32 of shape [n], in the form that `docs/trace-format.md` describes.
+
+        Each part (context, state, source line, value) is encoded by itself and special tokens stand between them by id,
+        so a special token's text in the program stays ordinary text.
+
+        Raises:
+            ValueError: The vocabulary lacks a special token of the format.
+        """
+        return self._native.encode_trace(trace)
+
+    def trace_spans(self, trace: _native.Trace) -> tuple[NDArray[np.int32], int]:
+        """Where the parts of each frame are in `encode_trace(trace)`.
+
+        Returns:
+            `(spans, context)`. `spans` is int32 of shape [frames, 3, 2]: for the state, the action and the value of
+            each frame, the position of its first token and the one after its last; -1 for a part that the frame does
+            not have. `context` is the number of tokens before the first frame.
+
+        Raises:
+            ValueError: As `encode_trace`.
+        """
+        return self._native.trace_spans(trace)
+
+    def parse_trace(self, ids: ArrayLike) -> _native.ParsedTrace:
+        """Read a trace, or the frames of one, from token ids (integers of shape [n]).
+
+        Strict and total: gives the longest well-formed prefix of frames, with the position and the reason where the
+        rest stopped being well formed. No id is an error, not even one outside the vocabulary.
+        """
+        return self._native.parse_trace(self._checked(ids, unknown_as=-1))
+
+    def encode_chat(
+        self,
+        messages: Iterable[Mapping[str, str]],
+        *,
+        reasoning: bool = False,
+        add_generation_prompt: bool = False,
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        r"""Token ids and loss mask of a chat, both of shape [n], in the format of the Code World Model.
+
+        The chat begins with `<|begin_of_text|>`. A message is
+        `<|start_header_id|>ROLE<|end_header_id|>\n\nCONTENT<|eot_id|>`, its texts encoded separately and CONTENT
+        stripped unless it is a tool's result. In an assistant's content, `<|reasoning_thinking_start|>` and
+        `<|reasoning_thinking_end|>` are special tokens; all other text is ordinary.
+
+        Args:
+            messages: Mappings with the keys `role` (`system`, `user`, `assistant` or `tool: NAME`) and `content`.
+            reasoning: Begin with `REASONING_SYSTEM_PROMPT` unless the first message is a system message, which is then
+                expected to ask for reasoning in its own words; and let the generation prompt begin with `<think>\n`.
+            add_generation_prompt: End with what the model is to continue: the header of an assistant's message, or, if
+                the last message is an assistant's, that message as it is, unstripped and without `<|eot_id|>`.
+
+        Returns:
+            `(ids, loss_mask)`: int32 and bool. The mask is true for what the model is to generate: the contents of the
+            assistant's messages and their `<|eot_id|>`, but not a message that it is to continue.
+
+        Raises:
+            ValueError: A role is unknown, a message lacks a key or has others, or the vocabulary lacks a special token.
+        """
+        return _ChatEncoder(self).encode(list(messages), reasoning, add_generation_prompt)
+
+    def __reduce__(self) -> tuple[Callable[..., "Tokenizer"], tuple[Any, ...]]:
+        """Pickle the vocabulary file that says all, the smaller of the two kinds."""
+        if self._native.is_ranked:
+            return _from_ranks, (self._native.to_ranks(), self.pattern, self.special_tokens)
+        return _from_json, (self._native.to_json(),)
+
+    def __repr__(self) -> str:
+        """Sizes, for people."""
+        return f"<Tokenizer of {self.vocab_size} tokens, {len(self.special_tokens)} of them special>"
+
+    def _checked(self, ids: ArrayLike, unknown_as: int | None = None) -> NDArray[np.int32]:
+        """The ids as a contiguous int32 array. What int32 may not hold is an error, or becomes `unknown_as`."""
+        array = np.asarray(ids)
+        if array.ndim != 1:
+            raise ValueError(f"token ids have one dimension, not the shape {array.shape}")
+        if array.dtype != np.int32:
+            if array.size and array.dtype.kind not in "iu":
+                raise TypeError(f"token ids are integers, not {array.dtype}")
+            outside = (array < 0) | (array >= self.vocab_size)
+            if unknown_as is not None:
+                array = np.where(outside, unknown_as, array)
+            elif outside.any():
+                unknown = array[outside][0]
+                raise ValueError(f"token id {unknown} is not in the vocabulary (ids are below {self.vocab_size})")
+            array = array.astype(np.int32)
+        return np.ascontiguousarray(array)
+
+
+class Decoder:
+    """Decodes ids that arrive bit by bit, such as a model generates, into text that never ends within a character."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Begin an empty text; same as `tokenizer.decoder()`."""
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, ids: int | ArrayLike) -> str:
+        """Text that one more id, or several, completes; invalid bytes are U+FFFD. Raises ValueError for unknown ids."""
+        return self._utf8.decode(self._tokenizer.decode_bytes(np.atleast_1d(ids)))
+
+    def finish(self) -> str:
+        """U+FFFD if the text ends within a character, else nothing; the next id begins a new text."""
+        text = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return text
+
+
+class _ChatEncoder:
+    """One chat on its way to tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._special = tokenizer.special_tokens
+        self._ids: list[NDArray[np.int32]] = []
+        self._mask: list[NDArray[np.bool_]] = []
+
+    def encode(
+        self, messages: list[Mapping[str, str]], reasoning: bool, add_generation_prompt: bool
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        messages = [_checked_message(number, message) for number, message in enumerate(messages)]
+        if reasoning and not (messages and messages[0]["role"] == "system"):
+            messages.insert(0, {"role": "system", "content": REASONING_SYSTEM_PROMPT})
+        prompt = None
+        if add_generation_prompt:
+            if messages and messages[-1]["role"] == "assistant":
+                prompt = messages.pop()["content"]
+            else:
+                prompt = "<think>\n" if reasoning else ""
+
+        self._add_special("<|begin_of_text|>")
+        for message in messages:
+            role, content = message["role"], message["content"]
+            self._add_header(role)
+            is_assistant = role == "assistant"
+            content = content if role.startswith("tool: ") else content.strip()
+            self._add_text(content, reasoning_tokens=is_assistant, in_loss=is_assistant)
+            self._add_special("<|eot_id|>", in_loss=is_assistant)
+        if prompt is not None:
+            self._add_header("assistant")
+            self._add_text(prompt, reasoning_tokens=True)
+        return np.concatenate(self._ids), np.concatenate(self._mask)
+
+    def _add_header(self, role: str) -> None:
+        self._add_special("<|start_header_id|>")
+        self._add_text(role)
+        self._add_special("<|end_header_id|>")
+        self._add_text("\n\n")
+
+    def _add_special(self, name: str, *, in_loss: bool = False) -> None:
+        if name not in self._special:
+            raise ValueError(f"{name!r} is not a special token of this vocabulary, which a chat needs")
+        self._add(np.array([self._special[name]], np.int32), in_loss)
+
+    def _add_text(self, text: str, *, reasoning_tokens: bool = False, in_loss: bool = False) -> None:
+        allowed = _REASONING_TOKENS & self._special.keys() if reasoning_tokens else frozenset()
+        for start in range(0, len(text), _CHAT_PIECE_CHARS):
+            piece = text[start : start + _CHAT_PIECE_CHARS]
+            self._add(self._tokenizer.encode(piece, allowed_special=allowed), in_loss)
+
+    def _add(self, ids: NDArray[np.int32], in_loss: bool) -> None:
+        self._ids.append(ids)
+        self._mask.append(np.full(len(ids), in_loss))
+
+
+def _checked_message(number: int, message: Mapping[str, str]) -> Mapping[str, str]:
+    if message.keys() != {"role", "content"}:
+        raise ValueError(f"message {number} has the keys {sorted(message)}, not role and content")
+    role = message["role"]
+    if role not in ("system", "user", "assistant") and not (role.startswith("tool: ") and role[6:].strip()):
+        raise ValueError(f"message {number} has the unknown role {role!r}")
+    return message
+
+
+def _listed(special_tokens: SpecialTokens) -> list[str] | list[tuple[str, int]]:
+    return list(special_tokens.items()) if isinstance(special_tokens, Mapping) else list(special_tokens)
+
+
+def _from_ranks(data: bytes, pattern: str, special_tokens: dict[str, int]) -> Tokenizer:
+    return Tokenizer(_native.Tokenizer.from_ranks(data, pattern, _listed(special_tokens)))
+
+
+def _from_json(data: bytes) -> Tokenizer:
+    return Tokenizer(_native.Tokenizer.from_json(data))

@@ -1,0 +1,43 @@
+//! Rank files, as tiktoken reads them: a line for each token, its bytes in base64, a space, its id.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::error::{Error, Result};
+use crate::vocab::{MergeOrder, Vocabulary};
+
+pub fn parse_ranks(file: &[u8]) -> Result<Vocabulary> {
+    let mut entries = Vec::new();
+    for (line, number) in file.split(|&byte| byte == b'\n').zip(1..) {
+        let line = line.trim_ascii();
+        if !line.is_empty() {
+            let entry = parse_line(line).map_err(|why| Error::Vocabulary(format!("line {number}: {why}")))?;
+            entries.push(entry);
+        }
+    }
+    Vocabulary::new(entries, MergeOrder::ById, true)
+}
+
+fn parse_line(line: &[u8]) -> std::result::Result<(Vec<u8>, u32), String> {
+    let space = line
+        .iter()
+        .position(u8::is_ascii_whitespace)
+        .ok_or("no space between the token and its rank")?;
+    let (token, rank) = line.split_at(space);
+    let token = STANDARD.decode(token).map_err(|why| format!("broken base64: {why}"))?;
+    let rank = std::str::from_utf8(rank.trim_ascii())
+        .ok()
+        .and_then(|rank| rank.parse().ok());
+    Ok((token, rank.ok_or("the rank is not a number below 2^32")?))
+}
+
+/// The rank file of `vocab`; special tokens and the split pattern are no part of it.
+pub fn write_ranks(vocab: &Vocabulary) -> Result<Vec<u8>> {
+    vocab.check_order_by_id()?;
+    let mut file = String::new();
+    for (token, id) in vocab.iter() {
+        STANDARD.encode_string(token, &mut file);
+        file.push_str(&format!(" {id}\n"));
+    }
+    Ok(file.into_bytes())
+}

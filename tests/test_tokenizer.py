@@ -1,0 +1,582 @@
+"""The tokenizer against tiktoken and Hugging Face's tokenizers, id for id, and against hostile input."""
+
+import base64
+import importlib.util
+import json
+import os
+import pickle
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken
+import tokenizers
+from cwm_core import Tokenizer
+from cwm_core.tokenizer import CWM_SPECIAL_TOKENS, LLAMA3_PATTERN, REASONING_SYSTEM_PROMPT
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+STDLIB = sorted(Path(os.__file__).parent.glob("*.py"))
+SPECIAL = {name: 128_000 + offset for offset, name in enumerate(CWM_SPECIAL_TOKENS)}
+
+# Text that meets every branch of the pattern, next to arbitrary text.
+FRAGMENTS = st.one_of(
+    st.sampled_from(" \n\r\t\u3000'aLſé\u0301日15Ⅷ.=😀\x00\U0010ffff"),
+    st.sampled_from(["  ", "'s", "'LL", "'ſ", "12345", "<|frame_sep|>", "<|begin_of_text|>", 'def f(x): "..", ']),
+)
+TEXTS = st.one_of(st.text(), st.lists(st.one_of(FRAGMENTS, st.text(max_size=3)), max_size=30).map("".join))
+
+
+def rank_path():
+    spec = importlib.util.find_spec("llama_models")
+    if spec is None:
+        pytest.skip("Llama-3's vocabulary is not here: the package llama-models is not installed")
+    return Path(spec.submodule_search_locations[0]) / "llama3" / "tokenizer.model"
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return Tokenizer.load(rank_path())
+
+
+@pytest.fixture(scope="module")
+def peer():
+    """Tiktoken with the same vocabulary, read here by itself."""
+    lines = (line.split() for line in rank_path().read_bytes().splitlines())
+    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+    return tiktoken.Encoding("llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=SPECIAL)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A trained vocabulary of 600 tokens."""
+    return Tokenizer.train((path.read_text("utf-8") for path in STDLIB[:10]), 600)
+
+
+def by_library(tokenizer, folder):
+    tokenizer.save(folder)
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.encode_special_tokens = True  # the text of a special token is ordinary text
+    return library
+
+
+# ---- encoding ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=1000, deadline=None)
+@given(text=TEXTS)
+@example(text="")
+@example(text="a" * 3000)
+def test_equals_tiktoken(llama, peer, text):
+    ids = llama.encode(text)
+    assert ids.dtype == np.int32
+    assert ids.shape == (len(ids),)
+    assert ids.tolist() == peer.encode_ordinary(text)
+    assert llama.count(text) == len(ids)
+    assert llama.decode(ids) == text
+    assert llama.encode(text, allowed_special="all").tolist() == peer.encode(text, allowed_special="all")
+    allowed = {"<|frame_sep|>"}
+    some = peer.encode(text, allowed_special=allowed, disallowed_special=())
+    assert llama.encode(text, allowed_special=allowed).tolist() == some
+
+
+@settings(max_examples=500, deadline=None)
+@given(data=st.lists(st.one_of(st.binary(max_size=8), TEXTS.map(str.encode)), max_size=5).map(b"".join))
+@example(data=b"a  \n \n\xff \xff")
+@example(data=b"\xff")
+def test_bytes_equal_tiktoken(llama, peer, data):
+    ids = llama.encode_bytes(data)
+    assert ids.tolist() == peer._encode_bytes(data)
+    assert llama.decode_bytes(ids) == data
+    assert llama.decode(ids) == data.decode("utf-8", "replace")
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.one_of(st.characters(), st.characters(categories=["Cs"]), st.just("a"))))
+@example(text="\ud83d\ude00 \ud83d")
+def test_surrogates_equal_tiktoken(llama, peer, text):
+    assert llama.encode(text).tolist() == peer.encode_ordinary(text)
+    assert llama.encode_batch([text])[0].tolist() == peer.encode_ordinary(text)
+
+
+def test_standard_library_equals_tiktoken(llama, peer):
+    texts = [path.read_text("utf-8") for path in STDLIB]
+    assert sum(map(len, texts)) > 1_000_000
+    batch = llama.encode_batch(texts, threads=3)
+    for text, ids in zip(texts, batch, strict=True):
+        assert ids.tolist() == peer.encode_ordinary(text)
+        assert np.array_equal(ids, llama.encode(text))
+        assert llama.decode(ids) == text
+
+
+@pytest.mark.parametrize("unit", ["a", " ", "\n", "1", "=", "é", "ab", "x " * 50, "日"])
+def test_a_megabyte_of_one_thing_is_fast(llama, unit):
+    text = unit * (1_000_000 // len(unit))
+    start = time.perf_counter()
+    ids = llama.encode(text)
+    assert time.perf_counter() - start < 3  # a quadratic merge takes hours
+    assert llama.decode(ids) == text
+
+
+def test_special_tokens_of_cwm(llama):
+    assert llama.vocab_size == 128_256
+    assert llama.special_tokens == SPECIAL
+    assert SPECIAL["<|trace_context_start|>"] == 128_107
+    assert SPECIAL["<|reserved_special_token_2|>"] == 128_002
+    assert llama.pattern == LLAMA3_PATTERN
+    assert llama.decode([128_100]) == "<|frame_sep|>"
+    assert not set(llama.encode("<|frame_sep|>").tolist()) & set(SPECIAL.values())
+    with pytest.raises(ValueError, match="nope"):
+        llama.encode("x", allowed_special={"<|nope|>"})
+
+
+def test_batch_of_any_iterable_and_size(small):
+    assert small.encode_batch([]) == []
+    texts = [str(i) * (i % 7) for i in range(1000)]
+    for threads in (None, 0, 1, 5, 5000):
+        batch = small.encode_batch(iter(texts), threads=threads)
+        assert [ids.tolist() for ids in batch] == [small.encode(text).tolist() for text in texts]
+    with pytest.raises(TypeError):
+        small.encode_batch(["a", None])
+
+
+def test_threads_share_a_tokenizer(small):
+    texts = [path.read_text("utf-8") for path in STDLIB[:16]]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(map(np.array_equal, pool.map(small.encode, texts), map(small.encode, texts)))
+
+
+# ---- decoding ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [-1, 856, 2**31, 2**63 - 1, -(2**40)])
+def test_unknown_ids_are_named(small, bad):
+    assert small.vocab_size == 856
+    for call in (small.decode, small.decode_bytes, small.decoder().feed):
+        with pytest.raises(ValueError, match=str(bad)):
+            call([1, bad, 2])
+    with pytest.raises(ValueError, match=str(bad)):
+        small.token_to_bytes(bad)
+
+
+def test_ids_come_in_any_integer_type(small):
+    ids = small.encode("def f(): return 1")
+    for same in (
+        ids.tolist(),
+        tuple(ids.tolist()),
+        ids.astype(np.uint16),
+        ids.astype(np.int64),
+        np.repeat(ids, 2)[::2],
+    ):
+        assert small.decode(same) == "def f(): return 1"
+    assert small.decode([]) == ""
+    with pytest.raises(TypeError, match="float64"):
+        small.decode([1.0])
+    with pytest.raises(ValueError, match="shape"):
+        small.decode([[1]])
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.one_of(st.binary(max_size=20), TEXTS.map(str.encode)))
+def test_incremental_decoding_never_splits_a_character(small, data):
+    decoder = small.decoder()
+    shown = ""
+    for id in small.encode_bytes(data):
+        shown += decoder.feed(id)
+        assert data.decode("utf-8", "replace").startswith(shown)
+    assert shown + decoder.finish() == data.decode("utf-8", "replace")
+    assert decoder.feed(small.encode("é")) == "é"
+
+
+def test_tokens_are_bytes(llama):
+    assert llama.token_to_bytes(llama.encode(" hello")[0]) == b" hello"
+    assert llama.token_to_bytes(128_001) == b"<|end_of_text|>"
+
+
+# ---- vocabulary files ----------------------------------------------------------------------------------------------
+
+
+def test_saved_llama_loads_in_tokenizers_with_equal_ids(llama, tmp_path):
+    library = by_library(llama, tmp_path / "saved")
+    again = Tokenizer.load(tmp_path / "saved")
+    assert again.special_tokens == llama.special_tokens
+    assert again.pattern == llama.pattern
+    assert library.get_vocab_size() == llama.vocab_size
+    assert all(library.token_to_id(name) == id for name, id in SPECIAL.items())
+
+    for path in STDLIB[::20]:
+        text = path.read_text("utf-8")
+        assert library.encode(text).ids == llama.encode(text).tolist() == again.encode(text).tolist()
+
+    @settings(max_examples=300, deadline=None)
+    @given(text=TEXTS)
+    def check(text):
+        assert library.encode(text).ids == llama.encode(text).tolist() == again.encode(text).tolist()
+
+    check()
+    library.encode_special_tokens = False
+    text = "a<|frame_sep|><|begin_of_text|> b"
+    assert library.encode(text).ids == llama.encode(text, allowed_special="all").tolist()
+
+
+def test_ranks_survive_every_form(llama, small, tmp_path):
+    llama.save_ranks(tmp_path / "ranks")
+    assert (tmp_path / "ranks").read_bytes() == rank_path().read_bytes()
+    llama.save(tmp_path / "folder")
+    Tokenizer.load(tmp_path / "folder" / "tokenizer.json").save_ranks(tmp_path / "ranks2")
+    assert (tmp_path / "ranks2").read_bytes() == rank_path().read_bytes()
+
+    small.save_ranks(tmp_path / "small")
+    ranked = Tokenizer.load(tmp_path / "small")
+    text = STDLIB[20].read_text("utf-8")
+    assert np.array_equal(ranked.encode(text), small.encode(text))
+
+
+@pytest.mark.parametrize("which", ["llama", "small"])
+def test_pickling(which, request):
+    tokenizer = request.getfixturevalue(which)
+    again = pickle.loads(pickle.dumps(tokenizer))
+    text = STDLIB[3].read_text("utf-8")
+    assert np.array_equal(again.encode(text), tokenizer.encode(text))
+    assert again.special_tokens == tokenizer.special_tokens
+    assert again.pattern == tokenizer.pattern
+
+
+def ranks_file(tokens, ranks=None):
+    ranks = range(len(tokens)) if ranks is None else ranks
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in zip(tokens, ranks, strict=True))
+
+
+BYTES = [bytes([byte]) for byte in range(256)]
+
+
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        (b"", "no token for the byte 0x00"),
+        (ranks_file(BYTES[:-1]), "no token for the byte 0xff"),
+        (ranks_file(BYTES) + b"!!!! 256\n", "line 257: broken base64"),
+        (ranks_file(BYTES) + b"YWI=\n", "line 257: no space"),
+        (ranks_file(BYTES) + b"YWI= -1\n", "line 257: the rank"),
+        (ranks_file(BYTES) + b"YWI= 99999999999999\n", "line 257: the rank"),
+        (ranks_file(BYTES) + b"YWI= 4000000000\n", "above the limit"),
+        (ranks_file([*BYTES, b"ab", b"ab"]), "tokens 256 and 257 are the same bytes"),
+        (ranks_file([*BYTES, b"ab"], [*range(256), 5]), "two tokens have the id 5"),
+        (ranks_file(BYTES) + b" 256\n", "line 257"),
+        (ranks_file([*BYTES, b"x" * 5000]), "5000 bytes"),
+        (b"\x80\x02PK\xff\xfe 1\n", "line 1"),
+        (b"{", "not a tokenizer.json"),
+        (b"{}", "not a tokenizer.json"),
+        (b'{"a":' * 100_000, "not a tokenizer.json"),
+    ],
+)
+def test_hostile_files_are_refused_with_a_sentence(file, why, tmp_path):
+    (tmp_path / "vocab").write_bytes(file)
+    with pytest.raises(ValueError, match=why):
+        Tokenizer.load(tmp_path / "vocab")
+
+
+def test_gaps_and_unreachable_tokens_load(tmp_path):
+    tokens, ranks = [*BYTES, b"ab", b"xyz"], [*range(256), 300, 310]
+    (tmp_path / "ranks").write_bytes(ranks_file(tokens, ranks))
+    tokenizer = Tokenizer.load(tmp_path / "ranks", special_tokens={"<s>": 299, "<e>": 400}, pattern=r"\w+|\W+")
+    assert tokenizer.vocab_size == 401
+    assert tokenizer.encode("xyz xyzab", allowed_special="all").tolist() == [310, 32, *b"xyz", 300]
+    assert tokenizer.encode("<s>ab<e>", allowed_special="all").tolist() == [299, 300, 400]
+    with pytest.raises(ValueError, match="305"):
+        tokenizer.decode([305])
+    library = by_library(tokenizer, tmp_path / "folder")
+    library.encode_special_tokens = False
+    for text in ("xyz xyzab", "<s>ab<e>", "zxyz"):
+        ids = tokenizer.encode(text, allowed_special="all").tolist()
+        assert library.encode(text).ids == ids
+        assert Tokenizer.load(tmp_path / "folder").encode(text, allowed_special="all").tolist() == ids
+    assert pickle.loads(pickle.dumps(tokenizer)).encode("xyz").tolist() == [310]
+
+
+@pytest.mark.parametrize(
+    "special", [{"<s>": 97}, {"": 300}, ["<s>", "<s>"], {"<a>": 300, "<b>": 300}, {"<s>": 2**31}, {"<s>": 2**32 - 1}]
+)
+def test_bad_special_tokens_are_refused(special, tmp_path):
+    (tmp_path / "ranks").write_bytes(ranks_file(BYTES))
+    with pytest.raises(ValueError, match="special token"):
+        Tokenizer.load(tmp_path / "ranks", special_tokens=special)
+
+
+@pytest.mark.parametrize("pattern", ["(", "[", r"\p{Nope}", "(" * 10_000])
+def test_bad_patterns_are_refused(pattern, tmp_path):
+    (tmp_path / "ranks").write_bytes(ranks_file(BYTES))
+    with pytest.raises(ValueError, match="split pattern"):
+        Tokenizer.load(tmp_path / "ranks", pattern=pattern)
+
+
+def test_a_catastrophic_pattern_is_an_error(tmp_path):
+    (tmp_path / "ranks").write_bytes(ranks_file(BYTES))
+    tokenizer = Tokenizer.load(tmp_path / "ranks", pattern=r"(?:a|a(?!x))*(?<!a)c")
+    for call in (tokenizer.encode, tokenizer.count, lambda text: tokenizer.encode_batch([text])):
+        with pytest.raises(ValueError, match="gave up"):
+            call("a" * 100 + "c")
+
+
+def json_file(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    return json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "why"),
+    [
+        (["normalizer"], {"type": "NFC"}, "NFC"),
+        (["pre_tokenizer"], None, "pre_tokenizer"),
+        (["pre_tokenizer"], {"type": "Whitespace"}, "Whitespace"),
+        (["pre_tokenizer", "pretokenizers", 0, "behavior"], "Removed", "Removed"),
+        (["pre_tokenizer", "pretokenizers", 1, "add_prefix_space"], True, "pre_tokenizer"),
+        (["model", "type"], "WordPiece", "WordPiece"),
+        (["model", "dropout"], 0.1, "dropout"),
+        (["model", "unk_token"], "<unk>", "unk_token"),
+        (["model", "byte_fallback"], True, "byte_fallback"),
+        (["model", "end_of_word_suffix"], "</w>", "end_of_word_suffix"),
+        (["model", "vocab", "日"], 5000, "byte-level"),
+        (["model", "vocab", "ab cd"], 5000, "byte-level"),
+        (["model", "vocab", ""], 5000, "empty"),
+        (["model", "vocab", "zzz"], 5, "two tokens have the id 5"),
+        (["model", "vocab", "zzz"], -5, "not a tokenizer.json"),
+        (["model", "vocab", "zzz"], 2**31, "above the limit"),
+        (["model", "merges", 0], "qqq q", "merge 0"),
+        (["model", "merges", 0], "q", "merge 0"),
+        (["model", "merges", 0], "Q Z", "merge 0"),
+        (["added_tokens", 0, "special"], False, "begin_of_text"),
+        (["added_tokens", 0, "lstrip"], True, "lstrip"),
+        (["added_tokens", 0, "id"], 3, "id 3 of an ordinary token"),
+    ],
+)
+def test_what_is_not_byte_level_bpe_is_refused_by_name(small, tmp_path, keys, value, why):
+    file = json_file(small, tmp_path)
+    place = file
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    with pytest.raises(ValueError, match=why):
+        Tokenizer.load(tmp_path)
+
+
+def test_ignore_merges_and_merge_order_are_respected(small, tmp_path):
+    file = json_file(small, tmp_path)
+    file["model"]["merges"].reverse()
+    file["model"]["vocab"]["import"] = file["model"]["vocab"].get("import", 5000)
+    for ignore_merges in (False, True):
+        file["model"]["ignore_merges"] = ignore_merges
+        (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+        library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        ours = Tokenizer.load(tmp_path)
+        text = STDLIB[5].read_text("utf-8")
+        assert ours.encode(text).tolist() == library.encode(text).ids
+        assert ours.encode("import").tolist() == library.encode("import").ids
+        with pytest.raises(ValueError, match="not in the order"):
+            ours.save_ranks(tmp_path / "ranks")
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=TEXTS)
+def test_the_pattern_of_gpt2_is_that_of_byte_level(byte_level, text):
+    library, ours = byte_level
+    assert ours.encode(text).tolist() == library.encode(text).ids
+
+
+@pytest.fixture(scope="module")
+def byte_level(small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gpt2")
+    file = json_file(small, folder)
+    file["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    (folder / "tokenizer.json").write_text(json.dumps(file))
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.encode_special_tokens = True
+    return library, Tokenizer.load(folder)
+
+
+def test_a_special_token_named_as_an_ordinary_one_is_not_saved(tmp_path):
+    tokenizer = Tokenizer.train([], 256, special_tokens=["a"])
+    assert tokenizer.encode("a", allowed_special="all").tolist() == [256]
+    with pytest.raises(ValueError, match="name of the ordinary token"):
+        tokenizer.save(tmp_path)
+
+
+def test_tokenizer_json_takes_no_arguments(small, tmp_path):
+    small.save(tmp_path)
+    with pytest.raises(ValueError, match="states its own"):
+        Tokenizer.load(tmp_path, pattern="a")
+    with pytest.raises(FileNotFoundError):
+        Tokenizer.load(tmp_path / "nowhere")
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def train_by_library(texts, vocab_size, pattern=LLAMA3_PATTERN):
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    library.train_from_iterator(texts, trainer)
+    return json.loads(library.to_str())["model"]
+
+
+def assert_trained_alike(texts, vocab_size, tmp_path):
+    model = json_file(Tokenizer.train(iter(texts), vocab_size), tmp_path)["model"]
+    expected = train_by_library(texts, vocab_size)
+    assert model["vocab"] == expected["vocab"]
+    assert [tuple(merge.split(" ")) for merge in model["merges"]] == [tuple(merge) for merge in expected["merges"]]
+
+
+def test_merges_equal_those_of_tokenizers(tmp_path):
+    assert_trained_alike([path.read_text("utf-8") for path in STDLIB[::8]], 3000, tmp_path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(texts=st.lists(st.one_of(TEXTS, st.text("ab ", max_size=60)), max_size=20))
+@example(texts=["aaaaaaa aaaaa aaaa aaa aa a", "abababab babab"])
+def test_merges_equal_those_of_tokenizers_for_any_text(texts, tmp_path_factory):
+    assert_trained_alike(texts, 300, tmp_path_factory.mktemp("trained"))
+
+
+def test_training_a_long_piece_takes_seconds_at_most():
+    start = time.perf_counter()
+    tokenizer = Tokenizer.train(["ab" * 500_000, "x" * 1_000_000], 400)
+    assert time.perf_counter() - start < 10
+    assert tokenizer.decode(tokenizer.encode("abx" * 1000)) == "abx" * 1000
+
+
+def test_trained_special_tokens_are_compact():
+    tokenizer = Tokenizer.train(["a b c"], 300, special_tokens=["<|frame_sep|>", "<|arg_sep|>"])
+    ordinary = tokenizer.vocab_size - 2
+    assert ordinary < 300  # no pair was left
+    assert tokenizer.special_tokens == {"<|frame_sep|>": ordinary, "<|arg_sep|>": ordinary + 1}
+
+
+def test_training_reports_progress_and_stops():
+    texts = [path.read_text("utf-8") for path in STDLIB[:10]]
+    seen = []
+    Tokenizer.train(texts, 700, progress=lambda done, wanted: seen.append((done, wanted)))
+    assert seen == [(64 * n, 444) for n in range(1, 7)]
+
+    def stop(done, wanted):
+        raise LookupError("enough")
+
+    with pytest.raises(LookupError, match="enough"):
+        Tokenizer.train(texts, 700, progress=stop)
+    with pytest.raises(ValueError, match="255"):
+        Tokenizer.train(texts, 255)
+    with pytest.raises(TypeError):
+        Tokenizer.train([b"bytes"], 300)
+
+
+def test_training_is_interrupted_by_ctrl_c():
+    texts = (path.read_text("utf-8") for path in STDLIB * 50)
+    main = threading.get_ident()
+    timer = threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        Tokenizer.train(texts, 100_000)
+    timer.join()
+
+
+# ---- chat ----------------------------------------------------------------------------------------------------------
+
+
+def chat_by_hand(peer, *parts):
+    """Ids and mask of parts: a special token's name, or text; in a tuple where the loss counts."""
+    ids, mask = [], []
+    for part in parts:
+        text, in_loss = (part[0], True) if isinstance(part, tuple) else (part, False)
+        new = [SPECIAL[text]] if text in SPECIAL else peer.encode_ordinary(text)
+        ids += new
+        mask += [in_loss] * len(new)
+    return ids, mask
+
+
+def header(role):
+    return "<|start_header_id|>", role, "<|end_header_id|>", "\n\n"
+
+
+def assert_chat(llama, expected, *args, **kwargs):
+    ids, mask = llama.encode_chat(*args, **kwargs)
+    assert (ids.dtype, mask.dtype) == (np.int32, np.bool_)
+    assert (ids.tolist(), mask.tolist()) == expected
+
+
+def test_chat(llama, peer):
+    messages = [
+        {"role": "user", "content": "  hi <|eot_id|><|reasoning_thinking_start|> \n"},
+        {"role": "assistant", "content": " <|reasoning_thinking_start|>x<|reasoning_thinking_end|> <|eot_id|>y "},
+        {"role": "tool: bash", "content": " completed.\n"},
+    ]
+    answer = "<|reasoning_thinking_start|>", "x", "<|reasoning_thinking_end|>", " <|eot_id|>y", "<|eot_id|>"
+    body = [
+        "<|begin_of_text|>",
+        *(*header("user"), "hi <|eot_id|><|reasoning_thinking_start|>", "<|eot_id|>"),
+        *(*header("assistant"), *((part,) for part in answer)),
+        *(*header("tool: bash"), " completed.\n", "<|eot_id|>"),
+    ]
+    assert_chat(llama, chat_by_hand(peer, *body), messages)
+    prompted = chat_by_hand(peer, *body, *header("assistant"))
+    assert_chat(llama, prompted, messages, add_generation_prompt=True)
+
+
+def test_reasoning_chat_begins_and_ends_as_the_guide_says(llama, peer):
+    system = ["<|begin_of_text|>", *header("system"), REASONING_SYSTEM_PROMPT, "<|eot_id|>"]
+    user = [*header("user"), "hi", "<|eot_id|>"]
+    expected = chat_by_hand(peer, *system, *user, *header("assistant"), "<think>\n")
+    messages = [{"role": "user", "content": "hi"}]
+    assert_chat(llama, expected, messages, reasoning=True, add_generation_prompt=True)
+    assert messages == [{"role": "user", "content": "hi"}]
+
+    own = ["<|begin_of_text|>", *header("system"), "Be brief.", "<|eot_id|>"]
+    messages.insert(0, {"role": "system", "content": "Be brief."})
+    assert_chat(llama, chat_by_hand(peer, *own, *user), messages, reasoning=True)
+
+
+def test_an_assistants_prefix_is_continued_as_it_is(llama, peer):
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "<think>\nSo "}]
+    expected = chat_by_hand(
+        peer, "<|begin_of_text|>", *header("user"), "hi", "<|eot_id|>", *header("assistant"), "<think>\nSo "
+    )
+    assert_chat(llama, expected, messages, add_generation_prompt=True)
+
+
+def test_long_chat_texts_are_cut(llama, peer):
+    text = "ab" * 150_000 + "c" * 150_000
+    ids, _ = llama.encode_chat([{"role": "tool: bash", "content": text}])
+    expected = chat_by_hand(
+        peer, "<|begin_of_text|>", *header("tool: bash"), text[:400_000], text[400_000:], "<|eot_id|>"
+    )
+    assert ids.tolist() == expected[0]
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        ({"role": "bot", "content": ""}, "'bot'"),
+        ({"role": "tool: ", "content": ""}, "'tool: '"),
+        ({"role": "user"}, "keys"),
+        ({"role": "user", "content": "", "name": "x"}, "keys"),
+    ],
+)
+def test_bad_messages_are_refused(small, message, why):
+    with pytest.raises(ValueError, match=why):
+        small.encode_chat([{"role": "user", "content": "hi"}, message])
+
+
+def test_chat_needs_its_special_tokens():
+    tokenizer = Tokenizer.train([], 256, special_tokens=["<|begin_of_text|>"])
+    with pytest.raises(ValueError, match="start_header_id"):
+        tokenizer.encode_chat([{"role": "user", "content": "hi"}])
