@@ -1,7 +1,7 @@
 """Recording executions: ``record``, ``record_source``, ``Recorder``, and the ``Trace`` that they give.
 
-The format of a trace is described in ``docs/trace-format.md``. The recorder is native: it reads the interpreter's frames
-where they lie and leaves the program's objects alone.
+The format of a trace is described in ``docs/trace-format.md``. The recorder is native: it reads the interpreter's
+frames where they lie and leaves the program's objects alone.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Recorder:
         max_seconds: a recording ends after this many seconds.
         max_value_chars: a value's text is cut after this many characters and ``...`` added.
 
-    At a limit the program is stopped by ``RecordingLimit`` (outside ``Exception``), raised again at each further event in
-    scope; the trace holds what was recorded before, and ``Trace.truncated`` names the limit.
+    At a limit the program is stopped by ``RecordingLimit`` (outside ``Exception``), raised again at each further event
+    in scope; the trace holds what was recorded before, and ``Trace.truncated`` names the limit.
 
     Only the calling thread is recorded, one recording at a time; a second one on the same thread is a ``RuntimeError``.
     """
@@ -53,6 +53,7 @@ class Recorder:
         max_seconds: float | None = None,
         max_value_chars: int = 1000,
     ) -> None:
+        """Raises ValueError for a scope that is neither of the two words nor a list of paths."""
         if isinstance(scope, str) and scope not in ("file", "package"):
             raise ValueError(f'scope must be "file", "package" or a list of paths, not {scope!r}')
         self._scope = scope
@@ -88,7 +89,7 @@ class Recorder:
             SyntaxError: the code or the call does not compile.
             Exception: whatever the module body raises.
         """
-        lines = _split_lines(f"\n{code}\ndef main():\n    return {call}\n")
+        lines = _main_lines(code, call)
         compiled = compile("".join(lines), _SOURCE_NAME, "exec", dont_inherit=True)
         # So that tracebacks that the program makes show its lines, as those of a file would.
         linecache.cache[_SOURCE_NAME] = (sum(map(len, lines)), None, lines, _SOURCE_NAME)
@@ -177,8 +178,8 @@ def _code_of(function: Callable[..., Any]) -> CodeType:
     found = inspect.unwrap(found)
     if isinstance(found, type):
         found = found.__init__
-    elif not hasattr(found, "__code__") and hasattr(type(found), "__call__"):
-        found = type(found).__call__
+    elif not hasattr(found, "__code__"):
+        found = getattr(type(found), "__call__", None)  # an object with a method __call__
     code = getattr(found, "__code__", None)
     if not isinstance(code, CodeType):
         raise TypeError(f"cannot tell the file of {function!r}; give Recorder(scope=[...]) the paths to record")
@@ -193,9 +194,15 @@ def _package_folder(filename: str) -> str | None:
     return top
 
 
-def _split_lines(source: str) -> list[str]:
-    """Physical lines, each ending in a newline: lines end at ``\\n``, ``\\r\\n`` or ``\\r`` only."""
-    return io.StringIO(source, newline=None).readlines()
+def source_context(code: str, call: str) -> str:
+    """The context of ``record_source(code, call)``, without running anything."""
+    lines = _main_lines(code, call)
+    return _mark(lines, len(lines) - str(call).count("\n") - 1)
+
+
+def _main_lines(code: str, call: str) -> list[str]:
+    """The module that ``record_source`` runs, by physical lines: they end at ``\\n``, ``\\r\\n`` or ``\\r`` only."""
+    return io.StringIO(f"\n{code}\ndef main():\n    return {call}\n", newline=None).readlines()
 
 
 def _lines(filename: str) -> list[str]:
@@ -206,6 +213,11 @@ def _context(filename: str, name: str, first_line: int, line: int) -> str:
     """The file's source with the entry marked: see CONTEXT in ``docs/trace-format.md``."""
     lines = list(linecache.getlines(filename))
     number = (line or first_line) if name == "<module>" else _def_line(lines, name, first_line)
+    return _mark(lines, number)
+
+
+def _mark(lines: list[str], number: int) -> str:
+    """The lines as one text, the one of this number (from 1) marked as the entry."""
     if 0 < number <= len(lines):
         lines[number - 1] = lines[number - 1].rstrip("\n") + _MARK + "\n"
     return "".join(lines)

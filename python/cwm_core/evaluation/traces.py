@@ -1,4 +1,4 @@
-"""Trace-prediction scores: the table of the CWM technical report (its Table 9), as ``docs/trace-format.md`` defines it."""
+"""Trace-prediction scores: Table 9 of the CWM technical report, as ``docs/trace-format.md`` defines them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Running models: batched generation with a key/value cache. Needs PyTorch."""
+"""Running models: batched generation with a key/value cache, and prediction of executions. Needs PyTorch."""
 
 from .engine import Engine, Generation
+from .prediction import Prediction, predict_states, predict_trace, predict_traces
 
-__all__ = ["Engine", "Generation"]
+__all__ = ["Engine", "Generation", "Prediction", "predict_states", "predict_trace", "predict_traces"]
