@@ -1,0 +1,92 @@
+"""The HTML page of a trace: ``page.html`` with the frames in it as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Hashable
+from html import escape
+from importlib import resources
+from typing import TYPE_CHECKING, TypeVar
+
+from cwm_core.trace import ParsedTrace, Trace
+from cwm_core.view.diff import Difference, differences, outcome, verdict
+
+if TYPE_CHECKING:
+    from cwm_core._native import Frame
+
+_Key = TypeVar("_Key", bound=Hashable)
+_EVENTS = ("call", "line", "return", "exception")
+
+
+def html(trace: Trace, *, predicted: Trace | ParsedTrace | None = None, title: str | None = None) -> str:
+    """A self-contained HTML page that steps through a trace.
+
+    With ``predicted``, each predicted frame stands beside the real one of the same position, and what differs is
+    marked. ``#step=N`` in the page's address opens it at frame ``N``.
+
+    The page is ASCII, whatever the trace holds, and loads nothing. Its size follows what changes in the trace, as
+    ``Trace.nbytes`` does.
+    """
+    found = differences(trace.frames, predicted.frames) if predicted is not None else []
+    tables = _Tables()
+    data = {
+        "context": trace.context,
+        "outcome": outcome(trace),
+        "recorded": [tables.row(frame) for frame in trace.frames],
+        "predicted": None if predicted is None else [tables.row(frame) for frame in predicted.frames],
+        "verdict": None if predicted is None else verdict(trace, predicted, found),
+        "differences": [tables.difference(difference) for difference in found],
+        "lines": list(tables.lines),
+        "names": list(tables.names),
+        "shapes": list(tables.shapes),
+        "values": list(tables.values),
+    }
+    parts = {"TITLE": _ascii_html(title or "Execution trace"), "DATA": _json_in_html(data)}
+    template = resources.files("cwm_core.view").joinpath("page.html").read_text("utf-8")
+    return re.sub("@(TITLE|DATA)@", lambda place: parts[place[1]], template)
+
+
+class _Tables:
+    """What frames share, each thing once: a frame becomes a short list of numbers."""
+
+    def __init__(self) -> None:
+        self.lines: dict[tuple[int, str], int] = {}
+        self.names: dict[str, int] = {}
+        self.shapes: dict[tuple[int, ...], int] = {}
+        self.values: dict[str, int] = {}
+
+    def row(self, frame: Frame) -> list[int]:
+        """``[event, line, shape, slot, value, slot, value, ...]`` with the variables that are not ``..``, or
+        ``[event, line, value]`` for RETURN and EXCEPTION."""
+        row = [_EVENTS.index(frame.event), _intern(self.lines, (frame.lineno or 0, frame.line))]
+        variables = frame.locals
+        if variables is None:
+            row.append(_intern(self.values, frame.arg or ""))
+            return row
+        row.append(_intern(self.shapes, tuple(_intern(self.names, name) for name in variables)))
+        for slot, value in enumerate(variables.values()):
+            if value != "..":
+                row += (slot, _intern(self.values, value))
+        return row
+
+    def difference(self, difference: Difference) -> list[int]:
+        """``[index, flags, name, name, ...]``; the flags are bits: frame, event, line, value."""
+        parts = (difference.frame is not None, difference.event, difference.line, difference.value)
+        flags = sum(1 << bit for bit, differs in enumerate(parts) if differs)
+        names = difference.changed + difference.missing + difference.extra
+        return [difference.index, flags, *(_intern(self.names, name) for name in names)]
+
+
+def _intern(table: dict[_Key, int], key: _Key) -> int:
+    return table.setdefault(key, len(table))
+
+
+def _json_in_html(data: object) -> str:
+    """JSON that is safe inside a ``<script>`` element: ASCII, and without the characters that HTML could act on."""
+    text = json.dumps(data, separators=(",", ":"))
+    return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _ascii_html(text: str) -> str:
+    return escape(text).encode("ascii", "xmlcharrefreplace").decode()

@@ -1,0 +1,250 @@
+"""The HTML page: what it holds, that hostile values stay data, and that its script resolves variables as we do."""
+
+import base64
+import json
+import shutil
+import subprocess
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cwm_core as cwm
+import pytest
+from cwm_core.view import differences, html
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+EVENTS = ["call", "line", "return", "exception"]
+HOSTILE = [
+    "</script><script>document.title = 'broken'</script>",
+    "<!--<script>",
+    "]]>",
+    "&lt;&amp;&#39;",
+    "\u2028\u2029",
+    "\ud800",
+    "\udc00\ud800",
+    "\U0001f600",
+    "\x00\x1b[2J\r",
+    "\u202e",
+    "@DATA@@TITLE@",
+    "\\1\\u003c",
+    '"',
+    "..x",
+    "",
+]
+BUSY = """
+class E:
+    def __init__(self, text): self.text = text
+    def __repr__(self): return self.text
+
+def numbers(n):
+    for i in range(n):
+        sent = yield i
+
+def fall(n):
+    if n == 0:
+        raise ValueError(n)
+    try:
+        fall(n - 1)
+    finally:
+        n += 100
+
+def f(texts):
+    for text in texts:
+        e = E(text)
+    total = 0
+    for n in numbers(4):
+        total += n
+        if n == 2:
+            del total
+            total = 5
+    try:
+        fall(3)
+    except ValueError as error:
+        caught = error
+    class Inner:
+        a = 1
+        b = [a, 2]
+    return sorted([3, 1, 2], key=lambda k: -k), e
+"""
+
+
+class Page(HTMLParser):
+    """The tags of a page, its title and the text of each script."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.title = ""
+        self.texts: dict[str, str] = {}
+        self.inside = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.inside = dict(attrs).get("id") or tag
+        assert not {"src", "href", "srcset"} & dict(attrs).keys()
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        self.texts[self.inside] = self.texts.get(self.inside, "") + data
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.texts["data"])
+
+
+def read_rows(data: Any, rows: list[list[int]]) -> list[tuple[str, Any, str, int | None, Any]]:
+    """The frames that the page's rows stand for."""
+    frames = []
+    for event, line, *rest in rows:
+        number, text = data["lines"][line]
+        shown: Any = None
+        if event < 2:
+            shape = data["shapes"][rest[0]]
+            written = {slot: data["values"][value] for slot, value in zip(rest[1::2], rest[2::2], strict=True)}
+            shown = {data["names"][name]: written.get(slot, "..") for slot, name in enumerate(shape)}
+        frames.append((EVENTS[event], shown, text, number or None, None if event < 2 else data["values"][rest[0]]))
+    return frames
+
+
+def contents(frames: Any) -> list[tuple[str, Any, str, int | None, Any]]:
+    return [(frame.event, frame.locals, frame.line, frame.lineno, frame.arg) for frame in frames]
+
+
+def busy_trace() -> cwm.Trace:
+    return cwm.record_source(BUSY, f"f({HOSTILE!r})")
+
+
+def test_page_holds_the_trace() -> None:
+    trace = busy_trace()
+    data = Page(html(trace)).data
+    assert read_rows(data, data["recorded"]) == contents(trace.frames)
+    assert data["context"] == trace.context
+    assert data["predicted"] is None
+
+
+def test_page_holds_the_prediction() -> None:
+    trace = cwm.record_source(BUSY, "f(['a', 'b'])")
+    text = trace.to_text().replace('"total": "1"', '"total": "2", "more": ".."').replace("for n in", "for m in")
+    prediction = cwm.Trace.parse(text[:-100])
+    data = Page(html(trace, predicted=prediction)).data
+    assert read_rows(data, data["predicted"]) == contents(prediction.frames)
+    found = differences(trace.frames, prediction.frames)
+    assert len(found) > 2
+    for row, difference in zip(data["differences"], found, strict=True):
+        index, flags, *names = row
+        assert index == difference.index
+        assert (
+            flags == (difference.frame is not None) + 2 * difference.event + 4 * difference.line + 8 * difference.value
+        )
+        assert {data["names"][n] for n in names} == {*difference.changed, *difference.missing, *difference.extra}
+    assert prediction.error in data["verdict"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(st.characters(), max_size=40), st.text(st.characters(), max_size=40))
+def test_any_text_is_data(value: str, title: str) -> None:
+    trace = cwm.record_source("def f(x):\n    return x\n", f"f({value!r})")
+    page = html(trace, title=title)
+    assert page.isascii()
+    parsed = Page(page)
+    assert parsed.tags == Page(html(trace)).tags
+    assert read_rows(parsed.data, parsed.data["recorded"]) == contents(trace.frames)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_data(text: str) -> None:
+    trace = cwm.record_source(BUSY, f"f([{text!r}])")
+    page = html(trace, predicted=trace, title=text)
+    assert page.isascii()
+    assert page.count("</script") == Page(page).tags.count("script") == 2
+    assert "<!--" not in page
+    assert Page(page).tags == Page(html(cwm.record_source("def f(): pass", "f()"))).tags
+    assert text in Page(page).data["values"] or text == ".."
+
+
+def test_page_loads_nothing() -> None:
+    page = html(busy_trace())
+    assert "default-src 'none'" in page
+    assert "//" not in page.split("<script")[0].replace("<!doctype html>", "")
+    assert "http:" not in page and "https:" not in page
+
+
+def test_a_hundred_thousand_frames() -> None:
+    code = (
+        "def g(i, s):\n    s.append(i)\n    return i\ndef f(n):\n    s = []\n    for i in range(n):\n        g(i, s)\n"
+    )
+    trace = cwm.Recorder(max_value_chars=100).record_source(code, "f(17_000)")
+    assert len(trace) > 100_000
+    began = time.perf_counter()
+    page = html(trace, predicted=trace)
+    assert time.perf_counter() - began < 20  # seconds: some 2 on a laptop, and test machines are slow
+    assert len(page) < 1.5 * trace.nbytes
+
+
+def test_no_frames() -> None:
+    assert Page(html(cwm.Trace.parse("").trace)).data["recorded"] == []
+
+
+# ---- in a browser
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+
+
+def run_in_page(folder: Path, page: str, script: str, fragment: str = "") -> Any:
+    """Opens a page in headless Chromium and gives the value of an expression in it, through JSON."""
+    assert BROWSER is not None
+    ascii_json = r"JSON.stringify(value).replace(/[^ -~]/g, c => '\\u' + c.charCodeAt(0).toString(16).padStart(4, '0'))"
+    probe = f"<script>const value = {script}; document.body.innerHTML = '<pre>' + btoa({ascii_json});</script></body>"
+    file = folder / "page.html"
+    file.write_text(page.replace("</body>", probe))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
+    done = subprocess.run([BROWSER, *flags, file.as_uri() + fragment], capture_output=True, timeout=60, check=True)
+    return json.loads(base64.b64decode(done.stdout.partition(b"<pre>")[2].partition(b"<")[0]))
+
+
+STATES = """[recorded, predicted].map(track => track.rows.map((row, i) => track.hasState(i)
+    ? Object.fromEntries([...track.variables(i)].map(([name, v]) => [data.names[name], v.text])) : null))"""
+
+
+@needs_browser
+def test_script_resolves_variables(tmp_path: Path) -> None:
+    trace = busy_trace()
+    prediction = cwm.Trace.parse(cwm.record_source(BUSY, "f(['a', 'b'])").to_text()[:-200])
+    recorded, predicted = run_in_page(tmp_path, html(trace, predicted=prediction), STATES)
+    assert recorded == trace.states()
+    assert predicted == prediction.trace.states()
+
+
+@needs_browser
+def test_page_shows_a_difference(tmp_path: Path) -> None:
+    trace = cwm.record_source("def f(n):\n    s = 1\n    return s * n\n", "f('\\u2028<b>')")
+    text = trace.to_text().replace('"s": "1"}', '"s": "2"}').replace("return s * n\n<|arg_sep|>", "s = 1\n<|arg_sep|>")
+    page = html(trace, predicted=cwm.Trace.parse(text), title="</title><b>")
+    shown = """{
+        title: document.title, at: current, bold: document.querySelectorAll("td b, h1 b").length,
+        differs: [...document.querySelectorAll("td.differs > div")].map(e => e.textContent),
+        here: document.querySelector("#source .here .text").textContent,
+        keys: ["Home", "n", "n", "p", "End", "ArrowLeft", "ArrowRight"].map(key => {
+            document.dispatchEvent(new KeyboardEvent("keydown", { key }));
+            return current;
+        }),
+        guess: (go(5), document.querySelector("#source .guess .text").textContent),
+        stack: [...document.querySelectorAll("#stack .pair > div:first-child .text")].map(e => e.textContent),
+    }"""
+    assert run_in_page(tmp_path, page, shown, "#step=4") == {
+        "title": "</title><b>",
+        "at": 4,
+        "bold": 0,
+        "differs": ["2"],
+        "here": "    return s * n",
+        "keys": [0, 4, 5, 4, 6, 5, 6],
+        "guess": "    s = 1",
+        "stack": ["def main():", "def f(n):"],
+    }
