@@ -130,6 +130,9 @@ class Recording:
     def finish(self, lines: Callable[[str], list[str]], context: Callable[[str, str, int, int], str]) -> list[Trace]:
         """The traces recorded."""
 
+def call_with_empty_hook(function: Callable[[], Any]) -> Any:
+    """Calls ``function()`` under a trace function that does nothing: the floor that recordings are measured against."""
+
 # ---- packing
 class ShardWriter:
     def __new__(cls, folder: str | os.PathLike[str], vocab_size: int, shard_tokens: int) -> ShardWriter: ...

@@ -162,6 +162,25 @@ unsafe extern "C" fn hook(
     -1
 }
 
+/// Does nothing: what any native recorder costs at least.
+unsafe extern "C" fn empty_hook(
+    _object: *mut ffi::PyObject, _frame: *mut ffi::PyFrameObject, _what: c_int, _arg: *mut ffi::PyObject,
+) -> c_int {
+    0
+}
+
+/// Calls `function()` under a trace function that does nothing: the floor that recordings are measured against.
+#[pyfunction]
+fn call_with_empty_hook<'py>(py: Python<'py>, function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let none = py.None();
+    // SAFETY: the hook is valid for any event.
+    unsafe { ffi::PyEval_SetTrace(Some(empty_hook), none.as_ptr()) };
+    let result = function.call0();
+    // SAFETY: null takes the trace function away.
+    unsafe { ffi::PyEval_SetTrace(None, std::ptr::null_mut()) };
+    result
+}
+
 /// What `sys.gettrace()` gives while a recording runs. A program that puts its own trace function in place and then
 /// this one back calls it as a Python trace function: it installs the native hook again.
 #[pyclass(frozen, name = "RecordingHook", module = "cwm_core._native")]
@@ -409,5 +428,6 @@ fn finish_trace(one: Recorded, files: &[String], texts: &[Vec<String>], context:
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     layout::verify(m.py())?;
     m.add("RecordingLimit", m.py().get_type::<RecordingLimit>())?;
+    m.add_function(wrap_pyfunction!(call_with_empty_hook, m)?)?;
     m.add_class::<Recording>()
 }

@@ -1,0 +1,167 @@
+"""Recording: events a second beside the empty native hook (the floor), a Python tracer (the oracle), and hunter.
+
+Each workload is a function of this file. The floor and the rivals run the same calls; hunter prints to a null stream.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import cwm_core as cwm
+from cwm_core._native import call_with_empty_hook
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import oracle
+
+
+def integer_loop() -> int:
+    total = 0
+    i = 0
+    while i < 3000:
+        total += i
+        i += 1
+    return total
+
+
+def dict_counting() -> dict[int, int]:
+    counts: dict[int, int] = {}
+    for i in range(1500):
+        key = i * 7 % 13
+        counts[key] = counts.get(key, 0) + 1
+    return counts
+
+
+def list_append() -> list[int]:
+    items = []
+    for i in range(1000):
+        items.append(i)
+    return items
+
+
+def string_building() -> str:
+    text = ""
+    for i in range(600):
+        text += "ab"
+    return text
+
+
+def fibonacci(n: int = 14) -> int:
+    if n < 2:
+        return n
+    return fibonacci(n - 1) + fibonacci(n - 2)
+
+
+def exceptions() -> int:
+    caught = 0
+    for i in range(600):
+        try:
+            raise ValueError(i)
+        except ValueError:
+            caught += 1
+    return caught
+
+
+class Point:
+    def __init__(self, x: int, y: int) -> None:
+        self.x, self.y = x, y
+
+    def __repr__(self) -> str:
+        return f"Point({self.x}, {self.y})"
+
+
+def objects() -> int:
+    total = 0
+    for i in range(300):
+        point = Point(i, i + 1)
+        total += point.x
+    return total
+
+
+def generator() -> int:
+    def numbers(n: int):
+        for i in range(n):  # noqa: UP028
+            yield i
+
+    total = 0
+    for value in numbers(800):
+        total += value
+    return total
+
+
+WORKLOADS = [
+    integer_loop,
+    dict_counting,
+    list_append,
+    string_building,
+    fibonacci,
+    exceptions,
+    objects,
+    generator,
+]
+
+
+def with_hunter(workload: Callable[[], object]) -> None:
+    hunter = pytest.importorskip("hunter")
+    tracer = hunter.trace(filename=__file__, action=hunter.VarsSnooper(stream=io.StringIO()))
+    try:
+        workload()
+    finally:
+        tracer.stop()
+
+
+RECORDERS: dict[str, Callable[[Callable[[], object]], object]] = {
+    "cwm_core": cwm.record,
+    "empty native hook": call_with_empty_hook,
+    "sys.settrace oracle": oracle.record,
+    "hunter": with_hunter,
+}
+
+
+@pytest.mark.parametrize("recorder", RECORDERS)
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.__name__)
+def test_record(benchmark, workload: Callable[[], object], recorder: str) -> None:
+    benchmark.group = f"record: {workload.__name__}"
+    benchmark.extra_info = {"implementation": recorder, "events": len(cwm.record(workload))}
+    if recorder == "hunter":
+        pytest.importorskip("hunter")
+    benchmark(RECORDERS[recorder], workload)
+
+
+@pytest.fixture(scope="module")
+def trace() -> cwm.Trace:
+    code = "def f(n):\n    total = 0\n    seen = []\n    for i in range(n):\n        total += i\n        seen.append(total % 7)\n    return seen\n"
+    return cwm.record_source(code, "f(3000)")
+
+
+def test_to_text(benchmark, trace: cwm.Trace) -> None:
+    benchmark.group = "trace: to text"
+    benchmark.extra_info = {"implementation": "cwm_core", "bytes": len(trace.to_text()), "events": len(trace)}
+    benchmark(trace.to_text)
+
+
+def test_to_text_in_python(benchmark, trace: cwm.Trace) -> None:
+    frames = [oracle.OracleFrame(f.event, f.locals, f.line, f.arg) for f in trace.frames]
+    benchmark.group = "trace: to text"
+    benchmark.extra_info = {"implementation": "json", "bytes": len(trace.to_text()), "events": len(trace)}
+    benchmark(lambda: "".join(map(oracle.frame_text, frames)))
+
+
+def test_parse(benchmark, trace: cwm.Trace) -> None:
+    text = trace.to_text()
+    benchmark.group = "trace: parse"
+    benchmark.extra_info = {"implementation": "cwm_core", "bytes": len(text), "events": len(trace)}
+    benchmark(cwm.Trace.parse, text)
+
+
+def test_parse_in_python(benchmark, trace: cwm.Trace) -> None:
+    from test_trace import oracle_parse
+
+    text = trace.to_text().partition("<|frame_sep|>")[2]
+    benchmark.group = "trace: parse"
+    benchmark.extra_info = {"implementation": "json", "bytes": len(text), "events": len(trace)}
+    benchmark(oracle_parse, text)
