@@ -1,0 +1,231 @@
+"""Recording executions: ``record``, ``record_source``, ``Recorder``, and the ``Trace`` that they give.
+
+The format of a trace is described in ``docs/trace-format.md``. The recorder is native: it reads the interpreter's frames
+where they lie and leaves the program's objects alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import io
+import linecache
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import CodeType, TracebackType
+from typing import Any
+
+from cwm_core._native import ParsedTrace, Recording, RecordingLimit, Trace
+
+__all__ = ["ParsedTrace", "Recorder", "RecordingLimit", "Trace", "record", "record_source"]
+
+_MARK = "  # << START_OF_TRACE"
+_SOURCE_NAME = "<cwm>"
+
+
+class Recorder:
+    """Records executions; the options of a recording live here.
+
+    Args:
+        scope: which code is recorded. ``"file"``: the file of the recorded function, or of the ``with`` block.
+            ``"package"``: any file under its top-level package. A list of paths: any file that is one of them or lies
+            under one of them.
+        max_frames: a trace ends after this many frames.
+        max_bytes: a trace ends when its frames take this many bytes of memory.
+        max_seconds: a recording ends after this many seconds.
+        max_value_chars: a value's text is cut after this many characters and ``...`` added.
+
+    At a limit the program is stopped by ``RecordingLimit`` (outside ``Exception``), raised again at each further event in
+    scope; the trace holds what was recorded before, and ``Trace.truncated`` names the limit.
+
+    Only the calling thread is recorded, one recording at a time; a second one on the same thread is a ``RuntimeError``.
+    """
+
+    def __init__(
+        self,
+        *,
+        scope: str | Sequence[str | os.PathLike[str]] = "file",
+        max_frames: int | None = None,
+        max_bytes: int | None = None,
+        max_seconds: float | None = None,
+        max_value_chars: int = 1000,
+    ) -> None:
+        if isinstance(scope, str) and scope not in ("file", "package"):
+            raise ValueError(f'scope must be "file", "package" or a list of paths, not {scope!r}')
+        self._scope = scope
+        self._limits: dict[str, Any] = {
+            "max_frames": max_frames,
+            "max_bytes": max_bytes,
+            "max_seconds": max_seconds,
+            "max_value_chars": max_value_chars,
+        }
+        self._block: tuple[Recording, list[Trace]] | None = None
+        self.last: Trace | None = None
+        """The trace of the last ``record``, ``record_source`` or ``record_file``, also when it was interrupted."""
+
+    def record(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:
+        """Records ``function(*args, **kwargs)``.
+
+        A generator function is run to its end, a coroutine function to its result. What the program raises is its
+        outcome (``Trace.exception``).
+
+        Raises:
+            KeyboardInterrupt: the recording was interrupted; ``last`` holds what was recorded.
+            TypeError: the file of ``function`` cannot be told, and the scope is no list of paths.
+        """
+        recording = self._recording(lambda: _code_of(function))
+        return self._run(recording, function, args, kwargs)
+
+    def record_source(self, code: str, call: str) -> Trace:
+        """Records the expression ``call`` in the module ``code``, wrapped in ``def main()``.
+
+        The module body runs unrecorded, with ``__name__ == "__main__"``.
+
+        Raises:
+            SyntaxError: the code or the call does not compile.
+            Exception: whatever the module body raises.
+        """
+        lines = _split_lines(f"\n{code}\ndef main():\n    return {call}\n")
+        compiled = compile("".join(lines), _SOURCE_NAME, "exec", dont_inherit=True)
+        # So that tracebacks that the program makes show its lines, as those of a file would.
+        linecache.cache[_SOURCE_NAME] = (sum(map(len, lines)), None, lines, _SOURCE_NAME)
+        module: dict[str, Any] = {"__name__": "__main__"}
+        exec(compiled, module)
+        recording = Recording([_SOURCE_NAME], [], **self._limits)
+        return self._run(recording, module["main"], (), {})
+
+    def record_file(self, path: str | os.PathLike[str], argv: Sequence[str] = ()) -> Trace:
+        """Records a script from its module's first frame, as ``python PATH ARGV...`` runs it.
+
+        Raises:
+            OSError: the file cannot be read.
+            SyntaxError: the file does not compile.
+        """
+        name = os.path.abspath(path)
+        compiled = compile(Path(name).read_bytes(), name, "exec", dont_inherit=True)
+        module: dict[str, Any] = {"__name__": "__main__", "__file__": name, "__builtins__": __builtins__}
+        old_argv, old_path = sys.argv, sys.path
+        sys.argv, sys.path = [name, *argv], [os.path.dirname(name), *old_path]
+        try:
+            return self._run(self._recording(lambda: compiled), exec, (compiled, module), {})
+        finally:
+            sys.argv, sys.path = old_argv, old_path
+
+    def __enter__(self) -> list[Trace]:
+        """Begins to record the activations that begin on this thread inside the block.
+
+        Gives a list, filled when the block ends: one trace for each outermost activation in scope.
+        """
+        if self._block is not None:
+            raise RuntimeError("this recorder already records a block")
+        caller = sys._getframe(1)
+        recording = self._recording(lambda: caller.f_code, split=True)
+        traces: list[Trace] = []
+        recording.start()
+        self._block = (recording, traces)
+        return traces
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """Ends the block. An exception goes on, except ``RecordingLimit``, which did its work."""
+        if self._block is None:
+            raise RuntimeError("this recorder records no block")
+        (recording, traces), self._block = self._block, None
+        recording.stop()
+        traces.extend(trace for trace in recording.finish(_lines, _context) if len(trace) or trace.truncated)
+        return kind is RecordingLimit
+
+    def _run(
+        self, recording: Recording, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Trace:
+        try:
+            recording.run(function, args, kwargs)
+        finally:
+            self.last = recording.finish(_lines, _context)[0]
+        return self.last
+
+    def _recording(self, entry: Callable[[], CodeType], split: bool = False) -> Recording:
+        if isinstance(self._scope, str):
+            filename = entry().co_filename
+            folder = _package_folder(filename) if self._scope == "package" else None
+            files, folders = [filename], [folder] if folder else []
+        else:
+            files = [os.path.abspath(path) for path in self._scope]
+            folders = files
+        return Recording(files, [os.path.join(folder, "") for folder in folders], split=split, **self._limits)
+
+
+def record(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Trace:
+    """Records ``function(*args, **kwargs)``, code of its own file, without limits: ``Recorder().record``."""
+    return Recorder().record(function, *args, **kwargs)
+
+
+def record_source(code: str, call: str) -> Trace:
+    """Records the expression ``call`` in the module ``code``, without limits: ``Recorder().record_source``."""
+    return Recorder().record_source(code, call)
+
+
+def _code_of(function: Callable[..., Any]) -> CodeType:
+    """The code object whose file is the scope of recording ``function``."""
+    found: Any = function
+    while isinstance(found, functools.partial):
+        found = found.func
+    found = inspect.unwrap(found)
+    if isinstance(found, type):
+        found = found.__init__
+    elif not hasattr(found, "__code__") and hasattr(type(found), "__call__"):
+        found = type(found).__call__
+    code = getattr(found, "__code__", None)
+    if not isinstance(code, CodeType):
+        raise TypeError(f"cannot tell the file of {function!r}; give Recorder(scope=[...]) the paths to record")
+    return code
+
+
+def _package_folder(filename: str) -> str | None:
+    """The folder of the top-level package that a file belongs to: the outermost one with an ``__init__.py``."""
+    top, folder = None, os.path.dirname(filename)
+    while os.path.isfile(os.path.join(folder, "__init__.py")):
+        top, folder = folder, os.path.dirname(folder)
+    return top
+
+
+def _split_lines(source: str) -> list[str]:
+    """Physical lines, each ending in a newline: lines end at ``\\n``, ``\\r\\n`` or ``\\r`` only."""
+    return io.StringIO(source, newline=None).readlines()
+
+
+def _lines(filename: str) -> list[str]:
+    return linecache.getlines(filename)
+
+
+def _context(filename: str, name: str, first_line: int, line: int) -> str:
+    """The file's source with the entry marked: see CONTEXT in ``docs/trace-format.md``."""
+    lines = list(linecache.getlines(filename))
+    number = (line or first_line) if name == "<module>" else _def_line(lines, name, first_line)
+    if 0 < number <= len(lines):
+        lines[number - 1] = lines[number - 1].rstrip("\n") + _MARK + "\n"
+    return "".join(lines)
+
+
+def _def_line(lines: list[str], name: str, first_line: int) -> int:
+    """The line of the ``def`` of a function whose code begins at ``first_line``, maybe with its decorators."""
+    begins_with_decorator = 0 < first_line <= len(lines) and lines[first_line - 1].lstrip().startswith("@")
+    if name == "<lambda>" or not begins_with_decorator:
+        return first_line
+    try:
+        tree = ast.parse("".join(lines))
+    except SyntaxError:
+        return first_line
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            and node.decorator_list
+            and node.name == name
+            and node.decorator_list[0].lineno == first_line
+        ):
+            return node.lineno
+    return first_line

@@ -1,0 +1,335 @@
+//! The JSON of a frame: strings as Python's `json.dumps` writes them, objects of strings as `json.loads` reads them.
+
+use std::collections::HashSet;
+
+/// For each byte whether a JSON string in ASCII can hold it as it is.
+const PLAIN: [bool; 256] = {
+    let mut plain = [false; 256];
+    let mut byte = 0x20;
+    while byte < 0x7f {
+        plain[byte] = byte != b'"' as usize && byte != b'\\' as usize;
+        byte += 1;
+    }
+    plain[0x7f] = true;
+    plain
+};
+
+/// Appends `text` as a JSON string with every character outside ASCII escaped.
+///
+/// `text` is UTF-8 that may hold lone surrogates, encoded like other code points; they are written `\udXXX`.
+pub fn write_string(text: &[u8], out: &mut String) {
+    out.push('"');
+    let mut rest = text;
+    while !rest.is_empty() {
+        let plain = rest.iter().position(|&b| !PLAIN[b as usize]).unwrap_or(rest.len());
+        // Plain bytes are ASCII, so this never replaces anything.
+        out.push_str(&String::from_utf8_lossy(&rest[..plain]));
+        rest = &rest[plain..];
+        if !rest.is_empty() {
+            let (code, width) = code_point(rest);
+            write_escape(code, out);
+            rest = &rest[width..];
+        }
+    }
+    out.push('"');
+}
+
+fn write_escape(code: u32, out: &mut String) {
+    match code {
+        0x22 => out.push_str("\\\""),
+        0x5c => out.push_str("\\\\"),
+        0x0a => out.push_str("\\n"),
+        0x0d => out.push_str("\\r"),
+        0x09 => out.push_str("\\t"),
+        0x08 => out.push_str("\\b"),
+        0x0c => out.push_str("\\f"),
+        0..0x10000 => push_hex(code, out),
+        _ => {
+            let offset = code - 0x10000;
+            push_hex(0xd800 + (offset >> 10), out);
+            push_hex(0xdc00 + (offset & 0x3ff), out);
+        }
+    }
+}
+
+fn push_hex(unit: u32, out: &mut String) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    out.push_str("\\u");
+    for shift in [12, 8, 4, 0] {
+        out.push(DIGITS[(unit >> shift & 15) as usize] as char);
+    }
+}
+
+/// The first code point of generalized UTF-8 and its width; a byte that is not UTF-8 stands for U+FFFD.
+fn code_point(bytes: &[u8]) -> (u32, usize) {
+    let tail = |i: usize| bytes.get(i).map(|b| (b & 0x3f) as u32);
+    match bytes[0] {
+        first @ 0..0x80 => (first as u32, 1),
+        first @ 0xc0..0xe0 if bytes.len() >= 2 => ((first as u32 & 0x1f) << 6 | tail(1).unwrap_or(0), 2),
+        first @ 0xe0..0xf0 if bytes.len() >= 3 => (
+            (first as u32 & 0x0f) << 12 | tail(1).unwrap_or(0) << 6 | tail(2).unwrap_or(0),
+            3,
+        ),
+        first @ 0xf0..0xf8 if bytes.len() >= 4 => {
+            let high = (first as u32 & 0x07) << 18 | tail(1).unwrap_or(0) << 12;
+            (high | tail(2).unwrap_or(0) << 6 | tail(3).unwrap_or(0), 4)
+        }
+        _ => (0xfffd, 1),
+    }
+}
+
+/// Appends a code point, lone surrogates included, as generalized UTF-8.
+pub fn push_code_point(code: u32, out: &mut Vec<u8>) {
+    match code {
+        0..0x80 => out.push(code as u8),
+        0x80..0x800 => out.extend([0xc0 | (code >> 6) as u8, 0x80 | (code & 0x3f) as u8]),
+        0x800..0x10000 => {
+            out.extend([
+                0xe0 | (code >> 12) as u8,
+                0x80 | (code >> 6 & 0x3f) as u8,
+                0x80 | (code & 0x3f) as u8,
+            ]);
+        }
+        _ => out.extend([
+            0xf0 | (code >> 18) as u8,
+            0x80 | (code >> 12 & 0x3f) as u8,
+            0x80 | (code >> 6 & 0x3f) as u8,
+            0x80 | (code & 0x3f) as u8,
+        ]),
+    }
+}
+
+/// Names and values of an object, in order.
+pub type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Reads one JSON string, white space around it allowed, into generalized UTF-8.
+pub fn parse_string(text: &str) -> Result<Vec<u8>, &'static str> {
+    let mut reader = Reader {
+        bytes: text.as_bytes(),
+        at: 0,
+    };
+    reader.space();
+    let mut out = Vec::new();
+    reader.string(&mut out)?;
+    reader.space();
+    reader.end()?;
+    Ok(out)
+}
+
+/// Reads a JSON object whose values are all strings into (name, value) pairs in order.
+///
+/// White space is allowed where `json.loads` allows it, but not before the object. A name that occurs twice is an error.
+pub fn parse_locals(text: &str) -> Result<Pairs, &'static str> {
+    let mut reader = Reader {
+        bytes: text.as_bytes(),
+        at: 0,
+    };
+    let mut pairs = Pairs::new();
+    reader.expect(b'{', "the state is not a JSON object")?;
+    reader.space();
+    if !reader.take(b'}') {
+        loop {
+            let (mut name, mut value) = (Vec::new(), Vec::new());
+            reader.string(&mut name)?;
+            reader.space();
+            reader.expect(b':', "no ':' after a variable's name")?;
+            reader.space();
+            reader.string(&mut value)?;
+            pairs.push((name, value));
+            reader.space();
+            if reader.take(b'}') {
+                break;
+            }
+            reader.expect(b',', "no ',' or '}' after a value")?;
+            reader.space();
+        }
+    }
+    reader.space();
+    reader.end()?;
+    if has_duplicate(&pairs) {
+        return Err("a variable's name occurs twice");
+    }
+    Ok(pairs)
+}
+
+fn has_duplicate(pairs: &[(Vec<u8>, Vec<u8>)]) -> bool {
+    if pairs.len() <= 16 {
+        return pairs
+            .iter()
+            .enumerate()
+            .any(|(i, (name, _))| pairs[..i].iter().any(|(other, _)| other == name));
+    }
+    let mut seen = HashSet::with_capacity(pairs.len());
+    pairs.iter().any(|(name, _)| !seen.insert(name))
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Reader<'_> {
+    fn space(&mut self) {
+        while matches!(self.bytes.get(self.at), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+            self.at += 1;
+        }
+    }
+
+    fn take(&mut self, byte: u8) -> bool {
+        let found = self.bytes.get(self.at) == Some(&byte);
+        self.at += found as usize;
+        found
+    }
+
+    fn expect(&mut self, byte: u8, reason: &'static str) -> Result<(), &'static str> {
+        if self.take(byte) { Ok(()) } else { Err(reason) }
+    }
+
+    fn end(&self) -> Result<(), &'static str> {
+        if self.at == self.bytes.len() {
+            Ok(())
+        } else {
+            Err("text after the JSON value")
+        }
+    }
+
+    fn string(&mut self, out: &mut Vec<u8>) -> Result<(), &'static str> {
+        self.expect(b'"', "a JSON string was expected")?;
+        loop {
+            let rest = &self.bytes[self.at..];
+            let plain = rest.iter().position(|&b| b < 0x20 || b == b'"' || b == b'\\');
+            let plain = plain.ok_or("a JSON string is not closed")?;
+            out.extend_from_slice(&rest[..plain]);
+            self.at += plain + 1;
+            match rest[plain] {
+                b'"' => return Ok(()),
+                b'\\' => self.escape(out)?,
+                _ => return Err("a control character in a JSON string"),
+            }
+        }
+    }
+
+    fn escape(&mut self, out: &mut Vec<u8>) -> Result<(), &'static str> {
+        let kind = *self.bytes.get(self.at).ok_or("a JSON string is not closed")?;
+        self.at += 1;
+        let byte = match kind {
+            b'"' | b'\\' | b'/' => kind,
+            b'b' => 0x08,
+            b'f' => 0x0c,
+            b'n' => b'\n',
+            b'r' => b'\r',
+            b't' => b'\t',
+            b'u' => {
+                let code = self.unicode_escape()?;
+                push_code_point(code, out);
+                return Ok(());
+            }
+            _ => return Err("an unknown escape in a JSON string"),
+        };
+        out.push(byte);
+        Ok(())
+    }
+
+    /// The code point of `XXXX`, or of `XXXX\uXXXX` where the two are a surrogate pair.
+    fn unicode_escape(&mut self) -> Result<u32, &'static str> {
+        let high = self.hex()?;
+        if (0xd800..0xdc00).contains(&high) && self.bytes[self.at..].starts_with(b"\\u") {
+            let back = self.at;
+            self.at += 2;
+            match self.hex()? {
+                low @ 0xdc00..0xe000 => return Ok(0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00)),
+                _ => self.at = back,
+            }
+        }
+        Ok(high)
+    }
+
+    fn hex(&mut self) -> Result<u32, &'static str> {
+        let digits = self
+            .bytes
+            .get(self.at..self.at + 4)
+            .ok_or("a cut \\u escape in a JSON string")?;
+        self.at += 4;
+        digits.iter().try_fold(0, |code, &digit| {
+            (digit as char)
+                .to_digit(16)
+                .map(|d| code << 4 | d)
+                .ok_or("a malformed \\u escape in a JSON string")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn dumps(text: &str) -> String {
+        let mut out = String::new();
+        write_string(text.as_bytes(), &mut out);
+        out
+    }
+
+    #[test]
+    fn writes_as_python_does() {
+        assert_eq!(
+            dumps("a\"b\\c\n\r\t\u{8}\u{c}\u{1}\u{7f}"),
+            "\"a\\\"b\\\\c\\n\\r\\t\\b\\f\\u0001\u{7f}\""
+        );
+        assert_eq!(dumps("é√😀"), r#""\u00e9\u221a\ud83d\ude00""#);
+    }
+
+    #[test]
+    fn lone_surrogates_survive() {
+        let text = parse_string(r#""\ud800x\udc00\ud83d\ude00\ud83d""#).unwrap();
+        let mut out = String::new();
+        write_string(&text, &mut out);
+        assert_eq!(out, r#""\ud800x\udc00\ud83d\ude00\ud83d""#);
+    }
+
+    #[test]
+    fn refuses_what_json_loads_refuses() {
+        for text in [
+            "",
+            "a",
+            "\"",
+            "\"\n\"",
+            r#""\x""#,
+            r#""\u12""#,
+            r#""\u12g4""#,
+            r#""a" b"#,
+            "1",
+        ] {
+            assert!(parse_string(text).is_err(), "{text:?}");
+        }
+        for text in [
+            "",
+            " {}",
+            "{",
+            "{,}",
+            r#"{"a"}"#,
+            r#"{"a":1}"#,
+            r#"{"a":"1",}"#,
+            r#"{"a":"1""#,
+            r#"{"a":"1"}x"#,
+            r#"{"a":"1","a":"2"}"#,
+            r#"["a"]"#,
+        ] {
+            assert!(parse_locals(text).is_err(), "{text:?}");
+        }
+        assert_eq!(parse_locals("{ \"a\" :\n\"1\" , \"b\":\"2\" } \t").unwrap().len(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn strings_come_back(text in any::<String>()) {
+            prop_assert_eq!(parse_string(&dumps(&text)).unwrap(), text.as_bytes());
+        }
+
+        #[test]
+        fn any_text_is_total(text in any::<String>()) {
+            let _ = parse_string(&text);
+            let _ = parse_locals(&text);
+        }
+    }
+}

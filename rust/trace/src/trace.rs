@@ -1,0 +1,340 @@
+//! The trace in memory: columns of frames over interned lines, names, shapes and a log of value texts.
+
+use rustc_hash::FxHashMap;
+
+use crate::special::Special;
+
+/// What happened at a frame: the four events of `sys.settrace`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Event {
+    Call = 0,
+    Line = 1,
+    Return = 2,
+    Exception = 3,
+}
+
+impl Event {
+    pub const ALL: [Event; 4] = [Event::Call, Event::Line, Event::Return, Event::Exception];
+
+    /// `"call"`, `"line"`, `"return"` or `"exception"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Event::Call => "call",
+            Event::Line => "line",
+            Event::Return => "return",
+            Event::Exception => "exception",
+        }
+    }
+
+    /// The token that opens a frame of this event.
+    pub const fn special(self) -> Special {
+        match self {
+            Event::Call => Special::CallSep,
+            Event::Line => Special::LineSep,
+            Event::Return => Special::ReturnSep,
+            Event::Exception => Special::ExceptionSep,
+        }
+    }
+
+    /// Whether frames of this event show local variables (CALL and LINE) rather than a value (RETURN and EXCEPTION).
+    pub const fn has_locals(self) -> bool {
+        matches!(self, Event::Call | Event::Line)
+    }
+}
+
+/// A source line as frames show it: its number in its file (0 when unknown) and its text, ending in one newline, or
+/// empty where no source is known.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Line {
+    pub number: u32,
+    pub text: String,
+}
+
+/// How the recorded program ended, with the rendered result or exception.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Returned(Vec<u8>),
+    Raised(Vec<u8>),
+}
+
+/// A variable's value as a frame shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown<'a> {
+    /// `..`: as in the previous frame of the same activation.
+    Unchanged,
+    /// Rendered text, in UTF-8 that may hold lone surrogates (a `__repr__` can return them).
+    Text(&'a [u8]),
+}
+
+/// Strings one after the other in one allocation, by id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Texts {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) ends: Vec<u64>,
+}
+
+impl Texts {
+    pub(crate) fn get(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        let start = if id == 0 { 0 } else { self.ends[id - 1] as usize };
+        &self.bytes[start..self.ends[id] as usize]
+    }
+
+    pub(crate) fn open_start(&self) -> usize {
+        self.ends.last().copied().unwrap_or(0) as usize
+    }
+}
+
+/// A recorded or parsed execution.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    /// The source text shown before the frames.
+    pub context: String,
+    /// How the program ended; `None` where that is not known (parsed traces, recordings cut by a limit).
+    pub outcome: Option<Outcome>,
+    /// The limit that ended the recording, if one did: `"max_frames"`, `"max_bytes"` or `"max_seconds"`.
+    pub truncated: Option<String>,
+    pub(crate) lines: Vec<Line>,
+    pub(crate) names: Vec<Vec<u8>>,
+    /// Each shape is the ordered list of the names that a CALL or LINE frame shows.
+    pub(crate) shapes: Vec<Box<[u32]>>,
+    pub(crate) events: Vec<Event>,
+    pub(crate) frame_lines: Vec<u32>,
+    /// The shape of a CALL or LINE frame; 0 elsewhere.
+    pub(crate) frame_shapes: Vec<u32>,
+    /// Where the changes of each frame end. Change i is the i-th value text, of the variable at `change_slots[i]`.
+    pub(crate) change_ends: Vec<u32>,
+    pub(crate) change_slots: Vec<u32>,
+    pub(crate) values: Texts,
+    name_ids: FxHashMap<Vec<u8>, u32>,
+    shape_ids: FxHashMap<Box<[u32]>, u32>,
+}
+
+impl Trace {
+    pub fn new(context: String) -> Trace {
+        Trace {
+            context,
+            ..Trace::default()
+        }
+    }
+
+    /// Number of frames.
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// The frame at `index`, which must be less than [`Trace::len`].
+    pub fn frame(&self, index: usize) -> FrameRef<'_> {
+        assert!(index < self.len(), "frame {index} of a trace of {} frames", self.len());
+        FrameRef { trace: self, index }
+    }
+
+    pub fn frames(&self) -> impl ExactSizeIterator<Item = FrameRef<'_>> {
+        (0..self.len()).map(|index| FrameRef { trace: self, index })
+    }
+
+    /// The distinct source lines, by the id that [`FrameRef::line_id`] gives.
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    pub fn name(&self, id: u32) -> &[u8] {
+        &self.names[id as usize]
+    }
+
+    pub fn shape(&self, id: u32) -> &[u32] {
+        &self.shapes[id as usize]
+    }
+
+    /// The text of change `id`.
+    pub fn value(&self, id: u32) -> &[u8] {
+        self.values.get(id)
+    }
+
+    /// Bytes of memory that the frames take, without spare capacity: what `max_bytes` limits.
+    pub fn frame_bytes(&self) -> usize {
+        self.events.len() * (1 + 3 * 4) + self.change_slots.len() * (4 + 8) + self.values.bytes.len()
+    }
+
+    /// Adds a source line and gives its id. The caller keeps lines apart; equal lines may have several ids.
+    pub fn add_line(&mut self, line: Line) -> u32 {
+        self.lines.push(line);
+        (self.lines.len() - 1) as u32
+    }
+
+    /// Gives every line its text, by its id and number: a recording knows the numbers first.
+    pub fn set_line_texts(&mut self, mut text: impl FnMut(usize, u32) -> String) {
+        for (id, line) in self.lines.iter_mut().enumerate() {
+            line.text = text(id, line.number);
+        }
+    }
+
+    /// The id of a variable's name.
+    pub fn intern_name(&mut self, name: &[u8]) -> u32 {
+        if let Some(&id) = self.name_ids.get(name) {
+            return id;
+        }
+        let id = self.names.len() as u32;
+        self.names.push(name.to_vec());
+        self.name_ids.insert(name.to_vec(), id);
+        id
+    }
+
+    /// The id of an ordered list of names.
+    pub fn intern_shape(&mut self, names: &[u32]) -> u32 {
+        if let Some(&id) = self.shape_ids.get(names) {
+            return id;
+        }
+        let id = self.shapes.len() as u32;
+        self.shapes.push(names.into());
+        self.shape_ids.insert(names.into(), id);
+        id
+    }
+
+    /// The end of the value log, to render a value into. Then keep it with [`Trace::keep_change`] or
+    /// [`Trace::push_value_frame`], or drop it with [`Trace::drop_value`].
+    pub fn open_value(&mut self) -> &mut Vec<u8> {
+        &mut self.values.bytes
+    }
+
+    /// The bytes rendered since the last kept value.
+    pub fn open_text(&self) -> &[u8] {
+        &self.values.bytes[self.values.open_start()..]
+    }
+
+    /// Keeps what was rendered as the value of the variable at `slot` of the next CALL or LINE frame, and gives the id
+    /// of the change. Slots are kept in ascending order.
+    pub fn keep_change(&mut self, slot: u32) -> u32 {
+        self.values.ends.push(self.values.bytes.len() as u64);
+        self.change_slots.push(slot);
+        (self.change_slots.len() - 1) as u32
+    }
+
+    /// Rewinds what was rendered since the last kept value.
+    pub fn drop_value(&mut self) {
+        let start = self.values.open_start();
+        self.values.bytes.truncate(start);
+    }
+
+    /// Closes a CALL or LINE frame that shows the variables of `shape`, those kept as changes in full.
+    pub fn push_locals_frame(&mut self, event: Event, line: u32, shape: u32) {
+        debug_assert!(event.has_locals());
+        self.push_frame(event, line, shape);
+    }
+
+    /// Adds a RETURN or EXCEPTION frame whose value is what was rendered.
+    pub fn push_value_frame(&mut self, event: Event, line: u32) {
+        debug_assert!(!event.has_locals());
+        self.keep_change(0);
+        self.push_frame(event, line, 0);
+    }
+
+    fn push_frame(&mut self, event: Event, line: u32, shape: u32) {
+        self.events.push(event);
+        self.frame_lines.push(line);
+        self.frame_shapes.push(shape);
+        self.change_ends.push(self.change_slots.len() as u32);
+    }
+
+    /// Forgets what was rendered and kept since the last whole frame.
+    pub fn drop_open_frame(&mut self) {
+        let kept = self.change_ends.last().copied().unwrap_or(0) as usize;
+        self.change_slots.truncate(kept);
+        self.values.ends.truncate(kept);
+        self.drop_value();
+    }
+}
+
+/// One frame of a trace.
+#[derive(Clone, Copy)]
+pub struct FrameRef<'a> {
+    trace: &'a Trace,
+    index: usize,
+}
+
+impl<'a> FrameRef<'a> {
+    pub fn index(self) -> usize {
+        self.index
+    }
+
+    pub fn event(self) -> Event {
+        self.trace.events[self.index]
+    }
+
+    /// Index into [`Trace::lines`].
+    pub fn line_id(self) -> u32 {
+        self.trace.frame_lines[self.index]
+    }
+
+    pub fn line(self) -> &'a Line {
+        &self.trace.lines[self.line_id() as usize]
+    }
+
+    /// The interned set of names of a CALL or LINE frame.
+    pub fn shape(self) -> Option<&'a [u32]> {
+        self.event()
+            .has_locals()
+            .then(|| self.trace.shape(self.trace.frame_shapes[self.index]))
+    }
+
+    /// The ids of the frame's changes, by ascending slot; of a RETURN or EXCEPTION frame its one value.
+    pub fn changes(self) -> std::ops::Range<u32> {
+        let start = if self.index == 0 {
+            0
+        } else {
+            self.trace.change_ends[self.index - 1]
+        };
+        start..self.trace.change_ends[self.index]
+    }
+
+    /// The value of a RETURN or EXCEPTION frame.
+    pub fn arg(self) -> Option<&'a [u8]> {
+        match self.event().has_locals() {
+            true => None,
+            false => Some(self.trace.value(self.changes().start)),
+        }
+    }
+
+    /// The variables of a CALL or LINE frame in order, as written; nothing elsewhere.
+    pub fn locals(self) -> impl Iterator<Item = (&'a [u8], Shown<'a>)> {
+        let trace = self.trace;
+        let mut changes = self.changes().peekable();
+        self.shape()
+            .unwrap_or(&[])
+            .iter()
+            .enumerate()
+            .map(move |(slot, &name)| {
+                let shown = match changes.next_if(|&id| trace.change_slots[id as usize] as usize == slot) {
+                    Some(id) => Shown::Text(trace.value(id)),
+                    None => Shown::Unchanged,
+                };
+                (trace.name(name), shown)
+            })
+    }
+}
+
+/// Frames are equal when they show the same content, in the same order of variables.
+impl PartialEq for FrameRef<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.event() == other.event()
+            && self.line() == other.line()
+            && self.arg() == other.arg()
+            && self.locals().eq(other.locals())
+    }
+}
+
+/// Traces are equal when they show the same, however they were built.
+impl PartialEq for Trace {
+    fn eq(&self, other: &Self) -> bool {
+        self.context == other.context
+            && self.outcome == other.outcome
+            && self.truncated == other.truncated
+            && self.len() == other.len()
+            && self.frames().eq(other.frames())
+    }
+}

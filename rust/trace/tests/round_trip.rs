@@ -1,0 +1,200 @@
+//! Random traces come back from every form; random bytes never break a reader.
+
+use cwm_trace::{
+    Event, Line, Outcome, Parsed, Part, Piece, Special, TokenParser, Trace, from_bytes, parse_text, resolve, state_at,
+    to_bytes, write_text,
+};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+/// A frame to build: event, line number, variables as (name, value or unchanged), value of RETURN and EXCEPTION.
+type Spec = (u8, u32, Vec<(u8, Option<String>)>, String);
+
+/// Text without special tokens: what the text form can hold.
+fn plain_text() -> impl Strategy<Value = String> {
+    any::<String>().prop_map(|text| text.replace("<|", "<"))
+}
+
+fn spec() -> impl Strategy<Value = Spec> {
+    let variables = vec((0u8..8, proptest::option::of(plain_text())), 0..6);
+    (0u8..4, 0u32..5, variables, plain_text())
+}
+
+fn build(context: &str, specs: &[Spec]) -> Trace {
+    let mut trace = Trace::new(context.to_owned());
+    let lines: Vec<u32> = (0..5)
+        .map(|n| {
+            trace.add_line(Line {
+                number: n,
+                text: format!("line {n}\n"),
+            })
+        })
+        .collect();
+    for (event, line, variables, value) in specs {
+        let event = Event::ALL[*event as usize];
+        let line = lines[*line as usize];
+        if event.has_locals() {
+            let mut shape: Vec<u32> = Vec::new();
+            for (name, value) in variables {
+                let name = trace.intern_name(format!("v{name}").as_bytes());
+                if shape.contains(&name) {
+                    continue;
+                }
+                shape.push(name);
+                if let Some(value) = value.as_ref().filter(|value| *value != "..") {
+                    trace.open_value().extend_from_slice(value.as_bytes());
+                    trace.keep_change(shape.len() as u32 - 1);
+                }
+            }
+            let shape = trace.intern_shape(&shape);
+            trace.push_locals_frame(event, line, shape);
+        } else {
+            trace.open_value().extend_from_slice(value.as_bytes());
+            trace.push_value_frame(event, line);
+        }
+    }
+    trace
+}
+
+fn text_of(trace: &Trace) -> String {
+    let mut text = String::new();
+    write_text(trace, &mut text);
+    text
+}
+
+fn parse_parts(trace: &Trace) -> Parsed {
+    let mut parser = TokenParser::default();
+    let mut offset = 0;
+    trace.for_each_part(|part| {
+        let fed = match part {
+            Part::Special(special) => parser.feed(offset, Piece::Special(special)),
+            Part::Text(text) | Part::Line(_, text) => parser.feed(offset, Piece::Bytes(text.as_bytes())),
+        };
+        assert!(fed);
+        offset += 1;
+    });
+    parser.finish()
+}
+
+/// Frames as content, without the line numbers that parsed traces do not know.
+fn contents(trace: &Trace) -> Vec<String> {
+    let show = |frame: cwm_trace::FrameRef<'_>| {
+        format!(
+            "{:?} {:?} {:?} {:?}",
+            frame.event(),
+            frame.line().text,
+            frame.locals().collect::<Vec<_>>(),
+            frame.arg()
+        )
+    };
+    trace.frames().map(show).collect()
+}
+
+proptest! {
+    #[test]
+    fn stored_form_comes_back(context in any::<String>(), specs in vec(spec(), 0..20), value in any::<Vec<u8>>()) {
+        let mut trace = build(&context, &specs);
+        trace.outcome = Some(Outcome::Raised(value));
+        trace.truncated = (specs.len() > 10).then(|| "max_frames".to_owned());
+        prop_assert_eq!(from_bytes(&to_bytes(&trace).unwrap()).unwrap(), trace);
+    }
+
+    #[test]
+    fn text_form_comes_back(context in plain_text(), specs in vec(spec(), 0..20)) {
+        let trace = build(&context, &specs);
+        let text = text_of(&trace);
+        for parsed in [parse_text(&text), parse_parts(&trace)] {
+            prop_assert_eq!(&parsed.error, &None);
+            prop_assert!(parsed.complete);
+            prop_assert_eq!(&parsed.trace.context, &context);
+            prop_assert_eq!(contents(&parsed.trace), contents(&trace));
+        }
+    }
+
+    #[test]
+    fn a_cut_text_gives_whole_frames(specs in vec(spec(), 1..8), cut in 0.0f64..1.0) {
+        let trace = build("c", &specs);
+        let text = text_of(&trace);
+        let at = text.floor_char_boundary((text.len() as f64 * cut) as usize);
+        let parsed = parse_text(&text[..at]);
+        let whole = contents(&parsed.trace);
+        prop_assert_eq!(&contents(&trace)[..whole.len()], &whole[..]);
+        if let Some(error) = parsed.error {
+            prop_assert!(error.offset <= at);
+        }
+    }
+
+    #[test]
+    fn any_text_is_total(pieces in vec(prop_oneof![
+        any::<String>(), Just("{}".to_owned()), Just("\"\"".to_owned()),
+        (0usize..10).prop_map(|i| Special::ALL[i].name().to_owned()),
+    ], 0..12)) {
+        parse_text(&pieces.concat());
+    }
+
+    #[test]
+    fn any_pieces_are_total(pieces in vec((0usize..12, any::<Vec<u8>>()), 0..12)) {
+        let mut parser = TokenParser::default();
+        for (offset, (kind, bytes)) in pieces.iter().enumerate() {
+            parser.feed(offset, match kind {
+                0..10 => Piece::Special(Special::ALL[*kind]),
+                10 => Piece::Foreign(7),
+                _ => Piece::Bytes(bytes),
+            });
+        }
+        parser.finish();
+    }
+
+    #[test]
+    fn damaged_stored_forms_are_errors(specs in vec(spec(), 0..8), at in any::<prop::sample::Index>(), bit in 0u8..8) {
+        let mut bytes = to_bytes(&build("context", &specs)).unwrap();
+        prop_assert!(from_bytes(&bytes[..at.index(bytes.len())]).is_err());
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        prop_assert!(from_bytes(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_state_alone_equals_all_states(specs in vec(spec(), 0..30)) {
+        let trace = build("", &specs);
+        for (index, state) in resolve(&trace).into_iter().enumerate() {
+            let enclosed = trace.frames().take(index + 1).map(|f| f.event()).fold(0i32, |depth, event| match event {
+                Event::Call => depth + 1,
+                Event::Return => (depth - 1).max(0),
+                _ => depth,
+            });
+            if enclosed > 0 {
+                prop_assert_eq!(state_at(&trace, index), state);
+            }
+        }
+    }
+}
+
+/// A hostile payload behind a valid header: every index and length is checked, nothing panics.
+#[test]
+fn hostile_payloads_are_errors() {
+    let honest = build(
+        "c",
+        &[
+            (0, 0, vec![(0, Some("1".into()))], String::new()),
+            (2, 1, vec![], "None".into()),
+        ],
+    );
+    let bytes = to_bytes(&honest).unwrap();
+    let payload = zstd::bulk::decompress(&bytes[24..], 1 << 20).unwrap();
+    for at in 0..payload.len() {
+        for value in [0u8, 1, 5, 0x7f, 0x80, 0xff] {
+            let mut hostile = payload.clone();
+            hostile[at] = value;
+            let packed = zstd::bulk::compress(&hostile, 1).unwrap();
+            let mut file = bytes[..12].to_vec();
+            file.extend_from_slice(&(hostile.len() as u64).to_le_bytes());
+            file.extend_from_slice(&crc32fast::hash(&packed).to_le_bytes());
+            file.extend_from_slice(&packed);
+            if let Ok(trace) = from_bytes(&file) {
+                text_of(&trace);
+                resolve(&trace);
+            }
+        }
+    }
+}

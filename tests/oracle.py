@@ -1,0 +1,188 @@
+"""The oracle: what a recording must show, told by a plain ``sys.settrace`` tracer. Slow on purpose, independent of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import io
+import json
+import linecache
+import re
+import sys
+from typing import Any, NamedTuple
+
+
+class OracleFrame(NamedTuple):
+    event: str
+    locals: dict[str, str] | None
+    line: str
+    arg: str | None
+
+
+class NoVerdictError(BaseException):
+    """The tracer itself disturbed the program: nothing can be compared."""
+
+
+class _Full(Exception):
+    pass
+
+
+class _Text:
+    """Collects text and stops when it is longer than the limit."""
+
+    def __init__(self, limit: int) -> None:
+        self.text, self.limit = "", limit
+
+    def add(self, part: str) -> None:
+        self.text += part
+        if len(self.text) > self.limit:
+            raise _Full
+
+
+def render(value: Any, limit: int = 1000) -> str:
+    out = _Text(limit)
+    try:
+        _render(value, [], out)
+    except _Full:
+        return out.text[:limit] + "..."
+    return out.text
+
+
+_SHAPES = {
+    list: ("[", "]", "[...]"),
+    tuple: ("(", ")", "(...)"),
+    dict: ("{", "}", "{...}"),
+    set: ("{", "}", "set(...)"),
+    frozenset: ("frozenset({", "})", "frozenset(...)"),
+}
+
+
+def _render(value: Any, around: list[Any], out: _Text) -> None:
+    kind = type(value)
+    if kind not in _SHAPES:
+        out.add(_leaf(value))
+        return
+    opening, closing, recursion = _SHAPES[kind]
+    if kind in (set, frozenset) and not value:
+        opening, closing = kind.__name__ + "(", ")"
+    if any(value is outer for outer in around):
+        out.add(recursion)
+    elif len(around) == 200:
+        out.add("...")
+    else:
+        out.add(opening)
+        around = [*around, value]
+        elements = list(value.items()) if kind is dict else list(value)
+        for i, element in enumerate(elements):
+            if i:
+                out.add(", ")
+            if kind is dict:
+                _render(element[0], around, out)
+                out.add(": ")
+                _render(element[1], around, out)
+            else:
+                _render(element, around, out)
+        if kind is tuple and len(elements) == 1:
+            out.add(",")
+        out.add(closing)
+
+
+def _leaf(value: Any) -> str:
+    try:
+        text = repr(value)
+    except RecursionError as error:
+        raise NoVerdictError from error
+    except Exception:
+        return f"<{type(value).__name__} object>"
+    if type(value) in (str, bytes):
+        return text
+    return re.sub(" at 0x[0-9a-fA-F]+", "", text)
+
+
+class Tracer:
+    """A ``sys.settrace`` function for the files that ``in_scope`` accepts."""
+
+    def __init__(self, in_scope: Any, limit: int = 1000, max_frames: int = 1_000_000) -> None:
+        self.in_scope, self.limit, self.max_frames = in_scope, limit, max_frames
+        self.frames: list[OracleFrame] = []
+        self.before: dict[int, dict[str, str]] = {}
+
+    def __call__(self, frame: Any, event: str, arg: Any) -> Any:
+        if not self.in_scope(frame.f_code.co_filename):
+            return None
+        if event == "opcode":
+            return self
+        sys.settrace(None)  # __repr__ runs unrecorded
+        try:
+            if len(self.frames) >= self.max_frames:
+                raise NoVerdictError
+            self.frames.append(self.shown(frame, event, arg))
+        finally:
+            sys.settrace(self)
+        return self
+
+    def shown(self, frame: Any, event: str, arg: Any) -> OracleFrame:
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if line and not line.endswith("\n"):
+            line += "\n"
+        if event in ("return", "exception"):
+            value = arg if event == "return" else arg[1]
+            if event == "exception" and isinstance(value, RecursionError):
+                raise NoVerdictError
+            if event == "return":
+                self.before.pop(id(frame), None)
+            return OracleFrame(event, None, line, render(value, self.limit))
+        now = {name: render(value, self.limit) for name, value in _variables(frame).items()}
+        before = self.before.get(id(frame), {}) if event == "line" else {}
+        names = [name for name in before if name in now] + [name for name in now if name not in before]
+        self.before[id(frame)] = {name: now[name] for name in names}
+        written = {name: ".." if name in before and before[name] == now[name] else now[name] for name in names}
+        return OracleFrame(event, written, line, None)
+
+
+def _variables(frame: Any) -> dict[str, Any]:
+    code, names = frame.f_code, dict(frame.f_locals)
+    if code.co_flags & inspect.CO_OPTIMIZED:
+        slots = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
+        return {name: value for name, value in names.items() if name in slots}
+    return {name: value for name, value in names.items() if isinstance(name, str) and not name.startswith("__")}
+
+
+def _drive(call: Any) -> None:
+    result = call()
+    if inspect.isgenerator(result):
+        for _ in result:
+            pass
+    elif inspect.iscoroutine(result):
+        asyncio.run(result)
+
+
+def _trace(tracer: Tracer, call: Any) -> list[OracleFrame]:
+    previous = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        _drive(call)
+    except Exception:
+        pass
+    finally:
+        sys.settrace(previous)
+    return tracer.frames
+
+
+def record(function: Any, *args: Any, limit: int = 1000, **kwargs: Any) -> list[OracleFrame]:
+    filename = inspect.unwrap(function).__code__.co_filename
+    return _trace(Tracer(lambda name: name == filename, limit), lambda: function(*args, **kwargs))
+
+
+def record_source(code: str, call: str, limit: int = 1000, max_frames: int = 1_000_000) -> list[OracleFrame]:
+    lines = io.StringIO(f"\n{code}\ndef main():\n    return {call}\n", newline=None).readlines()
+    linecache.cache["<cwm>"] = (sum(map(len, lines)), None, lines, "<cwm>")
+    module = {"__name__": "__main__"}
+    exec(compile("".join(lines), "<cwm>", "exec", dont_inherit=True), module)
+    return _trace(Tracer("<cwm>".__eq__, limit, max_frames), module["main"])
+
+
+def frame_text(frame: OracleFrame) -> str:
+    head = f"<|{frame.event}_sep|>" + ("" if frame.locals is None else json.dumps(frame.locals))
+    value = "" if frame.arg is None else "<|arg_sep|>" + json.dumps(frame.arg)
+    return f"{head}<|action_sep|>{frame.line}{value}<|frame_sep|>"
