@@ -11,7 +11,8 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-MAX_STEPS = 24  # of the generated functions' bodies; the frames of main() and the entry come on top
+MAX_STEPS = 14  # of the generated functions' bodies; the frames of main() and the entry come on top
+UNKNOWN_LENGTH = 1000  # too long for a loop to run over
 LETTERS = "ABCDE"
 NAMES = {"int": "abknxy", "str": "sw", "list": "tv", "dict": "d"}
 
@@ -40,7 +41,7 @@ def _recursive(rng: random.Random) -> Program:
         base = f"if {name} {rng.choice(['== 0', '< 1'])}:"
         result = str(rng.randrange(6))
         step = rng.choice([f"{name} + f({name} - 1)", f"f({name} - 1) + {rng.randrange(1, 5)}", f"f({name} - 1) * 2"])
-        argument = str(rng.randrange(1, 5))
+        argument = str(rng.randrange(1, 4))
     elif kind == "str":
         base = rng.choice([f"if not {name}:", f"if {name} == '':", f"if len({name}) == 0:"])
         result = rng.choice(["''", f"'{rng.choice(LETTERS)}'"])
@@ -66,7 +67,6 @@ class _Writer:
     """Writes one program, keeping the variables in scope by type and a bound on every sequence's length."""
 
     def __init__(self, rng: random.Random) -> None:
-        self.raises: str | None = None
         self.rng = rng
         self.scope: dict[str, list[str]] = {"int": [], "str": [], "list": [], "dict": []}
         self.longest: dict[str, int] = {}  # of strings and lists
@@ -74,25 +74,26 @@ class _Writer:
         self.written: set[str] = set()  # a line occurs once, so that the line alone tells where execution is
         self.helpers: list[str] = []
         self.helper_call: tuple[str, int] | None = None  # name and steps
+        self.raises: str | None = None  # the exception that the helper may raise
         self.depth = 0
         self.branching = False
         self.assigned: list[str] = []
 
-    # ---- the program ------------------------------------------------------------------------------------------------
+    # ---- the program -------------------------------------------------------------------------------------------------
 
     def program(self) -> Program:
         rng = self.rng
         parameters, arguments = [], []
-        for kind in rng.sample(["int", "int", "str", "list", "dict"], rng.choice([1, 2, 2])):
+        for kind in rng.sample(["int", "int", "str", "list", "dict"], rng.choice([1, 1, 2])):
             name = self.new_name(kind)
             parameters.append(name)
             arguments.append(self.literal(kind, name))
             self.declare(kind, name)
-        if rng.random() < 0.25:
+        if rng.random() < 0.2:
             self.helper()
         body: list[str] = []
         steps = 0
-        for _ in range(rng.choice([2, 3, 3, 4])):
+        for _ in range(rng.choice([1, 2, 2, 3])):
             made = self.statement(MAX_STEPS - steps - 1)
             if made is not None:
                 body += made[0]
@@ -128,7 +129,7 @@ class _Writer:
             return f"{recent}, {other}"
         return recent
 
-    # ---- statements: each gives its lines and the most steps they can take ----------------------------------------------
+    # ---- statements: each gives its lines and the most steps they can take -------------------------------------------
 
     def statement(self, budget: int) -> tuple[list[str], int] | None:
         """A statement of at most `budget` steps whose lines do not occur in the program yet."""
@@ -183,7 +184,8 @@ class _Writer:
         kind = rng.choice(kinds)
         name = rng.choice(free[kind])
         if kind == "int":
-            line = f"{name} {rng.choice(['+=', '+=', '-='])} {self.other(name) if rng.random() < 0.4 else rng.randrange(1, 6)}"
+            by = self.other(name) if rng.random() < 0.4 else rng.randrange(1, 6)
+            line = f"{name} {rng.choice(['+=', '+=', '-='])} {by}"
         elif kind == "str":
             letter = self.letter()
             self.longest[name] += 1
@@ -267,10 +269,7 @@ class _Writer:
         self.fixed |= protected
         self.scope[kind].append(name)
         self.longest[name] = 1
-        lengths = dict(self.longest)
-        block = self.block(each, rng.choice([1, 1, 2]))
-        for grown in lengths:  # what a turn adds, every turn may add
-            self.longest[grown] += (self.longest[grown] - lengths[grown]) * (times - 1)
+        block = self.loop_body(each, rng.choice([1, 1, 2]))
         self.scope[kind].remove(name)  # unbound if the loop never turned
         self.fixed -= protected
         if block is None:
@@ -295,10 +294,7 @@ class _Writer:
         )
         self.declare("int", name)
         self.fixed.add(name)
-        lengths = dict(self.longest)
-        block = self.block(each, 1)
-        for grown in lengths:
-            self.longest[grown] += (self.longest[grown] - lengths[grown]) * (times - 1)
+        block = self.loop_body(each, 1)
         self.fixed.discard(name)
         if block is None:
             return None
@@ -336,6 +332,14 @@ class _Writer:
         lines = ["try:", f"    {line}", f"except {self.raises}:", f"    {name} = {self.rng.randrange(10)}"]
         return lines, steps + 6
 
+    def loop_body(self, budget: int, count: int) -> tuple[list[str], int] | None:
+        """A block that runs several times: nothing is known any more of the lengths that it changes."""
+        before = len(self.assigned)
+        block = self.block(budget, count)
+        for name in self.assigned[before:]:
+            self.longest[name] = UNKNOWN_LENGTH
+        return block
+
     def block(self, budget: int, count: int) -> tuple[list[str], int] | None:
         """Up to `count` indented statements, as far as the budget goes; None if not even one fits."""
         lines: list[str] = []
@@ -350,7 +354,7 @@ class _Writer:
         self.depth -= 1
         return (lines, steps) if lines else None
 
-    # ---- expressions ----------------------------------------------------------------------------------------------------
+    # ---- expressions -------------------------------------------------------------------------------------------------
 
     def expression(self, kind: str) -> tuple[str, int] | None:
         """An expression of a type and a bound on its length; None if nothing in scope serves."""
@@ -455,13 +459,13 @@ class _Writer:
             forms += [f"{self.letter()} {rng.choice(['in', 'not in'])} {rng.choice(self.scope['dict'])}"]
         return rng.choice(forms)
 
-    # ---- names and literals -----------------------------------------------------------------------------------------------
+    # ---- names and literals ------------------------------------------------------------------------------------------
 
     def literal(self, kind: str, name: str) -> str:
         rng = self.rng
         if kind == "int":
             return str(rng.randrange(10))
-        size = rng.randrange(1, 3) if kind == "dict" else rng.choice([2, 3, 3, 4])
+        size = rng.randrange(1, 3) if kind == "dict" else rng.choice([1, 2, 2, 3])
         self.longest[name] = size
         if kind == "str":
             return repr("".join(rng.sample(LETTERS, size)))
