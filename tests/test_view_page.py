@@ -181,9 +181,9 @@ def test_a_hundred_thousand_frames() -> None:
     )
     trace = cwm.Recorder(max_value_chars=100).record_source(code, "f(17_000)")
     assert len(trace) > 100_000
-    began = time.perf_counter()
+    began = time.process_time()
     page = html(trace, predicted=trace)
-    assert time.perf_counter() - began < 20  # seconds: some 2 on a laptop, and test machines are slow
+    assert time.process_time() - began < 20  # seconds of processor time: some 2 on a laptop, and test machines are slow
     assert len(page) < 1.5 * trace.nbytes
 
 
