@@ -191,6 +191,7 @@ class PackedLoader:
 # ---- tokenizer
 
 LLAMA3_PATTERN: str
+GPT2_PATTERN: str
 CWM_SPECIAL_TOKENS: tuple[str, ...]
 
 class Tokenizer:

@@ -19,6 +19,9 @@ from cwm_core import _native
 LLAMA3_PATTERN: str = _native.LLAMA3_PATTERN
 """The split pattern of Llama-3 and of the Code World Model."""
 
+GPT2_PATTERN: str = _native.GPT2_PATTERN
+"""The split pattern of GPT-2, which keeps a run of digits whole and a newline apart from what it ends."""
+
 CWM_SPECIAL_TOKENS: tuple[str, ...] = _native.CWM_SPECIAL_TOKENS
 """The 256 special tokens of the Code World Model in the order of their ids, which follow those of ordinary tokens."""
 

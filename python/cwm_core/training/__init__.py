@@ -1,7 +1,25 @@
-"""The trainer, its settings and its checkpoints. Needs PyTorch."""
+"""The trainer, its settings and its checkpoints; traces as training data.
 
-from .checkpoint import latest, load
+Training needs PyTorch, which is imported when the trainer or a checkpoint is first named: preparing data does not.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .config import TrainConfig
-from .trainer import Progress, Trainer
+from .traces import encode_for_training, training_texts
 
-__all__ = ["Progress", "TrainConfig", "Trainer", "latest", "load"]
+if TYPE_CHECKING:
+    from .checkpoint import latest, load
+    from .trainer import Progress, Trainer
+
+__all__ = ["Progress", "TrainConfig", "Trainer", "encode_for_training", "latest", "load", "training_texts"]
+
+_LAZY = {"Progress": "trainer", "Trainer": "trainer", "latest": "checkpoint", "load": "checkpoint"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs PyTorch on first use."""
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

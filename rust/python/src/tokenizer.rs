@@ -1,7 +1,7 @@
 //! `cwm_core._native.Tokenizer`; documented in `cwm_core.tokenizer`.
 
 use cwm_tokenizer::{
-    Error, LLAMA3_PATTERN, PieceCounts, SpecialTokens, Splitter, Tokenizer as Inner, Vocabulary, cwm_special_tokens,
+    Error, GPT2_PATTERN, LLAMA3_PATTERN, PieceCounts, SpecialTokens, Splitter, Tokenizer as Inner, Vocabulary, cwm_special_tokens,
 };
 use numpy::ndarray::Array3;
 use numpy::{IntoPyArray, PyArray1, PyArray3, PyReadonlyArray1};
@@ -14,6 +14,7 @@ use crate::trace::{ParsedTrace, Trace};
 
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("LLAMA3_PATTERN", LLAMA3_PATTERN)?;
+    m.add("GPT2_PATTERN", GPT2_PATTERN)?;
     m.add(
         "CWM_SPECIAL_TOKENS",
         pyo3::types::PyTuple::new(m.py(), cwm_special_tokens())?,
