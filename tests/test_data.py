@@ -212,10 +212,10 @@ def test_arrays_and_tensors_share_memory(tmp_path):
     sources = write(tmp_path, {"a": [(list(range(10)), None)]})
     batch = next(cwm.PackedLoader(sources, seq_len=16))
     tensors = batch.to_torch()
-    assert tensors["tokens"].data_ptr() == batch.tokens.ctypes.data
-    assert tensors["tokens"].dtype == tensors["cu_seqlens"].dtype == torch.int32
-    assert tensors["loss_mask"].dtype == torch.bool
-    assert tensors["max_seqlen"] == 10
+    assert tensors.tokens.data_ptr() == batch.tokens.ctypes.data
+    assert tensors.tokens.dtype == tensors.cu_seqlens.dtype == torch.int32
+    assert tensors.loss_mask.dtype == torch.bool
+    assert tensors.max_seqlen == 10
     assert not batch.tokens.flags.owndata and batch.tokens.flags.c_contiguous
 
 

@@ -190,8 +190,8 @@ class Batch:
     padding: int
     """Positions that hold no token."""
 
-    def to_torch(self, device: str | torch.device = "cpu", pin: bool = False) -> dict[str, torch.Tensor | int]:
-        """Return the fields as tensors, by name; ``max_seqlen`` and ``padding`` stay int.
+    def to_torch(self, device: str | torch.device = "cpu", pin: bool = False) -> Batch:
+        """Return the same batch with tensors in place of arrays; ``max_seqlen`` and ``padding`` stay int.
 
         On the CPU the tensors share the arrays' memory. ``pin`` copies to page-locked memory first, so that the copy to
         a GPU does not block.
@@ -206,7 +206,7 @@ class Batch:
                 tensor = tensor.pin_memory()
             return tensor.to(device, non_blocking=pin)
 
-        return {field.name: convert(getattr(self, field.name)) for field in fields(self)}
+        return Batch(**{field.name: convert(getattr(self, field.name)) for field in fields(self)})
 
 
 class PackedLoader:
