@@ -1,0 +1,1 @@
+"""Programs to execute, and what keeps those for training apart from those for evaluation."""

@@ -1,0 +1,50 @@
+"""Keeping programs apart: what is evaluated on must not have been trained on, not even under other names."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections.abc import Iterable, Iterator
+
+from .generator import Program
+
+
+def normalized(code: str) -> str:
+    """`code` without comments and layout, its own names numbered in the order of their first appearance.
+
+    Two programs that differ in the names of functions and variables alone have the same normalized text. Raises
+    SyntaxError for what is no Python.
+    """
+    return ast.unparse(_Renaming().visit(ast.parse(code)))
+
+
+def distinct(programs: Iterable[Program], seen: set[str]) -> Iterator[Program]:
+    """The `programs` whose normalized code is not in `seen`, which grows by each of them.
+
+    With one set for training programs first and held-out programs after, the two share no program.
+    """
+    for program in programs:
+        text = normalized(program.code)
+        if text not in seen:
+            seen.add(text)
+            yield program
+
+
+class _Renaming(ast.NodeTransformer):
+    def __init__(self) -> None:
+        self.names: dict[str, str] = {}
+
+    def number(self, name: str) -> str:
+        return name if hasattr(builtins, name) else self.names.setdefault(name, f"_{len(self.names)}")
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.name = self.number(node.name)
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.arg = self.number(node.arg)
+        return self.generic_visit(node)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        node.id = self.number(node.id)
+        return node

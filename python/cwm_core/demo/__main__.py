@@ -1,0 +1,5 @@
+"""`python -m cwm_core.demo`."""
+
+from . import main
+
+raise SystemExit(main())

@@ -1,0 +1,78 @@
+"""From seeds to recorded executions, a vocabulary, and token shards."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from ..corpus.algorithms import ALGORITHMS
+from ..corpus.generator import Program, generate
+from ..corpus.split import distinct
+from ..data import ShardWriter
+from ..tokenizer import Tokenizer
+from ..trace import Recorder, Trace
+from ..training.traces import encode_for_training, training_texts
+from .recipe import PATTERN, SPECIAL_TOKENS, Recipe
+
+# Generated programs with seeds from here on are for evaluation.
+HELD_OUT_SEEDS = 10**9
+MAX_FRAMES = 200
+
+Tick = Callable[[int], object]
+
+
+def programs(recipe: Recipe) -> tuple[list[Program], list[Program]]:
+    """Programs to train on and to predict: no two of them, across both lists, share a text, not even up to names.
+
+    The calls of a classic algorithm share its code; all of them are in the first list.
+    """
+    seen: set[str] = set()
+    offset = recipe.seed * 10**6
+    generated = distinct((generate(offset + i) for i in _forever()), seen)
+    train = list(islice(generated, recipe.programs))
+    unseen = distinct((generate(HELD_OUT_SEEDS + offset + i) for i in _forever()), seen)
+    held_out = list(islice(unseen, recipe.held_out))
+    for algorithm in ALGORITHMS:
+        calls = {algorithm.program(offset + i) for i in range(recipe.algorithm_calls)}
+        train += sorted(calls)
+    random.Random(recipe.seed).shuffle(train)
+    return train, held_out
+
+
+def _forever() -> Iterator[int]:
+    i = 0
+    while True:
+        yield i
+        i += 1
+
+
+def record(programs: Iterable[Program], tick: Tick) -> list[Trace]:
+    """The executions of programs, by the native recorder; `tick(n)` is called with the number done."""
+    recorder, traces = Recorder(max_frames=MAX_FRAMES), []
+    for program in programs:
+        traces.append(recorder.record_source(program.code, program.call))
+        tick(len(traces))
+    return traces
+
+
+def train_vocabulary(traces: Iterable[Trace], recipe: Recipe) -> Tokenizer:
+    """A byte-level BPE vocabulary of the parts of traces."""
+    texts = (text for trace in traces for text in training_texts(trace))
+    return Tokenizer.train(texts, recipe.vocabulary, pattern=PATTERN, special_tokens=SPECIAL_TOKENS)
+
+
+def write_shards(folder: Path, tokenizer: Tokenizer, traces: Iterable[Trace], recipe: Recipe) -> int:
+    """Token shards of the traces, with loss after each first frame; returns how many traces fitted a sequence.
+
+    A longer trace is left out: cut, its second half would be an execution without its program.
+    """
+    written = 0
+    with ShardWriter(folder, tokenizer) as shards:
+        for trace in traces:
+            ids, loss_mask = encode_for_training(tokenizer, trace)
+            if len(ids) <= recipe.seq_len:
+                shards.add(ids, loss_mask, "traces")
+                written += 1
+    return written

@@ -1,0 +1,74 @@
+"""The sizes and settings of the demo, for about six minutes on two cores and for a shorter run of the same code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+# Splits the parts of a trace where copying happens: names and values apart from the JSON around them, the beginning of a
+# statement as one piece, each digit and capital letter alone.
+PATTERN = (
+    r"""(?:\{")?[a-z_]+": "(?:\.\.(?:", "|"\})?)?"""
+    r"""|['\]})]*(?:", "|"\})"""
+    r"""|(?:\):)?  # << START_OF_TRACE\n"""
+    r"""|def [a-z]+\(| {4,}(?:for [a-z]+ in |[a-z_]+(?: [-+*/%]?= |\.[a-z]+\(| )?)"""
+    r"""| (?:[-+*/%<>=!]+|in|not in|and|or) """
+    r"""|[A-Z]?[a-z_]+\(?|[A-Z]|[0-9]{1,2}|[^\sA-Za-z0-9]*\n|[^\sA-Za-z0-9]+ ?|\s+"""
+)
+
+SPECIAL_TOKENS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|trace_context_start|>",
+    "<|frame_sep|>",
+    "<|action_sep|>",
+    "<|return_sep|>",
+    "<|call_sep|>",
+    "<|line_sep|>",
+    "<|exception_sep|>",
+    "<|arg_sep|>",
+    "<|pad|>",
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run of the demo does; all of it follows from these numbers on one machine."""
+
+    programs: int = 12_000
+    """Generated programs to train on."""
+    algorithm_calls: int = 30
+    """Inputs on which each classic algorithm is recorded."""
+    held_out: int = 200
+    """Generated programs never trained on, whose executions are predicted."""
+    vocabulary: int = 1024
+    seq_len: int = 512
+    batch_size: int = 6
+    steps: int = 1000
+    seed: int = 0
+    model: dict[str, object] = field(
+        default_factory=lambda: {
+            "width": 128,
+            "ffn_width": 384,
+            "layers": 4,
+            "heads": 4,
+            "kv_heads": 2,
+            "head_size": 32,
+            "global_every": 2,
+            "window": 64,
+        }
+    )
+    training: dict[str, object] = field(
+        default_factory=lambda: {
+            "optimizer": "muon",
+            "muon_learning_rate": 0.01,
+            "learning_rate": 0.004,
+            "schedule": "linear",
+            "warmup_steps": 30,
+            "weight_decay": 0.0,
+            "dtype": "bfloat16",
+        }
+    )
+
+
+FULL = Recipe()
+SHORT = Recipe(programs=1500, algorithm_calls=4, held_out=24, steps=120)

@@ -1,0 +1,210 @@
+"""The demo's steps, in order, with progress, and what it prints and writes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .. import model as models
+from .. import view
+from ..data import PackedLoader, describe
+from ..evaluation import TraceScores, mean_scores, next_line_baseline, score_trace
+from ..inference import Engine, Prediction, predict_states, predict_traces
+from ..model import ModelConfig, Transformer
+from ..tokenizer import Tokenizer
+from ..trace import Trace
+from ..training import TrainConfig, Trainer
+from ..training import Progress as Step
+from .data import programs, record, train_vocabulary, write_shards
+from .recipe import FULL, SHORT, Recipe
+
+THREADS = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m cwm_core.demo", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for everything the demo writes")
+    parser.add_argument("--short", action="store_true", help="the same in about a minute, with worse scores")
+    options = parser.parse_args(arguments)
+    Demo(SHORT if options.short else FULL, options.out, Console()).run()
+    return 0
+
+
+class Demo:
+    """One run of the demo; `results` is what it measured."""
+
+    def __init__(self, recipe: Recipe, out: Path, console: Console) -> None:
+        """Write into a new folder inside `out`, emptied of an earlier run's shards."""
+        self.recipe, self.console = recipe, console
+        self.out = out
+        self.results: dict[str, object] = {"recipe": asdict(recipe)}
+        self.losses: list[float] = []
+
+    def run(self) -> None:
+        """All of it."""
+        began = time.monotonic()
+        torch.set_num_threads(THREADS)
+        self.out.mkdir(parents=True, exist_ok=True)
+        train, held_out = self.record()
+        tokenizer, shards = self.tokenize(train)
+        untrained, trained = self.train(tokenizer, shards)
+        predictions = self.predict(tokenizer, untrained, trained, held_out)
+        self.results["seconds"] = time.monotonic() - began
+        self.show(held_out, predictions)
+        models.save(trained, self.out / "model")
+        tokenizer.save(self.out / "model")
+        (self.out / "results.json").write_text(json.dumps(self.results, indent=2))
+        self.console.print(f"{self.results['seconds']:.0f} s in all; figures in {self.out / 'results.json'}")
+
+    def record(self) -> tuple[list[Trace], list[Trace]]:
+        """Executions to train on and to predict."""
+        train, held_out = programs(self.recipe)
+        with self.bar("Recording programs", len(train) + len(held_out)) as (bar, task):
+            began = time.monotonic()
+            train_traces = record(train, lambda done: bar.update(task, completed=done))
+            held_out_traces = record(held_out, lambda done: bar.update(task, completed=len(train) + done))
+            seconds = time.monotonic() - began
+        frames = sum(map(len, train_traces))
+        self.console.print(
+            f"  {len(train)} executions, {frames} frames, {frames / len(train):.1f} a trace, in {seconds:.1f} s"
+        )
+        self.results["recorded"] = {"traces": len(train), "frames": frames, "seconds": seconds}
+        return train_traces, held_out_traces
+
+    def tokenize(self, traces: list[Trace]) -> tuple[Tokenizer, Path]:
+        """A vocabulary and token shards."""
+        began = time.monotonic()
+        tokenizer = train_vocabulary(traces, self.recipe)
+        # A folder that holds shards is refused by the writer, so that nothing is ever mixed: each run has its own.
+        shards = self.out / f"shards-{time.time_ns()}"
+        written = write_shards(shards, tokenizer, traces, self.recipe)
+        stats = describe(shards)
+        self.console.print(
+            f"Tokens: a vocabulary of {tokenizer.vocab_size}, {stats['tokens']} tokens in {written} documents "
+            f"({len(traces) - written} too long), {time.monotonic() - began:.1f} s"
+        )
+        self.results["tokens"] = {"vocabulary": tokenizer.vocab_size, "tokens": stats["tokens"], "documents": written}
+        return tokenizer, shards
+
+    def train(self, tokenizer: Tokenizer, shards: Path) -> tuple[Transformer, Transformer]:
+        """The model before and after training."""
+        recipe = self.recipe
+        torch.manual_seed(recipe.seed)
+        config = ModelConfig(vocab_size=tokenizer.vocab_size, max_length=4 * recipe.seq_len, **recipe.model)
+        trained, untrained = Transformer(config), Transformer(config)
+        initialize(trained)
+        untrained.load_state_dict(trained.state_dict())
+        loader = PackedLoader(str(shards), recipe.seq_len, batch_size=recipe.batch_size, seed=recipe.seed)
+        settings = TrainConfig.from_dict({"max_steps": recipe.steps, "seed": recipe.seed, **recipe.training})
+        size = sum(parameter.numel() for parameter in trained.parameters())
+        began = time.monotonic()
+        with self.bar(f"Training {size / 1e6:.2f} M parameters", recipe.steps) as (bar, task):
+
+            def on_step(step: Step) -> None:
+                self.losses.append(step.loss)
+                shown = f"loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s"
+                bar.update(task, completed=step.step, text=shown)
+
+            Trainer(trained, loader, settings, on_step).run()
+        seconds = time.monotonic() - began
+        stats = loader.stats()
+        self.console.print(
+            f"  {stats['tokens']} tokens, {stats['tokens'] / seconds:,.0f} a second, rows {stats['efficiency']:.1%} full, "
+            f"last loss {sum(self.losses[-20:]) / len(self.losses[-20:]):.3f}"
+        )
+        self.results["training"] = {
+            "parameters": size,
+            "tokens": stats["tokens"],
+            "seconds": seconds,
+            "losses": self.losses,
+        }
+        return untrained, trained
+
+    def predict(
+        self, tokenizer: Tokenizer, untrained: Transformer, trained: Transformer, traces: list[Trace]
+    ) -> list[Prediction]:
+        """Free predictions of the trained model; the scores of all predictors go to `results`."""
+        longest = max(len(tokenizer.encode_trace(trace)) for trace in traces) * 5 // 4
+        scores: dict[str, TraceScores] = {}
+        free: list[Prediction] = []
+        for name, engine in (
+            ("untrained", Engine(untrained, tokenizer, max_batch=100)),
+            ("trained", Engine(trained, tokenizer, max_batch=100)),
+        ):
+            with self.console.status(f"Predicting {len(traces)} unseen executions, {name} model"):
+                free = predict_traces(engine, traces, max_new_tokens=longest)
+                along = predict_states(engine, traces, max_new_tokens=longest)
+            scores[f"{name}, free"] = _mean(traces, free)
+            scores[f"{name}, true lines supplied"] = _mean(traces, along)
+        scores["repeat the state, go to the next line"] = mean_scores(map(next_line_baseline, traces))
+        self.results["scores"] = {name: asdict(one) for name, one in scores.items()}
+        self.console.print(score_table(scores))
+        return free
+
+    def show(self, traces: list[Trace], predictions: list[Prediction]) -> None:
+        """One prediction beside the real execution, on the console and as a page: the first that differs, if any."""
+        pairs = list(zip(traces, predictions, strict=True))
+        differing = (pair for pair in pairs if score_trace(pair[0], pair[1].parsed).state != 1.0)
+        trace, prediction = next(differing, pairs[0])
+        predicted = with_first_frame(trace, prediction)
+        self.console.print(view.terminal(trace, predicted=predicted, width=self.console.width), markup=False)
+        page = self.out / "prediction.html"
+        page.write_text(view.html(trace, predicted=predicted, title="A predicted execution"), encoding="utf-8")
+        self.console.print(f"The same as a page: {page}")
+
+    @contextmanager
+    def bar(self, title: str, total: int) -> Iterator[tuple[Progress, int]]:
+        """A progress bar."""
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+        with Progress(*columns, *times, console=self.console) as progress:
+            yield progress, progress.add_task(title, total=total, text="")
+
+
+def initialize(model: Transformer) -> None:
+    """Weights that suit a narrow model under Muon: of unit scale into each product, the output starting at zero."""
+    for name, parameter in model.named_parameters():
+        if name == "embed_tokens.weight":
+            torch.nn.init.normal_(parameter, std=0.5)
+        elif name == "lm_head.weight":
+            torch.nn.init.zeros_(parameter)
+        elif parameter.dim() == 2 and not name.endswith(("o_proj.weight", "down_proj.weight")):
+            torch.nn.init.normal_(parameter, std=model.config.width**-0.5)
+
+
+def with_first_frame(trace: Trace, prediction: Prediction) -> Trace:
+    """A prediction as a trace of its own: the context and the frame of the prompt, then the predicted frames."""
+    text = trace.to_text()
+    end = text.index("<|frame_sep|>", text.index("<|call_sep|>")) + len("<|frame_sep|>")
+    frames = prediction.parsed.trace.to_text().partition("<|frame_sep|>")[2]
+    return Trace.parse(text[:end] + frames.removesuffix("<|end_of_text|>")).trace
+
+
+def _mean(traces: list[Trace], predictions: list[Prediction]) -> TraceScores:
+    return mean_scores(
+        score_trace(trace, prediction.parsed) for trace, prediction in zip(traces, predictions, strict=True)
+    )
+
+
+def score_table(scores: dict[str, TraceScores]) -> Table:
+    """The scores in percent, a predictor a row."""
+    columns = ("valid_format", "action", "state", "output", "valid_json", "key", "key_value")
+    table = Table(title="Unseen programs: scores in percent", title_justify="left")
+    table.add_column("predictor")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for name, one in scores.items():
+        values = (getattr(one, column) for column in columns)
+        table.add_row(name, *("-" if value is None else f"{100 * value:.1f}" for value in values))
+    return table
