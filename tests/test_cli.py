@@ -8,10 +8,9 @@ import textwrap
 from collections import Counter
 from pathlib import Path
 
+import cwm_core as cwm
 import numpy as np
 import pytest
-
-import cwm_core as cwm
 from cwm_core.cli import _histogram, main
 from cwm_core.training.traces import encode_for_training, training_texts
 
@@ -29,6 +28,8 @@ if __name__ == "__main__":
     if "-x" in sys.argv:
         sys.exit(count(2))
 """
+
+VERBS = ("record", "view", "tokenize", "pack", "train", "predict", "demo")
 
 RUN = """
     output = "run"
@@ -362,12 +363,12 @@ def test_runs_as_a_module(cwd):
     for module in ("cwm_core", "cwm_core.cli"):
         shown = python("-m", module, "--help")
         assert shown.returncode == 0 and shown.stdout.startswith("usage: cwm ")
-        for verb in ("record", "view", "tokenize", "pack", "train", "predict"):
+        for verb in VERBS:
             assert f"\n    {verb} " in shown.stdout
 
 
 def test_every_verb_has_an_example_that_parses(capsys):
-    for verb in ("record", "view", "tokenize", "pack", "train", "predict"):
+    for verb in VERBS:
         with pytest.raises(SystemExit) as stop:
             main([verb, "--help"])
         assert stop.value.code == 0

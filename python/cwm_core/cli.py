@@ -66,7 +66,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"cwm {version('cwm-core')}")
     verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
-    for add in (_add_record, _add_view, _add_tokenize, _add_pack, _add_train, _add_predict):
+    for add in (_add_record, _add_view, _add_tokenize, _add_pack, _add_train, _add_predict, _add_demo):
         add(verbs)
     program_args: list[str] = []
     if argv[:1] == ["record"] and "--" in argv:  # argparse would mix these with FILE
@@ -460,6 +460,28 @@ def _verdict(parsed: ParsedTrace, limit: int, tokens: int) -> str:
         return f"The prediction did not end within {limit:,} tokens; {len(parsed.frames):,} whole frames were parsed."
     reason = parsed.error or "it ends between two frames"
     return f"The prediction breaks the form after {len(parsed.frames):,} frames: {reason}."
+
+
+# ---- demo
+
+
+def _add_demo(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        _demo,
+        "Go the whole way in little: record, tokenize, pack, train, predict and score.",
+        "cwm demo --short --out demo",
+    )
+    parser.add_argument(
+        "--out", default="cwm-demo", metavar="DIR", help="folder for what it writes (default: cwm-demo)"
+    )
+    parser.add_argument("--short", action="store_true", help="the same in about a minute, with worse scores")
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from cwm_core import demo
+
+    return demo.main(["--out", args.out, *(["--short"] if args.short else [])])
 
 
 # ---- shared

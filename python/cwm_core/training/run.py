@@ -138,7 +138,7 @@ def show_progress() -> Iterator[OnStep]:
     from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
-    bar = Bar(BarColumn(), TextColumn("{task.description}"), console=console, refresh_per_second=2, transient=True)
+    bar = Bar(BarColumn(), TextColumn("{task.description}"), console=console, refresh_per_second=2)
     task = bar.add_task("", total=1.0)
     last_line = -_LOG_SECONDS
 
