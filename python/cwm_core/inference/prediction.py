@@ -26,24 +26,38 @@ class Prediction:
     """float32 [n]: the log probability of each token in nats; NaN where it was supplied."""
 
 
-def predict_trace(engine: Engine, code: str, call: str, *, max_new_tokens: int = 4096) -> Prediction:
-    """Predict the execution of the expression `call` in the module `code`, greedily.
+def trace_prompt(tokenizer: Tokenizer, code: str, call: str) -> np.ndarray:
+    """The tokens before the prediction of `record_source(code, call)`, int32 [n]: context and first frame.
 
-    The prompt is that of `record_source(code, call)`: the context and the first frame, the call of `main()`. Nothing is
-    run. Raises ValueError when the engine has no tokenizer.
+    Nothing is run. Raises ValueError when the vocabulary lacks a special token of the trace format.
     """
-    tokenizer = _tokenizer(engine)
     special = tokenizer.special_tokens
-    prompt = [
-        [special["<|begin_of_text|>"], special["<|trace_context_start|>"]],
-        tokenizer.encode(source_context(code, call)),
-        [special["<|frame_sep|>"], special["<|call_sep|>"]],
-        tokenizer.encode("{}"),
-        [special["<|action_sep|>"]],
-        tokenizer.encode("def main():\n"),
-        [special["<|frame_sep|>"]],
-    ]
-    return _predict(engine, [np.concatenate(prompt)], max_new_tokens)[0]
+
+    def marks(*names: str) -> np.ndarray:
+        for name in names:
+            if name not in special:
+                raise ValueError(f"{name!r} is not a special token of this vocabulary, which a trace needs")
+        return np.array([special[name] for name in names], np.int32)
+
+    return np.concatenate(
+        [
+            marks("<|begin_of_text|>", "<|trace_context_start|>"),
+            tokenizer.encode(source_context(code, call)),
+            marks("<|frame_sep|>", "<|call_sep|>"),
+            tokenizer.encode("{}"),
+            marks("<|action_sep|>"),
+            tokenizer.encode("def main():\n"),
+            marks("<|frame_sep|>"),
+        ]
+    )
+
+
+def predict_trace(engine: Engine, code: str, call: str, *, max_new_tokens: int = 4096) -> Prediction:
+    """Predict the execution of the expression `call` in the module `code`, greedily, from its `trace_prompt`.
+
+    Raises ValueError when the engine has no tokenizer, or as `trace_prompt`.
+    """
+    return _predict(engine, [trace_prompt(_tokenizer(engine), code, call)], max_new_tokens)[0]
 
 
 def predict_traces(engine: Engine, traces: Sequence[Trace], *, max_new_tokens: int = 4096) -> list[Prediction]:

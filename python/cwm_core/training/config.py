@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -89,16 +89,20 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Check keys and types of `values` and make a configuration; raises ValueError as `from_toml`."""
-        types = {field.name: type(field.default) for field in dataclasses.fields(cls)}
-        checked = {}
-        for key, value in values.items():
-            if key not in types:
-                raise ValueError(f"unknown key {key!r}; there are {', '.join(types)}")
-            expected = types[key]
-            if type(value) is not expected and not (expected is float and type(value) is int):
-                raise ValueError(f"{key} must be {expected.__name__}, got {value!r}")
-            checked[key] = expected(value)
-        return cls(**checked)
+        return cls(**checked(values, {field.name: type(field.default) for field in dataclasses.fields(cls)}))
+
+
+def checked(values: Mapping[str, Any], types: Mapping[str, type]) -> dict[str, Any]:
+    """The values as their `types`, an integer also where a float is meant; raises ValueError, naming the key."""
+    result = {}
+    for key, value in values.items():
+        if key not in types:
+            raise ValueError(f"unknown key {key!r}; there are {', '.join(types)}")
+        expected = types[key]
+        if type(value) is not expected and not (expected is float and type(value) is int):
+            raise ValueError(f"{key} must be {'a table' if expected is dict else expected.__name__}, got {value!r}")
+        result[key] = expected(value)
+    return result
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:

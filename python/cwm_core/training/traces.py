@@ -15,8 +15,8 @@ from ..trace import Trace
 def encode_for_training(tokenizer: Tokenizer, trace: Trace) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     """Token ids and loss mask of a trace, both of shape [n].
 
-    The mask is True after the first frame: context and first frame stand in the prompt of a prediction, all that follows
-    is predicted. Raises ValueError as `Tokenizer.encode_trace`.
+    The mask is True after the first frame: context and first frame stand in the prompt of a prediction, what follows is
+    predicted. Raises ValueError as `Tokenizer.encode_trace`.
     """
     ids = tokenizer.encode_trace(trace)
     spans, prompt = tokenizer.trace_spans(trace)

@@ -1,7 +1,8 @@
 //! `cwm_core._native.Tokenizer`; documented in `cwm_core.tokenizer`.
 
 use cwm_tokenizer::{
-    Error, GPT2_PATTERN, LLAMA3_PATTERN, PieceCounts, SpecialTokens, Splitter, Tokenizer as Inner, Vocabulary, cwm_special_tokens,
+    Error, GPT2_PATTERN, LLAMA3_PATTERN, PieceCounts, SpecialTokens, Splitter, Tokenizer as Inner, Vocabulary,
+    cwm_special_tokens,
 };
 use numpy::ndarray::Array3;
 use numpy::{IntoPyArray, PyArray1, PyArray3, PyReadonlyArray1};

@@ -1,6 +1,7 @@
 //! `Trace`, its frames, and `ParsedTrace` for Python: objects for frames are made only when looked at.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pyo3::exceptions::{PyIndexError, PyValueError};
@@ -20,6 +21,11 @@ impl From<cwm_trace::Trace> for Trace {
     fn from(trace: cwm_trace::Trace) -> Trace {
         Trace { inner: Arc::new(trace) }
     }
+}
+
+/// The subclass of OSError that fits, with the path in its message.
+fn io_error(path: &Path, error: io::Error) -> PyErr {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display())).into()
 }
 
 /// A string from UTF-8 that may hold lone surrogates.
@@ -141,7 +147,7 @@ impl Trace {
                 .and_then(|()| std::fs::rename(&partial, &path))
                 .map_err(|error| {
                     let _ = std::fs::remove_file(&partial);
-                    PyErr::from(error)
+                    io_error(&path, error)
                 })
         })
     }
@@ -149,7 +155,7 @@ impl Trace {
     #[staticmethod]
     fn load(py: Python<'_>, path: PathBuf) -> PyResult<Trace> {
         let trace = py.detach(|| {
-            let data = std::fs::read(&path)?;
+            let data = std::fs::read(&path).map_err(|error| io_error(&path, error))?;
             cwm_trace::from_bytes(&data).map_err(|e| PyValueError::new_err(format!("{}: {e}", path.display())))
         });
         trace.map(Trace::from)

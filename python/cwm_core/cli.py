@@ -1,0 +1,557 @@
+"""The `cwm` command: one verb a room, described in `docs/command-line.md`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import tokenize
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cwm_core.data import PackedLoader, Shards, ShardWriter, describe
+from cwm_core.tokenizer import GPT2_PATTERN, LLAMA3_PATTERN, Tokenizer
+from cwm_core.trace import ParsedTrace, Recorder, Trace
+
+if TYPE_CHECKING:
+    from cwm_core.inference import Engine
+
+OK, FAILED, INTERRUPTED = 0, 1, 130
+
+_PATTERNS = {"llama3": LLAMA3_PATTERN, "gpt2": GPT2_PATTERN}
+_TRAIN_EXTRA = ("torch", "rich", "safetensors")
+_BAR_WIDTH = 40
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 fine, 1 the work failed, 130 interrupted.
+
+    Raises SystemExit, as argparse does, with 2 for wrong usage and 0 after `--help` and `--version`.
+    """
+    args = _parse(list(sys.argv[1:] if argv is None else argv))
+    try:
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        _say(args, "interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # who read our output has seen enough; the flush at exit must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (OSError, ValueError, SyntaxError, FloatingPointError, ModuleNotFoundError) as error:
+        is_ours = not isinstance(error, ModuleNotFoundError) or error.name in _TRAIN_EXTRA
+        if not is_ours or os.environ.get("CWM_TRACEBACK"):
+            raise
+        _say(args, _sentence(error))
+        return FAILED
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="cwm",
+        description="Record what Python programs do, turn the traces into training data, and train and use models\n"
+        "that predict executions.",
+        epilog="exit codes: 0 fine, 1 the work failed, 2 wrong usage, 130 interrupted.\n"
+        "CWM_TRACEBACK=1 in the environment shows where in the code an error arose.\n"
+        "`cwm VERB --help` explains a verb.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"cwm {version('cwm-core')}")
+    verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
+    for add in (_add_record, _add_view, _add_tokenize, _add_pack, _add_train, _add_predict, _add_demo):
+        add(verbs)
+    program_args: list[str] = []
+    if argv[:1] == ["record"] and "--" in argv:  # argparse would mix these with FILE
+        at = argv.index("--")
+        argv, program_args = argv[:at], argv[at + 1 :]
+    args = parser.parse_args(argv)
+    args.program_args = program_args
+    args.error = verbs.choices[args.verb].error
+    return args
+
+
+def _verb(verbs: Any, run: Any, purpose: str, example: str, more: str = "") -> argparse.ArgumentParser:
+    """Add the verb that `run` is named after."""
+    parser = verbs.add_parser(
+        run.__name__.removeprefix("_"),
+        help=purpose,
+        description=f"{purpose}\n\n{more}".strip(),
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+# ---- record
+
+
+def _add_record(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        _record,
+        "Run a Python program and record its execution as a trace.",
+        "cwm record sort.py --call 'bubble_sort([3, 1, 2])' -o sort.cwmtrace",
+        "A script is recorded from its first line. With --call, the body of the file's module runs unrecorded, then\n"
+        "the expression is recorded. The program runs in this process, unprotected; what it raises is part of the\n"
+        "trace and no failure. Ctrl-C ends the recording and keeps what there is.",
+    )
+    parser.usage = "cwm record FILE [--call EXPR] [-o OUT] [options] [-- ARG ...]"
+    parser.add_argument("file", metavar="FILE", help="the program; arguments after -- are its own")
+    parser.add_argument("--call", metavar="EXPR", help="expression to record, in the names of the file's module")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="OUT", help="trace to write (default: FILE's name.cwmtrace)"
+    )
+    parser.add_argument(
+        "--scope",
+        action="append",
+        metavar="SCOPE",
+        help="code to record: 'file' (the default), 'package' (files under FILE's top-level package), or a file or "
+        "folder; may be given several times",
+    )
+    parser.add_argument("--max-frames", type=_positive, metavar="N", help="stop the program after N frames")
+    parser.add_argument("--max-seconds", type=_seconds, metavar="S", help="stop the program after S seconds")
+    parser.add_argument(
+        "--max-value-chars", type=_positive, default=1000, metavar="N", help="cut longer values (default: 1000)"
+    )
+    parser.add_argument("--text", action="store_true", help="also print the trace's text form")
+
+
+def _record(args: argparse.Namespace) -> int:
+    if args.call is not None and args.scope:
+        args.error("--scope cannot be combined with --call, which records FILE's own code")
+    recorder = Recorder(
+        scope=_scope(args),
+        max_frames=args.max_frames,
+        max_seconds=args.max_seconds,
+        max_value_chars=args.max_value_chars,
+    )
+    output = args.output or Path(args.file).with_suffix(".cwmtrace").name
+    target = _new_file(output)
+    interrupted = False
+    with redirect_stdout(sys.stdout), redirect_stderr(sys.stderr):  # a program may leave others in their place
+        try:
+            if args.call is None:
+                recorder.record_file(args.file, args.program_args)
+            else:
+                _record_call(recorder, args.file, _program(args.file, args.call), args.call, args.program_args)
+        except KeyboardInterrupt:
+            interrupted = True
+    if recorder.last is None:
+        raise KeyboardInterrupt
+    recorder.last.save(target)
+    if args.text:
+        _print(recorder.last.to_text())
+    _say(args, f"{output}: {_summary(recorder.last)}" + (", interrupted" if interrupted else ""))
+    return INTERRUPTED if interrupted else OK
+
+
+def _scope(args: argparse.Namespace) -> str | list[str]:
+    scope = args.scope or ["file"]
+    if len(scope) == 1 and scope[0] in ("file", "package"):
+        return str(scope[0])
+    for path in scope:
+        if not os.path.exists(path):
+            raise FileNotFoundError(2, "no such file or folder to record", path)
+    return list(scope)
+
+
+def _record_call(recorder: Recorder, file: str, code: str, call: str, program_args: Sequence[str] = ()) -> Trace:
+    """`record_source` with the arguments and the import path of a script."""
+    old_argv, old_path = sys.argv, sys.path
+    sys.argv, sys.path = [file, *program_args], [os.path.dirname(os.path.abspath(file)), *old_path]
+    try:
+        return recorder.record_source(code, call)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise ValueError(f"{file} raised {error!r} before the call, so there is nothing to record") from error
+    finally:
+        sys.argv, sys.path = old_argv, old_path
+
+
+def _program(file: str, call: str) -> str:
+    """The text of a program that compiles, as does the call. Raises OSError and SyntaxError."""
+    with tokenize.open(file) as source:
+        code = source.read()
+    compile(code, file, "exec", dont_inherit=True)
+    compile(call, "--call", "eval", dont_inherit=True)
+    return code
+
+
+# ---- view
+
+
+def _add_view(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        _view,
+        "Show a trace in the terminal or as an HTML page, alone or beside a prediction.",
+        "cwm view sort.cwmtrace --html sort.html",
+    )
+    parser.add_argument("trace", type=Path, metavar="TRACE", help="a trace that `cwm record` wrote")
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write a self-contained page to step through instead")
+    parser.add_argument("--predicted", type=Path, metavar="PRED", help="a predicted trace to mark differences from")
+    parser.add_argument("--start", type=_not_negative, metavar="N", help="first frame to print (default: 0)")
+    parser.add_argument("--limit", type=_not_negative, metavar="N", help="most frames to print (default: all)")
+
+
+def _view(args: argparse.Namespace) -> int:
+    from cwm_core import view
+
+    if args.html and (args.start is not None or args.limit is not None):
+        args.error("--start and --limit are for the terminal, not for --html")
+    trace = Trace.load(args.trace)
+    predicted = Trace.load(args.predicted) if args.predicted else None
+    if args.html:
+        args.html.write_text(view.html(trace, predicted=predicted, title=args.trace.name), "utf-8")
+        _say(args, f"wrote {args.html}, {len(trace):,} frames")
+    else:
+        _print(view.terminal(trace, predicted=predicted, start=args.start or 0, limit=args.limit))
+    return OK
+
+
+# ---- tokenize
+
+
+def _add_tokenize(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        _tokenize,
+        "Turn stored traces into a folder of token shards, ready for training.",
+        "cwm tokenize traces/ --tokenizer vocabulary --train-vocab 4096 -o shards",
+        "Everything after a trace's first frame carries loss: what stands before it is the prompt of a prediction.\n"
+        "A document's source is the name of the folder that its trace lies in.",
+    )
+    parser.add_argument(
+        "traces", nargs="+", type=Path, metavar="TRACES", help="traces, and folders of *.cwmtrace files"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        required=True,
+        type=Path,
+        metavar="FOLDER",
+        help="vocabulary: a folder with tokenizer.json, or a tiktoken rank file",
+    )
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="SHARDS", help="folder to write shards to")
+    parser.add_argument(
+        "--train-vocab",
+        type=_positive,
+        metavar="N",
+        help="first learn a vocabulary of N ordinary tokens (256 special ones are added) and save it to FOLDER",
+    )
+    parser.add_argument(
+        "--pattern",
+        metavar="PATTERN",
+        help="how --train-vocab splits text: llama3 (the default), gpt2, or a regular expression",
+    )
+
+
+def _tokenize(args: argparse.Namespace) -> int:
+    from cwm_core.training.traces import encode_for_training, training_texts
+
+    if args.pattern and not args.train_vocab:
+        args.error("--pattern is for --train-vocab; a stored vocabulary has its own")
+    files = list(_trace_files(args.traces))
+    if args.train_vocab:
+        if args.tokenizer.is_file() or (args.tokenizer / "tokenizer.json").exists():
+            raise ValueError(f"{args.tokenizer} already holds a vocabulary; leave out --train-vocab to use it")
+        texts = (text for file in files for text in training_texts(Trace.load(file)))
+        tokenizer = Tokenizer.train(
+            texts, args.train_vocab, pattern=_PATTERNS.get(args.pattern or "llama3", args.pattern)
+        )
+        tokenizer.save(args.tokenizer)
+        _say(args, f"{args.tokenizer}: {tokenizer.vocab_size:,} tokens, special ones included")
+    else:
+        tokenizer = _load_tokenizer(args.tokenizer)
+    with ShardWriter(args.output, tokenizer) as writer:
+        for file in files:
+            ids, loss_mask = encode_for_training(tokenizer, Trace.load(file))
+            writer.add(ids, loss_mask, source=file.resolve().parent.name)
+    shards = Shards(args.output)
+    _say(args, f"{args.output}: {shards.tokens:,} tokens of {len(shards):,} traces")
+    return OK
+
+
+def _trace_files(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(path.rglob("*.cwmtrace"))
+        if not found:
+            raise FileNotFoundError(2, "no *.cwmtrace file in this folder", str(path))
+        yield from found
+
+
+# ---- pack
+
+
+def _add_pack(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        _pack,
+        "Say what a training run would get from shards: lengths, sources, and how well rows fill.",
+        "cwm pack shards/traces shards/code --seq-len 8192 --batch-size 16",
+        "Packs one epoch of all shards and throws the batches away; writes nothing.",
+    )
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="folders of shards")
+    parser.add_argument("--seq-len", required=True, type=_positive, metavar="N", help="tokens in a row")
+    parser.add_argument("--batch-size", type=_positive, default=1, metavar="N", help="rows in a step (default: 1)")
+    parser.add_argument(
+        "--lookahead", type=_positive, default=128, metavar="N", help="waiting documents, at most 256 (default: 128)"
+    )
+    parser.add_argument(
+        "--seed", type=_not_negative, default=0, metavar="N", help="of the documents' order (default: 0)"
+    )
+
+
+def _pack(args: argparse.Namespace) -> int:
+    described = {folder: describe(folder) for folder in args.shards}
+    loader = PackedLoader(
+        {folder: (folder, one["tokens"]) for folder, one in described.items()},
+        args.seq_len,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        lookahead=args.lookahead,
+        epochs=1,
+    )
+    lengths = np.concatenate([Shards(folder).lengths for folder in described])
+    start, with_loss = time.perf_counter(), 0
+    for batch in loader:
+        with_loss += int(batch.loss_mask.sum())
+    seconds = time.perf_counter() - start
+    stats = loader.stats()
+
+    total = stats["tokens"]
+    _print(f"documents   {len(lengths):,}, {int((lengths > args.seq_len).sum()):,} of them longer than a row and cut\n")
+    _print(f"tokens      {total:,}, {with_loss / total:.1%} with loss\n")
+    _print(f"vocabulary  {loader.vocab_size:,}\n\nsource                            documents         tokens   share\n")
+    for folder, one in described.items():
+        for name, part in one["sources"].items():
+            label = f"{folder}: {name}" if name else folder
+            _print(f"{label:<30} {part['documents']:>12,} {part['tokens']:>14,} {part['tokens'] / total:>7.1%}\n")
+    _print("\ntokens a document       documents\n")
+    for low, high, count in _histogram(lengths):
+        bar = "#" * round(_BAR_WIDTH * count / len(lengths))
+        _print(f"{low:>8,} - {high:>9,} {count:>12,} {bar}".rstrip() + "\n")
+    rows = stats["steps"] * args.batch_size
+    _print(f"\nrows        {rows:,} of {args.seq_len:,} tokens, in {stats['steps']:,} steps of {args.batch_size:,}\n")
+    _print(f"efficiency  {stats['efficiency']:.2%} of all positions hold a token\n")
+    _print(f"time        {seconds:.2f} s, {total / max(seconds, 1e-9):,.0f} tokens/s\n")
+    return OK
+
+
+def _histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
+    """(least length, greatest length, documents) in bins that end at powers of two, from the first to the last."""
+    powers = np.array([(int(length) - 1).bit_length() for length in lengths])
+    counts = np.bincount(powers)
+    return [(2**p // 2 + 1, 2**p, int(counts[p])) for p in range(int(powers.min()), len(counts))]
+
+
+# ---- train
+
+
+def _add_train(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        _train,
+        "Train a model as a TOML file describes, going on from its last checkpoint if there is one.",
+        "cwm train configs/tiny.toml --set training.max_steps=200 --set output=runs/short",
+        "Ctrl-C ends the run after the current step, with a checkpoint; the same command goes on from there.",
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="the run; docs/command-line.md lists its keys")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the file; may be repeated"
+    )
+
+
+def _train(args: argparse.Namespace) -> int:
+    from cwm_core.training.run import RunConfig, run, show_progress
+
+    config = RunConfig.from_toml(args.config, args.set)
+    with show_progress() as on_step:
+        reason = run(config, on_step)
+    if reason == "signal":
+        _say(args, f"interrupted; the same command goes on from the checkpoint in {config.output}")
+        return INTERRUPTED
+    _say(args, f"{config.output}: the model and its vocabulary")
+    return OK
+
+
+# ---- predict
+
+
+def _add_predict(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        _predict,
+        "Predict the execution of a call with a model, without running the program.",
+        "cwm predict runs/tiny sort.py --call 'bubble_sort([3, 1, 2])' --verify",
+        "With --verify the program is also run and recorded, in this process and unprotected, to show where the\n"
+        "prediction differs and how it scores; the program's output then goes to standard error.",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model with its tokenizer.json")
+    parser.add_argument("file", metavar="FILE", help="the program")
+    parser.add_argument("--call", required=True, metavar="EXPR", help="expression to predict, in FILE's names")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="write the predicted trace, for `cwm view`")
+    parser.add_argument(
+        "--max-new-tokens", type=_positive, default=4096, metavar="N", help="stop after N tokens (default: 4096)"
+    )
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute, as cuda (default: cpu)")
+    parser.add_argument("--verify", action="store_true", help="RUN FILE's code here, unprotected, and compare")
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from cwm_core import evaluation, inference, view
+
+    code = _program(args.file, args.call)
+    target = _new_file(args.output) if args.output else None
+    engine = _load_engine(args.model, args.device)
+    real = _run_for_real(args, code) if args.verify else None
+    prediction = inference.predict_trace(engine, code, args.call, max_new_tokens=args.max_new_tokens)
+    # As a whole trace, with what stood in the prompt, which is how it is stored and shown.
+    prompt = inference.trace_prompt(engine.tokenizer, code, args.call)
+    whole = engine.tokenizer.parse_trace(np.concatenate([prompt, prediction.ids]))
+    if target:
+        whole.trace.save(target)
+    if real is None:
+        _print(view.terminal(whole.trace))
+    else:
+        _print(view.terminal(real, predicted=whole))
+        scores = asdict(evaluation.score_trace(real, prediction.parsed))
+        for name, score in scores.items():
+            _print(f"{name:<12} {'-' if score is None else f'{score:.3f}'}\n")
+    _print(_verdict(prediction.parsed, args.max_new_tokens, len(prediction.ids)) + "\n")
+    return OK
+
+
+def _run_for_real(args: argparse.Namespace, code: str) -> Trace:
+    # A frame takes several tokens: no prediction can reach further than this.
+    recorder = Recorder(max_frames=args.max_new_tokens)
+    with redirect_stdout(sys.stderr), redirect_stderr(sys.stderr):
+        return _record_call(recorder, args.file, code, args.call)
+
+
+def _load_engine(folder: Path, device: str) -> Engine:
+    from safetensors import SafetensorError
+
+    from cwm_core import inference, model
+
+    tokenizer = _load_tokenizer(folder)
+    try:
+        return inference.Engine(model.load(folder, device=device), tokenizer)
+    except (SafetensorError, RuntimeError, AssertionError) as error:  # RuntimeError: PyTorch has no such device
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def _verdict(parsed: ParsedTrace, limit: int, tokens: int) -> str:
+    if parsed.complete:
+        return f"The prediction is complete: {len(parsed.frames):,} frames, {tokens:,} tokens."
+    if tokens >= limit:
+        return f"The prediction did not end within {limit:,} tokens; {len(parsed.frames):,} whole frames were parsed."
+    reason = parsed.error or "it ends between two frames"
+    return f"The prediction breaks the form after {len(parsed.frames):,} frames: {reason}."
+
+
+# ---- demo
+
+
+def _add_demo(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        _demo,
+        "Go the whole way in little: record, tokenize, pack, train, predict and score.",
+        "cwm demo --short --out demo",
+    )
+    parser.add_argument(
+        "--out", default="cwm-demo", metavar="DIR", help="folder for what it writes (default: cwm-demo)"
+    )
+    parser.add_argument("--short", action="store_true", help="the same in about a minute, with worse scores")
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from cwm_core import demo
+
+    return demo.main(["--out", args.out, *(["--short"] if args.short else [])])
+
+
+# ---- shared
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.load(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _new_file(path: str | Path) -> Path:
+    """The absolute path, checked before the work whose result it is to hold; the program may change the folder."""
+    target = Path(path).absolute()
+    if not target.parent.is_dir():
+        raise FileNotFoundError(2, "no such folder to write to", str(target.parent))
+    return target
+
+
+def _summary(trace: Trace) -> str:
+    """One line on a trace, fit for a terminal."""
+    from cwm_core import view
+
+    return view.terminal(trace, limit=0, color=False).splitlines()[0]
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"this needs {error.name}: pip install 'cwm-core[train]'"
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _say(args: argparse.Namespace, text: str) -> None:
+    print(f"cwm {args.verb}: {text}", file=sys.stderr)
+
+
+def _print(text: str) -> None:
+    """Write to standard output, what its encoding lacks as escapes."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _positive(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _not_negative(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

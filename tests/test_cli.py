@@ -1,0 +1,381 @@
+"""The `cwm` command: the whole way through its verbs, what it says of mistakes, and its exit codes."""
+
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+import cwm_core as cwm
+import numpy as np
+import pytest
+from cwm_core.cli import _histogram, main
+from cwm_core.training.traces import encode_for_training, training_texts
+
+PROGRAM = """
+import sys
+
+def count(n):
+    total = 0
+    for i in range(n):
+        total += i
+    return total
+
+if __name__ == "__main__":
+    print("arguments", sys.argv[1:])
+    if "-x" in sys.argv:
+        sys.exit(count(2))
+"""
+
+VERBS = ("record", "view", "tokenize", "pack", "train", "predict", "demo")
+
+RUN = """
+    output = "run"
+    tokenizer = "vocabulary"
+
+    [model]
+    preset = "tiny"
+    width = 32
+    layers = 1
+    rope = { theta = 10000.0 }
+
+    [data]
+    seq_len = 128
+    batch_size = 2
+    sources.some = { folder = "shards", share = 2 }
+
+    [training]
+    max_steps = 4
+    warmup_steps = 1
+"""
+
+
+@pytest.fixture
+def cwd(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("program.py").write_text(PROGRAM)
+    return tmp_path
+
+
+@pytest.fixture
+def shards(cwd):
+    """Traces, and the vocabulary and shards made of them."""
+    Path("traces").mkdir()
+    for n in range(4):
+        assert main(["record", "program.py", "--call", f"count({n})", "-o", f"traces/{n}.cwmtrace"]) == 0
+    assert main(["tokenize", "traces", "--tokenizer", "vocabulary", "--train-vocab", "300", "-o", "shards"]) == 0
+    Path("run.toml").write_text(textwrap.dedent(RUN))
+    return cwm.Shards("shards")
+
+
+def failure(capsys, *argv):
+    """What the command says on standard error when it fails; one line, and nothing on standard output."""
+    capsys.readouterr()
+    assert main(argv) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"cwm {argv[0]}: ") and err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+def wrong_usage(capsys, *argv):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def python(*command, **kwargs):
+    return subprocess.run([sys.executable, *command], check=False, capture_output=True, text=True, timeout=60, **kwargs)
+
+
+# ---- record and view
+
+
+def test_records_a_script_with_its_arguments(cwd, capsys):
+    assert main(["record", "program.py", "--", "-x", "y"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "arguments ['-x', 'y']\n"
+    expected = cwm.Recorder().record_file("program.py", ["-x", "y"])
+    assert cwm.Trace.load("program.cwmtrace") == expected
+    assert err == f"cwm record: program.cwmtrace: {len(expected)} frames, raised SystemExit(1)\n"
+
+
+def test_records_a_call_as_record_source_does(cwd, capsys):
+    Path("beside.py").write_text("STEP = 2\n")
+    Path("program.py").write_text("import sys\nfrom beside import STEP\ndef f(n):\n    return n + STEP, sys.argv\n")
+    assert main(["record", "program.py", "--call", "f(1)", "--text", "-o", "t.cwmtrace", "--", "a"]) == 0
+    out, err = capsys.readouterr()
+    trace = cwm.Trace.load("t.cwmtrace")
+    assert out == trace.to_text() and trace.result == "(3, ['program.py', 'a'])"
+    assert err.startswith("cwm record: t.cwmtrace: 6 frames, returned (3, ")
+
+
+def test_record_options_reach_the_recorder(cwd, capsys):
+    assert main(["record", "program.py", "--max-frames", "3"]) == 0
+    trace = cwm.Trace.load("program.cwmtrace")
+    assert len(trace) == 3 and trace.truncated == "max_frames"
+    assert main(["record", "program.py", "--call", "count('long')", "--max-value-chars", "2"]) == 0
+    assert cwm.Trace.load("program.cwmtrace").frames[2].locals == {"n": "'l..."}
+    Path("loop.py").write_text("while True:\n    x = 1\n")
+    assert main(["record", "loop.py", "--max-seconds", "0.05"]) == 0
+    assert cwm.Trace.load("loop.cwmtrace").truncated == "max_seconds"
+
+
+def test_scope_may_be_folders(cwd, capsys):
+    Path("other").mkdir()
+    Path("other/helper.py").write_text("def help():\n    return 1\n")
+    Path("script.py").write_text("from other.helper import help\nhelp()\n")
+    lengths = []
+    for scope in ([], ["--scope", "script.py", "--scope", "other"]):
+        assert main(["record", "script.py", *scope]) == 0
+        lengths.append(len(cwm.Trace.load("script.cwmtrace")))
+        for name in ("other", "other.helper"):
+            sys.modules.pop(name)
+    assert lengths[0] == 4 and lengths[1] > 4
+    assert failure(capsys, "record", "script.py", "--scope", "nowhere") == (
+        "cwm record: nowhere: no such file or folder to record\n"
+    )
+
+
+def test_interrupted_recording_is_kept(cwd, capsys):
+    Path("program.py").write_text("import os, signal\nx = 1\nos.kill(os.getpid(), signal.SIGINT)\nx = 2\n")
+    assert main(["record", "program.py"]) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
+    trace = cwm.Trace.load("program.cwmtrace")
+    assert trace.exception == "KeyboardInterrupt()" and trace.frames[-1].line.startswith("os.kill(")
+
+
+def test_views_a_trace_and_a_page(cwd, capsys):
+    main(["record", "program.py", "--call", "count(2)", "-o", "a.cwmtrace"])
+    main(["record", "program.py", "--call", "count(3)", "-o", "b.cwmtrace"])
+    capsys.readouterr()
+    assert main(["view", "a.cwmtrace", "--start", "2", "--limit", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "def count(n):" in shown and "total = 0" not in shown
+    assert main(["view", "a.cwmtrace", "--predicted", "b.cwmtrace"]) == 0
+    assert "differ" in capsys.readouterr().out
+    assert main(["view", "a.cwmtrace", "--html", "a.html"]) == 0
+    assert "<html" in Path("a.html").read_text()
+
+
+# ---- tokenize and pack
+
+
+def test_tokenizes_with_loss_after_the_first_frame(shards, capsys):
+    tokenizer = cwm.Tokenizer.load("vocabulary")
+    traces = [cwm.Trace.load(f"traces/{n}.cwmtrace") for n in range(4)]
+    assert tokenizer.vocab_size == 300 + 256 and shards.sources == ["traces"]
+    for document, trace in zip(shards, traces, strict=True):
+        np.testing.assert_array_equal(document.tokens, tokenizer.encode_trace(trace))
+        given = tokenizer.decode(document.tokens[~document.loss_mask])
+        learned = tokenizer.parse_trace(document.tokens[document.loss_mask])
+        assert given.endswith("<|frame_sep|><|call_sep|>{}<|action_sep|>def main():\n<|frame_sep|>")
+        assert learned.complete and list(learned.frames) == list(cwm.Trace.parse(trace.to_text()).frames)[1:]
+        assert not document.loss_mask[: np.argmax(document.loss_mask)].any()
+
+
+def test_a_trace_without_frames_can_be_encoded(shards):
+    tokenizer = cwm.Tokenizer.load("vocabulary")
+    empty = cwm.Trace.parse("<|begin_of_text|><|trace_context_start|>x = 1\n<|frame_sep|><|end_of_text|>").trace
+    ids, loss_mask = encode_for_training(tokenizer, empty)
+    assert len(empty) == 0 and tokenizer.decode(ids[loss_mask]) in ("", "<|end_of_text|>")
+
+
+def test_texts_of_a_vocabulary_hold_all_parts_and_no_special_token(cwd):
+    trace = cwm.record_source(PROGRAM, "count(2)")
+    parts = [part for part in re.split(r"<\|\w+\|>", trace.to_text()) if part]
+    assert Counter(training_texts(trace)) == Counter(parts)
+
+
+def test_pack_says_what_a_run_would_get(shards, capsys):
+    capsys.readouterr()
+    assert main(["pack", "shards", "--seq-len", "200", "--batch-size", "2"]) == 0
+    out = capsys.readouterr().out
+    total = f"{shards.tokens:,}"
+    cut = int((shards.lengths > 200).sum())
+    assert f"documents   4, {cut} of them longer" in out and f"tokens      {total}, " in out
+    assert f"{'shards: traces':<30} {4:>12} {total:>14}  100.0%" in out
+    rows = int(out.split("rows")[-1].split()[0])
+    share = float(out.split("efficiency")[-1].split("%")[0])
+    assert share == pytest.approx(100 * shards.tokens / (rows * 200), abs=0.01)
+
+
+def test_histogram_bins_end_at_powers_of_two():
+    assert _histogram(np.array([1], np.uint32)) == [(1, 1, 1)]
+    bins = _histogram(np.array([3, 4, 5, 9, 16, 17], np.uint32))
+    assert bins == [(3, 4, 2), (5, 8, 1), (9, 16, 2), (17, 32, 1)]
+
+
+# ---- train and predict
+
+
+@pytest.mark.torch
+def test_the_whole_way(shards, capsys):
+    assert main(["train", "run.toml", "--set", "training.max_steps=2"]) == 0
+    assert main(["train", "run.toml"]) == 0  # goes on from the checkpoint after step 2
+    steps = [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+    config = json.loads(Path("run/config.json").read_text())
+    end = cwm.Tokenizer.load("run").special_tokens["<|end_of_text|>"]
+    assert (config["vocab_size"], config["hidden_size"], config["eos_token_id"]) == (556, 32, [end])
+    assert config["rope_parameters"]["rope_theta"] == 10000.0
+
+    capsys.readouterr()
+    predict = ["predict", "run", "program.py", "--call", "count(2)", "--max-new-tokens", "30"]
+    assert main([*predict, "-o", "predicted.cwmtrace"]) == 0
+    assert "The prediction " in capsys.readouterr().out
+    predicted = cwm.Trace.load("predicted.cwmtrace")
+    assert predicted.context == cwm.record_source(PROGRAM, "count(2)").context
+    assert predicted.frames[0].line == "def main():\n"
+
+    assert main([*predict, "--verify"]) == 0
+    out = capsys.readouterr().out
+    assert "differ" in out and "valid_format 0.000" in out
+    assert main(["view", "traces/2.cwmtrace", "--predicted", "predicted.cwmtrace"]) == 0
+
+
+@pytest.mark.torch
+def test_a_trained_model_folder_can_be_trained_further(shards, capsys):
+    assert main(["train", "run.toml", "--set", "training.max_steps=1"]) == 0
+    Path("more.toml").write_text(
+        Path("run.toml").read_text().split("[model]")[0].replace('"run"', '"more"')
+        + '[model]\nfolder = "run"\n[data]'
+        + Path("run.toml").read_text().split("[data]")[1]
+    )
+    assert main(["train", "more.toml", "--set", "training.max_steps=1"]) == 0
+    assert Path("more/model.safetensors").exists()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.lr=1", "run.toml: [training] unknown key 'lr'; there are max_steps, "),
+        ("training.max_steps=many", "run.toml: [training] max_steps must be int, got 'many'"),
+        ("training.checkpoint_folder=x", "run.toml: [training] checkpoint_folder cannot be set"),
+        ("training.device=toaster", "[training] device 'toaster' cannot be used: "),
+        ("data.sources.x=1", "run.toml: [data] x must be a table, got 1"),
+        ("data.sources.x.share=1", "run.toml: [data.sources.x] 'folder' is missing"),
+        ("data.sources.some.folder=nowhere", "nowhere"),
+        ("output.x=1", "run.toml: output.x cannot be set: output is no table"),
+        ("epochs=1", "run.toml: unknown key 'epochs'; there are output, "),
+        ("epochs", "run.toml: an override must be key=value, got 'epochs'"),
+        ("model.depth=1", "[model] unknown key 'depth'; there are preset, "),
+        ("model.preset=huge", "[model] no preset 'huge'"),
+        ("model.folder=x", "[model] either preset or folder must be given"),
+        ("model.vocab_size=300", "[model] vocab_size 300 is less than the tokenizer's 556"),
+        ("tokenizer=nowhere", "nowhere: No such file or directory"),
+    ],
+)
+def test_mistakes_in_a_run(shards, capsys, change, message):
+    assert failure(capsys, "train", "run.toml", "--set", change).startswith(f"cwm train: {message}")
+
+
+@pytest.mark.torch
+def test_a_run_resumes_only_as_it_began(shards, capsys):
+    assert main(["train", "run.toml", "--set", "training.max_steps=1"]) == 0
+    assert "hidden_size = 32, not 64" in failure(capsys, "train", "run.toml", "--set", "model.width=64")
+    assert "seed = 0, not 1" in failure(capsys, "train", "run.toml", "--set", "training.seed=1")
+
+
+@pytest.mark.torch
+def test_example_configuration_is_valid():
+    from cwm_core.training.run import RunConfig
+
+    RunConfig.from_toml(Path(__file__).parents[1] / "configs" / "tiny.toml")
+
+
+@pytest.mark.torch
+def test_mistakes_in_a_prediction(shards, capsys):
+    call = ["--call", "count(2)"]
+    assert failure(capsys, "predict", "nowhere", "program.py", *call).startswith("cwm predict: nowhere: No such file")
+    cwm.Tokenizer.load("vocabulary").save("model")
+    assert failure(capsys, "predict", "model", "program.py", *call).startswith(
+        "cwm predict: model/config.json: No such"
+    )
+
+
+# ---- mistakes
+
+
+def test_mistakes_are_one_sentence(cwd, capsys):
+    Path("broken.py").write_text("x = 1\ndef f(:\n")
+    Path("raises.py").write_text("import sys\nsys.exit('no')\n")
+    Path("bad.cwmtrace").write_bytes(b"nothing")
+    Path("empty").mkdir()
+    tokens = ["--tokenizer", "vocabulary", "-o", "shards"]
+    for argv, message in [
+        (("record", "none.py"), "none.py: No such file or directory"),
+        (("record", "broken.py"), "broken.py, line 2: invalid syntax"),
+        (("record", "broken.py", "--call", "f()"), "broken.py, line 2: invalid syntax"),
+        (("record", "program.py", "--call", "count(2"), "--call, line 1: '(' was never closed"),
+        (("record", "raises.py", "--call", "1"), "raises.py raised SystemExit('no') before the call"),
+        (("record", "program.py", "-o", "none/x.cwmtrace"), "none: no such folder to write to"),
+        (("view", "none.cwmtrace"), "none.cwmtrace: No such file or directory"),
+        (("view", "bad.cwmtrace"), "bad.cwmtrace: not a stored trace: it does not begin with the header of one"),
+        (("tokenize", "bad.cwmtrace", *tokens), "vocabulary: No such file or directory"),
+        (("tokenize", "empty", *tokens), "empty: no *.cwmtrace file in this folder"),
+        (("tokenize", "bad.cwmtrace", *tokens, "--train-vocab", "300"), "bad.cwmtrace: not a stored trace"),
+        (("pack", "none", "--seq-len", "8"), "none: No such file or directory"),
+    ]:
+        assert message in failure(capsys, *argv)
+
+
+def test_nothing_is_overwritten(shards, capsys):
+    tokens = ["tokenize", "traces", "--tokenizer", "vocabulary", "-o", "shards"]
+    assert "already holds token shards" in failure(capsys, *tokens)
+    assert "already holds a vocabulary" in failure(capsys, *tokens, "--train-vocab", "300")
+
+
+def test_a_vocabulary_without_the_trace_tokens_is_refused(shards, capsys):
+    cwm.Tokenizer.train(["some text"], 260, special_tokens=[]).save("plain")
+    assert "special token" in failure(capsys, "tokenize", "traces", "--tokenizer", "plain", "-o", "other")
+    assert not list(Path("other").glob("*.cwmtok"))
+
+
+def test_wrong_usage(cwd, capsys):
+    assert "required: VERB" in wrong_usage(capsys)
+    assert "invalid choice: 'fly'" in wrong_usage(capsys, "fly")
+    assert "'0' is no whole number from 1" in wrong_usage(capsys, "record", "program.py", "--max-frames", "0")
+    assert "'nan' is no number of seconds" in wrong_usage(capsys, "record", "program.py", "--max-seconds", "nan")
+    assert "--scope cannot" in wrong_usage(capsys, "record", "program.py", "--call", "1", "--scope", "package")
+    assert "not for --html" in wrong_usage(capsys, "view", "x.cwmtrace", "--html", "x.html", "--start", "1")
+    assert "--pattern is" in wrong_usage(capsys, "tokenize", "x", "--tokenizer", "v", "-o", "s", "--pattern", "gpt2")
+
+
+def test_data_verbs_need_no_torch(shards):
+    script = """
+        import sys
+        sys.modules["torch"] = None  # as if it were not installed
+        from cwm_core.cli import main
+        assert main(["tokenize", "traces", "--tokenizer", "vocabulary", "-o", "again"]) == 0
+        assert main(["pack", "again", "--seq-len", "64"]) == 0
+        sys.exit(main(["train", "run.toml"]))
+    """
+    done = python("-c", textwrap.dedent(script))
+    assert done.returncode == 1
+    assert done.stderr.endswith("cwm train: this needs torch: pip install 'cwm-core[train]'\n")
+
+
+def test_runs_as_a_module(cwd):
+    for module in ("cwm_core", "cwm_core.cli"):
+        shown = python("-m", module, "--help")
+        assert shown.returncode == 0 and shown.stdout.startswith("usage: cwm ")
+        for verb in VERBS:
+            assert f"\n    {verb} " in shown.stdout
+
+
+def test_every_verb_has_an_example_that_parses(capsys):
+    for verb in VERBS:
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0
+        assert f"example:\n  cwm {verb} " in capsys.readouterr().out
+
+
+def test_traceback_on_request(cwd, monkeypatch):
+    monkeypatch.setenv("CWM_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        main(["view", "none.cwmtrace"])
