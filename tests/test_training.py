@@ -54,7 +54,7 @@ class NumpyBatch(SimpleNamespace):
         super().__init__(**arrays)
 
     def to_torch(self, device):
-        return {k: torch.from_numpy(v).to(device) for k, v in self.__dict__.items()}
+        return SimpleNamespace(**{k: torch.from_numpy(v).to(device) for k, v in self.__dict__.items()})
 
 
 def small_model(seed=0):
@@ -116,7 +116,7 @@ def test_same_seed_same_curve():
 def test_accumulated_batches_equal_one_large_batch():
     """Two batches of different numbers of loss tokens weigh by token, not by batch."""
     config = {"max_steps": 1, "warmup_steps": 0, "grad_clip": 1e9}
-    batches = [SimpleNamespace(**next(iter(Loader(seed=s))).to_torch("cpu")) for s in (1, 2)]
+    batches = [next(iter(Loader(seed=s))).to_torch("cpu") for s in (1, 2)]
     batches[1].loss_mask[:, 3:] = False
     both = {name: torch.cat([getattr(b, name) for b in batches]) for name in ("tokens", "targets", "loss_mask")}
     both["position_ids"] = torch.cat([b.position_ids for b in batches])
@@ -131,7 +131,7 @@ def test_accumulated_batches_equal_one_large_batch():
 
 def test_gradient_equals_plain_pytorch():
     """One step of SGD-like bookkeeping by hand: full logits, PyTorch's own cross entropy, one document at a time."""
-    batch = SimpleNamespace(**next(iter(Loader(seed=3))).to_torch("cpu"))
+    batch = next(iter(Loader(seed=3))).to_torch("cpu")
     ours, theirs = small_model(), small_model()
     (ours.loss(**vars(batch)) / batch.loss_mask.sum()).backward()
     total, flat = 0, {k: v.flatten() for k, v in vars(batch).items()}

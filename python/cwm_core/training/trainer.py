@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from types import FrameType, SimpleNamespace
+from types import FrameType
 from typing import Any
 
 import torch
@@ -52,8 +52,8 @@ class Trainer:
     """Trains a model on an iterable of batches, by steps or by time.
 
     A batch has `.tokens`, `.targets`, `.loss_mask`, `.position_ids` (each [rows, seq_len]) and `.cu_seqlens` (offsets
-    of documents in the flattened batch); one whose arrays are not tensors has `.to_torch(device)`, which gives them as
-    tensors by name. `on_step` is called after every step. When `config.checkpoint_folder` holds a checkpoint, the run
+    of documents in the flattened batch); one whose arrays are not tensors has `.to_torch(device)`, which gives the
+    batch with tensors. `on_step` is called after every step. When `config.checkpoint_folder` holds a checkpoint, the run
     goes on from it, and ends as the uninterrupted one would have, bit for bit on one machine; for this the loader needs
     `state_dict()` and `load_state_dict()`. SIGTERM and Ctrl-C end the run after the current step, with a checkpoint.
     """
@@ -164,8 +164,7 @@ class Trainer:
         """The batches of one step; fewer at the end of the data, none when nothing is left."""
         taken = []
         for batch in batches:
-            is_ready = isinstance(batch.tokens, Tensor)
-            taken.append(batch if is_ready else SimpleNamespace(**batch.to_torch(self.device)))
+            taken.append(batch if isinstance(batch.tokens, Tensor) else batch.to_torch(self.device))
             if len(taken) == self.config.grad_accumulation:
                 break
         return taken
