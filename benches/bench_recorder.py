@@ -10,9 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 import cwm_core as cwm
+import pytest
 from cwm_core._native import call_with_empty_hook
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -45,7 +44,7 @@ def list_append() -> list[int]:
 
 def string_building() -> str:
     text = ""
-    for i in range(600):
+    for _ in range(600):
         text += "ab"
     return text
 
@@ -134,7 +133,15 @@ def test_record(benchmark, workload: Callable[[], object], recorder: str) -> Non
 
 @pytest.fixture(scope="module")
 def trace() -> cwm.Trace:
-    code = "def f(n):\n    total = 0\n    seen = []\n    for i in range(n):\n        total += i\n        seen.append(total % 7)\n    return seen\n"
+    code = """
+def f(n):
+    total = 0
+    seen = []
+    for i in range(n):
+        total += i
+        seen.append(total % 7)
+    return seen
+"""
     return cwm.record_source(code, "f(3000)")
 
 

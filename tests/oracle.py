@@ -1,4 +1,4 @@
-"""The oracle: what a recording must show, told by a plain ``sys.settrace`` tracer. Slow on purpose, independent of ours."""
+"""The oracle: what a recording must show, told by a plain ``sys.settrace`` tracer that shares no code with ours."""
 
 from __future__ import annotations
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import cwm_core as cwm
 import numpy as np
 import pytest
-
-import cwm_core as cwm
 from cwm_core.evaluation import TraceScores, mean_scores, next_line_baseline, score_trace
 
 torch = pytest.importorskip("torch")
 
-CODE = "def f(n):\n    t = []\n    for i in range(n):\n        try:\n            t.append(6 // i)\n        except ZeroDivisionError:\n            t = [i]\n    return t\n"
+CODE = """def f(n):
+    t = []
+    for i in range(n):
+        try:
+            t.append(6 // i)
+        except ZeroDivisionError:
+            t = [i]
+    return t
+"""
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +127,7 @@ def test_scores_of_an_altered_trace(trace: cwm.Trace) -> None:
 
 def test_baseline_repeats_the_state_and_goes_on() -> None:
     trace = cwm.record_source("def f(n):\n    a = 1\n    a\n    a\n    return a\n", "f(2)")
-    # Right lines: after main's def line, after f's def line and its first three lines; right states: where nothing changed.
+    # Lines are right after both def lines and the first three lines of f; states are right where nothing changed.
     scores = next_line_baseline(trace)
     assert scores.action == pytest.approx(5 / 8)
     assert scores.state == pytest.approx(4 / 6)

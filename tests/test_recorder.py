@@ -10,6 +10,7 @@ import textwrap
 import threading
 import weakref
 from pathlib import Path
+from typing import ClassVar
 
 import cwm_core as cwm
 import oracle
@@ -283,7 +284,14 @@ PROGRAMS = {
         "f()",
     ),
     "long values": (
-        "def f():\n    a = 'x' * 5000\n    b = list(range(10 ** 5))\n    c = 'é' * 5000\n    d = '\"' * 999 + \"'\" * 99\n    return {1: b}\n",
+        """
+        def f():
+            a = 'x' * 5000
+            b = list(range(10 ** 5))
+            c = 'é' * 5000
+            d = '"' * 999 + "'" * 99
+            return {1: b}
+        """,
         "f()",
     ),
     "deep value": ("def f():\n    a = []\n    for i in range(250):\n        a = [a]\n    return a\n", "f()"),
@@ -355,8 +363,8 @@ def test_oracle_is_the_published_one() -> None:
     spec = importlib.util.spec_from_file_location("trace_oracle", path)
     published = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(published)
-    for name, (code, call) in PROGRAMS.items():
-        code = textwrap.dedent(code)
+    for name, (source, call) in PROGRAMS.items():
+        code = textwrap.dedent(source)
         context, frames = published.record_source(code, call)
         assert [tuple(frame) for frame in oracle.record_source(code, call)] == frames, name
         trace = cwm.record_source(code, call)
@@ -378,7 +386,7 @@ def add(a: int, b: int = 2) -> int:
 
 
 def count(n: int):
-    for i in range(n):
+    for i in range(n):  # noqa: UP028
         yield i
 
 
@@ -446,9 +454,6 @@ def test_record_a_file(tmp_path: Path) -> None:
     assert trace.context.startswith('"""A script."""  # << START_OF_TRACE\n')
 
 
-ENDLESS = "def f():\n    n = 0\n    while True:\n        try:\n            n += 1\n        except BaseException:\n            pass\n"
-
-
 @pytest.mark.parametrize("limit", [{"max_frames": 50}, {"max_bytes": 2000}, {"max_seconds": 0.05}])
 def test_limits_keep_what_was_recorded(limit: dict) -> None:
     code = "def f():\n    n = 0\n    while True:\n        n += 1\n"
@@ -459,7 +464,18 @@ def test_limits_keep_what_was_recorded(limit: dict) -> None:
 
 
 def test_the_limit_is_raised_again_at_each_event() -> None:
-    code = "def g():\n    return 1\ndef f():\n    n = 0\n    for i in range(10):\n        try:\n            g()\n        except BaseException:\n            n += 1\n    return n\n"
+    code = """
+def g():
+    return 1
+def f():
+    n = 0
+    for i in range(10):
+        try:
+            g()
+        except BaseException:
+            n += 1
+    return n
+"""
     trace = cwm.Recorder(max_frames=6).record_source(code, "f()")
     assert len(trace) == 6 and trace.truncated == "max_frames"
 
@@ -538,7 +554,7 @@ def test_threads_record_apart() -> None:
 
 
 class Tracked:
-    alive: weakref.WeakSet = weakref.WeakSet()
+    alive: ClassVar[weakref.WeakSet] = weakref.WeakSet()
 
     def __init__(self) -> None:
         Tracked.alive.add(self)

@@ -122,11 +122,11 @@ def oracle_parse(text: str) -> tuple[list, bool, bool]:
     return frames, False, False
 
 
-pieces = st.sampled_from(
-    ["<|call_sep|>", "<|line_sep|>", "<|return_sep|>", "<|exception_sep|>", "<|action_sep|>", "<|arg_sep|>"]
-    + ["<|frame_sep|>", "<|end_of_text|>", "{}", '""', '{"a": "1"}', '{"a": ".."}', '{"a": 1}', '{"a": "1", "a": "2"}']
-    + ['"\\ud800"', "[]", '{"a": ""} ', ' {"a": ""}', '"\t"', "x = 1\n", '"\\x"', '{"é": "\\u00e9"}', "1", " "]
-)
+events = ["<|call_sep|>", "<|line_sep|>", "<|return_sep|>", "<|exception_sep|>"]
+marks = ["<|action_sep|>", "<|arg_sep|>", "<|frame_sep|>", "<|end_of_text|>"]
+objects = ["{}", '{"a": "1"}', '{"a": ".."}', '{"a": 1}', '{"a": "1", "a": "2"}', '{"a": ""} ', ' {"a": ""}']
+strings = ['""', '"\\ud800"', '"\t"', '"\\x"', '{"é": "\\u00e9"}', "[]", "1", " ", "x = 1\n"]
+pieces = st.sampled_from([*events, *marks, *objects, *strings])
 frame_texts = st.sampled_from(
     [
         '<|call_sep|>{"a": "1"}<|action_sep|>f\n<|frame_sep|>',

@@ -179,7 +179,7 @@ def _code_of(function: Callable[..., Any]) -> CodeType:
     if isinstance(found, type):
         found = found.__init__
     elif not hasattr(found, "__code__"):
-        found = getattr(type(found), "__call__", None)  # an object with a method __call__
+        found = inspect.getattr_static(type(found), "__call__", None)  # an object with a method __call__
     code = getattr(found, "__code__", None)
     if not isinstance(code, CodeType):
         raise TypeError(f"cannot tell the file of {function!r}; give Recorder(scope=[...]) the paths to record")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
+from itertools import count, islice
 from pathlib import Path
 
 from ..corpus.algorithms import ALGORITHMS
@@ -20,8 +20,6 @@ from .recipe import PATTERN, SPECIAL_TOKENS, Recipe
 HELD_OUT_SEEDS = 10**9
 MAX_FRAMES = 200
 
-Tick = Callable[[int], object]
-
 
 def programs(recipe: Recipe) -> tuple[list[Program], list[Program]]:
     """Programs to train on and to predict: no two of them, across both lists, share a text, not even up to names.
@@ -30,9 +28,9 @@ def programs(recipe: Recipe) -> tuple[list[Program], list[Program]]:
     """
     seen: set[str] = set()
     offset = recipe.seed * 10**6
-    generated = distinct((generate(offset + i) for i in _forever()), seen)
+    generated = distinct(map(generate, count(offset)), seen)
     train = list(islice(generated, recipe.programs))
-    unseen = distinct((generate(HELD_OUT_SEEDS + offset + i) for i in _forever()), seen)
+    unseen = distinct(map(generate, count(HELD_OUT_SEEDS + offset)), seen)
     held_out = list(islice(unseen, recipe.held_out))
     for algorithm in ALGORITHMS:
         calls = {algorithm.program(offset + i) for i in range(recipe.algorithm_calls)}
@@ -41,20 +39,10 @@ def programs(recipe: Recipe) -> tuple[list[Program], list[Program]]:
     return train, held_out
 
 
-def _forever() -> Iterator[int]:
-    i = 0
-    while True:
-        yield i
-        i += 1
-
-
-def record(programs: Iterable[Program], tick: Tick) -> list[Trace]:
-    """The executions of programs, by the native recorder; `tick(n)` is called with the number done."""
-    recorder, traces = Recorder(max_frames=MAX_FRAMES), []
-    for program in programs:
-        traces.append(recorder.record_source(program.code, program.call))
-        tick(len(traces))
-    return traces
+def record(programs: Iterable[Program]) -> list[Trace]:
+    """The executions of programs, by the native recorder."""
+    recorder = Recorder(max_frames=MAX_FRAMES)
+    return [recorder.record_source(program.code, program.call) for program in programs]
 
 
 def train_vocabulary(traces: Iterable[Trace], recipe: Recipe) -> Tokenizer:

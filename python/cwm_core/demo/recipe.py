@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# Splits the parts of a trace where copying happens: names and values apart from the JSON around them, the beginning of a
-# statement as one piece, each digit and capital letter alone.
+# Splits the parts of a trace where copying happens: names and values apart from the JSON around them, the beginning of
+# a statement as one piece, each digit and capital letter alone.
 PATTERN = (
     r"""(?:\{")?[a-z_]+": "(?:\.\.(?:", "|"\})?)?"""
     r"""|['\]})]*(?:", "|"\})"""

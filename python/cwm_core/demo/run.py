@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import track
 from rich.table import Table
 
 from .. import model as models
@@ -23,8 +22,8 @@ from ..inference import Engine, Prediction, predict_states, predict_traces
 from ..model import ModelConfig, Transformer
 from ..tokenizer import Tokenizer
 from ..trace import Trace
-from ..training import TrainConfig, Trainer
-from ..training import Progress as Step
+from ..training import Progress, TrainConfig, Trainer
+from ..training.run import show_progress
 from .data import programs, record, train_vocabulary, write_shards
 from .recipe import FULL, SHORT, Recipe
 
@@ -70,11 +69,10 @@ class Demo:
     def record(self) -> tuple[list[Trace], list[Trace]]:
         """Executions to train on and to predict."""
         train, held_out = programs(self.recipe)
-        with self.bar("Recording programs", len(train) + len(held_out)) as (bar, task):
-            began = time.monotonic()
-            train_traces = record(train, lambda done: bar.update(task, completed=done))
-            held_out_traces = record(held_out, lambda done: bar.update(task, completed=len(train) + done))
-            seconds = time.monotonic() - began
+        began = time.monotonic()
+        train_traces = record(track(train, "Recording programs", console=self.console))
+        seconds = time.monotonic() - began
+        held_out_traces = record(held_out)
         frames = sum(map(len, train_traces))
         self.console.print(
             f"  {len(train)} executions, {frames} frames, {frames / len(train):.1f} a trace, in {seconds:.1f} s"
@@ -109,20 +107,20 @@ class Demo:
         settings = TrainConfig.from_dict({"max_steps": recipe.steps, "seed": recipe.seed, **recipe.training})
         size = sum(parameter.numel() for parameter in trained.parameters())
         began = time.monotonic()
-        with self.bar(f"Training {size / 1e6:.2f} M parameters", recipe.steps) as (bar, task):
+        self.console.print(f"Training {size / 1e6:.2f} M parameters")
+        with show_progress() as show:
 
-            def on_step(step: Step) -> None:
+            def on_step(step: Progress) -> None:
                 self.losses.append(step.loss)
-                shown = f"loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s"
-                bar.update(task, completed=step.step, text=shown)
+                show(step)
 
             Trainer(trained, loader, settings, on_step).run()
         seconds = time.monotonic() - began
         stats = loader.stats()
-        self.console.print(
-            f"  {stats['tokens']} tokens, {stats['tokens'] / seconds:,.0f} a second, rows {stats['efficiency']:.1%} full, "
-            f"last loss {sum(self.losses[-20:]) / len(self.losses[-20:]):.3f}"
-        )
+        speed = stats["tokens"] / seconds
+        last = sum(self.losses[-20:]) / len(self.losses[-20:])
+        full = f"rows {stats['efficiency']:.1%} full"
+        self.console.print(f"  {stats['tokens']} tokens, {speed:,.0f} a second, {full}, last loss {last:.3f}")
         self.results["training"] = {
             "parameters": size,
             "tokens": stats["tokens"],
@@ -162,14 +160,6 @@ class Demo:
         page = self.out / "prediction.html"
         page.write_text(view.html(trace, predicted=predicted, title="A predicted execution"), encoding="utf-8")
         self.console.print(f"The same as a page: {page}")
-
-    @contextmanager
-    def bar(self, title: str, total: int) -> Iterator[tuple[Progress, int]]:
-        """A progress bar."""
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
-        with Progress(*columns, *times, console=self.console) as progress:
-            yield progress, progress.add_task(title, total=total, text="")
 
 
 def initialize(model: Transformer) -> None:

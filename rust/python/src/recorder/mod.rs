@@ -164,7 +164,10 @@ unsafe extern "C" fn hook(
 
 /// Does nothing: what any native recorder costs at least.
 unsafe extern "C" fn empty_hook(
-    _object: *mut ffi::PyObject, _frame: *mut ffi::PyFrameObject, _what: c_int, _arg: *mut ffi::PyObject,
+    _object: *mut ffi::PyObject,
+    _frame: *mut ffi::PyFrameObject,
+    _what: c_int,
+    _arg: *mut ffi::PyObject,
 ) -> c_int {
     0
 }
