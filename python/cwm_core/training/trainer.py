@@ -52,10 +52,11 @@ class Trainer:
     """Trains a model on an iterable of batches, by steps or by time.
 
     A batch has `.tokens`, `.targets`, `.loss_mask`, `.position_ids` (each [rows, seq_len]) and `.cu_seqlens` (offsets
-    of documents in the flattened batch); one whose arrays are not tensors has `.to_torch(device)`, which gives
-    the batch with tensors. `on_step` is called after every step. When `config.checkpoint_folder` holds a checkpoint, the
-    run goes on from it, and ends as the uninterrupted one would have, bit for bit on one machine; for this the loader needs
-    `state_dict()` and `load_state_dict()`. SIGTERM and Ctrl-C end the run after the current step, with a checkpoint.
+    of documents in the flattened batch); one whose arrays are not tensors has `.to_torch(device)`, which gives the
+    batch with tensors. `on_step` is called after every step. When `config.checkpoint_folder` holds a checkpoint, the
+    run goes on from it, and ends as the uninterrupted one would have, bit for bit on one machine; for this the loader
+    needs `state_dict()` and `load_state_dict()`. SIGTERM and Ctrl-C end the run after the current step, with a
+    checkpoint.
     """
 
     def __init__(

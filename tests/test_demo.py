@@ -1,0 +1,74 @@
+"""The demo, shortened, through the code that `make demo` runs: real, unseen, repeatable."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+
+pytest.importorskip("torch")
+
+from cwm_core import PackedLoader
+from cwm_core.corpus.split import normalized
+from cwm_core.demo import data, main
+from cwm_core.demo.recipe import FULL, SHORT
+from cwm_core.demo.run import Demo, with_first_frame
+from rich.console import Console
+
+TINY = replace(SHORT, programs=60, algorithm_calls=1, held_out=3, steps=4, batch_size=2)
+
+
+def test_training_and_held_out_programs_share_nothing() -> None:
+    train, held_out = data.programs(FULL)
+    assert len(train) > 10_000 and len(held_out) == FULL.held_out
+    seen = {normalized(program.code) for program in train}
+    assert not any(normalized(program.code) in seen for program in held_out)
+    assert not {program.code for program in train} & {program.code for program in held_out}
+
+
+def test_the_short_demo(tmp_path, capsys) -> None:
+    assert main(["--short", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    losses = results["training"]["losses"]
+    assert len(losses) == SHORT.steps
+    assert sum(losses[-10:]) / 10 < 0.4 * losses[0]
+    scores = results["scores"]
+    assert scores["trained, true lines supplied"]["state"] > scores["untrained, true lines supplied"]["state"]
+    assert scores["untrained, free"]["valid_format"] == 0.0
+    for name in scores:
+        assert name in " ".join(printed.split()) or len(name) > 40
+    page = (tmp_path / "prediction.html").read_text()
+    assert "START_OF_TRACE" in page
+    assert (tmp_path / "model" / "model.safetensors").is_file() and (tmp_path / "model" / "tokenizer.json").is_file()
+
+
+def test_a_seed_repeats_everything(tmp_path) -> None:
+    runs = []
+    for name in ("a", "b"):
+        demo = Demo(TINY, tmp_path / name, Console(quiet=True))
+        (tmp_path / name).mkdir()
+        train, held_out = demo.record()
+        tokenizer, shards = demo.tokenize(train)
+        batches = islice(PackedLoader(str(shards), TINY.seq_len, batch_size=2, seed=TINY.seed), 3)
+        demo.train(tokenizer, shards)
+        texts = [trace.to_text() for trace in [*train, *held_out]]
+        runs.append((texts, tokenizer.encode(texts[0]).tolist(), [b.tokens.tolist() for b in batches], demo.losses))
+    assert runs[0] == runs[1]
+    other = data.programs(replace(TINY, seed=1))
+    assert other != data.programs(TINY)
+
+
+def test_a_prediction_is_shown_from_the_first_frame() -> None:
+    _, held_out = data.programs(TINY)
+    trace = data.record(held_out[:1])[0]
+    predicted = trace.parse(trace.to_text())
+    rest = predicted.trace.to_text().split("<|frame_sep|>", 2)[2]
+
+    class Prediction:
+        parsed = trace.parse(rest)
+
+    shown = with_first_frame(trace, Prediction())
+    assert [f.line for f in shown.frames] == [f.line for f in trace.frames]
