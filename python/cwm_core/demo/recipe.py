@@ -43,7 +43,7 @@ class Recipe:
     vocabulary: int = 1024
     seq_len: int = 512
     batch_size: int = 6
-    steps: int = 1050
+    steps: int = 1250
     seed: int = 0
     model: dict[str, object] = field(
         default_factory=lambda: {
@@ -54,7 +54,7 @@ class Recipe:
             "kv_heads": 2,
             "head_size": 32,
             "global_every": 2,
-            "window": 160,
+            "window": 64,
         }
     )
     training: dict[str, object] = field(
