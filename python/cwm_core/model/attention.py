@@ -2,7 +2,7 @@
 
 Each document is its own call of PyTorch's fused attention, which needs no mask as long as the window covers the
 document. Past the window, queries go in blocks, each against only the keys its window can reach. On a CPU, short
-documents are plain matrix products instead: there the fused kernel took two to three times as long, forward and backward.
+documents are plain matrix products instead: there the fused kernel took two to three times as long.
 """
 
 from __future__ import annotations
