@@ -144,8 +144,8 @@ class Demo:
                 free = predict_traces(engine, traces, max_new_tokens=longest)
                 along = predict_states(engine, traces, max_new_tokens=longest)
             scores[f"{name}, free"] = _mean(traces, free)
-            scores[f"{name}, true lines supplied"] = _mean(traces, along)
-        scores["repeat the state, go to the next line"] = mean_scores(map(next_line_baseline, traces))
+            scores[f"{name}, lines given"] = _mean(traces, along)
+        scores["same state, next line"] = mean_scores(map(next_line_baseline, traces))
         self.results["scores"] = {name: asdict(one) for name, one in scores.items()}
         self.console.print(score_table(scores))
         return free
@@ -189,11 +189,12 @@ def _mean(traces: list[Trace], predictions: list[Prediction]) -> TraceScores:
 
 def score_table(scores: dict[str, TraceScores]) -> Table:
     """The scores in percent, a predictor a row."""
-    columns = ("valid_format", "action", "state", "output", "valid_json", "key", "key_value")
-    table = Table(title="Unseen programs: scores in percent", title_justify="left")
-    table.add_column("predictor")
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
+    columns = {"valid_format": "valid", "action": "action", "state": "state", "output": "output"}
+    columns |= {"valid_json": "JSON", "key": "names", "key_value": "values"}
+    table = Table(title="Unseen programs: scores in percent", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("predictor", no_wrap=True)
+    for title in columns.values():
+        table.add_column(title, justify="right", no_wrap=True)
     for name, one in scores.items():
         values = (getattr(one, column) for column in columns)
         table.add_row(name, *("-" if value is None else f"{100 * value:.1f}" for value in values))
