@@ -1,11 +1,15 @@
 """What every test shares: how hard Hypothesis looks, and what happens where torch is not installed."""
 
 import os
+import signal
 from collections.abc import Generator
 from importlib.util import find_spec
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# What a shell starts in the background inherits an ignored SIGINT; tests of Ctrl-C need what a terminal gives.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HAVE_TORCH = find_spec("torch") is not None
 
