@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
+import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -16,7 +19,7 @@ import cwm_core as cwm
 import oracle
 import pytest
 from cwm_core._native import Recording
-from hypothesis import given, settings
+from hypothesis import assume, given
 from programs import programs
 
 # On 3.12.0 and 3.12.1 a Python tracer that looks at f_locals breaks comprehensions in class bodies.
@@ -342,18 +345,34 @@ def f():
     assert shown == [("R", ".."), ("..", "None")]
 
 
-@settings(max_examples=60)
+def oracle_in_a_child(code: str, call: str) -> list[oracle.OracleFrame] | None:
+    """The oracle's frames, from a child process: CPython 3.13.0 itself crashes when a tracer looks at some frames.
+
+    None where there is no verdict.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(SyntaxError, oracle.NoVerdictError), open(writer, "wb") as pipe:
+            pipe.write(pickle.dumps(oracle.record_source(code, call, max_frames=3000)))
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        data = pipe.read()
+    status = os.waitpid(child, 0)[1]
+    return pickle.loads(data) if data and status == 0 else None
+
+
 @given(code=programs)
 def test_random_programs_equal_oracle(code: str) -> None:
-    try:
-        compile(code, "<program>", "exec")
-    except SyntaxError:
-        return
     call = "f(1, [2], 's')"
-    expected = oracle.record_source(code, call, max_frames=3000)
-    if expected != oracle.record_source(code, call, max_frames=3000):
-        return
-    assert written(cwm.record_source(code, call)) == expected
+    expected = oracle_in_a_child(code, call)
+    assume(expected is not None)
+    assume(expected == oracle_in_a_child(code, call))
+    ours = written(cwm.record_source(code, call))
+    # A Python tracer keeps values alive, on 3.11 and 3.12 in the dicts it asks for: a dropped generator ends elsewhere.
+    assume(not any(frame.arg == "GeneratorExit()" for frame in [*ours, *expected]))
+    assert ours == expected
 
 
 def test_oracle_is_the_published_one() -> None:
