@@ -44,7 +44,7 @@ class Demo:
     """One run of the demo; `results` is what it measured."""
 
     def __init__(self, recipe: Recipe, out: Path, console: Console) -> None:
-        """Write into a new folder inside `out`, emptied of an earlier run's shards."""
+        """Write into the folder `out`; shards go to a new folder in it at each run."""
         self.recipe, self.console = recipe, console
         self.out = out
         self.results: dict[str, object] = {"recipe": asdict(recipe)}
