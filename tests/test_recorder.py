@@ -546,6 +546,17 @@ def test_a_program_that_sets_its_own_trace_function() -> None:
     assert sys.gettrace() is None
 
 
+def calls_the_hook() -> str:
+    hook = sys.gettrace()
+    hook(sys._getframe(), "exception", None)
+    hook(sys._getframe(), "nonsense", None)
+    return "alive"
+
+
+def test_a_program_that_calls_the_hook_itself() -> None:
+    assert cwm.record(calls_the_hook).result == "'alive'"
+
+
 def nests() -> str:
     try:
         cwm.record(add, 1)

@@ -201,7 +201,8 @@ impl Hook {
             "call" => ffi::PyTrace_CALL,
             "line" => ffi::PyTrace_LINE,
             "return" => ffi::PyTrace_RETURN,
-            "exception" => ffi::PyTrace_EXCEPTION,
+            // A program may call this itself, with anything.
+            "exception" if arg.cast::<PyTuple>().is_ok_and(|triple| triple.len() > 1) => ffi::PyTrace_EXCEPTION,
             _ => return Ok(slf.clone()),
         };
         let session = ACTIVE.get();
