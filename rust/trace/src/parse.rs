@@ -53,6 +53,9 @@ impl LineIds {
 
 /// Adds a frame to `trace`, or says why it is malformed and adds nothing.
 fn push_frame(trace: &mut Trace, lines: &mut LineIds, parts: FrameParts<'_>) -> Result<(), String> {
+    if trace.is_full() {
+        return Err("more frames than a trace can hold".into());
+    }
     let malformed = |reason: &str| format!("malformed {} frame: {reason}", parts.event.name());
     if parts.event.has_locals() {
         if parts.value.is_some() {

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::trace::{Event, Line, Outcome, Texts, Trace};
+use crate::trace::{Change, Event, FrameRow, Line, Outcome, Trace};
 
 const MAGIC: &[u8; 8] = b"CWMTRACE";
 const VERSION: u32 = 1;
@@ -104,30 +104,21 @@ fn write_payload(trace: &Trace) -> Vec<u8> {
     for shape in &trace.shapes {
         out.ints(shape.iter().map(|&id| id as u64), shape.len());
     }
-    out.ints(trace.events.iter().map(|&e| e as u64), trace.len());
-    out.ints(trace.frame_lines.iter().map(|&id| id as u64), trace.len());
-    out.ints(trace.frame_shapes.iter().map(|&id| id as u64), trace.len());
-    out.ints(deltas(&trace.change_ends), trace.len());
-    out.ints(
-        trace.change_slots.iter().map(|&slot| slot as u64),
-        trace.change_slots.len(),
-    );
-    let mut start = 0;
-    let lengths = trace
-        .values
-        .ends
-        .iter()
-        .map(|&end| end - std::mem::replace(&mut start, end));
-    out.ints(lengths, trace.values.ends.len());
-    out.0
-        .extend_from_slice(&trace.values.bytes[..trace.values.open_start()]);
+    let (frames, changes) = (&trace.frames, &trace.changes[..trace.closed_changes()]);
+    out.ints(frames.iter().map(|f| f.event() as u64), frames.len());
+    out.ints(frames.iter().map(|f| f.line() as u64), frames.len());
+    out.ints(frames.iter().map(|f| f.shape as u64), frames.len());
+    out.ints(deltas(frames.iter().map(|f| f.changes_end as u64)), frames.len());
+    out.ints(changes.iter().map(|c| c.slot as u64), changes.len());
+    out.ints(deltas(changes.iter().map(|c| c.end)), changes.len());
+    let values_end = changes.last().map_or(0, |change| change.end as usize);
+    out.0.extend_from_slice(&trace.values[..values_end]);
     out.0
 }
 
-fn deltas(ends: &[u32]) -> impl Iterator<Item = u64> {
+fn deltas(ends: impl Iterator<Item = u64>) -> impl Iterator<Item = u64> {
     let mut start = 0;
-    ends.iter()
-        .map(move |&end| (end - std::mem::replace(&mut start, end)) as u64)
+    ends.map(move |end| end - std::mem::replace(&mut start, end))
 }
 
 fn read_payload(payload: &[u8]) -> Result<Trace, StoredError> {
@@ -142,7 +133,11 @@ fn read_payload(payload: &[u8]) -> Result<Trace, StoredError> {
         _ => return wrong(format!("unknown outcome {tag}")),
     };
     trace.truncated = Some(input.text("limit")?).filter(|limit| !limit.is_empty());
-    for _ in 0..input.count("lines")? {
+    let lines = input.count("lines")?;
+    if lines > Trace::MAX_LINES {
+        return wrong(format!("it has {lines} source lines"));
+    }
+    for _ in 0..lines {
         let number = input.below(u32::MAX as u64 + 1, "line number")?;
         trace.add_line(Line {
             number,
@@ -177,59 +172,55 @@ fn read_names(input: &mut Reader<'_>, trace: &mut Trace) -> Result<(), StoredErr
 
 fn read_frames(input: &mut Reader<'_>, trace: &mut Trace) -> Result<(), StoredError> {
     let events = input.column(4, "events")?;
-    trace.events = events.iter().map(|&e| Event::ALL[e as usize]).collect();
-    trace.frame_lines = input.column(trace.lines.len() as u64, "frame lines")?;
-    trace.frame_shapes = input.column(trace.shapes.len().max(1) as u64, "frame shapes")?;
+    let lines = input.column(trace.lines.len() as u64, "frame lines")?;
+    let shapes = input.column(trace.shapes.len().max(1) as u64, "frame shapes")?;
     let counts = input.column(u32::MAX as u64 + 1, "change counts")?;
-    trace.change_slots = input.column(u32::MAX as u64 + 1, "change slots")?;
+    let slots = input.column(u32::MAX as u64 + 1, "change slots")?;
     let lengths = input.column(u32::MAX as u64 + 1, "value lengths")?;
-    if [trace.frame_lines.len(), trace.frame_shapes.len(), counts.len()] != [trace.len(); 3] {
+    if [lines.len(), shapes.len(), counts.len()] != [events.len(); 3] {
         return wrong("its columns differ in length");
     }
-    trace.change_ends = sums(&counts, "change counts")?;
-    if trace.change_ends.last().copied().unwrap_or(0) as usize != trace.change_slots.len() {
+    let rows = events.iter().zip(&lines).zip(shapes.iter().zip(&counts));
+    let mut changes_end = 0u32;
+    for ((&event, &line), (&shape, &count)) in rows {
+        let Some(end) = changes_end.checked_add(count) else {
+            return wrong("its change counts add up to too much");
+        };
+        changes_end = end;
+        trace
+            .frames
+            .push(FrameRow::new(Event::ALL[event as usize], line, shape, end));
+    }
+    if changes_end as usize != slots.len() {
         return wrong("its changes do not add up");
     }
-    if lengths.len() != trace.change_slots.len() {
+    if lengths.len() != slots.len() {
         return wrong("it has another number of values than of changes");
     }
-    let mut end = 0u64;
-    let ends = lengths.iter().map(|&length| {
+    let mut end = 0;
+    trace.changes.extend(slots.iter().zip(&lengths).map(|(&slot, &length)| {
         end += length as u64;
-        end
-    });
-    trace.values = Texts {
-        ends: ends.collect(),
-        bytes: input.0.to_vec(),
-    };
+        Change { end, slot }
+    }));
     if end != input.0.len() as u64 {
         return wrong("its values do not add up");
     }
+    trace.values = input.0.to_vec();
     trace.frames().try_for_each(|frame| check_changes(trace, frame))
-}
-
-fn sums(counts: &[u32], what: &str) -> Result<Vec<u32>, StoredError> {
-    let mut sum = 0u32;
-    let checked = counts.iter().map(|&count| {
-        sum = sum.checked_add(count)?;
-        Some(sum)
-    });
-    checked
-        .collect::<Option<_>>()
-        .ok_or_else(|| StoredError(format!("its {what} add up to too much")))
 }
 
 fn check_changes(trace: &Trace, frame: crate::FrameRef<'_>) -> Result<(), StoredError> {
     let changes = frame.changes();
-    let slots = &trace.change_slots[changes.start as usize..changes.end as usize];
+    let changes = &trace.changes[changes.start as usize..changes.end as usize];
+    let slots = || changes.iter().map(|change| change.slot);
     let fits = match frame.event().has_locals() {
         true => {
-            let Some(shape) = trace.shapes.get(trace.frame_shapes[frame.index()] as usize) else {
+            let Some(shape) = trace.shapes.get(trace.frames[frame.index()].shape as usize) else {
                 return wrong(format!("frame {} has no shape", frame.index()));
             };
-            slots.windows(2).all(|pair| pair[0] < pair[1]) && slots.last().is_none_or(|&s| (s as usize) < shape.len())
+            slots().is_sorted_by(|a, b| a < b) && slots().next_back().is_none_or(|slot| (slot as usize) < shape.len())
         }
-        false => slots == [0],
+        false => slots().eq([0]),
     };
     if fits {
         Ok(())

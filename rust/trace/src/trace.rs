@@ -67,23 +67,49 @@ pub enum Shown<'a> {
     Text(&'a [u8]),
 }
 
-/// Strings one after the other in one allocation, by id.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Texts {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) ends: Vec<u64>,
+/// A frame as it is kept: one row, so that adding one checks for room once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FrameRow {
+    /// The event in the two bits above the line's id.
+    event_and_line: u32,
+    /// The shape of a CALL or LINE frame; 0 elsewhere.
+    pub(crate) shape: u32,
+    /// Where the frame's changes end; they begin where the previous frame's end.
+    pub(crate) changes_end: u32,
 }
 
-impl Texts {
-    pub(crate) fn get(&self, id: u32) -> &[u8] {
-        let id = id as usize;
-        let start = if id == 0 { 0 } else { self.ends[id - 1] as usize };
-        &self.bytes[start..self.ends[id] as usize]
+impl FrameRow {
+    const LINE_BITS: u32 = 30;
+
+    #[inline]
+    pub(crate) fn new(event: Event, line: u32, shape: u32, changes_end: u32) -> FrameRow {
+        debug_assert!((line as usize) < Trace::MAX_LINES);
+        FrameRow {
+            event_and_line: (event as u32) << Self::LINE_BITS | line,
+            shape,
+            changes_end,
+        }
     }
 
-    pub(crate) fn open_start(&self) -> usize {
-        self.ends.last().copied().unwrap_or(0) as usize
+    #[inline]
+    pub(crate) fn event(self) -> Event {
+        Event::ALL[(self.event_and_line >> Self::LINE_BITS) as usize]
     }
+
+    #[inline]
+    pub(crate) fn line(self) -> u32 {
+        self.event_and_line & ((1 << Self::LINE_BITS) - 1)
+    }
+}
+
+/// A changed variable, or the value of a RETURN or EXCEPTION frame. Packed: 12 bytes rather than 16.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed(4))]
+pub(crate) struct Change {
+    /// Where its text ends in the value log; it begins where the previous one ends.
+    pub(crate) end: u64,
+    /// The place of the variable in the frame's shape; 0 in RETURN and EXCEPTION frames.
+    pub(crate) slot: u32,
 }
 
 /// A recorded or parsed execution.
@@ -99,19 +125,22 @@ pub struct Trace {
     pub(crate) names: Vec<Vec<u8>>,
     /// Each shape is the ordered list of the names that a CALL or LINE frame shows.
     pub(crate) shapes: Vec<Box<[u32]>>,
-    pub(crate) events: Vec<Event>,
-    pub(crate) frame_lines: Vec<u32>,
-    /// The shape of a CALL or LINE frame; 0 elsewhere.
-    pub(crate) frame_shapes: Vec<u32>,
-    /// Where the changes of each frame end. Change i is the i-th value text, of the variable at `change_slots[i]`.
-    pub(crate) change_ends: Vec<u32>,
-    pub(crate) change_slots: Vec<u32>,
-    pub(crate) values: Texts,
+    pub(crate) frames: Vec<FrameRow>,
+    pub(crate) changes: Vec<Change>,
+    /// The texts of the changes, one after the other, and of what is being rendered.
+    pub(crate) values: Vec<u8>,
     name_ids: FxHashMap<Vec<u8>, u32>,
     shape_ids: FxHashMap<Box<[u32]>, u32>,
 }
 
 impl Trace {
+    /// Line ids have 30 bits.
+    pub(crate) const MAX_LINES: usize = 1 << FrameRow::LINE_BITS;
+    /// Each frame may show a line of its own.
+    pub(crate) const MAX_FRAMES: usize = Trace::MAX_LINES;
+    /// Half of what 32 bits count, so that the frame that reaches it is whole.
+    pub(crate) const MAX_CHANGES: usize = 1 << 31;
+
     pub fn new(context: String) -> Trace {
         Trace {
             context,
@@ -121,11 +150,18 @@ impl Trace {
 
     /// Number of frames.
     pub fn len(&self) -> usize {
-        self.events.len()
+        self.frames.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.events.is_empty()
+        self.frames.is_empty()
+    }
+
+    /// Whether the ids of frames, lines or changes come to their end: add no more frames then. By then a trace
+    /// takes 12 GiB of memory or more.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.frames.len() >= Trace::MAX_FRAMES || self.changes.len() >= Trace::MAX_CHANGES
     }
 
     /// The frame at `index`, which must be less than [`Trace::len`].
@@ -152,17 +188,24 @@ impl Trace {
     }
 
     /// The text of change `id`.
+    #[inline]
     pub fn value(&self, id: u32) -> &[u8] {
-        self.values.get(id)
+        let id = id as usize;
+        let start = if id == 0 { 0 } else { self.changes[id - 1].end };
+        &self.values[start as usize..self.changes[id].end as usize]
     }
 
     /// Bytes of memory that the frames take, without spare capacity: what `max_bytes` limits.
+    #[inline]
     pub fn frame_bytes(&self) -> usize {
-        self.events.len() * (1 + 3 * 4) + self.change_slots.len() * (4 + 8) + self.values.bytes.len()
+        size_of_val(&*self.frames) + size_of_val(&*self.changes) + self.values.len()
     }
 
     /// Adds a source line and gives its id. The caller keeps lines apart; equal lines may have several ids.
+    ///
+    /// Panics at the 2^30th: a trace that [`Trace::is_full`] takes no more.
     pub fn add_line(&mut self, line: Line) -> u32 {
+        assert!(self.lines.len() < Trace::MAX_LINES, "too many source lines");
         self.lines.push(line);
         (self.lines.len() - 1) as u32
     }
@@ -198,54 +241,77 @@ impl Trace {
 
     /// The end of the value log, to render a value into. Then keep it with [`Trace::keep_change`] or
     /// [`Trace::push_value_frame`], or drop it with [`Trace::drop_value`].
+    #[inline]
     pub fn open_value(&mut self) -> &mut Vec<u8> {
-        &mut self.values.bytes
+        &mut self.values
     }
 
     /// The bytes rendered since the last kept value.
+    #[inline]
     pub fn open_text(&self) -> &[u8] {
-        &self.values.bytes[self.values.open_start()..]
+        &self.values[self.open_start()..]
+    }
+
+    #[inline]
+    pub(crate) fn open_start(&self) -> usize {
+        self.changes.last().map_or(0, |change| change.end as usize)
     }
 
     /// Keeps what was rendered as the value of the variable at `slot` of the next CALL or LINE frame, and gives the id
     /// of the change. Slots are kept in ascending order.
+    #[inline]
     pub fn keep_change(&mut self, slot: u32) -> u32 {
-        self.values.ends.push(self.values.bytes.len() as u64);
-        self.change_slots.push(slot);
-        (self.change_slots.len() - 1) as u32
+        let id = self.changes.len() as u32;
+        self.changes.push(Change {
+            end: self.values.len() as u64,
+            slot,
+        });
+        id
     }
 
     /// Rewinds what was rendered since the last kept value.
+    #[inline]
     pub fn drop_value(&mut self) {
-        let start = self.values.open_start();
-        self.values.bytes.truncate(start);
+        let start = self.open_start();
+        self.values.truncate(start);
     }
 
     /// Closes a CALL or LINE frame that shows the variables of `shape`, those kept as changes in full.
+    ///
+    /// Panics where changes are more than 32 bits count, which they are not in a trace that stopped when it
+    /// [is full](Trace::is_full).
+    #[inline]
     pub fn push_locals_frame(&mut self, event: Event, line: u32, shape: u32) {
         debug_assert!(event.has_locals());
         self.push_frame(event, line, shape);
     }
 
     /// Adds a RETURN or EXCEPTION frame whose value is what was rendered.
+    ///
+    /// Panics where changes are more than 32 bits count, which they are not in a trace that stopped when it
+    /// [is full](Trace::is_full).
+    #[inline]
     pub fn push_value_frame(&mut self, event: Event, line: u32) {
         debug_assert!(!event.has_locals());
         self.keep_change(0);
         self.push_frame(event, line, 0);
     }
 
+    #[inline]
     fn push_frame(&mut self, event: Event, line: u32, shape: u32) {
-        self.events.push(event);
-        self.frame_lines.push(line);
-        self.frame_shapes.push(shape);
-        self.change_ends.push(self.change_slots.len() as u32);
+        assert!(self.changes.len() <= u32::MAX as usize, "too many changed values");
+        self.frames
+            .push(FrameRow::new(event, line, shape, self.changes.len() as u32));
+    }
+
+    /// Changes of whole frames: those kept after them belong to a frame that is not closed.
+    pub(crate) fn closed_changes(&self) -> usize {
+        self.frames.last().map_or(0, |frame| frame.changes_end as usize)
     }
 
     /// Forgets what was rendered and kept since the last whole frame.
     pub fn drop_open_frame(&mut self) {
-        let kept = self.change_ends.last().copied().unwrap_or(0) as usize;
-        self.change_slots.truncate(kept);
-        self.values.ends.truncate(kept);
+        self.changes.truncate(self.closed_changes());
         self.drop_value();
     }
 }
@@ -262,13 +328,17 @@ impl<'a> FrameRef<'a> {
         self.index
     }
 
+    fn row(self) -> FrameRow {
+        self.trace.frames[self.index]
+    }
+
     pub fn event(self) -> Event {
-        self.trace.events[self.index]
+        self.row().event()
     }
 
     /// Index into [`Trace::lines`].
     pub fn line_id(self) -> u32 {
-        self.trace.frame_lines[self.index]
+        self.row().line()
     }
 
     pub fn line(self) -> &'a Line {
@@ -277,19 +347,17 @@ impl<'a> FrameRef<'a> {
 
     /// The interned set of names of a CALL or LINE frame.
     pub fn shape(self) -> Option<&'a [u32]> {
-        self.event()
-            .has_locals()
-            .then(|| self.trace.shape(self.trace.frame_shapes[self.index]))
+        let row = self.row();
+        row.event().has_locals().then(|| self.trace.shape(row.shape))
     }
 
     /// The ids of the frame's changes, by ascending slot; of a RETURN or EXCEPTION frame its one value.
     pub fn changes(self) -> std::ops::Range<u32> {
-        let start = if self.index == 0 {
-            0
-        } else {
-            self.trace.change_ends[self.index - 1]
+        let start = match self.index.checked_sub(1) {
+            Some(previous) => self.trace.frames[previous].changes_end,
+            None => 0,
         };
-        start..self.trace.change_ends[self.index]
+        start..self.row().changes_end
     }
 
     /// The value of a RETURN or EXCEPTION frame.
@@ -309,7 +377,7 @@ impl<'a> FrameRef<'a> {
             .iter()
             .enumerate()
             .map(move |(slot, &name)| {
-                let shown = match changes.next_if(|&id| trace.change_slots[id as usize] as usize == slot) {
+                let shown = match changes.next_if(|&id| trace.changes[id as usize].slot as usize == slot) {
                     Some(id) => Shown::Text(trace.value(id)),
                     None => Shown::Unchanged,
                 };
