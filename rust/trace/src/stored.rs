@@ -1,39 +1,47 @@
 //! The stored form: lossless, compact, checked before it is believed.
 //!
 //! `CWMTRACE`, version (u32), length of the payload (u64), CRC-32 of what follows (u32), then the payload compressed by
-//! zstd. All integers of the header are little-endian; those of the payload are LEB128. The payload holds the columns of
-//! a [`Trace`] one after the other; reading checks every length and index against what it refers to.
+//! zstd. All integers of the header are little-endian; those of the payload are LEB128. The payload holds the parts of a
+//! [`Trace`] one after the other, its frames and changes as columns, each after its length in bytes: like numbers beside
+//! each other compress best, and a reader walks all columns at once. Reading checks every length and index against what
+//! it refers to.
 
 use std::fmt;
 
 use crate::trace::{Change, Event, FrameRow, Line, Outcome, Trace};
 
 const MAGIC: &[u8; 8] = b"CWMTRACE";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 8 + 4 + 8 + 4;
 const LEVEL: i32 = 3;
 /// A stored trace may not claim to unpack to more than this: a guard against decompression bombs.
 const MAX_PAYLOAD: u64 = 1 << 34;
 
-/// Why bytes are not a stored trace.
+/// Why bytes are not a stored trace, or a trace cannot be stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredError(pub String);
 
 impl fmt::Display for StoredError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "not a stored trace: {}", self.0)
+        f.write_str(&self.0)
     }
 }
 
 impl std::error::Error for StoredError {}
 
 fn wrong<T>(reason: impl Into<String>) -> Result<T, StoredError> {
-    Err(StoredError(reason.into()))
+    Err(StoredError(format!("not a stored trace: {}", reason.into())))
 }
 
 /// The stored form of a trace.
 pub fn to_bytes(trace: &Trace) -> Result<Vec<u8>, StoredError> {
     let payload = write_payload(trace);
+    if payload.len() as u64 > MAX_PAYLOAD {
+        return Err(StoredError(format!(
+            "a trace of {} bytes cannot be stored",
+            payload.len()
+        )));
+    }
     let packed = zstd::bulk::compress(&payload, LEVEL).map_err(|e| StoredError(format!("zstd: {e}")))?;
     let mut out = Vec::with_capacity(HEADER + packed.len());
     out.extend_from_slice(MAGIC);
@@ -91,6 +99,8 @@ fn write_payload(trace: &Trace) -> Vec<u8> {
     out.int(tag);
     out.bytes(text);
     out.bytes(trace.truncated.as_deref().unwrap_or("").as_bytes());
+    out.int(trace.output.is_some() as u64);
+    out.bytes(trace.output.as_deref().unwrap_or("").as_bytes());
     out.int(trace.lines.len() as u64);
     for line in &trace.lines {
         out.int(line.number as u64);
@@ -102,15 +112,18 @@ fn write_payload(trace: &Trace) -> Vec<u8> {
     }
     out.int(trace.shapes.len() as u64);
     for shape in &trace.shapes {
-        out.ints(shape.iter().map(|&id| id as u64), shape.len());
+        out.int(shape.len() as u64);
+        shape.iter().for_each(|&id| out.int(id as u64));
     }
     let (frames, changes) = (&trace.frames, &trace.changes[..trace.closed_changes()]);
-    out.ints(frames.iter().map(|f| f.event() as u64), frames.len());
-    out.ints(frames.iter().map(|f| f.line() as u64), frames.len());
-    out.ints(frames.iter().map(|f| f.shape as u64), frames.len());
-    out.ints(deltas(frames.iter().map(|f| f.changes_end as u64)), frames.len());
-    out.ints(changes.iter().map(|c| c.slot as u64), changes.len());
-    out.ints(deltas(changes.iter().map(|c| c.end)), changes.len());
+    out.int(frames.len() as u64);
+    out.int(changes.len() as u64);
+    out.column(frames.iter().map(|f| f.event() as u64));
+    out.column(frames.iter().map(|f| f.line() as u64));
+    out.column(frames.iter().map(|f| f.shape as u64));
+    out.column(deltas(frames.iter().map(|f| f.changes_end as u64)));
+    out.column(changes.iter().map(|c| c.slot as u64));
+    out.column(deltas(changes.iter().map(|c| c.end)));
     let values_end = changes.last().map_or(0, |change| change.end as usize);
     out.0.extend_from_slice(&trace.values[..values_end]);
     out.0
@@ -133,12 +146,14 @@ fn read_payload(payload: &[u8]) -> Result<Trace, StoredError> {
         _ => return wrong(format!("unknown outcome {tag}")),
     };
     trace.truncated = Some(input.text("limit")?).filter(|limit| !limit.is_empty());
+    let captured = input.below(2, "output")? == 1;
+    trace.output = Some(input.text("output")?).filter(|_| captured);
     let lines = input.count("lines")?;
     if lines > Trace::MAX_LINES {
         return wrong(format!("it has {lines} source lines"));
     }
     for _ in 0..lines {
-        let number = input.below(u32::MAX as u64 + 1, "line number")?;
+        let number = input.below(u32::MAX as u64 + 1, "line number")? as u32;
         trace.add_line(Line {
             number,
             text: input.text("line")?,
@@ -157,7 +172,9 @@ fn read_names(input: &mut Reader<'_>, trace: &mut Trace) -> Result<(), StoredErr
     }
     for expected in 0..input.count("shapes")? {
         let names = trace.names.len() as u64;
-        let shape = input.column(names, "shape")?;
+        let shape: Vec<u32> = (0..input.count("shape")?)
+            .map(|_| Ok(input.below(names, "shape")? as u32))
+            .collect::<Result<_, _>>()?;
         let mut sorted = shape.clone();
         sorted.sort_unstable();
         if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
@@ -171,62 +188,53 @@ fn read_names(input: &mut Reader<'_>, trace: &mut Trace) -> Result<(), StoredErr
 }
 
 fn read_frames(input: &mut Reader<'_>, trace: &mut Trace) -> Result<(), StoredError> {
-    let events = input.column(4, "events")?;
-    let lines = input.column(trace.lines.len() as u64, "frame lines")?;
-    let shapes = input.column(trace.shapes.len().max(1) as u64, "frame shapes")?;
-    let counts = input.column(u32::MAX as u64 + 1, "change counts")?;
-    let slots = input.column(u32::MAX as u64 + 1, "change slots")?;
-    let lengths = input.column(u32::MAX as u64 + 1, "value lengths")?;
-    if [lines.len(), shapes.len(), counts.len()] != [events.len(); 3] {
-        return wrong("its columns differ in length");
+    let (frames, changes) = (input.count("frames")?, input.count("changes")?);
+    if frames > Trace::MAX_FRAMES || changes > u32::MAX as usize {
+        return wrong(format!("it has {frames} frames and {changes} changes"));
     }
-    let rows = events.iter().zip(&lines).zip(shapes.iter().zip(&counts));
-    let mut changes_end = 0u32;
-    for ((&event, &line), (&shape, &count)) in rows {
-        let Some(end) = changes_end.checked_add(count) else {
-            return wrong("its change counts add up to too much");
-        };
-        changes_end = end;
-        trace
-            .frames
-            .push(FrameRow::new(Event::ALL[event as usize], line, shape, end));
-    }
-    if changes_end as usize != slots.len() {
-        return wrong("its changes do not add up");
-    }
-    if lengths.len() != slots.len() {
-        return wrong("it has another number of values than of changes");
-    }
+    let mut events = Reader(input.bytes("events")?);
+    let mut lines = Reader(input.bytes("frame lines")?);
+    let mut shapes = Reader(input.bytes("frame shapes")?);
+    let mut counts = Reader(input.bytes("change counts")?);
+    let mut slots = Reader(input.bytes("change slots")?);
+    let mut lengths = Reader(input.bytes("value lengths")?);
+    let values = input.0;
+    trace.frames.reserve_exact(frames);
+    trace.changes.reserve_exact(changes);
     let mut end = 0;
-    trace.changes.extend(slots.iter().zip(&lengths).map(|(&slot, &length)| {
-        end += length as u64;
-        Change { end, slot }
-    }));
-    if end != input.0.len() as u64 {
-        return wrong("its values do not add up");
-    }
-    trace.values = input.0.to_vec();
-    trace.frames().try_for_each(|frame| check_changes(trace, frame))
-}
-
-fn check_changes(trace: &Trace, frame: crate::FrameRef<'_>) -> Result<(), StoredError> {
-    let changes = frame.changes();
-    let changes = &trace.changes[changes.start as usize..changes.end as usize];
-    let slots = || changes.iter().map(|change| change.slot);
-    let fits = match frame.event().has_locals() {
-        true => {
-            let Some(shape) = trace.shapes.get(trace.frames[frame.index()].shape as usize) else {
-                return wrong(format!("frame {} has no shape", frame.index()));
-            };
-            slots().is_sorted_by(|a, b| a < b) && slots().next_back().is_none_or(|slot| (slot as usize) < shape.len())
+    for index in 0..frames {
+        let event = Event::ALL[events.below(4, "events")? as usize];
+        let line = lines.below(trace.lines.len() as u64, "frame lines")? as u32;
+        let shape = shapes.below(trace.shapes.len().max(1) as u64, "frame shapes")? as u32;
+        let room = changes - trace.changes.len();
+        let count = counts.below(room as u64 + 1, "change counts")?;
+        let variables = match (event.has_locals(), trace.shapes.get(shape as usize)) {
+            (false, _) => 1,
+            (true, Some(names)) => names.len() as u64,
+            (true, None) => return wrong(format!("frame {index} has no shape")),
+        };
+        if !event.has_locals() && count != 1 {
+            return wrong(format!("frame {index} has {count} values"));
         }
-        false => slots().eq([0]),
-    };
-    if fits {
-        Ok(())
-    } else {
-        wrong(format!("the changes of frame {} do not fit it", frame.index()))
+        let mut above = 0;
+        for _ in 0..count {
+            let slot = slots.below(variables, "change slots")? as u32;
+            if slot < above {
+                return wrong(format!("the changes of frame {index} are not in order"));
+            }
+            above = slot + 1;
+            end += lengths.below(values.len() as u64 - end + 1, "value lengths")?;
+            trace.changes.push(Change { end, slot });
+        }
+        let changes_end = trace.changes.len() as u32;
+        trace.frames.push(FrameRow::new(event, line, shape, changes_end));
     }
+    let rest = [events, lines, shapes, counts, slots, lengths];
+    if trace.changes.len() != changes || end != values.len() as u64 || rest.iter().any(|column| !column.0.is_empty()) {
+        return wrong("its columns do not add up");
+    }
+    trace.values = values.to_vec();
+    Ok(())
 }
 
 struct Writer(Vec<u8>);
@@ -240,9 +248,10 @@ impl Writer {
         self.0.push(value as u8);
     }
 
-    fn ints(&mut self, values: impl Iterator<Item = u64>, count: usize) {
-        self.int(count as u64);
-        values.for_each(|value| self.int(value));
+    fn column(&mut self, values: impl Iterator<Item = u64>) {
+        let mut column = Writer(Vec::new());
+        values.for_each(|value| column.int(value));
+        self.bytes(&column.0);
     }
 
     fn bytes(&mut self, bytes: &[u8]) {
@@ -273,11 +282,24 @@ impl<'a> Reader<'a> {
         wrong(format!("a number in its {what} is too large"))
     }
 
-    fn below(&mut self, bound: u64, what: &str) -> Result<u32, StoredError> {
-        let value = self.int(what)?;
-        match u32::try_from(value) {
-            Ok(small) if value < bound => Ok(small),
-            _ => wrong(format!("{value} in its {what} is out of range")),
+    #[inline]
+    fn below(&mut self, bound: u64, what: &str) -> Result<u64, StoredError> {
+        // Nearly all numbers take one byte.
+        if let Some((&byte, rest)) = self.0.split_first()
+            && byte < 0x80
+            && (byte as u64) < bound
+        {
+            self.0 = rest;
+            return Ok(byte as u64);
+        }
+        self.long_below(bound, what)
+    }
+
+    #[inline(never)]
+    fn long_below(&mut self, bound: u64, what: &str) -> Result<u64, StoredError> {
+        match self.int(what)? {
+            value if value < bound => Ok(value),
+            value => wrong(format!("{value} in its {what} is out of range")),
         }
     }
 
@@ -288,10 +310,6 @@ impl<'a> Reader<'a> {
             return wrong(format!("it announces {count} {what} and ends before"));
         }
         Ok(count as usize)
-    }
-
-    fn column(&mut self, bound: u64, what: &str) -> Result<Vec<u32>, StoredError> {
-        (0..self.count(what)?).map(|_| self.below(bound, what)).collect()
     }
 
     fn bytes(&mut self, what: &str) -> Result<&'a [u8], StoredError> {

@@ -121,6 +121,8 @@ pub struct Trace {
     pub outcome: Option<Outcome>,
     /// The limit that ended the recording, if one did: `"max_frames"`, `"max_bytes"` or `"max_seconds"`.
     pub truncated: Option<String>,
+    /// What the program printed; `None` where that was not captured.
+    pub output: Option<String>,
     pub(crate) lines: Vec<Line>,
     pub(crate) names: Vec<Vec<u8>>,
     /// Each shape is the ordered list of the names that a CALL or LINE frame shows.
@@ -402,6 +404,7 @@ impl PartialEq for Trace {
         self.context == other.context
             && self.outcome == other.outcome
             && self.truncated == other.truncated
+            && self.output == other.output
             && self.len() == other.len()
             && self.frames().eq(other.frames())
     }

@@ -92,10 +92,16 @@ fn contents(trace: &Trace) -> Vec<String> {
 
 proptest! {
     #[test]
-    fn stored_form_comes_back(context in any::<String>(), specs in vec(spec(), 0..20), value in any::<Vec<u8>>()) {
+    fn stored_form_comes_back(
+        context in any::<String>(),
+        specs in vec(spec(), 0..20),
+        value in any::<Vec<u8>>(),
+        output in any::<Option<String>>(),
+    ) {
         let mut trace = build(&context, &specs);
         trace.outcome = Some(Outcome::Raised(value));
         trace.truncated = (specs.len() > 10).then(|| "max_frames".to_owned());
+        trace.output = output;
         prop_assert_eq!(from_bytes(&to_bytes(&trace).unwrap()).unwrap(), trace);
     }
 
@@ -168,6 +174,27 @@ proptest! {
             }
         }
     }
+}
+
+/// What most of a data set is made of: two integers, one of them new in each second frame.
+#[test]
+fn a_loop_takes_less_than_three_bytes_a_frame() {
+    let mut trace = Trace::new("def f():\n".into());
+    let line = trace.add_line(Line {
+        number: 1,
+        text: "total += i\n".into(),
+    });
+    let names = [trace.intern_name(b"i"), trace.intern_name(b"total")];
+    let shape = trace.intern_shape(&names);
+    for i in 0..100_000u64 {
+        if i % 2 == 0 {
+            trace.open_value().extend_from_slice((i * i / 8).to_string().as_bytes());
+            trace.keep_change(i as u32 / 2 % 2);
+        }
+        trace.push_locals_frame(Event::Line, line, shape);
+    }
+    let bytes = to_bytes(&trace).unwrap().len();
+    assert!(bytes < 3 * trace.len(), "{bytes} bytes of {} frames", trace.len());
 }
 
 /// A hostile payload behind a valid header: every index and length is checked, nothing panics.
