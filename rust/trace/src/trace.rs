@@ -197,6 +197,13 @@ impl Trace {
         &self.values[start as usize..self.changes[id].end as usize]
     }
 
+    /// Where the text of change `id` begins in what [`Trace::open_value`] gives.
+    #[inline]
+    pub fn value_start(&self, id: u32) -> usize {
+        id.checked_sub(1)
+            .map_or(0, |before| self.changes[before as usize].end as usize)
+    }
+
     /// Bytes of memory that the frames take, without spare capacity: what `max_bytes` limits.
     #[inline]
     pub fn frame_bytes(&self) -> usize {

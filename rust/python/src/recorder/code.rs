@@ -1,12 +1,17 @@
 //! What the recorder needs to know of a code object, looked up once and kept.
 
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple};
+use rustc_hash::FxHashMap;
 
 use cwm_trace::Trace;
 
+use super::layout::InterpreterFrame;
+
 const CO_OPTIMIZED: u32 = 0x1;
 const NO_LINE: u32 = u32::MAX;
+const MAX_KEPT: u32 = 1 << 20;
 
 /// A slot of a frame: the variable it holds, and whether the value lies in a cell.
 pub struct Slot {
@@ -24,15 +29,29 @@ pub struct Code {
     /// Whether variables live in slots (a function) rather than in a namespace (the body of a module or class).
     pub optimized: bool,
     pub slots: Vec<Slot>,
-    /// Names from the first `hidden` slots of a class or module body belong to inlined comprehensions.
-    pub hidden: usize,
+    /// Whether some variable lives in a cell.
+    has_cells: bool,
+    /// The first slots of a class or module body belong to inlined comprehensions.
+    hidden: usize,
     /// `co_name`.
     pub name: String,
     pub first_line: u32,
-    /// Name ids of the slots and line ids by number, in the trace of the same generation.
+    /// Shapes, name ids of the slots, and line ids by number, in the trace of this generation.
     pub generation: u64,
-    pub names: Vec<u32>,
+    pub shapes: Vec<Shape>,
+    /// Shapes by their ids in the trace.
+    shape_ids: FxHashMap<u32, u32>,
+    names: Vec<u32>,
     lines: Vec<u32>,
+}
+
+/// An order in which the variables of a function are shown; which are bound follows.
+pub struct Shape {
+    /// Its id in the trace.
+    pub id: u32,
+    pub order: Vec<u32>,
+    /// The shapes that followed so far, by the slots that were bound.
+    next: FxHashMap<Box<[u64]>, u32>,
 }
 
 impl Code {
@@ -44,10 +63,13 @@ impl Code {
             file: 0,
             optimized: true,
             slots: Vec::new(),
+            has_cells: false,
             hidden: 0,
             name: String::new(),
             first_line: 0,
             generation: 0,
+            shapes: Vec::new(),
+            shape_ids: FxHashMap::default(),
             names: Vec::new(),
             lines: Vec::new(),
         }
@@ -86,11 +108,14 @@ impl Code {
             in_scope: true,
             file,
             optimized: object.getattr("co_flags")?.extract::<u32>()? & CO_OPTIMIZED != 0,
+            has_cells: slots.iter().any(|slot| slot.in_cell),
             slots,
             hidden,
             name: object.getattr("co_name")?.extract()?,
             first_line: object.getattr("co_firstlineno")?.extract()?,
             generation: 0,
+            shapes: Vec::new(),
+            shape_ids: FxHashMap::default(),
             names: Vec::new(),
             lines: Vec::new(),
         })
@@ -103,24 +128,102 @@ impl Code {
         self.names.clear();
         self.names
             .extend(self.slots.iter().map(|slot| trace.intern_name(&slot.name)));
+        self.shapes.clear();
+        self.shape_ids.clear();
+        self.add_shape(trace, Vec::new());
     }
 
-    /// The cached id of line `number`, which `add` makes when it is new.
-    pub fn line_id(&mut self, number: u32, add: impl FnOnce() -> u32) -> u32 {
-        // A code object's lines rarely come before its first; those that do are not cached.
-        let Some(index) = number
-            .checked_sub(self.first_line)
-            .map(|i| i as usize)
-            .filter(|&i| i < 1 << 20)
-        else {
-            return add();
+    /// Whether the body of a module or class is within an inlined comprehension whose variables it shows: those of 3.12
+    /// are not shown.
+    ///
+    /// # Safety
+    /// `frame` is running and belongs to this code, and the GIL is held.
+    #[inline]
+    pub unsafe fn in_comprehension(&self, frame: InterpreterFrame) -> bool {
+        // SAFETY: the caller's promise.
+        cfg!(Py_3_13) && (0..self.hidden).any(|slot| unsafe { !frame.slot(slot).is_null() })
+    }
+
+    /// The value of a variable: what its slot holds, or what the cell in it holds. Borrowed; null when unbound.
+    ///
+    /// # Safety
+    /// `frame` is running and belongs to this code, `slot` is one of its slots, and the GIL is held.
+    #[inline]
+    pub unsafe fn value(&self, frame: InterpreterFrame, slot: usize) -> *mut ffi::PyObject {
+        // SAFETY: the caller's promise; a cell is checked to be one before it is read as one.
+        unsafe {
+            let value = frame.slot(slot);
+            if self.has_cells && self.slots[slot].in_cell && !value.is_null() && ffi::PyCell_Check(value) != 0 {
+                return (*value.cast::<ffi::PyCellObject>()).ob_ref;
+            }
+            value
+        }
+    }
+
+    /// Notes in `bound` which slots are bound, a bit a slot, and says whether that changed.
+    ///
+    /// # Safety
+    /// `frame` is running and belongs to this code, and the GIL is held.
+    #[inline]
+    pub unsafe fn note_bound(&self, frame: InterpreterFrame, bound: &mut Vec<u64>) -> bool {
+        let count = self.slots.len();
+        bound.resize(count.div_ceil(64), 0);
+        let mut changed = false;
+        for (index, word) in bound.iter_mut().enumerate() {
+            let mut bits = 0;
+            for slot in index * 64..count.min(index * 64 + 64) {
+                // SAFETY: `slot` is one of the code's slots.
+                bits |= u64::from(!unsafe { self.value(frame, slot) }.is_null()) << (slot % 64);
+            }
+            changed |= *word != bits;
+            *word = bits;
+        }
+        changed
+    }
+
+    /// The shape that follows shape `from` where the slots in `bound` are: variables keep their order, unbound ones go,
+    /// new ones come last, in the order of their slots.
+    pub fn shape_after(&mut self, from: u32, bound: &[u64], trace: &mut Trace) -> u32 {
+        if let Some(&shape) = self.shapes[from as usize].next.get(bound) {
+            return shape;
+        }
+        let is_bound = |slot: u32| bound[slot as usize / 64] >> (slot % 64) & 1 != 0;
+        let old = &self.shapes[from as usize].order;
+        let mut order: Vec<u32> = old.iter().copied().filter(|&slot| is_bound(slot)).collect();
+        let new = (0..self.slots.len() as u32).filter(|slot| is_bound(*slot) && !old.contains(slot));
+        order.extend(new);
+        let shape = self.add_shape(trace, order);
+        self.shapes[from as usize].next.insert(bound.into(), shape);
+        shape
+    }
+
+    fn add_shape(&mut self, trace: &mut Trace, order: Vec<u32>) -> u32 {
+        let names: Vec<u32> = order.iter().map(|&slot| self.names[slot as usize]).collect();
+        let id = trace.intern_shape(&names);
+        let shapes = &mut self.shapes;
+        *self.shape_ids.entry(id).or_insert_with(|| {
+            let next = FxHashMap::default();
+            shapes.push(Shape { id, order, next });
+            (shapes.len() - 1) as u32
+        })
+    }
+
+    /// The id of line `number`, if it was kept.
+    #[inline]
+    pub fn line_id(&self, number: u32) -> Option<u32> {
+        let index = number.wrapping_sub(self.first_line) as usize;
+        self.lines.get(index).copied().filter(|&id| id != NO_LINE)
+    }
+
+    pub fn keep_line_id(&mut self, number: u32, id: u32) {
+        // A code object's lines rarely come before its first; those that do are not kept.
+        let Some(index) = number.checked_sub(self.first_line).filter(|&index| index < MAX_KEPT) else {
+            return;
         };
+        let index = index as usize;
         if index >= self.lines.len() {
             self.lines.resize(index + 1, NO_LINE);
         }
-        if self.lines[index] == NO_LINE {
-            self.lines[index] = add();
-        }
-        self.lines[index]
+        self.lines[index] = id;
     }
 }

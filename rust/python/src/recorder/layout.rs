@@ -12,6 +12,11 @@ use pyo3::prelude::*;
 
 /// From a frame object to the pointer to its interpreter frame: after the object header and `f_back`.
 const FRAME_OBJECT_TO_FRAME: usize = 24;
+/// From a frame object to `f_lineno`, the current line while a trace function runs, or 0.
+const FRAME_OBJECT_TO_LINE: usize = 40;
+/// From an int to its sign and number of digits, and to its digits of 30 bits, the lowest first.
+const INT_TO_SIZE: usize = 16;
+const INT_TO_DIGITS: usize = 24;
 const FRAME_TO_SLOTS: usize = 72;
 #[cfg(not(Py_3_12))]
 const FRAME_TO_CODE: usize = 32;
@@ -80,6 +85,47 @@ impl InterpreterFrame {
     }
 }
 
+/// The line that the frame is on.
+///
+/// # Safety
+/// `frame` is a live frame object of this interpreter whose activation is running, and the GIL is held.
+#[inline]
+pub unsafe fn line_number(frame: *mut ffi::PyFrameObject) -> u32 {
+    // SAFETY: by the layout verified at import.
+    let line = unsafe { *frame.byte_add(FRAME_OBJECT_TO_LINE).cast::<i32>() };
+    if line > 0 {
+        return line as u32;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { ffi::PyFrame_GetLineNumber(frame).max(0) as u32 }
+}
+
+/// The value of an int of at most two digits.
+///
+/// # Safety
+/// `value` is a live int and the GIL is held.
+#[inline]
+pub unsafe fn compact_int(value: *mut ffi::PyObject) -> Option<i64> {
+    // SAFETY: by the layout verified at import; as many digits are read as the int says that it has.
+    unsafe {
+        let size = *value.byte_add(INT_TO_SIZE).cast::<isize>();
+        #[cfg(not(Py_3_12))]
+        let (digits, negative) = (size.unsigned_abs(), size < 0);
+        // From 3.12 on the two lowest bits are the sign (0 positive, 1 zero, 2 negative), the third a flag.
+        #[cfg(Py_3_12)]
+        let (digits, negative) = ((size >> 3) as usize, size & 3 == 2);
+        let digit = value.byte_add(INT_TO_DIGITS).cast::<u32>();
+        let magnitude = match digits {
+            0 => 0,
+            1 => i64::from(*digit),
+            2 => i64::from(*digit) | i64::from(*digit.add(1)) << 30,
+            _ => return None,
+        };
+        // Zero holds the digit 0 from 3.12 on.
+        Some(if negative { -magnitude } else { magnitude })
+    }
+}
+
 /// The frames on this thread's stack, innermost first.
 ///
 /// # Safety
@@ -97,6 +143,28 @@ pub unsafe fn running_frames(py: Python<'_>) -> Vec<InterpreterFrame> {
     frames
 }
 
+/// Whether ints are laid out as [`compact_int`] takes them to be.
+fn ints_are_known(py: Python<'_>) -> bool {
+    let numbers = [
+        0,
+        1,
+        -1,
+        255,
+        -(1 << 30) + 1,
+        1 << 30,
+        -(1 << 30),
+        (1 << 60) - 1,
+        -(1 << 59),
+    ];
+    let large = [1 << 60, i64::MIN, i64::MAX];
+    let read = |number: i64| {
+        let object = pyo3::types::PyInt::new(py, number);
+        // SAFETY: `object` is a live int. If the layout is another, what is read still lies within it.
+        unsafe { compact_int(object.as_ptr()) }
+    };
+    numbers.into_iter().all(|number| read(number) == Some(number)) && large.into_iter().all(|n| read(n).is_none())
+}
+
 /// Checks the offsets on a frame whose contents are known, or refuses to load.
 pub fn verify(py: Python<'_>) -> PyResult<()> {
     let source =
@@ -112,7 +180,9 @@ pub fn verify(py: Python<'_>) -> PyResult<()> {
             let frame = ffi::PyEval_GetFrame();
             let inner = InterpreterFrame::of(frame);
             let code = Bound::from_owned_ptr(py, ffi::PyFrame_GetCode(frame).cast());
-            Ok(inner.code() == code.as_ptr()
+            Ok(ints_are_known(py)
+                && line_number(frame) == 3
+                && inner.code() == code.as_ptr()
                 && inner.namespace().is_null()
                 && inner.slot(0) == list.get_item(0)?.as_ptr()
                 && inner.slot(1) == list.get_item(1)?.as_ptr()

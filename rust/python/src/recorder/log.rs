@@ -1,91 +1,36 @@
 //! From events to frames: activations, their variables, and what changed since the last step.
 
-use std::time::{Duration, Instant};
-
 use pyo3::ffi;
 use pyo3::prelude::*;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
 use cwm_trace::{Event, Line, Trace};
 
+use super::activation::Activation;
 use super::code::Code;
+use super::hook::RecordingLimit;
 use super::layout::InterpreterFrame;
-use super::render::{push_unicode, render, runs_code};
+use super::namespace::Keys;
+use super::render::{Scratch, Style};
+use super::step::Step;
+use super::tape::Tape;
+use super::watchdog::Watchdog;
 
-/// When a recording ends by itself.
-#[derive(Clone, Copy, Default)]
+/// When a recording ends by itself, but for the time.
+#[derive(Clone, Copy)]
 pub struct Limits {
-    pub frames: Option<usize>,
-    pub bytes: Option<usize>,
-    pub time: Option<Duration>,
-    pub value_chars: usize,
+    pub frames: usize,
+    pub bytes: usize,
 }
 
-/// The clock is read once in so many events.
-const EVENTS_A_CLOCK: u32 = 64;
-/// Columns index frames and changes by 32 bits.
-const MAX_FRAMES: usize = u32::MAX as usize >> 4;
-
-/// A value that is told by itself, without its text.
-#[derive(Clone, Copy, PartialEq)]
-enum Plain {
-    /// An exact int that fits.
-    Int(i64),
-    /// `None`, `True` or `False`: objects that are never freed, so that the address tells them.
-    Constant(*mut ffi::PyObject),
+/// What is left out: the levels of a trace that spare the recorder work.
+#[derive(Clone, Copy)]
+pub struct Levels {
+    /// Only CALL and RETURN frames, and the EXCEPTION frame that unwinds an activation.
+    pub calls_only: bool,
+    /// Only activations that are not nested deeper.
+    pub max_depth: usize,
 }
-
-impl Plain {
-    /// # Safety
-    /// `value` is alive and the GIL is held.
-    unsafe fn of(value: *mut ffi::PyObject) -> Option<Plain> {
-        // SAFETY: the caller's promise; an exact int converts without running anything.
-        unsafe {
-            if ffi::Py_TYPE(value) == &raw mut ffi::PyLong_Type {
-                let mut overflow = 0;
-                let number = ffi::PyLong_AsLongLongAndOverflow(value, &mut overflow);
-                (overflow == 0).then_some(Plain::Int(number))
-            } else if value == ffi::Py_None() || value == ffi::Py_True() || value == ffi::Py_False() {
-                Some(Plain::Constant(value))
-            } else {
-                None
-            }
-        }
-    }
-}
-
-/// A variable as the last CALL or LINE frame of its activation showed it. Its place in the frame's shape is where it
-/// stands among its activation's variables.
-struct Variable {
-    name: u32,
-    /// Index into the code's slots; for a namespace the name's id again.
-    slot: u32,
-    plain: Option<Plain>,
-    /// The change that wrote the text shown last; `ABSENT` when none was.
-    text: u32,
-}
-
-impl Variable {
-    fn new(name: u32, slot: u32) -> Variable {
-        Variable {
-            name,
-            slot,
-            plain: None,
-            text: ABSENT,
-        }
-    }
-}
-
-/// A running call, generator step, or body.
-struct Activation {
-    frame: InterpreterFrame,
-    variables: Vec<Variable>,
-    shape: u32,
-    /// Where each slot stands in `variables`.
-    position: Vec<u32>,
-}
-
-const ABSENT: u32 = u32::MAX;
 
 /// Where the first frame of a trace entered: what its context is made from.
 #[derive(Clone, Debug)]
@@ -101,6 +46,8 @@ pub struct Entry {
 pub struct Recorded {
     pub trace: Trace,
     pub entry: Option<Entry>,
+    /// Whether the entry is whole.
+    has_entry: bool,
     /// The file of each line of the trace.
     pub line_files: Vec<u32>,
 }
@@ -110,6 +57,7 @@ impl Recorded {
         Recorded {
             trace: Trace::new(String::new()),
             entry: None,
+            has_entry: false,
             line_files: Vec::new(),
         }
     }
@@ -118,8 +66,9 @@ impl Recorded {
 /// The state of one recording.
 pub struct Log {
     limits: Limits,
-    deadline: Option<Instant>,
-    events: u32,
+    levels: Levels,
+    style: Style,
+    pub watchdog: Option<Watchdog>,
     /// Whether each activation that begins while none runs starts a trace of its own.
     split: bool,
     pub finished: Vec<Recorded>,
@@ -131,16 +80,19 @@ pub struct Log {
     pub enclosing: Vec<InterpreterFrame>,
     /// Activations that ended: their allocations serve the next ones.
     spare: Vec<Activation>,
+    tapes: Vec<Box<Tape>>,
+    keys: Keys,
+    scratch: Scratch,
     pub truncated: Option<&'static str>,
-    order: Vec<u32>,
 }
 
 impl Log {
-    pub fn new(limits: Limits, split: bool) -> Log {
+    pub fn new(limits: Limits, levels: Levels, style: Style, split: bool) -> Log {
         Log {
             limits,
-            deadline: limits.time.map(|time| Instant::now() + time),
-            events: 0,
+            levels,
+            style,
+            watchdog: None,
             split,
             finished: Vec::new(),
             current: Recorded::new(),
@@ -149,32 +101,39 @@ impl Log {
             stack: Vec::new(),
             enclosing: Vec::new(),
             spare: Vec::new(),
+            tapes: Vec::new(),
+            keys: Keys::default(),
+            scratch: Scratch::default(),
             truncated: None,
-            order: Vec::new(),
         }
     }
 
     /// Whether a limit was reached, now or before: no event is recorded from then on.
+    #[inline]
     pub fn is_full(&mut self) -> bool {
-        if self.truncated.is_some() {
-            return true;
-        }
-        let frames = self.current.trace.len();
-        if frames >= self.limits.frames.unwrap_or(MAX_FRAMES) {
-            self.truncated = Some("max_frames");
-        } else if self
-            .limits
-            .bytes
-            .is_some_and(|bytes| self.current.trace.frame_bytes() >= bytes)
-        {
-            self.truncated = Some("max_bytes");
-        } else if let Some(deadline) = self.deadline {
-            if self.events.is_multiple_of(EVENTS_A_CLOCK) && Instant::now() >= deadline {
-                self.truncated = Some("max_seconds");
-            }
-            self.events = self.events.wrapping_add(1);
+        let trace = &self.current.trace;
+        if trace.len() >= self.limits.frames || trace.is_full() {
+            self.truncated.get_or_insert("max_frames");
+        } else if trace.frame_bytes() >= self.limits.bytes {
+            self.truncated.get_or_insert("max_bytes");
+        } else if self.watchdog.as_ref().is_some_and(Watchdog::is_expired) {
+            self.truncated.get_or_insert("max_seconds");
         }
         self.truncated.is_some()
+    }
+
+    /// What stops a program whose recording is full.
+    #[cold]
+    pub fn limit_error(&self) -> PyErr {
+        let limit = self.truncated.unwrap_or_default();
+        RecordingLimit::new_err(format!("the recording reached {limit}"))
+    }
+
+    /// Stops the clock.
+    pub fn end_watch(&mut self, py: Python<'_>) {
+        if self.watchdog.take().is_some_and(|watchdog| watchdog.stop(py)) {
+            self.truncated.get_or_insert("max_seconds");
+        }
     }
 
     /// Records a CALL or LINE event of `frame`, whose code is `code`, at line `number`.
@@ -199,28 +158,45 @@ impl Log {
                 None => return Ok(()),
             },
         };
-        self.enter_code(code);
-        let line = self.line(code, number);
-        self.note_entry(event, code, number);
+        let line = self.line(event, code, number);
+        if index >= self.levels.max_depth {
+            return Ok(());
+        }
+        if event == Event::Line && self.levels.calls_only {
+            self.stack[index].exception = None;
+            return Ok(());
+        }
+        let Log { stack, tapes, .. } = self;
+        let activation = &mut stack[index];
+        let mut step = Step {
+            py,
+            trace: &mut self.current.trace,
+            style: self.style,
+            scratch: &mut self.scratch,
+            tapes,
+        };
         // SAFETY: the caller's promise.
         let taken = unsafe {
-            if code.optimized || (cfg!(Py_3_13) && (0..code.hidden).any(|slot| !frame.slot(slot).is_null())) {
-                self.take_slots(py, index, frame, code)
+            let in_slots = code.optimized || code.in_comprehension(frame);
+            if activation.in_slots != in_slots {
+                activation.clear(step.tapes);
+                activation.in_slots = in_slots;
+            }
+            if in_slots {
+                step.slots(activation, frame, code)
             } else {
-                self.take_namespace(py, index, frame.namespace())
+                step.namespace(activation, frame.namespace(), &mut self.keys)
             }
         };
         match taken {
-            Ok(()) => {
-                self.current
-                    .trace
-                    .push_locals_frame(event, line, self.stack[index].shape);
+            Ok(shape) => {
+                self.current.trace.push_locals_frame(event, line, shape);
                 Ok(())
             }
             Err(error) => {
                 // The program sees what its `__repr__` raised; what the activation showed is unknown now.
                 self.current.trace.drop_open_frame();
-                self.stack[index].clear();
+                self.stack[index].clear(&mut self.tapes);
                 Err(error)
             }
         }
@@ -242,35 +218,64 @@ impl Log {
         let Some(index) = self.find_activation(frame) else {
             return Ok(());
         };
-        self.enter_code(code);
-        let line = self.line(code, number);
-        self.note_entry(event, code, number);
+        let line = self.line(event, code, number);
+        let exception = self.stack[index].exception.take();
         if event == Event::Return {
             self.end_activation(index);
         }
+        if index >= self.levels.max_depth {
+            return Ok(());
+        }
+        if let Some((line, text)) = exception
+            && event == Event::Return
+        {
+            self.current.trace.open_value().extend_from_slice(&text);
+            self.current.trace.push_value_frame(Event::Exception, line);
+        }
+        let mut step = Step {
+            py,
+            trace: &mut self.current.trace,
+            style: self.style,
+            scratch: &mut self.scratch,
+            tapes: &mut self.tapes,
+        };
         // SAFETY: the caller's promise.
-        let rendered = unsafe { render(py, value, self.limits.value_chars, self.current.trace.open_value()) };
-        if let Err(error) = rendered {
+        if let Err(error) = unsafe { step.value(value) } {
             self.current.trace.drop_value();
             return Err(error);
+        }
+        if event == Event::Exception && self.levels.calls_only {
+            // Shown only if it unwinds the activation.
+            self.stack[index].exception = Some((line, self.current.trace.open_text().to_vec()));
+            self.current.trace.drop_value();
+            return Ok(());
         }
         self.current.trace.push_value_frame(event, line);
         Ok(())
     }
 
+    #[cold]
     fn next_trace(&mut self) {
         self.finished
             .push(std::mem::replace(&mut self.current, Recorded::new()));
         self.generation += 1;
         self.line_ids.clear();
+        self.keys.clear();
     }
 
-    fn enter_code(&mut self, code: &mut Code) {
+    /// The id in the trace of the line of an event.
+    #[inline]
+    fn line(&mut self, event: Event, code: &mut Code, number: u32) -> u32 {
         if code.generation != self.generation {
             code.enter(&mut self.current.trace, self.generation);
         }
+        if !self.current.has_entry {
+            self.note_entry(event, code, number);
+        }
+        code.line_id(number).unwrap_or_else(|| self.add_line(code, number))
     }
 
+    #[cold]
     fn note_entry(&mut self, event: Event, code: &Code, number: u32) {
         match &mut self.current.entry {
             None => {
@@ -283,23 +288,27 @@ impl Log {
                 };
                 self.current.entry = Some(entry);
             }
-            Some(entry) if entry.line == 0 && event == Event::Line => entry.line = number,
+            Some(entry) if event == Event::Line => {
+                entry.line = number;
+                self.current.has_entry = true;
+            }
             Some(_) => {}
         }
     }
 
-    fn line(&mut self, code: &mut Code, number: u32) -> u32 {
+    #[cold]
+    fn add_line(&mut self, code: &mut Code, number: u32) -> u32 {
         let file = code.file;
-        let (recorded, line_ids) = (&mut self.current, &mut self.line_ids);
-        code.line_id(number, || {
-            *line_ids.entry((file, number)).or_insert_with(|| {
-                recorded.line_files.push(file);
-                recorded.trace.add_line(Line {
-                    number,
-                    text: String::new(),
-                })
+        let recorded = &mut self.current;
+        let id = *self.line_ids.entry((file, number)).or_insert_with(|| {
+            recorded.line_files.push(file);
+            recorded.trace.add_line(Line {
+                number,
+                text: String::new(),
             })
-        })
+        });
+        code.keep_line_id(number, id);
+        id
     }
 
     fn begin_activation(&mut self, frame: InterpreterFrame) -> usize {
@@ -311,7 +320,16 @@ impl Log {
 
     /// The activation of `frame`. One that had no CALL event (a generator that an exception was thrown into, on 3.11)
     /// begins here; one that began before the recording is none.
+    #[inline]
     fn find_activation(&mut self, frame: InterpreterFrame) -> Option<usize> {
+        match self.stack.last() {
+            Some(top) if top.frame == frame => Some(self.stack.len() - 1),
+            _ => self.find_below(frame),
+        }
+    }
+
+    #[cold]
+    fn find_below(&mut self, frame: InterpreterFrame) -> Option<usize> {
         match self.stack.iter().rposition(|activation| activation.frame == frame) {
             Some(index) => Some(index),
             None if self.enclosing.contains(&frame) => None,
@@ -321,183 +339,7 @@ impl Log {
 
     fn end_activation(&mut self, index: usize) {
         let mut ended = self.stack.remove(index);
-        ended.clear();
+        ended.clear(&mut self.tapes);
         self.spare.push(ended);
-    }
-
-    /// Writes the variables of a function: one a slot.
-    ///
-    /// # Safety
-    /// `frame` is running and belongs to `code`, and the GIL is held.
-    unsafe fn take_slots(
-        &mut self,
-        py: Python<'_>,
-        index: usize,
-        frame: InterpreterFrame,
-        code: &Code,
-    ) -> PyResult<()> {
-        let activation = &mut self.stack[index];
-        activation.position.resize(code.slots.len(), ABSENT);
-        let mut reshaped = false;
-        for slot in 0..code.slots.len() {
-            // SAFETY: `slot` is one of the code's slots.
-            let bound = unsafe { !slot_value(frame, code, slot).is_null() };
-            reshaped |= bound != (activation.position[slot] != ABSENT);
-        }
-        if reshaped {
-            // SAFETY: as above.
-            activation
-                .variables
-                .retain(|v| unsafe { !slot_value(frame, code, v.slot as usize).is_null() });
-            activation.position.fill(ABSENT);
-            for (place, variable) in activation.variables.iter().enumerate() {
-                activation.position[variable.slot as usize] = place as u32;
-            }
-            for slot in 0..code.slots.len() {
-                // SAFETY: as above.
-                if activation.position[slot] == ABSENT && unsafe { !slot_value(frame, code, slot).is_null() } {
-                    activation.position[slot] = activation.variables.len() as u32;
-                    activation.variables.push(Variable::new(code.names[slot], slot as u32));
-                }
-            }
-            self.reshape(index);
-        } else if self.stack[index].variables.is_empty() {
-            self.reshape(index);
-        }
-        let count = self.stack[index].variables.len();
-        let value = |log: &Log, place: usize| {
-            // SAFETY: as above.
-            unsafe { slot_value(frame, code, log.stack[index].variables[place].slot as usize) }
-        };
-        for place in 0..count {
-            let current = value(self, place);
-            // SAFETY: as above; nothing ran since the slots were found bound.
-            if unsafe { runs_code(current) } {
-                // From here on a `__repr__` may rebind variables: the state shown is the one before it ran.
-                let held: Vec<Bound<'_, PyAny>> =
-                    // SAFETY: as above.
-                    (place..count).map(|p| unsafe { Bound::from_borrowed_ptr(py, value(self, p)) }).collect();
-                return self.take_held(py, index, place, &held);
-            }
-            // SAFETY: as above.
-            unsafe { self.take(py, index, place, current)? };
-        }
-        Ok(())
-    }
-
-    /// Writes values that are held, from the variable at `first` on.
-    fn take_held(&mut self, py: Python<'_>, index: usize, first: usize, held: &[Bound<'_, PyAny>]) -> PyResult<()> {
-        for (place, value) in held.iter().enumerate() {
-            // SAFETY: `held` keeps the value alive.
-            unsafe { self.take(py, index, first + place, value.as_ptr())? };
-        }
-        Ok(())
-    }
-
-    /// Writes the variables of a module or class body: the names of its namespace without those that begin with `__`.
-    ///
-    /// # Safety
-    /// `namespace` is alive or null, and the GIL is held.
-    unsafe fn take_namespace(&mut self, py: Python<'_>, index: usize, namespace: *mut ffi::PyObject) -> PyResult<()> {
-        let mut bound: Vec<(u32, Bound<'_, PyAny>)> = Vec::new();
-        // SAFETY: the pairs are owned before anything else runs; the type is checked before it is read as a dict.
-        unsafe {
-            if namespace.is_null() || ffi::PyDict_Check(namespace) == 0 {
-                return Ok(());
-            }
-            let (mut at, mut key, mut value) = (0, std::ptr::null_mut(), std::ptr::null_mut());
-            let mut name = Vec::new();
-            while ffi::PyDict_Next(namespace, &mut at, &mut key, &mut value) != 0 {
-                name.clear();
-                if ffi::PyUnicode_Check(key) == 0 {
-                    continue;
-                }
-                push_unicode(key, &mut name);
-                if !name.starts_with(b"__") {
-                    bound.push((
-                        self.current.trace.intern_name(&name),
-                        Bound::from_borrowed_ptr(py, value),
-                    ));
-                }
-            }
-        }
-        let places: FxHashMap<u32, usize> = bound.iter().enumerate().map(|(i, (name, _))| (*name, i)).collect();
-        let activation = &mut self.stack[index];
-        activation
-            .variables
-            .retain(|variable| places.contains_key(&variable.name));
-        let known: FxHashSet<u32> = activation.variables.iter().map(|variable| variable.name).collect();
-        for (name, _) in bound.iter().filter(|(name, _)| !known.contains(name)) {
-            activation.variables.push(Variable::new(*name, *name));
-        }
-        self.reshape(index);
-        let held = self.stack[index]
-            .variables
-            .iter()
-            .map(|variable| bound[places[&variable.name]].1.clone());
-        let held: Vec<_> = held.collect();
-        self.take_held(py, index, 0, &held)
-    }
-
-    fn reshape(&mut self, index: usize) {
-        self.order.clear();
-        self.order
-            .extend(self.stack[index].variables.iter().map(|variable| variable.name));
-        self.stack[index].shape = self.current.trace.intern_shape(&self.order);
-    }
-
-    /// Writes the variable at `place` of the activation if it changed.
-    ///
-    /// # Safety
-    /// `value` is alive and the GIL is held.
-    unsafe fn take(&mut self, py: Python<'_>, index: usize, place: usize, value: *mut ffi::PyObject) -> PyResult<()> {
-        // SAFETY: the caller's promise.
-        let plain = unsafe { Plain::of(value) };
-        let variable = &mut self.stack[index].variables[place];
-        if plain.is_some() && plain == variable.plain {
-            return Ok(());
-        }
-        variable.plain = plain;
-        let before = variable.text;
-        let trace = &mut self.current.trace;
-        // SAFETY: the caller's promise.
-        unsafe { render(py, value, self.limits.value_chars, trace.open_value())? };
-        if before != ABSENT && trace.value(before) == trace.open_text() {
-            trace.drop_value();
-            return Ok(());
-        }
-        self.stack[index].variables[place].text = trace.keep_change(place as u32);
-        Ok(())
-    }
-}
-
-impl Activation {
-    fn new(frame: InterpreterFrame) -> Activation {
-        Activation {
-            frame,
-            variables: Vec::new(),
-            shape: 0,
-            position: Vec::new(),
-        }
-    }
-
-    fn clear(&mut self) {
-        self.variables.clear();
-        self.position.clear();
-    }
-}
-
-/// The value of a variable: what its slot holds, or what the cell in it holds. Borrowed; null when unbound.
-///
-/// # Safety
-/// `frame` is running and belongs to `code`, `slot` is one of its slots, and the GIL is held.
-unsafe fn slot_value(frame: InterpreterFrame, code: &Code, slot: usize) -> *mut ffi::PyObject {
-    // SAFETY: the caller's promise; a cell is checked to be one before it is read as one.
-    unsafe {
-        let value = frame.slot(slot);
-        if !value.is_null() && code.slots[slot].in_cell && ffi::PyCell_Check(value) != 0 {
-            return (*value.cast::<ffi::PyCellObject>()).ob_ref;
-        }
-        value
     }
 }

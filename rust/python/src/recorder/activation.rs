@@ -1,0 +1,73 @@
+//! Running activations, and what each of their variables was when it was shown last.
+
+use super::layout::InterpreterFrame;
+use super::tape::{Known, Tape};
+
+/// The change that wrote a variable's text, where none did.
+pub const ABSENT: u32 = u32::MAX;
+
+/// A variable as the last CALL or LINE frame of its activation showed it.
+pub struct Snapshot {
+    pub known: Known,
+    /// The change that wrote the text shown last; [`ABSENT`] when none was.
+    pub text: u32,
+    /// The tape of that text, where `known` is [`Known::TAPE`].
+    pub tape: Option<Box<Tape>>,
+}
+
+impl Snapshot {
+    pub const NEW: Snapshot = Snapshot {
+        known: Known::Text,
+        text: ABSENT,
+        tape: None,
+    };
+
+    /// Forgets the variable, and gives its tape back to those that are free.
+    pub fn clear(&mut self, tapes: &mut Vec<Box<Tape>>) {
+        self.known = Known::Text;
+        self.text = ABSENT;
+        tapes.extend(self.tape.take());
+    }
+}
+
+/// A running call, generator step, or body.
+pub struct Activation {
+    pub frame: InterpreterFrame,
+    /// Whether its variables are read from slots, or from a namespace.
+    pub in_slots: bool,
+    /// Of a function: its shape, among those of its code, and which slots are bound.
+    pub shape: u32,
+    pub bound: Vec<u64>,
+    /// By slot; of the body of a module or class in the order in which they are shown.
+    pub snapshots: Vec<Snapshot>,
+    /// The names of the variables of a body, in that order.
+    pub names: Vec<u32>,
+    /// The line and text of the last EXCEPTION event since the last LINE, where only calls are shown.
+    pub exception: Option<(u32, Vec<u8>)>,
+}
+
+impl Activation {
+    pub fn new(frame: InterpreterFrame) -> Activation {
+        Activation {
+            frame,
+            in_slots: true,
+            shape: 0,
+            bound: Vec::new(),
+            snapshots: Vec::new(),
+            names: Vec::new(),
+            exception: None,
+        }
+    }
+
+    /// Makes it that of an activation that has shown nothing yet.
+    pub fn clear(&mut self, tapes: &mut Vec<Box<Tape>>) {
+        for snapshot in &mut self.snapshots {
+            snapshot.clear(tapes);
+        }
+        self.snapshots.clear();
+        self.bound.clear();
+        self.names.clear();
+        self.shape = 0;
+        self.exception = None;
+    }
+}

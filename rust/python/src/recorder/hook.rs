@@ -1,0 +1,276 @@
+//! The trace function on the interpreter, and the session that it writes into.
+
+use std::cell::Cell;
+use std::ffi::c_int;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyValueError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use rustc_hash::FxHashMap;
+
+use cwm_trace::Event;
+
+use super::code::Code;
+use super::layout::{InterpreterFrame, line_number};
+use super::log::Log;
+
+pyo3::create_exception!(
+    cwm_core,
+    RecordingLimit,
+    PyBaseException,
+    "Stops a program whose recording reached a limit. Outside Exception, so that programs rarely swallow it."
+);
+
+thread_local! {
+    /// The session of the recording on this thread, null while there is none.
+    static ACTIVE: Cell<*mut Session> = const { Cell::new(std::ptr::null_mut()) };
+}
+
+/// Whether a recording runs on this thread.
+pub fn is_recording() -> bool {
+    !ACTIVE.get().is_null()
+}
+
+/// Which code is recorded, by the file it says it comes from.
+pub struct Scope {
+    pub files: Vec<String>,
+    /// Folders, each ending in a separator.
+    pub folders: Vec<String>,
+}
+
+impl Scope {
+    fn contains(&self, file: &str) -> bool {
+        self.files.iter().any(|f| f == file) || self.folders.iter().any(|folder| file.starts_with(folder.as_str()))
+    }
+}
+
+/// Everything a recording holds while the hook is installed.
+pub struct Session {
+    scope: Scope,
+    pub log: Log,
+    pub files: Vec<String>,
+    codes: FxHashMap<*mut ffi::PyObject, Box<Code>>,
+    /// The code of the last event, which is mostly that of the next one.
+    last: (*mut ffi::PyObject, *mut Code),
+    /// Whether an event is being recorded: a `__repr__` may run meanwhile.
+    busy: bool,
+}
+
+impl Session {
+    pub fn new(scope: Scope, log: Log) -> Session {
+        Session {
+            scope,
+            log,
+            files: Vec::new(),
+            codes: FxHashMap::default(),
+            last: (std::ptr::null_mut(), std::ptr::null_mut()),
+            busy: false,
+        }
+    }
+
+    #[inline]
+    fn code(&mut self, py: Python<'_>, pointer: *mut ffi::PyObject) -> PyResult<*mut Code> {
+        if self.last.0 == pointer {
+            return Ok(self.last.1);
+        }
+        let code = match self.codes.get_mut(&pointer) {
+            Some(code) => &raw mut **code,
+            None => self.add_code(py, pointer)?,
+        };
+        self.last = (pointer, code);
+        Ok(code)
+    }
+
+    #[cold]
+    fn add_code(&mut self, py: Python<'_>, pointer: *mut ffi::PyObject) -> PyResult<*mut Code> {
+        // SAFETY: the running frame holds its code object.
+        let object = unsafe { Bound::from_borrowed_ptr(py, pointer) };
+        let file: String = object.getattr("co_filename")?.extract()?;
+        let code = if self.scope.contains(&file) {
+            let known = self.files.iter().position(|f| *f == file);
+            let id = known.unwrap_or_else(|| {
+                self.files.push(file);
+                self.files.len() - 1
+            });
+            Code::read(&object, id as u32)?
+        } else {
+            Code::outside(object.unbind())
+        };
+        let entry = self.codes.entry(pointer).or_insert(Box::new(code));
+        Ok(&raw mut **entry)
+    }
+
+    /// Records one event.
+    ///
+    /// # Safety
+    /// `frame` is the running frame object, `arg` is what the interpreter gives a trace function, the GIL is held.
+    #[inline]
+    unsafe fn event(
+        &mut self,
+        py: Python<'_>,
+        frame: *mut ffi::PyFrameObject,
+        what: c_int,
+        arg: *mut ffi::PyObject,
+    ) -> PyResult<()> {
+        // SAFETY: the caller's promise, here and below.
+        unsafe {
+            let inner = InterpreterFrame::of(frame);
+            let code = &mut *self.code(py, inner.code())?;
+            if !code.in_scope {
+                return Ok(());
+            }
+            let event = match what {
+                ffi::PyTrace_CALL => Event::Call,
+                ffi::PyTrace_LINE => Event::Line,
+                ffi::PyTrace_RETURN => Event::Return,
+                ffi::PyTrace_EXCEPTION => Event::Exception,
+                _ => return Ok(()),
+            };
+            if self.log.is_full() {
+                return Err(self.log.limit_error());
+            }
+            let number = line_number(frame);
+            self.busy = true;
+            let recorded = match event {
+                Event::Call | Event::Line => self.log.locals_event(py, event, inner, code, number),
+                // The interpreter gives null when an exception unwinds the frame.
+                Event::Return if arg.is_null() => self.log.value_event(py, event, inner, code, number, ffi::Py_None()),
+                Event::Return => self.log.value_event(py, event, inner, code, number, arg),
+                Event::Exception => {
+                    let value = ffi::PyTuple_GET_ITEM(arg, 1);
+                    self.log.value_event(py, event, inner, code, number, value)
+                }
+            };
+            self.busy = false;
+            recorded
+        }
+    }
+}
+
+/// The trace function. Never lets a panic or a missing session reach the interpreter.
+unsafe extern "C" fn hook(
+    object: *mut ffi::PyObject,
+    frame: *mut ffi::PyFrameObject,
+    what: c_int,
+    arg: *mut ffi::PyObject,
+) -> c_int {
+    // SAFETY: the interpreter calls trace functions with the GIL held, and this one with the hook that it was set with.
+    let (py, session) = unsafe {
+        let py = Python::assume_attached();
+        let hook = Bound::ref_from_ptr(py, &object).cast_unchecked::<Hook>();
+        (py, hook.get().session.load(Ordering::Relaxed))
+    };
+    if session.is_null() {
+        return 0;
+    }
+    // SAFETY: the session lives until the hook lets go of it, and is used by this thread only. The interpreter does not
+    // call a trace function while one runs, so this is the only reference.
+    let recorded = catch_unwind(AssertUnwindSafe(|| unsafe { (*session).event(py, frame, what, arg) }));
+    match recorded {
+        Ok(Ok(())) => 0,
+        Ok(Err(error)) => {
+            error.restore(py);
+            -1
+        }
+        Err(_) => {
+            PyRuntimeError::new_err("cwm_core's recorder failed; this is a bug of cwm_core").restore(py);
+            -1
+        }
+    }
+}
+
+/// What `sys.gettrace()` gives while a recording runs. A program that puts its own trace function in place and then
+/// this one back calls it as a Python trace function: it installs the native hook again.
+#[pyclass(frozen, name = "RecordingHook", module = "cwm_core._native")]
+pub struct Hook {
+    session: AtomicPtr<Session>,
+}
+
+impl Hook {
+    /// Installs the trace function on this thread.
+    ///
+    /// # Safety
+    /// The session stays where it is until [`Hook::let_go`].
+    pub unsafe fn install(py: Python<'_>, session: *mut Session) -> PyResult<Py<Hook>> {
+        let session_pointer = AtomicPtr::new(session);
+        let object = Py::new(
+            py,
+            Hook {
+                session: session_pointer,
+            },
+        )?;
+        ACTIVE.set(session);
+        // SAFETY: the function is valid for any event, and CPython holds the object while it is set.
+        unsafe { ffi::PyEval_SetTrace(Some(hook), object.as_ptr()) };
+        Ok(object)
+    }
+
+    /// Forgets the session: from here on the trace function, where it is still set, does nothing.
+    pub fn let_go(&self) {
+        let session = self.session.swap(std::ptr::null_mut(), Ordering::Relaxed);
+        if ACTIVE.get() == session {
+            ACTIVE.set(std::ptr::null_mut());
+        }
+    }
+}
+
+#[pymethods]
+impl Hook {
+    fn __call__<'py>(
+        slf: &Bound<'py, Self>,
+        frame: &Bound<'py, PyAny>,
+        event: &str,
+        arg: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, Self>> {
+        let what = match event {
+            "call" => ffi::PyTrace_CALL,
+            "line" => ffi::PyTrace_LINE,
+            "return" => ffi::PyTrace_RETURN,
+            // A program may call this itself, with anything.
+            "exception" if arg.cast::<PyTuple>().is_ok_and(|triple| triple.len() > 1) => ffi::PyTrace_EXCEPTION,
+            _ => return Ok(slf.clone()),
+        };
+        let session = ACTIVE.get();
+        // SAFETY: a session is alive while it is this thread's active one; only a flag is read through the pointer.
+        if session.is_null() || session != slf.get().session.load(Ordering::Relaxed) || unsafe { (*session).busy } {
+            return Ok(slf.clone());
+        }
+        // SAFETY: the interpreter calls this as a trace function, so `frame` is the running frame and `arg` what the
+        // native hook would get; the session is as in `hook`.
+        unsafe {
+            if ffi::PyFrame_Check(frame.as_ptr()) == 0 {
+                return Err(PyValueError::new_err(
+                    "a recording hook is called by the interpreter only",
+                ));
+            }
+            ffi::PyEval_SetTrace(Some(hook), slf.as_ptr());
+            (*session).event(slf.py(), frame.as_ptr().cast(), what, arg.as_ptr())?;
+        }
+        Ok(slf.clone())
+    }
+}
+
+/// Does nothing: what any native recorder costs at least.
+unsafe extern "C" fn empty_hook(
+    _object: *mut ffi::PyObject,
+    _frame: *mut ffi::PyFrameObject,
+    _what: c_int,
+    _arg: *mut ffi::PyObject,
+) -> c_int {
+    0
+}
+
+/// Calls `function()` under a trace function that does nothing: the floor that recordings are measured against.
+#[pyfunction]
+pub fn call_with_empty_hook<'py>(py: Python<'py>, function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let none = py.None();
+    // SAFETY: the hook is valid for any event.
+    unsafe { ffi::PyEval_SetTrace(Some(empty_hook), none.as_ptr()) };
+    let result = function.call0();
+    // SAFETY: null takes the trace function away.
+    unsafe { ffi::PyEval_SetTrace(None, std::ptr::null_mut()) };
+    result
+}

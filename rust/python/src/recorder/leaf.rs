@@ -1,0 +1,250 @@
+//! Leaves of the walk that are no scalars: their `repr`, natively where its text is known to follow from the object alone.
+
+use pyo3::PyTypeInfo;
+use pyo3::exceptions::PyException;
+use pyo3::ffi;
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use super::scalar::Scalar;
+
+/// Whether the `repr` of a value may run Python code.
+///
+/// # Safety
+/// `value` is alive and the GIL is held.
+pub unsafe fn runs_code(value: *mut ffi::PyObject) -> bool {
+    // SAFETY: the caller's promise; only addresses of types are compared.
+    unsafe {
+        let kind = ffi::Py_TYPE(value);
+        let native = [
+            &raw mut ffi::PyUnicode_Type,
+            &raw mut ffi::PyLong_Type,
+            &raw mut ffi::PyComplex_Type,
+            &raw mut ffi::PyRange_Type,
+            &raw mut ffi::PyFunction_Type,
+            &raw mut ffi::PyType_Type,
+            &raw mut ffi::PyCFunction_Type,
+        ];
+        !native.contains(&kind)
+    }
+}
+
+/// Appends `repr(value)` without addresses, of a string the part that can be shown in `room` characters; where `repr`
+/// raises an `Exception`, `<TYPENAME object>`. Gives what it raised else.
+///
+/// # Safety
+/// `value` is alive, stays so while Python code runs, and the GIL is held.
+pub unsafe fn write(py: Python<'_>, value: *mut ffi::PyObject, room: usize, out: &mut Vec<u8>) -> PyResult<()> {
+    let first = out.len();
+    // SAFETY: the caller's promise, here and below.
+    unsafe {
+        if ffi::Py_TYPE(value) == &raw mut ffi::PyUnicode_Type {
+            let string = shortened(py, value, room)?;
+            push_unicode(owned(py, ffi::PyObject_Repr(string.as_ptr()))?.as_ptr(), out);
+            return Ok(());
+        }
+        if !write_native(py, value, out) {
+            let text = ffi::PyObject_Repr(value);
+            if text.is_null() {
+                return write_broken(py, value, out);
+            }
+            push_unicode(Bound::from_owned_ptr(py, text).as_ptr(), out);
+        }
+    }
+    remove_addresses(out, first);
+    Ok(())
+}
+
+/// Writes what stands for a value whose `repr` raised.
+unsafe fn write_broken(py: Python<'_>, value: *mut ffi::PyObject, out: &mut Vec<u8>) -> PyResult<()> {
+    // SAFETY: an exception is set; `value` is alive, and so is its type.
+    unsafe {
+        if ffi::PyErr_ExceptionMatches(PyException::type_object_raw(py).cast()) == 0 {
+            return Err(PyErr::fetch(py));
+        }
+        ffi::PyErr_Clear();
+        let name = owned(py, ffi::PyType_GetName(ffi::Py_TYPE(value)))?;
+        out.push(b'<');
+        push_unicode(name.as_ptr(), out);
+        out.extend_from_slice(b" object>");
+    }
+    Ok(())
+}
+
+/// Writes functions, classes, instances without a `__repr__` of their own, and exceptions with scalars as arguments;
+/// `false` for all others, and then nothing is written. Runs no Python code.
+unsafe fn write_native(py: Python<'_>, value: *mut ffi::PyObject, out: &mut Vec<u8>) -> bool {
+    // SAFETY: `value` is alive; types are checked before values are read as one of them.
+    unsafe {
+        let kind = ffi::Py_TYPE(value);
+        if kind == &raw mut ffi::PyFunction_Type {
+            out.extend_from_slice(b"<function ");
+            push_unicode((*value.cast::<ffi::PyFunctionObject>()).func_qualname, out);
+            out.push(b'>');
+            true
+        } else if kind == &raw mut ffi::PyType_Type {
+            write_type(py, value.cast(), b"<class '", b"'>", out)
+        } else if has_repr_of(kind, &raw mut ffi::PyBaseObject_Type) {
+            write_type(py, kind, b"<", b" object>", out)
+        } else if has_repr_of(kind, ffi::PyExc_BaseException.cast()) {
+            write_exception(value, out)
+        } else {
+            false
+        }
+    }
+}
+
+/// Whether a class has the `__repr__` of one of its bases and no other.
+///
+/// # Safety
+/// Both are live classes.
+pub unsafe fn has_repr_of(class: *mut ffi::PyTypeObject, base: *mut ffi::PyTypeObject) -> bool {
+    // SAFETY: the caller's promise. Classes inherit the very pointer; the functions are CPython's.
+    unsafe { (*class).tp_repr.map(|function| function as usize) == (*base).tp_repr.map(|function| function as usize) }
+}
+
+/// Writes a class as `MODULE.NAME` between two marks; `false`, and nothing, for one that no class statement made or that
+/// is shown otherwise.
+unsafe fn write_type(
+    py: Python<'_>,
+    class: *mut ffi::PyTypeObject,
+    before: &[u8],
+    after: &[u8],
+    out: &mut Vec<u8>,
+) -> bool {
+    // SAFETY: `class` is alive; the module's name is borrowed from the dict while nothing runs.
+    unsafe {
+        if ffi::PyType_HasFeature(class, ffi::Py_TPFLAGS_HEAPTYPE) == 0 || (*class).tp_dict.is_null() {
+            return false;
+        }
+        let module = ffi::PyDict_GetItemWithError((*class).tp_dict, intern!(py, "__module__").as_ptr());
+        if module.is_null() || ffi::PyUnicode_Check(module) == 0 {
+            return false;
+        }
+        let begin = out.len();
+        out.extend_from_slice(before);
+        push_unicode(module, out);
+        if &out[begin + before.len()..] == b"builtins" {
+            out.truncate(begin);
+            return false;
+        }
+        out.push(b'.');
+        let Ok(name) = owned(py, ffi::PyType_GetQualName(class)) else {
+            out.truncate(begin);
+            return false;
+        };
+        push_unicode(name.as_ptr(), out);
+        out.extend_from_slice(after);
+    }
+    true
+}
+
+/// Writes an exception as `BaseException.__repr__` does, if its arguments are scalars.
+unsafe fn write_exception(exception: *mut ffi::PyObject, out: &mut Vec<u8>) -> bool {
+    // SAFETY: an object with the `__repr__` of BaseException is one; its arguments are a tuple, borrowed while nothing
+    // runs.
+    unsafe {
+        let arguments = (*exception.cast::<ffi::PyBaseExceptionObject>()).args;
+        let count = ffi::PyTuple_GET_SIZE(arguments);
+        let begin = out.len();
+        let name = std::ffi::CStr::from_ptr((*ffi::Py_TYPE(exception)).tp_name).to_bytes();
+        let last = memchr::memrchr(b'.', name).map_or(0, |dot| dot + 1);
+        out.extend_from_slice(&name[last..]);
+        out.push(b'(');
+        for i in 0..count {
+            if i > 0 {
+                out.extend_from_slice(b", ");
+            }
+            match Scalar::of(ffi::PyTuple_GET_ITEM(arguments, i)) {
+                Some(scalar) => scalar.write(usize::MAX, out),
+                None => {
+                    out.truncate(begin);
+                    return false;
+                }
+            };
+        }
+        out.push(b')');
+    }
+    true
+}
+
+/// A long string cut so that its `repr` begins as that of the whole.
+unsafe fn shortened<'py>(py: Python<'py>, string: *mut ffi::PyObject, room: usize) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: `string` is a live string.
+    unsafe {
+        let length = ffi::PyUnicode_GET_LENGTH(string) as usize;
+        // Which quote is used depends on all of the string, so one that holds a quote is kept whole.
+        if length <= room || has_quote(string) {
+            return Ok(Bound::from_borrowed_ptr(py, string));
+        }
+        owned(py, ffi::PyUnicode_Substring(string, 0, room as isize))
+    }
+}
+
+unsafe fn has_quote(text: *mut ffi::PyObject) -> bool {
+    // SAFETY: the caller checked that `text` is a string; its data is as long as its length and kind say.
+    unsafe {
+        let length = ffi::PyUnicode_GET_LENGTH(text) as usize;
+        let data = ffi::PyUnicode_DATA(text);
+        match ffi::PyUnicode_KIND(text) {
+            ffi::PyUnicode_1BYTE_KIND => {
+                memchr::memchr(b'\'', std::slice::from_raw_parts(data.cast(), length)).is_some()
+            }
+            ffi::PyUnicode_2BYTE_KIND => std::slice::from_raw_parts(data.cast::<u16>(), length).contains(&0x27),
+            _ => std::slice::from_raw_parts(data.cast::<u32>(), length).contains(&0x27),
+        }
+    }
+}
+
+/// # Safety
+/// `object` is a new reference, or null with an exception set.
+pub unsafe fn owned<'py>(py: Python<'py>, object: *mut ffi::PyObject) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: the caller's promise.
+    unsafe { Bound::from_owned_ptr_or_err(py, object) }
+}
+
+/// Appends a string as UTF-8 in which lone surrogates are encoded like other code points.
+///
+/// # Safety
+/// `text` is a live string and the GIL is held.
+pub unsafe fn push_unicode(text: *mut ffi::PyObject, out: &mut Vec<u8>) {
+    // SAFETY: the data is as long as its length and kind say.
+    unsafe {
+        let length = ffi::PyUnicode_GET_LENGTH(text) as usize;
+        let data = ffi::PyUnicode_DATA(text);
+        if ffi::PyUnicode_IS_ASCII(text) != 0 {
+            out.extend_from_slice(std::slice::from_raw_parts(data.cast(), length));
+            return;
+        }
+        match ffi::PyUnicode_KIND(text) {
+            ffi::PyUnicode_1BYTE_KIND => push_all(std::slice::from_raw_parts(data.cast::<u8>(), length), out),
+            ffi::PyUnicode_2BYTE_KIND => push_all(std::slice::from_raw_parts(data.cast::<u16>(), length), out),
+            _ => push_all(std::slice::from_raw_parts(data.cast::<u32>(), length), out),
+        }
+    }
+}
+
+fn push_all<T: Copy + Into<u32>>(codes: &[T], out: &mut Vec<u8>) {
+    for &code in codes {
+        cwm_trace::push_code_point(code.into(), out);
+    }
+}
+
+/// Removes every match of ` at 0x[0-9a-fA-F]+` from `text[first..]`.
+fn remove_addresses(text: &mut Vec<u8>, first: usize) {
+    const MARK: &[u8] = b" at 0x";
+    let mut from = first;
+    while let Some(found) = memchr::memmem::find(&text[from..], MARK) {
+        let begin = from + found;
+        let digits = text[begin + MARK.len()..]
+            .iter()
+            .take_while(|byte| byte.is_ascii_hexdigit())
+            .count();
+        if digits == 0 {
+            from = begin + MARK.len();
+        } else {
+            text.drain(begin..begin + MARK.len() + digits);
+            from = begin;
+        }
+    }
+}

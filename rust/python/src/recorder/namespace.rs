@@ -1,0 +1,69 @@
+//! The variables in the namespace of a module or class body.
+
+use pyo3::ffi;
+use pyo3::prelude::*;
+use rustc_hash::FxHashMap;
+
+use cwm_trace::Trace;
+
+use super::leaf::push_unicode;
+
+/// The keys of namespaces: held, so that no other takes the address of one, with the ids of the variables' names.
+#[derive(Default)]
+pub struct Keys(FxHashMap<*mut ffi::PyObject, (Py<PyAny>, Option<u32>)>);
+
+impl Keys {
+    /// Forgets the ids of an earlier trace.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// The variables in a namespace, in its order, by the ids of their names: those that do not begin with `__`.
+    ///
+    /// # Safety
+    /// `namespace` is alive or null, and the GIL is held.
+    pub unsafe fn read<'py>(
+        &mut self,
+        py: Python<'py>,
+        namespace: *mut ffi::PyObject,
+        trace: &mut Trace,
+    ) -> Vec<(u32, Bound<'py, PyAny>)> {
+        let mut values: Vec<(u32, Bound<'py, PyAny>)> = Vec::new();
+        // SAFETY: the pairs are owned before anything else runs; the type is checked before it is read as a dict.
+        unsafe {
+            if namespace.is_null() || ffi::PyDict_Check(namespace) == 0 {
+                return values;
+            }
+            let (mut at, mut key, mut value) = (0, std::ptr::null_mut(), std::ptr::null_mut());
+            while ffi::PyDict_Next(namespace, &mut at, &mut key, &mut value) != 0 {
+                let Some(name) = self.name(py, key, trace) else {
+                    continue;
+                };
+                // Only keys of a class of their own can be the same name twice.
+                let exact = ffi::Py_TYPE(key) == &raw mut ffi::PyUnicode_Type;
+                if exact || values.iter().all(|(other, _)| *other != name) {
+                    values.push((name, Bound::from_borrowed_ptr(py, value)));
+                }
+            }
+        }
+        values
+    }
+
+    /// The id of a key's name; `None` for one that is no variable's.
+    unsafe fn name(&mut self, py: Python<'_>, key: *mut ffi::PyObject, trace: &mut Trace) -> Option<u32> {
+        if let Some((_, name)) = self.0.get(&key) {
+            return *name;
+        }
+        // SAFETY: the key is alive; it is read as a string after its type was checked.
+        unsafe {
+            if ffi::PyUnicode_Check(key) == 0 {
+                return None;
+            }
+            let mut name = Vec::new();
+            push_unicode(key, &mut name);
+            let id = (!name.starts_with(b"__")).then(|| trace.intern_name(&name));
+            self.0.insert(key, (Bound::from_borrowed_ptr(py, key).unbind(), id));
+            id
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! One step of an activation: its variables, of which those that changed are written to the trace.
+
+use pyo3::ffi;
+use pyo3::prelude::*;
+use rustc_hash::FxHashMap;
+
+use cwm_trace::Trace;
+
+use super::activation::{ABSENT, Activation, Snapshot};
+use super::code::Code;
+use super::cursor::{Slots, Variables};
+use super::layout::{InterpreterFrame, compact_int};
+use super::namespace::Keys;
+use super::render::{Scratch, Style, render, update, write_scalar};
+use super::scalar::{Scalar, write_int};
+use super::tape::{Known, Tape};
+
+/// The longest text of an int of 64 bits.
+const MAX_INT_CHARS: usize = 20;
+
+pub struct Step<'py, 'a> {
+    pub py: Python<'py>,
+    pub trace: &'a mut Trace,
+    pub style: Style,
+    pub scratch: &'a mut Scratch,
+    /// Tapes that are free.
+    pub tapes: &'a mut Vec<Box<Tape>>,
+}
+
+impl Step<'_, '_> {
+    /// Writes the variables of a function and gives the shape of the frame.
+    ///
+    /// # Safety
+    /// `frame` is running and belongs to `code`, `activation` is its own, and the GIL is held.
+    #[inline]
+    pub unsafe fn slots(
+        &mut self,
+        activation: &mut Activation,
+        frame: InterpreterFrame,
+        code: &mut Code,
+    ) -> PyResult<u32> {
+        // SAFETY: the caller's promise, here and below.
+        unsafe {
+            if code.note_bound(frame, &mut activation.bound) {
+                self.reshape(activation, code);
+            }
+            let shape = &code.shapes[activation.shape as usize];
+            let mut variables = Variables::Slots(Slots::new(self.py, frame, code, &shape.order));
+            for (place, &slot) in shape.order.iter().enumerate() {
+                let value = variables.value(place);
+                self.take(&mut activation.snapshots[slot as usize], place, value, &mut variables)?;
+            }
+            Ok(shape.id)
+        }
+    }
+
+    /// Finds the shape of variables other than those of the last step.
+    #[inline(never)]
+    fn reshape(&mut self, activation: &mut Activation, code: &mut Code) {
+        activation.shape = code.shape_after(activation.shape, &activation.bound, self.trace);
+        activation.snapshots.resize_with(code.slots.len(), || Snapshot::NEW);
+        for (slot, snapshot) in activation.snapshots.iter_mut().enumerate() {
+            if activation.bound[slot / 64] >> (slot % 64) & 1 == 0 {
+                snapshot.clear(self.tapes);
+            }
+        }
+    }
+
+    /// Writes the variables of a module or class body and gives the shape of the frame.
+    ///
+    /// # Safety
+    /// `namespace` is alive or null, `activation` is that of the body, and the GIL is held.
+    #[inline(never)]
+    pub unsafe fn namespace(
+        &mut self,
+        activation: &mut Activation,
+        namespace: *mut ffi::PyObject,
+        keys: &mut Keys,
+    ) -> PyResult<u32> {
+        // SAFETY: the caller's promise.
+        let mut values = unsafe { keys.read(self.py, namespace, self.trace) };
+        if !values.iter().map(|(name, _)| name).eq(&activation.names) {
+            order_as_shown(&mut values, &activation.names);
+            let mut before: FxHashMap<u32, Snapshot> = FxHashMap::default();
+            before.extend(activation.names.drain(..).zip(activation.snapshots.drain(..)));
+            for (name, _) in &values {
+                activation.names.push(*name);
+                let snapshot = before.remove(name).unwrap_or(Snapshot::NEW);
+                activation.snapshots.push(snapshot);
+            }
+        }
+        let variables = &mut Variables::Held;
+        for (place, (_, value)) in values.iter().enumerate() {
+            // SAFETY: `values` keeps the value alive.
+            unsafe { self.take(&mut activation.snapshots[place], place, value.as_ptr(), variables)? };
+        }
+        Ok(self.trace.intern_shape(&activation.names))
+    }
+
+    /// Writes the variable at `place` of the frame if it changed.
+    ///
+    /// # Safety
+    /// `value` is alive, held or one of `variables`, and the GIL is held.
+    #[inline]
+    unsafe fn take(
+        &mut self,
+        snapshot: &mut Snapshot,
+        place: usize,
+        value: *mut ffi::PyObject,
+        variables: &mut Variables<'_>,
+    ) -> PyResult<()> {
+        // SAFETY: the caller's promise, here and below. A snapshot that tells a value has shown a text.
+        unsafe {
+            // Counters are what changes most.
+            if let Known::Int(before) = snapshot.known
+                && ffi::Py_TYPE(value) == &raw mut ffi::PyLong_Type
+                && let Some(number) = compact_int(value)
+                && self.style.max_chars >= MAX_INT_CHARS
+            {
+                if number != before {
+                    // Other numbers have other texts.
+                    write_int(number, self.trace.open_value());
+                    snapshot.known = Known::Int(number);
+                    snapshot.text = self.trace.keep_change(place as u32);
+                }
+                return Ok(());
+            }
+            let (known, text) = (snapshot.known, snapshot.text);
+            if known.is(value, || self.trace.value(text)) {
+                return Ok(());
+            }
+            self.write(snapshot, place, value, variables)
+        }
+    }
+
+    /// Writes a variable that is not known to be unchanged, unless its text turns out to be.
+    #[inline(never)]
+    unsafe fn write(
+        &mut self,
+        snapshot: &mut Snapshot,
+        place: usize,
+        value: *mut ffi::PyObject,
+        variables: &mut Variables<'_>,
+    ) -> PyResult<()> {
+        let before = snapshot.text;
+        // SAFETY: the caller's promise.
+        unsafe {
+            if let Some(scalar) = Scalar::of(value) {
+                snapshot.known = write_scalar(scalar, self.style, self.trace.open_value());
+            } else if self.style.walks(value) {
+                let old = (snapshot.known == Known::TAPE).then(|| self.trace.value_start(before));
+                let tape = snapshot
+                    .tape
+                    .get_or_insert_with(|| self.tapes.pop().unwrap_or_default());
+                // Until it is whole again, nothing is known.
+                snapshot.known = Known::Text;
+                let buffers = (variables, &mut *self.scratch);
+                let changed = update(
+                    self.py,
+                    value,
+                    self.style,
+                    buffers,
+                    (tape, old),
+                    self.trace.open_value(),
+                )?;
+                snapshot.known = Known::TAPE;
+                if !changed {
+                    return Ok(());
+                }
+            } else {
+                snapshot.known = Known::Text;
+                let buffers = (variables, &mut *self.scratch);
+                render(self.py, value, self.style, buffers, self.trace.open_value())?;
+            }
+        }
+        if before != ABSENT && self.trace.value(before) == self.trace.open_text() {
+            self.trace.drop_value();
+        } else {
+            snapshot.text = self.trace.keep_change(place as u32);
+        }
+        Ok(())
+    }
+
+    /// Renders a value that is shown once, to the end of the value log.
+    ///
+    /// # Safety
+    /// `value` is alive and held, and the GIL is held.
+    pub unsafe fn value(&mut self, value: *mut ffi::PyObject) -> PyResult<()> {
+        let out = self.trace.open_value();
+        // SAFETY: the caller's promise.
+        unsafe {
+            if let Some(scalar) = Scalar::of(value) {
+                write_scalar(scalar, self.style, out);
+                return Ok(());
+            }
+            let buffers = (&mut Variables::Held, &mut *self.scratch);
+            render(self.py, value, self.style, buffers, out)
+        }
+    }
+}
+
+/// Orders values as the last frame showed them: new ones come last, in their own order.
+fn order_as_shown(values: &mut [(u32, Bound<'_, PyAny>)], shown: &[u32]) {
+    let places: FxHashMap<u32, usize> = shown.iter().enumerate().map(|(place, name)| (*name, place)).collect();
+    values.sort_by_key(|(name, _)| places.get(name).copied().unwrap_or(usize::MAX));
+}
