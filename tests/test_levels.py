@@ -6,6 +6,7 @@ import itertools
 import re
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cwm_core as cwm
@@ -13,6 +14,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from programs import programs
+
+DOCS = Path(__file__).parents[1] / "docs" / "trace-format.md"
 
 
 class Shown(NamedTuple):
@@ -464,6 +467,25 @@ def test_a_budget_of_a_parsed_trace_resolves() -> None:
     parsed = cwm.Trace.parse(cwm.record_source(textwrap.dedent(code), call).to_text()).trace
     for budget in BUDGETS:
         assert len(check(parsed, {"loop_budget": budget})) < len(parsed)
+
+
+def test_the_examples_of_the_documentation() -> None:
+    section = DOCS.read_text(encoding="utf-8").partition("## Levels")[2].partition("\n## ")[0]
+    trace = cwm.record_source(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], "walk(100)")
+    sizes = re.findall(r"\| `coarsen\((.*)\)` \| (\d+) \| (\d+) \|", section)
+    assert len(sizes) == 6
+    for options, frames, size in sizes:
+        coarse = trace.coarsen(**eval(f"dict({options})"))
+        text = coarse.to_text().partition("<|frame_sep|>")[2]
+        assert (len(coarse), len(text)) == (int(frames), int(size)), options
+    examples = re.findall(r"\*\*`(\w+).*?```\n(.*?)```", section.partition("| level |")[2], re.DOTALL)
+    options = {"loop_budget": (1, 1), "max_depth": 2, "calls_only": True, "changes_only": True}
+    assert [name for name, _ in examples] == list(options)
+    for name, example in examples:
+        text = trace.coarsen(**{name: options[name]}).to_text()
+        for part in example.split("...\n"):
+            _, found, text = text.partition(part)
+            assert found, part
 
 
 @pytest.mark.parametrize(
