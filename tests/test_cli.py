@@ -123,6 +123,22 @@ def test_record_options_reach_the_recorder(cwd, capsys):
     assert cwm.Trace.load("loop.cwmtrace").truncated == "max_seconds"
 
 
+def test_records_coarser_traces(cwd, capsys):
+    full = cwm.record_source(PROGRAM, "count(9)")
+    levels = {
+        ("--calls-only",): {"calls_only": True},
+        ("--max-depth", "1"): {"max_depth": 1},
+        ("--loop-budget", "0,2"): {"loop_budget": (0, 2)},
+        ("--changes-only", "--loop-budget", "2,1"): {"changes_only": True, "loop_budget": (2, 1)},
+    }
+    for options, level in levels.items():
+        assert main(["record", "program.py", "--call", "count(9)", "--text", *options]) == 0
+        out, err = capsys.readouterr()
+        coarse = cwm.Trace.load("program.cwmtrace")
+        assert coarse == full.coarsen(**level) != full and out.endswith("\n" + coarse.to_text())
+        assert err == f"cwm record: program.cwmtrace: {len(coarse)} frames, returned 36\n"
+
+
 def test_scope_may_be_folders(cwd, capsys):
     Path("other").mkdir()
     Path("other/helper.py").write_text("def help():\n    return 1\n")
@@ -340,6 +356,8 @@ def test_wrong_usage(cwd, capsys):
     assert "invalid choice: 'fly'" in wrong_usage(capsys, "fly")
     assert "'0' is no whole number from 1" in wrong_usage(capsys, "record", "program.py", "--max-frames", "0")
     assert "'nan' is no number of seconds" in wrong_usage(capsys, "record", "program.py", "--max-seconds", "nan")
+    assert "'3' is not FIRST,LAST" in wrong_usage(capsys, "record", "program.py", "--loop-budget", "3")
+    assert "'0' is no whole number from 1" in wrong_usage(capsys, "record", "program.py", "--loop-budget", "1,0")
     assert "--scope cannot" in wrong_usage(capsys, "record", "program.py", "--call", "1", "--scope", "package")
     assert "not for --html" in wrong_usage(capsys, "view", "x.cwmtrace", "--html", "x.html", "--start", "1")
     assert "--pattern is" in wrong_usage(capsys, "tokenize", "x", "--tokenizer", "v", "-o", "s", "--pattern", "gpt2")

@@ -134,6 +134,15 @@ def test_baseline_repeats_the_state_and_goes_on() -> None:
     assert scores.output == 0.0
 
 
+def test_next_line_baseline_of_changes_only() -> None:
+    trace = cwm.record_source("def f(a, b):\n    c = 1\n    a = b\n    pass\n    return a\n", "f(0, 2)")
+    coarse = trace.coarsen(changes_only=True)
+    locals_ = [frame.locals for frame in coarse.frames if frame.event == "line"]
+    assert locals_[1:] == [{"..": ".."}, {"..": "..", "c": "1"}, {"..": "..", "a": "2"}, {"..": ".."}]
+    # Right are the LINE frame of main, which has no variables, and the last one.
+    assert next_line_baseline(coarse).state == pytest.approx(2 / 6)
+
+
 def test_means_leave_out_what_has_no_score() -> None:
     some = TraceScores(1.0, 1.0, 0.5, 0.5, None, 1.0, 1.0)
     none = TraceScores(0.0, 0.0, 0.0, 0.0, None, 0.0, 0.0)

@@ -128,6 +128,14 @@ def test_page_holds_the_trace() -> None:
     assert data["predicted"] is None
 
 
+def test_page_holds_the_variables_that_frames_leave_out() -> None:
+    trace = busy_trace()
+    coarse = trace.coarsen(changes_only=True)
+    assert any(frame.locals and ".." in frame.locals for frame in coarse.frames)
+    data = Page(html(coarse, predicted=coarse)).data
+    assert read_rows(data, data["recorded"]) == read_rows(data, data["predicted"]) == contents(trace.frames)
+
+
 def test_page_holds_the_prediction() -> None:
     trace = cwm.record_source(BUSY, "f(['a', 'b'])")
     text = trace.to_text().replace('"total": "1"', '"total": "2", "more": ".."').replace("for n in", "for m in")

@@ -37,7 +37,26 @@ class Trace:
 
         Raises IndexError when there is no such frame."""
     def states(self) -> list[dict[str, str] | None]:
-        """``state`` of every frame."""
+        """``state`` of every frame. Where frames leave variables out, far larger than the trace."""
+    def coarsen(
+        self,
+        *,
+        calls_only: bool = False,
+        max_depth: int | None = None,
+        loop_budget: tuple[int, int] | None = None,
+        changes_only: bool = False,
+    ) -> Trace:
+        """A trace that shows less of the same execution, as ``docs/trace-format.md`` defines; the options combine.
+
+        Args:
+            calls_only: show only CALL and RETURN frames, and the EXCEPTION frames that unwind an activation.
+            max_depth: leave out activations that are nested deeper than this, from 1.
+            loop_budget: of each execution of a loop, show only this many first (from 0) and last (from 1) iterations.
+            changes_only: show only the variables that changed in LINE frames; ``"..": ".."`` stands for the others.
+
+        Every CALL and LINE frame shown has the ``state`` that it has here. Context, outcome and ``truncated`` stay.
+
+        Raises ValueError for a depth or budget below the least."""
     def to_text(self) -> str:
         """The text form of the whole document. It escapes nothing: only the stored and token forms are lossless."""
     @staticmethod
@@ -71,7 +90,8 @@ class Frame:
         """``"call"``, ``"line"``, ``"return"`` or ``"exception"``."""
     @property
     def locals(self) -> dict[str, str] | None:
-        """Variables to rendered values, ``".."`` for unchanged; None for RETURN and EXCEPTION frames."""
+        """Variables to rendered values, ``".."`` for unchanged; None for RETURN and EXCEPTION frames. A LINE frame that
+        leaves out variables begins with ``"..": ".."``."""
     @property
     def line(self) -> str:
         """The source line with its newline; empty when no source is known."""

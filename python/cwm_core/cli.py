@@ -122,6 +122,15 @@ def _add_record(verbs: Any) -> None:
     parser.add_argument(
         "--max-value-chars", type=_positive, default=1000, metavar="N", help="cut longer values (default: 1000)"
     )
+    parser.add_argument("--calls-only", action="store_true", help="write CALL and RETURN frames only")
+    parser.add_argument("--max-depth", type=_positive, metavar="N", help="leave out calls nested deeper than N")
+    parser.add_argument(
+        "--loop-budget",
+        type=_loop_budget,
+        metavar="FIRST,LAST",
+        help="write only so many first and last iterations of each loop",
+    )
+    parser.add_argument("--changes-only", action="store_true", help="write only the variables that changed")
     parser.add_argument("--text", action="store_true", help="also print the trace's text form")
 
 
@@ -147,10 +156,16 @@ def _record(args: argparse.Namespace) -> int:
             interrupted = True
     if recorder.last is None:
         raise KeyboardInterrupt
-    recorder.last.save(target)
+    trace = recorder.last.coarsen(
+        calls_only=args.calls_only,
+        max_depth=args.max_depth,
+        loop_budget=args.loop_budget,
+        changes_only=args.changes_only,
+    )
+    trace.save(target)
     if args.text:
-        _print(recorder.last.to_text())
-    _say(args, f"{output}: {_summary(recorder.last)}" + (", interrupted" if interrupted else ""))
+        _print(trace.to_text())
+    _say(args, f"{output}: {_summary(trace)}" + (", interrupted" if interrupted else ""))
     return INTERRUPTED if interrupted else OK
 
 
@@ -535,6 +550,13 @@ def _positive(text: str) -> int:
 
 def _not_negative(text: str) -> int:
     return _at_least(0, text)
+
+
+def _loop_budget(text: str) -> tuple[int, int]:
+    first, comma, last = text.partition(",")
+    if not comma:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST,LAST")
+    return _not_negative(first), _positive(last)
 
 
 def _at_least(least: int, text: str) -> int:

@@ -109,7 +109,8 @@ def _next_line(past: Sequence[FrameLike], source: Sequence[str]) -> _Frame:
     state = next((frame.locals for frame in reversed(past) if frame.locals is not None), {})
     number = getattr(past[-1], "lineno", None) or 0
     line = source[number] if number < len(source) else ""
-    return _Frame("line", {name: ".." for name in state}, line)
+    names = [".."] if ".." in state else state  # that pair stands for every variable
+    return _Frame("line", {name: ".." for name in names}, line)
 
 
 def _score_frames(real: Sequence[FrameLike], predicted: Sequence[FrameLike]) -> dict[str, float | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, TypeVar
@@ -33,8 +33,8 @@ def html(trace: Trace, *, predicted: Trace | ParsedTrace | None = None, title: s
     data = {
         "context": trace.context,
         "outcome": outcome(trace),
-        "recorded": [tables.row(frame) for frame in trace.frames],
-        "predicted": None if predicted is None else [tables.row(frame) for frame in predicted.frames],
+        "recorded": tables.rows(trace.frames),
+        "predicted": None if predicted is None else tables.rows(predicted.frames),
         "verdict": None if predicted is None else verdict(trace, predicted, found),
         "differences": [tables.difference(difference) for difference in found],
         "lines": list(tables.lines),
@@ -56,11 +56,29 @@ class _Tables:
         self.shapes: dict[tuple[int, ...], int] = {}
         self.values: dict[str, int] = {}
 
-    def row(self, frame: Frame) -> list[int]:
+    def rows(self, frames: Iterable[Frame]) -> list[list[int]]:
+        """A row for each frame, in which those that leave out variables have them all."""
+        scopes: list[dict[str, str]] = []
+        rows = []
+        for frame in frames:
+            variables = frame.locals
+            if frame.event == "call":
+                scopes.append({})
+            if variables is not None and scopes:
+                leaves_out = frame.event == "line" and next(iter(variables.items()), None) == ("..", "..")
+                if leaves_out and ".." not in scopes[-1]:
+                    shown = {name: value for name, value in variables.items() if name != ".."}
+                    variables = dict.fromkeys(scopes[-1], "..") | shown
+                scopes[-1] = variables
+            rows.append(self._row(frame, variables))
+            if frame.event == "return" and scopes:
+                scopes.pop()
+        return rows
+
+    def _row(self, frame: Frame, variables: dict[str, str] | None) -> list[int]:
         """``[event, line, shape, slot, value, slot, value, ...]`` with the variables that are not ``..``, or
         ``[event, line, value]`` for RETURN and EXCEPTION."""
         row = [_EVENTS.index(frame.event), _intern(self.lines, (frame.lineno or 0, frame.line))]
-        variables = frame.locals
         if variables is None:
             row.append(_intern(self.values, frame.arg or ""))
             return row

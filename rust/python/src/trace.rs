@@ -1,6 +1,7 @@
 //! `Trace`, its frames, and `ParsedTrace` for Python: objects for frames are made only when looked at.
 
 use std::io;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PySlice, PyString};
 
-use cwm_trace::{FrameRef, Outcome, Shown, State};
+use cwm_trace::{FrameRef, Level, LoopBudget, Outcome, Shown, State};
 
 /// A recorded or parsed execution.
 #[pyclass(frozen, module = "cwm_core._native")]
@@ -44,6 +45,10 @@ fn state_dict<'py>(py: Python<'py>, state: State<'_>) -> PyResult<Bound<'py, PyD
         dict.set_item(text(py, name)?, text(py, value)?)?;
     }
     Ok(dict)
+}
+
+fn at_least_one(number: isize) -> Option<NonZeroUsize> {
+    usize::try_from(number).ok().and_then(NonZeroUsize::new)
 }
 
 fn position(index: isize, length: usize, what: &str) -> PyResult<usize> {
@@ -109,6 +114,35 @@ impl Trace {
             .into_iter()
             .map(|state| state.map(|state| state_dict(py, state)).transpose())
             .collect()
+    }
+
+    #[pyo3(signature = (*, calls_only=false, max_depth=None, loop_budget=None, changes_only=false))]
+    fn coarsen(
+        &self,
+        py: Python<'_>,
+        calls_only: bool,
+        max_depth: Option<isize>,
+        loop_budget: Option<(isize, isize)>,
+        changes_only: bool,
+    ) -> PyResult<Trace> {
+        let max_depth = max_depth.map(|depth| {
+            at_least_one(depth)
+                .ok_or_else(|| PyValueError::new_err(format!("max_depth must be at least 1, not {depth}")))
+        });
+        let loop_budget = loop_budget.map(|(first, last)| {
+            let budget = usize::try_from(first).ok().zip(at_least_one(last));
+            budget.map(|(first, last)| LoopBudget { first, last }).ok_or_else(|| {
+                let given = format!("({first}, {last})");
+                PyValueError::new_err(format!("loop_budget must be at least (0, 1), not {given}"))
+            })
+        });
+        let level = Level {
+            calls_only,
+            max_depth: max_depth.transpose()?,
+            loop_budget: loop_budget.transpose()?,
+            changes_only,
+        };
+        Ok(Trace::from(py.detach(|| cwm_trace::coarsen(&self.inner, &level))))
     }
 
     fn to_text(&self, py: Python<'_>) -> String {

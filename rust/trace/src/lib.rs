@@ -5,6 +5,7 @@
 //! loop costs a few dozen bytes. The format itself is described in `docs/trace-format.md`.
 
 mod json;
+mod level;
 mod parse;
 mod scope;
 mod special;
@@ -13,6 +14,7 @@ mod text;
 mod trace;
 
 pub use json::{Pairs, parse_locals, parse_string, push_code_point, write_string};
+pub use level::{Level, LoopBudget, coarsen};
 pub use parse::{ParseError, Parsed, Piece, TokenParser, parse_text};
 pub use scope::{State, resolve, state_at};
 pub use special::Special;
