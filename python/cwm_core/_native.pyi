@@ -29,6 +29,9 @@ class Trace:
         """The limit that ended the recording: "max_frames", "max_bytes", "max_seconds"; "settrace" when the program
         put another trace function in the recorder's place and left it there; None for a whole recording."""
     @property
+    def output(self) -> str | None:
+        """What the program printed, where the recorder was asked to keep it."""
+    @property
     def nbytes(self) -> int:
         """Bytes of memory that the frames take."""
     def state(self, index: int) -> dict[str, str] | None:
@@ -139,6 +142,9 @@ class Recording:
         max_bytes: int | None = None,
         max_seconds: float | None = None,
         max_value_chars: int = 1000,
+        object_state: bool = False,
+        calls_only: bool = False,
+        max_depth: int | None = None,
         split: bool = False,
     ) -> Recording: ...
     def start(self) -> None:
@@ -147,8 +153,13 @@ class Recording:
         """Removes the hook and sets the trace function that was set before."""
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """Records a call."""
-    def finish(self, lines: Callable[[str], list[str]], context: Callable[[str, str, int, int], str]) -> list[Trace]:
-        """The traces recorded."""
+    def finish(
+        self,
+        lines: Callable[[str], list[str]],
+        context: Callable[[str, str, int, int], str],
+        output: str | None = None,
+    ) -> list[Trace]:
+        """The traces recorded; the last one keeps what was printed."""
 
 def call_with_empty_hook(function: Callable[[], Any]) -> Any:
     """Calls ``function()`` under a trace function that does nothing: the floor that recordings are measured against."""

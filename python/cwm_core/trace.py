@@ -7,6 +7,7 @@ frames where they lie and leaves the program's objects alone.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import inspect
 import io
@@ -37,6 +38,14 @@ class Recorder:
         max_bytes: a trace ends when its frames take this many bytes of memory.
         max_seconds: a recording ends after this many seconds.
         max_value_chars: a value's text is cut after this many characters and ``...`` added.
+        object_state: instances without a ``__repr__`` of their own are shown with their attributes, as a dataclass is:
+            ``Point(x=1, y=2)`` instead of ``<__main__.Point object>``. No code of theirs runs; instances that keep
+            their attributes without a dict get one, as by ``vars``.
+        capture_output: what the program prints on ``sys.stdout`` is kept in ``Trace.output`` instead of being printed.
+            Not in a ``with`` block, which gives many traces.
+        calls_only: only calls and returns are recorded, as ``Trace.coarsen(calls_only=True)`` has it, at a fraction of
+            the time and memory.
+        max_depth: calls nested deeper than this are left out, as by ``Trace.coarsen(max_depth=...)``.
 
     At a limit the program is stopped by ``RecordingLimit`` (outside ``Exception``), raised again at each further event
     in scope; the trace holds what was recorded before, and ``Trace.truncated`` names the limit.
@@ -52,16 +61,24 @@ class Recorder:
         max_bytes: int | None = None,
         max_seconds: float | None = None,
         max_value_chars: int = 1000,
+        object_state: bool = False,
+        capture_output: bool = False,
+        calls_only: bool = False,
+        max_depth: int | None = None,
     ) -> None:
         """Raises ValueError for a scope that is neither of the two words nor a list of paths."""
         if isinstance(scope, str) and scope not in ("file", "package"):
             raise ValueError(f'scope must be "file", "package" or a list of paths, not {scope!r}')
         self._scope = scope
-        self._limits: dict[str, Any] = {
+        self._capture_output = capture_output
+        self._options: dict[str, Any] = {
             "max_frames": max_frames,
             "max_bytes": max_bytes,
             "max_seconds": max_seconds,
             "max_value_chars": max_value_chars,
+            "object_state": object_state,
+            "calls_only": calls_only,
+            "max_depth": max_depth,
         }
         self._block: tuple[Recording, list[Trace]] | None = None
         self.last: Trace | None = None
@@ -95,7 +112,7 @@ class Recorder:
         linecache.cache[_SOURCE_NAME] = (sum(map(len, lines)), None, lines, _SOURCE_NAME)
         module: dict[str, Any] = {"__name__": "__main__"}
         exec(compiled, module)
-        recording = Recording([_SOURCE_NAME], [], **self._limits)
+        recording = Recording([_SOURCE_NAME], [], **self._options)
         return self._run(recording, module["main"], (), {})
 
     def record_file(self, path: str | os.PathLike[str], argv: Sequence[str] = ()) -> Trace:
@@ -119,7 +136,13 @@ class Recorder:
         """Begins to record the activations that begin on this thread inside the block.
 
         Gives a list, filled when the block ends: one trace for each outermost activation in scope.
+
+        Raises:
+            RuntimeError: this recorder, or another one on this thread, already records.
+            ValueError: the recorder is one with ``capture_output``.
         """
+        if self._capture_output:
+            raise ValueError("a block gives many traces: its output belongs to none; capture_output is for calls")
         if self._block is not None:
             raise RuntimeError("this recorder already records a block")
         caller = sys._getframe(1)
@@ -143,10 +166,12 @@ class Recorder:
     def _run(
         self, recording: Recording, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Trace:
+        output = _Output() if self._capture_output else None
         try:
-            recording.run(function, args, kwargs)
+            with output or contextlib.nullcontext():
+                recording.run(function, args, kwargs)
         finally:
-            self.last = recording.finish(_lines, _context)[0]
+            self.last = recording.finish(_lines, _context, output and output.text)[0]
         return self.last
 
     def _recording(self, entry: Callable[[], CodeType], split: bool = False) -> Recording:
@@ -157,7 +182,29 @@ class Recorder:
         else:
             files = [os.path.abspath(path) for path in self._scope]
             folders = files
-        return Recording(files, [os.path.join(folder, "") for folder in folders], split=split, **self._limits)
+        return Recording(files, [os.path.join(folder, "") for folder in folders], split=split, **self._options)
+
+
+class _Output:
+    """Stands in for ``sys.stdout`` and keeps what is written to it, through whatever layer."""
+
+    class _Bytes(io.BytesIO):
+        def close(self) -> None:
+            """A program that closes its output does not take away what it printed."""
+
+    def __enter__(self) -> None:
+        self._bytes = self._Bytes()
+        self._stream = io.TextIOWrapper(self._bytes, "utf-8", "backslashreplace", newline="\n", write_through=True)
+        self._previous, sys.stdout = sys.stdout, self._stream
+
+    def __exit__(self, *error: object) -> None:
+        sys.stdout = self._previous
+        with contextlib.suppress(ValueError):  # the program closed it
+            self._stream.flush()
+
+    @property
+    def text(self) -> str:
+        return self._bytes.getvalue().decode("utf-8", "replace")
 
 
 def record(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Trace:

@@ -92,6 +92,11 @@ impl Trace {
     }
 
     #[getter]
+    fn output(&self) -> Option<&str> {
+        self.inner.output.as_deref()
+    }
+
+    #[getter]
     fn truncated(&self) -> Option<&str> {
         self.inner.truncated.as_deref()
     }

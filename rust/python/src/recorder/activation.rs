@@ -1,7 +1,7 @@
 //! Running activations, and what each of their variables was when it was shown last.
 
 use super::layout::InterpreterFrame;
-use super::tape::{Known, Tape};
+use super::tape::{FreeTapes, Known, Tape};
 
 /// The change that wrote a variable's text, where none did.
 pub const ABSENT: u32 = u32::MAX;
@@ -23,7 +23,7 @@ impl Snapshot {
     };
 
     /// Forgets the variable, and gives its tape back to those that are free.
-    pub fn clear(&mut self, tapes: &mut Vec<Box<Tape>>) {
+    pub fn clear(&mut self, tapes: &mut FreeTapes) {
         self.known = Known::Text;
         self.text = ABSENT;
         tapes.extend(self.tape.take());
@@ -60,7 +60,7 @@ impl Activation {
     }
 
     /// Makes it that of an activation that has shown nothing yet.
-    pub fn clear(&mut self, tapes: &mut Vec<Box<Tape>>) {
+    pub fn clear(&mut self, tapes: &mut FreeTapes) {
         for snapshot in &mut self.snapshots {
             snapshot.clear(tapes);
         }

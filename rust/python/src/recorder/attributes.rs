@@ -26,11 +26,14 @@ pub unsafe fn shows(value: *mut ffi::PyObject) -> bool {
     }
 }
 
+/// Names and values, in order.
+pub type Attributes = (Vec<Vec<u8>>, Vec<Py<PyAny>>);
+
 /// The names and values of at most `reach` attributes: slots, those of base classes first, then the instance's dict.
 ///
 /// # Safety
 /// `value` is one that [`shows`] accepts, and the GIL is held.
-pub unsafe fn of(py: Python<'_>, value: *mut ffi::PyObject, reach: usize) -> PyResult<(Vec<Vec<u8>>, Vec<Py<PyAny>>)> {
+pub unsafe fn of(py: Python<'_>, value: *mut ffi::PyObject, reach: usize) -> PyResult<Attributes> {
     let (mut names, mut values) = (Vec::new(), Vec::new());
     // SAFETY: the offsets are those that the class gave its instances; dict entries are read while nothing runs.
     unsafe {

@@ -13,7 +13,7 @@ use super::layout::InterpreterFrame;
 use super::namespace::Keys;
 use super::render::{Scratch, Style};
 use super::step::Step;
-use super::tape::Tape;
+use super::tape::FreeTapes;
 use super::watchdog::Watchdog;
 
 /// When a recording ends by itself, but for the time.
@@ -80,7 +80,7 @@ pub struct Log {
     pub enclosing: Vec<InterpreterFrame>,
     /// Activations that ended: their allocations serve the next ones.
     spare: Vec<Activation>,
-    tapes: Vec<Box<Tape>>,
+    tapes: FreeTapes,
     keys: Keys,
     scratch: Scratch,
     pub truncated: Option<&'static str>,

@@ -13,7 +13,7 @@ use super::layout::{InterpreterFrame, compact_int};
 use super::namespace::Keys;
 use super::render::{Scratch, Style, render, update, write_scalar};
 use super::scalar::{Scalar, write_int};
-use super::tape::{Known, Tape};
+use super::tape::{FreeTapes, Known};
 
 /// The longest text of an int of 64 bits.
 const MAX_INT_CHARS: usize = 20;
@@ -23,8 +23,7 @@ pub struct Step<'py, 'a> {
     pub trace: &'a mut Trace,
     pub style: Style,
     pub scratch: &'a mut Scratch,
-    /// Tapes that are free.
-    pub tapes: &'a mut Vec<Box<Tape>>,
+    pub tapes: &'a mut FreeTapes,
 }
 
 impl Step<'_, '_> {

@@ -136,6 +136,9 @@ pub struct Tape {
     pub wide: bool,
 }
 
+/// Tapes that are free, for the next container. Boxed as the snapshots hold them, which stay small so.
+pub type FreeTapes = Vec<Box<Tape>>;
+
 impl Tape {
     pub fn clear(&mut self) {
         self.entries.clear();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyType;
+use pyo3::types::{PyDict, PyType};
 
 /// How long a program that reached the limit may go on without an event before it is stopped where it is.
 const GRACE: Duration = Duration::from_millis(50);
@@ -27,8 +27,6 @@ pub struct Watchdog {
     state: Arc<State>,
     /// Not joined: in the child of a fork it does not exist.
     thread: Thread,
-    /// CPython's id of the thread that records.
-    recorded: u64,
 }
 
 impl Watchdog {
@@ -44,7 +42,6 @@ impl Watchdog {
         Ok(Watchdog {
             state,
             thread: handle.thread().clone(),
-            recorded,
         })
     }
 
@@ -59,13 +56,14 @@ impl Watchdog {
     }
 
     /// Ends the watch, takes back an exception that was not raised yet, and says whether one was asked for.
-    pub fn stop(self, _py: Python<'_>) -> bool {
+    pub fn stop(self, py: Python<'_>) -> bool {
         // The watching thread looks at this before it raises anything, and holds the GIL as this one does now.
         self.state.done.store(true, Ordering::Relaxed);
         let raised = self.state.raised.load(Ordering::Relaxed);
         if raised {
-            // SAFETY: the GIL is held; null takes a pending exception away.
-            unsafe { ffi::PyThreadState_SetAsyncExc(self.recorded as _, std::ptr::null_mut()) };
+            // An exception that is still to come comes here. Taking it back with `PyThreadState_SetAsyncExc` would leave
+            // CPython 3.11 looking for it for ever.
+            let _ = py.run(c"pass", Some(&PyDict::new(py)), None);
         }
         self.thread.unpark();
         raised
