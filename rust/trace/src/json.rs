@@ -1,63 +1,75 @@
 //! The JSON of a frame: strings as Python's `json.dumps` writes them, objects of strings as `json.loads` reads them.
 
 use std::collections::HashSet;
+use std::io::{self, Write};
 
-/// For each byte whether a JSON string in ASCII can hold it as it is.
-const PLAIN: [bool; 256] = {
-    let mut plain = [false; 256];
-    let mut byte = 0x20;
-    while byte < 0x7f {
-        plain[byte] = byte != b'"' as usize && byte != b'\\' as usize;
-        byte += 1;
+/// A byte in each of the eight of a word.
+const fn splat(byte: u8) -> u64 {
+    u64::from_ne_bytes([byte; 8])
+}
+
+/// Sets the high bit of the bytes that are less than `bound`, at most 0x80; above the first such byte, perhaps of others.
+const fn less(word: u64, bound: u8) -> u64 {
+    word.wrapping_sub(splat(bound)) & !word & splat(0x80)
+}
+
+/// How many bytes come before the first that a JSON string cannot hold as it is: a control character, `"` or `\`; or
+/// with `ascii` also one outside ASCII.
+#[inline]
+fn plain_prefix(bytes: &[u8], ascii: bool) -> usize {
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (i, word) in words.iter().enumerate() {
+        // Eight bytes at a time; the first is the lowest of the word.
+        let word = u64::from_le_bytes(*word);
+        let other = if ascii { word & splat(0x80) } else { 0 };
+        let found = less(word, 0x20) | less(word ^ splat(b'"'), 1) | less(word ^ splat(b'\\'), 1) | other;
+        if found != 0 {
+            return i * 8 + found.trailing_zeros() as usize / 8;
+        }
     }
-    plain[0x7f] = true;
-    plain
-};
+    let plain = |&b: &u8| b >= 0x20 && b != b'"' && b != b'\\' && !(ascii && b >= 0x80);
+    bytes.len() - rest.len() + rest.iter().position(|b| !plain(b)).unwrap_or(rest.len())
+}
 
-/// Appends `text` as a JSON string with every character outside ASCII escaped.
+/// Writes `text` as a JSON string with every character outside ASCII escaped.
 ///
 /// `text` is UTF-8 that may hold lone surrogates, encoded like other code points; they are written `\udXXX`.
-pub fn write_string(text: &[u8], out: &mut String) {
-    out.push('"');
+pub fn write_string(text: &[u8], out: &mut impl Write) -> io::Result<()> {
+    out.write_all(b"\"")?;
     let mut rest = text;
-    while !rest.is_empty() {
-        let plain = rest.iter().position(|&b| !PLAIN[b as usize]).unwrap_or(rest.len());
-        // Plain bytes are ASCII, so this never replaces anything.
-        out.push_str(&String::from_utf8_lossy(&rest[..plain]));
-        rest = &rest[plain..];
-        if !rest.is_empty() {
-            let (code, width) = code_point(rest);
-            write_escape(code, out);
-            rest = &rest[width..];
+    loop {
+        let (plain, other) = rest.split_at(plain_prefix(rest, true));
+        out.write_all(plain)?;
+        if other.is_empty() {
+            return out.write_all(b"\"");
         }
+        let (code, width) = code_point(other);
+        write_escape(code, out)?;
+        rest = &other[width..];
     }
-    out.push('"');
 }
 
-fn write_escape(code: u32, out: &mut String) {
+fn write_escape(code: u32, out: &mut impl Write) -> io::Result<()> {
     match code {
-        0x22 => out.push_str("\\\""),
-        0x5c => out.push_str("\\\\"),
-        0x0a => out.push_str("\\n"),
-        0x0d => out.push_str("\\r"),
-        0x09 => out.push_str("\\t"),
-        0x08 => out.push_str("\\b"),
-        0x0c => out.push_str("\\f"),
-        0..0x10000 => push_hex(code, out),
+        0x22 => out.write_all(b"\\\""),
+        0x5c => out.write_all(b"\\\\"),
+        0x0a => out.write_all(b"\\n"),
+        0x0d => out.write_all(b"\\r"),
+        0x09 => out.write_all(b"\\t"),
+        0x08 => out.write_all(b"\\b"),
+        0x0c => out.write_all(b"\\f"),
+        0..0x10000 => out.write_all(&unicode_escape(code)),
         _ => {
             let offset = code - 0x10000;
-            push_hex(0xd800 + (offset >> 10), out);
-            push_hex(0xdc00 + (offset & 0x3ff), out);
+            out.write_all(&unicode_escape(0xd800 + (offset >> 10)))?;
+            out.write_all(&unicode_escape(0xdc00 + (offset & 0x3ff)))
         }
     }
 }
 
-fn push_hex(unit: u32, out: &mut String) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    out.push_str("\\u");
-    for shift in [12, 8, 4, 0] {
-        out.push(DIGITS[(unit >> shift & 15) as usize] as char);
-    }
+fn unicode_escape(unit: u32) -> [u8; 6] {
+    let digit = |shift: u32| b"0123456789abcdef"[(unit >> shift & 15) as usize];
+    [b'\\', b'u', digit(12), digit(8), digit(4), digit(0)]
 }
 
 /// The first code point of generalized UTF-8 and its width; a byte that is not UTF-8 stands for U+FFFD.
@@ -197,11 +209,11 @@ impl Reader<'_> {
         self.expect(b'"', "a JSON string was expected")?;
         loop {
             let rest = &self.bytes[self.at..];
-            let plain = rest.iter().position(|&b| b < 0x20 || b == b'"' || b == b'\\');
-            let plain = plain.ok_or("a JSON string is not closed")?;
+            let plain = plain_prefix(rest, false);
+            let end = *rest.get(plain).ok_or("a JSON string is not closed")?;
             out.extend_from_slice(&rest[..plain]);
             self.at += plain + 1;
-            match rest[plain] {
+            match end {
                 b'"' => return Ok(()),
                 b'\\' => self.escape(out)?,
                 _ => return Err("a control character in a JSON string"),
@@ -265,9 +277,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn dumps(text: &str) -> String {
-        let mut out = String::new();
-        write_string(text.as_bytes(), &mut out);
-        out
+        let mut out = Vec::new();
+        write_string(text.as_bytes(), &mut out).unwrap();
+        String::from_utf8(out).unwrap()
     }
 
     #[test]
@@ -282,9 +294,9 @@ mod tests {
     #[test]
     fn lone_surrogates_survive() {
         let text = parse_string(r#""\ud800x\udc00\ud83d\ude00\ud83d""#).unwrap();
-        let mut out = String::new();
-        write_string(&text, &mut out);
-        assert_eq!(out, r#""\ud800x\udc00\ud83d\ude00\ud83d""#);
+        let mut out = Vec::new();
+        write_string(&text, &mut out).unwrap();
+        assert_eq!(out, br#""\ud800x\udc00\ud83d\ude00\ud83d""#);
     }
 
     #[test]
@@ -324,6 +336,13 @@ mod tests {
         #[test]
         fn strings_come_back(text in any::<String>()) {
             prop_assert_eq!(parse_string(&dumps(&text)).unwrap(), text.as_bytes());
+        }
+
+        #[test]
+        fn plain_bytes_end_where_one_by_one_they_do(bytes in any::<Vec<u8>>(), printable in "[ -~]{0,40}", ascii: bool) {
+            let bytes = [printable.as_bytes(), &bytes].concat();
+            let plain = |b: &u8| !(*b < 0x20 || matches!(b, b'"' | b'\\') || ascii && *b >= 0x80);
+            prop_assert_eq!(plain_prefix(&bytes, ascii), bytes.iter().take_while(|b| plain(b)).count());
         }
 
         #[test]

@@ -17,5 +17,5 @@ pub use parse::{ParseError, Parsed, Piece, TokenParser, parse_text};
 pub use scope::{State, resolve, state_at};
 pub use special::Special;
 pub use stored::{StoredError, from_bytes, to_bytes};
-pub use text::{Part, write_locals, write_text};
+pub use text::{Part, Renderer};
 pub use trace::{Event, FrameRef, Line, Outcome, Shown, Trace};

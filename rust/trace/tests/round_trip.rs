@@ -2,7 +2,7 @@
 
 use cwm_trace::{
     Event, Line, Outcome, Parsed, Part, Piece, Special, TokenParser, Trace, from_bytes, parse_text, resolve, state_at,
-    to_bytes, write_text,
+    to_bytes,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -56,12 +56,6 @@ fn build(context: &str, specs: &[Spec]) -> Trace {
     trace
 }
 
-fn text_of(trace: &Trace) -> String {
-    let mut text = String::new();
-    write_text(trace, &mut text);
-    text
-}
-
 fn parse_parts(trace: &Trace) -> Parsed {
     let mut parser = TokenParser::default();
     let mut offset = 0;
@@ -108,7 +102,7 @@ proptest! {
     #[test]
     fn text_form_comes_back(context in plain_text(), specs in vec(spec(), 0..20)) {
         let trace = build(&context, &specs);
-        let text = text_of(&trace);
+        let text = trace.to_text();
         for parsed in [parse_text(&text), parse_parts(&trace)] {
             prop_assert_eq!(&parsed.error, &None);
             prop_assert!(parsed.complete);
@@ -120,7 +114,7 @@ proptest! {
     #[test]
     fn a_cut_text_gives_whole_frames(specs in vec(spec(), 1..8), cut in 0.0f64..1.0) {
         let trace = build("c", &specs);
-        let text = text_of(&trace);
+        let text = trace.to_text();
         let at = text.floor_char_boundary((text.len() as f64 * cut) as usize);
         let parsed = parse_text(&text[..at]);
         let whole = contents(&parsed.trace);
@@ -219,7 +213,7 @@ fn hostile_payloads_are_errors() {
             file.extend_from_slice(&crc32fast::hash(&packed).to_le_bytes());
             file.extend_from_slice(&packed);
             if let Ok(trace) = from_bytes(&file) {
-                text_of(&trace);
+                trace.to_text();
                 resolve(&trace);
             }
         }
