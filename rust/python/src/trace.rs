@@ -137,8 +137,8 @@ impl Trace {
     }
 
     #[staticmethod]
-    fn parse(text: &str) -> ParsedTrace {
-        ParsedTrace::of_text(text)
+    fn parse(py: Python<'_>, text: &str) -> ParsedTrace {
+        py.detach(|| ParsedTrace::of_text(text))
     }
 
     fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {

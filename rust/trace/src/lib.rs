@@ -12,7 +12,7 @@ mod stored;
 mod text;
 mod trace;
 
-pub use json::{Pairs, parse_locals, parse_string, push_code_point, write_string};
+pub use json::push_code_point;
 pub use parse::{ParseError, Parsed, Piece, TokenParser, parse_text};
 pub use scope::{State, resolve, state_at};
 pub use special::Special;
