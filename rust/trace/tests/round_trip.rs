@@ -1,8 +1,8 @@
 //! Random traces come back from every form; random bytes never break a reader.
 
 use cwm_trace::{
-    Event, Line, Outcome, Parsed, Part, Piece, Special, TokenParser, Trace, from_bytes, parse_text, resolve, state_at,
-    to_bytes,
+    Event, Line, Outcome, Parsed, Part, Piece, Renderer, Special, TokenParser, Trace, from_bytes, parse_text, resolve,
+    state_at, to_bytes,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -103,6 +103,13 @@ proptest! {
     fn text_form_comes_back(context in plain_text(), specs in vec(spec(), 0..20)) {
         let trace = build(&context, &specs);
         let text = trace.to_text();
+        let mut parts = String::new();
+        trace.for_each_part(|part| parts.push_str(match part {
+            Part::Special(special) => special.name(),
+            Part::Text(text) | Part::Line(_, text) => text,
+        }));
+        prop_assert_eq!(&parts, &text);
+        prop_assert_eq!(Renderer::new(&trace).text_len(), text.len());
         for parsed in [parse_text(&text), parse_parts(&trace)] {
             prop_assert_eq!(&parsed.error, &None);
             prop_assert!(parsed.complete);
