@@ -308,8 +308,10 @@ mod tests {
         read_string(text, &mut out).map(|()| out)
     }
 
-    fn parse_object(text: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, &'static str> {
-        let (mut reader, mut room, mut pairs) = (ObjectReader::new(text), Vec::new(), Vec::new());
+    type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
+    fn parse_object(text: &str) -> Result<Pairs, &'static str> {
+        let (mut reader, mut room, mut pairs) = (ObjectReader::new(text), Vec::new(), Pairs::new());
         while let Some(name) = reader.name(&mut room)? {
             let mut value = Vec::new();
             reader.value(&mut value)?;

@@ -5,8 +5,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Event, variables of a CALL or LINE frame, source line, value of a RETURN or EXCEPTION frame.
-type Frame = (Event, Vec<(Vec<u8>, Vec<u8>)>, String, Option<Vec<u8>>);
+type Frame = (Event, Pairs, String, Option<Vec<u8>>);
 
 /// Frames, whether the end token closed them, and where and why they stopped.
 type Reading = (Vec<Frame>, bool, Option<(usize, String)>);
@@ -66,7 +68,7 @@ fn frame(body: &str) -> Result<Frame, String> {
     }
 }
 
-fn object(text: &[char]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, &'static str> {
+fn object(text: &[char]) -> Result<Pairs, &'static str> {
     let mut pairs = Vec::new();
     let rest = text.strip_prefix(&['{']).ok_or("the state is not a JSON object")?;
     let mut rest = space(rest);
