@@ -339,7 +339,10 @@ impl TokenParser {
     }
 
     /// What was read. Input that stops within a frame ends with the error "frame not closed".
-    pub fn finish(self) -> Parsed {
+    pub fn finish(mut self) -> Parsed {
+        if matches!(self.at, At::Begun | At::Context) {
+            self.builder.trace.context.clear(); // what may go on is no context
+        }
         let reason = match self.at {
             At::Begun | At::Context => Some("the context is not closed"),
             At::State(_) | At::Line(_) | At::Value(_) => Some("frame not closed"),

@@ -70,6 +70,20 @@ fn parse_parts(trace: &Trace) -> Parsed {
     parser.finish()
 }
 
+/// Kinds below 10 are special tokens, 10 is a foreign one, others stand for the bytes.
+fn parse_pieces(pieces: &[(usize, Vec<u8>)]) -> Parsed {
+    let mut parser = TokenParser::default();
+    for (offset, (kind, bytes)) in pieces.iter().enumerate() {
+        let piece = match kind {
+            0..10 => Piece::Special(Special::ALL[*kind]),
+            10 => Piece::Foreign(7),
+            _ => Piece::Bytes(bytes),
+        };
+        parser.feed(offset, piece);
+    }
+    parser.finish()
+}
+
 /// Frames as content, without the line numbers that parsed traces do not know.
 fn contents(trace: &Trace) -> Vec<String> {
     let show = |frame: cwm_trace::FrameRef<'_>| {
@@ -136,20 +150,23 @@ proptest! {
         any::<String>(), Just("{}".to_owned()), Just("\"\"".to_owned()),
         (0usize..10).prop_map(|i| Special::ALL[i].name().to_owned()),
     ], 0..12)) {
-        parse_text(&pieces.concat());
+        let text = pieces.concat();
+        let parsed = parse_text(&text);
+        if let Some(error) = parsed.error {
+            let before = parse_text(&text[..error.offset]);
+            prop_assert_eq!(before.error, None);
+            prop_assert_eq!(before.trace, parsed.trace);
+        }
     }
 
     #[test]
     fn any_pieces_are_total(pieces in vec((0usize..12, any::<Vec<u8>>()), 0..12)) {
-        let mut parser = TokenParser::default();
-        for (offset, (kind, bytes)) in pieces.iter().enumerate() {
-            parser.feed(offset, match kind {
-                0..10 => Piece::Special(Special::ALL[*kind]),
-                10 => Piece::Foreign(7),
-                _ => Piece::Bytes(bytes),
-            });
+        let parsed = parse_pieces(&pieces);
+        if let Some(error) = parsed.error {
+            let before = parse_pieces(&pieces[..error.offset]);
+            prop_assert_eq!(before.error, None);
+            prop_assert_eq!(before.trace, parsed.trace);
         }
-        parser.finish();
     }
 
     #[test]
@@ -196,6 +213,15 @@ fn a_loop_takes_less_than_three_bytes_a_frame() {
     }
     let bytes = to_bytes(&trace).unwrap().len();
     assert!(bytes < 3 * trace.len(), "{bytes} bytes of {} frames", trace.len());
+}
+
+#[test]
+fn a_context_that_is_not_closed_is_none() {
+    let pieces = [(0, Vec::new()), (2, Vec::new()), (11, b"def f".to_vec())];
+    let tokens = parse_pieces(&pieces);
+    let text = parse_text("<|begin_of_text|><|trace_context_start|>def f");
+    assert_eq!((tokens.trace, tokens.error), (Trace::default(), text.error));
+    assert_eq!(text.trace, Trace::default());
 }
 
 /// A hostile payload behind a valid header: every index and length is checked, nothing panics.
