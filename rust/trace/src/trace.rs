@@ -1,4 +1,4 @@
-//! The trace in memory: columns of frames over interned lines, names, shapes and a log of value texts.
+//! The trace in memory: rows of frames and changes over interned lines, names, shapes and a log of value texts.
 
 use rustc_hash::FxHashMap;
 

@@ -1,23 +1,38 @@
 //! Random traces come back from every form; random bytes never break a reader.
 
 use cwm_trace::{
-    Event, Line, Outcome, Parsed, Part, Piece, Renderer, Special, TokenParser, Trace, from_bytes, parse_text, resolve,
-    state_at, to_bytes,
+    Event, Line, Outcome, Parsed, Part, Piece, Renderer, Special, TokenParser, Trace, from_bytes, parse_text,
+    push_code_point, resolve, state_at, to_bytes,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 /// A frame to build: event, line number, variables as (name, value or unchanged), value of RETURN and EXCEPTION.
-type Spec = (u8, u32, Vec<(u8, Option<String>)>, String);
+type Spec = (u8, u32, Vec<(u8, Option<Vec<u8>>)>, Vec<u8>);
 
 /// Text without special tokens: what the text form can hold.
 fn plain_text() -> impl Strategy<Value = String> {
     any::<String>().prop_map(|text| text.replace("<|", "<"))
 }
 
+/// Rendered values: also with lone surrogates, which a `__repr__` can return.
+fn value() -> impl Strategy<Value = Vec<u8>> {
+    let surrogates = vec(0xd7f0u32..0xe010, 0..4).prop_map(|codes| {
+        let mut out = Vec::new();
+        for unit in char::decode_utf16(codes.into_iter().map(|code| code as u16)) {
+            push_code_point(
+                unit.map_or_else(|lone| lone.unpaired_surrogate().into(), u32::from),
+                &mut out,
+            );
+        }
+        out
+    });
+    prop_oneof![4 => plain_text().prop_map(String::into_bytes), 1 => surrogates]
+}
+
 fn spec() -> impl Strategy<Value = Spec> {
-    let variables = vec((0u8..8, proptest::option::of(plain_text())), 0..6);
-    (0u8..4, 0u32..5, variables, plain_text())
+    let variables = vec((0u8..8, proptest::option::of(value())), 0..6);
+    (0u8..4, 0u32..5, variables, value())
 }
 
 fn build(context: &str, specs: &[Spec]) -> Trace {
@@ -41,15 +56,15 @@ fn build(context: &str, specs: &[Spec]) -> Trace {
                     continue;
                 }
                 shape.push(name);
-                if let Some(value) = value.as_ref().filter(|value| *value != "..") {
-                    trace.open_value().extend_from_slice(value.as_bytes());
+                if let Some(value) = value.as_ref().filter(|value| *value != b"..") {
+                    trace.open_value().extend_from_slice(value);
                     trace.keep_change(shape.len() as u32 - 1);
                 }
             }
             let shape = trace.intern_shape(&shape);
             trace.push_locals_frame(event, line, shape);
         } else {
-            trace.open_value().extend_from_slice(value.as_bytes());
+            trace.open_value().extend_from_slice(value);
             trace.push_value_frame(event, line);
         }
     }
@@ -179,6 +194,20 @@ proptest! {
     }
 
     #[test]
+    fn any_payload_is_total(
+        specs in vec(spec(), 0..6),
+        edits in vec((any::<prop::sample::Index>(), 0usize..3, vec(prop_oneof![0u8..8, any::<u8>()], 0..3)), 0..4),
+    ) {
+        let bytes = to_bytes(&build("c", &specs)).unwrap();
+        let mut payload = payload_of(&bytes);
+        for (at, removed, inserted) in edits {
+            let at = at.index(payload.len() + 1);
+            payload.splice(at..(at + removed).min(payload.len()), inserted);
+        }
+        use_if_read(&with_payload(&bytes, &payload));
+    }
+
+    #[test]
     fn a_state_alone_equals_all_states(specs in vec(spec(), 0..30)) {
         let trace = build("", &specs);
         for (index, state) in resolve(&trace).into_iter().enumerate() {
@@ -224,31 +253,45 @@ fn a_context_that_is_not_closed_is_none() {
     assert_eq!(text.trace, Trace::default());
 }
 
-/// A hostile payload behind a valid header: every index and length is checked, nothing panics.
+/// A stored trace with another payload: the checksum cannot tell it from an honest one.
+fn with_payload(file: &[u8], payload: &[u8]) -> Vec<u8> {
+    let packed = zstd::bulk::compress(payload, 1).unwrap();
+    let mut out = file[..12].to_vec();
+    out.extend_from_slice(&(payload.len() as u64).to_le_bytes());
+    out.extend_from_slice(&crc32fast::hash(&packed).to_le_bytes());
+    out.extend_from_slice(&packed);
+    out
+}
+
+fn payload_of(file: &[u8]) -> Vec<u8> {
+    zstd::bulk::decompress(&file[24..], 1 << 20).unwrap()
+}
+
+/// What is read from a hostile file can be used, and written again.
+fn use_if_read(file: &[u8]) {
+    if let Ok(trace) = from_bytes(file) {
+        trace.to_text();
+        resolve(&trace);
+        assert_eq!(from_bytes(&to_bytes(&trace).unwrap()), Ok(trace));
+    }
+}
+
+/// Every index and length is checked, nothing panics.
 #[test]
 fn hostile_payloads_are_errors() {
+    let variables = vec![(0, Some(b"1".to_vec()))];
     let honest = build(
         "c",
-        &[
-            (0, 0, vec![(0, Some("1".into()))], String::new()),
-            (2, 1, vec![], "None".into()),
-        ],
+        &[(0, 0, variables, Vec::new()), (2, 1, Vec::new(), b"None".to_vec())],
     );
     let bytes = to_bytes(&honest).unwrap();
-    let payload = zstd::bulk::decompress(&bytes[24..], 1 << 20).unwrap();
+    let payload = payload_of(&bytes);
+    assert_eq!(from_bytes(&with_payload(&bytes, &payload)), Ok(honest));
     for at in 0..payload.len() {
         for value in [0u8, 1, 5, 0x7f, 0x80, 0xff] {
             let mut hostile = payload.clone();
             hostile[at] = value;
-            let packed = zstd::bulk::compress(&hostile, 1).unwrap();
-            let mut file = bytes[..12].to_vec();
-            file.extend_from_slice(&(hostile.len() as u64).to_le_bytes());
-            file.extend_from_slice(&crc32fast::hash(&packed).to_le_bytes());
-            file.extend_from_slice(&packed);
-            if let Ok(trace) = from_bytes(&file) {
-                trace.to_text();
-                resolve(&trace);
-            }
+            use_if_read(&with_payload(&bytes, &hostile));
         }
     }
 }
