@@ -8,7 +8,7 @@ MATURIN := maturin>=1.9,<2
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
-RUST := $(shell find rust -type f) Cargo.toml Cargo.lock
+RUST := $(shell find rust -name fuzz -prune -o -type f -print) Cargo.toml Cargo.lock
 
 # zig links against the C library of manylinux2014 on whatever distribution this is.
 ifeq ($(shell uname -s),Linux)

@@ -10,7 +10,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PySlice, PyString};
 
-use cwm_trace::{FrameRef, Level, LoopBudget, Outcome, Shown, State};
+use cwm_trace::{FrameRef, Level, LoopBudget, Outcome, Renderer, Shown, State};
 
 /// A recorded or parsed execution.
 #[pyclass(frozen, module = "cwm_core._native")]
@@ -36,6 +36,22 @@ fn text<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
         let length = bytes.len() as isize;
         let string = ffi::PyUnicode_DecodeUTF8(bytes.as_ptr().cast(), length, c"surrogatepass".as_ptr());
         Bound::from_owned_ptr_or_err(py, string)
+    }
+}
+
+/// A string of `length` ASCII characters that `write` fills in place: a long one costs no second copy.
+fn ascii_string<'py>(
+    py: Python<'py>,
+    length: usize,
+    write: impl FnOnce(&mut [u8]) -> io::Result<()>,
+) -> PyResult<Bound<'py, PyString>> {
+    // SAFETY: the string is new and of one byte a character: nobody else sees these bytes, which are set before use.
+    unsafe {
+        let string = Bound::from_owned_ptr_or_err(py, ffi::PyUnicode_New(length as isize, 127))?;
+        let characters = ffi::PyUnicode_DATA(string.as_ptr()).cast::<u8>();
+        characters.write_bytes(0, length);
+        write(std::slice::from_raw_parts_mut(characters, length))?;
+        Ok(string.cast_into_unchecked())
     }
 }
 
@@ -150,17 +166,18 @@ impl Trace {
         Ok(Trace::from(py.detach(|| cwm_trace::coarsen(&self.inner, &level))))
     }
 
-    fn to_text(&self, py: Python<'_>) -> String {
-        py.detach(|| {
-            let mut out = String::new();
-            cwm_trace::write_text(&self.inner, &mut out);
-            out
-        })
+    fn to_text<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        let mut renderer = Renderer::new(&self.inner);
+        if !renderer.is_ascii() {
+            return Ok(PyString::new(py, &py.detach(|| self.inner.to_text())));
+        }
+        let length = py.detach(|| renderer.text_len());
+        ascii_string(py, length, |mut text| py.detach(|| renderer.write_text(&mut text)))
     }
 
     #[staticmethod]
-    fn parse(text: &str) -> ParsedTrace {
-        ParsedTrace::of_text(text)
+    fn parse(py: Python<'_>, text: &str) -> ParsedTrace {
+        py.detach(|| ParsedTrace::of_text(text))
     }
 
     fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use cwm_trace::{Parsed, Part, Piece, Special, TokenParser, Trace};
+use cwm_trace::{Parsed, Part, Piece, Renderer, Special, TokenParser, Trace};
 
 use crate::Tokenizer;
 use crate::error::Result;
@@ -31,11 +31,11 @@ impl Tokenizer {
         let mut tokens = TraceTokens::default();
         trace.for_each_context_part(|part| encoder.push(part));
         tokens.context = encoder.ids.len();
-        let mut scratch = String::new();
+        let mut renderer = Renderer::new(trace);
         for frame in trace.frames() {
             let mut spans = FrameSpans::default();
             let mut is_value = false;
-            frame.for_each_part(trace, &mut scratch, |part| {
+            renderer.for_each_part(frame, |part| {
                 let start = encoder.ids.len();
                 encoder.push(part);
                 let span = start..encoder.ids.len();

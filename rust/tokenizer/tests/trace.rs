@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use cwm_tokenizer::{LLAMA3_PATTERN, PieceCounts, Splitter, Tokenizer, cwm_special_tokens};
-use cwm_trace::{Special, Trace, parse_text, write_text};
+use cwm_trace::{Special, Trace, parse_text};
 use proptest::prelude::*;
 
 static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
@@ -56,10 +56,8 @@ proptest! {
     #[test]
     fn traces_survive_and_spans_are_the_parts(document in documents()) {
         let trace = parsed(&document);
-        let mut text = String::new();
-        write_text(&trace, &mut text);
         let tokens = TOKENIZER.encode_trace(&trace).unwrap();
-        prop_assert_eq!(decode(&tokens.ids), text);
+        prop_assert_eq!(decode(&tokens.ids), trace.to_text());
 
         let again = TOKENIZER.parse_trace(&ids(&tokens.ids));
         prop_assert_eq!(again.error, None);

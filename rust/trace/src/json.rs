@@ -1,63 +1,74 @@
 //! The JSON of a frame: strings as Python's `json.dumps` writes them, objects of strings as `json.loads` reads them.
 
-use std::collections::HashSet;
+use std::io::{self, Write};
 
-/// For each byte whether a JSON string in ASCII can hold it as it is.
-const PLAIN: [bool; 256] = {
-    let mut plain = [false; 256];
-    let mut byte = 0x20;
-    while byte < 0x7f {
-        plain[byte] = byte != b'"' as usize && byte != b'\\' as usize;
-        byte += 1;
+/// A byte in each of the eight of a word.
+const fn splat(byte: u8) -> u64 {
+    u64::from_ne_bytes([byte; 8])
+}
+
+/// Sets the high bit of the bytes that are less than `bound`, at most 0x80; above the first such byte, perhaps of others.
+const fn less(word: u64, bound: u8) -> u64 {
+    word.wrapping_sub(splat(bound)) & !word & splat(0x80)
+}
+
+/// How many bytes come before the first that a JSON string cannot hold as it is: a control character, `"` or `\`; or
+/// with `ascii` also one outside ASCII.
+#[inline]
+fn plain_prefix(bytes: &[u8], ascii: bool) -> usize {
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (i, word) in words.iter().enumerate() {
+        // Eight bytes at a time; the first is the lowest of the word.
+        let word = u64::from_le_bytes(*word);
+        let other = if ascii { word & splat(0x80) } else { 0 };
+        let found = less(word, 0x20) | less(word ^ splat(b'"'), 1) | less(word ^ splat(b'\\'), 1) | other;
+        if found != 0 {
+            return i * 8 + found.trailing_zeros() as usize / 8;
+        }
     }
-    plain[0x7f] = true;
-    plain
-};
+    let plain = |&b: &u8| b >= 0x20 && b != b'"' && b != b'\\' && !(ascii && b >= 0x80);
+    bytes.len() - rest.len() + rest.iter().position(|b| !plain(b)).unwrap_or(rest.len())
+}
 
-/// Appends `text` as a JSON string with every character outside ASCII escaped.
+/// Writes `text` as a JSON string with every character outside ASCII escaped.
 ///
 /// `text` is UTF-8 that may hold lone surrogates, encoded like other code points; they are written `\udXXX`.
-pub fn write_string(text: &[u8], out: &mut String) {
-    out.push('"');
+pub fn write_string(text: &[u8], out: &mut impl Write) -> io::Result<()> {
+    out.write_all(b"\"")?;
     let mut rest = text;
-    while !rest.is_empty() {
-        let plain = rest.iter().position(|&b| !PLAIN[b as usize]).unwrap_or(rest.len());
-        // Plain bytes are ASCII, so this never replaces anything.
-        out.push_str(&String::from_utf8_lossy(&rest[..plain]));
-        rest = &rest[plain..];
-        if !rest.is_empty() {
-            let (code, width) = code_point(rest);
-            write_escape(code, out);
-            rest = &rest[width..];
+    loop {
+        let (plain, other) = rest.split_at(plain_prefix(rest, true));
+        out.write_all(plain)?;
+        if other.is_empty() {
+            return out.write_all(b"\"");
         }
+        let (code, width) = code_point(other);
+        write_escape(code, out)?;
+        rest = &other[width..];
     }
-    out.push('"');
 }
 
-fn write_escape(code: u32, out: &mut String) {
+fn write_escape(code: u32, out: &mut impl Write) -> io::Result<()> {
     match code {
-        0x22 => out.push_str("\\\""),
-        0x5c => out.push_str("\\\\"),
-        0x0a => out.push_str("\\n"),
-        0x0d => out.push_str("\\r"),
-        0x09 => out.push_str("\\t"),
-        0x08 => out.push_str("\\b"),
-        0x0c => out.push_str("\\f"),
-        0..0x10000 => push_hex(code, out),
+        0x22 => out.write_all(b"\\\""),
+        0x5c => out.write_all(b"\\\\"),
+        0x0a => out.write_all(b"\\n"),
+        0x0d => out.write_all(b"\\r"),
+        0x09 => out.write_all(b"\\t"),
+        0x08 => out.write_all(b"\\b"),
+        0x0c => out.write_all(b"\\f"),
+        0..0x10000 => out.write_all(&unicode_escape(code)),
         _ => {
             let offset = code - 0x10000;
-            push_hex(0xd800 + (offset >> 10), out);
-            push_hex(0xdc00 + (offset & 0x3ff), out);
+            out.write_all(&unicode_escape(0xd800 + (offset >> 10)))?;
+            out.write_all(&unicode_escape(0xdc00 + (offset & 0x3ff)))
         }
     }
 }
 
-fn push_hex(unit: u32, out: &mut String) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    out.push_str("\\u");
-    for shift in [12, 8, 4, 0] {
-        out.push(DIGITS[(unit >> shift & 15) as usize] as char);
-    }
+fn unicode_escape(unit: u32) -> [u8; 6] {
+    let digit = |shift: u32| b"0123456789abcdef"[(unit >> shift & 15) as usize];
+    [b'\\', b'u', digit(12), digit(8), digit(4), digit(0)]
 }
 
 /// The first code point of generalized UTF-8 and its width; a byte that is not UTF-8 stands for U+FFFD.
@@ -99,68 +110,66 @@ pub fn push_code_point(code: u32, out: &mut Vec<u8>) {
     }
 }
 
-/// Names and values of an object, in order.
-pub type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
-
-/// Reads one JSON string, white space around it allowed, into generalized UTF-8.
-pub fn parse_string(text: &str) -> Result<Vec<u8>, &'static str> {
-    let mut reader = Reader {
-        bytes: text.as_bytes(),
-        at: 0,
-    };
+/// Reads one JSON string, white space around it allowed, and appends it to `out` as generalized UTF-8.
+///
+/// After an error `out` may hold a part of it.
+pub fn read_string(text: &str, out: &mut Vec<u8>) -> Result<(), &'static str> {
+    let mut reader = Reader::new(text);
     reader.space();
-    let mut out = Vec::new();
-    reader.string(&mut out)?;
+    reader.string(out)?;
     reader.space();
-    reader.end()?;
-    Ok(out)
+    reader.end()
 }
 
-/// Reads a JSON object whose values are all strings into (name, value) pairs in order.
+/// Reads a JSON object whose values are all strings, a name and its value at a time. Names may occur twice.
 ///
-/// White space is allowed where `json.loads` allows it, but not before the object. A name that occurs twice is an error.
-pub fn parse_locals(text: &str) -> Result<Pairs, &'static str> {
-    let mut reader = Reader {
-        bytes: text.as_bytes(),
-        at: 0,
-    };
-    let mut pairs = Pairs::new();
-    reader.expect(b'{', "the state is not a JSON object")?;
-    reader.space();
-    if !reader.take(b'}') {
-        loop {
-            let (mut name, mut value) = (Vec::new(), Vec::new());
-            reader.string(&mut name)?;
+/// White space is allowed where `json.loads` allows it, but not before the object.
+pub struct ObjectReader<'a> {
+    reader: Reader<'a>,
+    begun: bool,
+}
+
+impl<'a> ObjectReader<'a> {
+    pub fn new(text: &'a str) -> ObjectReader<'a> {
+        ObjectReader {
+            reader: Reader::new(text),
+            begun: false,
+        }
+    }
+
+    /// The next name, to be followed by [`ObjectReader::value`]; `None` at the end. `room` serves names with escapes.
+    pub fn name<'s>(&mut self, room: &'s mut Vec<u8>) -> Result<Option<&'s [u8]>, &'static str>
+    where
+        'a: 's,
+    {
+        let reader = &mut self.reader;
+        if self.begun {
             reader.space();
-            reader.expect(b':', "no ':' after a variable's name")?;
+        } else {
+            reader.expect(b'{', "the state is not a JSON object")?;
             reader.space();
-            reader.string(&mut value)?;
-            pairs.push((name, value));
+        }
+        if reader.take(b'}') {
             reader.space();
-            if reader.take(b'}') {
-                break;
-            }
+            reader.end()?;
+            return Ok(None);
+        }
+        if self.begun {
             reader.expect(b',', "no ',' or '}' after a value")?;
             reader.space();
         }
+        self.begun = true;
+        let name = reader.name(room)?;
+        reader.space();
+        reader.expect(b':', "no ':' after a variable's name")?;
+        reader.space();
+        Ok(Some(name))
     }
-    reader.space();
-    reader.end()?;
-    if has_duplicate(&pairs) {
-        return Err("a variable's name occurs twice");
-    }
-    Ok(pairs)
-}
 
-fn has_duplicate(pairs: &[(Vec<u8>, Vec<u8>)]) -> bool {
-    if pairs.len() <= 16 {
-        return pairs
-            .iter()
-            .enumerate()
-            .any(|(i, (name, _))| pairs[..i].iter().any(|(other, _)| other == name));
+    /// Appends the value of the name just read to `out`.
+    pub fn value(&mut self, out: &mut Vec<u8>) -> Result<(), &'static str> {
+        self.reader.string(out)
     }
-    let mut seen = HashSet::with_capacity(pairs.len());
-    pairs.iter().any(|(name, _)| !seen.insert(name))
 }
 
 struct Reader<'a> {
@@ -168,7 +177,14 @@ struct Reader<'a> {
     at: usize,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn new(text: &'a str) -> Reader<'a> {
+        Reader {
+            bytes: text.as_bytes(),
+            at: 0,
+        }
+    }
+
     fn space(&mut self) {
         while matches!(self.bytes.get(self.at), Some(b' ' | b'\t' | b'\n' | b'\r')) {
             self.at += 1;
@@ -193,15 +209,32 @@ impl Reader<'_> {
         }
     }
 
+    /// A string, taken from the text itself where it has no escapes.
+    fn name<'s>(&mut self, room: &'s mut Vec<u8>) -> Result<&'s [u8], &'static str>
+    where
+        'a: 's,
+    {
+        if let Some((b'"', rest)) = self.bytes[self.at..].split_first() {
+            let plain = plain_prefix(rest, false);
+            if rest.get(plain) == Some(&b'"') {
+                self.at += plain + 2;
+                return Ok(&rest[..plain]);
+            }
+        }
+        room.clear();
+        self.string(room)?;
+        Ok(room)
+    }
+
     fn string(&mut self, out: &mut Vec<u8>) -> Result<(), &'static str> {
         self.expect(b'"', "a JSON string was expected")?;
         loop {
             let rest = &self.bytes[self.at..];
-            let plain = rest.iter().position(|&b| b < 0x20 || b == b'"' || b == b'\\');
-            let plain = plain.ok_or("a JSON string is not closed")?;
+            let plain = plain_prefix(rest, false);
+            let end = *rest.get(plain).ok_or("a JSON string is not closed")?;
             out.extend_from_slice(&rest[..plain]);
             self.at += plain + 1;
-            match rest[plain] {
+            match end {
                 b'"' => return Ok(()),
                 b'\\' => self.escape(out)?,
                 _ => return Err("a control character in a JSON string"),
@@ -265,9 +298,26 @@ mod tests {
     use proptest::prelude::*;
 
     fn dumps(text: &str) -> String {
-        let mut out = String::new();
-        write_string(text.as_bytes(), &mut out);
-        out
+        let mut out = Vec::new();
+        write_string(text.as_bytes(), &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn parse_string(text: &str) -> Result<Vec<u8>, &'static str> {
+        let mut out = Vec::new();
+        read_string(text, &mut out).map(|()| out)
+    }
+
+    type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
+    fn parse_object(text: &str) -> Result<Pairs, &'static str> {
+        let (mut reader, mut room, mut pairs) = (ObjectReader::new(text), Vec::new(), Pairs::new());
+        while let Some(name) = reader.name(&mut room)? {
+            let mut value = Vec::new();
+            reader.value(&mut value)?;
+            pairs.push((name.to_vec(), value));
+        }
+        Ok(pairs)
     }
 
     #[test]
@@ -282,9 +332,9 @@ mod tests {
     #[test]
     fn lone_surrogates_survive() {
         let text = parse_string(r#""\ud800x\udc00\ud83d\ude00\ud83d""#).unwrap();
-        let mut out = String::new();
-        write_string(&text, &mut out);
-        assert_eq!(out, r#""\ud800x\udc00\ud83d\ude00\ud83d""#);
+        let mut out = Vec::new();
+        write_string(&text, &mut out).unwrap();
+        assert_eq!(out, br#""\ud800x\udc00\ud83d\ude00\ud83d""#);
     }
 
     #[test]
@@ -312,12 +362,12 @@ mod tests {
             r#"{"a":"1",}"#,
             r#"{"a":"1""#,
             r#"{"a":"1"}x"#,
-            r#"{"a":"1","a":"2"}"#,
             r#"["a"]"#,
         ] {
-            assert!(parse_locals(text).is_err(), "{text:?}");
+            assert!(parse_object(text).is_err(), "{text:?}");
         }
-        assert_eq!(parse_locals("{ \"a\" :\n\"1\" , \"b\":\"2\" } \t").unwrap().len(), 2);
+        let pairs = parse_object("{ \"a\" :\n\"1\" , \"\\u0062\":\"2\" } \t").unwrap();
+        assert_eq!(pairs, [(b"a".to_vec(), b"1".to_vec()), (b"b".to_vec(), b"2".to_vec())]);
     }
 
     proptest! {
@@ -327,9 +377,16 @@ mod tests {
         }
 
         #[test]
+        fn plain_bytes_end_where_one_by_one_they_do(bytes in any::<Vec<u8>>(), printable in "[ -~]{0,40}", ascii: bool) {
+            let bytes = [printable.as_bytes(), &bytes].concat();
+            let plain = |b: &u8| !(*b < 0x20 || matches!(b, b'"' | b'\\') || ascii && *b >= 0x80);
+            prop_assert_eq!(plain_prefix(&bytes, ascii), bytes.iter().take_while(|b| plain(b)).count());
+        }
+
+        #[test]
         fn any_text_is_total(text in any::<String>()) {
             let _ = parse_string(&text);
-            let _ = parse_locals(&text);
+            let _ = parse_object(&text);
         }
     }
 }

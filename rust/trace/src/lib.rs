@@ -1,6 +1,6 @@
 //! Traces of Python executions: compact storage, text form, stored form, and the strict parser of model output.
 //!
-//! A [`Trace`] is a context (source text) and frames, one an event. Frames are kept in columns: source lines, variable
+//! A [`Trace`] is a context (source text) and frames, one an event. Frames are kept in rows: source lines, variable
 //! names and sets of names are interned, and a CALL or LINE frame stores only the values that changed, so a step of a
 //! loop costs a few dozen bytes. The format itself is described in `docs/trace-format.md`.
 
@@ -13,11 +13,11 @@ mod stored;
 mod text;
 mod trace;
 
-pub use json::{Pairs, parse_locals, parse_string, push_code_point, write_string};
+pub use json::push_code_point;
 pub use level::{Level, LoopBudget, coarsen};
 pub use parse::{ParseError, Parsed, Piece, TokenParser, parse_text};
 pub use scope::{State, resolve, state_at};
 pub use special::Special;
 pub use stored::{StoredError, from_bytes, to_bytes};
-pub use text::{Part, write_locals, write_text};
+pub use text::{Part, Renderer};
 pub use trace::{Event, FrameRef, Line, Outcome, Shown, Trace};

@@ -1,8 +1,9 @@
 //! The strict and total parser: any input gives its longest well-formed prefix of frames, and why the rest is none.
 
+use memchr::memmem::Finder;
 use rustc_hash::FxHashMap;
 
-use crate::json::{parse_locals, parse_string};
+use crate::json::{ObjectReader, read_string};
 use crate::special::Special;
 use crate::trace::{Event, Line, Trace};
 
@@ -33,103 +34,186 @@ struct FrameParts<'a> {
     value: Option<&'a str>,
 }
 
-/// Interns what parsed frames have in common: equal source lines.
+/// Builds a trace from the parts of its frames.
 #[derive(Default)]
-struct LineIds(FxHashMap<String, u32>);
+struct Builder {
+    trace: Trace,
+    line_ids: FxHashMap<String, u32>,
+    /// By line, the shape that it was last shown with: nearly always the next one too.
+    line_shapes: Vec<Option<u32>>,
+    name: Vec<u8>,
+    shape: Vec<u32>,
+}
 
-impl LineIds {
-    fn id(&mut self, trace: &mut Trace, text: &str) -> u32 {
-        if let Some(&id) = self.0.get(text) {
-            return id;
+impl Builder {
+    /// Adds a frame, or says why it is malformed and adds none.
+    fn push(&mut self, parts: FrameParts<'_>) -> Result<(), String> {
+        if self.trace.is_full() {
+            return Err("more frames than a trace can hold".into());
         }
-        let id = trace.add_line(Line {
+        let pushed = if parts.event.has_locals() {
+            self.push_locals(parts)
+        } else {
+            self.push_value(parts)
+        };
+        pushed.map_err(|reason| {
+            self.trace.drop_open_frame();
+            format!("malformed {} frame: {reason}", parts.event.name())
+        })
+    }
+
+    fn push_locals(&mut self, parts: FrameParts<'_>) -> Result<(), String> {
+        if parts.value.is_some() {
+            return Err("it has a value".into());
+        }
+        let known_line = self.line_ids.get(parts.line).copied();
+        let likely = known_line.and_then(|line| self.line_shapes[line as usize]);
+        let shape = self
+            .read_locals(parts.state, likely)
+            .map_err(|e| format!("its state is no JSON object of strings: {e}"))?;
+        let line = known_line.unwrap_or_else(|| self.add_line(parts.line));
+        self.line_shapes[line as usize] = Some(shape);
+        self.trace.push_locals_frame(parts.event, line, shape);
+        Ok(())
+    }
+
+    /// Keeps the values that are not `..` as changes and gives the shape, likely to be `likely`.
+    fn read_locals(&mut self, state: &str, likely: Option<u32>) -> Result<u32, &'static str> {
+        let trace = &mut self.trace;
+        let mut reader = ObjectReader::new(state);
+        self.shape.clear();
+        while let Some(name) = reader.name(&mut self.name)? {
+            let slot = self.shape.len();
+            let expected = likely.and_then(|shape| trace.shape(shape).get(slot).copied());
+            let id = expected
+                .filter(|&id| trace.name(id) == name)
+                .unwrap_or_else(|| trace.intern_name(name));
+            self.shape.push(id);
+            reader.value(trace.open_value())?;
+            if trace.open_text() == b".." {
+                trace.drop_value();
+            } else {
+                trace.keep_change(slot as u32);
+            }
+        }
+        match likely {
+            Some(shape) if trace.shape(shape) == self.shape => Ok(shape),
+            _ if has_duplicate(&self.shape) => Err("a variable's name occurs twice"),
+            _ => Ok(trace.intern_shape(&self.shape)),
+        }
+    }
+
+    fn push_value(&mut self, parts: FrameParts<'_>) -> Result<(), String> {
+        if !parts.state.is_empty() {
+            return Err("it has a state".into());
+        }
+        let value = parts.value.ok_or("it has no value")?;
+        read_string(value, self.trace.open_value()).map_err(|e| format!("its value is no JSON string: {e}"))?;
+        let line = self.line_ids.get(parts.line).copied();
+        let line = line.unwrap_or_else(|| self.add_line(parts.line));
+        self.trace.push_value_frame(parts.event, line);
+        Ok(())
+    }
+
+    fn add_line(&mut self, text: &str) -> u32 {
+        let id = self.trace.add_line(Line {
             number: 0,
             text: text.to_owned(),
         });
-        self.0.insert(text.to_owned(), id);
+        self.line_ids.insert(text.to_owned(), id);
+        self.line_shapes.push(None);
         id
     }
 }
 
-/// Adds a frame to `trace`, or says why it is malformed and adds nothing.
-fn push_frame(trace: &mut Trace, lines: &mut LineIds, parts: FrameParts<'_>) -> Result<(), String> {
-    if trace.is_full() {
-        return Err("more frames than a trace can hold".into());
-    }
-    let malformed = |reason: &str| format!("malformed {} frame: {reason}", parts.event.name());
-    if parts.event.has_locals() {
-        if parts.value.is_some() {
-            return Err(malformed("it has a value"));
-        }
-        let locals = parse_locals(parts.state)
-            .map_err(|e| malformed(&format!("its state is no JSON object of strings: {e}")))?;
-        let line = lines.id(trace, parts.line);
-        push_locals(trace, parts.event, line, &locals);
-    } else {
-        if !parts.state.is_empty() {
-            return Err(malformed("it has a state"));
-        }
-        let value = parts.value.ok_or_else(|| malformed("it has no value"))?;
-        let value = parse_string(value).map_err(|e| malformed(&format!("its value is no JSON string: {e}")))?;
-        let line = lines.id(trace, parts.line);
-        trace.open_value().extend_from_slice(&value);
-        trace.push_value_frame(parts.event, line);
-    }
-    Ok(())
+fn has_duplicate(names: &[u32]) -> bool {
+    let mut sorted = names.to_vec();
+    sorted.sort_unstable();
+    sorted.windows(2).any(|pair| pair[0] == pair[1])
 }
 
-fn push_locals(trace: &mut Trace, event: Event, line: u32, locals: &[(Vec<u8>, Vec<u8>)]) {
-    let mut shape = Vec::with_capacity(locals.len());
-    for (slot, (name, value)) in locals.iter().enumerate() {
-        shape.push(trace.intern_name(name));
-        if value != b".." {
-            trace.open_value().extend_from_slice(value);
-            trace.keep_change(slot as u32);
+/// Searches for the special tokens within frames.
+struct Finders {
+    frame_sep: Finder<'static>,
+    action_sep: Finder<'static>,
+    arg_sep: Finder<'static>,
+}
+
+impl Finders {
+    fn new() -> Finders {
+        let finder = |special: Special| Finder::new(special.name());
+        Finders {
+            frame_sep: finder(Special::FrameSep),
+            action_sep: finder(Special::ActionSep),
+            arg_sep: finder(Special::ArgSep),
         }
     }
-    let shape = trace.intern_shape(&shape);
-    trace.push_locals_frame(event, line, shape);
+
+    fn frame_parts<'a>(&self, body: &'a str) -> Result<FrameParts<'a>, String> {
+        let event = Event::ALL
+            .into_iter()
+            .find(|e| body.starts_with(e.special().name()))
+            .ok_or("no event")?;
+        let body = &body[event.special().name().len()..];
+        let (state, action) = split(body, &self.action_sep).ok_or("no action")?;
+        let (line, value) = match split(action, &self.arg_sep) {
+            Some((line, value)) => (line, Some(value)),
+            None => (action, None),
+        };
+        Ok(FrameParts {
+            event,
+            state,
+            line,
+            value,
+        })
+    }
+}
+
+/// What comes before and after the first occurrence.
+fn split<'a>(text: &'a str, finder: &Finder<'_>) -> Option<(&'a str, &'a str)> {
+    let at = finder.find(text.as_bytes())?;
+    Some((&text[..at], &text[at + finder.needle().len()..]))
 }
 
 /// Parses a text form: a whole document, or the frames alone (what follows the context's `<|frame_sep|>`).
 ///
 /// The offset of an error counts bytes from the beginning of `text`.
 pub fn parse_text(text: &str) -> Parsed {
-    let mut trace = Trace::default();
+    let finders = Finders::new();
+    let mut builder = Builder::default();
     let mut rest = text;
     let prefix = [Special::BeginOfText.name(), Special::ContextStart.name()].concat();
     if let Some(document) = text.strip_prefix(&prefix) {
-        match document.split_once(Special::FrameSep.name()) {
+        match split(document, &finders.frame_sep) {
             Some((context, frames)) => {
-                trace.context = context.to_owned();
+                builder.trace.context = context.to_owned();
                 rest = frames;
             }
-            None => return failed(trace, 0, "the context is not closed".into()),
+            None => return failed(builder.trace, 0, "the context is not closed".into()),
         }
     }
-    let mut lines = LineIds::default();
     while !rest.is_empty() {
         let offset = text.len() - rest.len();
         if let Some(after) = rest.strip_prefix(Special::EndOfText.name()) {
             if after.is_empty() {
                 return Parsed {
-                    trace,
+                    trace: builder.trace,
                     complete: true,
                     error: None,
                 };
             }
-            return failed(trace, offset, "text after the end of the trace".into());
+            return failed(builder.trace, offset, "text after the end of the trace".into());
         }
-        let Some((body, after)) = rest.split_once(Special::FrameSep.name()) else {
-            return failed(trace, offset, "frame not closed".into());
+        let Some((body, after)) = split(rest, &finders.frame_sep) else {
+            return failed(builder.trace, offset, "frame not closed".into());
         };
-        if let Err(reason) = frame_parts(body).and_then(|parts| push_frame(&mut trace, &mut lines, parts)) {
-            return failed(trace, offset, reason);
+        if let Err(reason) = finders.frame_parts(body).and_then(|parts| builder.push(parts)) {
+            return failed(builder.trace, offset, reason);
         }
         rest = after;
     }
     Parsed {
-        trace,
+        trace: builder.trace,
         complete: false,
         error: None,
     }
@@ -141,25 +225,6 @@ fn failed(trace: Trace, offset: usize, reason: String) -> Parsed {
         complete: false,
         error: Some(ParseError { offset, reason }),
     }
-}
-
-fn frame_parts(body: &str) -> Result<FrameParts<'_>, String> {
-    let event = Event::ALL
-        .into_iter()
-        .find(|e| body.starts_with(e.special().name()))
-        .ok_or("no event")?;
-    let body = &body[event.special().name().len()..];
-    let (state, action) = body.split_once(Special::ActionSep.name()).ok_or("no action")?;
-    let (line, value) = match action.split_once(Special::ArgSep.name()) {
-        Some((line, value)) => (line, Some(value)),
-        None => (action, None),
-    };
-    Ok(FrameParts {
-        event,
-        state,
-        line,
-        value,
-    })
 }
 
 /// A piece of a token sequence: a special token of the trace format, or the bytes of a run of ordinary tokens.
@@ -174,8 +239,7 @@ pub enum Piece<'a> {
 /// The parser over tokens. Feed it pieces in order, runs of ordinary tokens whole; stop when it says so.
 #[derive(Default)]
 pub struct TokenParser {
-    trace: Trace,
-    lines: LineIds,
+    builder: Builder,
     at: At,
     frame_start: usize,
     state: String,
@@ -224,7 +288,7 @@ impl TokenParser {
             (At::Begun, Piece::Special(ContextStart)) => At::Context,
             (At::Begun, _) => return Err("no context".into()),
             (At::Context, Piece::Bytes(bytes)) => {
-                self.trace.context.push_str(utf8(bytes)?);
+                self.builder.trace.context.push_str(utf8(bytes)?);
                 At::Context
             }
             (At::Context, Piece::Special(FrameSep)) => At::Between,
@@ -270,12 +334,15 @@ impl TokenParser {
             line: &self.line,
             value,
         };
-        push_frame(&mut self.trace, &mut self.lines, parts)?;
+        self.builder.push(parts)?;
         Ok(At::Between)
     }
 
     /// What was read. Input that stops within a frame ends with the error "frame not closed".
-    pub fn finish(self) -> Parsed {
+    pub fn finish(mut self) -> Parsed {
+        if matches!(self.at, At::Begun | At::Context) {
+            self.builder.trace.context.clear(); // what may go on is no context
+        }
         let reason = match self.at {
             At::Begun | At::Context => Some("the context is not closed"),
             At::State(_) | At::Line(_) | At::Value(_) => Some("frame not closed"),
@@ -287,7 +354,7 @@ impl TokenParser {
         });
         let error = self.error.or(open);
         Parsed {
-            trace: self.trace,
+            trace: self.builder.trace,
             complete: self.at == At::Ended && error.is_none(),
             error,
         }

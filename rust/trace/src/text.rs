@@ -1,8 +1,10 @@
 //! The text form, and the sequence of parts that it and the token form are made of.
 
+use std::io::{self, Write};
+
 use crate::json::write_string;
 use crate::special::Special;
-use crate::trace::{Event, FrameRef, Shown, Trace};
+use crate::trace::{FrameRef, Trace};
 
 /// A piece of a trace: a special token, or ordinary text that is encoded by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +29,9 @@ impl Trace {
     /// part; an empty LINE is.
     pub fn for_each_part(&self, mut sink: impl FnMut(Part<'_>)) {
         self.for_each_context_part(&mut sink);
-        let mut scratch = String::new();
+        let mut renderer = Renderer::new(self);
         for frame in self.frames() {
-            frame.for_each_part(self, &mut scratch, &mut sink);
+            renderer.for_each_part(frame, &mut sink);
         }
         if self.is_complete() {
             sink(Part::Special(Special::EndOfText));
@@ -40,52 +42,167 @@ impl Trace {
     pub fn is_complete(&self) -> bool {
         self.truncated.is_none()
     }
+
+    /// The whole text form. It escapes nothing: a program whose source contains a special token's text cannot be told
+    /// apart here (the token form and the stored form are lossless).
+    pub fn to_text(&self) -> String {
+        let mut renderer = Renderer::new(self);
+        let mut text = Vec::with_capacity(renderer.text_len());
+        renderer.write_text(&mut text).expect("a Vec takes every byte");
+        String::from_utf8(text).expect("source text is UTF-8 and JSON is ASCII")
+    }
 }
 
-impl FrameRef<'_> {
-    /// Hands the parts of this frame to `sink`. `scratch` is room for rendering, overwritten.
-    pub fn for_each_part(self, trace: &Trace, scratch: &mut String, mut sink: impl FnMut(Part<'_>)) {
-        let event: Event = self.event();
-        sink(Part::Special(event.special()));
-        if event.has_locals() {
-            scratch.clear();
-            write_locals(self, scratch);
-            sink(Part::Text(scratch));
+/// Renders the frames of a trace, and keeps what they have in common meanwhile.
+pub struct Renderer<'t> {
+    trace: &'t Trace,
+    /// By shape, made when first shown.
+    skeletons: Vec<Option<Skeleton>>,
+    part: Vec<u8>,
+}
+
+/// The LOCALS of a shape with every variable unchanged. Those of a frame differ from it by its changes alone.
+struct Skeleton {
+    text: Vec<u8>,
+    /// For each variable where its value, [`UNCHANGED`], begins.
+    values: Vec<usize>,
+}
+
+const UNCHANGED: &[u8] = b"\"..\"";
+
+impl Skeleton {
+    fn new(trace: &Trace, shape: u32) -> io::Result<Skeleton> {
+        let mut text = b"{".to_vec();
+        let mut values = Vec::new();
+        for (slot, &name) in trace.shape(shape).iter().enumerate() {
+            if slot > 0 {
+                text.extend_from_slice(b", ");
+            }
+            write_string(trace.name(name), &mut text)?;
+            text.extend_from_slice(b": ");
+            values.push(text.len());
+            text.extend_from_slice(UNCHANGED);
+        }
+        text.push(b'}');
+        Ok(Skeleton { text, values })
+    }
+}
+
+impl<'t> Renderer<'t> {
+    pub fn new(trace: &'t Trace) -> Renderer<'t> {
+        Renderer {
+            trace,
+            skeletons: trace.shapes.iter().map(|_| None).collect(),
+            part: Vec::new(),
+        }
+    }
+
+    /// Hands the parts of `frame`, one of the renderer's trace, to `sink`.
+    pub fn for_each_part(&mut self, frame: FrameRef<'_>, mut sink: impl FnMut(Part<'_>)) {
+        let mut part = std::mem::take(&mut self.part);
+        sink(Part::Special(frame.event().special()));
+        if frame.event().has_locals() {
+            part.clear();
+            self.write_locals(frame, &mut part).expect("a Vec takes every byte");
+            sink(Part::Text(&String::from_utf8_lossy(&part)));
         }
         sink(Part::Special(Special::ActionSep));
-        sink(Part::Line(self.line_id(), &trace.lines()[self.line_id() as usize].text));
-        if let Some(value) = self.arg() {
-            scratch.clear();
-            write_string(value, scratch);
+        sink(Part::Line(frame.line_id(), &frame.line().text));
+        if let Some(value) = frame.arg() {
+            part.clear();
+            write_string(value, &mut part).expect("a Vec takes every byte");
             sink(Part::Special(Special::ArgSep));
-            sink(Part::Text(scratch));
+            sink(Part::Text(&String::from_utf8_lossy(&part)));
         }
         sink(Part::Special(Special::FrameSep));
+        self.part = part;
+    }
+
+    /// Writes the JSON object of a CALL or LINE frame's variables.
+    fn write_locals(&mut self, frame: FrameRef<'_>, out: &mut impl Write) -> io::Result<()> {
+        let shape = frame.shape_id();
+        let skeleton = match &mut self.skeletons[shape as usize] {
+            Some(skeleton) => skeleton,
+            empty => empty.insert(Skeleton::new(self.trace, shape)?),
+        };
+        let mut written = 0;
+        for change in frame.changes() {
+            let value = skeleton.values[self.trace.change_slot(change) as usize];
+            out.write_all(&skeleton.text[written..value])?;
+            write_string(self.trace.value(change), out)?;
+            written = value + UNCHANGED.len();
+        }
+        out.write_all(&skeleton.text[written..])
+    }
+
+    /// Writes the whole text form, as [`Trace::to_text`] gives it.
+    pub fn write_text(&mut self, out: &mut impl Write) -> io::Result<()> {
+        let trace = self.trace;
+        let token = |special: Special| special.name().as_bytes();
+        for part in [
+            Special::BeginOfText.name(),
+            Special::ContextStart.name(),
+            &trace.context,
+        ] {
+            out.write_all(part.as_bytes())?;
+        }
+        out.write_all(token(Special::FrameSep))?;
+        let actions: Vec<String> = trace.lines().iter().map(|line| action(&line.text)).collect();
+        for frame in trace.frames() {
+            let action = actions[frame.line_id() as usize].as_bytes();
+            out.write_all(token(frame.event().special()))?;
+            match frame.arg() {
+                None => {
+                    self.write_locals(frame, out)?;
+                    out.write_all(action)?;
+                }
+                Some(value) => {
+                    out.write_all(&action[..action.len() - token(Special::FrameSep).len()])?;
+                    out.write_all(token(Special::ArgSep))?;
+                    write_string(value, out)?;
+                    out.write_all(token(Special::FrameSep))?;
+                }
+            }
+        }
+        if trace.is_complete() {
+            out.write_all(token(Special::EndOfText))?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the text form.
+    pub fn text_len(&mut self) -> usize {
+        let mut count = Count(0);
+        self.write_text(&mut count).expect("counting cannot fail");
+        count.0
+    }
+
+    /// Whether the text form is ASCII: source text alone can hold other characters.
+    pub fn is_ascii(&self) -> bool {
+        self.trace.context.is_ascii() && self.trace.lines().iter().all(|line| line.text.is_ascii())
     }
 }
 
-/// Appends the JSON object of a CALL or LINE frame's variables.
-pub fn write_locals(frame: FrameRef<'_>, out: &mut String) {
-    out.push('{');
-    for (i, (name, shown)) in frame.locals().enumerate() {
-        if i > 0 {
-            out.push_str(", ");
-        }
-        write_string(name, out);
-        out.push_str(": ");
-        match shown {
-            Shown::Unchanged => out.push_str("\"..\""),
-            Shown::Text(text) => write_string(text, out),
-        }
-    }
-    out.push('}');
+/// The end of a CALL or LINE frame at a source line.
+fn action(line: &str) -> String {
+    [Special::ActionSep.name(), line, Special::FrameSep.name()].concat()
 }
 
-/// Appends the whole text form. It escapes nothing: a program whose source contains a special token's text cannot be
-/// told apart here (the token form and the stored form are lossless).
-pub fn write_text(trace: &Trace, out: &mut String) {
-    trace.for_each_part(|part| match part {
-        Part::Special(special) => out.push_str(special.name()),
-        Part::Text(text) | Part::Line(_, text) => out.push_str(text),
-    });
+/// Counts what is written.
+struct Count(usize);
+
+impl Write for Count {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0 += bytes.len();
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -1,4 +1,4 @@
-//! The trace in memory: columns of frames over interned lines, names, shapes and a log of value texts.
+//! The trace in memory: rows of frames and changes over interned lines, names, shapes and a log of value texts.
 
 use rustc_hash::FxHashMap;
 
@@ -204,6 +204,11 @@ impl Trace {
             .map_or(0, |before| self.changes[before as usize].end as usize)
     }
 
+    #[inline]
+    pub(crate) fn change_slot(&self, id: u32) -> u32 {
+        self.changes[id as usize].slot
+    }
+
     /// Bytes of memory that the frames take, without spare capacity: what `max_bytes` limits.
     #[inline]
     pub fn frame_bytes(&self) -> usize {
@@ -369,6 +374,10 @@ impl<'a> FrameRef<'a> {
         start..self.row().changes_end
     }
 
+    pub(crate) fn shape_id(self) -> u32 {
+        self.row().shape
+    }
+
     /// The value of a RETURN or EXCEPTION frame.
     pub fn arg(self) -> Option<&'a [u8]> {
         match self.event().has_locals() {
@@ -386,7 +395,7 @@ impl<'a> FrameRef<'a> {
             .iter()
             .enumerate()
             .map(move |(slot, &name)| {
-                let shown = match changes.next_if(|&id| trace.changes[id as usize].slot as usize == slot) {
+                let shown = match changes.next_if(|&id| trace.change_slot(id) as usize == slot) {
                     Some(id) => Shown::Text(trace.value(id)),
                     None => Shown::Unchanged,
                 };

@@ -4,7 +4,6 @@ use std::num::NonZeroUsize;
 
 use cwm_trace::{
     Event, FrameRef, Level, Line, LoopBudget, Shown, Trace, coarsen, from_bytes, parse_text, resolve, to_bytes,
-    write_text,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -162,8 +161,7 @@ proptest! {
     fn coarse_traces_come_back_from_every_form(specs in vec(spec(), 0..60), level in levels()) {
         let coarse = coarsen(&build(&specs), &level);
         prop_assert_eq!(&from_bytes(&to_bytes(&coarse).unwrap()).unwrap(), &coarse);
-        let mut text = String::new();
-        write_text(&coarse, &mut text);
+        let text = coarse.to_text();
         let parsed = parse_text(&text);
         prop_assert!(parsed.complete);
         prop_assert_eq!(&parsed.trace, &coarse);

@@ -1,23 +1,38 @@
 //! Random traces come back from every form; random bytes never break a reader.
 
 use cwm_trace::{
-    Event, Line, Outcome, Parsed, Part, Piece, Special, TokenParser, Trace, from_bytes, parse_text, resolve, state_at,
-    to_bytes, write_text,
+    Event, Line, Outcome, Parsed, Part, Piece, Renderer, Special, TokenParser, Trace, from_bytes, parse_text,
+    push_code_point, resolve, state_at, to_bytes,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 /// A frame to build: event, line number, variables as (name, value or unchanged), value of RETURN and EXCEPTION.
-type Spec = (u8, u32, Vec<(u8, Option<String>)>, String);
+type Spec = (u8, u32, Vec<(u8, Option<Vec<u8>>)>, Vec<u8>);
 
 /// Text without special tokens: what the text form can hold.
 fn plain_text() -> impl Strategy<Value = String> {
     any::<String>().prop_map(|text| text.replace("<|", "<"))
 }
 
+/// Rendered values: also with lone surrogates, which a `__repr__` can return.
+fn value() -> impl Strategy<Value = Vec<u8>> {
+    let surrogates = vec(0xd7f0u32..0xe010, 0..4).prop_map(|codes| {
+        let mut out = Vec::new();
+        for unit in char::decode_utf16(codes.into_iter().map(|code| code as u16)) {
+            push_code_point(
+                unit.map_or_else(|lone| lone.unpaired_surrogate().into(), u32::from),
+                &mut out,
+            );
+        }
+        out
+    });
+    prop_oneof![4 => plain_text().prop_map(String::into_bytes), 1 => surrogates]
+}
+
 fn spec() -> impl Strategy<Value = Spec> {
-    let variables = vec((0u8..8, proptest::option::of(plain_text())), 0..6);
-    (0u8..4, 0u32..5, variables, plain_text())
+    let variables = vec((0u8..8, proptest::option::of(value())), 0..6);
+    (0u8..4, 0u32..5, variables, value())
 }
 
 fn build(context: &str, specs: &[Spec]) -> Trace {
@@ -41,25 +56,19 @@ fn build(context: &str, specs: &[Spec]) -> Trace {
                     continue;
                 }
                 shape.push(name);
-                if let Some(value) = value.as_ref().filter(|value| *value != "..") {
-                    trace.open_value().extend_from_slice(value.as_bytes());
+                if let Some(value) = value.as_ref().filter(|value| *value != b"..") {
+                    trace.open_value().extend_from_slice(value);
                     trace.keep_change(shape.len() as u32 - 1);
                 }
             }
             let shape = trace.intern_shape(&shape);
             trace.push_locals_frame(event, line, shape);
         } else {
-            trace.open_value().extend_from_slice(value.as_bytes());
+            trace.open_value().extend_from_slice(value);
             trace.push_value_frame(event, line);
         }
     }
     trace
-}
-
-fn text_of(trace: &Trace) -> String {
-    let mut text = String::new();
-    write_text(trace, &mut text);
-    text
 }
 
 fn parse_parts(trace: &Trace) -> Parsed {
@@ -73,6 +82,20 @@ fn parse_parts(trace: &Trace) -> Parsed {
         assert!(fed);
         offset += 1;
     });
+    parser.finish()
+}
+
+/// Kinds below 10 are special tokens, 10 is a foreign one, others stand for the bytes.
+fn parse_pieces(pieces: &[(usize, Vec<u8>)]) -> Parsed {
+    let mut parser = TokenParser::default();
+    for (offset, (kind, bytes)) in pieces.iter().enumerate() {
+        let piece = match kind {
+            0..10 => Piece::Special(Special::ALL[*kind]),
+            10 => Piece::Foreign(7),
+            _ => Piece::Bytes(bytes),
+        };
+        parser.feed(offset, piece);
+    }
     parser.finish()
 }
 
@@ -108,7 +131,14 @@ proptest! {
     #[test]
     fn text_form_comes_back(context in plain_text(), specs in vec(spec(), 0..20)) {
         let trace = build(&context, &specs);
-        let text = text_of(&trace);
+        let text = trace.to_text();
+        let mut parts = String::new();
+        trace.for_each_part(|part| parts.push_str(match part {
+            Part::Special(special) => special.name(),
+            Part::Text(text) | Part::Line(_, text) => text,
+        }));
+        prop_assert_eq!(&parts, &text);
+        prop_assert_eq!(Renderer::new(&trace).text_len(), text.len());
         for parsed in [parse_text(&text), parse_parts(&trace)] {
             prop_assert_eq!(&parsed.error, &None);
             prop_assert!(parsed.complete);
@@ -120,7 +150,7 @@ proptest! {
     #[test]
     fn a_cut_text_gives_whole_frames(specs in vec(spec(), 1..8), cut in 0.0f64..1.0) {
         let trace = build("c", &specs);
-        let text = text_of(&trace);
+        let text = trace.to_text();
         let at = text.floor_char_boundary((text.len() as f64 * cut) as usize);
         let parsed = parse_text(&text[..at]);
         let whole = contents(&parsed.trace);
@@ -135,20 +165,23 @@ proptest! {
         any::<String>(), Just("{}".to_owned()), Just("\"\"".to_owned()),
         (0usize..10).prop_map(|i| Special::ALL[i].name().to_owned()),
     ], 0..12)) {
-        parse_text(&pieces.concat());
+        let text = pieces.concat();
+        let parsed = parse_text(&text);
+        if let Some(error) = parsed.error {
+            let before = parse_text(&text[..error.offset]);
+            prop_assert_eq!(before.error, None);
+            prop_assert_eq!(before.trace, parsed.trace);
+        }
     }
 
     #[test]
     fn any_pieces_are_total(pieces in vec((0usize..12, any::<Vec<u8>>()), 0..12)) {
-        let mut parser = TokenParser::default();
-        for (offset, (kind, bytes)) in pieces.iter().enumerate() {
-            parser.feed(offset, match kind {
-                0..10 => Piece::Special(Special::ALL[*kind]),
-                10 => Piece::Foreign(7),
-                _ => Piece::Bytes(bytes),
-            });
+        let parsed = parse_pieces(&pieces);
+        if let Some(error) = parsed.error {
+            let before = parse_pieces(&pieces[..error.offset]);
+            prop_assert_eq!(before.error, None);
+            prop_assert_eq!(before.trace, parsed.trace);
         }
-        parser.finish();
     }
 
     #[test]
@@ -158,6 +191,20 @@ proptest! {
         let at = at.index(bytes.len());
         bytes[at] ^= 1 << bit;
         prop_assert!(from_bytes(&bytes).is_err());
+    }
+
+    #[test]
+    fn any_payload_is_total(
+        specs in vec(spec(), 0..6),
+        edits in vec((any::<prop::sample::Index>(), 0usize..3, vec(prop_oneof![0u8..8, any::<u8>()], 0..3)), 0..4),
+    ) {
+        let bytes = to_bytes(&build("c", &specs)).unwrap();
+        let mut payload = payload_of(&bytes);
+        for (at, removed, inserted) in edits {
+            let at = at.index(payload.len() + 1);
+            payload.splice(at..(at + removed).min(payload.len()), inserted);
+        }
+        use_if_read(&with_payload(&bytes, &payload));
     }
 
     #[test]
@@ -197,31 +244,54 @@ fn a_loop_takes_less_than_three_bytes_a_frame() {
     assert!(bytes < 3 * trace.len(), "{bytes} bytes of {} frames", trace.len());
 }
 
-/// A hostile payload behind a valid header: every index and length is checked, nothing panics.
+#[test]
+fn a_context_that_is_not_closed_is_none() {
+    let pieces = [(0, Vec::new()), (2, Vec::new()), (11, b"def f".to_vec())];
+    let tokens = parse_pieces(&pieces);
+    let text = parse_text("<|begin_of_text|><|trace_context_start|>def f");
+    assert_eq!((tokens.trace, tokens.error), (Trace::default(), text.error));
+    assert_eq!(text.trace, Trace::default());
+}
+
+/// A stored trace with another payload: the checksum cannot tell it from an honest one.
+fn with_payload(file: &[u8], payload: &[u8]) -> Vec<u8> {
+    let packed = zstd::bulk::compress(payload, 1).unwrap();
+    let mut out = file[..12].to_vec();
+    out.extend_from_slice(&(payload.len() as u64).to_le_bytes());
+    out.extend_from_slice(&crc32fast::hash(&packed).to_le_bytes());
+    out.extend_from_slice(&packed);
+    out
+}
+
+fn payload_of(file: &[u8]) -> Vec<u8> {
+    zstd::bulk::decompress(&file[24..], 1 << 20).unwrap()
+}
+
+/// What is read from a hostile file can be used, and written again.
+fn use_if_read(file: &[u8]) {
+    if let Ok(trace) = from_bytes(file) {
+        trace.to_text();
+        resolve(&trace);
+        assert_eq!(from_bytes(&to_bytes(&trace).unwrap()), Ok(trace));
+    }
+}
+
+/// Every index and length is checked, nothing panics.
 #[test]
 fn hostile_payloads_are_errors() {
+    let variables = vec![(0, Some(b"1".to_vec()))];
     let honest = build(
         "c",
-        &[
-            (0, 0, vec![(0, Some("1".into()))], String::new()),
-            (2, 1, vec![], "None".into()),
-        ],
+        &[(0, 0, variables, Vec::new()), (2, 1, Vec::new(), b"None".to_vec())],
     );
     let bytes = to_bytes(&honest).unwrap();
-    let payload = zstd::bulk::decompress(&bytes[24..], 1 << 20).unwrap();
+    let payload = payload_of(&bytes);
+    assert_eq!(from_bytes(&with_payload(&bytes, &payload)), Ok(honest));
     for at in 0..payload.len() {
         for value in [0u8, 1, 5, 0x7f, 0x80, 0xff] {
             let mut hostile = payload.clone();
             hostile[at] = value;
-            let packed = zstd::bulk::compress(&hostile, 1).unwrap();
-            let mut file = bytes[..12].to_vec();
-            file.extend_from_slice(&(hostile.len() as u64).to_le_bytes());
-            file.extend_from_slice(&crc32fast::hash(&packed).to_le_bytes());
-            file.extend_from_slice(&packed);
-            if let Ok(trace) = from_bytes(&file) {
-                text_of(&trace);
-                resolve(&trace);
-            }
+            use_if_read(&with_payload(&bytes, &hostile));
         }
     }
 }
