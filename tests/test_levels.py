@@ -372,6 +372,7 @@ PROGRAMS = {
                 locals()['..'] = n
                 b = 2
                 del b
+                c = 3
             return C, D
         """,
         "f(2)",

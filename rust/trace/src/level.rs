@@ -368,3 +368,34 @@ impl<'a> Writer<'a> {
             .or_insert_with(|| to.add_line(frame.line().clone()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::is_loop_header;
+
+    #[test]
+    fn loop_headers_begin_with_whole_words() {
+        for code in [
+            "for i in a:\n",
+            "for(i)in a:\n",
+            "while x:\n",
+            "while(x):\n",
+            "async for i in a:\n",
+            "async\t for i in a:",
+        ] {
+            assert!(is_loop_header(code), "{code}");
+        }
+        for code in [
+            "",
+            "format = 1\n",
+            "for_all()\n",
+            "whileé = 1",
+            "while1 = 2\n",
+            "async with a:\n",
+            "asyncfor = 1\n",
+            "x for\n",
+        ] {
+            assert!(!is_loop_header(code), "{code}");
+        }
+    }
+}
