@@ -123,7 +123,8 @@ def test_record_options_reach_the_recorder(cwd, capsys):
     assert cwm.Trace.load("loop.cwmtrace").truncated == "max_seconds"
 
 
-def test_records_coarser_traces(cwd, capsys):
+def test_records_coarser_traces(cwd, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["program.py"])
     full = cwm.record_source(PROGRAM, "count(9)")
     levels = {
         ("--calls-only",): {"calls_only": True},

@@ -645,3 +645,18 @@ def test_misuse_is_a_clear_error() -> None:
     assert len(recording.finish(lambda name: [], lambda *entry: "")) == 1
     with pytest.raises(RuntimeError, match="finished"):
         recording.start()
+
+
+def test_modules_classes_and_functions_are_written_as_repr_writes_them() -> None:
+    """The recorder writes these natively; their `repr` is the oracle."""
+    values = list(sys.modules.values())
+    values += [value for module in (os, gc, textwrap, contextlib, importlib) for value in vars(module).values()]
+    values = [value for value in values if type(value).__name__ != "Mock"]
+    trace = cwm.record(each, values)
+    shown = [state["value"] for state in trace.states() if state and "value" in state]
+    assert list(dict.fromkeys(shown)) == list(dict.fromkeys(oracle.render(value) for value in values))
+
+
+def each(values: list[object]) -> None:
+    for value in values:  # noqa: B007
+        pass

@@ -113,7 +113,12 @@ class Recorder:
         module: dict[str, Any] = {"__name__": "__main__"}
         exec(compiled, module)
         recording = Recording([_SOURCE_NAME], [], **self._options)
-        return self._run(recording, module["main"], (), {})
+
+        def own_lines(filename: str) -> list[str]:
+            # What another recording put in linecache meanwhile is not this program.
+            return lines if filename == _SOURCE_NAME else _lines(filename)
+
+        return self._run(recording, module["main"], (), {}, own_lines)
 
     def record_file(self, path: str | os.PathLike[str], argv: Sequence[str] = ()) -> Trace:
         """Records a script from its module's first frame, as ``python PATH ARGV...`` runs it.
@@ -158,20 +163,31 @@ class Recorder:
         """Ends the block. An exception goes on, except ``RecordingLimit``, which did its work."""
         if self._block is None:
             raise RuntimeError("this recorder records no block")
-        (recording, traces), self._block = self._block, None
+        recording, traces = self._block
         recording.stop()
-        traces.extend(trace for trace in recording.finish(_lines, _context) if len(trace) or trace.truncated)
+        self._block = None
+        traces.extend(
+            trace
+            for trace in recording.finish(_lines, functools.partial(_context, _lines))
+            if len(trace) or trace.truncated
+        )
         return kind is RecordingLimit
 
     def _run(
-        self, recording: Recording, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        recording: Recording,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        lines: Callable[[str], list[str]] | None = None,
     ) -> Trace:
+        lines = lines or _lines
         output = _Output() if self._capture_output else None
         try:
             with output or contextlib.nullcontext():
                 recording.run(function, args, kwargs)
         finally:
-            self.last = recording.finish(_lines, _context, output and output.text)[0]
+            self.last = recording.finish(lines, functools.partial(_context, lines), output and output.text)[0]
         return self.last
 
     def _recording(self, entry: Callable[[], CodeType], split: bool = False) -> Recording:
@@ -256,9 +272,9 @@ def _lines(filename: str) -> list[str]:
     return linecache.getlines(filename)
 
 
-def _context(filename: str, name: str, first_line: int, line: int) -> str:
+def _context(source: Callable[[str], list[str]], filename: str, name: str, first_line: int, line: int) -> str:
     """The file's source with the entry marked: see CONTEXT in ``docs/trace-format.md``."""
-    lines = list(linecache.getlines(filename))
+    lines = list(source(filename))
     number = (line or first_line) if name == "<module>" else _def_line(lines, name, first_line)
     return _mark(lines, number)
 

@@ -8,6 +8,7 @@ use rustc_hash::FxHashMap;
 use cwm_trace::Trace;
 
 use super::layout::InterpreterFrame;
+use super::leaf::unicode;
 
 const CO_OPTIMIZED: u32 = 0x1;
 const NO_LINE: u32 = u32::MAX;
@@ -33,8 +34,8 @@ pub struct Code {
     has_cells: bool,
     /// The first slots of a class or module body belong to inlined comprehensions.
     hidden: usize,
-    /// `co_name`.
-    pub name: String,
+    /// `co_name`, of code in scope.
+    pub name: Option<Py<PyAny>>,
     pub first_line: u32,
     /// Shapes, name ids of the slots, and line ids by number, in the trace of this generation.
     pub generation: u64,
@@ -65,7 +66,7 @@ impl Code {
             slots: Vec::new(),
             has_cells: false,
             hidden: 0,
-            name: String::new(),
+            name: None,
             first_line: 0,
             generation: 0,
             shapes: Vec::new(),
@@ -78,10 +79,7 @@ impl Code {
     pub fn read(object: &Bound<'_, PyAny>, file: u32) -> PyResult<Code> {
         let names = |attribute: &str| -> PyResult<Vec<Vec<u8>>> {
             let names = object.getattr(attribute)?.cast_into::<PyTuple>()?;
-            names
-                .iter()
-                .map(|name| Ok(name.cast_into::<PyString>()?.to_str()?.as_bytes().to_vec()))
-                .collect()
+            names.iter().map(|name| Ok(unicode(name.cast::<PyString>()?))).collect()
         };
         let (variables, cells, free) = (names("co_varnames")?, names("co_cellvars")?, names("co_freevars")?);
         let hidden = variables.len();
@@ -111,8 +109,9 @@ impl Code {
             has_cells: slots.iter().any(|slot| slot.in_cell),
             slots,
             hidden,
-            name: object.getattr("co_name")?.extract()?,
-            first_line: object.getattr("co_firstlineno")?.extract()?,
+            name: Some(object.getattr("co_name")?.unbind()),
+            // A program can make code of any number.
+            first_line: object.getattr("co_firstlineno")?.extract::<i64>()?.clamp(0, 1 << 30) as u32,
             generation: 0,
             shapes: Vec::new(),
             shape_ids: FxHashMap::default(),
@@ -141,7 +140,7 @@ impl Code {
     #[inline]
     pub unsafe fn in_comprehension(&self, frame: InterpreterFrame) -> bool {
         // SAFETY: the caller's promise.
-        cfg!(Py_3_13) && (0..self.hidden).any(|slot| unsafe { !frame.slot(slot).is_null() })
+        cfg!(Py_3_13) && (0..self.hidden).any(|slot| unsafe { !self.value(frame, slot).is_null() })
     }
 
     /// The value of a variable: what its slot holds, or what the cell in it holds. Borrowed; null when unbound.

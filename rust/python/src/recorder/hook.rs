@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyString, PyTuple};
 use rustc_hash::FxHashMap;
 
 use cwm_trace::Event;
 
 use super::code::Code;
 use super::layout::{InterpreterFrame, line_number};
+use super::leaf::unicode;
 use super::log::Log;
 
 pyo3::create_exception!(
@@ -36,14 +37,14 @@ pub fn is_recording() -> bool {
 
 /// Which code is recorded, by the file it says it comes from.
 pub struct Scope {
-    pub files: Vec<String>,
+    pub files: Vec<Vec<u8>>,
     /// Folders, each ending in a separator.
-    pub folders: Vec<String>,
+    pub folders: Vec<Vec<u8>>,
 }
 
 impl Scope {
-    fn contains(&self, file: &str) -> bool {
-        self.files.iter().any(|f| f == file) || self.folders.iter().any(|folder| file.starts_with(folder.as_str()))
+    fn contains(&self, file: &[u8]) -> bool {
+        self.files.iter().any(|f| f == file) || self.folders.iter().any(|folder| file.starts_with(folder))
     }
 }
 
@@ -51,12 +52,14 @@ impl Scope {
 pub struct Session {
     scope: Scope,
     pub log: Log,
-    pub files: Vec<String>,
+    /// The names of the files in scope that were met.
+    pub files: Vec<Py<PyString>>,
+    file_ids: FxHashMap<Vec<u8>, u32>,
     codes: FxHashMap<*mut ffi::PyObject, Box<Code>>,
     /// The code of the last event, which is mostly that of the next one.
     last: (*mut ffi::PyObject, *mut Code),
     /// Whether an event is being recorded: a `__repr__` may run meanwhile.
-    busy: bool,
+    pub busy: bool,
 }
 
 impl Session {
@@ -65,6 +68,7 @@ impl Session {
             scope,
             log,
             files: Vec::new(),
+            file_ids: FxHashMap::default(),
             codes: FxHashMap::default(),
             last: (std::ptr::null_mut(), std::ptr::null_mut()),
             busy: false,
@@ -88,14 +92,15 @@ impl Session {
     fn add_code(&mut self, py: Python<'_>, pointer: *mut ffi::PyObject) -> PyResult<*mut Code> {
         // SAFETY: the running frame holds its code object.
         let object = unsafe { Bound::from_borrowed_ptr(py, pointer) };
-        let file: String = object.getattr("co_filename")?.extract()?;
+        let name = object.getattr("co_filename")?.cast_into::<PyString>()?;
+        let file = unicode(&name);
         let code = if self.scope.contains(&file) {
-            let known = self.files.iter().position(|f| *f == file);
-            let id = known.unwrap_or_else(|| {
-                self.files.push(file);
-                self.files.len() - 1
+            let files = &mut self.files;
+            let id = *self.file_ids.entry(file).or_insert_with(|| {
+                files.push(name.unbind());
+                (files.len() - 1) as u32
             });
-            Code::read(&object, id as u32)?
+            Code::read(&object, id)?
         } else {
             Code::outside(object.unbind())
         };
@@ -130,7 +135,11 @@ impl Session {
                 _ => return Ok(()),
             };
             if self.log.is_full() {
-                return Err(self.log.limit_error());
+                // The code around a block goes on: it is to end the recording.
+                return match self.log.enclosing.contains(&inner) {
+                    true => Ok(()),
+                    false => Err(self.log.limit_error()),
+                };
             }
             let number = line_number(frame);
             self.busy = true;

@@ -1,12 +1,14 @@
 //! Leaves of the walk that are no scalars: their `repr`, natively where its text is known to follow from the object alone.
 
-use pyo3::PyTypeInfo;
 use pyo3::exceptions::PyException;
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBool, PyString, PyType};
 
 use super::scalar::Scalar;
+use super::signals::raised_by_handler;
 
 /// Whether the `repr` of a value may run Python code.
 ///
@@ -59,10 +61,11 @@ pub unsafe fn write(py: Python<'_>, value: *mut ffi::PyObject, room: usize, out:
 unsafe fn write_broken(py: Python<'_>, value: *mut ffi::PyObject, out: &mut Vec<u8>) -> PyResult<()> {
     // SAFETY: an exception is set; `value` is alive, and so is its type.
     unsafe {
-        if ffi::PyErr_ExceptionMatches(PyException::type_object_raw(py).cast()) == 0 {
-            return Err(PyErr::fetch(py));
+        let error = PyErr::fetch(py);
+        if !error.is_instance_of::<PyException>(py) || raised_by_handler(py, &error)? {
+            return Err(error);
         }
-        ffi::PyErr_Clear();
+        drop(error);
         let name = owned(py, ffi::PyType_GetName(ffi::Py_TYPE(value)))?;
         out.push(b'<');
         push_unicode(name.as_ptr(), out);
@@ -71,7 +74,7 @@ unsafe fn write_broken(py: Python<'_>, value: *mut ffi::PyObject, out: &mut Vec<
     Ok(())
 }
 
-/// Writes functions, classes, instances without a `__repr__` of their own, and exceptions with scalars as arguments;
+/// Writes functions, modules, classes, instances without a `__repr__` of their own, and exceptions with scalars as arguments;
 /// `false` for all others, and then nothing is written. Runs no Python code.
 unsafe fn write_native(py: Python<'_>, value: *mut ffi::PyObject, out: &mut Vec<u8>) -> bool {
     // SAFETY: `value` is alive; types are checked before values are read as one of them.
@@ -82,6 +85,8 @@ unsafe fn write_native(py: Python<'_>, value: *mut ffi::PyObject, out: &mut Vec<
             push_unicode((*value.cast::<ffi::PyFunctionObject>()).func_qualname, out);
             out.push(b'>');
             true
+        } else if kind == &raw mut ffi::PyModule_Type {
+            write_module(py, value, out).unwrap_or(false)
         } else if kind == &raw mut ffi::PyType_Type {
             write_type(py, value.cast(), b"<class '", b"'>", out)
         } else if has_repr_of(kind, &raw mut ffi::PyBaseObject_Type) {
@@ -92,6 +97,43 @@ unsafe fn write_native(py: Python<'_>, value: *mut ffi::PyObject, out: &mut Vec<
             false
         }
     }
+}
+
+/// Writes a module as `importlib._bootstrap._module_repr` does, if its spec is an ordinary one; `None`, or `false`, and
+/// nothing else.
+unsafe fn write_module(py: Python<'_>, module: *mut ffi::PyObject, out: &mut Vec<u8>) -> Option<bool> {
+    static SPEC: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    // SAFETY: `module` is an exact module; its spec is held while its attributes, plain ones, are read.
+    unsafe {
+        let spec = ffi::PyDict_GetItemWithError(ffi::PyModule_GetDict(module), intern!(py, "__spec__").as_ptr());
+        let spec = Bound::from_borrowed_ptr_or_opt(py, spec)?;
+        if !spec
+            .get_type()
+            .is(SPEC.import(py, "importlib.machinery", "ModuleSpec").ok()?)
+        {
+            return None;
+        }
+        let name = spec.getattr(intern!(py, "name")).ok()?;
+        let origin = spec.getattr(intern!(py, "origin")).ok()?;
+        let is_file = spec.getattr(intern!(py, "_set_fileattr")).ok()?;
+        let (Scalar::Ascii(_), Scalar::Ascii(place)) = (Scalar::of(name.as_ptr())?, Scalar::of(origin.as_ptr())?)
+        else {
+            return None;
+        };
+        let is_file = is_file.cast_exact::<PyBool>().ok()?.is_true();
+        out.extend_from_slice(b"<module ");
+        Scalar::of(name.as_ptr())?.write(usize::MAX, out);
+        if is_file {
+            out.extend_from_slice(b" from ");
+            Scalar::Ascii(place).write(usize::MAX, out);
+        } else {
+            out.extend_from_slice(b" (");
+            out.extend_from_slice(place);
+            out.push(b')');
+        }
+        out.push(b'>');
+    }
+    Some(true)
 }
 
 /// Whether a class has the `__repr__` of one of its bases and no other.
@@ -203,6 +245,14 @@ pub unsafe fn owned<'py>(py: Python<'py>, object: *mut ffi::PyObject) -> PyResul
     unsafe { Bound::from_owned_ptr_or_err(py, object) }
 }
 
+/// A string as [`push_unicode`] writes it.
+pub fn unicode(text: &Bound<'_, PyString>) -> Vec<u8> {
+    let mut out = Vec::new();
+    // SAFETY: `text` is a live string.
+    unsafe { push_unicode(text.as_ptr(), &mut out) };
+    out
+}
+
 /// Appends a string as UTF-8 in which lone surrogates are encoded like other code points.
 ///
 /// # Safety
@@ -233,18 +283,20 @@ fn push_all<T: Copy + Into<u32>>(codes: &[T], out: &mut Vec<u8>) {
 /// Removes every match of ` at 0x[0-9a-fA-F]+` from `text[first..]`.
 fn remove_addresses(text: &mut Vec<u8>, first: usize) {
     const MARK: &[u8] = b" at 0x";
-    let mut from = first;
+    let (mut kept, mut from) = (first, first);
     while let Some(found) = memchr::memmem::find(&text[from..], MARK) {
-        let begin = from + found;
-        let digits = text[begin + MARK.len()..]
+        let digits_from = from + found + MARK.len();
+        let digits = text[digits_from..]
             .iter()
             .take_while(|byte| byte.is_ascii_hexdigit())
             .count();
-        if digits == 0 {
-            from = begin + MARK.len();
-        } else {
-            text.drain(begin..begin + MARK.len() + digits);
-            from = begin;
-        }
+        let end = if digits == 0 { digits_from } else { from + found };
+        text.copy_within(from..end, kept);
+        kept += end - from;
+        from = digits_from + digits;
+    }
+    if from > kept {
+        text.copy_within(from.., kept);
+        text.truncate(kept + text.len() - from);
     }
 }

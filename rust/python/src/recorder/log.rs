@@ -33,10 +33,10 @@ pub struct Levels {
 }
 
 /// Where the first frame of a trace entered: what its context is made from.
-#[derive(Clone, Debug)]
 pub struct Entry {
     pub file: u32,
-    pub name: String,
+    /// `co_name`.
+    pub name: Option<Py<PyAny>>,
     pub first_line: u32,
     /// The line of the first LINE frame, for the body of a module.
     pub line: u32,
@@ -158,7 +158,7 @@ impl Log {
                 None => return Ok(()),
             },
         };
-        let line = self.line(event, code, number);
+        let line = self.line(py, event, code, number);
         if index >= self.levels.max_depth {
             return Ok(());
         }
@@ -218,19 +218,13 @@ impl Log {
         let Some(index) = self.find_activation(frame) else {
             return Ok(());
         };
-        let line = self.line(event, code, number);
+        let line = self.line(py, event, code, number);
         let exception = self.stack[index].exception.take();
         if event == Event::Return {
             self.end_activation(index);
         }
         if index >= self.levels.max_depth {
             return Ok(());
-        }
-        if let Some((line, text)) = exception
-            && event == Event::Return
-        {
-            self.current.trace.open_value().extend_from_slice(&text);
-            self.current.trace.push_value_frame(Event::Exception, line);
         }
         let mut step = Step {
             py,
@@ -243,6 +237,15 @@ impl Log {
         if let Err(error) = unsafe { step.value(value) } {
             self.current.trace.drop_value();
             return Err(error);
+        }
+        if let Some((line, text)) = exception
+            && event == Event::Return
+            && self.current.trace.open_text() == b"None"
+        {
+            self.current.trace.drop_value();
+            self.current.trace.open_value().extend_from_slice(&text);
+            self.current.trace.push_value_frame(Event::Exception, line);
+            self.current.trace.open_value().extend_from_slice(b"None");
         }
         if event == Event::Exception && self.levels.calls_only {
             // Shown only if it unwinds the activation.
@@ -265,24 +268,23 @@ impl Log {
 
     /// The id in the trace of the line of an event.
     #[inline]
-    fn line(&mut self, event: Event, code: &mut Code, number: u32) -> u32 {
+    fn line(&mut self, py: Python<'_>, event: Event, code: &mut Code, number: u32) -> u32 {
         if code.generation != self.generation {
             code.enter(&mut self.current.trace, self.generation);
         }
         if !self.current.has_entry {
-            self.note_entry(event, code, number);
+            self.note_entry(py, event, code, number);
         }
         code.line_id(number).unwrap_or_else(|| self.add_line(code, number))
     }
 
     #[cold]
-    fn note_entry(&mut self, event: Event, code: &Code, number: u32) {
+    fn note_entry(&mut self, py: Python<'_>, event: Event, code: &Code, number: u32) {
         match &mut self.current.entry {
             None => {
-                let name = code.name.clone();
                 let entry = Entry {
                     file: code.file,
-                    name,
+                    name: code.name.as_ref().map(|name| name.clone_ref(py)),
                     first_line: code.first_line,
                     line: 0,
                 };

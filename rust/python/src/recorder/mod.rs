@@ -11,6 +11,7 @@ mod log;
 mod namespace;
 mod render;
 mod scalar;
+mod signals;
 mod step;
 mod tape;
 mod watchdog;
@@ -20,13 +21,14 @@ use std::time::Duration;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyString, PyTuple};
 
 use cwm_trace::Outcome;
 
 use crate::trace::Trace;
 use cursor::Variables;
 use hook::{Hook, RecordingLimit, Scope, Session, call_with_empty_hook, is_recording};
+use leaf::unicode;
 use log::{Levels, Limits, Log, Recorded};
 use render::{Scratch, Style, render};
 use watchdog::Watchdog;
@@ -53,8 +55,8 @@ impl Recording {
     ))]
     #[expect(clippy::too_many_arguments, reason = "the options of a recording, by keyword")]
     fn new(
-        files: Vec<String>,
-        folders: Vec<String>,
+        files: Vec<Bound<'_, PyString>>,
+        folders: Vec<Bound<'_, PyString>>,
         max_frames: Option<usize>,
         max_bytes: Option<usize>,
         max_seconds: Option<f64>,
@@ -81,7 +83,11 @@ impl Recording {
             max_chars: max_value_chars,
             attributes: object_state,
         };
-        let session = Session::new(Scope { files, folders }, Log::new(limits, levels, style, split));
+        let scope = Scope {
+            files: files.iter().map(unicode).collect(),
+            folders: folders.iter().map(unicode).collect(),
+        };
+        let session = Session::new(scope, Log::new(limits, levels, style, split));
         Ok(Recording {
             session: Some(Box::new(session)),
             time,
@@ -115,6 +121,7 @@ impl Recording {
 
     /// Removes the hook and sets the trace function that was set before.
     fn stop(&mut self, py: Python<'_>) -> PyResult<()> {
+        self.check_idle()?;
         let (Some(previous), Some(own)) = (self.previous.take(), self.hook.take()) else {
             return Err(PyRuntimeError::new_err("the recording is not running"));
         };
@@ -184,6 +191,7 @@ impl Recording {
         context: &Bound<'_, PyAny>,
         output: Option<String>,
     ) -> PyResult<Vec<Trace>> {
+        self.check_idle()?;
         if self.previous.is_some() {
             return Err(PyRuntimeError::new_err("the recording still runs"));
         }
@@ -208,6 +216,20 @@ impl Recording {
     }
 }
 
+impl Recording {
+    /// A `__repr__` that the recorder runs cannot end the recording that it is part of.
+    fn check_idle(&self) -> PyResult<()> {
+        match self.is_busy() {
+            true => Err(PyRuntimeError::new_err("the recording is recording an event")),
+            false => Ok(()),
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.busy)
+    }
+}
+
 impl Drop for Recording {
     fn drop(&mut self) {
         if self.previous.is_some() {
@@ -215,8 +237,12 @@ impl Drop for Recording {
             if let Some(hook) = self.hook.take() {
                 hook.get().let_go();
             }
-            if let Some(session) = &mut self.session {
+            if let Some(mut session) = self.session.take() {
                 Python::try_attach(|py| session.log.end_watch(py));
+                if session.busy {
+                    // The event that is being recorded still uses it.
+                    std::mem::forget(session);
+                }
             }
         }
     }
@@ -241,7 +267,12 @@ fn drive<'py>(py: Python<'py>, value: Bound<'py, PyAny>) -> PyResult<Bound<'py, 
     Ok(value)
 }
 
-fn finish_trace(one: Recorded, files: &[String], texts: &[Vec<String>], context: &Bound<'_, PyAny>) -> PyResult<Trace> {
+fn finish_trace(
+    one: Recorded,
+    files: &[Py<PyString>],
+    texts: &[Vec<String>],
+    context: &Bound<'_, PyAny>,
+) -> PyResult<Trace> {
     let Recorded {
         mut trace,
         entry,

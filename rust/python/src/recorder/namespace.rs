@@ -1,7 +1,9 @@
 //! The variables in the namespace of a module or class body.
 
+use pyo3::exceptions::PyException;
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 use rustc_hash::FxHashMap;
 
 use cwm_trace::Trace;
@@ -18,7 +20,8 @@ impl Keys {
         self.0.clear();
     }
 
-    /// The variables in a namespace, in its order, by the ids of their names: those that do not begin with `__`.
+    /// The variables in a namespace, in its order, by the ids of their names: those that do not begin with `__`. One
+    /// that is no dict is asked for its items, and shows none where it raises an `Exception`.
     ///
     /// # Safety
     /// `namespace` is alive or null, and the GIL is held.
@@ -27,13 +30,22 @@ impl Keys {
         py: Python<'py>,
         namespace: *mut ffi::PyObject,
         trace: &mut Trace,
-    ) -> Vec<(u32, Bound<'py, PyAny>)> {
+    ) -> PyResult<Vec<(u32, Bound<'py, PyAny>)>> {
         let mut values: Vec<(u32, Bound<'py, PyAny>)> = Vec::new();
-        // SAFETY: the pairs are owned before anything else runs; the type is checked before it is read as a dict.
+        // SAFETY: `namespace` is alive and held; the pairs are owned before anything else runs; the type is checked
+        // before it is read as a dict.
         unsafe {
-            if namespace.is_null() || ffi::PyDict_Check(namespace) == 0 {
-                return values;
-            }
+            let Some(namespace) = Bound::from_borrowed_ptr_or_opt(py, namespace) else {
+                return Ok(values);
+            };
+            let dict = match namespace.cast_into::<PyDict>() {
+                Ok(dict) => dict,
+                Err(other) => match copy(&other.into_inner()) {
+                    Err(error) if !error.is_instance_of::<PyException>(py) => return Err(error),
+                    copied => copied.unwrap_or_else(|_| PyDict::new(py)),
+                },
+            };
+            let namespace = dict.as_ptr();
             let (mut at, mut key, mut value) = (0, std::ptr::null_mut(), std::ptr::null_mut());
             while ffi::PyDict_Next(namespace, &mut at, &mut key, &mut value) != 0 {
                 let Some(name) = self.name(py, key, trace) else {
@@ -46,7 +58,7 @@ impl Keys {
                 }
             }
         }
-        values
+        Ok(values)
     }
 
     /// The id of a key's name; `None` for one that is no variable's.
@@ -66,4 +78,10 @@ impl Keys {
             id
         }
     }
+}
+
+fn copy<'py>(mapping: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(mapping.py());
+    dict.as_any().call_method1("update", (mapping,))?;
+    Ok(dict)
 }

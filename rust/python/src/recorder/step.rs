@@ -77,7 +77,7 @@ impl Step<'_, '_> {
         keys: &mut Keys,
     ) -> PyResult<u32> {
         // SAFETY: the caller's promise.
-        let mut values = unsafe { keys.read(self.py, namespace, self.trace) };
+        let mut values = unsafe { keys.read(self.py, namespace, self.trace)? };
         if !values.iter().map(|(name, _)| name).eq(&activation.names) {
             order_as_shown(&mut values, &activation.names);
             let mut before: FxHashMap<u32, Snapshot> = FxHashMap::default();
