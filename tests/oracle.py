@@ -178,6 +178,8 @@ def call_traced(tracer: Tracer, call: Callable[[], Any]) -> Any:
     try:
         return _drive(call)
     finally:
+        # Another trace function, or none since the stack was too deep to call the tracer.
+        tracer.disturbed |= sys.gettrace() is not tracer
         sys.settrace(previous)
 
 

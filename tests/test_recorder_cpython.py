@@ -1,0 +1,78 @@
+"""CPython's own tests under the recorder: they end as they do unrecorded, and their frames are those of the oracle.
+
+A few of the modules by default, all of them under ``HYPOTHESIS_PROFILE=long``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FAST = ["test_genexps", "test_listcomps", "test_raise", "test_scope", "test_with", "test_yield_from"]
+LONG = [
+    *("test_abc", "test_asyncgen", "test_augassign", "test_baseexception", "test_binop", "test_bool", "test_builtin"),
+    *("test_call", "test_class", "test_code", "test_collections", "test_compare", "test_complex", "test_contains"),
+    *("test_context", "test_contextlib", "test_contextlib_async", "test_copy", "test_coroutines", "test_dataclasses"),
+    *("test_decorators", "test_defaultdict", "test_deque", "test_descr", "test_dict", "test_dictcomps"),
+    *("test_dictviews", "test_dynamic", "test_enum", "test_enumerate", "test_except_star", "test_exception_group"),
+    *("test_exceptions", "test_format", "test_fractions", "test_fstring", "test_funcattrs", "test_functools"),
+    *("test_generator_stop", "test_generators", "test_global", "test_grammar", "test_graphlib", "test_int"),
+    *("test_isinstance", "test_iter", "test_itertools", "test_keywordonlyarg", "test_list", "test_metaclass"),
+    *("test_named_expressions", "test_opcodes", "test_operator", "test_ordered_dict", "test_patma"),
+    *("test_positional_only_arg", "test_property", "test_range", "test_reprlib", "test_richcmp", "test_set"),
+    *("test_setcomps", "test_sort", "test_string", "test_subclassinit", "test_super", "test_textwrap", "test_tuple"),
+    *("test_type_aliases", "test_type_params", "test_types", "test_typing", "test_unpack", "test_userdict"),
+    *("test_userlist", "test_weakset"),
+]
+MODULES = sorted(FAST + LONG) if os.environ.get("HYPOTHESIS_PROFILE") == "long" else FAST
+
+# Tests that end otherwise under any trace function, an empty one too.
+CHANGED_BY_ANY_HOOK: dict[str, str] = {}
+
+# Where the oracle disturbs a test in the same way each time, so that two runs agree on what the program does not do.
+KEPT = "a Python tracer keeps the value alive in the frame's dict of locals (3.11, 3.12)"
+COUNTED = "the test counts references, which that dict adds to (3.11, 3.12)"
+TRACES = "the test sets a trace function of its own"
+DISTURBED_BY_THE_ORACLE: dict[str, str] = {}
+
+
+def run_suite(module: str, mode: str, folder: Path) -> dict[str, str]:
+    if importlib.util.find_spec("test") is None or importlib.util.find_spec(f"test.{module}") is None:
+        pytest.skip(f"this interpreter has no test.{module}")
+    script = Path(__file__).with_name("cpython_suite.py")
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    done = subprocess.run(
+        [sys.executable, str(script), module, mode], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def differing(some: dict[str, str], others: dict[str, str]) -> set[str]:
+    return {name for name in {*some, *others} if some.get(name) != others.get(name)}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_tests_end_as_unrecorded(module: str, tmp_path: Path) -> None:
+    run = functools.partial(run_suite, module, folder=tmp_path)
+    plain, recorded = run("plain"), run("recorded")
+    assert "passed" in plain.values()
+    changed = differing(plain, recorded)
+    if changed:
+        assert differing(run("empty"), recorded) == set()
+    assert changed <= set(CHANGED_BY_ANY_HOOK)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_frames_of_tests_equal_the_oracle(module: str, tmp_path: Path) -> None:
+    verdicts = run_suite(module, "verdicts", tmp_path)
+    assert "agree" in verdicts.values()
+    differ = {name: verdict for name, verdict in verdicts.items() if verdict.startswith("differ")}
+    assert {name: differ[name] for name in differ if name not in DISTURBED_BY_THE_ORACLE} == {}
