@@ -143,8 +143,14 @@ def in_a_child(function: Callable[[str, Any], Any], file: str, test: Any) -> Any
     return pickle.loads(data) if data and status == 0 else f"died: {status}"
 
 
-def without_addresses(frame: oracle.OracleFrame) -> str:
-    return re.sub("0x[0-9a-fA-F]+", "0x", repr(frame))
+def without_addresses(frame: oracle.OracleFrame) -> oracle.OracleFrame:
+    """A test may put the text of an address into a string."""
+
+    def stripped(text: str | None) -> str | None:
+        return text and re.sub("0x[0-9a-fA-F]+", "0x", text)
+
+    variables = frame.locals and {name: stripped(value) for name, value in frame.locals.items()}
+    return oracle.OracleFrame(frame.event, variables, frame.line, stripped(frame.arg))
 
 
 def verdict(file: str, test: Any) -> str:
