@@ -11,7 +11,6 @@ import io
 import json
 import os
 import pickle
-import re
 import select
 import signal
 import sys
@@ -108,9 +107,10 @@ def by_oracle_elsewhere(file: str, test: Any) -> Run:
     """The oracle with objects elsewhere, another depth of the stack, another count until the next garbage collection:
     what depends on them gets no verdict."""
     ballast = [[object()] for _ in range(777)]
-    run = (lambda: by_oracle(file, test))()
-    del ballast
-    return run
+    try:
+        return by_oracle(file, test)
+    finally:
+        del ballast
 
 
 def by_recorder(file: str, test: Any) -> Run:
@@ -143,16 +143,6 @@ def in_a_child(function: Callable[[str, Any], Any], file: str, test: Any) -> Any
     return pickle.loads(data) if data and status == 0 else f"died: {status}"
 
 
-def without_addresses(frame: oracle.OracleFrame) -> oracle.OracleFrame:
-    """A test may put the text of an address into a string."""
-
-    def stripped(text: str | None) -> str | None:
-        return text and re.sub("0x[0-9a-fA-F]+", "0x", text)
-
-    variables = frame.locals and {name: stripped(value) for name, value in frame.locals.items()}
-    return oracle.OracleFrame(frame.event, variables, frame.line, stripped(frame.arg))
-
-
 def verdict(file: str, test: Any) -> str:
     """``agree``, ``differ: ...``, or ``none: ...`` with the reason why there is no verdict."""
     expected = in_a_child(by_oracle, file, test)
@@ -170,7 +160,7 @@ def verdict(file: str, test: Any) -> str:
     if ours.outcome != expected.outcome:
         return f"differ: outcome {ours.outcome}, the oracle {expected.outcome}"
     for i, (mine, theirs) in enumerate(zip(ours.frames, expected.frames, strict=False)):
-        if without_addresses(mine) != without_addresses(theirs):
+        if oracle.without_addresses(mine) != oracle.without_addresses(theirs):
             return f"differ: frame {i} of {len(expected.frames)}: {mine} is not {theirs}"
     if len(ours.frames) != len(expected.frames):
         return f"differ: {len(ours.frames)} frames, the oracle {len(expected.frames)}"

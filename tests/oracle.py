@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-
 # On 3.12.0 and 3.12.1 a Python tracer that looks at f_locals breaks comprehensions in class bodies.
 BROKEN_CLASS_COMPREHENSIONS = sys.version_info[:3] in ((3, 12, 0), (3, 12, 1))
 
@@ -205,6 +204,16 @@ def load_main(code: str, call: str) -> Callable[[], Any]:
 
 def record_source(code: str, call: str, limit: int = 1000, max_frames: int = 1_000_000) -> list[OracleFrame]:
     return trace(Tracer("<cwm>".__eq__, limit, max_frames), load_main(code, call))
+
+
+def without_addresses(frame: OracleFrame) -> OracleFrame:
+    """The frame without the addresses that a program has put into strings: no two runs need agree on them."""
+
+    def stripped(text: str | None) -> str | None:
+        return text and re.sub("0x[0-9a-fA-F]+", "0x", text)
+
+    variables = frame.locals and {name: stripped(value) for name, value in frame.locals.items()}
+    return OracleFrame(frame.event, variables, frame.line, stripped(frame.arg))
 
 
 def frame_text(frame: OracleFrame) -> str:

@@ -48,7 +48,7 @@ def wrapped(a: int) -> int:
     return a + 1
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def cached(a: int) -> int:
     return a + 1
 

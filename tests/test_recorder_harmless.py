@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import random
@@ -86,7 +87,7 @@ def finalizers_run_in_order() -> list[Any]:
 
     def inner(e: Any) -> None:
         log.append("inside")
-        e = None
+        e = None  # noqa: F841
         log.append("e is None")
 
     inner(Noisy("e", log))
@@ -236,10 +237,8 @@ def deeper(n: int, reached: list[int]) -> None:
 @probe
 def depth_of_recursion() -> int:
     reached = [0]
-    try:
+    with contextlib.suppress(RecursionError):
         deeper(0, reached)
-    except RecursionError:
-        pass
     return reached[0]
 
 
@@ -311,7 +310,7 @@ def profile_functions() -> list[Any]:
     sys.setprofile(lambda frame, event, arg: events.append(event))
     try:
         len([])
-        (lambda: 1)()
+        (lambda: 1)()  # noqa: PLC3002
     finally:
         sys.setprofile(before)
     return [before, events]

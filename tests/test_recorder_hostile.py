@@ -21,6 +21,7 @@ def in_a_child(program: str, timeout: float = 60) -> Any:
         capture_output=True,
         text=True,
         timeout=timeout,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -50,7 +51,8 @@ REPRS = {
     "raises": ("raise ValueError(1)", "<T object>"),
     "gives no string": ("return 5", "<T object>"),
     "gives a subclass of str": (
-        "return type('S', (str,), {'__str__': lambda s: 'x', '__repr__': lambda s: 'y', '__len__': lambda s: 0})('text')",
+        "other = {'__str__': lambda s: 'x', '__repr__': lambda s: 'y', '__len__': lambda s: 0}\n"
+        "return type('S', (str,), other)('text')",
         "text",
     ),
     "lone surrogate": ("return '\\ud800'", "\ud800"),
@@ -73,7 +75,8 @@ REPRS = {
         "T",
     ),
     "is interrupted by a signal handler": (
-        "import os, signal\nsignal.signal(signal.SIGUSR1, lambda *a: None)\nos.kill(os.getpid(), signal.SIGUSR1)\nreturn 'T'",
+        "import os, signal\nsignal.signal(signal.SIGUSR1, lambda *a: None)\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\nreturn 'T'",
         "T",
     ),
     "sets a profile function": ("sys.setprofile(lambda *a: None)\nsys.setprofile(None)\nreturn 'T'", "T"),
@@ -379,12 +382,13 @@ def f():
 WORLD = {
     "exit in atexit": ("import atexit\natexit.register(sys.exit, 0)\nreturn 1", "1"),
     "child that exits": (
-        "import os\nchild = os.fork()\nif not child:\n    x = [1]\n    os._exit(7)\nreturn os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])",
+        "import os\nchild = os.fork()\nif not child:\n    x = [1]\n    os._exit(7)\n"
+        "return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])",
         "7",
     ),
     "child that goes on": (
-        "import os\nr, w = os.pipe()\nif not os.fork():\n    os.write(w, str([sum(range(i)) for i in range(4)]).encode())\n"
-        "    os._exit(0)\nos.wait()\nreturn os.read(r, 99)",
+        "import os\nr, w = os.pipe()\nif not os.fork():\n"
+        "    os.write(w, str([sum(range(i)) for i in range(4)]).encode())\n    os._exit(0)\nos.wait()\nreturn os.read(r, 99)",
         "b'[0, 0, 1, 3]'",
     ),
     "subprocess": (

@@ -29,8 +29,8 @@ class Outcome(NamedTuple):
     printed: str
 
 
-def without_addresses(text: str) -> str:
-    return re.sub(" at 0x[0-9a-fA-F]+", "", text)
+def told(end: str, printed: io.StringIO) -> Outcome:
+    return Outcome(*(re.sub("0x[0-9a-fA-F]+", "0x", text) for text in (end, printed.getvalue())))
 
 
 def outcome(code: str, call: Callable[[Callable[[], Any]], Any]) -> Outcome:
@@ -41,7 +41,7 @@ def outcome(code: str, call: Callable[[Callable[[], Any]], Any]) -> Outcome:
             end = "returned " + oracle.render(call(main))
         except Exception as error:
             end = "raised " + oracle.render(error)
-    return Outcome(end, without_addresses(printed.getvalue()))
+    return told(end, printed)
 
 
 def plainly(code: str) -> Outcome:
@@ -55,7 +55,7 @@ def traced(code: str) -> tuple[list[oracle.OracleFrame], Outcome]:
     end = outcome(code, lambda main: oracle.call_traced(tracer, main))
     if tracer.disturbed:
         raise oracle.NoVerdictError
-    return tracer.frames, end
+    return [oracle.without_addresses(frame) for frame in tracer.frames], end
 
 
 def in_a_child(function: Callable[[str], Any], code: str) -> Any:
@@ -79,9 +79,9 @@ def in_a_child(function: Callable[[str], Any], code: str) -> Any:
 def recorded(code: str) -> tuple[list[oracle.OracleFrame], Outcome]:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         trace = cwm.record_source(code, CALL)
-    frames = [oracle.OracleFrame(f.event, f.locals, f.line, f.arg) for f in trace.frames]
+    frames = [oracle.without_addresses(oracle.OracleFrame(f.event, f.locals, f.line, f.arg)) for f in trace.frames]
     end = f"raised {trace.exception}" if trace.result is None else f"returned {trace.result}"
-    return frames, Outcome(end, without_addresses(printed.getvalue()))
+    return frames, Outcome(end, re.sub("0x[0-9a-fA-F]+", "0x", printed.getvalue()))
 
 
 @given(code=programs)
