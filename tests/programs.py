@@ -1,6 +1,7 @@
 """Random whole programs for differential tests: everything a function body can do, always ending in few steps.
 
-Templates are source text with fields: ``{e}`` an expression, ``{n}`` a name, ``{b}`` on a line of its own a block. A second one of a kind is ``{e2}``, and so on.
+Templates are source text with fields: ``{e}`` an expression, ``{n}`` a name, ``{b}`` on a line of its own a block.
+A second one of a kind is ``{e2}``, and so on.
 """
 
 from __future__ import annotations
