@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import io
 import json
 import linecache
 import re
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
+
+# On 3.12.0 and 3.12.1 a Python tracer that looks at f_locals breaks comprehensions in class bodies.
+BROKEN_CLASS_COMPREHENSIONS = sys.version_info[:3] in ((3, 12, 0), (3, 12, 1))
 
 
 class OracleFrame(NamedTuple):
@@ -105,6 +110,7 @@ class Tracer:
     def __init__(self, in_scope: Any, limit: int = 1000, max_frames: int = 1_000_000) -> None:
         self.in_scope, self.limit, self.max_frames = in_scope, limit, max_frames
         self.frames: list[OracleFrame] = []
+        self.disturbed = False
         self.before: dict[int, dict[str, str]] = {}
 
     def __call__(self, frame: Any, event: str, arg: Any) -> Any:
@@ -117,12 +123,15 @@ class Tracer:
             if len(self.frames) >= self.max_frames:
                 raise NoVerdictError
             self.frames.append(self.shown(frame, event, arg))
+        except BaseException:
+            self.disturbed = True  # the program may swallow the exception
+            raise
         finally:
             sys.settrace(self)
         return self
 
     def shown(self, frame: Any, event: str, arg: Any) -> OracleFrame:
-        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno or 0)  # some instructions have no line
         if line and not line.endswith("\n"):
             line += "\n"
         if event in ("return", "exception"):
@@ -141,45 +150,70 @@ class Tracer:
 
 
 def _variables(frame: Any) -> dict[str, Any]:
-    code, names = frame.f_code, dict(frame.f_locals)
-    if code.co_flags & inspect.CO_OPTIMIZED:
+    code = frame.f_code
+    in_function = code.co_flags & inspect.CO_OPTIMIZED
+    if BROKEN_CLASS_COMPREHENSIONS and not in_function and {*code.co_varnames, *code.co_cellvars} - {"__class__"}:
+        raise NoVerdictError
+    names = dict(frame.f_locals)
+    if in_function:
         slots = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
         return {name: value for name, value in names.items() if name in slots}
     return {name: value for name, value in names.items() if isinstance(name, str) and not name.startswith("__")}
 
 
-def _drive(call: Any) -> None:
+def _drive(call: Callable[[], Any]) -> Any:
     result = call()
     if inspect.isgenerator(result):
         for _ in result:
             pass
     elif inspect.iscoroutine(result):
-        asyncio.run(result)
+        return asyncio.run(result)
+    return result
 
 
-def _trace(tracer: Tracer, call: Any) -> list[OracleFrame]:
+def call_traced(tracer: Tracer, call: Callable[[], Any]) -> Any:
     previous = sys.gettrace()
     sys.settrace(tracer)
     try:
-        _drive(call)
-    except Exception:
-        pass
+        return _drive(call)
     finally:
+        # Another trace function, or none since the stack was too deep to call the tracer.
+        tracer.disturbed |= sys.gettrace() is not tracer
         sys.settrace(previous)
+
+
+def trace(tracer: Tracer, call: Callable[[], Any]) -> list[OracleFrame]:
+    with contextlib.suppress(Exception):
+        call_traced(tracer, call)
     return tracer.frames
 
 
 def record(function: Any, *args: Any, limit: int = 1000, **kwargs: Any) -> list[OracleFrame]:
     filename = inspect.unwrap(function).__code__.co_filename
-    return _trace(Tracer(lambda name: name == filename, limit), lambda: function(*args, **kwargs))
+    return trace(Tracer(lambda name: name == filename, limit), lambda: function(*args, **kwargs))
+
+
+def load_main(code: str, call: str) -> Callable[[], Any]:
+    """The function ``main`` that ``record_source`` runs, its lines where linecache finds them."""
+    lines = io.StringIO(f"\n{code}\ndef main():\n    return {call}\n", newline=None).readlines()
+    linecache.cache["<cwm>"] = (sum(map(len, lines)), None, lines, "<cwm>")
+    module: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile("".join(lines), "<cwm>", "exec", dont_inherit=True), module)
+    return module["main"]
 
 
 def record_source(code: str, call: str, limit: int = 1000, max_frames: int = 1_000_000) -> list[OracleFrame]:
-    lines = io.StringIO(f"\n{code}\ndef main():\n    return {call}\n", newline=None).readlines()
-    linecache.cache["<cwm>"] = (sum(map(len, lines)), None, lines, "<cwm>")
-    module = {"__name__": "__main__"}
-    exec(compile("".join(lines), "<cwm>", "exec", dont_inherit=True), module)
-    return _trace(Tracer("<cwm>".__eq__, limit, max_frames), module["main"])
+    return trace(Tracer("<cwm>".__eq__, limit, max_frames), load_main(code, call))
+
+
+def without_addresses(frame: OracleFrame) -> OracleFrame:
+    """The frame without the addresses that a program has put into strings: no two runs need agree on them."""
+
+    def stripped(text: str | None) -> str | None:
+        return text and re.sub("0x[0-9a-fA-F]+", "0x", text)
+
+    variables = frame.locals and {name: stripped(value) for name, value in frame.locals.items()}
+    return OracleFrame(frame.event, variables, frame.line, stripped(frame.arg))
 
 
 def frame_text(frame: OracleFrame) -> str:
