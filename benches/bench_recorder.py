@@ -1,116 +1,42 @@
-"""Recording: events a second beside the empty native hook (the floor), a Python tracer (the oracle), and hunter.
+"""Recording: nanoseconds an event beside the empty native hook (the floor), a Python tracer (the oracle), and rivals.
 
-Each workload is a function of this file. The floor and the rivals run the same calls; hunter prints to a null stream.
+The floor and the rivals run the same calls. hunter prints to a null stream; codetracer's recorder, which exists for
+CPython 3.12 on, writes its binary trace to a folder.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import cwm_core as cwm
 import pytest
+import workloads
 from cwm_core._native import call_with_empty_hook
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import oracle
 
-
-def integer_loop() -> int:
-    total = 0
-    i = 0
-    while i < 3000:
-        total += i
-        i += 1
-    return total
-
-
-def dict_counting() -> dict[int, int]:
-    counts: dict[int, int] = {}
-    for i in range(1500):
-        key = i * 7 % 13
-        counts[key] = counts.get(key, 0) + 1
-    return counts
-
-
-def list_append() -> list[int]:
-    items = []
-    for i in range(1000):
-        items.append(i)
-    return items
-
-
-def string_building() -> str:
-    text = ""
-    for _ in range(600):
-        text += "ab"
-    return text
-
-
-def fibonacci(n: int = 14) -> int:
-    if n < 2:
-        return n
-    return fibonacci(n - 1) + fibonacci(n - 2)
-
-
-def exceptions() -> int:
-    caught = 0
-    for i in range(600):
-        try:
-            raise ValueError(i)
-        except ValueError:
-            caught += 1
-    return caught
-
-
-class Point:
-    def __init__(self, x: int, y: int) -> None:
-        self.x, self.y = x, y
-
-    def __repr__(self) -> str:
-        return f"Point({self.x}, {self.y})"
-
-
-def objects() -> int:
-    total = 0
-    for i in range(300):
-        point = Point(i, i + 1)
-        total += point.x
-    return total
-
-
-def generator() -> int:
-    def numbers(n: int):
-        for i in range(n):  # noqa: UP028
-            yield i
-
-    total = 0
-    for value in numbers(800):
-        total += value
-    return total
-
-
-WORKLOADS = [
-    integer_loop,
-    dict_counting,
-    list_append,
-    string_building,
-    fibonacci,
-    exceptions,
-    objects,
-    generator,
-]
+FILE = workloads.__file__
 
 
 def with_hunter(workload: Callable[[], object]) -> None:
     hunter = pytest.importorskip("hunter")
-    tracer = hunter.trace(filename=__file__, action=hunter.VarsSnooper(stream=io.StringIO()))
+    tracer = hunter.trace(filename=FILE, action=hunter.VarsSnooper(stream=io.StringIO()))
     try:
         workload()
     finally:
         tracer.stop()
+
+
+def with_codetracer(workload: Callable[[], object]) -> None:
+    codetracer = pytest.importorskip("codetracer_python_recorder")
+    with tempfile.TemporaryDirectory() as folder, codetracer.trace(folder):
+        workload()
 
 
 RECORDERS: dict[str, Callable[[Callable[[], object]], object]] = {
@@ -118,14 +44,53 @@ RECORDERS: dict[str, Callable[[Callable[[], object]], object]] = {
     "empty native hook": call_with_empty_hook,
     "sys.settrace oracle": oracle.record,
     "hunter": with_hunter,
+    "codetracer": with_codetracer,
 }
+# One call of these takes seconds on the longest workloads.
+SLOW = {"sys.settrace oracle", "hunter", "codetracer"}
 
 
 @pytest.mark.parametrize("recorder", RECORDERS)
-@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.__name__)
+@pytest.mark.parametrize("workload", workloads.WORKLOADS, ids=lambda workload: workload.__name__)
 def test_record(benchmark, workload: Callable[[], object], recorder: str) -> None:
+    trace = cwm.record(workload)
     benchmark.group = f"record: {workload.__name__}"
-    benchmark.extra_info = {"implementation": recorder, "events": len(cwm.record(workload))}
+    benchmark.extra_info = {"implementation": recorder, "events": len(trace)}
+    if recorder == "cwm_core":
+        stored = len(trace.to_bytes())
+        benchmark.extra_info |= {"bytes_a_frame": trace.nbytes / len(trace), "stored_a_frame": stored / len(trace)}
     if recorder == "hunter":
         pytest.importorskip("hunter")
-    benchmark(RECORDERS[recorder], workload)
+    if recorder == "codetracer":
+        pytest.importorskip("codetracer_python_recorder")
+    if recorder in SLOW:
+        benchmark.pedantic(RECORDERS[recorder], (workload,), rounds=3)
+    else:
+        benchmark(RECORDERS[recorder], workload)
+
+
+@pytest.fixture(scope="module")
+def suite() -> Callable[[], int]:
+    pytest.importorskip("toolz")
+    return workloads.suite_of("toolz")
+
+
+SUITE_RECORDERS = ["cwm_core", "empty native hook", "sys.settrace oracle", "unrecorded"]
+
+
+@pytest.mark.parametrize("recorder", SUITE_RECORDERS)
+def test_record_a_package(benchmark, suite: Callable[[], int], recorder: str) -> None:
+    """A package's own tests, its code and that of its tests in scope; most of what runs is outside."""
+    import toolz
+
+    folder = os.path.dirname(toolz.__file__)
+    recorder_of_it = cwm.Recorder(scope=[folder])
+    benchmark.group = "record: the tests of a package (toolz)"
+    benchmark.extra_info = {"implementation": recorder, "events": len(recorder_of_it.record(suite))}
+    runs: dict[str, Callable[[], object]] = {
+        "cwm_core": lambda: recorder_of_it.record(suite),
+        "empty native hook": lambda: call_with_empty_hook(suite),
+        "sys.settrace oracle": lambda: oracle.trace(oracle.Tracer(lambda name: name.startswith(folder)), suite),
+        "unrecorded": suite,
+    }
+    benchmark.pedantic(runs[recorder], rounds=5)

@@ -1,7 +1,9 @@
 //! Running activations, and what each of their variables was when it was shown last.
 
+use pyo3::ffi;
+
 use super::layout::InterpreterFrame;
-use super::tape::{FreeTapes, Known, Tape};
+use super::tape::{Content, FreeTapes, Known, Tape};
 
 /// The change that wrote a variable's text, where none did.
 pub const ABSENT: u32 = u32::MAX;
@@ -11,7 +13,7 @@ pub struct Snapshot {
     pub known: Known,
     /// The change that wrote the text shown last; [`ABSENT`] when none was.
     pub text: u32,
-    /// The tape of that text, where `known` is [`Known::TAPE`].
+    /// The tape of that text where `known` is [`Known::TAPE`], or the content of a [`Known::Copy`].
     pub tape: Option<Box<Tape>>,
 }
 
@@ -21,6 +23,39 @@ impl Snapshot {
         text: ABSENT,
         tape: None,
     };
+
+    /// Remembers a value that was shown in one piece: where `known` does not tell it, by its content.
+    ///
+    /// # Safety
+    /// `value` is alive and the GIL is held.
+    #[inline]
+    pub unsafe fn remember(&mut self, known: Known, value: *mut ffi::PyObject, tapes: &mut FreeTapes) {
+        self.known = known;
+        if known != Known::Text {
+            return;
+        }
+        // SAFETY: the caller's promise.
+        if let Some((content, bytes)) = unsafe { Content::of(value) } {
+            let tape = self.tape.get_or_insert_with(|| tapes.pop().unwrap_or_default());
+            tape.copy.clear();
+            tape.copy.extend_from_slice(bytes);
+            self.known = Known::Copy(content);
+        }
+    }
+
+    /// Whether `value` has the content that was remembered.
+    ///
+    /// # Safety
+    /// `value` is alive and the GIL is held.
+    #[inline]
+    pub unsafe fn is_copy_of(&self, value: *mut ffi::PyObject) -> bool {
+        let (Known::Copy(content), Some(tape)) = (self.known, &self.tape) else {
+            return false;
+        };
+        // SAFETY: the caller's promise.
+        let now = unsafe { Content::of(value) };
+        now == Some((content, tape.copy.as_slice()))
+    }
 
     /// Forgets the variable, and gives its tape back to those that are free.
     pub fn clear(&mut self, tapes: &mut FreeTapes) {

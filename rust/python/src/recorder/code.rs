@@ -18,6 +18,17 @@ const MAX_KEPT: u32 = 1 << 20;
 pub struct Slot {
     pub name: Vec<u8>,
     pub in_cell: bool,
+    /// A variable of an inlined comprehension can have the name of one around it, and so a variable two slots. What is
+    /// shown is what `frame.f_locals` shows: on 3.12 the later slot, on 3.13 the first one that is bound.
+    twin: Twin,
+}
+
+enum Twin {
+    No,
+    /// The other slot is shown in its place.
+    Hidden,
+    /// The slot that is shown where this one is unbound.
+    Or(usize),
 }
 
 /// A code object met during the recording.
@@ -30,8 +41,8 @@ pub struct Code {
     /// Whether variables live in slots (a function) rather than in a namespace (the body of a module or class).
     pub optimized: bool,
     pub slots: Vec<Slot>,
-    /// Whether some variable lives in a cell.
-    has_cells: bool,
+    /// Whether some variable lives in a cell, or has two slots.
+    is_special: bool,
     /// The first slots of a class or module body belong to inlined comprehensions.
     hidden: usize,
     /// `co_name`, of code in scope.
@@ -64,7 +75,7 @@ impl Code {
             file: 0,
             optimized: true,
             slots: Vec::new(),
-            has_cells: false,
+            is_special: false,
             hidden: 0,
             name: None,
             first_line: 0,
@@ -88,6 +99,7 @@ impl Code {
             .map(|name| Slot {
                 in_cell: cells.contains(&name),
                 name,
+                twin: Twin::No,
             })
             .collect();
         // An argument that is a cell keeps its place among the arguments.
@@ -95,18 +107,18 @@ impl Code {
             .into_iter()
             .filter(|name| !slots.iter().any(|slot| slot.name == *name));
         let own_cells: Vec<Vec<u8>> = own_cells.collect();
-        slots.extend(
-            own_cells
-                .into_iter()
-                .chain(free)
-                .map(|name| Slot { name, in_cell: true }),
-        );
+        slots.extend(own_cells.into_iter().chain(free).map(|name| Slot {
+            name,
+            in_cell: true,
+            twin: Twin::No,
+        }));
+        pair_twins(&mut slots);
         Ok(Code {
             _object: object.clone().unbind(),
             in_scope: true,
             file,
             optimized: object.getattr("co_flags")?.extract::<u32>()? & CO_OPTIMIZED != 0,
-            has_cells: slots.iter().any(|slot| slot.in_cell),
+            is_special: slots.iter().any(|slot| slot.in_cell || !matches!(slot.twin, Twin::No)),
             slots,
             hidden,
             name: Some(object.getattr("co_name")?.unbind()),
@@ -149,13 +161,35 @@ impl Code {
     /// `frame` is running and belongs to this code, `slot` is one of its slots, and the GIL is held.
     #[inline]
     pub unsafe fn value(&self, frame: InterpreterFrame, slot: usize) -> *mut ffi::PyObject {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.is_special {
+                true => self.special_value(frame, slot),
+                false => frame.slot(slot),
+            }
+        }
+    }
+
+    unsafe fn special_value(&self, frame: InterpreterFrame, slot: usize) -> *mut ffi::PyObject {
         // SAFETY: the caller's promise; a cell is checked to be one before it is read as one.
         unsafe {
-            let value = frame.slot(slot);
-            if self.has_cells && self.slots[slot].in_cell && !value.is_null() && ffi::PyCell_Check(value) != 0 {
-                return (*value.cast::<ffi::PyCellObject>()).ob_ref;
+            let Slot { in_cell, twin, .. } = &self.slots[slot];
+            let mut value = frame.slot(slot);
+            if *in_cell && !value.is_null() && ffi::PyCell_Check(value) != 0 {
+                value = (*value.cast::<ffi::PyCellObject>()).ob_ref;
             }
-            value
+            match *twin {
+                Twin::No => value,
+                Twin::Hidden => std::ptr::null_mut(),
+                Twin::Or(_) if !value.is_null() => value,
+                Twin::Or(other) => {
+                    let cell = frame.slot(other);
+                    match !cell.is_null() && ffi::PyCell_Check(cell) != 0 {
+                        true => (*cell.cast::<ffi::PyCellObject>()).ob_ref,
+                        false => cell,
+                    }
+                }
+            }
         }
     }
 
@@ -224,5 +258,20 @@ impl Code {
             self.lines.resize(index + 1, NO_LINE);
         }
         self.lines[index] = id;
+    }
+}
+
+/// Finds the variables that have two slots.
+fn pair_twins(slots: &mut [Slot]) {
+    for later in 1..slots.len() {
+        let Some(first) = slots[..later].iter().position(|slot| slot.name == slots[later].name) else {
+            continue;
+        };
+        if cfg!(Py_3_13) {
+            slots[first].twin = Twin::Or(later);
+            slots[later].twin = Twin::Hidden;
+        } else {
+            slots[first].twin = Twin::Hidden;
+        }
     }
 }

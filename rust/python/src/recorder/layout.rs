@@ -27,10 +27,6 @@ const FRAME_TO_NAMESPACE: usize = 24;
 #[cfg(Py_3_12)]
 const FRAME_TO_NAMESPACE: usize = 40;
 
-#[cfg(any(not(Py_3_11), Py_3_14))]
-compile_error!("the recorder knows the frame layout of CPython 3.11, 3.12 and 3.13 only");
-#[cfg(Py_GIL_DISABLED)]
-compile_error!("the recorder needs the GIL: free-threaded builds are not supported");
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("the recorder knows the 64-bit frame layout only");
 
@@ -100,12 +96,12 @@ pub unsafe fn line_number(frame: *mut ffi::PyFrameObject) -> u32 {
     unsafe { ffi::PyFrame_GetLineNumber(frame).max(0) as u32 }
 }
 
-/// The value of an int of at most two digits.
+/// Whether an int is negative, and its digits of 30 bits, the lowest first.
 ///
 /// # Safety
-/// `value` is a live int and the GIL is held.
+/// `value` is an int that lives for `'a`, and the GIL is held.
 #[inline]
-pub unsafe fn compact_int(value: *mut ffi::PyObject) -> Option<i64> {
+pub unsafe fn int_digits<'a>(value: *mut ffi::PyObject) -> (bool, &'a [u32]) {
     // SAFETY: by the layout verified at import; as many digits are read as the int says that it has.
     unsafe {
         let size = *value.byte_add(INT_TO_SIZE).cast::<isize>();
@@ -114,16 +110,27 @@ pub unsafe fn compact_int(value: *mut ffi::PyObject) -> Option<i64> {
         // From 3.12 on the two lowest bits are the sign (0 positive, 1 zero, 2 negative), the third a flag.
         #[cfg(Py_3_12)]
         let (digits, negative) = ((size >> 3) as usize, size & 3 == 2);
-        let digit = value.byte_add(INT_TO_DIGITS).cast::<u32>();
-        let magnitude = match digits {
-            0 => 0,
-            1 => i64::from(*digit),
-            2 => i64::from(*digit) | i64::from(*digit.add(1)) << 30,
-            _ => return None,
-        };
-        // Zero holds the digit 0 from 3.12 on.
-        Some(if negative { -magnitude } else { magnitude })
+        let first = value.byte_add(INT_TO_DIGITS).cast::<u32>();
+        (negative, std::slice::from_raw_parts(first, digits))
     }
+}
+
+/// The value of an int of at most two digits.
+///
+/// # Safety
+/// `value` is a live int and the GIL is held.
+#[inline]
+pub unsafe fn compact_int(value: *mut ffi::PyObject) -> Option<i64> {
+    // SAFETY: the caller's promise.
+    let (negative, digits) = unsafe { int_digits(value) };
+    let magnitude = match *digits {
+        // Zero has a digit from 3.12 on.
+        [] => 0,
+        [low] => i64::from(low),
+        [low, high] => i64::from(low) | i64::from(high) << 30,
+        _ => return None,
+    };
+    Some(if negative { -magnitude } else { magnitude })
 }
 
 /// The frames on this thread's stack, innermost first.

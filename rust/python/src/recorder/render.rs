@@ -278,7 +278,10 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
                 return self.pass();
             }
             if let Some(scalar) = Scalar::of(value) {
-                return self.scalar(lead, scalar);
+                return match self.expected() {
+                    Some((Known::Text, _)) => self.scalar_by_text(lead, scalar),
+                    _ => self.scalar(lead, scalar),
+                };
             }
             match Cursor::kind(value, self.style.attributes) {
                 Some(kind) => self.container(lead, value, kind),
@@ -312,6 +315,16 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
         let counted = self.count(written);
         self.tape.cut_inside = counted.is_err();
         counted
+    }
+
+    /// A scalar in the place of one that only its text tells.
+    fn scalar_by_text(&mut self, lead: &[u8], scalar: Scalar<'_>) -> Result<(), Stop> {
+        let mut text = std::mem::take(&mut self.scratch.text);
+        text.clear();
+        scalar.write(self.style.max_chars + 1, &mut text);
+        let result = self.leaf_text(lead, &text);
+        self.scratch.text = text;
+        result
     }
 
     /// Writes a piece that follows from what is remembered of it.

@@ -115,6 +115,11 @@ fn write_float(number: f64, out: &mut Vec<u8>) {
     }
     let mut buffer = zmij::Buffer::new();
     let shortest = buffer.format_finite(number).as_bytes();
+    let magnitude = number.abs();
+    if (1e-4..1e16).contains(&magnitude) && memchr::memchr(b'.', shortest).is_some() && !shortest.contains(&b'e') {
+        out.extend_from_slice(shortest);
+        return;
+    }
     let (digits, exponent) = decimal(shortest);
     let digits = digits.as_slice();
     if shortest[0] == b'-' {

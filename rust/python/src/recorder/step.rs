@@ -144,8 +144,12 @@ impl Step<'_, '_> {
         let before = snapshot.text;
         // SAFETY: the caller's promise.
         unsafe {
+            if snapshot.is_copy_of(value) {
+                return Ok(());
+            }
             if let Some(scalar) = Scalar::of(value) {
-                snapshot.known = write_scalar(scalar, self.style, self.trace.open_value());
+                let known = write_scalar(scalar, self.style, self.trace.open_value());
+                snapshot.remember(known, value, self.tapes);
             } else if self.style.walks(value) {
                 let old = (snapshot.known == Known::TAPE).then(|| self.trace.value_start(before));
                 let tape = snapshot
@@ -170,6 +174,7 @@ impl Step<'_, '_> {
                 snapshot.known = Known::Text;
                 let buffers = (variables, &mut *self.scratch);
                 render(self.py, value, self.style, buffers, self.trace.open_value())?;
+                snapshot.remember(Known::Text, value, self.tapes);
             }
         }
         if before != ABSENT && self.trace.value(before) == self.trace.open_text() {

@@ -4,9 +4,11 @@
 //! remembered by value, strings by where they stand in the text, and containers by a tape: their elements in the order in
 //! which they were rendered.
 
+use std::slice;
+
 use pyo3::ffi;
 
-use super::layout::compact_int;
+use super::layout::{compact_int, int_digits};
 use super::scalar::{Scalar, quote};
 
 /// What was rendered at one place of a text.
@@ -14,6 +16,8 @@ use super::scalar::{Scalar, quote};
 pub enum Known {
     /// Only its text tells whether a value is as it was.
     Text,
+    /// An immutable object of this kind, whose content was copied.
+    Copy(Content),
     Int(i64),
     /// By its bits.
     Float(u64),
@@ -116,6 +120,65 @@ fn shown(text: &[u8], begin: u32, length: u32) -> &[u8] {
     &text[begin as usize..(begin + length) as usize]
 }
 
+/// What the content of an immutable object is.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Content {
+    Digits {
+        negative: bool,
+    },
+    /// A string by the width of its characters.
+    String(u32),
+    Bytes,
+    Complex,
+}
+
+impl Content {
+    /// No more is copied: what is longer is rendered again, of which as much is bounded.
+    const MAX: usize = 1 << 14;
+    /// The text of longer ints depends on `sys.set_int_max_str_digits`, which is 640 at least: 71 digits of 30 bits.
+    const MAX_DIGITS: usize = 70;
+
+    /// The content of a value from which alone its text follows.
+    ///
+    /// # Safety
+    /// `value` is alive for `'a` and the GIL is held.
+    pub unsafe fn of<'a>(value: *mut ffi::PyObject) -> Option<(Content, &'a [u8])> {
+        // SAFETY: the caller's promise; the type is checked before a value is read as one of it, and the content is as
+        // long as the object says.
+        unsafe {
+            let kind = ffi::Py_TYPE(value);
+            let (content, data, length) = if kind == &raw mut ffi::PyUnicode_Type {
+                let width = ffi::PyUnicode_KIND(value);
+                let length = ffi::PyUnicode_GET_LENGTH(value) as usize * width as usize;
+                (
+                    Content::String(width),
+                    ffi::PyUnicode_DATA(value).cast::<u8>().cast_const(),
+                    length,
+                )
+            } else if kind == &raw mut ffi::PyLong_Type {
+                let (negative, digits) = int_digits(value);
+                if digits.len() > Content::MAX_DIGITS {
+                    return None;
+                }
+                (
+                    Content::Digits { negative },
+                    digits.as_ptr().cast(),
+                    size_of_val(digits),
+                )
+            } else if kind == &raw mut ffi::PyBytes_Type {
+                let data = ffi::PyBytes_AsString(value).cast::<u8>();
+                (Content::Bytes, data.cast_const(), ffi::PyBytes_Size(value) as usize)
+            } else if kind == &raw mut ffi::PyComplex_Type {
+                let number = &raw const (*value.cast::<ffi::PyComplexObject>()).cval;
+                (Content::Complex, number.cast(), size_of::<ffi::Py_complex>())
+            } else {
+                return None;
+            };
+            (length <= Content::MAX).then(|| (content, slice::from_raw_parts(data, length)))
+        }
+    }
+}
+
 /// One element of a tape.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
@@ -134,6 +197,8 @@ pub struct Tape {
     pub cut_inside: bool,
     /// Whether some character of the text takes more than a byte.
     pub wide: bool,
+    /// Instead of pieces, the content of a [`Known::Copy`].
+    pub copy: Vec<u8>,
 }
 
 /// Tapes that are free, for the next container. Boxed as the snapshots hold them, which stay small so.
