@@ -11,8 +11,6 @@ from typing import Any
 import oracle
 import pytest
 
-FIXED_LATER = pytest.mark.xfail(reason="known defect of the recorder")
-
 
 def in_a_child(program: str, timeout: float = 60) -> Any:
     """What the program prints, as JSON; a process that dies fails the test."""
@@ -179,7 +177,6 @@ def f():
 
 
 @pytest.mark.parametrize("how", ["R.__exit__(None, None, None)", "R._block = None"])
-@FIXED_LATER
 def test_repr_that_ends_the_recording(how: str) -> None:
     assert in_a_child(f"""
 import contextlib, gc, sys
@@ -203,7 +200,6 @@ print(len(traces) <= 1 and 1)
 """)
 
 
-@FIXED_LATER
 def test_repr_that_calls_the_hook() -> None:
     code = """
 import sys
@@ -228,7 +224,6 @@ def f():
     assert [f[1]["v"] for f in trace["frames"] if f[1] and "v" in f[1]] == ["[1, T, 2]", ".."]
 
 
-@FIXED_LATER
 def test_addresses_are_removed_in_linear_time() -> None:
     body = "class T:\n    def __repr__(self):\n        return ' at 0x1' * 2_000_000\n"
     assert recorded(body + "def f():\n    v = T()\n    return 1\n", timeout=10)["result"] == "1"
@@ -290,16 +285,9 @@ def f():
     return q()
 """,
 }
-WRONG_NAMESPACES = {"exec in a UserDict", "class body in a UserDict"}
-if sys.version_info >= (3, 12):
-    WRONG_NAMESPACES |= {"free variable named as a comprehension's"}
-if sys.version_info >= (3, 13):
-    WRONG_NAMESPACES |= {name for name in NAMESPACES if "with a comprehension" in name}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=FIXED_LATER if name in WRONG_NAMESPACES else ()) for name in NAMESPACES]
-)
+@pytest.mark.parametrize("name", NAMESPACES)
 def test_namespaces(name: str) -> None:
     if oracle.BROKEN_CLASS_COMPREHENSIONS and "with a comprehension" in name:
         pytest.skip("the oracle breaks it on this version")
@@ -309,25 +297,25 @@ def test_namespaces(name: str) -> None:
 STRANGE_CODE = {
     "file name that is no text": "exec(compile('a = 1\\n', '\\udcff.py', 'exec'), {})",
     "function name that is no text": "exec((lambda: 0).__code__.replace(co_name='\\ud800'))",
-    "variable name that is no text": "exec((lambda k=1: k).__code__.replace(co_varnames=('\\ud800',), co_argcount=0))",
-    "type name that is no text": "T.__name__ = '\\udc80'\n    v = T()",
-    "negative line": "exec((lambda: 0).__code__.replace(co_firstlineno=-5))",
+    "variable name that is no text": "exec((lambda: 0).__code__.replace(co_varnames=('\\ud800',), co_nlocals=1))",
+    "negative line": """
+    import ast
+    tree = ast.parse('def k():\\n    return 1\\nk()\\n')
+    for node in ast.walk(tree):
+        node.lineno = node.end_lineno = -5
+    exec(compile(tree, '<cwm>', 'exec'), {})""",
     "last line number": "exec((lambda: 0).__code__.replace(co_firstlineno=2**31 - 1))",
     "far line": "exec(compile('\\n' * 1_000_000 + 'a = 1\\n', '<cwm>', 'exec'), {})",
 }
-REFUSED_CODE = {name for name in STRANGE_CODE if "no text" in name} | {"negative line"}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=FIXED_LATER if name in REFUSED_CODE else ()) for name in STRANGE_CODE]
-)
+@pytest.mark.parametrize("name", STRANGE_CODE)
 def test_strange_code(name: str) -> None:
     code = "class T:\n    def __repr__(self):\n        raise ValueError\ndef f():\n    " + STRANGE_CODE[name]
     trace = recorded(code + "\n    w = 1\n    return w\n")
     assert (trace["result"], trace["exception"]) == ("1", None)
 
 
-@FIXED_LATER
 def test_record_source_in_a_recorded_source() -> None:
     code = """
 import threading
@@ -342,7 +330,6 @@ def f():
     assert trace["frames"][-2][2] == "    return 2\n"
 
 
-@FIXED_LATER
 def test_block_ended_by_another_thread() -> None:
     shown = in_a_child("""
         import json, sys, threading
@@ -367,7 +354,6 @@ def test_block_ended_by_another_thread() -> None:
     assert shown == [["RuntimeError"], 1, None]
 
 
-@FIXED_LATER
 def test_what_a_signal_handler_raises_during_a_repr_reaches_the_program() -> None:
     code = """
 import signal, time

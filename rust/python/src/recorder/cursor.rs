@@ -25,13 +25,28 @@ pub struct Cursor {
     next: isize,
     /// What was given last, a dict's key (null elsewhere) and a value.
     current: (Object, Object),
-    /// The elements, of a dict keys and values in turn, once they are held.
-    held: Option<Vec<Py<PyAny>>>,
-    /// The container and the element given last when the elements were first held.
-    kept: Vec<Py<PyAny>>,
-    /// The names of attributes, the last one first.
+    /// What is held; boxed, since containers of built-in values never need it, and cursors are moved.
+    held: Option<Box<Held>>,
+}
+
+#[derive(Default)]
+struct Held {
+    /// The elements from `next` on, of a dict keys and values in turn; `None` where the container's own are read.
+    elements: Option<Vec<Py<PyAny>>>,
+    /// The names of attributes.
     names: Vec<Vec<u8>>,
-    name: Vec<u8>,
+    /// The container, and the element that was given last when it was held.
+    kept: Vec<Py<PyAny>>,
+}
+
+impl Held {
+    fn of(elements: Vec<Py<PyAny>>, names: Vec<Vec<u8>>) -> Option<Box<Held>> {
+        Some(Box::new(Held {
+            elements: Some(elements),
+            names,
+            kept: Vec::new(),
+        }))
+    }
 }
 
 impl Cursor {
@@ -82,20 +97,15 @@ impl Cursor {
             next: 0,
             current: (null_mut(), null_mut()),
             held: None,
-            kept: Vec::new(),
-            names: Vec::new(),
-            name: Vec::new(),
         };
         // SAFETY: the caller's promise.
         unsafe {
             match kind {
-                Kind::Set | Kind::Frozenset => cursor.held = Some(set_elements(py, container, reach)?),
-                Kind::EmptySet | Kind::EmptyFrozenset => cursor.held = Some(Vec::new()),
+                Kind::Set | Kind::Frozenset => cursor.held = Held::of(set_elements(py, container, reach)?, Vec::new()),
+                Kind::EmptySet | Kind::EmptyFrozenset => cursor.held = Held::of(Vec::new(), Vec::new()),
                 Kind::Attributes => {
                     let (names, values) = attributes::of(py, container, reach)?;
-                    cursor.names = names;
-                    cursor.names.reverse();
-                    cursor.held = Some(values);
+                    cursor.held = Held::of(values, names);
                 }
                 Kind::List | Kind::Tuple | Kind::Dict => {}
             }
@@ -152,11 +162,12 @@ impl Cursor {
     pub unsafe fn next(&mut self) -> Option<(Object, Object)> {
         // SAFETY: the caller's promise; indices are checked against the length at this moment.
         self.current = unsafe {
-            match (&self.held, self.kind) {
+            match (self.elements(), self.kind) {
                 (Some(held), Kind::Dict) => {
-                    let key = held.get(self.next as usize)?.as_ptr();
+                    let at = self.next as usize;
+                    let (key, value) = (held.get(at)?.as_ptr(), held.get(at + 1)?.as_ptr());
                     self.next += 2;
-                    (key, held[self.next as usize - 1].as_ptr())
+                    (key, value)
                 }
                 (Some(held), _) => {
                     let value = held.get(self.next as usize)?.as_ptr();
@@ -177,15 +188,18 @@ impl Cursor {
                 }
             }
         };
-        if self.kind == Kind::Attributes {
-            self.name = self.names.pop().unwrap_or_default();
-        }
         Some(self.current)
     }
 
     /// The name of the attribute that was given last.
     pub fn name(&self) -> Option<&[u8]> {
-        (self.kind == Kind::Attributes).then_some(&self.name)
+        let held = self.held.as_ref().filter(|_| self.kind == Kind::Attributes)?;
+        held.names.get(self.next as usize - 1).map(Vec::as_slice)
+    }
+
+    #[inline]
+    fn elements(&self) -> Option<&[Py<PyAny>]> {
+        self.held.as_ref()?.elements.as_deref()
     }
 
     /// The elements of a list or tuple.
@@ -218,7 +232,7 @@ impl Cursor {
     /// As for [`Cursor::next`].
     #[inline]
     pub unsafe fn skip_unchanged(&mut self, tape: &Tape, at: &mut usize, text: &[u8]) -> bool {
-        if !matches!(self.kind, Kind::List | Kind::Tuple) || self.held.is_some() {
+        if !matches!(self.kind, Kind::List | Kind::Tuple) || self.elements().is_some() {
             return false;
         }
         let begin = self.next as usize;
@@ -239,35 +253,36 @@ impl Cursor {
     /// # Safety
     /// As for [`Cursor::next`].
     pub unsafe fn hold(&mut self, py: Python<'_>, reach: usize) {
-        if !self.kept.is_empty() {
+        if self.held.as_ref().is_some_and(|held| !held.kept.is_empty()) {
             return;
         }
         // SAFETY: the caller's promise.
         unsafe {
             let keep = |object: Object| Bound::from_borrowed_ptr(py, object).unbind();
+            let mut held = self.held.take().unwrap_or_default();
             let current = [self.container, self.current.0, self.current.1];
-            self.kept = current
+            held.kept = current
                 .into_iter()
                 .filter(|object| !object.is_null())
                 .map(keep)
                 .collect();
-            if self.held.is_some() || self.kind == Kind::Tuple {
-                return;
-            }
-            let mut rest = Vec::new();
-            if self.kind == Kind::Dict {
-                let (mut key, mut value) = (null_mut(), null_mut());
-                while rest.len() < 2 * reach
-                    && ffi::PyDict_Next(self.container, &mut self.next, &mut key, &mut value) != 0
-                {
-                    rest.extend([keep(key), keep(value)]);
+            if held.elements.is_none() && self.kind != Kind::Tuple {
+                let mut rest = Vec::new();
+                if self.kind == Kind::Dict {
+                    let (mut key, mut value) = (null_mut(), null_mut());
+                    while rest.len() < 2 * reach
+                        && ffi::PyDict_Next(self.container, &mut self.next, &mut key, &mut value) != 0
+                    {
+                        rest.extend([keep(key), keep(value)]);
+                    }
+                } else {
+                    let items = self.items().get(self.next as usize..).unwrap_or_default();
+                    rest.extend(items.iter().take(reach).map(|&item| keep(item)));
                 }
-            } else {
-                let items = self.items().get(self.next as usize..).unwrap_or_default();
-                rest.extend(items.iter().take(reach).map(|&item| keep(item)));
+                self.next = 0;
+                held.elements = Some(rest);
             }
-            self.next = 0;
-            self.held = Some(rest);
+            self.held = Some(held);
         }
     }
 }

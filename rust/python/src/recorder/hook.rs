@@ -136,7 +136,7 @@ impl Session {
             };
             if self.log.is_full() {
                 // The code around a block goes on: it is to end the recording.
-                return match self.log.enclosing.contains(&inner) {
+                return match event != Event::Call && self.log.is_enclosing(inner) {
                     true => Ok(()),
                     false => Err(self.log.limit_error()),
                 };

@@ -339,6 +339,11 @@ impl Log {
         }
     }
 
+    /// Whether `frame`, of an event that is no CALL, ran before the recording began.
+    pub fn is_enclosing(&self, frame: InterpreterFrame) -> bool {
+        self.enclosing.contains(&frame) && !self.stack.iter().any(|activation| activation.frame == frame)
+    }
+
     fn end_activation(&mut self, index: usize) {
         let mut ended = self.stack.remove(index);
         ended.clear(&mut self.tapes);

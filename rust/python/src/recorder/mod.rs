@@ -16,6 +16,7 @@ mod step;
 mod tape;
 mod watchdog;
 
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyValueError};
@@ -33,10 +34,21 @@ use log::{Levels, Limits, Log, Recorded};
 use render::{Scratch, Style, render};
 use watchdog::Watchdog;
 
+/// A session, where the hook finds it.
+struct OwnedSession(Box<Session>);
+
+// SAFETY: every method of `Recording` that touches its session checks first that it is called by the thread that made it;
+// a recording dropped by another thread leaks a session that is in use.
+unsafe impl Send for OwnedSession {}
+// SAFETY: as above.
+unsafe impl Sync for OwnedSession {}
+
 /// One recording: made, run or started and stopped once, then finished.
-#[pyclass(unsendable, module = "cwm_core._native")]
+#[pyclass(module = "cwm_core._native")]
 pub struct Recording {
-    session: Option<Box<Session>>,
+    session: Option<OwnedSession>,
+    /// The thread that made it, and alone may use it.
+    thread: ThreadId,
     /// `max_seconds`.
     time: Option<Duration>,
     /// The trace function that was set before, while this recording runs.
@@ -89,7 +101,8 @@ impl Recording {
         };
         let session = Session::new(scope, Log::new(limits, levels, style, split));
         Ok(Recording {
-            session: Some(Box::new(session)),
+            session: Some(OwnedSession(Box::new(session))),
+            thread: thread::current().id(),
             time,
             previous: None,
             hook: None,
@@ -100,10 +113,10 @@ impl Recording {
 
     /// Installs the hook on this thread.
     fn start(&mut self, py: Python<'_>) -> PyResult<()> {
-        let session = self
-            .session
-            .as_deref_mut()
-            .ok_or_else(|| PyRuntimeError::new_err("the recording is finished"))?;
+        self.check_use()?;
+        let Some(OwnedSession(session)) = &mut self.session else {
+            return Err(PyRuntimeError::new_err("the recording is finished"));
+        };
         if is_recording() {
             return Err(PyRuntimeError::new_err("a recording is already running on this thread"));
         }
@@ -114,14 +127,14 @@ impl Recording {
         let watchdog = self.time.map(|time| Watchdog::start(py, time, limit)).transpose()?;
         session.log.watchdog = watchdog;
         // SAFETY: the session is boxed, and let go of before it is taken out or dropped.
-        self.hook = Some(unsafe { Hook::install(py, session)? });
+        self.hook = Some(unsafe { Hook::install(py, &raw mut **session)? });
         self.previous = Some(previous.unbind());
         Ok(())
     }
 
     /// Removes the hook and sets the trace function that was set before.
     fn stop(&mut self, py: Python<'_>) -> PyResult<()> {
-        self.check_idle()?;
+        self.check_use()?;
         let (Some(previous), Some(own)) = (self.previous.take(), self.hook.take()) else {
             return Err(PyRuntimeError::new_err("the recording is not running"));
         };
@@ -130,7 +143,7 @@ impl Recording {
         let replaced = !sys.call_method0("gettrace")?.is(&own);
         // SAFETY: null takes the trace function away.
         unsafe { ffi::PyEval_SetTrace(None, std::ptr::null_mut()) };
-        if let Some(session) = &mut self.session {
+        if let Some(OwnedSession(session)) = &mut self.session {
             session.log.end_watch(py);
             if replaced {
                 session.log.truncated.get_or_insert("settrace");
@@ -158,7 +171,7 @@ impl Recording {
         let truncated = self
             .session
             .as_ref()
-            .is_some_and(|session| session.log.truncated.is_some());
+            .is_some_and(|OwnedSession(session)| session.log.truncated.is_some());
         let (value, raised) = match &result {
             Ok(value) => (value.clone(), false),
             Err(error) => (error.value(py).clone().into_any(), true),
@@ -191,14 +204,13 @@ impl Recording {
         context: &Bound<'_, PyAny>,
         output: Option<String>,
     ) -> PyResult<Vec<Trace>> {
-        self.check_idle()?;
+        self.check_use()?;
         if self.previous.is_some() {
             return Err(PyRuntimeError::new_err("the recording still runs"));
         }
-        let session = self
-            .session
-            .take()
-            .ok_or_else(|| PyRuntimeError::new_err("the recording is finished"))?;
+        let Some(OwnedSession(session)) = self.session.take() else {
+            return Err(PyRuntimeError::new_err("the recording is finished"));
+        };
         let Session { mut log, files, .. } = *session;
         log.current.trace.output = output;
         let mut texts = Vec::new();
@@ -217,32 +229,36 @@ impl Recording {
 }
 
 impl Recording {
-    /// A `__repr__` that the recorder runs cannot end the recording that it is part of.
-    fn check_idle(&self) -> PyResult<()> {
-        match self.is_busy() {
-            true => Err(PyRuntimeError::new_err("the recording is recording an event")),
-            false => Ok(()),
+    /// Only its own thread uses a recording, and no `__repr__` that the recorder runs ends the one it is part of.
+    fn check_use(&self) -> PyResult<()> {
+        if thread::current().id() != self.thread {
+            return Err(PyRuntimeError::new_err(
+                "a recording belongs to the thread that made it",
+            ));
         }
-    }
-
-    fn is_busy(&self) -> bool {
-        self.session.as_ref().is_some_and(|session| session.busy)
+        match &self.session {
+            Some(OwnedSession(session)) if session.busy => {
+                Err(PyRuntimeError::new_err("the recording is recording an event"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        if self.previous.is_some() {
-            // The session goes away: the hook must not find it. It stays installed but does nothing.
-            if let Some(hook) = self.hook.take() {
-                hook.get().let_go();
-            }
-            if let Some(mut session) = self.session.take() {
-                Python::try_attach(|py| session.log.end_watch(py));
-                if session.busy {
-                    // The event that is being recorded still uses it.
-                    std::mem::forget(session);
-                }
+        if self.previous.is_none() {
+            return;
+        }
+        // The session goes away: the hook must not find it. It stays installed but does nothing.
+        if let Some(hook) = self.hook.take() {
+            hook.get().let_go();
+        }
+        if let Some(OwnedSession(mut session)) = self.session.take() {
+            Python::try_attach(|py| session.log.end_watch(py));
+            // An event that is being recorded still uses it; so does another thread, at any time.
+            if session.busy || thread::current().id() != self.thread {
+                std::mem::forget(session);
             }
         }
     }

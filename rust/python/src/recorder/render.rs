@@ -216,12 +216,24 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
     fn begin(&mut self, lead: &[u8], known: Known) -> Result<(), Stop> {
         let offset = (self.out.len() - self.start) as u32;
         self.tape.end = offset;
-        self.push(lead)?;
+        match *lead {
+            [] => {}
+            // The separators between elements, without a call for two bytes.
+            [first, second] => {
+                self.out.extend_from_slice(&[first, second]);
+                self.count(2)?;
+            }
+            _ => self.push(lead)?,
+        }
         self.tape.entries.push(Entry { known, offset });
         Ok(())
     }
 
     fn push(&mut self, text: &[u8]) -> Result<(), Stop> {
+        if let [byte] = *text {
+            self.out.push(byte);
+            return self.count(1);
+        }
         self.out.extend_from_slice(text);
         let chars = code_points(text);
         self.tape.wide |= chars < text.len();

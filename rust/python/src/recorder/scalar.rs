@@ -91,13 +91,28 @@ unsafe fn int(value: *mut ffi::PyObject) -> Option<i64> {
 
 #[inline]
 pub fn write_int(number: i64, out: &mut Vec<u8>) {
-    // Most counters are small.
-    if let Ok(small) = u8::try_from(number)
-        && small < 10
-    {
-        out.push(b'0' + small);
-    } else {
-        out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+    let mut rest = number.unsigned_abs();
+    if number < 0 {
+        out.push(b'-');
+    }
+    if rest < 10 {
+        out.push(b'0' + rest as u8);
+        return;
+    }
+    let digits = rest.ilog10() as usize + 1;
+    out.reserve(digits);
+    let (begin, end) = (out.len(), out.len() + digits);
+    // SAFETY: there is room for the digits, all of which are written, from the last to the first. A call that copies the
+    // digits from a buffer would cost more than making them.
+    unsafe {
+        let mut place = out.as_mut_ptr().add(end);
+        while rest > 0 {
+            place = place.sub(1);
+            place.write(b'0' + (rest % 10) as u8);
+            rest /= 10;
+        }
+        debug_assert_eq!(place, out.as_mut_ptr().add(begin));
+        out.set_len(end);
     }
 }
 
