@@ -88,7 +88,6 @@ DISTURBED_BY_THE_ORACLE = {
     "test_yield_from.TestPEP380Operation.test_broken_getattr_handling": KEPT,
     "test_yield_from.TestPEP380Operation.test_catching_exception_from_subgen_and_returning": KEPT,
 }
-KNOWN_DEFECTS = {"test_listcomps.ListComprehensionTest.test_class_scope_free_var_with_class_cell"}
 
 
 def run_suite(module: str, mode: str, folder: Path) -> dict[str, str]:
@@ -129,5 +128,5 @@ def test_frames_of_tests_equal_the_oracle(module: str, tmp_path: Path) -> None:
     differ = {name.removeprefix("test."): verdict for name, verdict in verdicts.items() if verdict.startswith("differ")}
     # From 3.13 on, a tracer reads the variables where they lie.
     on_this = (TRACES, DEEP) if sys.version_info >= (3, 13) else (TRACES, DEEP, KEPT, ORDER, BUILTINS)
-    excused = KNOWN_DEFECTS | {name for name, reason in DISTURBED_BY_THE_ORACLE.items() if reason in on_this}
+    excused = {name for name, reason in DISTURBED_BY_THE_ORACLE.items() if reason in on_this}
     assert {name: differ[name] for name in differ if name not in excused} == {}

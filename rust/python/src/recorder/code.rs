@@ -152,7 +152,7 @@ impl Code {
     #[inline]
     pub unsafe fn in_comprehension(&self, frame: InterpreterFrame) -> bool {
         // SAFETY: the caller's promise.
-        cfg!(Py_3_13) && (0..self.hidden).any(|slot| unsafe { !self.value(frame, slot).is_null() })
+        cfg!(Py_3_13) && (0..self.hidden).any(|slot| unsafe { !self.own_value(frame, slot).is_null() })
     }
 
     /// The value of a variable: what its slot holds, or what the cell in it holds. Borrowed; null when unbound.
@@ -171,25 +171,32 @@ impl Code {
     }
 
     unsafe fn special_value(&self, frame: InterpreterFrame, slot: usize) -> *mut ffi::PyObject {
-        // SAFETY: the caller's promise; a cell is checked to be one before it is read as one.
+        // SAFETY: the caller's promise.
         unsafe {
-            let Slot { in_cell, twin, .. } = &self.slots[slot];
-            let mut value = frame.slot(slot);
-            if *in_cell && !value.is_null() && ffi::PyCell_Check(value) != 0 {
-                value = (*value.cast::<ffi::PyCellObject>()).ob_ref;
-            }
-            match *twin {
-                Twin::No => value,
+            match self.slots[slot].twin {
+                Twin::No => self.own_value(frame, slot),
                 Twin::Hidden => std::ptr::null_mut(),
-                Twin::Or(_) if !value.is_null() => value,
                 Twin::Or(other) => {
-                    let cell = frame.slot(other);
-                    match !cell.is_null() && ffi::PyCell_Check(cell) != 0 {
-                        true => (*cell.cast::<ffi::PyCellObject>()).ob_ref,
-                        false => cell,
+                    let value = self.own_value(frame, slot);
+                    if value.is_null() {
+                        self.own_value(frame, other)
+                    } else {
+                        value
                     }
                 }
             }
+        }
+    }
+
+    /// What a slot holds, or what the cell in it holds, whatever is shown of it.
+    unsafe fn own_value(&self, frame: InterpreterFrame, slot: usize) -> *mut ffi::PyObject {
+        // SAFETY: the caller's promise; a cell is checked to be one before it is read as one.
+        unsafe {
+            let value = frame.slot(slot);
+            if self.slots[slot].in_cell && !value.is_null() && ffi::PyCell_Check(value) != 0 {
+                return (*value.cast::<ffi::PyCellObject>()).ob_ref;
+            }
+            value
         }
     }
 
@@ -214,6 +221,17 @@ impl Code {
         changed
     }
 
+    /// The id in the trace of a slot's name.
+    pub fn name_id(&self, slot: u32) -> u32 {
+        self.names[slot as usize]
+    }
+
+    /// The slot that is shown as the variable of this name.
+    pub fn slot_of(&self, name: u32) -> Option<usize> {
+        let shown = |slot: &usize| self.names[*slot] == name && !matches!(self.slots[*slot].twin, Twin::Hidden);
+        (0..self.slots.len()).find(shown)
+    }
+
     /// The shape that follows shape `from` where the slots in `bound` are: variables keep their order, unbound ones go,
     /// new ones come last, in the order of their slots.
     pub fn shape_after(&mut self, from: u32, bound: &[u64], trace: &mut Trace) -> u32 {
@@ -230,7 +248,8 @@ impl Code {
         shape
     }
 
-    fn add_shape(&mut self, trace: &mut Trace, order: Vec<u32>) -> u32 {
+    /// The shape of this order of slots.
+    pub fn add_shape(&mut self, trace: &mut Trace, order: Vec<u32>) -> u32 {
         let names: Vec<u32> = order.iter().map(|&slot| self.names[slot as usize]).collect();
         let id = trace.intern_shape(&names);
         let shapes = &mut self.shapes;

@@ -179,8 +179,7 @@ impl Log {
         let taken = unsafe {
             let in_slots = code.optimized || code.in_comprehension(frame);
             if activation.in_slots != in_slots {
-                activation.clear(step.tapes);
-                activation.in_slots = in_slots;
+                step.change_place(activation, code);
             }
             if in_slots {
                 step.slots(activation, frame, code)
@@ -316,6 +315,7 @@ impl Log {
     fn begin_activation(&mut self, frame: InterpreterFrame) -> usize {
         let mut activation = self.spare.pop().unwrap_or_else(|| Activation::new(frame));
         activation.frame = frame;
+        activation.in_slots = true;
         self.stack.push(activation);
         self.stack.len() - 1
     }

@@ -65,6 +65,35 @@ impl Step<'_, '_> {
         }
     }
 
+    /// Makes the activation of a body read its variables from slots instead of its namespace, or back: an inlined
+    /// comprehension begins or ends. What was shown stays, by name.
+    #[cold]
+    pub fn change_place(&mut self, activation: &mut Activation, code: &mut Code) {
+        let mut snapshots = std::mem::take(&mut activation.snapshots);
+        activation.in_slots = !activation.in_slots;
+        if !activation.in_slots {
+            let order = &code.shapes[activation.shape as usize].order;
+            activation.names = order.iter().map(|&slot| code.name_id(slot)).collect();
+            let shown = order
+                .iter()
+                .map(|&slot| std::mem::replace(&mut snapshots[slot as usize], Snapshot::NEW));
+            activation.snapshots = shown.collect();
+            return;
+        }
+        activation.snapshots.resize_with(code.slots.len(), || Snapshot::NEW);
+        activation.bound.clear();
+        activation.bound.resize(code.slots.len().div_ceil(64), 0);
+        let mut order = Vec::new();
+        for (name, snapshot) in activation.names.drain(..).zip(snapshots) {
+            if let Some(slot) = code.slot_of(name) {
+                activation.bound[slot / 64] |= 1 << (slot % 64);
+                activation.snapshots[slot] = snapshot;
+                order.push(slot as u32);
+            }
+        }
+        activation.shape = code.add_shape(self.trace, order);
+    }
+
     /// Writes the variables of a module or class body and gives the shape of the frame.
     ///
     /// # Safety
