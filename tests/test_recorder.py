@@ -624,3 +624,11 @@ def test_modules_classes_and_functions_are_written_as_repr_writes_them() -> None
 def each(values: list[object]) -> None:
     for value in values:  # noqa: B007
         pass
+
+
+def test_a_recorded_file_is_the_main_module(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nassert sys.modules['__main__'].__dict__ is globals() and __name__ == '__main__'\n")
+    before = sys.modules["__main__"]
+    assert cwm.Recorder().record_file(script).exception is None
+    assert sys.modules["__main__"] is before

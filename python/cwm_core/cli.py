@@ -122,6 +122,9 @@ def _add_record(verbs: Any) -> None:
     parser.add_argument(
         "--max-value-chars", type=_positive, default=1000, metavar="N", help="cut longer values (default: 1000)"
     )
+    parser.add_argument(
+        "--object-state", action="store_true", help="show plain instances with their attributes: Point(x=1, y=2)"
+    )
     parser.add_argument("--calls-only", action="store_true", help="write CALL and RETURN frames only")
     parser.add_argument("--max-depth", type=_positive, metavar="N", help="leave out calls nested deeper than N")
     parser.add_argument(
@@ -142,6 +145,10 @@ def _record(args: argparse.Namespace) -> int:
         max_frames=args.max_frames,
         max_seconds=args.max_seconds,
         max_value_chars=args.max_value_chars,
+        object_state=args.object_state,
+        # A loop is told from all its frames.
+        calls_only=args.calls_only and args.loop_budget is None,
+        max_depth=args.max_depth if args.loop_budget is None else None,
     )
     output = args.output or Path(args.file).with_suffix(".cwmtrace").name
     target = _new_file(output)

@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import CodeType, TracebackType
+from types import CodeType, ModuleType, TracebackType
 from typing import Any
 
 from cwm_core._native import ParsedTrace, Recording, RecordingLimit, Trace
@@ -129,13 +129,14 @@ class Recorder:
         """
         name = os.path.abspath(path)
         compiled = compile(Path(name).read_bytes(), name, "exec", dont_inherit=True)
-        module: dict[str, Any] = {"__name__": "__main__", "__file__": name, "__builtins__": __builtins__}
-        old_argv, old_path = sys.argv, sys.path
-        sys.argv, sys.path = [name, *argv], [os.path.dirname(name), *old_path]
+        module = ModuleType("__main__")
+        vars(module).update(__file__=name, __builtins__=__builtins__)
+        old_argv, old_path, old_main = sys.argv, sys.path, sys.modules["__main__"]
+        sys.argv, sys.path, sys.modules["__main__"] = [name, *argv], [os.path.dirname(name), *old_path], module
         try:
-            return self._run(self._recording(lambda: compiled), exec, (compiled, module), {})
+            return self._run(self._recording(lambda: compiled), exec, (compiled, vars(module)), {})
         finally:
-            sys.argv, sys.path = old_argv, old_path
+            sys.argv, sys.path, sys.modules["__main__"] = old_argv, old_path, old_main
 
     def __enter__(self) -> list[Trace]:
         """Begins to record the activations that begin on this thread inside the block.
