@@ -61,6 +61,8 @@ def test_record(benchmark, workload: Callable[[], object], recorder: str) -> Non
         benchmark.extra_info |= {"bytes_a_frame": trace.nbytes / len(trace), "stored_a_frame": stored / len(trace)}
     if recorder == "hunter":
         pytest.importorskip("hunter")
+        if workload is workloads.list_append:
+            pytest.skip("it renders the whole list at each step: a minute a call")
     if recorder == "codetracer":
         pytest.importorskip("codetracer_python_recorder")
     if recorder in SLOW:

@@ -99,10 +99,56 @@ impl Activation {
         for snapshot in &mut self.snapshots {
             snapshot.clear(tapes);
         }
-        self.snapshots.clear();
         self.bound.clear();
         self.names.clear();
         self.shape = 0;
         self.exception = None;
+    }
+}
+
+/// The activations that run, outermost first. Those that ended stay behind them: their allocations serve the next ones.
+#[derive(Default)]
+pub struct Stack {
+    activations: Vec<Activation>,
+    depth: usize,
+}
+
+impl Stack {
+    #[inline]
+    pub fn running(&self) -> &[Activation] {
+        &self.activations[..self.depth]
+    }
+
+    /// The running activation at `index`.
+    #[inline]
+    pub fn at(&mut self, index: usize) -> &mut Activation {
+        &mut self.activations[index]
+    }
+
+    /// The innermost activation of `frame`.
+    pub fn position(&self, frame: InterpreterFrame) -> Option<usize> {
+        self.running().iter().rposition(|activation| activation.frame == frame)
+    }
+
+    /// Begins one, and gives its index.
+    #[inline]
+    pub fn push(&mut self, frame: InterpreterFrame) -> usize {
+        match self.activations.get_mut(self.depth) {
+            Some(ended) => {
+                ended.frame = frame;
+                ended.in_slots = true;
+            }
+            None => self.activations.push(Activation::new(frame)),
+        }
+        self.depth += 1;
+        self.depth - 1
+    }
+
+    /// Ends the activation at `index`, mostly the innermost one.
+    #[inline]
+    pub fn end(&mut self, index: usize, tapes: &mut FreeTapes) {
+        self.activations[index].clear(tapes);
+        self.activations[index..self.depth].rotate_left(1);
+        self.depth -= 1;
     }
 }

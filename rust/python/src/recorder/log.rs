@@ -6,7 +6,7 @@ use rustc_hash::FxHashMap;
 
 use cwm_trace::{Event, Line, Trace};
 
-use super::activation::Activation;
+use super::activation::Stack;
 use super::code::Code;
 use super::hook::RecordingLimit;
 use super::layout::InterpreterFrame;
@@ -75,11 +75,9 @@ pub struct Log {
     pub current: Recorded,
     generation: u64,
     line_ids: FxHashMap<(u32, u32), u32>,
-    stack: Vec<Activation>,
+    stack: Stack,
     /// Frames that already ran when the recording began: a native hook sees their events, a Python tracer would not.
     pub enclosing: Vec<InterpreterFrame>,
-    /// Activations that ended: their allocations serve the next ones.
-    spare: Vec<Activation>,
     tapes: FreeTapes,
     keys: Keys,
     scratch: Scratch,
@@ -98,9 +96,8 @@ impl Log {
             current: Recorded::new(),
             generation: 1,
             line_ids: FxHashMap::default(),
-            stack: Vec::new(),
+            stack: Stack::default(),
             enclosing: Vec::new(),
-            spare: Vec::new(),
             tapes: Vec::new(),
             keys: Keys::default(),
             scratch: Scratch::default(),
@@ -148,7 +145,7 @@ impl Log {
         code: &mut Code,
         number: u32,
     ) -> PyResult<()> {
-        if event == Event::Call && self.split && self.stack.is_empty() && !self.current.trace.is_empty() {
+        if event == Event::Call && self.split && self.stack.running().is_empty() && !self.current.trace.is_empty() {
             self.next_trace();
         }
         let index = match event {
@@ -163,11 +160,11 @@ impl Log {
             return Ok(());
         }
         if event == Event::Line && self.levels.calls_only {
-            self.stack[index].exception = None;
+            self.stack.at(index).exception = None;
             return Ok(());
         }
         let Log { stack, tapes, .. } = self;
-        let activation = &mut stack[index];
+        let activation = stack.at(index);
         let mut step = Step {
             py,
             trace: &mut self.current.trace,
@@ -195,7 +192,7 @@ impl Log {
             Err(error) => {
                 // The program sees what its `__repr__` raised; what the activation showed is unknown now.
                 self.current.trace.drop_open_frame();
-                self.stack[index].clear(&mut self.tapes);
+                self.stack.at(index).clear(&mut self.tapes);
                 Err(error)
             }
         }
@@ -218,7 +215,7 @@ impl Log {
             return Ok(());
         };
         let line = self.line(py, event, code, number);
-        let exception = self.stack[index].exception.take();
+        let exception = self.stack.at(index).exception.take();
         if event == Event::Return {
             self.end_activation(index);
         }
@@ -248,7 +245,7 @@ impl Log {
         }
         if event == Event::Exception && self.levels.calls_only {
             // Shown only if it unwinds the activation.
-            self.stack[index].exception = Some((line, self.current.trace.open_text().to_vec()));
+            self.stack.at(index).exception = Some((line, self.current.trace.open_text().to_vec()));
             self.current.trace.drop_value();
             return Ok(());
         }
@@ -313,26 +310,22 @@ impl Log {
     }
 
     fn begin_activation(&mut self, frame: InterpreterFrame) -> usize {
-        let mut activation = self.spare.pop().unwrap_or_else(|| Activation::new(frame));
-        activation.frame = frame;
-        activation.in_slots = true;
-        self.stack.push(activation);
-        self.stack.len() - 1
+        self.stack.push(frame)
     }
 
     /// The activation of `frame`. One that had no CALL event (a generator that an exception was thrown into, on 3.11)
     /// begins here; one that began before the recording is none.
     #[inline]
     fn find_activation(&mut self, frame: InterpreterFrame) -> Option<usize> {
-        match self.stack.last() {
-            Some(top) if top.frame == frame => Some(self.stack.len() - 1),
+        match self.stack.running().last() {
+            Some(top) if top.frame == frame => Some(self.stack.running().len() - 1),
             _ => self.find_below(frame),
         }
     }
 
     #[cold]
     fn find_below(&mut self, frame: InterpreterFrame) -> Option<usize> {
-        match self.stack.iter().rposition(|activation| activation.frame == frame) {
+        match self.stack.position(frame) {
             Some(index) => Some(index),
             None if self.enclosing.contains(&frame) => None,
             None => Some(self.begin_activation(frame)),
@@ -341,12 +334,10 @@ impl Log {
 
     /// Whether `frame`, of an event that is no CALL, ran before the recording began.
     pub fn is_enclosing(&self, frame: InterpreterFrame) -> bool {
-        self.enclosing.contains(&frame) && !self.stack.iter().any(|activation| activation.frame == frame)
+        self.enclosing.contains(&frame) && self.stack.position(frame).is_none()
     }
 
     fn end_activation(&mut self, index: usize) {
-        let mut ended = self.stack.remove(index);
-        ended.clear(&mut self.tapes);
-        self.spare.push(ended);
+        self.stack.end(index, &mut self.tapes);
     }
 }
