@@ -45,16 +45,36 @@ pub unsafe fn write(py: Python<'_>, value: *mut ffi::PyObject, room: usize, out:
             push_unicode(owned(py, ffi::PyObject_Repr(string.as_ptr()))?.as_ptr(), out);
             return Ok(());
         }
-        if !write_native(py, value, out) {
-            let text = ffi::PyObject_Repr(value);
-            if text.is_null() {
-                return write_broken(py, value, out);
-            }
-            push_unicode(Bound::from_owned_ptr(py, text).as_ptr(), out);
+        if write_native(py, value, out) {
+            return Ok(());
         }
+        let text = ffi::PyObject_Repr(value);
+        if text.is_null() {
+            return write_broken(py, value, out);
+        }
+        push_unicode(Bound::from_owned_ptr(py, text).as_ptr(), out);
     }
     remove_addresses(out, first);
     Ok(())
+}
+
+/// As [`write`], if no Python code need run for it; else `false`, and nothing is written.
+///
+/// # Safety
+/// `value` is alive and the GIL is held.
+pub unsafe fn write_at_once(
+    py: Python<'_>,
+    value: *mut ffi::PyObject,
+    room: usize,
+    out: &mut Vec<u8>,
+) -> PyResult<bool> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if runs_code(value) {
+            return Ok(write_native(py, value, out));
+        }
+        write(py, value, room, out).map(|()| true)
+    }
 }
 
 /// Writes what stands for a value whose `repr` raised.
@@ -74,11 +94,12 @@ unsafe fn write_broken(py: Python<'_>, value: *mut ffi::PyObject, out: &mut Vec<
     Ok(())
 }
 
-/// Writes functions, modules, classes, instances without a `__repr__` of their own, and exceptions with scalars as arguments;
-/// `false` for all others, and then nothing is written. Runs no Python code.
+/// Writes functions, modules, classes, instances without a `__repr__` of their own, and exceptions with scalars as
+/// arguments; `false` for all others, and then nothing is written. Runs no Python code.
 unsafe fn write_native(py: Python<'_>, value: *mut ffi::PyObject, out: &mut Vec<u8>) -> bool {
+    let first = out.len();
     // SAFETY: `value` is alive; types are checked before values are read as one of them.
-    unsafe {
+    let written = unsafe {
         let kind = ffi::Py_TYPE(value);
         if kind == &raw mut ffi::PyFunction_Type {
             out.extend_from_slice(b"<function ");
@@ -96,7 +117,12 @@ unsafe fn write_native(py: Python<'_>, value: *mut ffi::PyObject, out: &mut Vec<
         } else {
             false
         }
+    };
+    // A name can look like one.
+    if written {
+        remove_addresses(out, first);
     }
+    written
 }
 
 /// Writes a module as `importlib._bootstrap._module_repr` does, if its spec is an ordinary one; `None`, or `false`, and

@@ -92,6 +92,15 @@ pub unsafe fn render(
     (variables, scratch): (&mut Variables<'_>, &mut Scratch),
     out: &mut Vec<u8>,
 ) -> PyResult<()> {
+    let start = out.len();
+    // SAFETY: the caller's promise.
+    let at_once = unsafe { !style.walks(value) && leaf::write_at_once(py, value, style.max_chars + 1, out)? };
+    if at_once {
+        if code_points(&out[start..]) > style.max_chars {
+            cut(out, start, style.max_chars);
+        }
+        return Ok(());
+    }
     let mut tape = std::mem::take(&mut scratch.tape);
     // SAFETY: the caller's promise.
     let rendered = unsafe { Walk::new(py, style, (variables, scratch), (&mut tape, None), out).run(value) };
@@ -171,7 +180,7 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
             Err(Stop::Raised(error)) => return Err(error),
             _ if self.old.is_some() => return Ok(false),
             Ok(()) => self.tape.end = (self.out.len() - self.start) as u32,
-            Err(Stop::Full) => self.cut(),
+            Err(Stop::Full) => cut(self.out, self.start, self.style.max_chars),
         }
         Ok(true)
     }
@@ -255,24 +264,6 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
         } else {
             Ok(())
         }
-    }
-
-    /// Cuts the text to the limit and marks the cut.
-    fn cut(&mut self) {
-        let text = &self.out[self.start..];
-        // Continuation bytes do not begin a code point.
-        let begins = |(_, byte): &(usize, &u8)| **byte & 0xc0 != 0x80;
-        let end = match self.tape.wide {
-            true => text
-                .iter()
-                .enumerate()
-                .filter(begins)
-                .nth(self.style.max_chars)
-                .map(|(i, _)| i),
-            false => Some(self.style.max_chars),
-        };
-        self.out.truncate(self.start + end.unwrap_or(text.len()));
-        self.out.extend_from_slice(b"...");
     }
 
     /// Characters that are left, and one more.
@@ -470,4 +461,18 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
 
 fn code_points(text: &[u8]) -> usize {
     text.iter().filter(|&&byte| byte & 0xc0 != 0x80).count()
+}
+
+/// Cuts a text that begins at `start` and is longer than `chars` to so many code points, and marks the cut.
+fn cut(out: &mut Vec<u8>, start: usize, chars: usize) {
+    // Continuation bytes do not begin a code point.
+    let begins = |(_, byte): &(usize, &u8)| **byte & 0xc0 != 0x80;
+    let end = out[start..]
+        .iter()
+        .enumerate()
+        .filter(begins)
+        .nth(chars)
+        .map(|(i, _)| start + i);
+    out.truncate(end.unwrap_or(out.len()));
+    out.extend_from_slice(b"...");
 }
