@@ -46,6 +46,20 @@ pub struct Scratch {
     tape: Tape,
 }
 
+impl Scratch {
+    fn take_text(&mut self) -> Vec<u8> {
+        let mut text = std::mem::take(&mut self.text);
+        text.clear();
+        text
+    }
+
+    fn give_text(&mut self, text: Vec<u8>) {
+        if text.capacity() <= MAX_SCRATCH {
+            self.text = text;
+        }
+    }
+}
+
 /// Why a walk ends early.
 enum Stop {
     /// The text is longer than the limit.
@@ -92,20 +106,42 @@ pub unsafe fn render(
     (variables, scratch): (&mut Variables<'_>, &mut Scratch),
     out: &mut Vec<u8>,
 ) -> PyResult<()> {
-    let start = out.len();
-    // SAFETY: the caller's promise.
-    let at_once = unsafe { !style.walks(value) && leaf::write_at_once(py, value, style.max_chars + 1, out)? };
-    if at_once {
-        if code_points(&out[start..]) > style.max_chars {
-            cut(out, start, style.max_chars);
-        }
-        return Ok(());
+    // SAFETY: the caller's promise, here and below.
+    if unsafe { !style.walks(value) } {
+        // SAFETY: as above.
+        return unsafe { render_leaf(py, value, style, (variables, scratch), out) };
     }
     let mut tape = std::mem::take(&mut scratch.tape);
     // SAFETY: the caller's promise.
     let rendered = unsafe { Walk::new(py, style, (variables, scratch), (&mut tape, None), out).run(value) };
     scratch.tape = tape;
     rendered.map(drop)
+}
+
+unsafe fn render_leaf(
+    py: Python<'_>,
+    value: *mut ffi::PyObject,
+    style: Style,
+    (variables, scratch): (&mut Variables<'_>, &mut Scratch),
+    out: &mut Vec<u8>,
+) -> PyResult<()> {
+    let start = out.len();
+    // SAFETY: the promise of `render`; what Python code could drop is held before it runs.
+    unsafe {
+        let room = style.max_chars + 1;
+        if !leaf::write_at_once(py, value, room, out)? {
+            variables.hold();
+            let held = Bound::from_borrowed_ptr(py, value);
+            let mut text = scratch.take_text();
+            leaf::write(py, held.as_ptr(), room, &mut text)?;
+            out.extend_from_slice(&text[..text.len().min(room.saturating_mul(4))]);
+            scratch.give_text(text);
+        }
+    }
+    if out.len() - start > style.max_chars && code_points(&out[start..]) > style.max_chars {
+        cut(out, start, style.max_chars);
+    }
+    Ok(())
 }
 
 /// Appends the text of a container unless it is that at `old` in `out`, along whose tape it walks. Says whether it was
@@ -322,11 +358,10 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
 
     /// A scalar in the place of one that only its text tells.
     fn scalar_by_text(&mut self, lead: &[u8], scalar: Scalar<'_>) -> Result<(), Stop> {
-        let mut text = std::mem::take(&mut self.scratch.text);
-        text.clear();
+        let mut text = self.scratch.take_text();
         scalar.write(self.style.max_chars + 1, &mut text);
         let result = self.leaf_text(lead, &text);
-        self.scratch.text = text;
+        self.scratch.give_text(text);
         result
     }
 
@@ -416,8 +451,7 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
     }
 
     unsafe fn leaf(&mut self, lead: &[u8], value: *mut ffi::PyObject) -> Result<(), Stop> {
-        let mut text = std::mem::take(&mut self.scratch.text);
-        text.clear();
+        let mut text = self.scratch.take_text();
         // SAFETY: `value` is alive; it is held while its `__repr__` runs.
         let written = unsafe {
             let held = leaf::runs_code(value).then(|| {
@@ -436,9 +470,7 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
             Ok(()) => self.leaf_text(lead, &text),
             Err(error) => Err(Stop::Raised(error)),
         };
-        if text.capacity() <= MAX_SCRATCH {
-            self.scratch.text = text;
-        }
+        self.scratch.give_text(text);
         result
     }
 
