@@ -104,4 +104,8 @@ def test_random_programs(code: str) -> None:
             # A Python tracer keeps values alive, on 3.11 and 3.12 in the dicts it asks for: a dropped generator ends
             # elsewhere.
             assume(not any(frame.arg == "GeneratorExit()" for frame in [*frames, *expected[0]]))
+            # Two objects can have one address, one after the other: then a string that holds it is unchanged, or not.
+            assume(
+                not any("0x" in text for frame in frames for text in [*(frame.locals or {}).values(), frame.arg or ""])
+            )
         assert frames == expected[0]
