@@ -429,3 +429,39 @@ def test_the_outside_world(name: str) -> None:
     body, result = WORLD[name]
     trace = recorded("import sys\ndef f():\n" + textwrap.indent(body, "    ") + "\n")
     assert (trace["result"], trace["exception"], trace["truncated"]) == (result, None, None)
+
+
+@pytest.mark.parametrize("options", ["", "object_state=True"])
+def test_finalizers_that_change_what_is_shown(options: str) -> None:
+    """With a collection at every allocation, cycles die, and clear the container shown, whenever that can happen."""
+    code = """
+import gc
+class Plain:
+    def __init__(self):
+        self.x = {1, 2}
+class Shown(Plain):
+    def __repr__(self):
+        return f'{self.x}'
+class Cycle:
+    def __init__(self, target):
+        self.me, self.target = self, target
+    def __del__(self):
+        self.target.clear()
+def f():
+    gc.set_threshold(1, 1, 1)
+    for i in range(60):
+        v = [[{j, 'a'}, (Plain(), [{2.5: {j}}]), Shown(), frozenset({j})] for j in range(5)]
+        d = {'k': v, 'd': {1: v}}
+        Cycle(v), Cycle(v[0]), Cycle(d)
+        w = [i, v, d]
+    gc.set_threshold(700, 10, 10)
+    return i
+"""
+    shown = in_a_child(f"""
+import json
+import cwm_core as cwm
+trace = cwm.Recorder({options}).record_source({code!r}, 'f()')
+assert cwm.Trace.from_bytes(trace.to_bytes()) == trace
+print(json.dumps([trace.result, len(trace) > 300]))
+""")
+    assert shown == ["59", True]

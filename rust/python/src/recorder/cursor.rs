@@ -17,6 +17,17 @@ use super::tape::{Entry, Kind, Tape};
 
 type Object = *mut ffi::PyObject;
 
+unsafe extern "C" {
+    /// Of CPython, for its own extension modules: what `PyDict_Next` is to a dict. An iterator would be an object whose
+    /// making can start a garbage collection on 3.11, and so run finalizers.
+    fn _PySet_NextEntry(
+        set: Object,
+        position: *mut ffi::Py_ssize_t,
+        element: *mut Object,
+        hash: *mut ffi::Py_hash_t,
+    ) -> std::ffi::c_int;
+}
+
 /// A position in a container.
 pub struct Cursor {
     container: Object,
@@ -100,14 +111,9 @@ impl Cursor {
         };
         // SAFETY: the caller's promise.
         unsafe {
-            match kind {
-                Kind::Set | Kind::Frozenset => cursor.held = Held::of(set_elements(py, container, reach)?, Vec::new()),
-                Kind::EmptySet | Kind::EmptyFrozenset => cursor.held = Held::of(Vec::new(), Vec::new()),
-                Kind::Attributes => {
-                    let (names, values) = attributes::of(py, container, reach)?;
-                    cursor.held = Held::of(values, names);
-                }
-                Kind::List | Kind::Tuple | Kind::Dict => {}
+            if kind == Kind::Attributes {
+                let (names, values) = attributes::of(py, container, reach)?;
+                cursor.held = Held::of(values, names);
             }
         }
         Ok(cursor)
@@ -181,11 +187,12 @@ impl Cursor {
                     }
                     (key, value)
                 }
-                (None, _) => {
+                (None, Kind::List | Kind::Tuple) => {
                     let value = *self.items().get(self.next as usize)?;
                     self.next += 1;
                     (null_mut(), value)
                 }
+                (None, _) => (null_mut(), self.next_of_set()?),
             }
         };
         Some(self.current)
@@ -200,6 +207,17 @@ impl Cursor {
     #[inline]
     fn elements(&self) -> Option<&[Py<PyAny>]> {
         self.held.as_ref()?.elements.as_deref()
+    }
+
+    /// The next element of a set.
+    ///
+    /// # Safety
+    /// As for [`Cursor::next`].
+    unsafe fn next_of_set(&mut self) -> Option<Object> {
+        let (mut element, mut hash) = (null_mut(), 0);
+        // SAFETY: the caller's promise; the position is one that this function gave, or 0.
+        let found = unsafe { _PySet_NextEntry(self.container, &mut self.next, &mut element, &mut hash) };
+        (found != 0).then_some(element)
     }
 
     /// The elements of a list or tuple.
@@ -275,6 +293,12 @@ impl Cursor {
                     {
                         rest.extend([keep(key), keep(value)]);
                     }
+                } else if self.kind != Kind::List {
+                    while rest.len() < reach
+                        && let Some(element) = self.next_of_set()
+                    {
+                        rest.push(keep(element));
+                    }
                 } else {
                     let items = self.items().get(self.next as usize..).unwrap_or_default();
                     rest.extend(items.iter().take(reach).map(|&item| keep(item)));
@@ -299,22 +323,6 @@ unsafe fn class_name(value: Object, after: &[u8]) -> Vec<u8> {
         out.extend_from_slice(after);
         out
     }
-}
-
-unsafe fn set_elements(py: Python<'_>, set: Object, reach: usize) -> PyResult<Vec<Py<PyAny>>> {
-    let mut elements = Vec::new();
-    // SAFETY: `set` is alive; its iterator runs no Python code and gives owned references.
-    unsafe {
-        let iterator = owned(py, ffi::PyObject_GetIter(set))?;
-        while elements.len() < reach {
-            let element = ffi::PyIter_Next(iterator.as_ptr());
-            if element.is_null() {
-                break;
-            }
-            elements.push(Bound::from_owned_ptr(py, element).unbind());
-        }
-    }
-    Ok(elements)
 }
 
 /// The variables that a step is still to show.

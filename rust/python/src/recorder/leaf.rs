@@ -10,6 +10,14 @@ use pyo3::types::{PyBool, PyString, PyType};
 use super::scalar::Scalar;
 use super::signals::raised_by_handler;
 
+/// The class of modules' specs.
+static SPEC: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+
+/// Looks up what is needed later, when no Python code may run.
+pub fn prepare(py: Python<'_>) -> PyResult<()> {
+    SPEC.import(py, "importlib.machinery", "ModuleSpec").map(drop)
+}
+
 /// Whether the `repr` of a value may run Python code.
 ///
 /// # Safety
@@ -18,9 +26,9 @@ pub unsafe fn runs_code(value: *mut ffi::PyObject) -> bool {
     // SAFETY: the caller's promise; only addresses of types are compared.
     unsafe {
         let kind = ffi::Py_TYPE(value);
+        // Not ints: while a long one is written, CPython runs signal handlers.
         let native = [
             &raw mut ffi::PyUnicode_Type,
-            &raw mut ffi::PyLong_Type,
             &raw mut ffi::PyComplex_Type,
             &raw mut ffi::PyRange_Type,
             &raw mut ffi::PyFunction_Type,
@@ -42,13 +50,13 @@ pub unsafe fn write(py: Python<'_>, value: *mut ffi::PyObject, room: usize, out:
     unsafe {
         if ffi::Py_TYPE(value) == &raw mut ffi::PyUnicode_Type {
             let string = shortened(py, value, room)?;
-            push_unicode(owned(py, ffi::PyObject_Repr(string.as_ptr()))?.as_ptr(), out);
+            push_unicode(owned(py, repr(string.as_ptr()))?.as_ptr(), out);
             return Ok(());
         }
         if write_native(py, value, out) {
             return Ok(());
         }
-        let text = ffi::PyObject_Repr(value);
+        let text = repr(value);
         if text.is_null() {
             return write_broken(py, value, out);
         }
@@ -56,6 +64,18 @@ pub unsafe fn write(py: Python<'_>, value: *mut ffi::PyObject, room: usize, out:
     }
     remove_addresses(out, first);
     Ok(())
+}
+
+/// `repr(value)`, a new reference, or null with an exception set.
+unsafe fn repr(value: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: the promise of `write`.
+    unsafe {
+        match (*ffi::Py_TYPE(value)).tp_repr {
+            // `PyObject_Repr` itself runs signal handlers.
+            Some(native) if !runs_code(value) => native(value),
+            _ => ffi::PyObject_Repr(value),
+        }
+    }
 }
 
 /// As [`write`], if no Python code need run for it; else `false`, and nothing is written.
@@ -128,7 +148,6 @@ unsafe fn write_native(py: Python<'_>, value: *mut ffi::PyObject, out: &mut Vec<
 /// Writes a module as `importlib._bootstrap._module_repr` does, if its spec is an ordinary one; `None`, or `false`, and
 /// nothing else.
 unsafe fn write_module(py: Python<'_>, module: *mut ffi::PyObject, out: &mut Vec<u8>) -> Option<bool> {
-    static SPEC: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     // SAFETY: `module` is an exact module; its spec is held while its attributes, plain ones, are read.
     unsafe {
         let spec = ffi::PyDict_GetItemWithError(ffi::PyModule_GetDict(module), intern!(py, "__spec__").as_ptr());

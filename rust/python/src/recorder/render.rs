@@ -390,6 +390,10 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
             }
             let (opening, closing) = Cursor::brackets(value, kind);
             self.mark(lead, Known::Open(kind), &opening)?;
+            if kind == Kind::Attributes {
+                // Giving an instance its dict can start a garbage collection on 3.11, and so run finalizers.
+                self.hold();
+            }
             let cursor = Cursor::new(self.py, value, kind, self.reach()).map_err(Stop::Raised)?;
             self.open.push(cursor);
             let written = self.elements();
