@@ -602,6 +602,8 @@ def test_misuse_is_a_clear_error() -> None:
         cwm.record_source("def f(:\n", "f()")
     with pytest.raises(ValueError, match="max_seconds"):
         cwm.Recorder(max_seconds=-1).record(add, 1)
+    with pytest.raises(ValueError, match="max_value_chars must be at most"):
+        cwm.Recorder(max_value_chars=2**40).record(add, 1)
     recording = Recording([], [])
     with pytest.raises(RuntimeError, match="not running"):
         recording.stop()

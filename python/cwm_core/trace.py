@@ -37,7 +37,7 @@ class Recorder:
         max_frames: a trace ends after this many frames.
         max_bytes: a trace ends when its frames take this many bytes of memory.
         max_seconds: a recording ends after this many seconds.
-        max_value_chars: a value's text is cut after this many characters and ``...`` added.
+        max_value_chars: a value's text is cut after this many characters, at most 2**28, and ``...`` added.
         object_state: instances without a ``__repr__`` of their own are shown with their attributes, as a dataclass is:
             ``Point(x=1, y=2)`` instead of ``<__main__.Point object>``. No code of theirs runs; instances that keep
             their attributes without a dict get one, as by ``vars``.

@@ -318,6 +318,13 @@ impl Trace {
             .push(FrameRow::new(event, line, shape, self.changes.len() as u32));
     }
 
+    /// Gives back the room that was kept for more frames.
+    pub fn shrink_to_fit(&mut self) {
+        self.frames.shrink_to_fit();
+        self.changes.shrink_to_fit();
+        self.values.shrink_to_fit();
+    }
+
     /// Changes of whole frames: those kept after them belong to a frame that is not closed.
     pub(crate) fn closed_changes(&self) -> usize {
         self.frames.last().map_or(0, |frame| frame.changes_end as usize)

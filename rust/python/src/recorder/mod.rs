@@ -34,6 +34,9 @@ use log::{Levels, Limits, Log, Recorded};
 use render::{Scratch, Style, render};
 use watchdog::Watchdog;
 
+/// Places in a text are counted in 32 bits, and a character takes four bytes at most.
+const MAX_VALUE_CHARS: usize = 1 << 28;
+
 /// A session, where the hook finds it.
 struct OwnedSession(Box<Session>);
 
@@ -80,6 +83,11 @@ impl Recording {
     ) -> PyResult<Recording> {
         let time = max_seconds.map(Duration::try_from_secs_f64).transpose();
         let time = time.map_err(|_| PyValueError::new_err("max_seconds must be a number of seconds, 0 or more"))?;
+        if max_value_chars > MAX_VALUE_CHARS {
+            return Err(PyValueError::new_err(format!(
+                "max_value_chars must be at most {MAX_VALUE_CHARS}"
+            )));
+        }
         if max_depth == Some(0) {
             return Err(PyValueError::new_err("max_depth must be at least 1"));
         }
@@ -295,6 +303,7 @@ fn finish_trace(
         line_files,
         ..
     } = one;
+    trace.shrink_to_fit();
     trace.set_line_texts(|id, number| {
         let text = number
             .checked_sub(1)
