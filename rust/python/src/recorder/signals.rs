@@ -2,6 +2,13 @@
 
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::types::{PyCFunction, PyInt};
+
+/// Linux has 64 signals, others fewer: CPython answers for any number below its `NSIG`, which is 65 there.
+#[cfg(target_os = "linux")]
+const LAST_SIGNAL: i32 = 64;
+#[cfg(not(target_os = "linux"))]
+const LAST_SIGNAL: i32 = 31;
 
 /// Whether an exception comes from a signal handler: a handler's code is on its traceback. What a `__repr__` raises says
 /// how its object is shown; what a handler raises (a timeout) is for the program.
@@ -21,11 +28,15 @@ pub fn raised_by_handler(py: Python<'_>, error: &PyErr) -> PyResult<bool> {
     if codes.is_empty() {
         return Ok(false);
     }
-    let signal = py.import("signal")?;
-    for number in signal.call_method0("valid_signals")?.try_iter()? {
-        if let Some(code) = code_of(&signal.call_method1("getsignal", (number?,))?)
-            && codes.iter().any(|other| other.is(&code))
-        {
+    // The module beneath `signal`, which makes no enums of what it gives.
+    let get = py.import(intern!(py, "_signal"))?.getattr(intern!(py, "getsignal"))?;
+    for number in 1..=LAST_SIGNAL {
+        let handler = get.call1((number,))?;
+        // The default action, no handler of Python's, or one that has no Python code.
+        if handler.is_none() || handler.is_instance_of::<PyInt>() || handler.is_instance_of::<PyCFunction>() {
+            continue;
+        }
+        if code_of(&handler).is_some_and(|code| codes.iter().any(|other| other.is(&code))) {
             return Ok(true);
         }
     }
