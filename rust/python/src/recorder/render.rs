@@ -501,14 +501,18 @@ fn code_points(text: &[u8]) -> usize {
 
 /// Cuts a text that begins at `start` and is longer than `chars` to so many code points, and marks the cut.
 fn cut(out: &mut Vec<u8>, start: usize, chars: usize) {
+    let text = &out[start..];
     // Continuation bytes do not begin a code point.
     let begins = |(_, byte): &(usize, &u8)| **byte & 0xc0 != 0x80;
-    let end = out[start..]
-        .iter()
-        .enumerate()
-        .filter(begins)
-        .nth(chars)
-        .map(|(i, _)| start + i);
+    let end = match text.is_ascii() {
+        true => Some(start + chars),
+        false => text
+            .iter()
+            .enumerate()
+            .filter(begins)
+            .nth(chars)
+            .map(|(i, _)| start + i),
+    };
     out.truncate(end.unwrap_or(out.len()));
     out.extend_from_slice(b"...");
 }
