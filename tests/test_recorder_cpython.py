@@ -43,6 +43,7 @@ CHANGED_BY_THE_RECORDER = {
     "test_class.ClassTests.testListAndDictOps": SHOWN,
     "test_class.ClassTests.testMisc": SHOWN,
     "test_class.ClassTests.testUnaryOps": SHOWN,
+    "test_dataclasses.TestDescriptors.test_getting_field_calls_get": SHOWN,
     "test_code.CodeWeakRefTest.test_basic": CODE,
     "test_code.CoExtra.test_free_called": CODE,
     "test_code.CoExtra.test_free_different_thread": CODE,
