@@ -377,7 +377,7 @@ def test_ignore_merges_and_merge_order_are_respected(small, tmp_path):
         text = STDLIB[5].read_text("utf-8")
         assert ours.encode(text).tolist() == library.encode(text).ids
         assert ours.encode("import").tolist() == library.encode("import").ids
-        with pytest.raises(ValueError, match="not in the order"):
+        with pytest.raises(ValueError, match="not those that follow from the ids"):
             ours.save_ranks(tmp_path / "ranks")
 
 

@@ -248,9 +248,9 @@ pub fn write_json(tokenizer: &Tokenizer) -> Result<Vec<u8>> {
         "type": "Split", "pattern": {"Regex": tokenizer.pattern()}, "behavior": "Isolated", "invert": false
     });
     let merges: Vec<String> = vocab
-        .merge_list()
-        .into_iter()
-        .map(|(left, right)| format!("{} {}", name(left), name(right)))
+        .merges()
+        .iter()
+        .map(|merge| format!("{} {}", name(merge.left), name(merge.right)))
         .collect();
 
     #[derive(Serialize)]

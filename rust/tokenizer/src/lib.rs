@@ -4,9 +4,12 @@
 //! the [vocabulary](Vocabulary). [Special tokens](SpecialTokens) are never the result of that: only a caller who allows
 //! them gets them.
 
+mod cache;
 mod error;
+mod hash;
 mod json;
 mod merge;
+mod pool;
 mod ranks;
 mod special;
 mod split;
@@ -17,8 +20,8 @@ mod vocab;
 
 pub use error::{Error, Result};
 pub use special::{Matcher, SpecialTokens, cwm_special_tokens};
-pub use split::{GPT2_PATTERN, LLAMA3_PATTERN, Splitter};
-pub use tokenizer::Tokenizer;
+pub use split::{CL100K_PATTERN, GPT2_PATTERN, LLAMA3_PATTERN, O200K_PATTERN, QWEN2_PATTERN, Splitter};
+pub use tokenizer::{Encoder, Tokenizer};
 pub use trace::{FrameSpans, TraceTokens};
 pub use train::PieceCounts;
 pub use vocab::{MAX_IDS, MergeOrder, Vocabulary};

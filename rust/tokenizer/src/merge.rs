@@ -1,140 +1,347 @@
-//! Merging the bytes of one piece into tokens, lowest rank first, leftmost among equals.
+//! Merging the bytes of one piece into tokens, the first merge of the list first, leftmost among equals.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashSet};
 
-use rustc_hash::FxHashMap;
+use crate::hash::{Table, hash_key};
 
-/// What two adjacent tokens become, and how early.
+/// Two adjacent tokens and what they become. Its number in the list is when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Merge {
-    pub rank: u32,
+    pub left: u32,
+    pub right: u32,
     pub id: u32,
 }
 
-const NEVER: Merge = Merge {
-    rank: u32::MAX,
-    id: u32::MAX,
-};
+/// No merge has this number.
+const NEVER: u32 = u32::MAX;
 
-/// Merges by the pair of tokens that they join.
-pub type MergeTable = FxHashMap<(u32, u32), Merge>;
-
-/// Up to here the scan of every pair at every step beats the heap.
-const SHORT: usize = 128;
-
-fn lookup(table: &MergeTable, left: u32, right: u32) -> Merge {
-    table.get(&(left, right)).copied().unwrap_or(NEVER)
+/// The merges of a vocabulary, fewer than 2^22, in their order, and the tokens of the single bytes.
+#[derive(Debug, Clone)]
+pub struct Merges {
+    list: Vec<Merge>,
+    numbers: Table,
+    /// The number of the merge of two bytes, by the bytes.
+    of_bytes: Box<[u32]>,
+    byte_ids: [u32; 256],
+    /// No merge makes a token that an earlier one joins, as in every vocabulary that was trained.
+    forward: bool,
 }
 
-/// Appends to `out` the tokens that `bytes`, given as one token each, merge into. At most `u32::MAX` of them.
-pub fn merge(table: &MergeTable, bytes: impl ExactSizeIterator<Item = u32>, out: &mut Vec<u32>) {
-    if bytes.len() <= SHORT {
-        merge_short(table, bytes, out);
-    } else {
-        merge_long(table, bytes, out);
-    }
+fn pair_hash(left: u32, right: u32) -> u64 {
+    hash_key(u128::from(left) << 64 | u128::from(right))
 }
 
-/// Quadratic, without allocation.
-fn merge_short(table: &MergeTable, bytes: impl ExactSizeIterator<Item = u32>, out: &mut Vec<u32>) {
-    let mut ids = [0; SHORT];
-    let mut merges = [NEVER; SHORT]; // of each token with the one after it
-    let mut len = bytes.len();
-    for (slot, id) in ids.iter_mut().zip(bytes) {
-        *slot = id;
-    }
-    for i in 1..len {
-        merges[i - 1] = lookup(table, ids[i - 1], ids[i]);
-    }
-    while let Some((at, best)) = merges[..len.saturating_sub(1)]
-        .iter()
-        .copied()
-        .enumerate()
-        .min_by_key(|(_, m)| m.rank)
-        && best.rank != NEVER.rank
-    {
-        ids[at] = best.id;
-        ids.copy_within(at + 2..len, at + 1);
-        merges.copy_within(at + 2..len, at + 1);
-        len -= 1;
-        merges[at] = if at + 1 < len {
-            lookup(table, ids[at], ids[at + 1])
-        } else {
-            NEVER
+impl Merges {
+    pub fn new(byte_ids: [u32; 256], list: Vec<Merge>) -> Self {
+        let mut numbers = Table::with_capacity(list.len());
+        for (merge, number) in list.iter().zip(0..) {
+            numbers.insert(pair_hash(merge.left, merge.right), number);
+        }
+        let mut made = HashSet::new();
+        let forward = list.iter().rev().all(|merge| {
+            made.insert(merge.id);
+            !made.contains(&merge.left) && !made.contains(&merge.right)
+        });
+        let mut merges = Self {
+            list,
+            numbers,
+            of_bytes: Box::default(),
+            byte_ids,
+            forward,
         };
-        if at > 0 {
-            merges[at - 1] = lookup(table, ids[at - 1], ids[at]);
-        }
-    }
-    out.extend_from_slice(&ids[..len]);
-}
-
-/// A linked list of tokens and a heap of candidate merges: n log n.
-fn merge_long(table: &MergeTable, bytes: impl ExactSizeIterator<Item = u32>, out: &mut Vec<u32>) {
-    const END: u32 = u32::MAX;
-    #[derive(Clone, Copy)]
-    struct Node {
-        id: u32,
-        previous: u32,
-        next: u32,
-        /// Rank and result of merging this token with the next one; `NEVER` once the token itself is merged away.
-        merge: Merge,
+        merges.of_bytes = (0..1 << 16)
+            .map(|bytes| merges.find(byte_ids[bytes >> 8], byte_ids[bytes & 255]))
+            .collect();
+        merges
     }
 
-    let len = bytes.len() as u32;
-    let mut nodes: Vec<Node> = bytes
-        .zip(0u32..)
-        .map(|(id, i)| Node {
-            id,
-            previous: i.wrapping_sub(1), // END before the first
-            next: if i + 1 < len { i + 1 } else { END },
-            merge: NEVER,
-        })
-        .collect();
-    // The heap orders by rank, then from left to right. An entry is stale when its node has another rank by now.
-    let mut heap = BinaryHeap::with_capacity(nodes.len());
-    for i in 1..nodes.len() {
-        let merge = lookup(table, nodes[i - 1].id, nodes[i].id);
-        nodes[i - 1].merge = merge;
-        if merge != NEVER {
-            heap.push(Reverse((merge.rank, i as u32 - 1)));
+    /// The same bytes with other merges.
+    pub fn with_list(&self, list: Vec<Merge>) -> Self {
+        Self::new(self.byte_ids, list)
+    }
+
+    pub fn list(&self) -> &[Merge] {
+        &self.list
+    }
+
+    pub fn byte_id(&self, byte: u8) -> u32 {
+        self.byte_ids[usize::from(byte)]
+    }
+
+    fn find(&self, left: u32, right: u32) -> u32 {
+        let is = |number: u32| {
+            let merge = &self.list[number as usize];
+            merge.left == left && merge.right == right
+        };
+        self.numbers.find(pair_hash(left, right), is).unwrap_or(NEVER)
+    }
+
+    fn find_bytes(&self, left: u8, right: u8) -> u32 {
+        self.of_bytes[usize::from(left) << 8 | usize::from(right)]
+    }
+
+    /// Appends to `out` the tokens that `piece` merges into, and returns the number of the merge that was done last.
+    /// The piece is shorter than 4 GiB.
+    pub fn merge(&self, piece: &[u8], queue: &mut Queue, out: &mut Vec<u32>) -> Option<u32> {
+        if piece.len() <= SHORT {
+            self.merge_short(piece, out)
+        } else if self.forward {
+            self.merge_forward(piece, queue, out)
+        } else {
+            self.merge_by_heap(piece, queue, out)
         }
     }
 
-    while let Some(Reverse((rank, at))) = heap.pop() {
-        let node = nodes[at as usize];
-        if node.merge.rank != rank {
-            continue;
-        }
-        let removed = nodes[node.next as usize];
-        nodes[node.next as usize].merge = NEVER;
-        nodes[at as usize].id = node.merge.id;
-        nodes[at as usize].next = removed.next;
-        if removed.next != END {
-            nodes[removed.next as usize].previous = at;
-        }
-        for left in [node.previous, at] {
-            if left == END {
-                continue;
-            }
-            let right = nodes[left as usize].next;
-            let merge = if right == END {
+    /// Looks at every pair for every merge, which is the fastest for so few of them.
+    fn merge_short(&self, piece: &[u8], out: &mut Vec<u32>) -> Option<u32> {
+        /// A merge and the place of its left token, ordered by the first, then the second.
+        fn key(number: u32, at: usize) -> u32 {
+            if number == NEVER {
                 NEVER
             } else {
-                lookup(table, nodes[left as usize].id, nodes[right as usize].id)
-            };
-            nodes[left as usize].merge = merge;
-            if merge != NEVER {
-                heap.push(Reverse((merge.rank, left)));
+                number << 6 | at as u32
             }
+        }
+        let len = piece.len();
+        let mut ids = [0; SHORT];
+        let mut keys = [NEVER; SHORT];
+        for (id, &byte) in ids.iter_mut().zip(piece) {
+            *id = self.byte_id(byte);
+        }
+        for (at, pair) in piece.windows(2).enumerate() {
+            keys[at] = key(self.find_bytes(pair[0], pair[1]), at);
+        }
+        let mut alive = u64::MAX >> (64 - len);
+        let mut last = None;
+        loop {
+            let first = keys[..len].iter().copied().fold(NEVER, u32::min);
+            if first == NEVER {
+                break;
+            }
+            let (number, at) = (first >> 6, (first & 63) as usize);
+            last = Some(number);
+            let after = alive & (u64::MAX << at << 1);
+            let gone = after.trailing_zeros() as usize;
+            alive ^= 1 << gone;
+            keys[gone] = NEVER;
+            ids[at] = self.list[number as usize].id;
+            let next = after & (after - 1);
+            keys[at] = match next {
+                0 => NEVER,
+                _ => key(self.find(ids[at], ids[next.trailing_zeros() as usize]), at),
+            };
+            let before = alive & ((1 << at) - 1);
+            if before != 0 {
+                let previous = 63 - before.leading_zeros() as usize;
+                keys[previous] = key(self.find(ids[previous], ids[at]), previous);
+            }
+        }
+        while alive != 0 {
+            out.push(ids[alive.trailing_zeros() as usize]);
+            alive &= alive - 1;
+        }
+        last
+    }
+
+    /// Takes time linear in the piece: all places of a merge are known before the first of them is merged.
+    fn merge_forward(&self, piece: &[u8], queue: &mut Queue, out: &mut Vec<u32>) -> Option<u32> {
+        queue.fill(piece, self);
+        let mut last = None;
+        while let Some(number) = queue.first() {
+            let Merge { left, right, id } = self.list[number as usize];
+            queue.take(number, left == right);
+            for i in 0..queue.taken.len() {
+                let at = queue.taken[i];
+                let node = queue.nodes[at as usize];
+                if node.merge != number {
+                    continue; // the right part of the same merge just before
+                }
+                last = Some(number);
+                queue.set(node.next, NEVER);
+                queue.join(at, id);
+                for left in [node.previous, at] {
+                    let merge = queue.find(left, self);
+                    queue.set(left, merge);
+                }
+            }
+        }
+        queue.tokens(out);
+        last
+    }
+
+    /// For lists of merges in any order, as files may have them.
+    fn merge_by_heap(&self, piece: &[u8], queue: &mut Queue, out: &mut Vec<u32>) -> Option<u32> {
+        queue.link(piece, self);
+        // An entry is out of date when its node waits for another merge by now.
+        let mut heap = BinaryHeap::new();
+        for at in 0..piece.len() as u32 - 1 {
+            let merge = queue.find(at, self);
+            queue.nodes[at as usize].merge = merge;
+            heap.push(Reverse((merge, at)));
+        }
+        let mut last = None;
+        while let Some(Reverse((number, at))) = heap.pop() {
+            let node = queue.nodes[at as usize];
+            if number == NEVER || node.merge != number {
+                continue;
+            }
+            last = Some(number);
+            queue.nodes[node.next as usize].merge = NEVER;
+            queue.join(at, self.list[number as usize].id);
+            for left in [node.previous, at] {
+                if left != END {
+                    let merge = queue.find(left, self);
+                    queue.nodes[left as usize].merge = merge;
+                    heap.push(Reverse((merge, left)));
+                }
+            }
+        }
+        queue.tokens(out);
+        last
+    }
+}
+
+/// Longest piece of `merge_short`: as many as a mask has bits.
+const SHORT: usize = 64;
+
+const END: u32 = u32::MAX;
+
+#[derive(Debug, Clone, Copy)]
+struct Node {
+    id: u32,
+    previous: u32,
+    next: u32,
+    /// The number of the merge of this token with the next, `NEVER` if there is none.
+    merge: u32,
+    /// The neighbours in the list of the same merge.
+    before: u32,
+    after: u32,
+}
+
+/// The pairs of a long piece by the number of their merge: a list for each, and a bit for each list that is not empty.
+/// Empty between pieces, so that its memory can be used again.
+#[derive(Debug, Default)]
+pub struct Queue {
+    nodes: Vec<Node>,
+    heads: Vec<u32>,
+    filled: Vec<u64>,
+    /// No word of `filled` before this has a bit.
+    lowest: usize,
+    taken: Vec<u32>,
+}
+
+impl Queue {
+    fn fill(&mut self, piece: &[u8], merges: &Merges) {
+        self.heads.resize(merges.list.len(), END);
+        self.filled.resize(merges.list.len().div_ceil(64), 0);
+        self.lowest = self.filled.len();
+        self.link(piece, merges);
+        // Backwards, since a list grows at its head.
+        for (at, pair) in piece.windows(2).enumerate().rev() {
+            self.set(at as u32, merges.find_bytes(pair[0], pair[1]));
         }
     }
 
-    let mut at = 0;
-    while at != END {
-        out.push(nodes[at as usize].id);
-        at = nodes[at as usize].next;
+    /// The bytes of the piece as tokens, in no list.
+    fn link(&mut self, piece: &[u8], merges: &Merges) {
+        let last = piece.len() as u32 - 1;
+        self.nodes.clear();
+        self.nodes.extend(piece.iter().zip(0..).map(|(&byte, at)| Node {
+            id: merges.byte_id(byte),
+            previous: if at == 0 { END } else { at - 1 },
+            next: if at == last { END } else { at + 1 },
+            merge: NEVER,
+            before: END,
+            after: END,
+        }));
+    }
+
+    /// Moves a node, if it is one, from the list that it is in to that of `merge`.
+    fn set(&mut self, at: u32, merge: u32) {
+        if at == END {
+            return;
+        }
+        let Node {
+            merge: old,
+            before,
+            after,
+            ..
+        } = self.nodes[at as usize];
+        if old != NEVER {
+            match before {
+                END => {
+                    self.heads[old as usize] = after;
+                    if after == END {
+                        self.filled[old as usize / 64] &= !(1 << (old % 64));
+                    }
+                }
+                _ => self.nodes[before as usize].after = after,
+            }
+            if after != END {
+                self.nodes[after as usize].before = before;
+            }
+        }
+        let mut head = END;
+        if merge != NEVER {
+            head = std::mem::replace(&mut self.heads[merge as usize], at);
+            if head != END {
+                self.nodes[head as usize].before = at;
+            }
+            self.filled[merge as usize / 64] |= 1 << (merge % 64);
+            self.lowest = self.lowest.min(merge as usize / 64);
+        }
+        let node = &mut self.nodes[at as usize];
+        (node.merge, node.before, node.after) = (merge, END, head);
+    }
+
+    /// The first merge that a pair waits for.
+    fn first(&mut self) -> Option<u32> {
+        while *self.filled.get(self.lowest)? == 0 {
+            self.lowest += 1;
+        }
+        Some(self.lowest as u32 * 64 + self.filled[self.lowest].trailing_zeros())
+    }
+
+    /// Puts the places of a merge into `taken`, from left to right where they may overlap.
+    fn take(&mut self, merge: u32, overlap: bool) {
+        self.taken.clear();
+        let mut at = self.heads[merge as usize];
+        while at != END {
+            self.taken.push(at);
+            at = self.nodes[at as usize].after;
+        }
+        if overlap {
+            self.taken.sort_unstable();
+        }
+    }
+
+    /// Makes a token and the next one the token `id`.
+    fn join(&mut self, at: u32, id: u32) {
+        let gone = self.nodes[at as usize].next;
+        let next = self.nodes[gone as usize].next;
+        let node = &mut self.nodes[at as usize];
+        (node.id, node.next) = (id, next);
+        if next != END {
+            self.nodes[next as usize].previous = at;
+        }
+    }
+
+    /// The number of the merge of a token with the one after it.
+    fn find(&self, at: u32, merges: &Merges) -> u32 {
+        match self.nodes.get(at as usize) {
+            Some(node) if node.next != END => merges.find(node.id, self.nodes[node.next as usize].id),
+            _ => NEVER,
+        }
+    }
+
+    fn tokens(&self, out: &mut Vec<u32>) {
+        let mut at = 0;
+        while at != END {
+            let node = &self.nodes[at as usize];
+            out.push(node.id);
+            at = node.next;
+        }
     }
 }
 
@@ -143,53 +350,59 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The definition: merge the leftmost pair of lowest rank until there is none.
-    fn merge_naively(table: &MergeTable, mut ids: Vec<u32>) -> Vec<u32> {
-        while let Some((at, merge)) = ids
+    /// The definition: merge the leftmost pair of the first merge until there is none.
+    fn merge_naively(merges: &Merges, piece: &[u8]) -> Vec<u32> {
+        let mut ids: Vec<u32> = piece.iter().map(|&byte| merges.byte_id(byte)).collect();
+        let number = |pair: &[u32]| merges.list.iter().position(|m| [m.left, m.right] == pair);
+        while let Some((at, number)) = ids
             .windows(2)
             .enumerate()
-            .filter_map(|(at, pair)| Some((at, *table.get(&(pair[0], pair[1]))?)))
-            .min_by_key(|(at, merge)| (merge.rank, *at))
+            .filter_map(|(at, pair)| Some((at, number(pair)?)))
+            .min_by_key(|&(at, number)| (number, at))
         {
-            ids.splice(at..at + 2, [merge.id]);
+            ids.splice(at..at + 2, [merges.list[number].id]);
         }
         ids
     }
 
-    /// Any table in which a rank decides the result, as in both kinds of vocabulary; not only well-ordered ones.
-    /// A result is larger than both parts, so that merging ends.
-    fn tables() -> impl Strategy<Value = MergeTable> {
-        prop::collection::vec((0u32..40, 0u32..40, 1u32..5, 0u32..30), 0..200).prop_map(|merges| {
-            let results: FxHashMap<u32, u32> = merges
-                .iter()
-                .map(|&(l, r, more, rank)| (rank, l.max(r) + more))
-                .collect();
-            merges
-                .into_iter()
-                .map(|(l, r, _, rank)| {
-                    (
-                        (l, r),
-                        Merge {
-                            rank,
-                            id: results[&rank],
-                        },
-                    )
-                })
-                .filter(|((l, r), merge)| merge.id > *l.max(r))
-                .collect()
+    /// Lists of merges in any order, or sorted by what they make, as training gives them. A result is larger than both
+    /// parts, so that merging ends.
+    fn merges() -> impl Strategy<Value = Merges> {
+        let merge = (0..12u32, 0..12u32, 1..6u32).prop_map(|(left, right, above)| Merge {
+            left,
+            right,
+            id: left.max(right) + above,
+        });
+        (proptest::collection::vec(merge, 0..100), any::<bool>()).prop_map(|(list, sorted)| {
+            let mut seen = HashSet::new();
+            let mut list: Vec<_> = list.into_iter().filter(|m| seen.insert((m.left, m.right))).collect();
+            if sorted {
+                list.sort_by_key(|merge| merge.id);
+            }
+            Merges::new(std::array::from_fn(|byte| byte as u32), list)
         })
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
         #[test]
-        fn both_ways_equal_the_definition(table in tables(), ids in prop::collection::vec(0u32..6, 1..SHORT)) {
-            let expected = merge_naively(&table, ids.clone());
-            let (mut short, mut long) = (Vec::new(), Vec::new());
-            merge_short(&table, ids.iter().copied(), &mut short);
-            merge_long(&table, ids.iter().copied(), &mut long);
-            prop_assert_eq!(&short, &expected);
-            prop_assert_eq!(&long, &expected);
+        fn every_way_gives_the_definition(merges in merges(), bytes in proptest::collection::vec(0..4u8, 1..200)) {
+            let mut queue = Queue::default();
+            let expected = merge_naively(&merges, &bytes);
+            for _ in 0..2 {
+                let mut out = Vec::new();
+                merges.merge_by_heap(&bytes, &mut queue, &mut out);
+                prop_assert_eq!(&out, &expected);
+                if merges.forward {
+                    out.clear();
+                    merges.merge_forward(&bytes, &mut queue, &mut out);
+                    prop_assert_eq!(&out, &expected);
+                }
+            }
+            let short = &bytes[..bytes.len().min(SHORT)];
+            let mut out = Vec::new();
+            merges.merge_short(short, &mut out);
+            prop_assert_eq!(out, merge_naively(&merges, short));
         }
     }
 }

@@ -1,14 +1,16 @@
 //! Text to token ids and back.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result, invalid};
 use crate::json::{parse_json, write_json};
+use crate::pool::{Lent, Pool};
 use crate::ranks::{parse_ranks, write_ranks};
 use crate::special::{Matcher, SpecialTokens};
 use crate::split::Splitter;
-use crate::vocab::{MAX_IDS, MergeOrder, Vocabulary};
+use crate::vocab::{MAX_IDS, Vocabulary};
 
 /// A vocabulary, its split pattern and its special tokens.
 #[derive(Debug, Clone)]
@@ -16,6 +18,7 @@ pub struct Tokenizer {
     vocab: Vocabulary,
     splitter: Splitter,
     special: SpecialTokens,
+    caches: Pool,
 }
 
 impl Tokenizer {
@@ -35,6 +38,7 @@ impl Tokenizer {
             vocab,
             splitter,
             special,
+            caches: Pool::default(),
         })
     }
 
@@ -66,7 +70,7 @@ impl Tokenizer {
 
     /// Whether a rank file, the pattern and the special tokens say all there is.
     pub fn is_ranked(&self) -> bool {
-        self.vocab.order() == &MergeOrder::ById
+        self.vocab.is_by_id() && self.vocab.whole_pieces()
     }
 
     pub fn vocabulary(&self) -> &Vocabulary {
@@ -87,45 +91,44 @@ impl Tokenizer {
         self.vocab.id_end().max(special_end) as usize
     }
 
-    /// Appends the tokens of `text`, in which special tokens' names are ordinary text.
-    pub fn encode_ordinary(&self, text: &str, out: &mut Vec<u32>) -> Result<()> {
-        if text.len() >= u32::MAX as usize {
-            return Err(Error::TooLong { bytes: text.len() });
-        }
-        self.splitter
-            .for_each(text, |piece| self.vocab.encode_piece(piece.as_bytes(), out))
-    }
-
     /// The tokens of `text`, in which the names that `special` finds are special tokens.
     pub fn encode(&self, text: &str, special: Option<&Matcher>) -> Result<Vec<u32>> {
         let mut out = Vec::with_capacity(text.len() / 3);
         let mut ordinary = 0;
+        let mut encoder = self.encoder();
         for (range, id) in special.into_iter().flat_map(|matcher| matcher.find_iter(text)) {
-            self.encode_ordinary(&text[ordinary..range.start], &mut out)?;
+            encoder.encode(&text[ordinary..range.start], &mut out)?;
             out.push(id);
             ordinary = range.end;
         }
-        self.encode_ordinary(&text[ordinary..], &mut out)?;
+        encoder.encode(&text[ordinary..], &mut out)?;
         Ok(out)
+    }
+
+    /// For several texts one after the other.
+    pub fn encoder(&self) -> Encoder<'_> {
+        Encoder {
+            tokenizer: self,
+            cache: self.caches.take(),
+        }
     }
 
     /// The tokens of bytes that need not be UTF-8, as tiktoken's `_encode_bytes` gives them: valid UTF-8 as text; else
     /// the text before the first invalid byte is split, and its last piece, with the tokens of white space before a
     /// piece of white space, is one piece with all that follows.
     pub fn encode_bytes(&self, bytes: &[u8]) -> Result<Vec<u32>> {
-        if bytes.len() >= u32::MAX as usize {
-            return Err(Error::TooLong { bytes: bytes.len() });
-        }
+        check_length(bytes.len())?;
         let valid = match std::str::from_utf8(bytes) {
             Ok(text) => return self.encode(text, None),
             Err(error) => error.valid_up_to(),
         };
         let text = std::str::from_utf8(&bytes[..valid]).unwrap_or_default();
+        let mut cache = self.caches.take();
         let mut out = Vec::new();
         let mut last_piece = 0;
         self.splitter.for_each(text, |piece| {
             last_piece = out.len();
-            self.vocab.encode_piece(piece.as_bytes(), &mut out);
+            cache.encode_piece(&self.vocab, piece.as_bytes(), &mut out);
         })?;
         let is_space = |id: u32| {
             self.vocab
@@ -144,40 +147,73 @@ impl Tokenizer {
             .copied()
             .collect();
         unstable.extend_from_slice(&bytes[valid..]);
-        self.vocab.encode_piece(&unstable, &mut out);
+        cache.encode_piece(&self.vocab, &unstable, &mut out);
         Ok(out)
     }
 
-    /// The tokens of each text, special names ordinary, by `threads` threads.
+    /// The tokens of each text, special names ordinary, by `threads` threads. Long texts are cut where that changes
+    /// nothing, so that one of them keeps all threads busy.
     pub fn encode_batch<T: AsRef<str> + Sync>(&self, texts: &[T], threads: usize) -> Result<Vec<Vec<u32>>> {
+        let parts = self.parts(texts, threads);
         let next = AtomicUsize::new(0);
-        let done: Mutex<Vec<(usize, Result<Vec<u32>>)>> = Mutex::new(Vec::with_capacity(texts.len()));
-        std::thread::scope(|scope| {
-            for _ in 0..threads.clamp(1, texts.len().max(1)) {
-                scope.spawn(|| {
-                    let mut mine = Vec::new();
-                    while let at = next.fetch_add(1, Ordering::Relaxed)
-                        && let Some(text) = texts.get(at)
-                    {
-                        mine.push((at, self.encode(text.as_ref(), None)));
-                    }
-                    done.lock().unwrap_or_else(PoisonError::into_inner).append(&mut mine);
-                });
+        let done: Mutex<Vec<(usize, Result<Vec<u32>>)>> = Mutex::new(Vec::with_capacity(parts.len()));
+        let work = || {
+            let mut encoder = self.encoder();
+            let mut mine = Vec::new();
+            while let at = next.fetch_add(1, Ordering::Relaxed)
+                && let Some((text, part)) = parts.get(at)
+            {
+                let mut ids = Vec::with_capacity(part.len() / 3);
+                let text = &texts[*text].as_ref()[part.clone()];
+                mine.push((at, encoder.encode(text, &mut ids).map(|()| ids)));
             }
+            done.lock().unwrap_or_else(PoisonError::into_inner).append(&mut mine);
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..threads.min(parts.len()) {
+                scope.spawn(work);
+            }
+            work();
         });
         let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
         done.sort_unstable_by_key(|&(at, _)| at);
-        done.into_iter().map(|(_, ids)| ids).collect()
+        let mut batch: Vec<Vec<u32>> = Vec::with_capacity(texts.len());
+        for ((_, ids), (text, _)) in done.into_iter().zip(&parts) {
+            match batch.get_mut(*text) {
+                Some(before) => before.extend_from_slice(&ids?),
+                None => batch.push(ids?),
+            }
+        }
+        Ok(batch)
+    }
+
+    /// The number of a text and a range of it, for all texts in order.
+    fn parts<T: AsRef<str>>(&self, texts: &[T], threads: usize) -> Vec<(usize, Range<usize>)> {
+        /// Less is not worth a thread's attention.
+        const PART: usize = 1 << 18;
+        let mut parts = Vec::with_capacity(texts.len());
+        for (number, text) in texts.iter().map(AsRef::as_ref).enumerate() {
+            let mut start = 0;
+            while threads > 1
+                && text.len() - start > 2 * PART
+                && let Some(cut) = self.splitter.safe_cut(text, start + PART)
+            {
+                parts.push((number, start..cut));
+                start = cut;
+            }
+            parts.push((number, start..text.len()));
+        }
+        parts
     }
 
     /// How many tokens `text` has, special names ordinary.
     pub fn count(&self, text: &str) -> Result<usize> {
-        let (mut count, mut tokens) = (0, Vec::new());
-        if text.len() >= u32::MAX as usize {
-            return Err(Error::TooLong { bytes: text.len() });
-        }
-        self.splitter.for_each(text, |piece| {
-            self.vocab.encode_piece(piece.as_bytes(), &mut tokens);
+        check_length(text.len())?;
+        let (mut cache, mut tokens) = (self.caches.take(), Vec::new());
+        let (mut count, mut start) = (0, 0);
+        self.splitter.for_each_batch(text, |ends| {
+            cache.encode(&self.vocab, text.as_bytes(), start, ends, &mut tokens);
+            start = ends.last().map_or(start, |&end| end as usize);
             count += tokens.len();
             tokens.clear();
         })?;
@@ -201,8 +237,38 @@ impl Tokenizer {
     pub fn decode_bytes(&self, ids: &[i32]) -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(ids.len() * 4);
         for &id in ids {
-            bytes.extend_from_slice(self.token_bytes(i64::from(id))?);
+            match self.vocab.token(id as u32) {
+                Some(token) => bytes.extend_from_slice(token),
+                None => bytes.extend_from_slice(self.token_bytes(i64::from(id))?),
+            }
         }
         Ok(bytes)
+    }
+}
+
+/// Places in a text are 32-bit numbers.
+fn check_length(bytes: usize) -> Result<()> {
+    if bytes >= u32::MAX as usize {
+        return Err(Error::TooLong { bytes });
+    }
+    Ok(())
+}
+
+/// Encodes with one cache.
+pub struct Encoder<'t> {
+    tokenizer: &'t Tokenizer,
+    cache: Lent<'t>,
+}
+
+impl Encoder<'_> {
+    /// Appends the tokens of `text`, in which special tokens' names are ordinary text.
+    pub fn encode(&mut self, text: &str, out: &mut Vec<u32>) -> Result<()> {
+        check_length(text.len())?;
+        let Tokenizer { vocab, splitter, .. } = self.tokenizer;
+        let mut start = 0;
+        splitter.for_each_batch(text, |ends| {
+            self.cache.encode(vocab, text.as_bytes(), start, ends, out);
+            start = ends.last().map_or(start, |&end| end as usize);
+        })
     }
 }

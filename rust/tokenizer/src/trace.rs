@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use cwm_trace::{Parsed, Part, Piece, Renderer, Special, TokenParser, Trace};
 
-use crate::Tokenizer;
 use crate::error::Result;
+use crate::{Encoder, Tokenizer};
 
 /// A trace in tokens: each part encoded by itself, the special tokens between them by id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -89,7 +89,7 @@ impl Tokenizer {
 }
 
 struct TraceEncoder<'t> {
-    tokenizer: &'t Tokenizer,
+    encoder: Encoder<'t>,
     special: [u32; Special::ALL.len()],
     ids: Vec<u32>,
     /// Where the tokens of each source line already are in `ids`: most steps repeat a line.
@@ -104,7 +104,7 @@ impl<'t> TraceEncoder<'t> {
             special[token as usize] = tokenizer.special_tokens().id(token.name())?;
         }
         Ok(Self {
-            tokenizer,
+            encoder: tokenizer.encoder(),
             special,
             ids: Vec::new(),
             lines: vec![None; trace.lines().len()],
@@ -128,7 +128,7 @@ impl<'t> TraceEncoder<'t> {
     }
 
     fn push_text(&mut self, text: &str) {
-        if let Err(error) = self.tokenizer.encode_ordinary(text, &mut self.ids) {
+        if let Err(error) = self.encoder.encode(text, &mut self.ids) {
             self.failed = Err(error);
         }
     }

@@ -3,11 +3,12 @@
 use rustc_hash::FxHashMap;
 
 use crate::error::{Result, invalid};
-use crate::merge::{Merge, MergeTable, merge};
+use crate::hash::{MAX_NUMBERS, Table, hash};
+use crate::merge::{Merge, Merges, Queue};
 
 /// Ids are below this, so that a hostile file cannot ask for a table of billions of entries. The largest published
 /// vocabularies have a few hundred thousand tokens.
-pub const MAX_IDS: u32 = 1 << 22;
+pub const MAX_IDS: u32 = MAX_NUMBERS;
 
 /// Longest token of a vocabulary whose merges follow from its ranks: every way to cut each token in two is tried.
 const MAX_RANKED_TOKEN_BYTES: usize = 1024;
@@ -24,13 +25,11 @@ pub enum MergeOrder {
 /// The ordinary tokens: special ones are in [`SpecialTokens`](crate::SpecialTokens).
 #[derive(Debug, Clone)]
 pub struct Vocabulary {
-    /// Bytes of the token with each id; empty where no token has the id.
-    tokens: Vec<Box<[u8]>>,
-    ids: FxHashMap<Box<[u8]>, u32>,
-    byte_ids: [u32; 256],
-    longest: usize,
-    merges: MergeTable,
-    order: MergeOrder,
+    tokens: Tokens,
+    merges: Merges,
+    /// Whether a piece that is the token with this id becomes it.
+    whole: Vec<bool>,
+    by_id: bool,
     whole_pieces: bool,
 }
 
@@ -41,201 +40,315 @@ impl Vocabulary {
         order: MergeOrder,
         whole_pieces: bool,
     ) -> Result<Self> {
-        let (tokens, ids) = index(entries)?;
+        let tokens = Tokens::new(entries.into_iter().collect())?;
         let mut byte_ids = [0; 256];
         for byte in 0..=255 {
-            match ids.get([byte].as_slice()) {
-                Some(&id) => byte_ids[usize::from(byte)] = id,
+            match tokens.id(&[byte]) {
+                Some(id) => byte_ids[usize::from(byte)] = id,
                 None => return invalid(format!("no token for the byte 0x{byte:02x}")),
             }
         }
-        let longest = tokens.iter().map(|token| token.len()).max().unwrap_or(0);
-        let merges = match &order {
-            MergeOrder::ById => merges_by_id(&tokens, &ids)?,
-            MergeOrder::Listed(pairs) => merges_listed(&tokens, &ids, pairs)?,
+        let by_id = order == MergeOrder::ById;
+        let all = match order {
+            MergeOrder::ById => merges_by_id(&tokens)?,
+            MergeOrder::Listed(pairs) => merges_listed(&tokens, &pairs)?,
         };
+        let (merges, reached) = used(&tokens, Merges::new(byte_ids, all));
         Ok(Self {
+            whole: reached.into_iter().map(|reached| whole_pieces || reached).collect(),
             tokens,
-            ids,
-            byte_ids,
-            longest,
             merges,
-            order,
+            by_id,
             whole_pieces,
         })
     }
 
     /// One more than the largest id.
     pub fn id_end(&self) -> u32 {
-        self.tokens.len() as u32
-    }
-
-    pub fn id(&self, bytes: &[u8]) -> Option<u32> {
-        self.ids.get(bytes).copied()
+        self.tokens.id_end()
     }
 
     pub fn token(&self, id: u32) -> Option<&[u8]> {
-        self.tokens
-            .get(id as usize)
-            .map(|token| &**token)
-            .filter(|token| !token.is_empty())
+        self.tokens.get(id)
     }
 
     /// Bytes and id of each token, in the order of the ids.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], u32)> {
-        self.tokens
-            .iter()
-            .zip(0..)
-            .map(|(token, id)| (&**token, id))
-            .filter(|(token, _)| !token.is_empty())
+        self.tokens.iter()
     }
 
-    pub fn order(&self) -> &MergeOrder {
-        &self.order
+    /// Whether it was made by the rule of rank files.
+    pub fn is_by_id(&self) -> bool {
+        self.by_id
     }
 
     pub fn whole_pieces(&self) -> bool {
         self.whole_pieces
     }
 
-    /// The pairs that merge, the earliest first. Pairs that become the same token of a rank file are of equal rank, of
-    /// which the leftmost in the text merges first; here they are in the order of their parts' ids.
-    pub fn merge_list(&self) -> Vec<(u32, u32)> {
-        match &self.order {
-            MergeOrder::Listed(pairs) => pairs.clone(),
-            MergeOrder::ById => {
-                let mut pairs: Vec<_> = self.merges.iter().map(|(&pair, merge)| (merge.rank, pair)).collect();
-                pairs.sort_unstable();
-                pairs.into_iter().map(|(_, pair)| pair).collect()
+    /// The merges that happen in some text, the earliest first; no two make the same token.
+    pub fn merges(&self) -> &[Merge] {
+        self.merges.list()
+    }
+
+    /// Appends the tokens of one piece, which is not empty and shorter than 4 GiB, and has this hash.
+    pub fn encode_piece(&self, piece: &[u8], hash: u64, queue: &mut Queue, out: &mut Vec<u32>) {
+        if let [byte] = piece {
+            return out.push(self.merges.byte_id(*byte));
+        }
+        match self.tokens.id_by_hash(piece, hash) {
+            Some(id) if self.whole[id as usize] => out.push(id),
+            _ => {
+                self.merges.merge(piece, queue, out);
             }
         }
     }
 
-    /// Appends the tokens of one piece, which is shorter than 4 GiB.
-    pub fn encode_piece(&self, piece: &[u8], out: &mut Vec<u32>) {
-        match piece {
-            [] => (),
-            [byte] => out.push(self.byte_ids[usize::from(*byte)]),
-            _ => match self.whole_piece(piece) {
-                Some(id) => out.push(id),
-                None => self.merge_bytes(piece, out),
-            },
-        }
-    }
-
-    fn whole_piece(&self, piece: &[u8]) -> Option<u32> {
-        if self.whole_pieces && piece.len() <= self.longest {
-            self.id(piece)
-        } else {
-            None
-        }
-    }
-
-    fn merge_bytes(&self, piece: &[u8], out: &mut Vec<u32>) {
-        merge(
-            &self.merges,
-            piece.iter().map(|&byte| self.byte_ids[usize::from(byte)]),
-            out,
-        );
-    }
-
     /// Fails unless a rank file, where merges follow from the ids, would give every text the same tokens.
     pub fn check_order_by_id(&self) -> Result<()> {
-        let MergeOrder::Listed(pairs) = &self.order else {
+        if self.by_id && self.whole_pieces {
             return Ok(());
-        };
-        if !pairs.is_sorted_by_key(|pair| self.merges[pair].id) {
-            return invalid("its merges are not in the order of the ids, which a rank file cannot express");
         }
-        if self.longest > MAX_RANKED_TOKEN_BYTES {
-            return invalid(format!(
-                "its longest token has {} bytes; a rank file may hold tokens of up to {MAX_RANKED_TOKEN_BYTES}",
-                self.longest
-            ));
+        let entries = self.iter().map(|(token, id)| (token.to_vec(), id));
+        let ranked = Self::new(entries, MergeOrder::ById, true)?;
+        if ranked.merges() != self.merges() {
+            return invalid("its merges are not those that follow from the ids, as in a rank file");
         }
-        // The pairs that a rank file adds never stand side by side: the token that they would become has merged from
-        // other parts before. That needs every token to be the result of merging its own bytes.
-        match self
-            .iter()
-            .find(|(token, id)| !self.whole_pieces && self.merged(token) != [*id])
-        {
+        match self.iter().find(|&(_, id)| !self.whole[id as usize]) {
             Some((_, id)) => invalid(format!("no merge leads to token {id}, which a rank file would use")),
             None => Ok(()),
         }
     }
-
-    fn merged(&self, bytes: &[u8]) -> Vec<u32> {
-        let mut ids = Vec::new();
-        self.merge_bytes(bytes, &mut ids);
-        ids
-    }
 }
 
-type Ids = FxHashMap<Box<[u8]>, u32>;
+/// The bytes of tokens by id, and ids by bytes.
+#[derive(Debug, Clone)]
+struct Tokens {
+    bytes: Vec<u8>,
+    /// Where the token of each id begins in `bytes`, and where the last one ends.
+    starts: Vec<u32>,
+    ids: Table,
+}
 
-fn index(entries: impl IntoIterator<Item = (Vec<u8>, u32)>) -> Result<(Vec<Box<[u8]>>, Ids)> {
-    let mut tokens: Vec<Box<[u8]>> = Vec::new();
-    let mut ids = Ids::default();
-    for (token, id) in entries {
-        let token = token.into_boxed_slice();
-        if token.is_empty() {
+impl Tokens {
+    fn new(mut entries: Vec<(Vec<u8>, u32)>) -> Result<Self> {
+        entries.sort_by_key(|&(_, id)| id);
+        if let Some((_, id)) = entries.iter().find(|(token, _)| token.is_empty()) {
             return invalid(format!("token {id} is empty"));
         }
-        if id >= MAX_IDS {
+        if let Some((_, id)) = entries.last()
+            && *id >= MAX_IDS
+        {
             return invalid(format!("token id {id} is above the limit of {}", MAX_IDS - 1));
         }
-        if id as usize >= tokens.len() {
-            tokens.resize(id as usize + 1, Box::default());
+        if let Some(pair) = entries.windows(2).find(|pair| pair[0].1 == pair[1].1) {
+            return invalid(format!("two tokens have the id {}", pair[0].1));
         }
-        if !tokens[id as usize].is_empty() {
-            return invalid(format!("two tokens have the id {id}"));
+        let bytes: usize = entries.iter().map(|(token, _)| token.len()).sum();
+        if u32::try_from(bytes).is_err() {
+            return invalid(format!("its tokens have {bytes} bytes: the limit is 4 GiB"));
         }
-        tokens[id as usize] = token.clone();
-        if let Some(other) = ids.insert(token, id) {
-            return invalid(format!("tokens {other} and {id} are the same bytes"));
+        let mut tokens = Self {
+            bytes: Vec::with_capacity(bytes),
+            starts: vec![0],
+            ids: Table::with_capacity(entries.len()),
+        };
+        for (token, id) in entries {
+            if let Some(other) = tokens.id(&token) {
+                return invalid(format!("tokens {other} and {id} are the same bytes"));
+            }
+            tokens.starts.resize(id as usize + 1, tokens.bytes.len() as u32);
+            tokens.bytes.extend_from_slice(&token);
+            tokens.starts.push(tokens.bytes.len() as u32);
+            tokens.ids.insert(hash(&token), id);
         }
+        Ok(tokens)
     }
-    Ok((tokens, ids))
+
+    fn id_end(&self) -> u32 {
+        self.starts.len() as u32 - 1
+    }
+
+    fn at(&self, id: u32) -> &[u8] {
+        &self.bytes[self.starts[id as usize] as usize..self.starts[id as usize + 1] as usize]
+    }
+
+    fn get(&self, id: u32) -> Option<&[u8]> {
+        (id < self.id_end())
+            .then(|| self.at(id))
+            .filter(|token| !token.is_empty())
+    }
+
+    fn id(&self, token: &[u8]) -> Option<u32> {
+        self.id_by_hash(token, hash(token))
+    }
+
+    fn id_by_hash(&self, token: &[u8], hash: u64) -> Option<u32> {
+        self.ids.find(hash, |id| self.at(id) == token)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&[u8], u32)> {
+        (0..self.id_end()).filter_map(|id| Some((self.get(id)?, id)))
+    }
 }
 
-fn merges_by_id(tokens: &[Box<[u8]>], ids: &Ids) -> Result<MergeTable> {
-    let mut merges = MergeTable::default();
-    for (token, id) in tokens.iter().zip(0..) {
+/// Every way to make a token of two others; the order of those that make the same one means nothing, see `used`.
+fn merges_by_id(tokens: &Tokens) -> Result<Vec<Merge>> {
+    let mut merges = Vec::new();
+    for (token, id) in tokens.iter() {
         if token.len() > MAX_RANKED_TOKEN_BYTES {
             return invalid(format!(
                 "token {id} has {} bytes; a rank file may hold tokens of up to {MAX_RANKED_TOKEN_BYTES}",
                 token.len()
             ));
         }
-        for cut in 1..token.len() {
-            let (left, right) = token.split_at(cut);
-            if let (Some(&left), Some(&right)) = (ids.get(left), ids.get(right)) {
-                merges.insert((left, right), Merge { rank: id, id });
+        for (left, right) in (1..token.len()).map(|cut| token.split_at(cut)) {
+            if let (Some(left), Some(right)) = (tokens.id(left), tokens.id(right)) {
+                merges.push(Merge { left, right, id });
             }
         }
     }
-    Ok(merges)
+    check_number(merges)
 }
 
-fn merges_listed(tokens: &[Box<[u8]>], ids: &Ids, pairs: &[(u32, u32)]) -> Result<MergeTable> {
-    let mut merges = MergeTable::default();
-    let token = |id: u32| tokens.get(id as usize).map_or(&[][..], |token| token);
+fn merges_listed(tokens: &Tokens, pairs: &[(u32, u32)]) -> Result<Vec<Merge>> {
+    let mut merges = Vec::with_capacity(pairs.len());
+    let mut seen = FxHashMap::default();
     let mut joined = Vec::new();
-    for (&(left, right), rank) in pairs.iter().zip(0..) {
+    for (&(left, right), number) in pairs.iter().zip(0..) {
         joined.clear();
-        joined.extend_from_slice(token(left));
-        joined.extend_from_slice(token(right));
-        let Some(&id) = ids
-            .get(joined.as_slice())
-            .filter(|_| !token(left).is_empty() && !token(right).is_empty())
-        else {
-            return invalid(format!(
-                "merge {rank} joins {left} and {right} to something that is not a token"
-            ));
-        };
-        if merges.insert((left, right), Merge { rank, id }).is_some() {
-            return invalid(format!("merge {rank} of {left} and {right} is listed twice"));
+        joined.extend_from_slice(tokens.get(left).unwrap_or_default());
+        let cut = joined.len();
+        joined.extend_from_slice(tokens.get(right).unwrap_or_default());
+        match tokens.id(&joined).filter(|_| 0 < cut && cut < joined.len()) {
+            Some(id) => merges.push(Merge { left, right, id }),
+            None => {
+                return invalid(format!(
+                    "merge {number} joins {left} and {right} to something that is not a token"
+                ));
+            }
+        }
+        if let Some(first) = seen.insert((left, right), number) {
+            return invalid(format!("merge {number} of {left} and {right} is merge {first} again"));
         }
     }
-    Ok(merges)
+    check_number(merges)
+}
+
+fn check_number(merges: Vec<Merge>) -> Result<Vec<Merge>> {
+    match merges.len() {
+        number if number >= MAX_NUMBERS as usize => {
+            invalid(format!("{number} merges: the limit is {}", MAX_NUMBERS - 1))
+        }
+        _ => Ok(merges),
+    }
+}
+
+/// The merges that happen at all, and which tokens their own bytes merge into.
+///
+/// Two tokens that stand side by side have merged from their own bytes without regard to what is around them; so if
+/// they join, the bytes of the joined token merge to these two when they stand alone, and then to it. Hence at most one
+/// merge of those that make a token ever happens: the last one when its own bytes are merged. The others need not be
+/// kept, nor is there ever a choice between two of them.
+fn used(tokens: &Tokens, all: Merges) -> (Merges, Vec<bool>) {
+    let mut reached = vec![false; tokens.id_end() as usize];
+    let mut kept = vec![false; all.list().len()];
+    let (mut queue, mut out) = (Queue::default(), Vec::new());
+    for (token, id) in tokens.iter() {
+        out.clear();
+        let last = all.merge(token, &mut queue, &mut out);
+        if out == [id] {
+            reached[id as usize] = true;
+            if let Some(number) = last {
+                kept[number as usize] = true;
+            }
+        }
+    }
+    let list = all
+        .list()
+        .iter()
+        .zip(kept)
+        .filter_map(|(merge, kept)| kept.then_some(*merge));
+    (all.with_list(list.collect()), reached)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    /// The rule as the files mean it: the leftmost pair of the lowest rank, until none is left.
+    fn merge_naively(
+        piece: &[u8],
+        byte_id: impl Fn(u8) -> u32,
+        joined: impl Fn(u32, u32) -> Option<(u32, u32)>,
+    ) -> Vec<u32> {
+        let mut ids: Vec<u32> = piece.iter().map(|&byte| byte_id(byte)).collect();
+        while let Some(((_, id), at)) = ids
+            .windows(2)
+            .enumerate()
+            .filter_map(|(at, pair)| Some((joined(pair[0], pair[1])?, at)))
+            .min_by_key(|&((rank, _), at)| (rank, at))
+        {
+            ids.splice(at..at + 2, [id]);
+        }
+        ids
+    }
+
+    /// All bytes, and words of few letters, in any order of ids.
+    fn entries() -> impl Strategy<Value = Vec<(Vec<u8>, u32)>> {
+        let words = proptest::collection::btree_set(proptest::collection::vec(b'a'..=b'c', 2..6), 0..40);
+        words.prop_map(Vec::from_iter).prop_shuffle().prop_map(|words| {
+            let bytes = (0..=255).map(|byte| vec![byte]);
+            bytes.chain(words).zip(0..).collect()
+        })
+    }
+
+    fn tokens(vocab: &Vocabulary, piece: &[u8]) -> Vec<u32> {
+        let mut out = Vec::new();
+        vocab.encode_piece(piece, hash(piece), &mut Queue::default(), &mut out);
+        out
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+        #[test]
+        fn ranks_merge_as_they_mean(entries in entries(), pieces in proptest::collection::vec(proptest::collection::vec(b'a'..=b'c', 1..90), 1..9)) {
+            let vocab = Vocabulary::new(entries, MergeOrder::ById, false).unwrap();
+            for piece in pieces {
+                let joined = |left, right| {
+                    let id = vocab.tokens.id(&[vocab.token(left)?, vocab.token(right)?].concat())?;
+                    Some((id, id))
+                };
+                prop_assert_eq!(tokens(&vocab, &piece), merge_naively(&piece, |byte| u32::from(byte), joined));
+            }
+        }
+
+        #[test]
+        fn listed_merges_merge_as_they_mean(
+            entries in entries(),
+            numbers in proptest::collection::vec(any::<proptest::sample::Index>(), 0..200),
+            pieces in proptest::collection::vec(proptest::collection::vec(b'a'..=b'c', 1..90), 1..9),
+        ) {
+            let index = Tokens::new(entries.clone()).unwrap();
+            let all = merges_by_id(&index).unwrap();
+            prop_assume!(!all.is_empty());
+            let mut seen = BTreeSet::new();
+            let list: Vec<Merge> = numbers
+                .iter()
+                .map(|number| *number.get(&all))
+                .filter(|merge| seen.insert((merge.left, merge.right)))
+                .collect();
+            let pairs = list.iter().map(|merge| (merge.left, merge.right)).collect();
+            let vocab = Vocabulary::new(entries, MergeOrder::Listed(pairs), false).unwrap();
+            for piece in pieces {
+                let joined = |left, right| {
+                    let number = list.iter().position(|merge| (merge.left, merge.right) == (left, right))?;
+                    Some((number as u32, list[number].id))
+                };
+                prop_assert_eq!(tokens(&vocab, &piece), merge_naively(&piece, |byte| u32::from(byte), joined));
+            }
+        }
+    }
 }

@@ -1,0 +1,272 @@
+//! The tokens of pieces met before.
+
+use crate::hash::{SHORT, hash, hash_key, short_key, short_key_of};
+use crate::merge::Queue;
+use crate::vocab::Vocabulary;
+
+/// Remembers pieces, and has the buffers that encoding needs. Begins small, grows
+/// with what it is given, to about 20 MB. Belongs to one vocabulary.
+#[derive(Debug, Default)]
+pub struct Cache {
+    short: ShortPieces,
+    other: OtherPieces,
+    queue: Queue,
+}
+
+/// Pieces looked up at a time.
+const CHUNK: usize = 64;
+
+/// The key of pieces that are not short, which no short piece has.
+const LONG: u128 = 1;
+
+impl Cache {
+    /// Appends the tokens of the pieces of `text` from `start` on that end at `ends`.
+    ///
+    /// First all keys are computed and their buckets fetched, then the buckets are looked into: so the processor waits
+    /// for many of them at a time.
+    pub fn encode(&mut self, vocab: &Vocabulary, text: &[u8], mut start: usize, ends: &[u32], out: &mut Vec<u32>) {
+        for ends in ends.chunks(CHUNK) {
+            let mut keys = [(LONG, 0); CHUNK];
+            let mut begin = start;
+            for (place, &end) in keys.iter_mut().zip(ends) {
+                let key = key_at(text, begin, end as usize);
+                *place = (key, self.short.home(key));
+                begin = end as usize;
+                prefetch(&self.short.buckets[place.1]);
+            }
+            self.look_up(vocab, text, start, ends, &keys, out);
+            start = begin;
+        }
+    }
+
+    fn look_up(
+        &mut self,
+        vocab: &Vocabulary,
+        text: &[u8],
+        mut start: usize,
+        ends: &[u32],
+        keys: &[(u128, usize); CHUNK],
+        out: &mut Vec<u32>,
+    ) {
+        // Tokens are collected here, room for all of an entry at a time: copies of one size are the fastest.
+        let mut collected = [0; CHUNK * INLINE + 1];
+        let mut len = 0;
+        for (&(key, home), &end) in keys.iter().zip(ends) {
+            let end = end as usize;
+            match self.short.at(home, key) {
+                Some(words) => {
+                    collected[len..len + INLINE + 1].copy_from_slice(words);
+                    len += words[INLINE] as usize;
+                }
+                None => {
+                    out.extend_from_slice(&collected[..len]);
+                    len = 0;
+                    self.miss(vocab, &text[start..end], key, out);
+                }
+            }
+            start = end;
+        }
+        out.extend_from_slice(&collected[..len]);
+    }
+
+    /// Appends the tokens of one piece, which is not empty.
+    pub fn encode_piece(&mut self, vocab: &Vocabulary, piece: &[u8], out: &mut Vec<u32>) {
+        self.encode(vocab, piece, 0, &[piece.len() as u32], out);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn miss(&mut self, vocab: &Vocabulary, piece: &[u8], key: u128, out: &mut Vec<u32>) {
+        if let Some(words) = self.short.at(self.short.home(key) ^ 1, key) {
+            return out.extend_from_slice(&words[..words[INLINE] as usize]);
+        }
+        let hash = hash(piece);
+        if let Some(tokens) = self.other.get(piece, hash) {
+            return out.extend_from_slice(tokens);
+        }
+        let start = out.len();
+        vocab.encode_piece(piece, hash, &mut self.queue, out);
+        let tokens = &out[start..];
+        if key != LONG && tokens.len() <= INLINE {
+            self.short.insert(key, tokens);
+        } else if piece.len() <= LONGEST {
+            self.other.insert(piece, hash, tokens);
+        }
+    }
+}
+
+fn key_at(text: &[u8], start: usize, end: usize) -> u128 {
+    let len = end - start;
+    if len > SHORT {
+        return LONG;
+    }
+    match text[start..].first_chunk() {
+        Some(bytes) => short_key_of(bytes, len),
+        None => short_key(&text[start..end]),
+    }
+}
+
+/// Asks for a cache line before it is needed.
+fn prefetch<T>(place: &T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch of any address has no effect but on the processor's caches.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(place).cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
+/// Tokens that an entry of a short piece holds.
+const INLINE: usize = 3;
+
+/// A short piece and its tokens, of which there are `words[INLINE]`. Key 0 is that of no piece.
+#[derive(Debug, Clone, Copy, Default)]
+struct Entry {
+    key: u128,
+    words: [u32; INLINE + 1],
+}
+
+/// Two entries in one cache line.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(align(64))]
+struct Bucket([Entry; 2]);
+
+/// Short pieces of few tokens, nearly all that occur.
+#[derive(Debug)]
+struct ShortPieces {
+    buckets: Box<[Bucket]>,
+    inserted: usize,
+}
+
+const FIRST_BUCKETS: usize = 1 << 10;
+const LAST_BUCKETS: usize = 1 << 17; // 8 MiB
+
+impl Default for ShortPieces {
+    fn default() -> Self {
+        Self::with_buckets(FIRST_BUCKETS)
+    }
+}
+
+impl ShortPieces {
+    fn with_buckets(number: usize) -> Self {
+        Self {
+            buckets: vec![Bucket::default(); number].into_boxed_slice(),
+            inserted: 0,
+        }
+    }
+
+    /// The bucket where a piece is looked for first; the one beside it is the second.
+    fn home(&self, key: u128) -> usize {
+        hash_key(key) as usize & (self.buckets.len() - 1)
+    }
+
+    fn at(&self, bucket: usize, key: u128) -> Option<&[u32; INLINE + 1]> {
+        let [first, second] = &self.buckets[bucket].0;
+        let entry = if first.key == key { first } else { second };
+        (entry.key == key).then_some(&entry.words)
+    }
+
+    fn insert(&mut self, key: u128, tokens: &[u32]) {
+        if self.inserted >= self.buckets.len() && self.buckets.len() < LAST_BUCKETS {
+            self.grow();
+        }
+        self.inserted += 1;
+        let mut words = [0; INLINE + 1];
+        words[..tokens.len()].copy_from_slice(tokens);
+        words[INLINE] = tokens.len() as u32;
+        self.put(Entry { key, words });
+    }
+
+    /// Puts an entry where there is room in its bucket or in the one beside it, else in the place of the later one in
+    /// its bucket: what came first occurs most.
+    fn put(&mut self, entry: Entry) {
+        let home = self.home(entry.key);
+        let places = [(home, 0), (home, 1), (home ^ 1, 0), (home ^ 1, 1)];
+        let free = |&(bucket, place): &(usize, usize)| self.buckets[bucket].0[place].key == 0;
+        let (bucket, place) = places.into_iter().find(free).unwrap_or((home, 1));
+        self.buckets[bucket].0[place] = entry;
+    }
+
+    /// Twice the buckets.
+    fn grow(&mut self) {
+        let old = std::mem::replace(self, Self::with_buckets(self.buckets.len() * 2));
+        for entry in old.buckets.iter().flat_map(|bucket| bucket.0) {
+            if entry.key != 0 {
+                self.put(entry);
+            }
+        }
+        self.inserted = old.inserted;
+    }
+}
+
+/// Longest piece that is remembered.
+const LONGEST: usize = 256;
+
+/// Longer pieces and pieces of many tokens.
+#[derive(Debug, Default)]
+struct OtherPieces {
+    places: Vec<Place>,
+    inserted: usize,
+    bytes: Vec<u8>,
+    tokens: Vec<u32>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    hash: u64,
+    piece: u32,
+    tokens: u32,
+    piece_len: u32,
+    tokens_len: u32,
+}
+
+const FIRST_PLACES: usize = 1 << 8;
+const LAST_PLACES: usize = 1 << 17; // 3 MiB
+
+/// Bytes of pieces and tokens; when they are full, all are forgotten.
+const ARENA: usize = 1 << 23;
+
+impl OtherPieces {
+    fn get(&self, piece: &[u8], hash: u64) -> Option<&[u32]> {
+        let place = self.places.get(hash as usize & self.places.len().wrapping_sub(1))?;
+        let range = |start: u32, len: u32| start as usize..(start + len) as usize;
+        let found = place.hash == hash && self.bytes[range(place.piece, place.piece_len)] == *piece;
+        found.then(|| &self.tokens[range(place.tokens, place.tokens_len)])
+    }
+
+    fn insert(&mut self, piece: &[u8], hash: u64, tokens: &[u32]) {
+        if self.bytes.len() + size_of_val(&*self.tokens) > ARENA {
+            *self = Self::default();
+        }
+        if self.inserted * 2 >= self.places.len() && self.places.len() < LAST_PLACES {
+            self.grow();
+        }
+        self.inserted += 1;
+        self.put(Place {
+            hash,
+            piece: self.bytes.len() as u32,
+            tokens: self.tokens.len() as u32,
+            piece_len: piece.len() as u32,
+            tokens_len: tokens.len() as u32,
+        });
+        self.bytes.extend_from_slice(piece);
+        self.tokens.extend_from_slice(tokens);
+    }
+
+    fn put(&mut self, place: Place) {
+        let at = place.hash as usize & (self.places.len() - 1);
+        self.places[at] = place;
+    }
+
+    fn grow(&mut self) {
+        let larger = vec![Place::default(); (self.places.len() * 2).max(FIRST_PLACES)];
+        let old = std::mem::replace(&mut self.places, larger);
+        for place in old {
+            if place.piece_len > 0 {
+                self.put(place);
+            }
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! Cutting text into the pieces that are merged one by one.
+
+mod class;
+mod masks;
+mod rules;
+mod window;
+
+use crate::error::{Error, Result};
+use masks::{Classifier, WIDTH};
+use rules::{Cl100k, Gpt2, Llama3, O200k, Qwen2, Rules, first_piece};
+use window::beginnings;
+
+/// The split pattern of Llama-3 and of the Code World Model.
+pub const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// The pattern built into GPT-2's tokenizer, which `tokenizer.json` calls `ByteLevel` with `use_regex`.
+pub const GPT2_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+/// The pattern of tiktoken's `cl100k_base`.
+pub const CL100K_PATTERN: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s";
+
+/// The pattern of tiktoken's `o200k_base`.
+pub const O200K_PATTERN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// The pattern of Qwen2 and of what followed it.
+pub const QWEN2_PATTERN: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// GPT-2's pattern as tiktoken writes it.
+const R50K_PATTERN: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s";
+
+/// Backtracking steps one match may take. A catastrophic pattern exceeds any limit; an honest one stays far below.
+const BACKTRACK_LIMIT: usize = 1_000_000;
+
+/// A compiled split pattern.
+#[derive(Debug, Clone)]
+pub struct Splitter {
+    pattern: String,
+    engine: Engine,
+}
+
+#[derive(Debug, Clone)]
+enum Engine {
+    Known(Known, Classifier),
+    Regex(Box<fancy_regex::Regex>),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Known {
+    Llama3,
+    Gpt2,
+    Cl100k,
+    O200k,
+    Qwen2,
+}
+
+impl Splitter {
+    /// The patterns of this module are cut by code of their own, any other by a regex engine.
+    pub fn new(pattern: &str) -> Result<Self> {
+        let known = match pattern {
+            LLAMA3_PATTERN => Some(Known::Llama3),
+            GPT2_PATTERN | R50K_PATTERN => Some(Known::Gpt2),
+            CL100K_PATTERN => Some(Known::Cl100k),
+            O200K_PATTERN => Some(Known::O200k),
+            QWEN2_PATTERN => Some(Known::Qwen2),
+            _ => None,
+        };
+        let engine = match known {
+            Some(known) => Engine::Known(known, Classifier::detect()),
+            None => Engine::Regex(Box::new(compile(pattern)?)),
+        };
+        Ok(Self {
+            pattern: pattern.to_owned(),
+            engine,
+        })
+    }
+
+    pub fn pattern(&self) -> &str {
+        &self.pattern
+    }
+
+    /// Calls `piece` with the consecutive pieces of `text`. They are never empty and join to `text`: what no match
+    /// covers is a piece of its own.
+    pub fn for_each<'t>(&self, text: &'t str, mut piece: impl FnMut(&'t str)) -> Result<()> {
+        let mut start = 0;
+        self.for_each_batch(text, |ends| {
+            for &end in ends {
+                piece(&text[start..end as usize]);
+                start = end as usize;
+            }
+        })
+    }
+
+    /// Calls `batch` with where the pieces of `text`, which is shorter than 4 GiB, end, some after the others.
+    pub fn for_each_batch(&self, text: &str, batch: impl FnMut(&[u32])) -> Result<()> {
+        match &self.engine {
+            Engine::Known(known, classifier) => {
+                match known {
+                    Known::Llama3 => split::<Llama3>(text, *classifier, batch),
+                    Known::Gpt2 => split::<Gpt2>(text, *classifier, batch),
+                    Known::Cl100k => split::<Cl100k>(text, *classifier, batch),
+                    Known::O200k => split::<O200k>(text, *classifier, batch),
+                    Known::Qwen2 => split::<Qwen2>(text, *classifier, batch),
+                }
+                Ok(())
+            }
+            Engine::Regex(regex) => split_by_regex(regex, text, batch),
+        }
+    }
+
+    /// A place at or after `at` where a piece ends whatever stands around it, if there is one: texts can be cut there
+    /// without another result. All known patterns end a piece between a letter and a newline.
+    pub fn safe_cut(&self, text: &str, at: usize) -> Option<usize> {
+        let Engine::Known(..) = self.engine else { return None };
+        let bytes = &text.as_bytes()[at..];
+        let found = bytes
+            .windows(2)
+            .position(|pair| pair[0].is_ascii_alphabetic() && pair[1] == b'\n')?;
+        Some(at + found + 1)
+    }
+}
+
+/// Ends of pieces that are collected before they are handed on.
+const BATCH: usize = 256;
+
+struct Ends<F> {
+    ends: [u32; BATCH],
+    len: usize,
+    batch: F,
+}
+
+impl<F: FnMut(&[u32])> Ends<F> {
+    fn new(batch: F) -> Self {
+        Self {
+            ends: [0; BATCH],
+            len: 0,
+            batch,
+        }
+    }
+
+    /// Makes room for the ends in one window.
+    fn reserve(&mut self) {
+        if self.len > BATCH - WIDTH {
+            self.flush();
+        }
+    }
+
+    fn push(&mut self, end: usize) {
+        self.ends[self.len] = end as u32;
+        self.len += 1;
+    }
+
+    fn flush(&mut self) {
+        (self.batch)(&self.ends[..self.len]);
+        self.len = 0;
+    }
+}
+
+fn split<R: Rules>(text: &str, classifier: Classifier, batch: impl FnMut(&[u32])) {
+    let bytes = text.as_bytes();
+    let mut ends = Ends::new(batch);
+    let mut at = 0;
+    let mut padded;
+    while at < bytes.len() {
+        ends.reserve();
+        let rest = &bytes[at..];
+        // Two bytes tell most pieces that are not of ASCII.
+        if rest[0].is_ascii() && rest.get(1).is_none_or(u8::is_ascii) {
+            let window = match rest.first_chunk::<WIDTH>() {
+                Some(window) => window,
+                None => {
+                    padded = [0; WIDTH];
+                    padded[..rest.len()].copy_from_slice(rest);
+                    &padded
+                }
+            };
+            let mut begin = beginnings::<R>(&classifier.classify(window), window, rest.len() as u32) & !1;
+            if begin != 0 {
+                while begin != 0 {
+                    ends.push(at + begin.trailing_zeros() as usize);
+                    begin &= begin - 1;
+                }
+                at = ends.ends[ends.len - 1] as usize;
+                continue;
+            }
+        }
+        at += first_piece::<R>(&text[at..]);
+        ends.push(at);
+    }
+    ends.flush();
+}
+
+fn split_by_regex(regex: &fancy_regex::Regex, text: &str, batch: impl FnMut(&[u32])) -> Result<()> {
+    let mut ends = Ends::new(batch);
+    let mut end = 0;
+    for found in regex.find_iter(text) {
+        let found = found.map_err(|why| Error::Pattern(format!("gave up after byte {end}: {why}")))?;
+        ends.reserve();
+        for place in [found.start(), found.end()] {
+            if place > end {
+                ends.push(place);
+                end = place;
+            }
+        }
+    }
+    if end < text.len() {
+        ends.push(text.len());
+    }
+    ends.flush();
+    Ok(())
+}
+
+fn compile(pattern: &str) -> Result<fancy_regex::Regex> {
+    fancy_regex::RegexBuilder::new(pattern)
+        .backtrack_limit(BACKTRACK_LIMIT)
+        .build()
+        .map_err(|why| Error::Pattern(format!("{pattern:?} does not compile: {why}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pieces(splitter: &Splitter, text: &str) -> Vec<String> {
+        let mut pieces = Vec::new();
+        splitter.for_each(text, |piece| pieces.push(piece.to_owned())).unwrap();
+        pieces
+    }
+
+    /// Each known pattern by its own code and by the regex engine.
+    static BOTH: LazyLock<Vec<(Splitter, Splitter)>> = LazyLock::new(|| {
+        let patterns = [
+            LLAMA3_PATTERN,
+            GPT2_PATTERN,
+            R50K_PATTERN,
+            CL100K_PATTERN,
+            O200K_PATTERN,
+            QWEN2_PATTERN,
+        ];
+        patterns
+            .into_iter()
+            .map(|pattern| {
+                let regex = Splitter {
+                    pattern: pattern.into(),
+                    engine: Engine::Regex(Box::new(compile(pattern).unwrap())),
+                };
+                (Splitter::new(pattern).unwrap(), regex)
+            })
+            .collect()
+    });
+
+    fn check(text: &str) {
+        for (known, regex) in &*BOTH {
+            assert!(matches!(known.engine, Engine::Known(..)));
+            assert_eq!(pieces(known, text), pieces(regex, text), "{}", known.pattern);
+        }
+    }
+
+    #[test]
+    fn every_character_alone_and_in_context_splits_as_the_regex_does() {
+        let contexts = |c: char| format!("{c} a{c}1{c}!{c}\n{c}{c}  {c}'{c} {c}A{c}b{c}C{c}'s{c}");
+        // What lies between is unassigned.
+        let assigned = [0..0x33800, 0xe0000..0xe0200, 0x10fe00..0x110000];
+        for block in assigned
+            .into_iter()
+            .flat_map(|range: std::ops::Range<u32>| range.step_by(512))
+        {
+            let text: String = (block..block + 512).filter_map(char::from_u32).map(contexts).collect();
+            check(&text);
+        }
+    }
+
+    #[test]
+    fn every_short_text_of_a_few_characters_splits_as_the_regex_does() {
+        let alphabet = ['a', 'S', '1', ' ', '\n', '\'', '(', '/'];
+        for number in 0..8usize.pow(6) {
+            let text: String = (0..6).map(|place| alphabet[number >> (3 * place) & 7]).collect();
+            for (known, regex) in BOTH.iter().take(1 + 5 * usize::from(number % 8 == 0)) {
+                assert_eq!(pieces(known, &text), pieces(regex, &text), "{}", known.pattern);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(5000))]
+        #[test]
+        fn known_patterns_equal_the_regex(
+            text in r"([ \t\r\n\u{a0}\u{2028}]|[a-eA-E]|'(s|S|ſ|t|re|RE|vE|m|Ll|d)?|[0-9²Ⅷ٣]|[!(./é日ǅʰ\u{301}]|\PC){0,40}"
+        ) {
+            check(&text);
+        }
+
+        #[test]
+        fn known_patterns_equal_the_regex_across_windows(
+            text in r"([a-c]{1,9}|[A-C]{1,4}|'(s|re|LL)|[0-9]{1,9}|[(./]{1,3}| {1,9}|\r?\n[ \t]{0,9}|é| ){20,90}"
+        ) {
+            check(&text);
+        }
+
+        #[test]
+        fn pieces_join_to_the_text(text in any::<String>(), pattern in r"[ab.]{1,3}|a\*|x\?") {
+            let splitter = Splitter::new(&pattern).unwrap();
+            prop_assert_eq!(pieces(&splitter, &text).concat(), text);
+        }
+
+        #[test]
+        fn a_safe_cut_changes_no_piece(text in r"([a-cA-C' 1(/]|\n|é){0,60}", at in 0..20usize) {
+            for (known, _) in &*BOTH {
+                if text.is_char_boundary(at) && let Some(cut) = known.safe_cut(&text, at) {
+                    let parts = [pieces(known, &text[..cut]), pieces(known, &text[cut..])].concat();
+                    prop_assert_eq!(parts, pieces(known, &text));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_catastrophic_pattern_is_an_error() {
+        let splitter = Splitter::new(r"(?:a|a(?!x))*(?<!a)c").unwrap();
+        let result = splitter.for_each(&("a".repeat(100) + "c"), |_| ());
+        assert!(matches!(result, Err(Error::Pattern(_))), "{result:?}");
+    }
+
+    #[test]
+    fn a_broken_pattern_is_an_error() {
+        for pattern in ["(", "[a", r"\p{Nope}", &"(".repeat(100_000)] {
+            assert!(matches!(Splitter::new(pattern), Err(Error::Pattern(_))));
+        }
+    }
+
+    #[test]
+    fn long_runs_take_linear_time() {
+        for unit in ["a", " ", "\n", " \n", "1", "!", "'", "é"] {
+            let text = unit.repeat(1 << 20);
+            for (known, _) in &*BOTH {
+                assert_eq!(pieces(known, &text).concat().len(), text.len());
+            }
+        }
+    }
+}
