@@ -4,13 +4,28 @@ use crate::hash::{SHORT, hash, hash_key, short_key, short_key_of};
 use crate::merge::Queue;
 use crate::vocab::Vocabulary;
 
-/// Remembers pieces, and has the buffers that encoding needs. Begins small, grows
-/// with what it is given, to about 20 MB. Belongs to one vocabulary.
-#[derive(Debug, Default)]
+/// Remembers pieces. Begins small, grows with what it is given, to about 20 MB. Belongs to one vocabulary.
+#[derive(Debug)]
 pub struct Cache {
     short: ShortPieces,
     other: OtherPieces,
     queue: Queue,
+    /// Of the pieces looked up now: key and bucket.
+    keys: [(u128, usize); CHUNK],
+    /// Tokens found: room for all of an entry at a time, since copies of one size are the fastest.
+    found: [u32; CHUNK * INLINE + 1],
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self {
+            short: ShortPieces::default(),
+            other: OtherPieces::default(),
+            queue: Queue::default(),
+            keys: [(LONG, 0); CHUNK],
+            found: [0; CHUNK * INLINE + 1],
+        }
+    }
 }
 
 /// Pieces looked up at a time.
@@ -26,47 +41,38 @@ impl Cache {
     /// for many of them at a time.
     pub fn encode(&mut self, vocab: &Vocabulary, text: &[u8], mut start: usize, ends: &[u32], out: &mut Vec<u32>) {
         for ends in ends.chunks(CHUNK) {
-            let mut keys = [(LONG, 0); CHUNK];
             let mut begin = start;
-            for (place, &end) in keys.iter_mut().zip(ends) {
+            for (place, &end) in self.keys.iter_mut().zip(ends) {
                 let key = key_at(text, begin, end as usize);
                 *place = (key, self.short.home(key));
                 begin = end as usize;
                 prefetch(&self.short.buckets[place.1]);
             }
-            self.look_up(vocab, text, start, ends, &keys, out);
+            self.look_up(vocab, text, start, ends, out);
             start = begin;
         }
     }
 
-    fn look_up(
-        &mut self,
-        vocab: &Vocabulary,
-        text: &[u8],
-        mut start: usize,
-        ends: &[u32],
-        keys: &[(u128, usize); CHUNK],
-        out: &mut Vec<u32>,
-    ) {
-        // Tokens are collected here, room for all of an entry at a time: copies of one size are the fastest.
-        let mut collected = [0; CHUNK * INLINE + 1];
+    /// Appends the tokens of the pieces whose keys are in `keys`.
+    fn look_up(&mut self, vocab: &Vocabulary, text: &[u8], mut start: usize, ends: &[u32], out: &mut Vec<u32>) {
         let mut len = 0;
-        for (&(key, home), &end) in keys.iter().zip(ends) {
+        for (number, &end) in ends.iter().enumerate() {
             let end = end as usize;
+            let (key, home) = self.keys[number];
             match self.short.at(home, key) {
                 Some(words) => {
-                    collected[len..len + INLINE + 1].copy_from_slice(words);
+                    self.found[len..len + INLINE + 1].copy_from_slice(words);
                     len += words[INLINE] as usize;
                 }
                 None => {
-                    out.extend_from_slice(&collected[..len]);
+                    out.extend_from_slice(&self.found[..len]);
                     len = 0;
                     self.miss(vocab, &text[start..end], key, out);
                 }
             }
             start = end;
         }
-        out.extend_from_slice(&collected[..len]);
+        out.extend_from_slice(&self.found[..len]);
     }
 
     /// Appends the tokens of one piece, which is not empty.

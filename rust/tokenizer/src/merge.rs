@@ -1,7 +1,7 @@
 //! Merging the bytes of one piece into tokens, the first merge of the list first, leftmost among equals.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashSet};
+use std::collections::BinaryHeap;
 
 use crate::hash::{Table, hash_key};
 
@@ -24,8 +24,6 @@ pub struct Merges {
     /// The number of the merge of two bytes, by the bytes.
     of_bytes: Box<[u32]>,
     byte_ids: [u32; 256],
-    /// No merge makes a token that an earlier one joins, as in every vocabulary that was trained.
-    forward: bool,
 }
 
 fn pair_hash(left: u32, right: u32) -> u64 {
@@ -38,17 +36,11 @@ impl Merges {
         for (merge, number) in list.iter().zip(0..) {
             numbers.insert(pair_hash(merge.left, merge.right), number);
         }
-        let mut made = HashSet::new();
-        let forward = list.iter().rev().all(|merge| {
-            made.insert(merge.id);
-            !made.contains(&merge.left) && !made.contains(&merge.right)
-        });
         let mut merges = Self {
             list,
             numbers,
             of_bytes: Box::default(),
             byte_ids,
-            forward,
         };
         merges.of_bytes = (0..1 << 16)
             .map(|bytes| merges.find(byte_ids[bytes >> 8], byte_ids[bytes & 255]))
@@ -86,10 +78,8 @@ impl Merges {
     pub fn merge(&self, piece: &[u8], queue: &mut Queue, out: &mut Vec<u32>) -> Option<u32> {
         if piece.len() <= SHORT {
             self.merge_short(piece, out)
-        } else if self.forward {
-            self.merge_forward(piece, queue, out)
         } else {
-            self.merge_by_heap(piece, queue, out)
+            self.merge_long(piece, queue, out)
         }
     }
 
@@ -144,56 +134,24 @@ impl Merges {
         last
     }
 
-    /// Takes time linear in the piece: all places of a merge are known before the first of them is merged.
-    fn merge_forward(&self, piece: &[u8], queue: &mut Queue, out: &mut Vec<u32>) -> Option<u32> {
+    /// Takes time linear in the piece where merges make pairs of later merges only, as nearly all do: then all places of
+    /// a merge are known before the first of them is merged.
+    fn merge_long(&self, piece: &[u8], queue: &mut Queue, out: &mut Vec<u32>) -> Option<u32> {
         queue.fill(piece, self);
         let mut last = None;
         while let Some(number) = queue.first() {
-            let Merge { left, right, id } = self.list[number as usize];
-            queue.take(number, left == right);
-            for i in 0..queue.taken.len() {
-                let at = queue.taken[i];
+            queue.take(number);
+            while let Some((at, merge)) = queue.next(number) {
+                last = Some(merge);
                 let node = queue.nodes[at as usize];
-                if node.merge != number {
-                    continue; // the right part of the same merge just before
-                }
-                last = Some(number);
                 queue.set(node.next, NEVER);
-                queue.join(at, id);
+                queue.join(at, self.list[merge as usize].id);
                 for left in [node.previous, at] {
-                    let merge = queue.find(left, self);
-                    queue.set(left, merge);
-                }
-            }
-        }
-        queue.tokens(out);
-        last
-    }
-
-    /// For lists of merges in any order, as files may have them.
-    fn merge_by_heap(&self, piece: &[u8], queue: &mut Queue, out: &mut Vec<u32>) -> Option<u32> {
-        queue.link(piece, self);
-        // An entry is out of date when its node waits for another merge by now.
-        let mut heap = BinaryHeap::new();
-        for at in 0..piece.len() as u32 - 1 {
-            let merge = queue.find(at, self);
-            queue.nodes[at as usize].merge = merge;
-            heap.push(Reverse((merge, at)));
-        }
-        let mut last = None;
-        while let Some(Reverse((number, at))) = heap.pop() {
-            let node = queue.nodes[at as usize];
-            if number == NEVER || node.merge != number {
-                continue;
-            }
-            last = Some(number);
-            queue.nodes[node.next as usize].merge = NEVER;
-            queue.join(at, self.list[number as usize].id);
-            for left in [node.previous, at] {
-                if left != END {
-                    let merge = queue.find(left, self);
-                    queue.nodes[left as usize].merge = merge;
-                    heap.push(Reverse((merge, left)));
+                    let made = queue.find(left, self);
+                    queue.set(left, made);
+                    if made == number {
+                        queue.late.push(Reverse(left));
+                    }
                 }
             }
         }
@@ -228,7 +186,11 @@ pub struct Queue {
     filled: Vec<u64>,
     /// No word of `filled` before this has a bit.
     lowest: usize,
+    /// The places of the merge that is being done, from left to right, and how many are behind.
     taken: Vec<u32>,
+    behind: usize,
+    /// Further ones, made meanwhile.
+    late: BinaryHeap<Reverse<u32>>,
 }
 
 impl Queue {
@@ -303,16 +265,47 @@ impl Queue {
         Some(self.lowest as u32 * 64 + self.filled[self.lowest].trailing_zeros())
     }
 
-    /// Puts the places of a merge into `taken`, from left to right where they may overlap.
-    fn take(&mut self, merge: u32, overlap: bool) {
+    /// Begins a merge.
+    fn take(&mut self, merge: u32) {
         self.taken.clear();
+        self.behind = 0;
         let mut at = self.heads[merge as usize];
         while at != END {
             self.taken.push(at);
             at = self.nodes[at as usize].after;
         }
-        if overlap {
-            self.taken.sort_unstable();
+        // They come in few runs, which this sort finds.
+        self.taken.sort();
+    }
+
+    /// The next place to merge and the number of its merge: that of a merge before `merge`, if the last one made such a
+    /// pair, else the leftmost one of `merge`, if any is left.
+    fn next(&mut self, merge: u32) -> Option<(u32, u32)> {
+        if let Some(earlier) = self.first().filter(|&first| first < merge) {
+            let head = self.heads[earlier as usize];
+            let list = std::iter::successors(Some(head), |&at| match self.nodes[at as usize].after {
+                END => None,
+                after => Some(after),
+            });
+            return list.min().map(|at| (at, earlier));
+        }
+        loop {
+            let taken = self.taken.get(self.behind).copied();
+            let late = self.late.peek().map(|&Reverse(at)| at);
+            let at = match (taken, late) {
+                (Some(taken), Some(late)) => taken.min(late),
+                (at, None) | (None, at) => at?,
+            };
+            if taken == Some(at) {
+                self.behind += 1;
+            }
+            if late == Some(at) {
+                self.late.pop();
+            }
+            // Not so where it was the right part of the same merge just before, as in `aaa`.
+            if self.nodes[at as usize].merge == merge {
+                return Some((at, merge));
+            }
         }
     }
 
@@ -348,6 +341,8 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
+
     use proptest::prelude::*;
 
     /// The definition: merge the leftmost pair of the first merge until there is none.
@@ -386,18 +381,13 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
         #[test]
-        fn every_way_gives_the_definition(merges in merges(), bytes in proptest::collection::vec(0..4u8, 1..200)) {
+        fn both_ways_give_the_definition(merges in merges(), bytes in proptest::collection::vec(0..4u8, 1..200)) {
             let mut queue = Queue::default();
             let expected = merge_naively(&merges, &bytes);
             for _ in 0..2 {
                 let mut out = Vec::new();
-                merges.merge_by_heap(&bytes, &mut queue, &mut out);
+                merges.merge_long(&bytes, &mut queue, &mut out);
                 prop_assert_eq!(&out, &expected);
-                if merges.forward {
-                    out.clear();
-                    merges.merge_forward(&bytes, &mut queue, &mut out);
-                    prop_assert_eq!(&out, &expected);
-                }
             }
             let short = &bytes[..bytes.len().min(SHORT)];
             let mut out = Vec::new();

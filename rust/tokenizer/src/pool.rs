@@ -4,6 +4,14 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
 use crate::cache::Cache;
+use crate::split::Ends;
+
+/// What encoding needs at hand.
+#[derive(Debug, Default)]
+pub struct Tools {
+    pub cache: Cache,
+    pub ends: Ends,
+}
 
 /// Caches kept between calls; more calls than this at one time begin with empty ones.
 const KEPT: usize = 64;
@@ -11,7 +19,7 @@ const KEPT: usize = 64;
 /// Caches that wait for the next call. Never waits for a lock: in a forked child another thread's would not come back.
 #[derive(Debug)]
 pub struct Pool {
-    waiting: [Mutex<Option<Box<Cache>>>; KEPT],
+    waiting: [Mutex<Option<Box<Tools>>>; KEPT],
 }
 
 impl Default for Pool {
@@ -35,7 +43,7 @@ impl Pool {
         let waiting = self.waiting.iter().find_map(|slot| slot.try_lock().ok()?.take());
         Lent {
             pool: self,
-            cache: Some(waiting.unwrap_or_default()),
+            tools: Some(waiting.unwrap_or_default()),
         }
     }
 }
@@ -43,20 +51,20 @@ impl Pool {
 /// A cache that goes back to its pool.
 pub struct Lent<'p> {
     pool: &'p Pool,
-    cache: Option<Box<Cache>>,
+    tools: Option<Box<Tools>>,
 }
 
 impl Deref for Lent<'_> {
-    type Target = Cache;
+    type Target = Tools;
 
-    fn deref(&self) -> &Cache {
-        self.cache.as_ref().expect("there until it is dropped")
+    fn deref(&self) -> &Tools {
+        self.tools.as_ref().expect("there until it is dropped")
     }
 }
 
 impl DerefMut for Lent<'_> {
-    fn deref_mut(&mut self) -> &mut Cache {
-        self.cache.as_mut().expect("there until it is dropped")
+    fn deref_mut(&mut self) -> &mut Tools {
+        self.tools.as_mut().expect("there until it is dropped")
     }
 }
 
@@ -69,7 +77,7 @@ impl Drop for Lent<'_> {
             if let Ok(mut slot) = slot.try_lock()
                 && slot.is_none()
             {
-                *slot = self.cache.take();
+                *slot = self.tools.take();
                 return;
             }
         }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result, invalid};
 use crate::json::{parse_json, write_json};
-use crate::pool::{Lent, Pool};
+use crate::pool::{Lent, Pool, Tools};
 use crate::ranks::{parse_ranks, write_ranks};
 use crate::special::{Matcher, SpecialTokens};
 use crate::split::Splitter;
@@ -109,7 +109,7 @@ impl Tokenizer {
     pub fn encoder(&self) -> Encoder<'_> {
         Encoder {
             tokenizer: self,
-            cache: self.caches.take(),
+            tools: self.caches.take(),
         }
     }
 
@@ -123,7 +123,7 @@ impl Tokenizer {
             Err(error) => error.valid_up_to(),
         };
         let text = std::str::from_utf8(&bytes[..valid]).unwrap_or_default();
-        let mut cache = self.caches.take();
+        let cache = &mut self.caches.take().cache;
         let mut out = Vec::new();
         let mut last_piece = 0;
         self.splitter.for_each(text, |piece| {
@@ -209,9 +209,10 @@ impl Tokenizer {
     /// How many tokens `text` has, special names ordinary.
     pub fn count(&self, text: &str) -> Result<usize> {
         check_length(text.len())?;
-        let (mut cache, mut tokens) = (self.caches.take(), Vec::new());
+        let (mut tools, mut tokens) = (self.caches.take(), Vec::new());
+        let Tools { cache, ends } = &mut *tools;
         let (mut count, mut start) = (0, 0);
-        self.splitter.for_each_batch(text, |ends| {
+        self.splitter.for_each_batch(text, ends, |ends| {
             cache.encode(&self.vocab, text.as_bytes(), start, ends, &mut tokens);
             start = ends.last().map_or(start, |&end| end as usize);
             count += tokens.len();
@@ -254,20 +255,26 @@ fn check_length(bytes: usize) -> Result<()> {
     Ok(())
 }
 
-/// Encodes with one cache.
+/// Encodes with one cache, and with what else is needed at hand.
 pub struct Encoder<'t> {
     tokenizer: &'t Tokenizer,
-    cache: Lent<'t>,
+    tools: Lent<'t>,
 }
 
 impl Encoder<'_> {
+    /// Whether a piece always ends between a letter or digit and a quote.
+    pub(crate) fn ends_words_at_quotes(&self) -> bool {
+        self.tokenizer.splitter.is_known()
+    }
+
     /// Appends the tokens of `text`, in which special tokens' names are ordinary text.
     pub fn encode(&mut self, text: &str, out: &mut Vec<u32>) -> Result<()> {
         check_length(text.len())?;
         let Tokenizer { vocab, splitter, .. } = self.tokenizer;
+        let Tools { cache, ends } = &mut *self.tools;
         let mut start = 0;
-        splitter.for_each_batch(text, |ends| {
-            self.cache.encode(vocab, text.as_bytes(), start, ends, out);
+        splitter.for_each_batch(text, ends, |ends| {
+            cache.encode(vocab, text.as_bytes(), start, ends, out);
             start = ends.last().map_or(start, |&end| end as usize);
         })
     }

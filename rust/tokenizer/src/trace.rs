@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use cwm_trace::{Parsed, Part, Piece, Renderer, Special, TokenParser, Trace};
+use cwm_trace::{FrameRef, Parsed, Part, Piece, Renderer, Special, TokenParser, Trace};
 
 use crate::error::Result;
 use crate::{Encoder, Tokenizer};
@@ -29,23 +29,14 @@ impl Tokenizer {
     pub fn encode_trace(&self, trace: &Trace) -> Result<TraceTokens> {
         let mut encoder = TraceEncoder::new(self, trace)?;
         let mut tokens = TraceTokens::default();
-        trace.for_each_context_part(|part| encoder.push(part));
+        trace.for_each_context_part(|part| {
+            encoder.push(part);
+        });
         tokens.context = encoder.ids.len();
         let mut renderer = Renderer::new(trace);
+        tokens.frames.reserve(trace.frames().len());
         for frame in trace.frames() {
-            let mut spans = FrameSpans::default();
-            let mut is_value = false;
-            renderer.for_each_part(frame, |part| {
-                let start = encoder.ids.len();
-                encoder.push(part);
-                let span = start..encoder.ids.len();
-                match part {
-                    Part::Special(special) => is_value = special == Special::ArgSep,
-                    Part::Line(..) => spans.action = span,
-                    Part::Text(_) if is_value => spans.value = Some(span),
-                    Part::Text(_) => spans.state = Some(span),
-                }
-            });
+            let spans = encoder.push_frame(frame, &mut renderer);
             tokens.frames.push(spans);
         }
         if trace.is_complete() {
@@ -94,7 +85,18 @@ struct TraceEncoder<'t> {
     ids: Vec<u32>,
     /// Where the tokens of each source line already are in `ids`: most steps repeat a line.
     lines: Vec<Option<Range<usize>>>,
+    /// By shape, made when first met.
+    shapes: Vec<Option<ShapeTokens>>,
     failed: Result<()>,
+}
+
+/// The LOCALS of a shape with every variable unchanged, in tokens. Most frames change one or two of many variables.
+#[derive(Default)]
+struct ShapeTokens {
+    ids: Vec<u32>,
+    /// Where the tokens of each segment (see [`Renderer::for_each_segment`]) end; empty if the segments cannot be encoded
+    /// one by one.
+    ends: Vec<usize>,
 }
 
 impl<'t> TraceEncoder<'t> {
@@ -108,23 +110,90 @@ impl<'t> TraceEncoder<'t> {
             special,
             ids: Vec::new(),
             lines: vec![None; trace.lines().len()],
+            shapes: (0..trace.shape_count()).map(|_| None).collect(),
             failed: Ok(()),
         })
     }
 
-    fn push(&mut self, part: Part<'_>) {
+    fn push_frame(&mut self, frame: FrameRef<'_>, renderer: &mut Renderer<'_>) -> FrameSpans {
+        let mut spans = FrameSpans::default();
+        if frame.event().has_locals() && self.push_locals(frame, renderer, &mut spans) {
+            return spans;
+        }
+        let mut is_value = false;
+        renderer.for_each_part(frame, |part| {
+            let span = self.push(part);
+            match part {
+                Part::Special(special) => is_value = special == Special::ArgSep,
+                Part::Line(..) => spans.action = span,
+                Part::Text(_) if is_value => spans.value = Some(span),
+                Part::Text(_) => spans.state = Some(span),
+            }
+        });
+        spans
+    }
+
+    /// Pushes a CALL or LINE frame by its segments, if they can be encoded one by one.
+    fn push_locals(&mut self, frame: FrameRef<'_>, renderer: &mut Renderer<'_>, spans: &mut FrameSpans) -> bool {
+        let shape = frame.shape_id();
+        let tokens = match self.shapes[shape as usize].take() {
+            Some(tokens) => tokens,
+            None => self.shape_tokens(shape, renderer),
+        };
+        let can = !tokens.ends.is_empty();
+        if can {
+            self.push(Part::Special(frame.event().special()));
+            let start = self.ids.len();
+            let mut copied = 0;
+            renderer.for_each_changed_segment(frame, |slot, text| {
+                self.ids.extend_from_slice(&tokens.ids[copied..tokens.ends[slot]]);
+                self.push_text(text);
+                copied = tokens.ends[slot + 1];
+            });
+            self.ids.extend_from_slice(&tokens.ids[copied..]);
+            spans.state = Some(start..self.ids.len());
+            self.push(Part::Special(Special::ActionSep));
+            spans.action = self.push(Part::Line(frame.line_id(), &frame.line().text));
+            self.push(Part::Special(Special::FrameSep));
+        }
+        self.shapes[shape as usize] = Some(tokens);
+        can
+    }
+
+    /// A piece always ends between a letter or digit and a quote, so where all names end in one of these, nothing in a
+    /// segment changes the tokens of another.
+    fn shape_tokens(&mut self, shape: u32, renderer: &mut Renderer<'_>) -> ShapeTokens {
+        let mut tokens = ShapeTokens::default();
+        let mut separate = self.encoder.ends_words_at_quotes();
+        let mut ended = true;
+        renderer.for_each_segment(shape, |segment| {
+            separate &= ended;
+            ended = segment.ends_with(|last: char| last.is_ascii_alphanumeric());
+            if let Err(error) = self.encoder.encode(segment, &mut tokens.ids) {
+                self.failed = Err(error);
+            }
+            tokens.ends.push(tokens.ids.len());
+        });
+        if !separate {
+            tokens.ends.clear();
+        }
+        tokens
+    }
+
+    fn push(&mut self, part: Part<'_>) -> Range<usize> {
+        let start = self.ids.len();
         match part {
             Part::Special(special) => self.ids.push(self.special[special as usize]),
             Part::Text(text) => self.push_text(text),
             Part::Line(line, text) => match self.lines[line as usize].clone() {
                 Some(span) => self.ids.extend_from_within(span),
                 None => {
-                    let start = self.ids.len();
                     self.push_text(text);
                     self.lines[line as usize] = Some(start..self.ids.len());
                 }
             },
         }
+        start..self.ids.len()
     }
 
     fn push_text(&mut self, text: &str) {

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use cwm_tokenizer::{LLAMA3_PATTERN, PieceCounts, Splitter, Tokenizer, cwm_special_tokens};
-use cwm_trace::{Special, Trace, parse_text};
+use cwm_trace::{Part, Special, Trace, parse_text};
 use proptest::prelude::*;
 
 static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
@@ -27,7 +27,7 @@ fn decode(tokens: &[u32]) -> String {
 fn documents() -> impl Strategy<Value = String> {
     let text = r"[a-c \\n='é\n]{0,6}";
     let json = r"[a-c .'é]{0,4}";
-    let locals = (prop::collection::btree_map("[a-d]{1,2}", json, 0..4)).prop_map(|pairs| {
+    let locals = (prop::collection::btree_map("[a-d1_}]{1,2}", json, 0..4)).prop_map(|pairs| {
         let pairs: Vec<_> = pairs
             .iter()
             .map(|(name, value)| format!("\"{name}\": \"{value}\""))
@@ -53,6 +53,17 @@ fn parsed(document: &str) -> Trace {
 }
 
 proptest! {
+    #[test]
+    fn ids_are_those_of_the_parts(document in documents()) {
+        let trace = parsed(&document);
+        let mut expected = Vec::new();
+        trace.for_each_part(|part| match part {
+            Part::Special(special) => expected.push(TOKENIZER.special_tokens().id(special.name()).unwrap()),
+            Part::Text(text) | Part::Line(_, text) => expected.extend(TOKENIZER.encode(text, None).unwrap()),
+        });
+        prop_assert_eq!(TOKENIZER.encode_trace(&trace).unwrap().ids, expected);
+    }
+
     #[test]
     fn traces_survive_and_spans_are_the_parts(document in documents()) {
         let trace = parsed(&document);

@@ -1,6 +1,7 @@
 //! The text form, and the sequence of parts that it and the token form are made of.
 
 use std::io::{self, Write};
+use std::ops::Range;
 
 use crate::json::write_string;
 use crate::special::Special;
@@ -64,6 +65,8 @@ pub struct Renderer<'t> {
 /// The LOCALS of a shape with every variable unchanged. Those of a frame differ from it by its changes alone.
 struct Skeleton {
     text: Vec<u8>,
+    /// For each variable where its name ends, before the quote.
+    names: Vec<usize>,
     /// For each variable where its value, [`UNCHANGED`], begins.
     values: Vec<usize>,
 }
@@ -73,18 +76,24 @@ const UNCHANGED: &[u8] = b"\"..\"";
 impl Skeleton {
     fn new(trace: &Trace, shape: u32) -> io::Result<Skeleton> {
         let mut text = b"{".to_vec();
-        let mut values = Vec::new();
+        let (mut names, mut values) = (Vec::new(), Vec::new());
         for (slot, &name) in trace.shape(shape).iter().enumerate() {
             if slot > 0 {
                 text.extend_from_slice(b", ");
             }
             write_string(trace.name(name), &mut text)?;
+            names.push(text.len() - 1);
             text.extend_from_slice(b": ");
             values.push(text.len());
             text.extend_from_slice(UNCHANGED);
         }
         text.push(b'}');
-        Ok(Skeleton { text, values })
+        Ok(Skeleton { text, names, values })
+    }
+
+    /// From the end of a variable's name to the end of the next one's, or of the text.
+    fn segment(&self, slot: usize) -> Range<usize> {
+        self.names[slot]..self.names.get(slot + 1).copied().unwrap_or(self.text.len())
     }
 }
 
@@ -118,18 +127,51 @@ impl<'t> Renderer<'t> {
         self.part = part;
     }
 
-    /// Writes the JSON object of a CALL or LINE frame's variables.
-    fn write_locals(&mut self, frame: FrameRef<'_>, out: &mut impl Write) -> io::Result<()> {
-        let shape = frame.shape_id();
-        let skeleton = match &mut self.skeletons[shape as usize] {
+    fn skeleton(&mut self, shape: u32) -> io::Result<&Skeleton> {
+        Ok(match &mut self.skeletons[shape as usize] {
             Some(skeleton) => skeleton,
             empty => empty.insert(Skeleton::new(self.trace, shape)?),
-        };
+        })
+    }
+
+    /// Hands the LOCALS of a shape with every variable unchanged to `sink` in segments: up to the end of the first
+    /// variable's name, then for each variable from the end of its name to that of the next, or of the whole.
+    pub fn for_each_segment(&mut self, shape: u32, mut sink: impl FnMut(&str)) {
+        let skeleton = self.skeleton(shape).expect("a Vec takes every byte");
+        let first = 0..skeleton.names.first().copied().unwrap_or(skeleton.text.len());
+        let others = (0..skeleton.names.len()).map(|slot| skeleton.segment(slot));
+        for segment in std::iter::once(first).chain(others) {
+            sink(&String::from_utf8_lossy(&skeleton.text[segment]));
+        }
+    }
+
+    /// Hands the segments of the changed variables to `sink`, each with the variable's place in the shape.
+    pub fn for_each_changed_segment(&mut self, frame: FrameRef<'_>, mut sink: impl FnMut(usize, &str)) {
+        let mut text = std::mem::take(&mut self.part);
+        let trace = self.trace;
+        let skeleton = self.skeleton(frame.shape_id()).expect("a Vec takes every byte");
+        for change in frame.changes() {
+            let slot = trace.change_slot(change) as usize;
+            let segment = skeleton.segment(slot);
+            let value = skeleton.values[slot];
+            text.clear();
+            text.extend_from_slice(&skeleton.text[segment.start..value]);
+            write_string(trace.value(change), &mut text).expect("a Vec takes every byte");
+            text.extend_from_slice(&skeleton.text[value + UNCHANGED.len()..segment.end]);
+            sink(slot, &String::from_utf8_lossy(&text));
+        }
+        self.part = text;
+    }
+
+    /// Writes the JSON object of a CALL or LINE frame's variables.
+    fn write_locals(&mut self, frame: FrameRef<'_>, out: &mut impl Write) -> io::Result<()> {
+        let trace = self.trace;
+        let skeleton = self.skeleton(frame.shape_id())?;
         let mut written = 0;
         for change in frame.changes() {
-            let value = skeleton.values[self.trace.change_slot(change) as usize];
+            let value = skeleton.values[trace.change_slot(change) as usize];
             out.write_all(&skeleton.text[written..value])?;
-            write_string(self.trace.value(change), out)?;
+            write_string(trace.value(change), out)?;
             written = value + UNCHANGED.len();
         }
         out.write_all(&skeleton.text[written..])

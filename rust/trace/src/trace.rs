@@ -185,6 +185,11 @@ impl Trace {
         &self.names[id as usize]
     }
 
+    /// One more than the largest shape id.
+    pub fn shape_count(&self) -> usize {
+        self.shapes.len()
+    }
+
     pub fn shape(&self, id: u32) -> &[u32] {
         &self.shapes[id as usize]
     }
@@ -381,7 +386,8 @@ impl<'a> FrameRef<'a> {
         start..self.row().changes_end
     }
 
-    pub(crate) fn shape_id(self) -> u32 {
+    /// The id of the set of names of a CALL or LINE frame.
+    pub fn shape_id(self) -> u32 {
         self.row().shape
     }
 

@@ -79,11 +79,16 @@ impl Splitter {
         &self.pattern
     }
 
+    /// Whether the pattern is one of this module's.
+    pub fn is_known(&self) -> bool {
+        matches!(self.engine, Engine::Known(..))
+    }
+
     /// Calls `piece` with the consecutive pieces of `text`. They are never empty and join to `text`: what no match
     /// covers is a piece of its own.
     pub fn for_each<'t>(&self, text: &'t str, mut piece: impl FnMut(&'t str)) -> Result<()> {
         let mut start = 0;
-        self.for_each_batch(text, |ends| {
+        self.for_each_batch(text, &mut Ends::default(), |ends| {
             for &end in ends {
                 piece(&text[start..end as usize]);
                 start = end as usize;
@@ -91,27 +96,30 @@ impl Splitter {
         })
     }
 
-    /// Calls `batch` with where the pieces of `text`, which is shorter than 4 GiB, end, some after the others.
-    pub fn for_each_batch(&self, text: &str, batch: impl FnMut(&[u32])) -> Result<()> {
+    /// Calls `batch` with where the pieces of `text`, which is shorter than 4 GiB, end, some after the others; uses
+    /// `ends` for that.
+    pub fn for_each_batch(&self, text: &str, ends: &mut Ends, batch: impl FnMut(&[u32])) -> Result<()> {
         match &self.engine {
             Engine::Known(known, classifier) => {
                 match known {
-                    Known::Llama3 => split::<Llama3>(text, *classifier, batch),
-                    Known::Gpt2 => split::<Gpt2>(text, *classifier, batch),
-                    Known::Cl100k => split::<Cl100k>(text, *classifier, batch),
-                    Known::O200k => split::<O200k>(text, *classifier, batch),
-                    Known::Qwen2 => split::<Qwen2>(text, *classifier, batch),
+                    Known::Llama3 => split::<Llama3>(text, *classifier, ends, batch),
+                    Known::Gpt2 => split::<Gpt2>(text, *classifier, ends, batch),
+                    Known::Cl100k => split::<Cl100k>(text, *classifier, ends, batch),
+                    Known::O200k => split::<O200k>(text, *classifier, ends, batch),
+                    Known::Qwen2 => split::<Qwen2>(text, *classifier, ends, batch),
                 }
                 Ok(())
             }
-            Engine::Regex(regex) => split_by_regex(regex, text, batch),
+            Engine::Regex(regex) => split_by_regex(regex, text, ends, batch),
         }
     }
 
     /// A place at or after `at` where a piece ends whatever stands around it, if there is one: texts can be cut there
     /// without another result. All known patterns end a piece between a letter and a newline.
     pub fn safe_cut(&self, text: &str, at: usize) -> Option<usize> {
-        let Engine::Known(..) = self.engine else { return None };
+        if !self.is_known() {
+            return None;
+        }
         let bytes = &text.as_bytes()[at..];
         let found = bytes
             .windows(2)
@@ -123,25 +131,27 @@ impl Splitter {
 /// Ends of pieces that are collected before they are handed on.
 const BATCH: usize = 256;
 
-struct Ends<F> {
+/// Ends of pieces, some at a time.
+#[derive(Debug)]
+pub struct Ends {
     ends: [u32; BATCH],
     len: usize,
-    batch: F,
 }
 
-impl<F: FnMut(&[u32])> Ends<F> {
-    fn new(batch: F) -> Self {
+impl Default for Ends {
+    fn default() -> Self {
         Self {
             ends: [0; BATCH],
             len: 0,
-            batch,
         }
     }
+}
 
+impl Ends {
     /// Makes room for the ends in one window.
-    fn reserve(&mut self) {
+    fn reserve(&mut self, batch: &mut impl FnMut(&[u32])) {
         if self.len > BATCH - WIDTH {
-            self.flush();
+            self.flush(batch);
         }
     }
 
@@ -150,19 +160,19 @@ impl<F: FnMut(&[u32])> Ends<F> {
         self.len += 1;
     }
 
-    fn flush(&mut self) {
-        (self.batch)(&self.ends[..self.len]);
+    fn flush(&mut self, batch: &mut impl FnMut(&[u32])) {
+        batch(&self.ends[..self.len]);
         self.len = 0;
     }
 }
 
-fn split<R: Rules>(text: &str, classifier: Classifier, batch: impl FnMut(&[u32])) {
+fn split<R: Rules>(text: &str, classifier: Classifier, ends: &mut Ends, mut batch: impl FnMut(&[u32])) {
     let bytes = text.as_bytes();
-    let mut ends = Ends::new(batch);
     let mut at = 0;
     let mut padded;
+    ends.len = 0;
     while at < bytes.len() {
-        ends.reserve();
+        ends.reserve(&mut batch);
         let rest = &bytes[at..];
         // Two bytes tell most pieces that are not of ASCII.
         if rest[0].is_ascii() && rest.get(1).is_none_or(u8::is_ascii) {
@@ -174,12 +184,17 @@ fn split<R: Rules>(text: &str, classifier: Classifier, batch: impl FnMut(&[u32])
                     &padded
                 }
             };
-            let mut begin = beginnings::<R>(&classifier.classify(window), window, rest.len() as u32) & !1;
-            if begin != 0 {
-                while begin != 0 {
-                    ends.push(at + begin.trailing_zeros() as usize);
-                    begin &= begin - 1;
-                }
+            let (mut begin, all) = beginnings::<R>(&classifier.classify(window), window, rest.len() as u32);
+            begin &= !1;
+            let found = begin != 0 || all;
+            while begin != 0 {
+                ends.push(at + begin.trailing_zeros() as usize);
+                begin &= begin - 1;
+            }
+            if all {
+                ends.push(bytes.len());
+            }
+            if found {
                 at = ends.ends[ends.len - 1] as usize;
                 continue;
             }
@@ -187,15 +202,20 @@ fn split<R: Rules>(text: &str, classifier: Classifier, batch: impl FnMut(&[u32])
         at += first_piece::<R>(&text[at..]);
         ends.push(at);
     }
-    ends.flush();
+    ends.flush(&mut batch);
 }
 
-fn split_by_regex(regex: &fancy_regex::Regex, text: &str, batch: impl FnMut(&[u32])) -> Result<()> {
-    let mut ends = Ends::new(batch);
+fn split_by_regex(
+    regex: &fancy_regex::Regex,
+    text: &str,
+    ends: &mut Ends,
+    mut batch: impl FnMut(&[u32]),
+) -> Result<()> {
     let mut end = 0;
+    ends.len = 0;
     for found in regex.find_iter(text) {
         let found = found.map_err(|why| Error::Pattern(format!("gave up after byte {end}: {why}")))?;
-        ends.reserve();
+        ends.reserve(&mut batch);
         for place in [found.start(), found.end()] {
             if place > end {
                 ends.push(place);
@@ -206,7 +226,7 @@ fn split_by_regex(regex: &fancy_regex::Regex, text: &str, batch: impl FnMut(&[u3
     if end < text.len() {
         ends.push(text.len());
     }
-    ends.flush();
+    ends.flush(&mut batch);
     Ok(())
 }
 
