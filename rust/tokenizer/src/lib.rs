@@ -7,6 +7,7 @@
 mod error;
 mod json;
 mod merge;
+mod pieces;
 mod ranks;
 mod special;
 mod split;
@@ -16,9 +17,10 @@ mod train;
 mod vocab;
 
 pub use error::{Error, Result};
+pub use pieces::PieceCounts;
 pub use special::{Matcher, SpecialTokens, cwm_special_tokens};
 pub use split::{GPT2_PATTERN, LLAMA3_PATTERN, Splitter};
 pub use tokenizer::Tokenizer;
 pub use trace::{FrameSpans, TraceTokens};
-pub use train::PieceCounts;
+
 pub use vocab::{MAX_IDS, MergeOrder, Vocabulary};
