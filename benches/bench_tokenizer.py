@@ -106,30 +106,3 @@ def test_decode(benchmark, encoders, implementation):
     encode, _, decode = prepare(benchmark, encoders, implementation, "decode stdlib", texts)
     batch = [encode(text) for text in texts]
     benchmark.pedantic(lambda: [decode(ids) for ids in batch], rounds=3, warmup_rounds=1)
-
-
-@pytest.mark.parametrize("implementation", ["cwm_core", "tokenizers"])
-def test_train(benchmark, implementation):
-    """4,096 tokens from the standard library."""
-    benchmark.group = "train 4096 tokens"
-    benchmark.extra_info = {"implementation": implementation, "bytes": sum(len(text.encode()) for text in STDLIB)}
-    if implementation == "cwm_core":
-        benchmark.pedantic(Tokenizer.train, (STDLIB, 4096), rounds=2)
-        return
-    tokenizers = pytest.importorskip("tokenizers")
-    os.environ["RAYON_NUM_THREADS"] = "2"
-
-    def train():
-        library = tokenizers.Tokenizer(tokenizers.models.BPE())
-        library.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-            [
-                tokenizers.pre_tokenizers.Split(tokenizers.Regex(LLAMA3_PATTERN), "isolated"),
-                tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-        library.train_from_iterator(
-            STDLIB, tokenizers.trainers.BpeTrainer(vocab_size=4096, initial_alphabet=alphabet, show_progress=False)
-        )
-
-    benchmark.pedantic(train, rounds=2)

@@ -5,8 +5,6 @@ import importlib.util
 import json
 import os
 import pickle
-import signal
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -412,82 +410,6 @@ def test_tokenizer_json_takes_no_arguments(small, tmp_path):
         Tokenizer.load(tmp_path, pattern="a")
     with pytest.raises(FileNotFoundError):
         Tokenizer.load(tmp_path / "nowhere")
-
-
-# ---- training ------------------------------------------------------------------------------------------------------
-
-
-def train_by_library(texts, vocab_size, pattern=LLAMA3_PATTERN):
-    library = tokenizers.Tokenizer(tokenizers.models.BPE())
-    library.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [
-            tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"),
-            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
-    library.train_from_iterator(texts, trainer)
-    return json.loads(library.to_str())["model"]
-
-
-def assert_trained_alike(texts, vocab_size, tmp_path):
-    model = json_file(Tokenizer.train(iter(texts), vocab_size), tmp_path)["model"]
-    expected = train_by_library(texts, vocab_size)
-    assert model["vocab"] == expected["vocab"]
-    assert [tuple(merge.split(" ")) for merge in model["merges"]] == [tuple(merge) for merge in expected["merges"]]
-
-
-def test_merges_equal_those_of_tokenizers(tmp_path):
-    assert_trained_alike([path.read_text("utf-8") for path in STDLIB[::8]], 3000, tmp_path)
-
-
-@settings(max_examples=150, deadline=None)
-@given(texts=st.lists(st.one_of(TEXTS, st.text("ab ", max_size=60)), max_size=20))
-@example(texts=["aaaaaaa aaaaa aaaa aaa aa a", "abababab babab"])
-def test_merges_equal_those_of_tokenizers_for_any_text(texts, tmp_path_factory):
-    assert_trained_alike(texts, 300, tmp_path_factory.mktemp("trained"))
-
-
-def test_training_a_long_piece_takes_seconds_at_most():
-    start = time.perf_counter()
-    tokenizer = Tokenizer.train(["ab" * 500_000, "x" * 1_000_000], 400)
-    assert time.perf_counter() - start < 10
-    assert tokenizer.decode(tokenizer.encode("abx" * 1000)) == "abx" * 1000
-
-
-def test_trained_special_tokens_are_compact():
-    tokenizer = Tokenizer.train(["a b c"], 300, special_tokens=["<|frame_sep|>", "<|arg_sep|>"])
-    ordinary = tokenizer.vocab_size - 2
-    assert ordinary < 300  # no pair was left
-    assert tokenizer.special_tokens == {"<|frame_sep|>": ordinary, "<|arg_sep|>": ordinary + 1}
-
-
-def test_training_reports_progress_and_stops():
-    texts = [path.read_text("utf-8") for path in STDLIB[:10]]
-    seen = []
-    Tokenizer.train(texts, 700, progress=lambda done, wanted: seen.append((done, wanted)))
-    assert seen == [(64 * n, 444) for n in range(1, 7)]
-
-    def stop(done, wanted):
-        raise LookupError("enough")
-
-    with pytest.raises(LookupError, match="enough"):
-        Tokenizer.train(texts, 700, progress=stop)
-    with pytest.raises(ValueError, match="255"):
-        Tokenizer.train(texts, 255)
-    with pytest.raises(TypeError):
-        Tokenizer.train([b"bytes"], 300)
-
-
-def test_training_is_interrupted_by_ctrl_c():
-    texts = (path.read_text("utf-8") for path in STDLIB * 50)
-    main = threading.get_ident()
-    timer = threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        Tokenizer.train(texts, 100_000)
-    timer.join()
 
 
 # ---- chat ----------------------------------------------------------------------------------------------------------

@@ -238,7 +238,8 @@ class Tokenizer:
         vocab_size: int,
         pattern: str,
         special_tokens: list[str] | list[tuple[str, int]],
-        progress: Callable[[int, int], object] | None,
+        threads: int | None,
+        progress: Callable[[str, int, int | None], object] | None,
     ) -> Tokenizer: ...
     def to_json(self) -> bytes: ...
     def to_ranks(self) -> bytes: ...

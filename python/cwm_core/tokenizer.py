@@ -6,7 +6,7 @@ Token ids are one-dimensional `numpy.int32` arrays. Vocabularies are those of ti
 
 import codecs
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +36,11 @@ _REASONING_TOKENS = frozenset({"<|reasoning_thinking_start|>", "<|reasoning_thin
 # The released code cuts longer texts of a chat into pieces of this many characters and encodes each by itself.
 _CHAT_PIECE_CHARS = 400_000
 
+# Of a file that a vocabulary is trained from, this much is read at a time.
+_FILE_BYTES = 1 << 20
+
 SpecialTokens = Sequence[str] | Mapping[str, int]
+TrainingProgress = Callable[[Literal["count", "merge"], int, int | None], object]
 
 
 class Tokenizer:
@@ -92,7 +96,8 @@ class Tokenizer:
         *,
         pattern: str = LLAMA3_PATTERN,
         special_tokens: SpecialTokens = CWM_SPECIAL_TOKENS,
-        progress: Callable[[int, int], object] | None = None,
+        threads: int | None = None,
+        progress: TrainingProgress | None = None,
     ) -> "Tokenizer":
         """Learn a vocabulary: byte-pair merges, the most frequent first, pairs of lower ids first among equals.
 
@@ -105,12 +110,40 @@ class Tokenizer:
             vocab_size: Number of ordinary tokens: the 256 bytes and the merges. Fewer result if no pair is left.
             pattern: Split pattern.
             special_tokens: Names in order, with the ids that follow the ordinary tokens; or ids by name.
-            progress: Called now and then with the merges learned and wanted; what it raises ends the training.
+            threads: How many count the pieces of texts, several texts at a time. Default: one a processor.
+            progress: Called now and then with `("count", bytes, None)`, the UTF-8 of the texts so far, then with
+                `("merge", merges, wanted)`; what it raises ends the training.
 
         Raises:
             ValueError: The size, the pattern or a special token is invalid.
         """
-        return cls(_native.Tokenizer.train(iter(texts), vocab_size, pattern, _listed(special_tokens), progress))
+        special = _listed(special_tokens)
+        return cls(_native.Tokenizer.train(iter(texts), vocab_size, pattern, special, threads, progress))
+
+    @classmethod
+    def train_files(
+        cls,
+        paths: Iterable[str | os.PathLike[str]],
+        vocab_size: int,
+        *,
+        pattern: str = LLAMA3_PATTERN,
+        special_tokens: SpecialTokens = CWM_SPECIAL_TOKENS,
+        threads: int | None = None,
+        progress: TrainingProgress | None = None,
+    ) -> "Tokenizer":
+        """Learn a vocabulary as `train` does, from files in UTF-8 of any size: a few megabytes are read at a time.
+
+        A file is one text, line ends as they are. One of a megabyte or more is cut where a line begins that is neither
+        blank nor indented, which makes no difference to `LLAMA3_PATTERN`; or anywhere if there is no such line.
+
+        Raises:
+            ValueError: As `train`; or a file is not UTF-8, with its name and the offset of the first such byte.
+            OSError: A file cannot be read.
+        """
+        texts = (text for path in paths for text in _texts_of_file(path))
+        return cls.train(
+            texts, vocab_size, pattern=pattern, special_tokens=special_tokens, threads=threads, progress=progress
+        )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, which `load`, `tokenizers` and `transformers` read.
@@ -384,6 +417,33 @@ def _checked_message(number: int, message: Mapping[str, str]) -> Mapping[str, st
     if role not in ("system", "user", "assistant") and not (role.startswith("tool: ") and role[6:].strip()):
         raise ValueError(f"message {number} has the unknown role {role!r}")
     return message
+
+
+def _texts_of_file(path: str | os.PathLike[str]) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    text, offset, is_whole = "", 0, False
+    with open(path, "rb") as file:
+        while not is_whole:
+            data = file.read(_FILE_BYTES)
+            offset += len(data)
+            is_whole = len(data) < _FILE_BYTES
+            try:
+                text += decoder.decode(data, final=is_whole)
+            except UnicodeDecodeError as error:
+                # `object` is what was read last, after the bytes of an unfinished character before it.
+                place = offset - len(error.object) + error.start
+                raise ValueError(f"{os.fspath(path)}: not UTF-8 at byte {place}: {error.reason}") from None
+            cut = len(text) if is_whole else _end_of_lines(text)
+            yield text[:cut]
+            text = text[cut:]
+
+
+def _end_of_lines(text: str) -> int:
+    """Where the last line of `text` begins that does not begin with white space; its length if there is none."""
+    end = text.rfind("\n", 0, -1) + 1
+    while end and text[end].isspace():
+        end = text.rfind("\n", 0, end - 1) + 1
+    return end or len(text)
 
 
 def _listed(special_tokens: SpecialTokens) -> list[str] | list[tuple[str, int]]:

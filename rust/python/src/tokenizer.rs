@@ -1,11 +1,14 @@
 //! `cwm_core._native.Tokenizer`; documented in `cwm_core.tokenizer`.
 
+use std::time::{Duration, Instant};
+
 use cwm_tokenizer::{
     Error, GPT2_PATTERN, LLAMA3_PATTERN, PieceCounts, SpecialTokens, Splitter, Tokenizer as Inner, Vocabulary,
     cwm_special_tokens,
 };
 use numpy::ndarray::Array3;
 use numpy::{IntoPyArray, PyArray1, PyArray3, PyReadonlyArray1};
+use pyo3::call::PyCallArgs;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
@@ -87,28 +90,28 @@ impl Tokenizer {
         vocab_size: usize,
         pattern: &str,
         special_tokens: SpecialArgument,
+        threads: Option<usize>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let py = texts.py();
         let splitter = Splitter::new(pattern).map_err(error)?;
-        let counts = count_pieces(texts, splitter)?;
-        let mut stopped: PyResult<()> = Ok(());
+        let counts = count_pieces(texts, splitter, threads_or_all(threads), progress.as_ref())?;
+        let mut failed: PyResult<()> = Ok(());
+        let mut reported = Instant::now();
         let trained = py.detach(|| {
             let (vocab, splitter) = counts.train(vocab_size, |merges| {
-                if merges % MERGES_BETWEEN_CALLS == 0 {
-                    stopped = Python::attach(|py| {
+                if merges == vocab_size - 256 || reported.elapsed() >= BETWEEN_REPORTS {
+                    failed = Python::attach(|py| {
                         py.check_signals()?;
-                        if let Some(progress) = &progress {
-                            progress.call1(py, (merges, vocab_size - 256))?;
-                        }
-                        Ok(())
+                        report(py, progress.as_ref(), ("merge", merges, vocab_size - 256))
                     });
+                    reported = Instant::now();
                 }
-                stopped.is_ok()
+                failed.is_ok()
             })?;
             build(vocab, splitter, special_tokens)
         });
-        stopped?;
+        failed?;
         trained.map(Self).map_err(error)
     }
 
@@ -180,8 +183,9 @@ impl Tokenizer {
         threads: Option<usize>,
     ) -> PyResult<Vec<Bound<'py, PyArray1<i32>>>> {
         let texts: Vec<PyBackedStr> = texts.iter().map(utf8).collect::<PyResult<_>>()?;
-        let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
-        let batch = py.detach(|| self.0.encode_batch(&texts, threads)).map_err(error)?;
+        let batch = py
+            .detach(|| self.0.encode_batch(&texts, threads_or_all(threads)))
+            .map_err(error)?;
         Ok(batch.into_iter().map(|ids| array(py, ids)).collect())
     }
 
@@ -240,32 +244,47 @@ impl Tokenizer {
     }
 }
 
-/// How often training looks for Ctrl-C and reports progress.
-const MERGES_BETWEEN_CALLS: usize = 64;
+fn threads_or_all(threads: Option<usize>) -> usize {
+    threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
+}
 
-/// Bytes of text taken from the iterator before the GIL is released to count them.
-const TEXT_BETWEEN_CALLS: usize = 1 << 20;
+/// How often the search for merges looks for Ctrl-C and reports.
+const BETWEEN_REPORTS: Duration = Duration::from_millis(50);
 
-fn count_pieces(texts: &Bound<'_, PyIterator>, splitter: Splitter) -> PyResult<PieceCounts> {
+fn report<'py>(py: Python<'py>, progress: Option<&Py<PyAny>>, state: impl PyCallArgs<'py>) -> PyResult<()> {
+    progress.map_or(Ok(()), |progress| progress.call1(py, state).map(drop))
+}
+
+/// Bytes of text, and a byte for each text, taken from the iterator before the GIL is released to count their pieces.
+const BATCH_BYTES: usize = 8 << 20;
+
+fn count_pieces(
+    texts: &Bound<'_, PyIterator>,
+    splitter: Splitter,
+    threads: usize,
+    progress: Option<&Py<PyAny>>,
+) -> PyResult<PieceCounts> {
     let py = texts.py();
     let mut counts = PieceCounts::new(splitter);
     let mut batch: Vec<PyBackedStr> = Vec::new();
     let mut texts = texts.clone();
+    let mut total = 0;
     loop {
         let mut bytes = 0;
-        while bytes < TEXT_BETWEEN_CALLS
+        while bytes + batch.len() < BATCH_BYTES
             && let Some(text) = texts.next()
         {
             let text = utf8(text?.cast::<PyString>()?)?;
-            bytes += text.len() + 1;
+            bytes += text.len();
             batch.push(text);
         }
         if batch.is_empty() {
             return Ok(counts);
         }
-        py.detach(|| batch.iter().try_for_each(|text| counts.add(text)))
-            .map_err(error)?;
+        py.detach(|| counts.add_batch(&batch, threads)).map_err(error)?;
         batch.clear();
+        total += bytes;
         py.check_signals()?;
+        report(py, progress, ("count", total, py.None()))?;
     }
 }

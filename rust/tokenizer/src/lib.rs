@@ -9,6 +9,7 @@ mod error;
 mod hash;
 mod json;
 mod merge;
+mod pieces;
 mod pool;
 mod ranks;
 mod special;
@@ -19,9 +20,9 @@ mod train;
 mod vocab;
 
 pub use error::{Error, Result};
+pub use pieces::PieceCounts;
 pub use special::{Matcher, SpecialTokens, cwm_special_tokens};
 pub use split::{CL100K_PATTERN, GPT2_PATTERN, LLAMA3_PATTERN, O200K_PATTERN, QWEN2_PATTERN, Splitter};
 pub use tokenizer::{Encoder, Tokenizer};
 pub use trace::{FrameSpans, TraceTokens};
-pub use train::PieceCounts;
 pub use vocab::{MAX_IDS, MergeOrder, Vocabulary};

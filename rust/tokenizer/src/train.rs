@@ -3,38 +3,17 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::collections::hash_map::Entry;
 
 use rustc_hash::FxHashMap;
 
 use crate::error::{Error, Result, invalid};
 use crate::json::byte_order;
+use crate::pieces::{Counts, PieceCounts};
 use crate::split::Splitter;
 use crate::vocab::{MAX_IDS, MergeOrder, Vocabulary};
 
-/// The pieces of a corpus, each with how often it occurs.
-#[derive(Debug)]
-pub struct PieceCounts {
-    splitter: Splitter,
-    counts: FxHashMap<Box<[u8]>, u64>,
-}
-
 impl PieceCounts {
-    pub fn new(splitter: Splitter) -> Self {
-        Self {
-            splitter,
-            counts: FxHashMap::default(),
-        }
-    }
-
-    pub fn add(&mut self, text: &str) -> Result<()> {
-        let counts = &mut self.counts;
-        self.splitter
-            .for_each(text, |piece| match counts.get_mut(piece.as_bytes()) {
-                Some(count) => *count += 1,
-                None => drop(counts.insert(piece.as_bytes().into(), 1)),
-            })
-    }
-
     /// A vocabulary of `vocab_size` tokens: 256 bytes, then what the merges produce, with fewer tokens where no pair is
     /// left to merge. `progress` is called with the number of merges found so far and stops the training by `false`.
     pub fn train(self, vocab_size: usize, progress: impl FnMut(usize) -> bool) -> Result<(Vocabulary, Splitter)> {
@@ -43,151 +22,269 @@ impl PieceCounts {
                 "a vocabulary of {vocab_size} tokens: from 256 to {MAX_IDS} are possible"
             ));
         }
-        let merges = learn(&self.counts, vocab_size - 256, progress)?;
+        let splitter = self.splitter.clone();
+        let corpus = Corpus::new(self.into_total())?;
+        let merges = learn(corpus, vocab_size - 256, progress)?;
         let mut tokens: Vec<Vec<u8>> = byte_order().map(|byte| vec![byte]).collect();
         for &(left, right) in &merges {
             tokens.push([&*tokens[left as usize], &*tokens[right as usize]].concat());
         }
         let vocab = Vocabulary::new(tokens.into_iter().zip(0..), MergeOrder::Listed(merges), true)?;
-        Ok((vocab, self.splitter))
+        Ok((vocab, splitter))
     }
 }
 
 type Pair = (u32, u32);
 
+/// The id of no token.
 const NONE: u32 = u32::MAX;
 
-/// A token in a piece, linked to its neighbours there. A token merged into the one before it has the id `NONE`.
-struct Node {
-    id: u32,
-    previous: u32,
-    next: u32,
-    piece: u32,
-}
-
-/// Where a pair occurs, from left to right, and how often, weighted by the pieces' counts. A place may have been
-/// merged otherwise since; the count is exact.
-#[derive(Default)]
+/// Where a pair occurs and how often, weighted by the pieces' counts. A place may have been merged otherwise since; the
+/// count is exact.
 struct Occurrences {
     count: u64,
+    /// Positions of the first token's first byte, from left to right within a piece.
     places: Vec<u32>,
 }
 
-fn learn(
-    pieces: &FxHashMap<Box<[u8]>, u64>,
-    wanted: usize,
-    mut progress: impl FnMut(usize) -> bool,
-) -> Result<Vec<Pair>> {
-    let (mut nodes, counts) = link(pieces)?;
-    let mut pairs: FxHashMap<Pair, Occurrences> = FxHashMap::default();
-    for (node, at) in nodes.iter().zip(0..) {
-        if node.next != NONE {
-            let pair = pairs.entry((node.id, nodes[node.next as usize].id)).or_default();
-            pair.count += counts[node.piece as usize];
-            pair.places.push(at);
-        }
-    }
+fn learn(mut corpus: Corpus, wanted: usize, mut progress: impl FnMut(usize) -> bool) -> Result<Vec<Pair>> {
+    let mut pairs = corpus.pairs();
     // Counts only fall after a pair is first seen, so an entry that is out of date is corrected when it comes up.
     let mut queue: BinaryHeap<(u64, Reverse<Pair>)> = pairs
         .iter()
         .map(|(&pair, occurrences)| (occurrences.count, Reverse(pair)))
         .collect();
+    let (mut before, mut after) = (Neighbours::default(), Neighbours::default());
     let mut merges = Vec::new();
     while merges.len() < wanted
         && let Some((count, Reverse(pair))) = queue.pop()
     {
-        let now = pairs[&pair].count;
-        if now == 0 {
-            pairs.remove(&pair);
-        } else if now < count {
+        let Some(now) = pairs.get(&pair).map(|occurrences| occurrences.count) else {
+            continue;
+        };
+        if now < count {
             queue.push((now, Reverse(pair)));
-        } else {
-            let new_id = 256 + merges.len() as u32;
-            merges.push(pair);
-            let places = pairs.remove(&pair).unwrap_or_default().places;
-            for new_pair in merge_everywhere(pair, new_id, &places, &mut nodes, &counts, &mut pairs) {
-                queue.push((pairs[&new_pair].count, Reverse(new_pair)));
-            }
-            if !progress(merges.len()) {
-                return Err(Error::Interrupted);
-            }
+            continue;
+        }
+        let places = pairs.remove(&pair).map_or(Vec::new(), |occurrences| occurrences.places);
+        let new = corpus.merge(pair, &places, &mut before, &mut after);
+        merges.push(pair);
+
+        // Where merges touch, as in `abab`, a pair is new to begin with and gone in the end: it is added, then reduced.
+        let mut lost = Vec::new();
+        for (id, occurrences) in before.drain() {
+            lost.push(((id, pair.0), occurrences.count));
+            queue.push((occurrences.count, Reverse((id, new))));
+            pairs.insert((id, new), occurrences);
+        }
+        for (id, occurrences) in after.drain() {
+            lost.push(((pair.1, id), occurrences.count));
+            queue.push((occurrences.count, Reverse((new, id))));
+            pairs.insert((new, id), occurrences);
+        }
+        for (pair, count) in lost {
+            reduce(&mut pairs, pair, count);
+        }
+        if !progress(merges.len()) {
+            return Err(Error::Interrupted);
         }
     }
     Ok(merges)
 }
 
-/// All pieces as lists of single bytes, and the count of each piece.
-fn link(pieces: &FxHashMap<Box<[u8]>, u64>) -> Result<(Vec<Node>, Vec<u64>)> {
-    let bytes: usize = pieces.keys().map(|piece| piece.len()).sum();
-    if bytes >= NONE as usize {
-        return Err(Error::TooLong { bytes });
-    }
-    let mut byte_ids = [0; 256];
-    for (byte, id) in byte_order().zip(0..) {
-        byte_ids[usize::from(byte)] = id;
-    }
-    let mut nodes = Vec::with_capacity(bytes);
-    let mut counts = Vec::with_capacity(pieces.len());
-    for ((piece, &count), number) in pieces.iter().zip(0..) {
-        counts.push(count);
-        for (i, &byte) in piece.iter().enumerate() {
-            let at = nodes.len() as u32;
-            nodes.push(Node {
-                id: byte_ids[usize::from(byte)],
-                previous: if i > 0 { at - 1 } else { NONE },
-                next: if i + 1 < piece.len() { at + 1 } else { NONE },
-                piece: number,
-            });
+fn reduce(pairs: &mut FxHashMap<Pair, Occurrences>, pair: Pair, by: u64) {
+    // The pair that is merged is no longer there, but overlaps itself in `aaa`.
+    if let Entry::Occupied(mut entry) = pairs.entry(pair) {
+        entry.get_mut().count -= by;
+        if entry.get().count == 0 {
+            entry.remove();
         }
     }
-    Ok((nodes, counts))
 }
 
-/// Merges `pair` at its places and returns the pairs that this made, each of which contains `new_id`.
-fn merge_everywhere(
-    pair: Pair,
-    new_id: u32,
-    places: &[u32],
-    nodes: &mut [Node],
-    counts: &[u64],
-    pairs: &mut FxHashMap<Pair, Occurrences>,
-) -> Vec<Pair> {
-    let mut made = Vec::new();
-    for &at in places {
-        let Node {
-            id,
-            previous,
-            next,
-            piece,
-        } = nodes[at as usize];
-        if id != pair.0 || next == NONE || nodes[next as usize].id != pair.1 {
-            continue; // merged otherwise, or overlapping the place before as in `aaa`
+/// The tokens beside those that one merge made, each with where it makes a pair.
+#[derive(Default)]
+struct Neighbours {
+    /// By token id: its index in `found`, or `NONE`.
+    index: Vec<u32>,
+    found: Vec<(u32, Occurrences)>,
+}
+
+impl Neighbours {
+    fn add(&mut self, id: u32, place: usize, count: u64) {
+        if self.index.len() <= id as usize {
+            self.index.resize(id as usize + 1, NONE);
         }
-        let count = counts[piece as usize];
-        let after = nodes[next as usize].next;
-        let mut replace = |old: Pair, new: Pair, place: u32| {
-            if let Some(occurrences) = pairs.get_mut(&old) {
-                occurrences.count -= count;
-            }
-            let occurrences = pairs.entry(new).or_insert_with(|| {
-                made.push(new);
-                Occurrences::default()
-            });
-            occurrences.count += count;
-            occurrences.places.push(place);
-        };
-        if previous != NONE {
-            let before = nodes[previous as usize].id;
-            replace((before, pair.0), (before, new_id), previous);
+        let index = &mut self.index[id as usize];
+        if *index == NONE {
+            *index = self.found.len() as u32;
+            self.found.push((
+                id,
+                Occurrences {
+                    count: 0,
+                    places: Vec::new(),
+                },
+            ));
         }
-        if after != NONE {
-            let behind = nodes[after as usize].id;
-            replace((pair.1, behind), (new_id, behind), at);
-            nodes[after as usize].previous = at;
-        }
-        nodes[at as usize].id = new_id;
-        nodes[at as usize].next = after;
-        nodes[next as usize].id = NONE;
+        let (_, occurrences) = &mut self.found[*index as usize];
+        occurrences.count += count;
+        occurrences.places.push(place as u32);
     }
-    made
+
+    fn drain(&mut self) -> impl Iterator<Item = (u32, Occurrences)> {
+        for (id, _) in &self.found {
+            self.index[*id as usize] = NONE;
+        }
+        self.found.drain(..)
+    }
+}
+
+/// All distinct pieces, byte after byte, with a separator before, between and after them.
+struct Corpus {
+    bytes: Vec<Byte>,
+    /// How often each piece occurs.
+    counts: Vec<u64>,
+    /// Bytes of each token.
+    lengths: Vec<u32>,
+}
+
+#[derive(Clone, Copy)]
+struct Byte {
+    /// Of the token, if this is the first or the last byte of it; else of a token that was merged. `NONE` if separator.
+    id: u32,
+    piece: u32,
+}
+
+impl Corpus {
+    fn new(pieces: Counts) -> Result<Self> {
+        let mut bytes = pieces.len() + 1;
+        pieces.for_each(|piece, _| bytes += piece.len());
+        if bytes >= NONE as usize {
+            return Err(Error::TooLong { bytes });
+        }
+        let mut byte_ids = [0; 256];
+        for (byte, id) in byte_order().zip(0..) {
+            byte_ids[usize::from(byte)] = id;
+        }
+        let separator = Byte { id: NONE, piece: NONE };
+        let mut corpus = Self {
+            bytes: Vec::with_capacity(bytes),
+            counts: Vec::with_capacity(pieces.len()),
+            lengths: vec![1; 256],
+        };
+        corpus.bytes.push(separator);
+        pieces.for_each(|piece, count| {
+            let number = corpus.counts.len() as u32;
+            corpus.counts.push(count);
+            let id = |&byte: &u8| byte_ids[usize::from(byte)];
+            corpus.bytes.extend(piece.iter().map(|byte| Byte {
+                id: id(byte),
+                piece: number,
+            }));
+            corpus.bytes.push(separator);
+        });
+        Ok(corpus)
+    }
+
+    /// The pairs of bytes.
+    fn pairs(&self) -> FxHashMap<Pair, Occurrences> {
+        let mut pairs: FxHashMap<Pair, Occurrences> = FxHashMap::default();
+        for (window, at) in self.bytes.windows(2).zip(0..) {
+            let pair = (window[0].id, window[1].id);
+            if pair.0 != NONE && pair.1 != NONE {
+                let occurrences = pairs.entry(pair).or_insert(Occurrences {
+                    count: 0,
+                    places: Vec::new(),
+                });
+                occurrences.count += self.counts[window[0].piece as usize];
+                occurrences.places.push(at);
+            }
+        }
+        pairs
+    }
+
+    /// Merges `pair` where it still occurs at `places`, and tells what stands before and after the new tokens at the
+    /// moment each is made. Gives their id.
+    fn merge(&mut self, pair: Pair, places: &[u32], before: &mut Neighbours, after: &mut Neighbours) -> u32 {
+        let new = self.lengths.len() as u32;
+        let (left, right) = (self.lengths[pair.0 as usize], self.lengths[pair.1 as usize]);
+        self.lengths.push(left + right);
+        for &at in places {
+            let at = at as usize;
+            let middle = at + left as usize;
+            let Byte { id, piece } = self.bytes[at];
+            if id != pair.0 || self.bytes[middle].id != pair.1 {
+                continue; // merged otherwise, or overlapping the place before as in `aaa`
+            }
+            let end = middle + right as usize;
+            self.bytes[at].id = new;
+            self.bytes[middle].id = NONE;
+            self.bytes[end - 1].id = new;
+
+            let count = self.counts[piece as usize];
+            let previous = self.bytes[at - 1].id;
+            if previous != NONE {
+                before.add(previous, at - self.lengths[previous as usize] as usize, count);
+            }
+            let next = self.bytes[end].id;
+            if next != NONE {
+                after.add(next, at, count);
+            }
+        }
+        new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The definition: count all pairs anew before each merge.
+    fn learn_naively(pieces: &[(Vec<u8>, u64)], wanted: usize) -> Vec<Pair> {
+        let order: Vec<u8> = byte_order().collect();
+        let id = |byte: &u8| order.iter().position(|other| other == byte).unwrap() as u32;
+        let mut words: Vec<(Vec<u32>, u64)> = pieces
+            .iter()
+            .map(|(piece, count)| (piece.iter().map(id).collect(), *count))
+            .collect();
+        let mut merges = Vec::new();
+        while merges.len() < wanted {
+            let mut counts: FxHashMap<Pair, u64> = FxHashMap::default();
+            for (word, count) in &words {
+                for pair in word.windows(2) {
+                    *counts.entry((pair[0], pair[1])).or_default() += count;
+                }
+            }
+            let Some((_, Reverse(pair))) = counts.iter().map(|(&pair, &count)| (count, Reverse(pair))).max() else {
+                break;
+            };
+            for (word, _) in &mut words {
+                let mut at = 0;
+                while at + 1 < word.len() {
+                    if (word[at], word[at + 1]) == pair {
+                        word.splice(at..at + 2, [256 + merges.len() as u32]);
+                    }
+                    at += 1;
+                }
+            }
+            merges.push(pair);
+        }
+        merges
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn merges_follow_the_definition(
+            pieces in prop::collection::btree_map("[ab]{1,30}|[a-d]{1,20}|[a-z]{1,8}|\\PC{1,4}", 1u64..5, 0..20),
+            wanted in 0usize..60,
+        ) {
+            let pieces: Vec<_> = pieces.into_iter().map(|(piece, count)| (piece.into_bytes(), count)).collect();
+            let mut counts = Counts::default();
+            pieces.iter().for_each(|(piece, count)| counts.add(piece, *count));
+            let merges = learn(Corpus::new(counts).unwrap(), wanted, |_| true).unwrap();
+            prop_assert_eq!(merges, learn_naively(&pieces, wanted));
+        }
+    }
 }

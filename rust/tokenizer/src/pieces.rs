@@ -1,0 +1,150 @@
+//! Counting the pieces of a corpus, which is all that training needs to know of it.
+
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use rustc_hash::FxHashMap;
+
+use crate::error::Result;
+use crate::split::Splitter;
+
+/// The distinct pieces of a corpus, each with how often it occurs.
+#[derive(Debug)]
+pub struct PieceCounts {
+    pub(crate) splitter: Splitter,
+    /// One for each thread that counted.
+    counts: Vec<Counts>,
+}
+
+impl PieceCounts {
+    pub fn new(splitter: Splitter) -> Self {
+        Self {
+            splitter,
+            counts: vec![Counts::default()],
+        }
+    }
+
+    pub fn add(&mut self, text: &str) -> Result<()> {
+        self.add_batch(&[text], 1)
+    }
+
+    /// Counts the pieces of each text, by `threads` threads.
+    pub fn add_batch<T: AsRef<str> + Sync>(&mut self, texts: &[T], threads: usize) -> Result<()> {
+        let threads = threads.clamp(1, texts.len().max(1));
+        if self.counts.len() < threads {
+            self.counts.resize_with(threads, Counts::default);
+        }
+        let next = AtomicUsize::new(0);
+        let (next, splitter) = (&next, &self.splitter);
+        let work = move |counts: &mut Counts| {
+            while let Some(text) = texts.get(next.fetch_add(1, Ordering::Relaxed)) {
+                splitter.for_each(text.as_ref(), |piece| counts.add(piece.as_bytes(), 1))?;
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let (mine, others) = self.counts[..threads].split_at_mut(1);
+            let others: Vec<_> = others
+                .iter_mut()
+                .map(|counts| scope.spawn(move || work(counts)))
+                .collect();
+            let done = work(&mut mine[0]);
+            others
+                .into_iter()
+                .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
+                .fold(done, Result::and)
+        })
+    }
+
+    /// The counts of all threads together.
+    pub(crate) fn into_total(self) -> Counts {
+        self.counts
+            .into_iter()
+            .reduce(|mut total, part| {
+                part.for_each(|piece, count| total.add(piece, count));
+                total
+            })
+            .unwrap_or_default()
+    }
+}
+
+/// Nearly all pieces are short, and one that is its own key needs neither memory of its own nor a look there.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    short: FxHashMap<u128, u64>,
+    long: FxHashMap<Box<[u8]>, u64>,
+}
+
+/// Bytes that a key has room for next to their number.
+const SHORT: usize = 15;
+
+impl Counts {
+    pub fn add(&mut self, piece: &[u8], count: u64) {
+        if piece.len() <= SHORT {
+            *self.short.entry(key(piece)).or_default() += count;
+        } else if let Some(known) = self.long.get_mut(piece) {
+            *known += count;
+        } else {
+            self.long.insert(piece.into(), count);
+        }
+    }
+
+    /// Number of distinct pieces.
+    pub fn len(&self) -> usize {
+        self.short.len() + self.long.len()
+    }
+
+    /// Calls `each` with the distinct pieces, in no particular order.
+    pub fn for_each(&self, mut each: impl FnMut(&[u8], u64)) {
+        for (key, &count) in &self.short {
+            let key = key.to_le_bytes();
+            each(&key[..usize::from(key[SHORT])], count);
+        }
+        for (piece, &count) in &self.long {
+            each(piece, count);
+        }
+    }
+}
+
+/// The bytes of a short piece, zeros, and the number of bytes. Two loads that overlap take the place of a copy.
+fn key(piece: &[u8]) -> u128 {
+    let length = piece.len();
+    let bytes = if let (Some(&head), Some(&tail)) = (piece.first_chunk(), piece.last_chunk()) {
+        u128::from(u64::from_le_bytes(head)) | u128::from(u64::from_le_bytes(tail)) << (8 * (length - 8))
+    } else if let (Some(&head), Some(&tail)) = (piece.first_chunk(), piece.last_chunk()) {
+        u128::from(u32::from_le_bytes(head)) | u128::from(u32::from_le_bytes(tail)) << (8 * (length - 4))
+    } else {
+        piece.iter().rfold(0, |bytes, &byte| bytes << 8 | u128::from(byte))
+    };
+    bytes | (length as u128) << (8 * SHORT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    proptest! {
+        /// Also of pieces that differ in nothing but zeros, short ones, and those just too long to be.
+        #[test]
+        fn every_piece_is_counted_by_any_number_of_threads(
+            texts in prop::collection::vec(r"([\x00a]{1,18}[|]){0,20}", 0..20),
+            threads in 0usize..6,
+        ) {
+            let mut expected: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
+            for piece in texts.iter().flat_map(|text| text.split_inclusive('|')) {
+                *expected.entry(piece.into()).or_default() += 2;
+            }
+            let mut pieces = PieceCounts::new(Splitter::new(r"[^|]*[|]").unwrap());
+            pieces.add_batch(&texts, threads).unwrap();
+            texts.iter().for_each(|text| pieces.add(text).unwrap());
+            let total = pieces.into_total();
+            let mut counted = BTreeMap::new();
+            total.for_each(|piece, count| assert_eq!(counted.insert(piece.to_vec(), count), None));
+            prop_assert_eq!(total.len(), counted.len());
+            prop_assert_eq!(counted, expected);
+        }
+    }
+}
