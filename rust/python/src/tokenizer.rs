@@ -1,15 +1,18 @@
 //! `cwm_core._native.Tokenizer`; documented in `cwm_core.tokenizer`.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use bytemuck::{allocation::cast_vec, cast_slice};
 use cwm_tokenizer::{
-    Error, GPT2_PATTERN, LLAMA3_PATTERN, PieceCounts, SpecialTokens, Splitter, Tokenizer as Inner, Vocabulary,
+    CL100K_PATTERN, Error, GPT2_PATTERN, LLAMA3_PATTERN, O200K_PATTERN, PieceCounts, QWEN2_PATTERN, SpecialTokens, Splitter, Tokenizer as Inner, Vocabulary,
     cwm_special_tokens,
 };
 use numpy::ndarray::Array3;
 use numpy::{IntoPyArray, PyArray1, PyArray3, PyReadonlyArray1};
 use pyo3::call::PyCallArgs;
-use pyo3::exceptions::{PyKeyboardInterrupt, PyUnicodeEncodeError, PyValueError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyDict, PyIterator, PyString};
@@ -19,6 +22,9 @@ use crate::trace::{ParsedTrace, Trace};
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("LLAMA3_PATTERN", LLAMA3_PATTERN)?;
     m.add("GPT2_PATTERN", GPT2_PATTERN)?;
+    m.add("CL100K_PATTERN", CL100K_PATTERN)?;
+    m.add("O200K_PATTERN", O200K_PATTERN)?;
+    m.add("QWEN2_PATTERN", QWEN2_PATTERN)?;
     m.add(
         "CWM_SPECIAL_TOKENS",
         pyo3::types::PyTuple::new(m.py(), cwm_special_tokens())?,
@@ -45,8 +51,8 @@ fn utf8(text: &Bound<'_, PyString>) -> PyResult<PyBackedStr> {
 }
 
 fn array(py: Python<'_>, ids: Vec<u32>) -> Bound<'_, PyArray1<i32>> {
-    // Ids are below 2^22, so none turns negative. The vector is converted in place.
-    PyArray1::from_vec(py, ids.into_iter().map(|id| id as i32).collect())
+    // Ids are below 2^22, so none turns negative.
+    PyArray1::from_vec(py, cast_vec(ids))
 }
 
 #[derive(FromPyObject)]
@@ -151,8 +157,19 @@ impl Tokenizer {
         Ok(tokens)
     }
 
+    fn encode<'py>(&self, text: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyArray1<i32>>> {
+        let py = text.py();
+        let text = utf8(text)?;
+        if text.len() <= SHORT_TEXT {
+            let copied = self.0.with_tokens(&text, |ids| PyArray1::from_slice(py, cast_slice(ids)));
+            return copied.map_err(error);
+        }
+        let ids = py.detach(|| self.0.encode(&text, None)).map_err(error)?;
+        Ok(array(py, ids))
+    }
+
     /// `allowed` are the names to find as special tokens; `None` stands for all.
-    fn encode<'py>(
+    fn encode_with_special<'py>(
         &self,
         text: &Bound<'py, PyString>,
         allowed: Option<Vec<PyBackedStr>>,
@@ -162,7 +179,6 @@ impl Tokenizer {
         let special = self.0.special_tokens();
         let ids = py.detach(|| match &allowed {
             None => self.0.encode(&text, Some(special.all())),
-            Some(names) if names.is_empty() => self.0.encode(&text, None),
             Some(names) => self
                 .0
                 .encode(&text, Some(&special.matcher(names.iter().map(|name| &**name))?)),
@@ -187,6 +203,26 @@ impl Tokenizer {
             .detach(|| self.0.encode_batch(&texts, threads_or_all(threads)))
             .map_err(error)?;
         Ok(batch.into_iter().map(|ids| array(py, ids)).collect())
+    }
+
+    /// Files are read a few at a time, and Ctrl-C is looked for in between.
+    fn encode_files<'py>(
+        &self,
+        py: Python<'py>,
+        paths: Vec<PathBuf>,
+        threads: Option<usize>,
+    ) -> PyResult<Vec<Bound<'py, PyArray1<i32>>>> {
+        let threads = threads_or_all(threads);
+        let mut arrays = Vec::with_capacity(paths.len());
+        while arrays.len() < paths.len() {
+            let batch = py.detach(|| {
+                let texts = read_some(&paths[arrays.len()..])?;
+                self.0.encode_batch(&texts, threads).map_err(error)
+            })?;
+            arrays.extend(batch.into_iter().map(|ids| array(py, ids)));
+            py.check_signals()?;
+        }
+        Ok(arrays)
     }
 
     fn count(&self, text: &Bound<'_, PyString>) -> PyResult<usize> {
@@ -242,6 +278,31 @@ impl Tokenizer {
     fn parse_trace(&self, ids: PyReadonlyArray1<'_, i32>) -> PyResult<ParsedTrace> {
         Ok(ParsedTrace::from(self.0.parse_trace(ids.as_slice()?)))
     }
+}
+
+/// Bytes of a text up to which it is encoded without letting other threads run meanwhile: that takes longer.
+const SHORT_TEXT: usize = 4096;
+
+/// Bytes of files that are in memory at a time, and a file more.
+const FILES_BYTES: usize = 64 << 20;
+
+/// The texts of the first files, at least one.
+fn read_some(paths: &[PathBuf]) -> PyResult<Vec<String>> {
+    let mut texts = Vec::new();
+    let mut bytes = 0;
+    for path in paths {
+        let data = fs::read(path).map_err(|why| PyOSError::new_err((why.raw_os_error(), why.to_string(), path.clone())))?;
+        let text = String::from_utf8(data).map_err(|why| {
+            let at = why.utf8_error().valid_up_to();
+            PyValueError::new_err(format!("{}: not UTF-8 at byte {at}", path.display()))
+        })?;
+        bytes += text.len();
+        texts.push(text);
+        if bytes > FILES_BYTES {
+            break;
+        }
+    }
+    Ok(texts)
 }
 
 fn threads_or_all(threads: Option<usize>) -> usize {

@@ -11,6 +11,8 @@ use crate::split::Ends;
 pub struct Tools {
     pub cache: Cache,
     pub ends: Ends,
+    /// For tokens that are only looked at.
+    pub tokens: Vec<u32>,
 }
 
 /// Caches kept between calls; more calls than this at one time begin with empty ones.

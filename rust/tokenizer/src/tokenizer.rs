@@ -206,14 +206,28 @@ impl Tokenizer {
         parts
     }
 
+    /// Shows the tokens of `text`, special names ordinary, to `show`: for short texts, of which each allocation counts.
+    pub fn with_tokens<T>(&self, text: &str, show: impl FnOnce(&[u32]) -> T) -> Result<T> {
+        let mut encoder = self.encoder();
+        let mut tokens = std::mem::take(&mut encoder.tools.tokens);
+        tokens.clear();
+        let encoded = encoder.encode(text, &mut tokens);
+        let shown = encoded.map(|()| show(&tokens));
+        if tokens.capacity() <= KEPT_TOKENS {
+            encoder.tools.tokens = tokens;
+        }
+        shown
+    }
+
     /// How many tokens `text` has, special names ordinary.
     pub fn count(&self, text: &str) -> Result<usize> {
         check_length(text.len())?;
-        let (mut tools, mut tokens) = (self.caches.take(), Vec::new());
-        let Tools { cache, ends } = &mut *tools;
+        let mut tools = self.caches.take();
+        let Tools { cache, ends, tokens } = &mut *tools;
         let (mut count, mut start) = (0, 0);
+        tokens.clear();
         self.splitter.for_each_batch(text, ends, |ends| {
-            cache.encode(&self.vocab, text.as_bytes(), start, ends, &mut tokens);
+            cache.encode(&self.vocab, text.as_bytes(), start, ends, tokens);
             start = ends.last().map_or(start, |&end| end as usize);
             count += tokens.len();
             tokens.clear();
@@ -247,6 +261,9 @@ impl Tokenizer {
     }
 }
 
+/// Room for this many tokens is kept between calls.
+const KEPT_TOKENS: usize = 1 << 16;
+
 /// Places in a text are 32-bit numbers.
 fn check_length(bytes: usize) -> Result<()> {
     if bytes >= u32::MAX as usize {
@@ -271,7 +288,7 @@ impl Encoder<'_> {
     pub fn encode(&mut self, text: &str, out: &mut Vec<u32>) -> Result<()> {
         check_length(text.len())?;
         let Tokenizer { vocab, splitter, .. } = self.tokenizer;
-        let Tools { cache, ends } = &mut *self.tools;
+        let Tools { cache, ends, .. } = &mut *self.tools;
         let mut start = 0;
         splitter.for_each_batch(text, ends, |ends| {
             cache.encode(vocab, text.as_bytes(), start, ends, out);
