@@ -1,7 +1,6 @@
 """The tokenizer against tiktoken and Hugging Face's tokenizers, id for id, and against hostile input."""
 
 import base64
-import importlib.util
 import json
 import os
 import pickle
@@ -13,15 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiktoken
 import tokenizers
 from cwm_core import Tokenizer
-from cwm_core.tokenizer import CWM_SPECIAL_TOKENS, LLAMA3_PATTERN, REASONING_SYSTEM_PROMPT
+from cwm_core.tokenizer import LLAMA3_PATTERN
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from llama3 import SPECIAL, rank_path, tiktoken_encoding
 
 STDLIB = sorted(Path(os.__file__).parent.glob("*.py"))
-SPECIAL = {name: 128_000 + offset for offset, name in enumerate(CWM_SPECIAL_TOKENS)}
 
 # Text that meets every branch of the pattern, next to arbitrary text.
 FRAGMENTS = st.one_of(
@@ -31,13 +29,6 @@ FRAGMENTS = st.one_of(
 TEXTS = st.one_of(st.text(), st.lists(st.one_of(FRAGMENTS, st.text(max_size=3)), max_size=30).map("".join))
 
 
-def rank_path():
-    spec = importlib.util.find_spec("llama_models")
-    if spec is None:
-        pytest.skip("Llama-3's vocabulary is not here: the package llama-models is not installed")
-    return Path(spec.submodule_search_locations[0]) / "llama3" / "tokenizer.model"
-
-
 @pytest.fixture(scope="module")
 def llama():
     return Tokenizer.load(rank_path())
@@ -45,10 +36,7 @@ def llama():
 
 @pytest.fixture(scope="module")
 def peer():
-    """Tiktoken with the same vocabulary, read here by itself."""
-    lines = (line.split() for line in rank_path().read_bytes().splitlines())
-    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-    return tiktoken.Encoding("llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=SPECIAL)
+    return tiktoken_encoding()
 
 
 @pytest.fixture(scope="module")
@@ -488,95 +476,3 @@ def test_training_is_interrupted_by_ctrl_c():
     with pytest.raises(KeyboardInterrupt):
         Tokenizer.train(texts, 100_000)
     timer.join()
-
-
-# ---- chat ----------------------------------------------------------------------------------------------------------
-
-
-def chat_by_hand(peer, *parts):
-    """Ids and mask of parts: a special token's name, or text; in a tuple where the loss counts."""
-    ids, mask = [], []
-    for part in parts:
-        text, in_loss = (part[0], True) if isinstance(part, tuple) else (part, False)
-        new = [SPECIAL[text]] if text in SPECIAL else peer.encode_ordinary(text)
-        ids += new
-        mask += [in_loss] * len(new)
-    return ids, mask
-
-
-def header(role):
-    return "<|start_header_id|>", role, "<|end_header_id|>", "\n\n"
-
-
-def assert_chat(llama, expected, *args, **kwargs):
-    ids, mask = llama.encode_chat(*args, **kwargs)
-    assert (ids.dtype, mask.dtype) == (np.int32, np.bool_)
-    assert (ids.tolist(), mask.tolist()) == expected
-
-
-def test_chat(llama, peer):
-    messages = [
-        {"role": "user", "content": "  hi <|eot_id|><|reasoning_thinking_start|> \n"},
-        {"role": "assistant", "content": " <|reasoning_thinking_start|>x<|reasoning_thinking_end|> <|eot_id|>y "},
-        {"role": "tool: bash", "content": " completed.\n"},
-    ]
-    answer = "<|reasoning_thinking_start|>", "x", "<|reasoning_thinking_end|>", " <|eot_id|>y", "<|eot_id|>"
-    body = [
-        "<|begin_of_text|>",
-        *(*header("user"), "hi <|eot_id|><|reasoning_thinking_start|>", "<|eot_id|>"),
-        *(*header("assistant"), *((part,) for part in answer)),
-        *(*header("tool: bash"), " completed.\n", "<|eot_id|>"),
-    ]
-    assert_chat(llama, chat_by_hand(peer, *body), messages)
-    prompted = chat_by_hand(peer, *body, *header("assistant"))
-    assert_chat(llama, prompted, messages, add_generation_prompt=True)
-
-
-def test_reasoning_chat_begins_and_ends_as_the_guide_says(llama, peer):
-    system = ["<|begin_of_text|>", *header("system"), REASONING_SYSTEM_PROMPT, "<|eot_id|>"]
-    user = [*header("user"), "hi", "<|eot_id|>"]
-    expected = chat_by_hand(peer, *system, *user, *header("assistant"), "<think>\n")
-    messages = [{"role": "user", "content": "hi"}]
-    assert_chat(llama, expected, messages, reasoning=True, add_generation_prompt=True)
-    assert messages == [{"role": "user", "content": "hi"}]
-
-    own = ["<|begin_of_text|>", *header("system"), "Be brief.", "<|eot_id|>"]
-    messages.insert(0, {"role": "system", "content": "Be brief."})
-    assert_chat(llama, chat_by_hand(peer, *own, *user), messages, reasoning=True)
-
-
-def test_an_assistants_prefix_is_continued_as_it_is(llama, peer):
-    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "<think>\nSo "}]
-    expected = chat_by_hand(
-        peer, "<|begin_of_text|>", *header("user"), "hi", "<|eot_id|>", *header("assistant"), "<think>\nSo "
-    )
-    assert_chat(llama, expected, messages, add_generation_prompt=True)
-
-
-def test_long_chat_texts_are_cut(llama, peer):
-    text = "ab" * 150_000 + "c" * 150_000
-    ids, _ = llama.encode_chat([{"role": "tool: bash", "content": text}])
-    expected = chat_by_hand(
-        peer, "<|begin_of_text|>", *header("tool: bash"), text[:400_000], text[400_000:], "<|eot_id|>"
-    )
-    assert ids.tolist() == expected[0]
-
-
-@pytest.mark.parametrize(
-    ("message", "why"),
-    [
-        ({"role": "bot", "content": ""}, "'bot'"),
-        ({"role": "tool: ", "content": ""}, "'tool: '"),
-        ({"role": "user"}, "keys"),
-        ({"role": "user", "content": "", "name": "x"}, "keys"),
-    ],
-)
-def test_bad_messages_are_refused(small, message, why):
-    with pytest.raises(ValueError, match=why):
-        small.encode_chat([{"role": "user", "content": "hi"}, message])
-
-
-def test_chat_needs_its_special_tokens():
-    tokenizer = Tokenizer.train([], 256, special_tokens=["<|begin_of_text|>"])
-    with pytest.raises(ValueError, match="start_header_id"):
-        tokenizer.encode_chat([{"role": "user", "content": "hi"}])
