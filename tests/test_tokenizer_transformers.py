@@ -28,18 +28,20 @@ TEXTS = st.lists(
 SPECIAL_TEXTS = st.sampled_from(["<|begin_of_text|>", "<|eot_id|>", "<|frame_sep|>", "<|reserved_special_token_2|>"])
 THINKING = st.sampled_from(["<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>"])
 
-ROLES = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant"]), "content": TEXTS})
-ANSWERS = st.fixed_dictionaries(
-    {"role": st.just("assistant"), "content": st.lists(st.one_of(TEXTS, THINKING), max_size=4).map("".join)},
-    optional={"reasoning_content": TEXTS},
+MARGINS = st.sampled_from(["", "", " ", "\n", " \n\n", "\x1c", "\u3000"])
+ANSWERS = st.tuples(MARGINS, st.lists(st.one_of(TEXTS, THINKING), max_size=3).map("".join), MARGINS).map("".join)
+ROLES = st.one_of(
+    st.fixed_dictionaries({"role": st.sampled_from(["system", "user"]), "content": TEXTS}),
+    st.fixed_dictionaries({"role": st.just("assistant"), "content": ANSWERS}),
 )
+REASONED = st.fixed_dictionaries({"role": st.just("assistant"), "content": ANSWERS, "reasoning_content": ANSWERS})
 # What encodes by itself as it does after "\n\n".
 RESULTS = TEXTS.filter(lambda text: not re.match(r"\s*[\r\n]", text))
 TOOLS = st.one_of(
     st.fixed_dictionaries({"role": st.just("tool"), "name": st.sampled_from(["bash", "a b"]), "content": RESULTS}),
     st.fixed_dictionaries({"role": st.sampled_from(["tool: edit", "tool:  é\n"]), "content": RESULTS}),
 )
-CHATS = st.lists(st.one_of(ROLES, ANSWERS, TOOLS), min_size=1, max_size=5)
+CHATS = st.lists(st.one_of(ROLES, REASONED, TOOLS), min_size=1, max_size=5)
 
 
 @pytest.fixture(scope="module", params=["llama", "small"])
@@ -86,10 +88,16 @@ def test_files_give_equal_ids(pair):
 @given(messages=CHATS, reasoning=st.booleans(), add_generation_prompt=st.booleans())
 @example(messages=[{"role": "assistant", "content": "\n😀 "}], reasoning=False, add_generation_prompt=False)
 @example(messages=[{"role": "assistant", "content": ""}], reasoning=False, add_generation_prompt=False)
+@example(
+    messages=[{"role": "assistant", "content": "\n\nYes. ", "reasoning_content": "\n is it? \n"}],
+    reasoning=True,
+    add_generation_prompt=False,
+)
 def test_chats_give_equal_ids_and_masks(pair, messages, reasoning, add_generation_prompt):
     ours, theirs = pair
     if add_generation_prompt and messages[-1]["role"] == "assistant":
-        messages[-1]["content"] = messages[-1]["content"].lstrip()  # continued as it is, like a tool's result
+        # Continued as it is: like a tool's result, it must not begin with line breaks to come out equal.
+        messages = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"].lstrip()}]
     ids, mask = ours.encode_chat(messages, reasoning=reasoning, add_generation_prompt=add_generation_prompt)
     chat = theirs.apply_chat_template(
         messages,
