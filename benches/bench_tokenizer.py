@@ -3,14 +3,13 @@
 `bytes` in the extra info is the size of the input as UTF-8, for figures in MB/s.
 """
 
-import base64
 import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 from cwm_core import Tokenizer
-from cwm_core.tokenizer import CWM_SPECIAL_TOKENS, LLAMA3_PATTERN
+from llama3 import rank_path, tiktoken_encoding
 
 IMPLEMENTATIONS = ["cwm_core", "tiktoken", "tokenizers"]
 STDLIB = [path.read_text("utf-8") for path in sorted(Path(os.__file__).parent.glob("*.py"))]
@@ -34,19 +33,10 @@ INPUTS = {"stdlib": STDLIB, "trace": trace_like(50_000)}
 @pytest.fixture(scope="session")
 def encoders(tmp_path_factory):
     """For each implementation: one text to ids, many texts to lists of ids with two threads, ids to text."""
-    spec = importlib.util.find_spec("llama_models")
-    if spec is None:
-        pytest.skip("Llama-3's vocabulary is not here: the package llama-models is not installed")
-    path = Path(spec.submodule_search_locations[0]) / "llama3" / "tokenizer.model"
-    ours = Tokenizer.load(path)
+    ours = Tokenizer.load(rank_path())
     made = {"cwm_core": (ours.encode, lambda texts: ours.encode_batch(texts, threads=2), ours.decode)}
     if importlib.util.find_spec("tiktoken"):
-        import tiktoken
-
-        lines = (line.split() for line in path.read_bytes().splitlines())
-        ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-        special = {name: 128_000 + offset for offset, name in enumerate(CWM_SPECIAL_TOKENS)}
-        peer = tiktoken.Encoding("llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+        peer = tiktoken_encoding()
         batch = lambda texts: peer.encode_ordinary_batch(texts, num_threads=2)  # noqa: E731
         made["tiktoken"] = (peer.encode_ordinary, batch, peer.decode)
     if importlib.util.find_spec("tokenizers"):

@@ -1,10 +1,10 @@
 """The tokenizer against tiktoken and Hugging Face's tokenizers, id for id, and against hostile input."""
 
 import base64
-import importlib.util
 import json
 import os
 import pickle
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,12 +14,12 @@ import pytest
 import tiktoken
 import tokenizers
 from cwm_core import Tokenizer
-from cwm_core.tokenizer import CWM_SPECIAL_TOKENS, LLAMA3_PATTERN, REASONING_SYSTEM_PROMPT
+from cwm_core.tokenizer import CL100K_PATTERN, GPT2_PATTERN, LLAMA3_PATTERN, O200K_PATTERN, QWEN2_PATTERN
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from llama3 import SPECIAL, rank_path, tiktoken_encoding
 
 STDLIB = sorted(Path(os.__file__).parent.glob("*.py"))
-SPECIAL = {name: 128_000 + offset for offset, name in enumerate(CWM_SPECIAL_TOKENS)}
 
 # Text that meets every branch of the pattern, next to arbitrary text.
 FRAGMENTS = st.one_of(
@@ -29,13 +29,6 @@ FRAGMENTS = st.one_of(
 TEXTS = st.one_of(st.text(), st.lists(st.one_of(FRAGMENTS, st.text(max_size=3)), max_size=30).map("".join))
 
 
-def rank_path():
-    spec = importlib.util.find_spec("llama_models")
-    if spec is None:
-        pytest.skip("Llama-3's vocabulary is not here: the package llama-models is not installed")
-    return Path(spec.submodule_search_locations[0]) / "llama3" / "tokenizer.model"
-
-
 @pytest.fixture(scope="module")
 def llama():
     return Tokenizer.load(rank_path())
@@ -43,10 +36,7 @@ def llama():
 
 @pytest.fixture(scope="module")
 def peer():
-    """Tiktoken with the same vocabulary, read here by itself."""
-    lines = (line.split() for line in rank_path().read_bytes().splitlines())
-    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-    return tiktoken.Encoding("llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=SPECIAL)
+    return tiktoken_encoding()
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +101,83 @@ def test_standard_library_equals_tiktoken(llama, peer):
         assert llama.decode(ids) == text
 
 
-@pytest.mark.parametrize("unit", ["a", " ", "\n", "1", "=", "é", "ab", "x " * 50, "日"])
-def test_a_megabyte_of_one_thing_is_fast(llama, unit):
-    text = unit * (1_000_000 // len(unit))
+def test_every_code_point_equals_tiktoken(llama, peer):
+    """Alone and between letters, digits, blanks, symbols and itself; unassigned ones too, up to the private planes."""
+    for start in [*range(0, 0x33800, 256), 0xE0000, 0xE0100, 0xF0000, 0x10FF00]:
+        characters = [chr(code) for code in range(start, start + 256) if not 0xD800 <= code < 0xE000]
+        texts = [*characters, "".join(f"{c} a{c}b {c}1{c}.{c}{c}\n{c}'s" for c in characters)]
+        for text, ids in zip(texts, llama.encode_batch(texts, threads=1), strict=True):
+            assert ids.tolist() == peer.encode_ordinary(text), repr(text[:10])
+
+
+PATTERNS = [LLAMA3_PATTERN, GPT2_PATTERN, CL100K_PATTERN, O200K_PATTERN, QWEN2_PATTERN]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_pattern_equals_tiktoken(pattern):
+    """Other patterns with Llama-3's vocabulary: where a text is cut decides what its tokens are."""
+    ours = Tokenizer.load(rank_path(), pattern=pattern)
+    theirs = tiktoken.Encoding(
+        "peer", pat_str=pattern, mergeable_ranks=tiktoken_encoding()._mergeable_ranks, special_tokens={}
+    )
+    for path in STDLIB[::5]:
+        text = path.read_text("utf-8")
+        assert ours.encode(text).tolist() == theirs.encode_ordinary(text)
+
+    @settings(max_examples=500, deadline=None)
+    @given(text=TEXTS)
+    def check(text):
+        assert ours.encode(text).tolist() == theirs.encode_ordinary(text)
+
+    check()
+
+
+NOISE = np.random.default_rng(1).integers(0, 256, 1_000_000, np.uint8).tobytes()
+LONG = {
+    **{unit: unit * (1_000_000 // len(unit)) for unit in ["a", " ", "\n", "1", "=", "é", "ab", "日", "😀", "ſ'", "aA"]},
+    "words": "x " * 500_000,
+    "random letters": bytes(97 + byte % 26 for byte in NOISE).decode(),
+    "random Latin-1": NOISE.decode("latin-1"),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_megabyte_of_one_thing_is_fast(llama, name):
+    text = LONG[name]
     start = time.perf_counter()
     ids = llama.encode(text)
     assert time.perf_counter() - start < 3  # a quadratic merge takes hours
     assert llama.decode(ids) == text
+
+
+def test_a_megabyte_of_random_bytes_is_fast(llama):
+    start = time.perf_counter()
+    ids = llama.encode_bytes(NOISE)
+    assert time.perf_counter() - start < 3
+    assert llama.decode_bytes(ids) == NOISE
+
+
+def test_long_pieces_equal_tiktoken(llama, peer):
+    for text in (
+        "a" * 5000,
+        " " * 3000 + "x",
+        "ab" * 999,
+        "=" * 2000,
+        "isinstance" * 50,
+        LONG["random letters"][:3000],
+    ):
+        assert llama.encode(text).tolist() == peer.encode_ordinary(text)
+
+
+def test_what_is_remembered_stays_right(llama, peer):
+    """More pieces than are remembered, each twice, so that places are taken over."""
+    texts = [
+        " ".join(f"{number:x}q{number * 7919 % 99991:x}" for number in range(start, start + 5000))
+        for start in range(0, 200_000, 5000)
+    ]
+    expected = [peer.encode_ordinary(text) for text in texts]
+    for _ in range(2):
+        assert [llama.encode(text).tolist() for text in texts] == expected
 
 
 def test_special_tokens_of_cwm(llama):
@@ -140,6 +200,53 @@ def test_batch_of_any_iterable_and_size(small):
         assert [ids.tolist() for ids in batch] == [small.encode(text).tolist() for text in texts]
     with pytest.raises(TypeError):
         small.encode_batch(["a", None])
+
+
+def test_a_long_text_is_shared_by_threads(llama):
+    text = "\n".join(path.read_text("utf-8") for path in STDLIB) * 2
+    whole = llama.encode(text)
+    for texts in ([text], ["a", text, "", text[:700_001], "b"]):
+        for ids, alone in zip(llama.encode_batch(texts, threads=3), texts, strict=True):
+            assert np.array_equal(ids, whole if alone is text else llama.encode(alone))
+
+
+def test_files(small, tmp_path):
+    texts = ["", "a\r\nb\n", "é日" * 1000, STDLIB[0].read_text("utf-8")]
+    paths = [tmp_path / f"{number}.txt" for number in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_bytes(text.encode())
+    for threads in (None, 1, 3):
+        batch = small.encode_files(iter(paths), threads=threads)
+        assert [ids.tolist() for ids in batch] == [small.encode(text).tolist() for text in texts]
+    assert small.encode_files([]) == []
+    paths[2].write_bytes(b"ab\xffcd")
+    with pytest.raises(ValueError, match=r"2\.txt: not UTF-8 at byte 2"):
+        small.encode_files(paths)
+    with pytest.raises(FileNotFoundError):
+        small.encode_files([tmp_path / "nowhere"])
+
+
+def test_a_forked_child_goes_on(small):
+    """Also where another thread was encoding when the process was forked."""
+    text = STDLIB[3].read_text("utf-8")
+    expected = small.encode(text)
+    stop = threading.Event()
+
+    def encode_all_the_time():
+        while not stop.is_set():
+            small.encode(text)
+
+    thread = threading.Thread(target=encode_all_the_time)
+    thread.start()
+    try:
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if np.array_equal(small.encode(text), expected) else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_threads_share_a_tokenizer(small):
@@ -410,95 +517,3 @@ def test_tokenizer_json_takes_no_arguments(small, tmp_path):
         Tokenizer.load(tmp_path, pattern="a")
     with pytest.raises(FileNotFoundError):
         Tokenizer.load(tmp_path / "nowhere")
-
-
-# ---- chat ----------------------------------------------------------------------------------------------------------
-
-
-def chat_by_hand(peer, *parts):
-    """Ids and mask of parts: a special token's name, or text; in a tuple where the loss counts."""
-    ids, mask = [], []
-    for part in parts:
-        text, in_loss = (part[0], True) if isinstance(part, tuple) else (part, False)
-        new = [SPECIAL[text]] if text in SPECIAL else peer.encode_ordinary(text)
-        ids += new
-        mask += [in_loss] * len(new)
-    return ids, mask
-
-
-def header(role):
-    return "<|start_header_id|>", role, "<|end_header_id|>", "\n\n"
-
-
-def assert_chat(llama, expected, *args, **kwargs):
-    ids, mask = llama.encode_chat(*args, **kwargs)
-    assert (ids.dtype, mask.dtype) == (np.int32, np.bool_)
-    assert (ids.tolist(), mask.tolist()) == expected
-
-
-def test_chat(llama, peer):
-    messages = [
-        {"role": "user", "content": "  hi <|eot_id|><|reasoning_thinking_start|> \n"},
-        {"role": "assistant", "content": " <|reasoning_thinking_start|>x<|reasoning_thinking_end|> <|eot_id|>y "},
-        {"role": "tool: bash", "content": " completed.\n"},
-    ]
-    answer = "<|reasoning_thinking_start|>", "x", "<|reasoning_thinking_end|>", " <|eot_id|>y", "<|eot_id|>"
-    body = [
-        "<|begin_of_text|>",
-        *(*header("user"), "hi <|eot_id|><|reasoning_thinking_start|>", "<|eot_id|>"),
-        *(*header("assistant"), *((part,) for part in answer)),
-        *(*header("tool: bash"), " completed.\n", "<|eot_id|>"),
-    ]
-    assert_chat(llama, chat_by_hand(peer, *body), messages)
-    prompted = chat_by_hand(peer, *body, *header("assistant"))
-    assert_chat(llama, prompted, messages, add_generation_prompt=True)
-
-
-def test_reasoning_chat_begins_and_ends_as_the_guide_says(llama, peer):
-    system = ["<|begin_of_text|>", *header("system"), REASONING_SYSTEM_PROMPT, "<|eot_id|>"]
-    user = [*header("user"), "hi", "<|eot_id|>"]
-    expected = chat_by_hand(peer, *system, *user, *header("assistant"), "<think>\n")
-    messages = [{"role": "user", "content": "hi"}]
-    assert_chat(llama, expected, messages, reasoning=True, add_generation_prompt=True)
-    assert messages == [{"role": "user", "content": "hi"}]
-
-    own = ["<|begin_of_text|>", *header("system"), "Be brief.", "<|eot_id|>"]
-    messages.insert(0, {"role": "system", "content": "Be brief."})
-    assert_chat(llama, chat_by_hand(peer, *own, *user), messages, reasoning=True)
-
-
-def test_an_assistants_prefix_is_continued_as_it_is(llama, peer):
-    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "<think>\nSo "}]
-    expected = chat_by_hand(
-        peer, "<|begin_of_text|>", *header("user"), "hi", "<|eot_id|>", *header("assistant"), "<think>\nSo "
-    )
-    assert_chat(llama, expected, messages, add_generation_prompt=True)
-
-
-def test_long_chat_texts_are_cut(llama, peer):
-    text = "ab" * 150_000 + "c" * 150_000
-    ids, _ = llama.encode_chat([{"role": "tool: bash", "content": text}])
-    expected = chat_by_hand(
-        peer, "<|begin_of_text|>", *header("tool: bash"), text[:400_000], text[400_000:], "<|eot_id|>"
-    )
-    assert ids.tolist() == expected[0]
-
-
-@pytest.mark.parametrize(
-    ("message", "why"),
-    [
-        ({"role": "bot", "content": ""}, "'bot'"),
-        ({"role": "tool: ", "content": ""}, "'tool: '"),
-        ({"role": "user"}, "keys"),
-        ({"role": "user", "content": "", "name": "x"}, "keys"),
-    ],
-)
-def test_bad_messages_are_refused(small, message, why):
-    with pytest.raises(ValueError, match=why):
-        small.encode_chat([{"role": "user", "content": "hi"}, message])
-
-
-def test_chat_needs_its_special_tokens():
-    tokenizer = Tokenizer.train([], 256, special_tokens=["<|begin_of_text|>"])
-    with pytest.raises(ValueError, match="start_header_id"):
-        tokenizer.encode_chat([{"role": "user", "content": "hi"}])

@@ -1,19 +1,15 @@
 """Traces to tokens and back: the text form, encoded part by part by tiktoken, is the oracle."""
 
-import base64
-import importlib.util
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
-import tiktoken
 from cwm_core import Recorder, Tokenizer, Trace, record_source
-from cwm_core.tokenizer import CWM_SPECIAL_TOKENS, LLAMA3_PATTERN
+from cwm_core.tokenizer import CWM_SPECIAL_TOKENS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llama3 import SPECIAL, rank_path, tiktoken_encoding
 
-SPECIAL = {name: 128_000 + offset for offset, name in enumerate(CWM_SPECIAL_TOKENS)}
 PROGRAM = """
 def f(n):
     s = 'aé\\n'
@@ -27,23 +23,13 @@ def f(n):
 
 
 @pytest.fixture(scope="module")
-def rank_path():
-    spec = importlib.util.find_spec("llama_models")
-    if spec is None:
-        pytest.skip("Llama-3's vocabulary is not here: the package llama-models is not installed")
-    return Path(spec.submodule_search_locations[0]) / "llama3" / "tokenizer.model"
+def llama():
+    return Tokenizer.load(rank_path())
 
 
 @pytest.fixture(scope="module")
-def llama(rank_path):
-    return Tokenizer.load(rank_path)
-
-
-@pytest.fixture(scope="module")
-def peer(rank_path):
-    lines = (line.split() for line in rank_path.read_bytes().splitlines())
-    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-    return tiktoken.Encoding("llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=SPECIAL)
+def peer():
+    return tiktoken_encoding()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ Token ids are one-dimensional `numpy.int32` arrays. Vocabularies are those of ti
 """
 
 import codecs
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cwm_core import _native
+from cwm_core import _native, chat
 
 LLAMA3_PATTERN: str = _native.LLAMA3_PATTERN
 """The split pattern of Llama-3 and of the Code World Model."""
@@ -22,19 +23,20 @@ LLAMA3_PATTERN: str = _native.LLAMA3_PATTERN
 GPT2_PATTERN: str = _native.GPT2_PATTERN
 """The split pattern of GPT-2, which keeps a run of digits whole and a newline apart from what it ends."""
 
+CL100K_PATTERN: str = _native.CL100K_PATTERN
+"""The split pattern of tiktoken's `cl100k_base`."""
+
+O200K_PATTERN: str = _native.O200K_PATTERN
+"""The split pattern of tiktoken's `o200k_base`, which cuts words where lower case meets upper case."""
+
+QWEN2_PATTERN: str = _native.QWEN2_PATTERN
+"""The split pattern of Qwen2, which takes digits one by one."""
+
 CWM_SPECIAL_TOKENS: tuple[str, ...] = _native.CWM_SPECIAL_TOKENS
 """The 256 special tokens of the Code World Model in the order of their ids, which follow those of ordinary tokens."""
 
-REASONING_SYSTEM_PROMPT = (
-    "You are a helpful AI assistant. You always reason before responding, using the following format:\n\n"
-    "<think>\nyour internal reasoning\n</think>\nyour external response"
-)
-"""The system prompt that switches reasoning on (prompting guide of the Code World Model)."""
-
-_REASONING_TOKENS = frozenset({"<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>"})
-
-# The released code cuts longer texts of a chat into pieces of this many characters and encodes each by itself.
-_CHAT_PIECE_CHARS = 400_000
+# The special tokens that `transformers` knows by their role.
+_TOKEN_ROLES = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "pad_token": "<|pad|>"}
 
 # Of a file that a vocabulary is trained from, this much is read at a time.
 _FILE_BYTES = 1 << 20
@@ -46,7 +48,12 @@ TrainingProgress = Callable[[Literal["count", "merge"], int, int | None], object
 class Tokenizer:
     """A vocabulary with its split pattern and special tokens. Made by `load` or `train`; immutable; can be pickled.
 
-    Methods release the GIL while they encode and may be called from several threads.
+    Methods may be called from several threads, and release the GIL while they encode more than a few kilobytes. Pieces
+    of text met before are remembered, in at most about 20 MB for each call that runs at the same time; a forked process
+    may go on with what it inherits.
+
+    The five patterns that this module names are split by code of their own, any other by a regex engine, several times
+    more slowly.
     """
 
     def __init__(self, native: _native.Tokenizer) -> None:
@@ -146,11 +153,14 @@ class Tokenizer:
         )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json`, which `load`, `tokenizers` and `transformers` read.
+        """Write a folder that `load`, `tokenizers`, `transformers` and what builds on it read, with equal ids.
 
-        Encoding with what is loaded gives the same ids, also in these libraries. (In a rank file, pairs that become the
-        same token have one rank; `tokenizer.json` has to order them. That makes a difference only for ranks that no BPE
-        training produces.)
+        `tokenizer.json` is the vocabulary, `tokenizer_config.json` names the special tokens of general use, and
+        `chat_template.jinja` is the chat format, if the vocabulary has its tokens. `docs/tokenizer.md` says how the
+        libraries are to be called for equal ids and what they cannot express.
+
+        (In a rank file, pairs that become the same token have one rank; `tokenizer.json` has to order them. That makes
+        a difference only for ranks that no BPE training produces.)
 
         Raises:
             ValueError: A special token has the name of an ordinary one, which the format cannot keep apart.
@@ -158,7 +168,15 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.json").write_bytes(self._native.to_json())
-        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n')
+        special = self.special_tokens
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **{role: name for role, name in _TOKEN_ROLES.items() if name in special},
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        if special.keys() >= set(chat.CHAT_TOKENS):
+            (folder / "chat_template.jinja").write_text(chat.CHAT_TEMPLATE, "utf-8")
 
     def save_ranks(self, path: str | os.PathLike[str]) -> None:
         """Write the ordinary tokens as a rank file of tiktoken; pattern and special tokens are no part of it.
@@ -197,7 +215,9 @@ class Tokenizer:
         Raises:
             ValueError: A name is not a special token; or the pattern gave up on the text.
         """
-        return self._native.encode(text, None if allowed_special == "all" else list(allowed_special))
+        if not allowed_special:
+            return self._native.encode(text)
+        return self._native.encode_with_special(text, None if allowed_special == "all" else list(allowed_special))
 
     def encode_bytes(self, data: bytes) -> NDArray[np.int32]:
         """Token ids of bytes that need not be UTF-8, int32 of shape [n]; as tiktoken's `_encode_bytes` gives them.
@@ -210,6 +230,19 @@ class Tokenizer:
     def encode_batch(self, texts: Iterable[str], *, threads: int | None = None) -> list[NDArray[np.int32]]:
         """Token ids of each text, as by `encode`, computed by `threads` threads (default: one a processor)."""
         return self._native.encode_batch(list(texts), threads)
+
+    def encode_files(
+        self, paths: Iterable[str | os.PathLike[str]], *, threads: int | None = None
+    ) -> list[NDArray[np.int32]]:
+        """Token ids of each file in UTF-8, as by `encode` of its text with line ends as they are.
+
+        Files are read a few at a time, so that the ids are most of what is in memory. Ctrl-C stops it.
+
+        Raises:
+            ValueError: A file is not UTF-8, with its name and the offset of the first such byte; or too long (4 GiB).
+            OSError: A file cannot be read.
+        """
+        return self._native.encode_files(list(paths), threads)
 
     def count(self, text: str) -> int:
         """Number of tokens of `text`, `len(encode(text))` without the array."""
@@ -291,9 +324,12 @@ class Tokenizer:
         `<|reasoning_thinking_end|>` are special tokens; all other text is ordinary.
 
         Args:
-            messages: Mappings with the keys `role` (`system`, `user`, `assistant` or `tool: NAME`) and `content`.
-            reasoning: Begin with `REASONING_SYSTEM_PROMPT` unless the first message is a system message, which is then
-                expected to ask for reasoning in its own words; and let the generation prompt begin with `<think>\n`.
+            messages: Mappings with the keys `role` (`system`, `user`, `assistant` or `tool: NAME`) and `content`, both
+                strings. The role `tool` with the key `name` is `tool: NAME`. An assistant's `reasoning_content`, as
+                servers return it, is put before the content, stripped, in the lines `<think>` and `</think>`.
+            reasoning: Begin with `cwm_core.chat.REASONING_SYSTEM_PROMPT` unless the first message is a system message,
+                which is then expected to ask for reasoning in its own words; and let the generation prompt begin with
+                `<think>\n`.
             add_generation_prompt: End with what the model is to continue: the header of an assistant's message, or, if
                 the last message is an assistant's, that message as it is, unstripped and without `<|eot_id|>`.
 
@@ -302,9 +338,10 @@ class Tokenizer:
             assistant's messages and their `<|eot_id|>`, but not a message that it is to continue.
 
         Raises:
-            ValueError: A role is unknown, a message lacks a key or has others, or the vocabulary lacks a special token.
+            ValueError: A role is unknown, a message lacks a key or has others, a value is not a string, or the
+                vocabulary lacks a special token.
         """
-        return _ChatEncoder(self).encode(list(messages), reasoning, add_generation_prompt)
+        return chat.encode_chat(self, messages, reasoning=reasoning, add_generation_prompt=add_generation_prompt)
 
     def __reduce__(self) -> tuple[Callable[..., "Tokenizer"], tuple[Any, ...]]:
         """Pickle the vocabulary file that says all, the smaller of the two kinds."""
@@ -351,72 +388,6 @@ class Decoder:
         text = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return text
-
-
-class _ChatEncoder:
-    """One chat on its way to tokens."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._special = tokenizer.special_tokens
-        self._ids: list[NDArray[np.int32]] = []
-        self._mask: list[NDArray[np.bool_]] = []
-
-    def encode(
-        self, messages: list[Mapping[str, str]], reasoning: bool, add_generation_prompt: bool
-    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        messages = [_checked_message(number, message) for number, message in enumerate(messages)]
-        if reasoning and not (messages and messages[0]["role"] == "system"):
-            messages.insert(0, {"role": "system", "content": REASONING_SYSTEM_PROMPT})
-        prompt = None
-        if add_generation_prompt:
-            if messages and messages[-1]["role"] == "assistant":
-                prompt = messages.pop()["content"]
-            else:
-                prompt = "<think>\n" if reasoning else ""
-
-        self._add_special("<|begin_of_text|>")
-        for message in messages:
-            role, content = message["role"], message["content"]
-            self._add_header(role)
-            is_assistant = role == "assistant"
-            content = content if role.startswith("tool: ") else content.strip()
-            self._add_text(content, reasoning_tokens=is_assistant, in_loss=is_assistant)
-            self._add_special("<|eot_id|>", in_loss=is_assistant)
-        if prompt is not None:
-            self._add_header("assistant")
-            self._add_text(prompt, reasoning_tokens=True)
-        return np.concatenate(self._ids), np.concatenate(self._mask)
-
-    def _add_header(self, role: str) -> None:
-        self._add_special("<|start_header_id|>")
-        self._add_text(role)
-        self._add_special("<|end_header_id|>")
-        self._add_text("\n\n")
-
-    def _add_special(self, name: str, *, in_loss: bool = False) -> None:
-        if name not in self._special:
-            raise ValueError(f"{name!r} is not a special token of this vocabulary, which a chat needs")
-        self._add(np.array([self._special[name]], np.int32), in_loss)
-
-    def _add_text(self, text: str, *, reasoning_tokens: bool = False, in_loss: bool = False) -> None:
-        allowed = _REASONING_TOKENS & self._special.keys() if reasoning_tokens else frozenset()
-        for start in range(0, len(text), _CHAT_PIECE_CHARS):
-            piece = text[start : start + _CHAT_PIECE_CHARS]
-            self._add(self._tokenizer.encode(piece, allowed_special=allowed), in_loss)
-
-    def _add(self, ids: NDArray[np.int32], in_loss: bool) -> None:
-        self._ids.append(ids)
-        self._mask.append(np.full(len(ids), in_loss))
-
-
-def _checked_message(number: int, message: Mapping[str, str]) -> Mapping[str, str]:
-    if message.keys() != {"role", "content"}:
-        raise ValueError(f"message {number} has the keys {sorted(message)}, not role and content")
-    role = message["role"]
-    if role not in ("system", "user", "assistant") and not (role.startswith("tool: ") and role[6:].strip()):
-        raise ValueError(f"message {number} has the unknown role {role!r}")
-    return message
 
 
 def _texts_of_file(path: str | os.PathLike[str]) -> Iterator[str]:

@@ -215,8 +215,9 @@ impl Tokenizer {
         let threads = threads_or_all(threads);
         let mut arrays = Vec::with_capacity(paths.len());
         while arrays.len() < paths.len() {
+            let rest = &paths[arrays.len()..];
             let batch = py.detach(|| {
-                let texts = read_some(&paths[arrays.len()..])?;
+                let texts = read_some(rest)?;
                 self.0.encode_batch(&texts, threads).map_err(error)
             })?;
             arrays.extend(batch.into_iter().map(|ids| array(py, ids)));
