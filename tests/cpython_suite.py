@@ -68,15 +68,6 @@ def tests_of(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
             yield test
 
 
-def run_under(mode: str, file: str, test: Any) -> None:
-    """Makes the test run under a mode: as it is, under a hook that does nothing, or recorded."""
-    run = test.run
-    if mode == "empty":
-        test.run = lambda result: call_with_empty_hook(lambda: run(result))
-    elif mode == "recorded":
-        test.run = lambda result: cwm.Recorder(scope=[file], max_value_chars=MAX_VALUE_CHARS).record(run, result)
-
-
 class Run(NamedTuple):
     """What a test did, and its frames."""
 
@@ -97,6 +88,10 @@ def plainly(file: str, test: Any) -> Run:
     return Run(outcome_of(test, lambda run: run()), [])
 
 
+def by_empty_hook(file: str, test: Any) -> Run:
+    return Run(outcome_of(test, call_with_empty_hook), [])
+
+
 def by_oracle(file: str, test: Any) -> Run:
     tracer = oracle.Tracer(file.__eq__, MAX_VALUE_CHARS, MAX_FRAMES)
     outcome = outcome_of(test, lambda run: oracle.call_traced(tracer, run))
@@ -111,6 +106,10 @@ def by_oracle_elsewhere(file: str, test: Any) -> Run:
         return by_oracle(file, test)
     finally:
         del ballast
+
+
+def recorded(file: str, test: Any) -> Run:
+    return Run(outcome_of(test, cwm.Recorder(scope=[file], max_value_chars=MAX_VALUE_CHARS).record), [])
 
 
 def by_recorder(file: str, test: Any) -> Run:
@@ -173,11 +172,12 @@ def main(module: str, mode: str) -> dict[str, str]:
     tests = list(tests_of(suite))
     if mode == "verdicts":
         return {test.id(): verdict(file, test) for test in tests}
+    run = {"plain": plainly, "empty": by_empty_hook, "recorded": recorded}[mode]
+    outcomes: dict[str, str] = {}
     for test in tests:
-        run_under(mode, file, test)
-    outcomes = Outcomes()
-    suite.run(outcomes)
-    return outcomes.by_id
+        done = in_a_child(run, file, test)
+        outcomes |= {test.id(): done} if isinstance(done, str) else done.outcome
+    return outcomes
 
 
 if __name__ == "__main__":

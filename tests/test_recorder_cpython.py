@@ -34,7 +34,11 @@ LONG = [
 MODULES = sorted(FAST + LONG) if os.environ.get("HYPOTHESIS_PROFILE") == "long" else FAST
 
 # Tests that end otherwise when they are recorded, though not under an empty hook.
-SHOWN = "the test counts the calls of __repr__, and a recording shows values by it"
+SHOWN = "the test notices what a __repr__ asks of its methods, and a recording shows values by it"
+SIGNAL = "the __repr__ of a value handles a pending signal before the program does"
+SLOW = "the test steps through a value that is large or deep, which is shown at each step: the time is over"
+COUNTED = "the test counts all objects that there are, and a recording makes some"
+TIMED = "the test compares times, which another load changes"
 CODE = "a recording holds the code objects that it met; known defect"
 CHANGED_BY_THE_RECORDER = {
     "test_class.ClassTests.testBinaryOps": SHOWN,
@@ -44,6 +48,31 @@ CHANGED_BY_THE_RECORDER = {
     "test_class.ClassTests.testMisc": SHOWN,
     "test_class.ClassTests.testUnaryOps": SHOWN,
     "test_dataclasses.TestDescriptors.test_getting_field_calls_get": SHOWN,
+    "test_deque.TestBasic.test_big_queue_popleft": SLOW,
+    "test_deque.TestBasic.test_big_queue_popright": SLOW,
+    "test_deque.TestBasic.test_big_stack_left": SLOW,
+    "test_deque.TestBasic.test_big_stack_right": SLOW,
+    "test_deque.TestBasic.test_long_steadystate_queue_popleft": SLOW,
+    "test_deque.TestBasic.test_long_steadystate_queue_popright": SLOW,
+    "test_descr.ClassPropertiesAndMethods.test_module_subclasses": SHOWN,
+    "test_functools.TestPartialC.test_keystr_replaces_value": SHOWN,
+    "test_functools.TestPartialCSubclass.test_keystr_replaces_value": SHOWN,
+    "test_ordered_dict.PySimpleLRUCacheTests.test_add_after_full": SHOWN,
+    "test_ordered_dict.PySimpleLRUCacheTests.test_change_order_on_get": SHOWN,
+    "test_ordered_dict.PySimpleLRUCacheTests.test_pop": SHOWN,
+    "test_ordered_dict.PySimpleLRUCacheTests.test_popitem": SHOWN,
+    "test_generators.SignalAndYieldFromTest.test_raise_and_yield_from": SIGNAL,
+    "test_collections.TestNamedTuple.test_odd_sizes": SLOW,
+    "test_dictviews.DictSetTest.test_deeply_nested_repr": SLOW,
+    "test_exception_group.DeepRecursionInSplitAndSubgroup.test_deep_split": SLOW,
+    "test_exception_group.DeepRecursionInSplitAndSubgroup.test_deep_subgroup": SLOW,
+    "test_descr.ClassPropertiesAndMethods.test_slots": COUNTED,
+    "test_int.IntStrDigitLimitsTests.test_denial_of_service_prevented_int_to_str": TIMED,
+    "test_int.IntSubclassStrDigitLimitsTests.test_denial_of_service_prevented_int_to_str": TIMED,
+    "test_ordered_dict.CSimpleLRUCacheTests.test_add_after_full": SHOWN,
+    "test_ordered_dict.CSimpleLRUCacheTests.test_change_order_on_get": SHOWN,
+    "test_ordered_dict.CSimpleLRUCacheTests.test_pop": SHOWN,
+    "test_ordered_dict.CSimpleLRUCacheTests.test_popitem": SHOWN,
     "test_code.CodeWeakRefTest.test_basic": CODE,
     "test_code.CoExtra.test_free_called": CODE,
     "test_code.CoExtra.test_free_different_thread": CODE,
