@@ -1,98 +1,153 @@
-"""Tokenizing beside tiktoken and Hugging Face's tokenizers, with Llama-3's vocabulary, on the same input in one run.
+"""Tokenizing beside tiktoken, Hugging Face's tokenizers, fastokens and gigatoken: Llama-3's vocabulary, the same input.
 
-`bytes` in the extra info is the size of the input as UTF-8, for figures in MB/s.
+`cold` is the first pass of a tokenizer just loaded, `warm` a later one. `bytes` in the extra info is the size of the
+input as UTF-8, for figures in MB/s; with `--benchmark-disable` the inputs are small.
 """
 
-import importlib.util
+from __future__ import annotations
+
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+import texts
 from cwm_core import Tokenizer
 from llama3 import rank_path, tiktoken_encoding
 
-IMPLEMENTATIONS = ["cwm_core", "tiktoken", "tokenizers"]
-STDLIB = [path.read_text("utf-8") for path in sorted(Path(os.__file__).parent.glob("*.py"))]
+IMPLEMENTATIONS = ["cwm_core", "gigatoken", "fastokens", "tiktoken", "tokenizers"]
+# At 5 to 15 MB/s, one pass over the input takes long enough to be measured, and there is little to remember.
+SLOW = {"tiktoken", "tokenizers"}
+
+# The pool of threads of fastokens and of tokenizers, which they start once.
+os.environ["RAYON_NUM_THREADS"] = "2"
 
 
-def trace_like(steps):
-    """The text parts of a trace of nested loops: JSON states and source lines."""
-    lines = ["    for j in range(i):\n", "        total += grid[i][j] * weights[j]\n", "        seen.append((i, j))\n"]
-    parts = []
-    for step in range(steps):
-        i, j = divmod(step, 17)
-        seen = f"[({i}, {j}), ({j}, {i})]"
-        parts.append(f'{{"grid": "..", "i": "{i}", "j": "{j}", "total": "{step * 37 % 1009}", "seen": "{seen}"}}')
-        parts.append(lines[step % 3])
-    return parts
+class Encoder(NamedTuple):
+    """What each library offers: one text to ids; many texts to ids, by a number of threads; ids to text."""
+
+    encode: Callable[[str], Any]
+    encode_batch: Callable[[list[str], int], Any]
+    decode: Callable[[Any], str] | None = None
 
 
-INPUTS = {"stdlib": STDLIB, "trace": trace_like(50_000)}
+def one_by_one_or(encode: Callable[[str], Any], two_threads: Callable[[list[str]], Any]) -> Callable[..., Any]:
+    return lambda texts, threads: [encode(text) for text in texts] if threads == 1 else two_threads(texts)
+
+
+def make(implementation: str, folder: Path) -> Encoder:
+    """A tokenizer that has encoded nothing yet."""
+    if implementation == "cwm_core":
+        ours = Tokenizer.load(rank_path())
+        return Encoder(ours.encode, lambda texts, threads: ours.encode_batch(texts, threads=threads), ours.decode)
+    if implementation == "tiktoken":
+        pytest.importorskip("tiktoken")
+        peer = tiktoken_encoding()
+        batch = lambda texts, threads: peer.encode_ordinary_batch(texts, num_threads=threads)  # noqa: E731
+        return Encoder(peer.encode_ordinary, batch, peer.decode)
+    library = pytest.importorskip(implementation)
+    path = folder / "tokenizer.json"
+    if implementation == "gigatoken":
+        giga = library.Tokenizer(path)
+        return Encoder(giga.encode, lambda texts, threads: giga.encode_batch(texts, parallel=threads > 1))
+    if implementation == "fastokens":
+        fast = library.Tokenizer.from_file(str(path))
+        return Encoder(fast.encode, one_by_one_or(fast.encode, fast.encode_batch))
+    hugging = library.Tokenizer.from_file(str(path))
+    hugging.encode_special_tokens = True
+    encode = lambda text: hugging.encode(text, add_special_tokens=False).ids  # noqa: E731
+    batch_ids = lambda texts: [e.ids for e in hugging.encode_batch_fast(texts, add_special_tokens=False)]  # noqa: E731
+    decode = lambda ids: hugging.decode(ids, skip_special_tokens=False)  # noqa: E731
+    return Encoder(encode, one_by_one_or(encode, batch_ids), decode)
 
 
 @pytest.fixture(scope="session")
-def encoders(tmp_path_factory):
-    """For each implementation: one text to ids, many texts to lists of ids with two threads, ids to text."""
-    ours = Tokenizer.load(rank_path())
-    made = {"cwm_core": (ours.encode, lambda texts: ours.encode_batch(texts, threads=2), ours.decode)}
-    if importlib.util.find_spec("tiktoken"):
-        peer = tiktoken_encoding()
-        batch = lambda texts: peer.encode_ordinary_batch(texts, num_threads=2)  # noqa: E731
-        made["tiktoken"] = (peer.encode_ordinary, batch, peer.decode)
-    if importlib.util.find_spec("tokenizers"):
-        import tokenizers
-
-        os.environ["RAYON_NUM_THREADS"] = "2"
-        folder = tmp_path_factory.mktemp("llama")
-        ours.save(folder)
-        library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        library.encode_special_tokens = True
-        made["tokenizers"] = (
-            lambda text: library.encode(text, add_special_tokens=False).ids,
-            lambda texts: [encoding.ids for encoding in library.encode_batch_fast(texts, add_special_tokens=False)],
-            lambda ids: library.decode(ids, skip_special_tokens=False),
-        )
-    return made
+def folder(tmp_path_factory):
+    """The vocabulary as `tokenizer.json`."""
+    folder = tmp_path_factory.mktemp("llama")
+    Tokenizer.load(rank_path()).save(folder)
+    return folder
 
 
-def prepare(benchmark, encoders, implementation, group, texts):
-    if implementation not in encoders:
-        pytest.skip(f"{implementation} is not installed")
+@pytest.fixture(scope="session")
+def megabytes(request):
+    return 0.1 if request.config.getoption("benchmark_disable") else texts.MEGABYTES
+
+
+@functools.cache
+def recorded(megabytes):
+    return texts.traces(megabytes)
+
+
+@functools.cache
+def input_of(name: str, megabytes: float) -> list[str]:
+    if name == "trace text":
+        return [trace.to_text() for trace in recorded(megabytes)]
+    return {"Python source": texts.python_source, "natural language": texts.natural_language}[name](megabytes)
+
+
+def describe(benchmark, group: str, implementation: str, texts: list[str]) -> None:
     benchmark.group = group
     benchmark.extra_info = {"implementation": implementation, "bytes": sum(len(text.encode()) for text in texts)}
-    return encoders[implementation]
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", INPUTS)
-def test_encode(benchmark, encoders, name, implementation):
-    """One call a text, one thread: files, or the short parts that a trace consists of."""
-    texts = INPUTS[name][:20_000]
-    encode, _, _ = prepare(benchmark, encoders, implementation, f"encode {name}", texts)
-    benchmark.pedantic(lambda: [encode(text) for text in texts], rounds=3, warmup_rounds=1)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("passed", ["cold", "warm"])
+@pytest.mark.parametrize("name", ["Python source", "natural language", "trace text"])
+def test_encode(benchmark, folder, megabytes, name, passed, threads, implementation):
+    """One call for all texts."""
+    texts = input_of(name, megabytes)
+    describe(benchmark, f"encode {name}, {passed}, {threads} thread(s)", implementation, texts)
+    if passed == "cold":
+        rounds = 1 if implementation in SLOW else 3
+        setup = lambda: ((make(implementation, folder).encode_batch,), {})  # noqa: E731
+        benchmark.pedantic(lambda encode_batch: encode_batch(texts, threads), setup=setup, rounds=rounds)
+    elif implementation in SLOW:
+        benchmark.pedantic(make(implementation, folder).encode_batch, (texts, threads), rounds=1)
+    else:
+        benchmark.pedantic(make(implementation, folder).encode_batch, (texts, threads), rounds=5, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", INPUTS)
-def test_encode_batch(benchmark, encoders, name, implementation):
-    """One call for all texts, two threads."""
-    texts = INPUTS[name]
-    _, encode_batch, _ = prepare(benchmark, encoders, implementation, f"encode_batch {name}", texts)
-    benchmark.pedantic(encode_batch, (texts,), rounds=3, warmup_rounds=1)
+def test_encode_one_at_a_time(benchmark, folder, implementation):
+    """A call for each of 1,000 short texts, one thread, warm."""
+    short = texts.short_texts()
+    describe(benchmark, "encode 1,000 short texts one at a time", implementation, short)
+    encode = make(implementation, folder).encode
+    benchmark.pedantic(lambda: [encode(text) for text in short], rounds=20, warmup_rounds=2)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_encode_one_long_word(benchmark, encoders, implementation):
+def test_encode_trace(benchmark, folder, megabytes, implementation):
+    """Traces to ids: ours from the recording, the others from its text, a call for each, one thread, warm."""
+    texts = input_of("trace text", megabytes)
+    describe(benchmark, "encode traces one at a time", implementation, texts)
+    if implementation == "cwm_core":
+        ours = Tokenizer.load(rank_path())
+        encode_all = lambda: [ours.encode_trace(trace) for trace in recorded(megabytes)]  # noqa: E731
+    else:
+        encode = make(implementation, folder).encode
+        encode_all = lambda: [encode(text) for text in texts]  # noqa: E731
+    slow = implementation in SLOW
+    benchmark.pedantic(encode_all, rounds=1 if slow else 5, warmup_rounds=0 if slow else 1)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_encode_one_long_word(benchmark, folder, implementation):
     """A piece that no pattern cuts, where merging must not be quadratic."""
-    texts = ["abcdefghij" * 10_000]
-    encode, _, _ = prepare(benchmark, encoders, implementation, "encode one word of 100 kB", texts)
-    benchmark.pedantic(encode, texts, rounds=3, warmup_rounds=1)
+    word = "abcdefghij" * 10_000
+    describe(benchmark, "encode one word of 100 kB", implementation, [word])
+    benchmark.pedantic(make(implementation, folder).encode, (word,), rounds=3, warmup_rounds=1)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_decode(benchmark, encoders, implementation):
+@pytest.mark.parametrize("implementation", ["cwm_core", "tiktoken", "tokenizers"])
+def test_decode(benchmark, folder, megabytes, implementation):
     """Ids as each library's encode gives them, back to text."""
-    texts = STDLIB
-    encode, _, decode = prepare(benchmark, encoders, implementation, "decode stdlib", texts)
-    batch = [encode(text) for text in texts]
-    benchmark.pedantic(lambda: [decode(ids) for ids in batch], rounds=3, warmup_rounds=1)
+    texts = input_of("Python source", megabytes / 10)
+    describe(benchmark, "decode Python source", implementation, texts)
+    encoder = make(implementation, folder)
+    batch = [encoder.encode(text) for text in texts]
+    benchmark.pedantic(lambda: [encoder.decode(ids) for ids in batch], rounds=3, warmup_rounds=1)

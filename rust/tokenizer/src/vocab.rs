@@ -321,7 +321,7 @@ mod tests {
                     let id = vocab.tokens.id(&[vocab.token(left)?, vocab.token(right)?].concat())?;
                     Some((id, id))
                 };
-                prop_assert_eq!(tokens(&vocab, &piece), merge_naively(&piece, |byte| u32::from(byte), joined));
+                prop_assert_eq!(tokens(&vocab, &piece), merge_naively(&piece, u32::from, joined));
             }
         }
 
@@ -347,7 +347,7 @@ mod tests {
                     let number = list.iter().position(|merge| (merge.left, merge.right) == (left, right))?;
                     Some((number as u32, list[number].id))
                 };
-                prop_assert_eq!(tokens(&vocab, &piece), merge_naively(&piece, |byte| u32::from(byte), joined));
+                prop_assert_eq!(tokens(&vocab, &piece), merge_naively(&piece, u32::from, joined));
             }
         }
     }
