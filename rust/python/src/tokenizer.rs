@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use bytemuck::{allocation::cast_vec, cast_slice};
 use cwm_tokenizer::{
-    CL100K_PATTERN, Error, GPT2_PATTERN, LLAMA3_PATTERN, O200K_PATTERN, PieceCounts, QWEN2_PATTERN, SpecialTokens, Splitter, Tokenizer as Inner, Vocabulary,
-    cwm_special_tokens,
+    CL100K_PATTERN, Error, GPT2_PATTERN, LLAMA3_PATTERN, O200K_PATTERN, PieceCounts, QWEN2_PATTERN, SpecialTokens,
+    Splitter, Tokenizer as Inner, Vocabulary, cwm_special_tokens,
 };
 use numpy::ndarray::Array3;
 use numpy::{IntoPyArray, PyArray1, PyArray3, PyReadonlyArray1};
@@ -161,7 +161,9 @@ impl Tokenizer {
         let py = text.py();
         let text = utf8(text)?;
         if text.len() <= SHORT_TEXT {
-            let copied = self.0.with_tokens(&text, |ids| PyArray1::from_slice(py, cast_slice(ids)));
+            let copied = self
+                .0
+                .with_tokens(&text, |ids| PyArray1::from_slice(py, cast_slice(ids)));
             return copied.map_err(error);
         }
         let ids = py.detach(|| self.0.encode(&text, None)).map_err(error)?;
@@ -292,7 +294,8 @@ fn read_some(paths: &[PathBuf]) -> PyResult<Vec<String>> {
     let mut texts = Vec::new();
     let mut bytes = 0;
     for path in paths {
-        let data = fs::read(path).map_err(|why| PyOSError::new_err((why.raw_os_error(), why.to_string(), path.clone())))?;
+        let data =
+            fs::read(path).map_err(|why| PyOSError::new_err((why.raw_os_error(), why.to_string(), path.clone())))?;
         let text = String::from_utf8(data).map_err(|why| {
             let at = why.utf8_error().valid_up_to();
             PyValueError::new_err(format!("{}: not UTF-8 at byte {at}", path.display()))

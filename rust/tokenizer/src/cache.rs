@@ -236,10 +236,16 @@ const ARENA: usize = 1 << 23;
 
 impl OtherPieces {
     fn get(&self, piece: &[u8], hash: u64) -> Option<&[u32]> {
-        let place = self.places.get(hash as usize & self.places.len().wrapping_sub(1))?;
         let range = |start: u32, len: u32| start as usize..(start + len) as usize;
-        let found = place.hash == hash && self.bytes[range(place.piece, place.piece_len)] == *piece;
-        found.then(|| &self.tokens[range(place.tokens, place.tokens_len)])
+        let home = self.home(hash)?;
+        let is = |place: &&Place| place.hash == hash && self.bytes[range(place.piece, place.piece_len)] == *piece;
+        let place = [&self.places[home], &self.places[home ^ 1]].into_iter().find(is)?;
+        Some(&self.tokens[range(place.tokens, place.tokens_len)])
+    }
+
+    /// The place where a piece is looked for first; the one beside it is the second. `None` if there are no places yet.
+    fn home(&self, hash: u64) -> Option<usize> {
+        Some(hash as usize & self.places.len().checked_sub(1)?)
     }
 
     fn insert(&mut self, piece: &[u8], hash: u64, tokens: &[u32]) {
@@ -262,8 +268,9 @@ impl OtherPieces {
     }
 
     fn put(&mut self, place: Place) {
-        let at = place.hash as usize & (self.places.len() - 1);
-        self.places[at] = place;
+        let Some(home) = self.home(place.hash) else { return };
+        let free = [home, home ^ 1].into_iter().find(|&at| self.places[at].piece_len == 0);
+        self.places[free.unwrap_or(home ^ 1)] = place;
     }
 
     fn grow(&mut self) {

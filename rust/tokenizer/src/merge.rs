@@ -156,6 +156,7 @@ impl Merges {
             }
         }
         queue.tokens(out);
+        queue.shrink();
         last
     }
 }
@@ -325,6 +326,15 @@ impl Queue {
         match self.nodes.get(at as usize) {
             Some(node) if node.next != END => merges.find(node.id, self.nodes[node.next as usize].id),
             _ => NEVER,
+        }
+    }
+
+    /// Gives back what a very long piece took.
+    fn shrink(&mut self) {
+        const KEPT: usize = 1 << 16;
+        if self.nodes.capacity() > KEPT {
+            self.nodes = Vec::new();
+            self.taken = Vec::new();
         }
     }
 
