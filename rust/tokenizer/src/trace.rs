@@ -79,6 +79,9 @@ impl Tokenizer {
     }
 }
 
+/// About what a frame takes, to make room.
+const TOKENS_OF_A_FRAME: usize = 24;
+
 struct TraceEncoder<'t> {
     encoder: Encoder<'t>,
     special: [u32; Special::ALL.len()],
@@ -108,7 +111,7 @@ impl<'t> TraceEncoder<'t> {
         Ok(Self {
             encoder: tokenizer.encoder(),
             special,
-            ids: Vec::new(),
+            ids: Vec::with_capacity(trace.context.len() / 3 + trace.frames().len() * TOKENS_OF_A_FRAME),
             lines: vec![None; trace.lines().len()],
             shapes: (0..trace.shape_count()).map(|_| None).collect(),
             failed: Ok(()),

@@ -113,7 +113,7 @@ impl<'t> Renderer<'t> {
         if frame.event().has_locals() {
             part.clear();
             self.write_locals(frame, &mut part).expect("a Vec takes every byte");
-            sink(Part::Text(&String::from_utf8_lossy(&part)));
+            sink(Part::Text(json(&part)));
         }
         sink(Part::Special(Special::ActionSep));
         sink(Part::Line(frame.line_id(), &frame.line().text));
@@ -121,7 +121,7 @@ impl<'t> Renderer<'t> {
             part.clear();
             write_string(value, &mut part).expect("a Vec takes every byte");
             sink(Part::Special(Special::ArgSep));
-            sink(Part::Text(&String::from_utf8_lossy(&part)));
+            sink(Part::Text(json(&part)));
         }
         sink(Part::Special(Special::FrameSep));
         self.part = part;
@@ -141,7 +141,7 @@ impl<'t> Renderer<'t> {
         let first = 0..skeleton.names.first().copied().unwrap_or(skeleton.text.len());
         let others = (0..skeleton.names.len()).map(|slot| skeleton.segment(slot));
         for segment in std::iter::once(first).chain(others) {
-            sink(&String::from_utf8_lossy(&skeleton.text[segment]));
+            sink(json(&skeleton.text[segment]));
         }
     }
 
@@ -158,7 +158,7 @@ impl<'t> Renderer<'t> {
             text.extend_from_slice(&skeleton.text[segment.start..value]);
             write_string(trace.value(change), &mut text).expect("a Vec takes every byte");
             text.extend_from_slice(&skeleton.text[value + UNCHANGED.len()..segment.end]);
-            sink(slot, &String::from_utf8_lossy(&text));
+            sink(slot, json(&text));
         }
         self.part = text;
     }
@@ -228,6 +228,10 @@ impl<'t> Renderer<'t> {
 /// The end of a CALL or LINE frame at a source line.
 fn action(line: &str) -> String {
     [Special::ActionSep.name(), line, Special::FrameSep.name()].concat()
+}
+
+fn json(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("JSON is written in ASCII")
 }
 
 /// Counts what is written.
