@@ -121,16 +121,21 @@ def test_encode_one_at_a_time(benchmark, folder, implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_encode_trace(benchmark, folder, megabytes, implementation):
-    """Traces to ids: ours from the recording, the others from its text, a call for each, one thread, warm."""
-    texts = input_of("trace text", megabytes)
-    describe(benchmark, "encode traces one at a time", implementation, texts)
+@pytest.mark.parametrize("size", ["long", "short"])
+def test_encode_trace(benchmark, folder, megabytes, size, implementation):
+    """Traces to ids: ours from the recording, the others from its text, a call for each, one thread, warm.
+
+    Long ones are the workloads, of a thousand frames; of the short ones, most have a dozen.
+    """
+    chosen = texts.recorded_workloads() if size == "long" else recorded(megabytes)
+    written = [trace.to_text() for trace in chosen]
+    describe(benchmark, f"encode {size} traces one at a time", implementation, written)
     if implementation == "cwm_core":
         ours = Tokenizer.load(rank_path())
-        encode_all = lambda: [ours.encode_trace(trace) for trace in recorded(megabytes)]  # noqa: E731
+        encode_all = lambda: [ours.encode_trace(trace) for trace in chosen]  # noqa: E731
     else:
         encode = make(implementation, folder).encode
-        encode_all = lambda: [encode(text) for text in texts]  # noqa: E731
+        encode_all = lambda: [encode(text) for text in written]  # noqa: E731
     slow = implementation in SLOW
     benchmark.pedantic(encode_all, rounds=1 if slow else 5, warmup_rounds=0 if slow else 1)
 

@@ -91,10 +91,16 @@ def natural_language(megabytes: float = MEGABYTES) -> list[str]:
     return texts
 
 
-def traces(megabytes: float = MEGABYTES) -> list[cwm.Trace]:
-    """Recordings: a thousand frames of each workload, then random programs of some hundred frames."""
+def recorded_workloads() -> list[cwm.Trace]:
+    """A thousand frames of each."""
     recorder = cwm.Recorder(max_frames=1000)
-    recorded = [recorder.record(workload) for workload in workloads.WORKLOADS]
+    return [recorder.record(workload) for workload in workloads.WORKLOADS]
+
+
+def traces(megabytes: float = MEGABYTES) -> list[cwm.Trace]:
+    """Recordings: the workloads, then random programs, most of a dozen frames."""
+    recorder = cwm.Recorder(max_frames=1000)
+    recorded = recorded_workloads()
     size = sum(len(trace.to_text()) for trace in recorded)
     seed = 0
     while size < megabytes * 1e6:

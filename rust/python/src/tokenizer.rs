@@ -251,12 +251,12 @@ impl Tokenizer {
     }
 
     fn encode_trace<'py>(&self, py: Python<'py>, trace: &Trace) -> PyResult<Bound<'py, PyArray1<i32>>> {
-        let tokens = py.detach(|| self.0.encode_trace(&trace.inner)).map_err(error)?;
-        Ok(array(py, tokens.ids))
+        let ids = py.detach(|| self.0.encode_trace(&trace.inner)).map_err(error)?;
+        Ok(array(py, ids))
     }
 
     fn trace_spans<'py>(&self, py: Python<'py>, trace: &Trace) -> PyResult<(Bound<'py, PyArray3<i32>>, usize)> {
-        let tokens = py.detach(|| self.0.encode_trace(&trace.inner)).map_err(error)?;
+        let tokens = py.detach(|| self.0.trace_tokens(&trace.inner)).map_err(error)?;
         if i32::try_from(tokens.ids.len()).is_err() {
             return Err(PyValueError::new_err(format!(
                 "a trace of {} tokens: their positions are 32-bit numbers",

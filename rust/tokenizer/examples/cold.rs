@@ -42,11 +42,13 @@ fn main() {
         );
         let mut enc = tok.clone();
         let _ = &mut enc;
-        
+
         let mut out = Vec::new();
         for _ in 0..a[2].parse::<usize>().unwrap() {
             let s = Instant::now();
-            let mut c = 0; let fresh = tok.clone(); let mut e = fresh.encoder();
+            let mut c = 0;
+            let fresh = tok.clone();
+            let mut e = fresh.encoder();
             for t in &texts {
                 out.clear();
                 e.encode(t, &mut out).unwrap();

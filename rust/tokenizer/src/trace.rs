@@ -26,25 +26,33 @@ pub struct FrameSpans {
 
 impl Tokenizer {
     /// Fails if the vocabulary lacks one of the format's special tokens.
-    pub fn encode_trace(&self, trace: &Trace) -> Result<TraceTokens> {
+    pub fn encode_trace(&self, trace: &Trace) -> Result<Vec<u32>> {
+        Ok(self.encode_frames(trace, |_| ())?.0)
+    }
+
+    /// The tokens of a trace and where its parts are in them; fails as `encode_trace`.
+    pub fn trace_tokens(&self, trace: &Trace) -> Result<TraceTokens> {
+        let mut frames = Vec::with_capacity(trace.frames().len());
+        let (ids, context) = self.encode_frames(trace, |spans| frames.push(spans))?;
+        Ok(TraceTokens { ids, context, frames })
+    }
+
+    /// The ids, and how many are before the first frame.
+    fn encode_frames(&self, trace: &Trace, mut sink: impl FnMut(FrameSpans)) -> Result<(Vec<u32>, usize)> {
         let mut encoder = TraceEncoder::new(self, trace)?;
-        let mut tokens = TraceTokens::default();
         trace.for_each_context_part(|part| {
             encoder.push(part);
         });
-        tokens.context = encoder.ids.len();
+        let context = encoder.ids.len();
         let mut renderer = Renderer::new(trace);
-        tokens.frames.reserve(trace.frames().len());
         for frame in trace.frames() {
-            let spans = encoder.push_frame(frame, &mut renderer);
-            tokens.frames.push(spans);
+            sink(encoder.push_frame(frame, &mut renderer));
         }
         if trace.is_complete() {
             encoder.push(Part::Special(Special::EndOfText));
         }
         encoder.failed?;
-        tokens.ids = encoder.ids;
-        Ok(tokens)
+        Ok((encoder.ids, context))
     }
 
     /// Reads any ids: the longest well-formed prefix of frames, and why the rest is none.
@@ -88,14 +96,16 @@ struct TraceEncoder<'t> {
     ids: Vec<u32>,
     /// Where the tokens of each source line already are in `ids`: most steps repeat a line.
     lines: Vec<Option<Range<usize>>>,
-    /// By shape, made when first met.
-    shapes: Vec<Option<ShapeTokens>>,
+    /// By shape.
+    shapes: Vec<ShapeTokens>,
     failed: Result<()>,
 }
 
 /// The LOCALS of a shape with every variable unchanged, in tokens. Most frames change one or two of many variables.
 #[derive(Default)]
 struct ShapeTokens {
+    /// Frames of this shape so far; the rest is made when there are enough of them to be worth it.
+    seen: u32,
     ids: Vec<u32>,
     /// Where the tokens of each segment (see [`Renderer::for_each_segment`]) end; empty if the segments cannot be encoded
     /// one by one.
@@ -113,7 +123,7 @@ impl<'t> TraceEncoder<'t> {
             special,
             ids: Vec::with_capacity(trace.context.len() / 3 + trace.frames().len() * TOKENS_OF_A_FRAME),
             lines: vec![None; trace.lines().len()],
-            shapes: (0..trace.shape_count()).map(|_| None).collect(),
+            shapes: (0..trace.shape_count()).map(|_| ShapeTokens::default()).collect(),
             failed: Ok(()),
         })
     }
@@ -138,11 +148,13 @@ impl<'t> TraceEncoder<'t> {
 
     /// Pushes a CALL or LINE frame by its segments, if they can be encoded one by one.
     fn push_locals(&mut self, frame: FrameRef<'_>, renderer: &mut Renderer<'_>, spans: &mut FrameSpans) -> bool {
+        const ENOUGH: u32 = 3;
         let shape = frame.shape_id();
-        let tokens = match self.shapes[shape as usize].take() {
-            Some(tokens) => tokens,
-            None => self.shape_tokens(shape, renderer),
-        };
+        let mut tokens = std::mem::take(&mut self.shapes[shape as usize]);
+        tokens.seen += 1;
+        if tokens.seen == ENOUGH {
+            self.fill_shape(shape, &mut tokens, renderer);
+        }
         let can = !tokens.ends.is_empty();
         if can {
             self.push(Part::Special(frame.event().special()));
@@ -159,14 +171,13 @@ impl<'t> TraceEncoder<'t> {
             spans.action = self.push(Part::Line(frame.line_id(), &frame.line().text));
             self.push(Part::Special(Special::FrameSep));
         }
-        self.shapes[shape as usize] = Some(tokens);
+        self.shapes[shape as usize] = tokens;
         can
     }
 
     /// A piece always ends between a letter or digit and a quote, so where all names end in one of these, nothing in a
     /// segment changes the tokens of another.
-    fn shape_tokens(&mut self, shape: u32, renderer: &mut Renderer<'_>) -> ShapeTokens {
-        let mut tokens = ShapeTokens::default();
+    fn fill_shape(&mut self, shape: u32, tokens: &mut ShapeTokens, renderer: &mut Renderer<'_>) {
         let mut separate = self.encoder.ends_words_at_quotes();
         let mut ended = true;
         renderer.for_each_segment(shape, |segment| {
@@ -180,7 +191,6 @@ impl<'t> TraceEncoder<'t> {
         if !separate {
             tokens.ends.clear();
         }
-        tokens
     }
 
     fn push(&mut self, part: Part<'_>) -> Range<usize> {

@@ -61,13 +61,13 @@ proptest! {
             Part::Special(special) => expected.push(TOKENIZER.special_tokens().id(special.name()).unwrap()),
             Part::Text(text) | Part::Line(_, text) => expected.extend(TOKENIZER.encode(text, None).unwrap()),
         });
-        prop_assert_eq!(TOKENIZER.encode_trace(&trace).unwrap().ids, expected);
+        prop_assert_eq!(TOKENIZER.encode_trace(&trace).unwrap(), expected);
     }
 
     #[test]
     fn traces_survive_and_spans_are_the_parts(document in documents()) {
         let trace = parsed(&document);
-        let tokens = TOKENIZER.encode_trace(&trace).unwrap();
+        let tokens = TOKENIZER.trace_tokens(&trace).unwrap();
         prop_assert_eq!(decode(&tokens.ids), trace.to_text());
 
         let again = TOKENIZER.parse_trace(&ids(&tokens.ids));
@@ -96,7 +96,7 @@ proptest! {
         document in documents(), at in any::<prop::sample::Index>(), id in -2i32..700, cut in any::<bool>()
     ) {
         let trace = parsed(&document);
-        let mut ids = ids(&TOKENIZER.encode_trace(&trace).unwrap().ids);
+        let mut ids = ids(&TOKENIZER.encode_trace(&trace).unwrap());
         let at = at.index(ids.len());
         let separator = TOKENIZER.special_tokens().id("<|frame_sep|>").unwrap() as i32;
         let whole = ids[..at].iter().filter(|&&id| id == separator).count().saturating_sub(1);
@@ -119,7 +119,7 @@ proptest! {
 #[test]
 fn special_text_in_a_program_is_ordinary() {
     let trace = Trace::new("print('<|frame_sep|>')  # << START_OF_TRACE\n".into());
-    let tokens = TOKENIZER.encode_trace(&trace).unwrap();
+    let tokens = TOKENIZER.trace_tokens(&trace).unwrap();
     let separator = TOKENIZER.special_tokens().id(Special::FrameSep.name()).unwrap();
     assert_eq!(tokens.ids.iter().filter(|&&id| id == separator).count(), 1);
     let again = TOKENIZER.parse_trace(&ids(&tokens.ids));
