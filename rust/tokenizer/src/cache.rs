@@ -208,7 +208,7 @@ impl ShortPieces {
 }
 
 /// Longest piece that is remembered.
-const LONGEST: usize = 256;
+const LONGEST: usize = 2048;
 
 /// Longer pieces and pieces of many tokens.
 #[derive(Debug, Default)]
