@@ -13,7 +13,7 @@ pub struct Cache {
     /// Of the pieces looked up now: key and bucket.
     keys: [(u128, usize); CHUNK],
     /// Tokens found: room for all of an entry at a time, since copies of one size are the fastest.
-    found: [u32; CHUNK * INLINE + 1],
+    found: [u32; CHUNK * INLINE],
 }
 
 impl Default for Cache {
@@ -23,7 +23,7 @@ impl Default for Cache {
             other: OtherPieces::default(),
             queue: Queue::default(),
             keys: [(LONG, 0); CHUNK],
-            found: [0; CHUNK * INLINE + 1],
+            found: [0; CHUNK * INLINE],
         }
     }
 }
@@ -60,9 +60,14 @@ impl Cache {
             let end = end as usize;
             let (key, home) = self.keys[number];
             match self.short.at(home, key) {
-                Some(words) => {
-                    self.found[len..len + INLINE + 1].copy_from_slice(words);
-                    len += words[INLINE] as usize;
+                Some(Tokens::Few(tokens, count)) => {
+                    self.found[len..len + INLINE].copy_from_slice(&tokens);
+                    len += count;
+                }
+                Some(Tokens::Many(tokens)) => {
+                    out.extend_from_slice(&self.found[..len]);
+                    len = 0;
+                    out.extend_from_slice(tokens);
                 }
                 None => {
                     out.extend_from_slice(&self.found[..len]);
@@ -83,17 +88,21 @@ impl Cache {
     #[cold]
     #[inline(never)]
     fn miss(&mut self, vocab: &Vocabulary, piece: &[u8], key: u128, out: &mut Vec<u32>) {
-        if let Some(words) = self.short.at(self.short.home(key) ^ 1, key) {
-            return out.extend_from_slice(&words[..words[INLINE] as usize]);
+        match self.short.at(self.short.home(key) ^ 1, key) {
+            Some(Tokens::Few(tokens, count)) => return out.extend_from_slice(&tokens[..count]),
+            Some(Tokens::Many(tokens)) => return out.extend_from_slice(tokens),
+            None => (),
         }
         let hash = hash(piece);
-        if let Some(tokens) = self.other.get(piece, hash) {
+        if key == LONG
+            && let Some(tokens) = self.other.get(piece, hash)
+        {
             return out.extend_from_slice(tokens);
         }
         let start = out.len();
         vocab.encode_piece(piece, hash, &mut self.queue, out);
         let tokens = &out[start..];
-        if key != LONG && tokens.len() <= INLINE {
+        if key != LONG {
             self.short.insert(key, tokens);
         } else if piece.len() <= LONGEST {
             self.other.insert(piece, hash, tokens);
@@ -125,13 +134,16 @@ fn prefetch<T>(place: &T) {
 }
 
 /// Tokens that an entry of a short piece holds.
-const INLINE: usize = 3;
+const INLINE: usize = 4;
 
-/// A short piece and its tokens, of which there are `words[INLINE]`. Key 0 is that of no piece.
+/// Bits of a word that a token takes; the last word of an entry has their number above.
+const TOKEN_BITS: u32 = 24;
+
+/// A short piece and its tokens, or where in `many` they are and how many. Key 0 is that of no piece.
 #[derive(Debug, Clone, Copy, Default)]
 struct Entry {
     key: u128,
-    words: [u32; INLINE + 1],
+    words: [u32; INLINE],
 }
 
 /// Two entries in one cache line.
@@ -139,12 +151,23 @@ struct Entry {
 #[repr(align(64))]
 struct Bucket([Entry; 2]);
 
-/// Short pieces of few tokens, nearly all that occur.
+/// The tokens of a short piece.
+enum Tokens<'m> {
+    /// The first of these.
+    Few([u32; INLINE], usize),
+    Many(&'m [u32]),
+}
+
+/// Short pieces, nearly all that occur.
 #[derive(Debug)]
 struct ShortPieces {
     buckets: Box<[Bucket]>,
     inserted: usize,
+    many: Vec<u32>,
 }
+
+/// Tokens in `many`; when it is full, all are forgotten.
+const MANY: usize = 1 << 20;
 
 const FIRST_BUCKETS: usize = 1 << 10;
 const LAST_BUCKETS: usize = 1 << 17; // 8 MiB
@@ -160,6 +183,7 @@ impl ShortPieces {
         Self {
             buckets: vec![Bucket::default(); number].into_boxed_slice(),
             inserted: 0,
+            many: Vec::new(),
         }
     }
 
@@ -168,20 +192,36 @@ impl ShortPieces {
         hash_key(key) as usize & (self.buckets.len() - 1)
     }
 
-    fn at(&self, bucket: usize, key: u128) -> Option<&[u32; INLINE + 1]> {
+    fn at(&self, bucket: usize, key: u128) -> Option<Tokens<'_>> {
         let [first, second] = &self.buckets[bucket].0;
         let entry = if first.key == key { first } else { second };
-        (entry.key == key).then_some(&entry.words)
+        if entry.key != key {
+            return None;
+        }
+        let [a, b, c, d] = entry.words;
+        Some(match d >> TOKEN_BITS {
+            0 => Tokens::Many(&self.many[a as usize..(a + b) as usize]),
+            count => Tokens::Few([a, b, c, d & ((1 << TOKEN_BITS) - 1)], count as usize),
+        })
     }
 
     fn insert(&mut self, key: u128, tokens: &[u32]) {
+        if self.many.len() > MANY {
+            *self = Self::default();
+        }
         if self.inserted >= self.buckets.len() && self.buckets.len() < LAST_BUCKETS {
             self.grow();
         }
         self.inserted += 1;
-        let mut words = [0; INLINE + 1];
-        words[..tokens.len()].copy_from_slice(tokens);
-        words[INLINE] = tokens.len() as u32;
+        let mut words = [0; INLINE];
+        if tokens.len() <= INLINE {
+            words[..tokens.len()].copy_from_slice(tokens);
+            words[INLINE - 1] |= (tokens.len() as u32) << TOKEN_BITS;
+        } else {
+            words[0] = self.many.len() as u32;
+            words[1] = tokens.len() as u32;
+            self.many.extend_from_slice(tokens);
+        }
         self.put(Entry { key, words });
     }
 
@@ -204,13 +244,14 @@ impl ShortPieces {
             }
         }
         self.inserted = old.inserted;
+        self.many = old.many;
     }
 }
 
 /// Longest piece that is remembered.
 const LONGEST: usize = 2048;
 
-/// Longer pieces and pieces of many tokens.
+/// Longer pieces.
 #[derive(Debug, Default)]
 struct OtherPieces {
     places: Vec<Place>,
