@@ -207,7 +207,10 @@ impl ShortPieces {
 
     fn insert(&mut self, key: u128, tokens: &[u32]) {
         if self.many.len() > MANY {
-            *self = Self::default();
+            // Not fewer buckets: their numbers are in `keys`.
+            self.buckets.fill(Bucket::default());
+            self.many.clear();
+            self.inserted = 0;
         }
         if self.inserted >= self.buckets.len() && self.buckets.len() < LAST_BUCKETS {
             self.grow();
