@@ -30,6 +30,16 @@ FRAGMENTS = st.one_of(
 )
 TEXTS = st.one_of(st.text(), st.lists(st.one_of(FRAGMENTS, st.text(max_size=3)), max_size=30).map("".join))
 
+BYTE_STRINGS = st.lists(st.one_of(st.binary(max_size=8), TEXTS.map(str.encode)), max_size=5).map(b"".join)
+
+
+def texts_of_every_code_point():
+    """Each alone, and between letters, digits, blanks, symbols and itself; of the private planes some."""
+    for start in [*range(0, 0x33800, 256), 0xE0000, 0xE0100, 0xF0000, 0x10FF00]:
+        characters = [chr(code) for code in range(start, start + 256) if not 0xD800 <= code < 0xE000]
+        yield from characters
+        yield "".join(f"{c} a{c}b {c}1{c}.{c}{c}\n{c}'s" for c in characters)
+
 
 @pytest.fixture(scope="module")
 def llama():
@@ -75,7 +85,7 @@ def test_equals_tiktoken(llama, peer, text):
 
 
 @settings(max_examples=500, deadline=None)
-@given(data=st.lists(st.one_of(st.binary(max_size=8), TEXTS.map(str.encode)), max_size=5).map(b"".join))
+@given(data=BYTE_STRINGS)
 @example(data=b"a  \n \n\xff \xff")
 @example(data=b"\xff")
 def test_bytes_equal_tiktoken(llama, peer, data):
@@ -104,12 +114,8 @@ def test_standard_library_equals_tiktoken(llama, peer):
 
 
 def test_every_code_point_equals_tiktoken(llama, peer):
-    """Alone and between letters, digits, blanks, symbols and itself; unassigned ones too, up to the private planes."""
-    for start in [*range(0, 0x33800, 256), 0xE0000, 0xE0100, 0xF0000, 0x10FF00]:
-        characters = [chr(code) for code in range(start, start + 256) if not 0xD800 <= code < 0xE000]
-        texts = [*characters, "".join(f"{c} a{c}b {c}1{c}.{c}{c}\n{c}'s" for c in characters)]
-        for text, ids in zip(texts, llama.encode_batch(texts, threads=1), strict=True):
-            assert ids.tolist() == peer.encode_ordinary(text), repr(text[:10])
+    for text in texts_of_every_code_point():
+        assert llama.encode(text).tolist() == peer.encode_ordinary(text), repr(text[:10])
 
 
 PATTERNS = [LLAMA3_PATTERN, GPT2_PATTERN, CL100K_PATTERN, O200K_PATTERN, QWEN2_PATTERN]
@@ -166,6 +172,15 @@ def test_the_vocabulary_of_gpt2_equals_tiktoken(tmp_path):
     for path in STDLIB[::3]:
         same(path.read_text("utf-8"))
     settings(max_examples=1000, deadline=None)(given(text=TEXTS)(same))()
+    for text in texts_of_every_code_point():
+        assert ranked.encode(text).tolist() == peer.encode_ordinary(text), repr(text[:10])
+
+    @settings(max_examples=500, deadline=None)
+    @given(data=BYTE_STRINGS)
+    def same_bytes(data):
+        assert ranked.encode_bytes(data).tolist() == peer._encode_bytes(data)
+
+    same_bytes()
 
 
 NOISE = np.random.default_rng(1).integers(0, 256, 1_000_000, np.uint8).tobytes()
@@ -331,6 +346,12 @@ def test_incremental_decoding_never_splits_a_character(small, data):
         assert data.decode("utf-8", "replace").startswith(shown)
     assert shown + decoder.finish() == data.decode("utf-8", "replace")
     assert decoder.feed(small.encode("é")) == "é"
+
+
+@settings(max_examples=300, deadline=None)
+@given(ids=st.lists(st.integers(0, 128_255)))
+def test_any_ids_are_bytes(llama, ids):
+    assert llama.decode_bytes(ids) == b"".join(map(llama.token_to_bytes, ids))
 
 
 def test_tokens_are_bytes(llama):

@@ -49,7 +49,7 @@ class Tokenizer:
     """A vocabulary with its split pattern and special tokens. Made by `load` or `train`; immutable; can be pickled.
 
     Methods may be called from several threads, and release the GIL while they encode more than a few kilobytes. Pieces
-    of text met before are remembered, in at most about 20 MB for each call that runs at the same time; a forked process
+    of text met before are remembered, in at most about 30 MB for each call that runs at the same time; a forked process
     may go on with what it inherits.
 
     The five patterns that this module names are split by code of their own, any other by a regex engine, about ten

@@ -4,7 +4,7 @@ use crate::hash::{SHORT, hash, hash_key, short_key, short_key_of};
 use crate::merge::Queue;
 use crate::vocab::Vocabulary;
 
-/// Remembers pieces. Begins small, grows with what it is given, to about 20 MB. Belongs to one vocabulary.
+/// Remembers pieces. Begins small, grows with what it is given, to about 30 MB. Belongs to one vocabulary.
 #[derive(Debug)]
 pub struct Cache {
     short: ShortPieces,

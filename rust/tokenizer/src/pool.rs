@@ -40,7 +40,7 @@ impl Clone for Pool {
 }
 
 impl Pool {
-    /// The cache used last that nobody uses now, or a new one.
+    /// A cache that nobody uses now, or a new one.
     pub fn take(&self) -> Lent<'_> {
         let waiting = self.waiting.iter().find_map(|slot| slot.try_lock().ok()?.take());
         Lent {
