@@ -178,8 +178,10 @@ impl<'t> TraceEncoder<'t> {
     /// A piece always ends between a letter or digit and a quote, so where all names end in one of these, nothing in a
     /// segment changes the tokens of another.
     fn fill_shape(&mut self, shape: u32, tokens: &mut ShapeTokens, renderer: &mut Renderer<'_>) {
-        let mut separate = self.encoder.ends_words_at_quotes();
-        let mut ended = true;
+        if !self.encoder.ends_words_at_quotes() {
+            return;
+        }
+        let (mut separate, mut ended) = (true, true);
         renderer.for_each_segment(shape, |segment| {
             separate &= ended;
             ended = segment.ends_with(|last: char| last.is_ascii_alphanumeric());
