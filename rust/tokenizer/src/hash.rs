@@ -3,11 +3,18 @@
 /// Pieces of up to this many bytes are held in one 128-bit key.
 pub const SHORT: usize = 15;
 
-/// The bytes of a short piece, then zeros, then their number: different pieces have different keys, none is 0.
+/// The bytes of a short piece, then zeros, then their number: different pieces have different keys, none is 0. Two loads
+/// that overlap take the place of a copy.
 pub fn short_key(piece: &[u8]) -> u128 {
-    let mut bytes = [0; 16];
-    bytes[..piece.len()].copy_from_slice(piece);
-    u128::from_le_bytes(bytes) | (piece.len() as u128) << 120
+    let length = piece.len();
+    let bytes = if let (Some(&head), Some(&tail)) = (piece.first_chunk(), piece.last_chunk()) {
+        u128::from(u64::from_le_bytes(head)) | u128::from(u64::from_le_bytes(tail)) << (8 * (length - 8))
+    } else if let (Some(&head), Some(&tail)) = (piece.first_chunk(), piece.last_chunk()) {
+        u128::from(u32::from_le_bytes(head)) | u128::from(u32::from_le_bytes(tail)) << (8 * (length - 4))
+    } else {
+        piece.iter().rfold(0, |bytes, &byte| bytes << 8 | u128::from(byte))
+    };
+    bytes | (length as u128) << (8 * SHORT)
 }
 
 /// As `short_key` of the first `len` bytes of these, of which others follow.

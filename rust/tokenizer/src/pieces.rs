@@ -7,6 +7,7 @@ use std::thread;
 use rustc_hash::FxHashMap;
 
 use crate::error::Result;
+use crate::hash::{SHORT, short_key};
 use crate::split::Splitter;
 
 /// The distinct pieces of a corpus, each with how often it occurs.
@@ -76,13 +77,10 @@ pub(crate) struct Counts {
     long: FxHashMap<Box<[u8]>, u64>,
 }
 
-/// Bytes that a key has room for next to their number.
-const SHORT: usize = 15;
-
 impl Counts {
     pub fn add(&mut self, piece: &[u8], count: u64) {
         if piece.len() <= SHORT {
-            *self.short.entry(key(piece)).or_default() += count;
+            *self.short.entry(short_key(piece)).or_default() += count;
         } else if let Some(known) = self.long.get_mut(piece) {
             *known += count;
         } else {
@@ -105,19 +103,6 @@ impl Counts {
             each(piece, count);
         }
     }
-}
-
-/// The bytes of a short piece, zeros, and the number of bytes. Two loads that overlap take the place of a copy.
-fn key(piece: &[u8]) -> u128 {
-    let length = piece.len();
-    let bytes = if let (Some(&head), Some(&tail)) = (piece.first_chunk(), piece.last_chunk()) {
-        u128::from(u64::from_le_bytes(head)) | u128::from(u64::from_le_bytes(tail)) << (8 * (length - 8))
-    } else if let (Some(&head), Some(&tail)) = (piece.first_chunk(), piece.last_chunk()) {
-        u128::from(u32::from_le_bytes(head)) | u128::from(u32::from_le_bytes(tail)) << (8 * (length - 4))
-    } else {
-        piece.iter().rfold(0, |bytes, &byte| bytes << 8 | u128::from(byte))
-    };
-    bytes | (length as u128) << (8 * SHORT)
 }
 
 #[cfg(test)]
