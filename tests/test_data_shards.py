@@ -1,5 +1,6 @@
 """Token shards: what is written is read back, what is damaged or cut short is an error."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -24,25 +25,31 @@ def test_round_trip(data, vocab_size):
         top = min(vocab_size - 1, np.iinfo(dtype).max)
         ids = np.array(data.draw(st.lists(st.integers(0, top), min_size=1, max_size=200)), dtype=dtype)
         mask = data.draw(st.none() | st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
-        return ids, mask, data.draw(st.text(max_size=3))
+        span = st.integers(0, len(ids) - 1).flatmap(lambda i: st.tuples(st.just(i), st.integers(i + 1, len(ids))))
+        spans = data.draw(st.dictionaries(st.sampled_from(["state", "action", "é"]), st.lists(span, max_size=5)))
+        return ids, mask, data.draw(st.text(max_size=3)), spans
 
     documents = [document() for _ in range(data.draw(st.integers(1, 20)))]
     with tempfile.TemporaryDirectory() as folder:
         with cwm.ShardWriter(folder, vocab_size, shard_tokens=data.draw(st.integers(1, 1000))) as writer:
-            for ids, mask, source in documents:
-                writer.add(ids, mask, source)
+            for ids, mask, source, spans in documents:
+                writer.add(ids, mask, source, spans)
+            assert (writer.documents, writer.tokens) == (len(documents), sum(len(ids) for ids, *_ in documents))
         shards = cwm.Shards(folder)
         shards.verify()
         assert len(shards) == len(documents)
-        assert shards.tokens == sum(len(ids) for ids, _, _ in documents)
+        assert shards.tokens == sum(len(ids) for ids, *_ in documents)
         assert shards.vocab_size == vocab_size
-        assert shards.sources == list(dict.fromkeys(source for _, _, source in documents))
-        assert shards.lengths.tolist() == [len(ids) for ids, _, _ in documents]
-        for (ids, mask, source), read in zip(documents, shards, strict=True):
+        assert shards.sources == list(dict.fromkeys(source for _, _, source, _ in documents))
+        assert shards.lengths.tolist() == [len(ids) for ids, *_ in documents]
+        for (ids, mask, source, spans), read in zip(documents, shards, strict=True):
             assert read.tokens.dtype == np.int32 and read.loss_mask.dtype == np.bool_
             assert read.tokens.tolist() == ids.tolist()
             assert read.loss_mask.tolist() == (mask or [True] * len(ids))
             assert read.source == source
+            expected = {label: sorted(ranges) for label, ranges in spans.items() if ranges}
+            assert {label: [tuple(row) for row in ranges.tolist()] for label, ranges in read.spans.items()} == expected
+        assert set(shards.labels) == {label for *_, spans in documents for label in spans}
 
 
 def test_a_token_takes_two_bytes_where_they_suffice(tmp_path):
@@ -67,8 +74,28 @@ def test_a_tokenizer_gives_the_vocabulary(tmp_path):
 def shards(tmp_path):
     with cwm.ShardWriter(tmp_path, 128) as writer:
         for i in range(20):
-            writer.add((np.arange(200) + i) % 128, np.arange(200) % 5 != i % 5, source=f"s{i % 2}")
+            spans = {"even": [[i, i + 20]], "odd": [[i + 1, i + 2], [0, 200]]}
+            writer.add((np.arange(200) + i) % 128, np.arange(200) % 5 != i % 5, source=f"s{i % 2}", spans=spans)
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("spans", "error", "message"),
+    [
+        ([[0, 3]], ValueError, r"span 0\.\.3 labelled .x. is empty or outside a document of 2 tokens"),
+        ([[1, 1]], ValueError, r"span 1\.\.1 labelled .x. is empty"),
+        ([[-1, 1]], ValueError, r"span -1\.\.1 labelled .x. is outside any document"),
+        ([[0, 1, 2]], ValueError, "must have 2 columns, not 3"),
+        ([0, 1], ValueError, "must have two dimensions, not 1"),
+        ([[0.0, 1.0]], TypeError, "float64"),
+    ],
+)
+def test_a_bad_span_is_refused_and_changes_nothing(tmp_path, spans, error, message):
+    with cwm.ShardWriter(tmp_path, 128) as writer:
+        with pytest.raises(error, match=message):
+            writer.add([1, 2], spans={"x": spans})
+        writer.add([2], spans={"x": []})
+    assert [document.spans for document in cwm.Shards(tmp_path)] == [{}]
 
 
 @pytest.mark.parametrize(
@@ -115,26 +142,80 @@ def test_an_exception_discards_the_shard_under_way_alone(tmp_path):
     assert [document.tokens.tolist() for document in cwm.Shards(tmp_path)] == [[1, 2]]
 
 
-def test_a_killed_writer_leaves_whole_shards_only(tmp_path):
-    script = """
+KILLED = """
 import sys, numpy as np, cwm_core as cwm
-writer = cwm.ShardWriter(sys.argv[1], 1 << 20, shard_tokens=100_000)
-i = 0
+writer = cwm.ShardWriter(sys.argv[1], 1 << 20, shard_tokens=100_000, append=True)
+i = writer.documents
 while True:
-    writer.add(np.full(1000, i, dtype=np.int32))
+    writer.add(np.full(1000, i, dtype=np.int32), spans={"all": [[0, 1000]]})
     i += 1
 """
-    writer = subprocess.Popen([sys.executable, "-c", script, tmp_path])
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "00002.cwmtok").exists():
-        assert time.monotonic() < deadline and writer.poll() is None
-        time.sleep(0.01)
-    writer.send_signal(signal.SIGKILL)
-    writer.wait()
-    shards = cwm.Shards(tmp_path)
-    shards.verify()
-    assert len(shards) >= 300 and len(shards) % 100 == 0
+
+
+def test_killed_writers_leave_whole_shards_and_others_go_on(tmp_path):
+    """Kill writers at random moments, each going on where the one before was killed; nothing is lost or twice there."""
+    rng, expected = np.random.default_rng(), 0
+    for _ in range(6):
+        writer = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path])
+        first = tmp_path / f"{expected // 100:05}.cwmtok"
+        deadline = time.monotonic() + 60
+        while not first.exists():
+            assert time.monotonic() < deadline and writer.poll() is None
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        shards = cwm.Shards(tmp_path)
+        shards.verify()
+        assert len(shards) > expected and len(shards) % 100 == 0
+        expected = len(shards)
     assert all((document.tokens == i).all() for i, document in enumerate(shards))
+    cwm.ShardWriter(tmp_path, 1 << 20, append=True).close()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".cwmtok"}  # what the killed left is removed
+
+
+def test_a_full_disk_is_an_error_and_what_was_published_stays(tmp_path):
+    script = """
+import resource, signal, sys, numpy as np, cwm_core as cwm
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
+writer = cwm.ShardWriter(sys.argv[1], 1 << 20, shard_tokens=200_000)
+writer.add(np.zeros(200_000, dtype=np.int32))
+try:
+    for _ in range(4):
+        writer.add(np.zeros(1_000_000, dtype=np.int32))
+except OSError as error:
+    print(error.errno, error.filename)
+try:
+    writer.add([1])
+except ValueError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    assert run.stdout == f"{errno.EFBIG} {tmp_path}\nthe shard writer is closed\n"
+    assert os.listdir(tmp_path) == ["00000.cwmtok"]
+    assert cwm.Shards(tmp_path).tokens == 200_000
+
+
+def test_writers_keep_out_of_each_others_way(tmp_path):
+    first = cwm.ShardWriter(tmp_path, 128)
+    first.add([1])
+    with pytest.raises(BlockingIOError, match="another shard writer is at work here"):
+        cwm.ShardWriter(tmp_path, 128, append=True)
+    if not (child := os.fork()):
+        try:
+            first.add([2])
+        except ValueError:
+            del first  # leaves the parent's file and lock alone
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    first.add([3])
+    first.close()
+    with cwm.ShardWriter(tmp_path, 128, append=True) as second:
+        assert (second.documents, second.tokens) == (2, 2)
+        second.add([4])
+    assert [document.tokens.tolist() for document in cwm.Shards(tmp_path)] == [[1], [3], [4]]
 
 
 def read_everything(folder):
@@ -168,7 +249,7 @@ def test_a_flipped_bit_or_a_cut_never_gives_wrong_tokens(shards_bytes, data):
             try:
                 assert shards[i].tokens.tolist() == expected
             except ValueError as error:
-                assert "damaged tokens" in str(error)
+                assert "damaged page" in str(error)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +257,8 @@ def shards_bytes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     with cwm.ShardWriter(folder, 1000) as writer:
         for i in range(40):
-            writer.add((np.arange(200) * 7 + i) % 1000, np.arange(200) % 5 != i % 5, source=f"s{i % 2}")
+            mask, spans = np.arange(200) % 5 != i % 5, {"a": [[i, 90]], "b": [[j, j + i + 1] for j in range(9)]}
+            writer.add((np.arange(200) * 7 + i) % 1000, mask, f"s{i % 2}", spans)
     return (folder / "00000.cwmtok").read_bytes(), [document.tokens.tolist() for document in cwm.Shards(folder)]
 
 
@@ -186,7 +268,7 @@ def test_the_error_says_what_is_wrong(shards):
     for content, message in (
         (b"", "not a token shard"),
         (b"PK" + intact[2:], "not a token shard"),
-        (intact[:8] + b"\x02" + intact[9:], "token shard version 2; this build reads version 1"),
+        (intact[:8] + b"\x01" + intact[9:], "token shard version 1; this build reads version 2"),
         (intact[:100], "truncated: 100 bytes, shorter than a header"),
         (intact[:-1], f"truncated: {len(intact) - 1} bytes, the header describes {len(intact)}"),
         (intact + b"\0", "overlong"),

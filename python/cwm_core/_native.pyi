@@ -166,8 +166,20 @@ def call_with_empty_hook(function: Callable[[], Any]) -> Any:
 
 # ---- packing
 class ShardWriter:
-    def __new__(cls, folder: str | os.PathLike[str], vocab_size: int, shard_tokens: int) -> ShardWriter: ...
-    def add(self, ids: NDArray[np.integer], loss_mask: NDArray[np.bool_] | None, source: str) -> None: ...
+    def __new__(
+        cls, folder: str | os.PathLike[str], vocab_size: int, shard_tokens: int, append: bool
+    ) -> ShardWriter: ...
+    @property
+    def documents(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    def add(
+        self,
+        ids: NDArray[np.integer],
+        loss_mask: NDArray[np.bool_] | None,
+        source: str,
+        spans: list[tuple[str, NDArray[np.int64]]],
+    ) -> None: ...
     def close(self) -> None: ...
     def discard(self) -> None: ...
 
@@ -180,21 +192,27 @@ class Shards:
     def vocab_size(self) -> int: ...
     @property
     def sources(self) -> list[str]: ...
-    def document(self, at: int) -> tuple[NDArray[np.int32], NDArray[np.bool_], str]: ...
+    @property
+    def labels(self) -> list[str]: ...
+    def document(self, at: int) -> tuple[NDArray[np.int32], NDArray[np.bool_], str, list[tuple[str, int, int]]]: ...
     def lengths(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]: ...
     def verify(self) -> None: ...
+
+class BatchMemory:
+    """What the arrays of a batch lie in."""
 
 class PackedLoader:
     def __new__(
         cls,
-        sources: list[tuple[str, str | os.PathLike[str], float]],
-        seq_len: int,
-        batch_size: int,
+        sources: list[tuple[str, str | os.PathLike[str], float, int | None]],
+        buckets: list[tuple[int, int, int]],
+        lookahead: int | None,
+        masks: list[tuple[str, float]],
         rank: int,
         world_size: int,
         seed: int,
-        epochs: int | None,
-        lookahead: int,
+        worker: tuple[int, int],
+        prefetch: int,
     ) -> PackedLoader: ...
     def next_batch(
         self,
@@ -207,16 +225,23 @@ class PackedLoader:
             NDArray[np.int32],
             int,
             NDArray[np.int32],
+            NDArray[np.int64],
+            int,
             int,
         ]
         | None
     ): ...
+    def skip(self, steps: int) -> int: ...
     @property
     def vocab_size(self) -> int: ...
     def fingerprint(self) -> int: ...
-    def state(self) -> tuple[int, list[list[int]], list[list[int]]]: ...
-    def restore(self, step: int, cursors: list[list[int]], lookahead: list[list[int]]) -> None: ...
-    def stats(self) -> tuple[int, int, int, float, list[int]]: ...
+    def state(
+        self,
+    ) -> tuple[tuple[int, int, int], list[int], list[tuple[list[list[int]], int, list[int] | None]]]: ...
+    def restore(
+        self,
+        state: tuple[tuple[int, int, int], list[int], list[tuple[list[list[int]], int, list[int] | None]]],
+    ) -> None: ...
 
 # ---- end of packing
 # ---- tokenizer

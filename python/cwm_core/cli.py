@@ -329,7 +329,7 @@ def _add_pack(verbs: Any) -> None:
     parser.add_argument("--seq-len", required=True, type=_positive, metavar="N", help="tokens in a row")
     parser.add_argument("--batch-size", type=_positive, default=1, metavar="N", help="rows in a step (default: 1)")
     parser.add_argument(
-        "--lookahead", type=_positive, default=128, metavar="N", help="waiting documents, at most 256 (default: 128)"
+        "--lookahead", type=_positive, default=32_768, metavar="N", help="documents packed together (default: 32768)"
     )
     parser.add_argument(
         "--seed", type=_not_negative, default=0, metavar="N", help="of the documents' order (default: 0)"

@@ -55,7 +55,7 @@ class DataConfig:
     seq_len: int = 1024
     batch_size: int = 8
     seed: int = 0
-    lookahead: int = 128
+    lookahead: int = 32_768
 
 
 @dataclass(frozen=True)

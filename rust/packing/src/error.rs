@@ -6,7 +6,7 @@ pub enum Error {
     /// The operating system refused.
     #[error("{path}: {error}")]
     Io { path: PathBuf, error: io::Error },
-    /// A file is not what a shard of this version must be.
+    /// A file is not what it must be.
     #[error("{path}: {what}")]
     Damaged { path: PathBuf, what: String },
     /// An argument makes no sense.

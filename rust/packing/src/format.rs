@@ -1,40 +1,49 @@
-//! Token shard, version 1. All integers are little-endian; `d` documents, `t` tokens, `s` loss spans.
+//! Token shard, version 2. All integers are little-endian; `d` documents, `t` tokens, `m` masked runs, `s` spans.
 //!
 //! | section | bytes | content |
 //! | --- | --- | --- |
 //! | header | 4,096 | see below, zero-filled, CRC-32 of the first 4,092 bytes last |
-//! | tokens | `t` × 2 or 4, zero-filled to 4,096 | u16 if the vocabulary has at most 65,536 ids, else u32 |
-//! | page checksums | pages × 4 | u32: CRC-32 of every 4,096 bytes of the token section |
+//! | tokens | `t` × 2 or 4 | u16 if the vocabulary has at most 65,536 ids, else u32 |
+//! | masked runs | `m` × 8 | u32, u32: `[start, end)` within the document: tokens not to be learned; ascending, disjoint |
+//! | spans | `s` × 12 | u32, u32, u32: `[start, end)` within the document and the index of a label; by start |
+//! | page checksums | pages × 4 | u32: CRC-32 of every 4,096 bytes of the three sections above |
 //! | document ends | `d` × 8 | u64: where document i ends, in tokens |
-//! | span ends | `d` × 8 | u64: where the loss spans of document i end, in spans |
-//! | spans | `s` × 8 | u32, u32: `[start, end)` within the document; ascending, disjoint, not empty |
-//! | document sources | `d` × 4 | u32: index into the names |
-//! | names | | u32 length and that many bytes of UTF-8, each |
+//! | run ends | `d` × 8 | u64: where the masked runs of document i end, in runs |
+//! | span ends | `d` × 8 | u64: where the spans of document i end, in spans |
+//! | document sources | `d` × 4 | u32: index into the names of sources |
+//! | names of sources, then labels | | u32 length and that many bytes of UTF-8, each |
 //!
-//! Header: magic (8 bytes), version u32, zero u32, then u64 each: vocabulary size, `d`, `t`, `s`, bytes of names; then
-//! u32: CRC-32 of all that follows the tokens. So every byte of the file is under a checksum, the header's checksum
-//! depends on every byte, and a reader checks the token pages it touches and no others.
+//! Tokens, masked runs and spans are zero-filled to 4,096 bytes each. Header: magic (8 bytes), version u32, zero u32,
+//! then u64 each: vocabulary size, `d`, `t`, `m`, `s`, bytes of names, bytes of labels; then u32: CRC-32 of all that
+//! follows the spans. So every byte of the file is under a checksum, the header's checksum depends on every byte, and a
+//! reader checks the pages it touches and no others.
 
 use std::ops::Range;
 
 /// The line ending catches transfers that rewrite text.
 pub const MAGIC: [u8; 8] = *b"cwmtok\r\n";
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 pub const EXTENSION: &str = "cwmtok";
-/// A token page is the unit of checksums; equal to the memory page, so that checking reads nothing more from disk.
+/// The unit of checksums; equal to the memory page, so that checking reads nothing more from disk.
 pub const PAGE: usize = 4096;
 /// Ids are handed out as int32.
 pub const MAX_VOCAB_SIZE: u64 = 1 << 31;
+pub const RUN: usize = 8;
+pub const SPAN: usize = 12;
 
 const CHECKED: usize = PAGE - 4;
+const COUNTS: Range<usize> = 16..72;
+const INDEX_CRC: usize = COUNTS.end;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
     pub vocab_size: u64,
     pub documents: u64,
     pub tokens: u64,
+    pub runs: u64,
     pub spans: u64,
     pub name_bytes: u64,
+    pub label_bytes: u64,
     pub index_crc: u32,
 }
 
@@ -42,12 +51,15 @@ pub struct Header {
 #[derive(Clone, Debug)]
 pub struct Layout {
     pub tokens: Range<usize>,
+    pub runs: Range<usize>,
+    pub spans: Range<usize>,
     pub page_crcs: Range<usize>,
     pub document_ends: Range<usize>,
+    pub run_ends: Range<usize>,
     pub span_ends: Range<usize>,
-    pub spans: Range<usize>,
     pub document_sources: Range<usize>,
     pub names: Range<usize>,
+    pub labels: Range<usize>,
 }
 
 /// Bytes of one token on disk.
@@ -64,13 +76,15 @@ impl Header {
             self.vocab_size,
             self.documents,
             self.tokens,
+            self.runs,
             self.spans,
             self.name_bytes,
+            self.label_bytes,
         ];
-        for (field, count) in page[16..56].chunks_exact_mut(8).zip(counts) {
+        for (field, count) in page[COUNTS].chunks_exact_mut(8).zip(counts) {
             field.copy_from_slice(&count.to_le_bytes());
         }
-        page[56..60].copy_from_slice(&self.index_crc.to_le_bytes());
+        page[INDEX_CRC..INDEX_CRC + 4].copy_from_slice(&self.index_crc.to_le_bytes());
         let crc = crc32fast::hash(&page[..CHECKED]);
         page[CHECKED..].copy_from_slice(&crc.to_le_bytes());
         page
@@ -96,13 +110,16 @@ impl Header {
         if crc32fast::hash(&page[..CHECKED]) != u32_at(page, CHECKED) {
             return Err("damaged header (checksum differs)".into());
         }
+        let count = |number: usize| u64_at(page, COUNTS.start + number * 8);
         Ok(Header {
-            vocab_size: u64_at(page, 16),
-            documents: u64_at(page, 24),
-            tokens: u64_at(page, 32),
-            spans: u64_at(page, 40),
-            name_bytes: u64_at(page, 48),
-            index_crc: u32_at(page, 56),
+            vocab_size: count(0),
+            documents: count(1),
+            tokens: count(2),
+            runs: count(3),
+            spans: count(4),
+            name_bytes: count(5),
+            label_bytes: count(6),
+            index_crc: u32_at(page, INDEX_CRC),
         })
     }
 
@@ -114,18 +131,20 @@ impl Header {
             end = start.checked_add(usize::try_from(count).ok()?.checked_mul(width)?)?;
             Some(start..end)
         };
-        let pages = self
-            .tokens
-            .checked_mul(token_width(self.vocab_size) as u64)?
-            .div_ceil(PAGE as u64);
+        let pages = |count: u64, width: usize| Some(count.checked_mul(width as u64)?.div_ceil(PAGE as u64));
+        let token_pages = pages(self.tokens, token_width(self.vocab_size))?;
+        let (run_pages, span_pages) = (pages(self.runs, RUN)?, pages(self.spans, SPAN)?);
         Some(Layout {
-            tokens: section(pages, PAGE)?,
-            page_crcs: section(pages, 4)?,
+            tokens: section(token_pages, PAGE)?,
+            runs: section(run_pages, PAGE)?,
+            spans: section(span_pages, PAGE)?,
+            page_crcs: section(token_pages + run_pages + span_pages, 4)?,
             document_ends: section(self.documents, 8)?,
+            run_ends: section(self.documents, 8)?,
             span_ends: section(self.documents, 8)?,
-            spans: section(self.spans, 8)?,
             document_sources: section(self.documents, 4)?,
             names: section(self.name_bytes, 1)?,
+            labels: section(self.label_bytes, 1)?,
         })
     }
 }

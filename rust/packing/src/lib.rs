@@ -1,20 +1,29 @@
 //! Token shards on disk and the loader that packs them into training batches.
 //!
-//! A folder of shards ([`writer`], [`reader`], [`format`](mod@format)) is read in a seeded order that needs no memory
-//! ([`permute`]), several folders are drawn from by token share ([`mix`]), documents are packed into rows ([`pack`]),
-//! and the rows of every rank come from one global order that can be left and taken up anywhere ([`loader`]).
+//! Folders of shards ([`writer`], [`shard`], [`shards`], [`format`](mod@format)) are read in a seeded order that needs
+//! no memory ([`permute`]) and drawn from by token share ([`mix`]); from lengths alone it is planned which documents lie
+//! in which row ([`bins`], [`plan`]); batches are filled ([`batch`]) with the rows of a rank's slice of one global order
+//! that can be left and taken up anywhere ([`loader`]), ahead of their use if wanted ([`prefetch`]).
 
+pub mod batch;
+pub mod bins;
 pub mod error;
 pub mod format;
 pub mod loader;
 pub mod mix;
-pub mod pack;
 pub mod permute;
-pub mod reader;
+pub mod plan;
+pub mod prefetch;
+pub mod shard;
+pub mod shards;
 pub mod writer;
 
+pub use batch::{Arrays, Batch};
 pub use error::{Error, Result};
-pub use loader::{Batch, Config, Loader, State, Stats};
-pub use mix::Source;
-pub use reader::{Shard, Shards};
-pub use writer::ShardWriter;
+pub use loader::{Config, Loader, State, Totals};
+pub use mix::{Mixture, Source};
+pub use plan::{Bucket, Packing, Place};
+pub use prefetch::{Made, Prefetcher};
+pub use shard::{Shard, Span};
+pub use shards::Shards;
+pub use writer::{NewDocument, ShardWriter};

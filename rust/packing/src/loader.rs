@@ -1,349 +1,279 @@
-//! The loader: one global order of packed rows, of which every rank takes its slice.
+//! The loader: one global order of steps and rows, of which every rank takes its slice.
 
+use std::sync::Arc;
+
+use crate::batch::{Batch, Filler, MaskPolicy};
 use crate::error::{Error, Result};
-use crate::mix::{Cursor, Mixture, Piece, Source};
-use crate::pack::next_row;
+use crate::mix::Mixture;
+use crate::permute::mix64;
+use crate::plan::{Bucket, MAX_COUNT, Packing, Place, Planner, Rows};
 
-/// The look-ahead is part of the saved state, which is to stay within a few KB.
-pub const MAX_LOOKAHEAD: usize = 256;
-/// Counts of documents and tokens are compared as f64, which is exact up to here.
-const MAX_COUNT: u64 = 1 << 53;
+const MAX_LOOKAHEAD: u64 = 1 << 20;
 
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Tokens a row.
-    pub seq_len: usize,
-    /// Rows a step, all ranks together.
-    pub batch_size: usize,
+    /// By length: every bucket takes the documents that are longer than those of the one before.
+    pub buckets: Vec<Bucket>,
+    pub packing: Packing,
     pub rank: usize,
     pub world_size: usize,
     pub seed: u64,
-    /// Passes over every source; `None` goes on forever.
-    pub epochs: Option<u64>,
-    /// Pieces of documents to choose from when filling a row.
-    pub lookahead: usize,
+    /// The part of a label's spans that is left out of the loss.
+    pub masks: Vec<(String, f64)>,
+    /// Of several loaders that share a rank, which one this is, and how many: they take its steps in turn.
+    pub worker: (u64, u64),
 }
 
 impl Config {
-    fn check(&self) -> Result<()> {
-        let Config {
-            seq_len,
-            batch_size,
-            rank,
-            world_size,
-            lookahead,
-            ..
-        } = *self;
+    pub fn check(&self) -> Result<()> {
         let invalid = |what: String| Err(Error::Invalid(what));
-        if seq_len == 0 || batch_size == 0 || world_size == 0 {
-            return invalid("seq_len, batch_size and world_size must be at least 1".into());
+        let (rank, world_size) = (self.rank, self.world_size);
+        if self.buckets.is_empty() {
+            return invalid("no buckets".into());
         }
-        if batch_size % world_size != 0 {
-            return invalid(format!(
-                "world_size {world_size} does not divide batch_size {batch_size}"
-            ));
+        if world_size == 0 {
+            return invalid("world_size must be at least 1".into());
         }
         if rank >= world_size {
             return invalid(format!("rank {rank} is outside a world of {world_size}"));
         }
-        if self.epochs == Some(0) {
-            return invalid("epochs must be at least 1".into());
+        let (worker, workers) = self.worker;
+        if worker >= workers {
+            return invalid(format!("there is no worker {worker} of {workers}"));
         }
-        if !(1..=MAX_LOOKAHEAD).contains(&lookahead) {
+        if let Packing::BestFit { lookahead } = self.packing
+            && !(1..=MAX_LOOKAHEAD).contains(&lookahead)
+        {
             return invalid(format!("lookahead must be 1 to {MAX_LOOKAHEAD}, not {lookahead}"));
         }
-        if (batch_size / world_size)
-            .checked_mul(seq_len)
-            .is_none_or(|tokens| tokens > i32::MAX as usize)
+        let mut longest = 0;
+        for Bucket {
+            lengths,
+            seq_len,
+            batch_size,
+        } in &self.buckets
         {
-            return invalid("a rank's batch must have fewer than 2^31 tokens".into());
+            if *seq_len == 0 || *batch_size == 0 {
+                return invalid("seq_len and batch_size must be at least 1".into());
+            }
+            if *lengths.start() != longest + 1 || lengths.is_empty() {
+                return invalid("the max_length of each bucket must be above that of the one before".into());
+            }
+            longest = *lengths.end();
+            let positions = batch_size.div_ceil(world_size).checked_mul(*seq_len);
+            if positions.is_none_or(|positions| positions > i32::MAX as usize) {
+                return invalid("a rank's batch must have fewer than 2^31 tokens".into());
+            }
+            if longest == u32::MAX {
+                break;
+            }
+        }
+        if longest != u32::MAX {
+            return invalid("the last bucket must have no max_length".into());
         }
         Ok(())
     }
+}
+
+/// What was given out since step 0, over all ranks.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Totals {
+    pub steps: u64,
+    /// Tokens of each source.
+    pub tokens: Vec<u64>,
+    /// Documents of which the last token was given out.
+    pub documents: u64,
+    /// Positions of all rows, with those that hold no token.
+    pub positions: u64,
 }
 
 /// Where the loader stands: the same on every rank, and all that another loader over the same data needs to go on.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
-    /// Batches given out.
-    pub step: u64,
-    /// A cursor a source: draw, index, tokens.
-    pub cursors: Vec<[u64; 3]>,
-    /// Pieces drawn and not yet placed, oldest first: source, draw, index.
-    pub lookahead: Vec<[u64; 3]>,
-}
-
-/// One rank's part of a batch: `rows` rows of `seq_len` positions, row after row.
-pub struct Batch {
-    pub rows: usize,
-    pub tokens: Vec<i32>,
-    /// The next token of the document; 0 where there is none.
-    pub targets: Vec<i32>,
-    /// Whether the loss counts at a position, that is, whether the loss is on for its target.
-    pub loss_mask: Vec<bool>,
-    /// Place within the segment.
-    pub position_ids: Vec<i32>,
-    /// Where segments begin, and the end of the last. A segment is a piece of a document or the padding of a row.
-    pub cu_seqlens: Vec<i32>,
-    pub max_seqlen: usize,
-    /// Source of each segment, -1 for padding.
-    pub source_ids: Vec<i32>,
-    /// Positions that hold no token.
-    pub padding: usize,
-}
-
-/// Totals over all ranks since step 0.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Stats {
-    pub steps: u64,
-    pub tokens: u64,
-    /// Documents of which every token has been given out, counted once an epoch.
-    pub documents: u64,
-    /// Part of all positions that hold a token.
-    pub efficiency: f64,
-    pub source_tokens: Vec<u64>,
-}
-
-#[derive(Clone)]
-struct Position {
-    step: u64,
-    cursors: Vec<Cursor>,
-    buffer: Vec<Piece>,
+    pub totals: Totals,
+    /// A place a bucket.
+    pub places: Vec<Place>,
 }
 
 pub struct Loader {
-    mixture: Mixture,
+    mixture: Arc<Mixture>,
     config: Config,
-    position: Position,
+    /// One for every bucket that has documents: over endless epochs, one without any would look for them forever.
+    planners: Vec<(usize, Planner)>,
+    totals: Totals,
+    filler: Filler,
+    rows: Rows,
+    /// After an error: where the loader stood before.
+    interrupted: Option<State>,
 }
 
 impl Loader {
-    pub fn new(sources: Vec<Source>, config: Config) -> Result<Loader> {
+    pub fn new(mixture: Arc<Mixture>, config: Config) -> Result<Loader> {
         config.check()?;
-        let mixture = Mixture::new(sources, config.seq_len, config.seed, config.epochs)?;
-        let cursors = vec![Cursor::default(); mixture.sources.len()];
+        let filler = Filler::new(MaskPolicy::new(&mixture, &config.masks, config.seed)?);
+        let used = (0..config.buckets.len()).filter(|&bucket| is_used(&mixture, &config.buckets[bucket]));
+        let planners = used.map(|bucket| Ok((bucket, planner(&mixture, &config, bucket)?)));
+        let planners = planners.collect::<Result<_>>()?;
+        let totals = Totals {
+            tokens: vec![0; mixture.sources.len()],
+            ..Totals::default()
+        };
         Ok(Loader {
             mixture,
             config,
-            position: Position {
-                step: 0,
-                cursors,
-                buffer: Vec::new(),
-            },
+            planners,
+            totals,
+            filler,
+            rows: Rows::default(),
+            interrupted: None,
         })
     }
 
-    pub fn config(&self) -> &Config {
-        &self.config
-    }
-
-    pub fn mixture(&self) -> &Mixture {
-        &self.mixture
-    }
-
-    /// This rank's rows of the next global batch; `None` after the last. A batch that the documents do not fill has
-    /// empty rows at its end. After an error the loader stands where it stood before.
+    /// This rank's rows of the next step; `None` after the last. After an error the loader stands where it stood.
     pub fn next_batch(&mut self) -> Result<Option<Batch>> {
-        let mut position = self.position.clone();
-        let rows = self.plan(&mut position);
-        if rows.is_empty() {
+        self.or_go_back(Loader::make_batch)
+    }
+
+    /// Goes over the next step without reading its tokens; `false` if there is none.
+    pub fn skip(&mut self) -> Result<bool> {
+        self.or_go_back(|loader| Ok(loader.plan()?.is_some()))
+    }
+
+    fn or_go_back<T>(&mut self, f: impl FnOnce(&mut Loader) -> Result<T>) -> Result<T> {
+        if let Some(state) = self.interrupted.take()
+            && let Err(error) = self.restore(&state)
+        {
+            self.interrupted = Some(state);
+            return Err(error);
+        }
+        let before = self.state();
+        let result = f(self);
+        if result.is_err() {
+            self.interrupted = Some(before);
+        }
+        result
+    }
+
+    fn make_batch(&mut self) -> Result<Option<Batch>> {
+        let (worker, workers) = self.config.worker;
+        while self.totals.steps % workers != worker {
+            if self.plan()?.is_none() {
+                return Ok(None);
+            }
+        }
+        let Some(bucket) = self.plan()? else {
             return Ok(None);
-        }
-        let local = self.config.batch_size / self.config.world_size;
-        let batch = self.fill(&rows[self.config.rank * local..][..local])?;
-        self.position = position;
-        Ok(Some(batch))
-    }
-
-    /// The rows of the next global batch, `batch_size` of them, or none if there are no more documents. Every rank plans
-    /// all of them, from document lengths alone, so that the order does not depend on how many ranks there are.
-    fn plan(&self, position: &mut Position) -> Vec<Vec<Piece>> {
-        let Config {
-            seq_len,
-            batch_size,
-            lookahead,
-            ..
-        } = self.config;
-        let Position { step, cursors, buffer } = position;
-        *step += 1;
-        let next = || next_row(buffer, lookahead, seq_len, || self.mixture.draw(cursors));
-        let mut rows: Vec<_> = std::iter::repeat_with(next).take(batch_size).collect();
-        if rows[0].is_empty() {
-            rows.clear();
-        }
-        rows
-    }
-
-    fn fill(&self, rows: &[Vec<Piece>]) -> Result<Batch> {
-        let seq_len = self.config.seq_len;
-        let positions = rows.len() * seq_len;
-        let mut batch = Batch {
-            rows: rows.len(),
-            tokens: vec![0; positions],
-            targets: vec![0; positions],
-            loss_mask: vec![false; positions],
-            position_ids: vec![0; positions],
-            cu_seqlens: vec![0],
-            max_seqlen: 0,
-            source_ids: Vec::new(),
-            padding: 0,
         };
-        for (row, pieces) in rows.iter().enumerate() {
-            let mut at = row * seq_len;
-            for piece in pieces {
-                self.fill_piece(piece, &mut batch, at)?;
-                batch.push_segment(piece.len, piece.source as i32);
-                at += piece.len;
-            }
-            let rest = (row + 1) * seq_len - at;
-            if rest > 0 {
-                batch.push_segment(rest, -1);
-                batch.padding += rest;
-            }
-        }
-        Ok(batch)
+        let Bucket {
+            batch_size, seq_len, ..
+        } = self.config.buckets[bucket];
+        let Config { rank, world_size, .. } = self.config;
+        // Slices of a step that differ by a row at most; all are filled up to the size of the largest.
+        let slice = batch_size * rank / world_size..batch_size * (rank + 1) / world_size;
+        let rows = slice_of(&self.rows, slice);
+        let count = batch_size.div_ceil(world_size);
+        self.filler.fill(&self.mixture, &rows, count, seq_len, bucket).map(Some)
     }
 
-    fn fill_piece(&self, piece: &Piece, batch: &mut Batch, at: usize) -> Result<()> {
-        let (shard, document) = self.mixture.sources[piece.source].shards.locate(piece.document);
-        let end = at + piece.len;
-        shard.read(document, piece.start, &mut batch.tokens[at..end])?;
-        batch.targets[at..end - 1].copy_from_slice(&batch.tokens[at + 1..end]);
-        let next = piece.start + piece.len;
-        if next < shard.document_len(document) as usize {
-            // The document was cut here, but its next token is known.
-            shard.read(document, next, &mut batch.targets[end - 1..end])?;
+    /// Plans all rows of the next step and says of which bucket they are. Every rank plans the rows of all, so that the
+    /// order does not depend on how many there are.
+    fn plan(&mut self) -> Result<Option<usize>> {
+        let Some(next) = self.next_planner()? else {
+            return Ok(None);
+        };
+        let (bucket, planner) = &mut self.planners[next];
+        let Bucket {
+            batch_size, seq_len, ..
+        } = self.config.buckets[*bucket];
+        self.rows.clear();
+        for _ in 0..batch_size {
+            planner.next_row(&self.mixture, &mut self.rows)?;
         }
-        // Position t predicts token start + t + 1, so a span of learned tokens shifts left by start + 1.
-        let (first, last) = (piece.start + 1, piece.start + piece.len + 1);
-        for (start, stop) in shard.spans(document, first) {
-            if start >= last {
-                break;
+        self.totals.steps += 1;
+        self.totals.positions += (batch_size * seq_len) as u64;
+        for piece in &self.rows.pieces {
+            self.totals.tokens[piece.source as usize] += u64::from(piece.len);
+            self.totals.documents += u64::from(piece.is_last);
+        }
+        Ok(Some(self.planners[next].0))
+    }
+
+    /// The planner that is furthest behind in the common order of documents, so that all go through it side by side.
+    fn next_planner(&mut self) -> Result<Option<usize>> {
+        let mut next: Option<(usize, f64)> = None;
+        for (at, (_, planner)) in self.planners.iter_mut().enumerate() {
+            if planner.is_ready(&self.mixture)? {
+                let progress = planner.progress();
+                if next.is_none_or(|(_, least)| progress < least) {
+                    next = Some((at, progress));
+                }
             }
-            batch.loss_mask[at + start.max(first) - first..at + stop.min(last) - first].fill(true);
         }
-        Ok(())
+        Ok(next.map(|(at, _)| at))
     }
 
     pub fn state(&self) -> State {
-        let Position { step, cursors, buffer } = &self.position;
-        State {
-            step: *step,
-            cursors: cursors
-                .iter()
-                .map(|cursor| [cursor.draw, cursor.index, cursor.tokens])
-                .collect(),
-            lookahead: buffer
-                .iter()
-                .map(|piece| [piece.source as u64, piece.draw, piece.index])
-                .collect(),
-        }
+        self.interrupted.clone().unwrap_or_else(|| State {
+            totals: self.totals.clone(),
+            places: self.planners.iter().map(|(_, planner)| planner.place()).collect(),
+        })
     }
 
     /// Goes to where `state` was taken, at a cost that does not depend on how far that is. An impossible state is
     /// refused and changes nothing.
     pub fn restore(&mut self, state: &State) -> Result<()> {
-        let invalid = |what: String| Error::Invalid(format!("loader state: {what}"));
-        let sources = self.mixture.sources.len();
-        let counts = state
-            .cursors
-            .iter()
-            .flat_map(|&[draw, _, tokens]| [draw, tokens])
-            .chain([state.step]);
-        if counts.max() > Some(MAX_COUNT) {
-            return Err(invalid(format!("a count above {MAX_COUNT}")));
+        self.check_state(state)?;
+        self.mixture.check_present()?;
+        let mut planners = Vec::new();
+        for ((bucket, _), place) in self.planners.iter().zip(&state.places) {
+            let mut planner = planner(&self.mixture, &self.config, *bucket)?;
+            planner.go_to(&self.mixture, place)?;
+            planners.push((*bucket, planner));
         }
-        if state.cursors.len() != sources {
-            return Err(invalid(format!(
-                "{} cursors for {sources} sources",
-                state.cursors.len()
-            )));
-        }
-        let mut cursors = Vec::new();
-        for (source, &[draw, index, tokens]) in state.cursors.iter().enumerate() {
-            let draws = self.mixture.draws(source);
-            let exists = draw < draws && self.mixture.piece(source, draw, index).is_some();
-            if !exists && (draw, index) != (draws, 0) {
-                return Err(invalid(format!(
-                    "source {source} has no piece {index} of document {draw}"
-                )));
-            }
-            cursors.push(Cursor { draw, index, tokens });
-        }
-        if state.lookahead.len() > self.config.lookahead {
-            return Err(invalid(format!("{} pieces in the look-ahead", state.lookahead.len())));
-        }
-        let mut buffer: Vec<Piece> = Vec::new();
-        for &[source, draw, index] in &state.lookahead {
-            let piece = usize::try_from(source)
-                .ok()
-                .and_then(|source| self.mixture.piece(source, draw, index));
-            let Some((piece, _)) = piece.filter(|(piece, _)| {
-                let cursor = cursors[piece.source];
-                (draw, index) < (cursor.draw, cursor.index) && !buffer.contains(piece)
-            }) else {
-                return Err(invalid(format!(
-                    "piece {index} of document {draw} of source {source} cannot be waiting"
-                )));
-            };
-            buffer.push(piece);
-        }
-        for (source, cursor) in cursors.iter().enumerate() {
-            let waiting: usize = buffer
-                .iter()
-                .filter(|piece| piece.source == source)
-                .map(|piece| piece.len)
-                .sum();
-            if (waiting as u64) > cursor.tokens {
-                return Err(invalid(format!(
-                    "source {source} has more tokens waiting than were drawn"
-                )));
-            }
-        }
-        self.position = Position {
-            step: state.step,
-            cursors,
-            buffer,
-        };
+        (self.planners, self.totals, self.interrupted) = (planners, state.totals.clone(), None);
         Ok(())
     }
 
-    pub fn stats(&self) -> Stats {
-        let Position { step, cursors, buffer } = &self.position;
-        let mut source_tokens: Vec<u64> = cursors.iter().map(|cursor| cursor.tokens).collect();
-        let mut documents: u64 = cursors.iter().map(|cursor| cursor.draw).sum();
-        for (at, piece) in buffer.iter().enumerate() {
-            source_tokens[piece.source] -= piece.len as u64;
-            let same = |other: &Piece| (other.source, other.draw) == (piece.source, piece.draw);
-            // A document still being drawn is not among those counted.
-            let counted = piece.draw < cursors[piece.source].draw;
-            documents -= u64::from(counted && !buffer[..at].iter().any(same));
+    fn check_state(&self, state: &State) -> Result<()> {
+        let (places, buckets) = (state.places.len(), self.planners.len());
+        let (tokens, sources) = (state.totals.tokens.len(), self.mixture.sources.len());
+        if places != buckets || tokens != sources {
+            return Err(Error::Invalid(format!(
+                "loader state: {places} places for {buckets} buckets, {tokens} token counts for {sources} sources"
+            )));
         }
-        let tokens = source_tokens.iter().sum();
-        let positions = *step as f64 * self.config.batch_size as f64 * self.config.seq_len as f64;
-        let efficiency = if positions > 0.0 {
-            tokens as f64 / positions
-        } else {
-            0.0
-        };
-        Stats {
-            steps: *step,
-            tokens,
+        let Totals {
+            steps,
             documents,
-            efficiency,
-            source_tokens,
+            positions,
+            ..
+        } = state.totals;
+        let mut counts = state.totals.tokens.iter().chain([&steps, &documents, &positions]);
+        match counts.find(|&&count| count > MAX_COUNT) {
+            Some(count) => Err(Error::Invalid(format!("loader state: a count of {count}"))),
+            None => Ok(()),
         }
     }
 }
 
-impl Batch {
-    fn push_segment(&mut self, len: usize, source: i32) {
-        let start = self.cu_seqlens[self.cu_seqlens.len() - 1] as usize;
-        for (place, id) in self.position_ids[start..start + len].iter_mut().enumerate() {
-            *id = place as i32;
-        }
-        self.cu_seqlens.push((start + len) as i32);
-        self.source_ids.push(source);
-        self.max_seqlen = self.max_seqlen.max(len);
-    }
+fn is_used(mixture: &Mixture, bucket: &Bucket) -> bool {
+    let all = bucket.lengths == (1..=u32::MAX);
+    let mut sources = mixture.sources.iter();
+    all || sources.any(|source| source.shards.lengths().any(|length| bucket.lengths.contains(&length)))
+}
+
+fn planner(mixture: &Mixture, config: &Config, bucket: usize) -> Result<Planner> {
+    let seed = mix64(mix64(config.seed) ^ bucket as u64);
+    Planner::new(mixture, config.buckets[bucket].clone(), config.packing, seed)
+}
+
+fn slice_of(rows: &Rows, slice: std::ops::Range<usize>) -> Rows {
+    let first = if slice.start == 0 {
+        0
+    } else {
+        rows.ends[slice.start - 1]
+    };
+    let ends: Vec<usize> = rows.ends[slice].iter().map(|end| end - first).collect();
+    let pieces = rows.pieces[first..first + ends.last().copied().unwrap_or(0)].to_vec();
+    Rows { pieces, ends }
 }

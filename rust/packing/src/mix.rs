@@ -1,50 +1,78 @@
 //! Which document comes next: each source in its own shuffled order, the sources in turn so that their shares of the
-//! tokens hold at every moment to within a sequence.
+//! tokens hold at every moment to within a document.
 
 use crate::error::{Error, Result};
 use crate::permute::{Permutation, mix64};
-use crate::reader::Shards;
+use crate::shards::Shards;
 
-/// A folder of shards and its part in the mixture.
+/// Shards and their part in the mixture.
 pub struct Source {
     pub name: String,
     pub shards: Shards,
     /// Weight relative to the other sources.
     pub share: f64,
+    /// Passes over the source; `None` goes on forever.
+    pub epochs: Option<u64>,
 }
 
-/// At most `seq_len` consecutive tokens of one document: the whole of it unless it is longer.
+/// A document that was drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Piece {
-    pub source: usize,
-    /// Number of the document in the order of its source, all epochs counted through.
-    pub draw: u64,
-    /// Number of the piece within the document.
-    pub index: u64,
+pub struct Drawn {
+    pub source: u32,
     /// Number of the document in the shards.
     pub document: u64,
-    /// First token within the document.
-    pub start: usize,
-    pub len: usize,
+    pub len: u32,
 }
 
-/// How far a source has been drawn: the next piece, and the tokens before it.
+/// How far a source has been drawn: documents, all epochs counted through, and their tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cursor {
-    pub draw: u64,
-    pub index: u64,
+    pub draws: u64,
     pub tokens: u64,
+}
+
+/// A place in the endless sequence of documents.
+#[derive(Clone)]
+pub struct Walk {
+    cursors: Vec<Cursor>,
+    /// The epoch and the order of the documents in it, of each source.
+    orders: Vec<Option<(u64, Permutation)>>,
+}
+
+impl Walk {
+    pub fn at(cursors: Vec<Cursor>) -> Walk {
+        let orders = vec![None; cursors.len()];
+        Walk { cursors, orders }
+    }
+
+    pub fn cursors(&self) -> &[Cursor] {
+        &self.cursors
+    }
+
+    pub fn into_cursors(self) -> Vec<Cursor> {
+        self.cursors
+    }
+
+    /// Takes back the last document that was drawn.
+    pub fn undo(&mut self, drawn: Drawn) {
+        let cursor = &mut self.cursors[drawn.source as usize];
+        cursor.draws -= 1;
+        cursor.tokens -= u64::from(drawn.len);
+    }
+
+    /// Documents drawn of all sources.
+    pub fn draws(&self) -> u64 {
+        self.cursors.iter().map(|cursor| cursor.draws).sum()
+    }
 }
 
 pub struct Mixture {
     pub sources: Vec<Source>,
-    seq_len: usize,
     seed: u64,
-    epochs: Option<u64>,
 }
 
 impl Mixture {
-    pub fn new(sources: Vec<Source>, seq_len: usize, seed: u64, epochs: Option<u64>) -> Result<Mixture> {
+    pub fn new(sources: Vec<Source>, seed: u64) -> Result<Mixture> {
         let Some(first) = sources.first() else {
             return Err(Error::Invalid("no sources".into()));
         };
@@ -55,6 +83,9 @@ impl Mixture {
                     "source {name:?}: a share must be positive, not {share}"
                 )));
             }
+            if source.epochs == Some(0) {
+                return Err(Error::Invalid(format!("source {name:?}: epochs must be at least 1")));
+            }
             let (size, expected) = (source.shards.vocab_size(), first.shards.vocab_size());
             if size != expected {
                 let what = format!(
@@ -64,61 +95,53 @@ impl Mixture {
                 return Err(Error::Invalid(what));
             }
         }
-        Ok(Mixture {
-            sources,
-            seq_len,
-            seed,
-            epochs,
+        Ok(Mixture { sources, seed })
+    }
+
+    /// The walk's next document: of the source furthest behind its share, passing over sources whose epochs are done.
+    #[inline]
+    pub fn draw(&self, walk: &mut Walk) -> Option<Drawn> {
+        let source = self.next_source(&walk.cursors)?;
+        let cursor = &mut walk.cursors[source];
+        let shards = &self.sources[source].shards;
+        let (epoch, place) = (cursor.draws / shards.documents(), cursor.draws % shards.documents());
+        let document = match &mut walk.orders[source] {
+            Some((known, order)) if *known == epoch => order.get(place),
+            order => {
+                let seed = mix64(mix64(mix64(self.seed) ^ source as u64) ^ epoch);
+                let (_, order) = order.insert((epoch, Permutation::new(shards.documents(), seed)));
+                order.get(place)
+            }
+        };
+        let len = shards.document_len(document);
+        cursor.draws += 1;
+        cursor.tokens += u64::from(len);
+        Some(Drawn {
+            source: source as u32,
+            document,
+            len,
         })
     }
 
-    /// The next piece: of the source furthest behind its share, passing over sources whose epochs are done.
-    pub fn draw(&self, cursors: &mut [Cursor]) -> Option<Piece> {
+    fn next_source(&self, cursors: &[Cursor]) -> Option<usize> {
         let behind = |source: usize| cursors[source].tokens as f64 / self.sources[source].share;
-        let source = (0..self.sources.len())
-            .filter(|&source| cursors[source].draw < self.draws(source))
-            .min_by(|&a, &b| behind(a).total_cmp(&behind(b)))?;
-        let cursor = &mut cursors[source];
-        let (piece, last) = self.piece(source, cursor.draw, cursor.index)?;
-        cursor.tokens += piece.len as u64;
-        (cursor.draw, cursor.index) = if last {
-            (cursor.draw + 1, 0)
-        } else {
-            (cursor.draw, cursor.index + 1)
-        };
-        Some(piece)
+        (0..self.sources.len())
+            .filter(|&source| cursors[source].draws < self.draws(source))
+            .min_by(|&a, &b| behind(a).total_cmp(&behind(b)))
     }
 
     /// Documents a source gives in all its epochs.
     pub fn draws(&self, source: usize) -> u64 {
-        self.epochs.map_or(u64::MAX, |epochs| {
-            epochs.saturating_mul(self.sources[source].shards.documents())
-        })
+        let source = &self.sources[source];
+        let documents = source.shards.documents();
+        source
+            .epochs
+            .map_or(u64::MAX, |epochs| epochs.saturating_mul(documents))
     }
 
-    /// A piece by its place in the order, and whether it is the document's last; `None` if there is no such piece.
-    pub fn piece(&self, source: usize, draw: u64, index: u64) -> Option<(Piece, bool)> {
-        let shards = &self.sources.get(source)?.shards;
-        let (epoch, place) = (draw / shards.documents(), draw % shards.documents());
-        let seed = mix64(mix64(mix64(self.seed) ^ source as u64) ^ epoch);
-        let document = Permutation::new(shards.documents(), seed).get(place);
-        let total = shards.document_len(document) as usize;
-        let start = usize::try_from(index)
-            .ok()?
-            .checked_mul(self.seq_len)
-            .filter(|&start| start < total)?;
-        let len = self.seq_len.min(total - start);
-        Some((
-            Piece {
-                source,
-                draw,
-                index,
-                document,
-                start,
-                len,
-            },
-            start + len == total,
-        ))
+    /// See [`crate::Shard::check_present`].
+    pub fn check_present(&self) -> Result<()> {
+        self.sources.iter().try_for_each(|source| source.shards.check_present())
     }
 
     /// A number that differs, all but surely, when any byte of any shard, a name or a share does.
@@ -128,9 +151,10 @@ impl Mixture {
         for source in &self.sources {
             take(u64::from(crc32fast::hash(source.name.as_bytes())));
             take(source.share.to_bits());
+            take(source.epochs.map_or(0, |epochs| epochs));
             source
                 .shards
-                .shards()
+                .parts()
                 .iter()
                 .for_each(|shard| take(u64::from(shard.checksum())));
         }

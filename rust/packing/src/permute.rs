@@ -1,20 +1,22 @@
-//! Seeded pseudo-random permutations that take no memory: a Feistel network over a power of four, walked until it lands
-//! inside the range (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+//! Seeded pseudo-random permutations that take no memory: a Feistel network over pairs of numbers below the root of the
+//! range, walked until it lands inside the range (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
 
 const ROUNDS: usize = 8;
-/// Smaller halves leave too few permutations to choose from; walking 64 places at most costs nothing.
-const MIN_HALF_BITS: u32 = 3;
+/// Fewer leave too few permutations to choose from; walking 64 places at most costs nothing.
+const MIN_SIDE: u64 = 8;
 
+#[derive(Clone)]
 pub struct Permutation {
     n: u64,
-    half_bits: u32,
+    side: u64,
     keys: [u64; ROUNDS],
 }
 
 impl Permutation {
     /// A permutation of `0..n`; equal seeds give equal permutations.
     pub fn new(n: u64, seed: u64) -> Permutation {
-        let bits = u64::BITS - n.saturating_sub(1).leading_zeros();
+        let root = n.isqrt();
+        let side = if root * root == n { root } else { root + 1 };
         let mut keys = [0; ROUNDS];
         let mut key = seed;
         for k in &mut keys {
@@ -23,7 +25,7 @@ impl Permutation {
         }
         Permutation {
             n,
-            half_bits: bits.div_ceil(2).max(MIN_HALF_BITS),
+            side: side.max(MIN_SIDE),
             keys,
         }
     }
@@ -41,13 +43,21 @@ impl Permutation {
     }
 
     fn network(&self, i: u64) -> u64 {
-        let mask = (1 << self.half_bits) - 1;
-        let (mut left, mut right) = (i >> self.half_bits, i & mask);
+        let (mut left, mut right) = (i / self.side, i % self.side);
         for key in self.keys {
-            (left, right) = (right, left ^ (mix64(right ^ key) & mask));
+            let shift = below(mix64(right ^ key), self.side);
+            let sum = left + shift;
+            (left, right) = (right, if sum >= self.side { sum - self.side } else { sum });
         }
-        left << self.half_bits | right
+        // Sides are at most 2^32, whose square less one is the greatest that can come here.
+        left.wrapping_mul(self.side).wrapping_add(right)
     }
+}
+
+/// A number below `bound` from 64 random bits, all but equally often (Lemire, "Fast Random Integer Generation in an
+/// Interval", 2019).
+pub fn below(random: u64, bound: u64) -> u64 {
+    ((u128::from(random) * u128::from(bound)) >> 64) as u64
 }
 
 /// One step of SplitMix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014).

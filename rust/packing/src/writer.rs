@@ -1,17 +1,32 @@
 use std::collections::HashMap;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, Permissions, TryLockError};
 use std::io::{self, Seek, Write};
+use std::mem::ManuallyDrop;
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process;
 
 use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
 use crate::format::{EXTENSION, Header, MAX_VOCAB_SIZE, PAGE, token_width};
-use crate::reader::shard_files;
+use crate::shards::{Shards, shard_files};
 
 /// Tokens go to the file in writes of this many bytes.
 const WRITE_BYTES: usize = 256 * PAGE;
+const UNFINISHED: &str = ".unfinished-";
+
+/// A document to be written.
+#[derive(Clone, Copy, Default)]
+pub struct NewDocument<'a> {
+    pub ids: &'a [u32],
+    /// Which tokens are to be learned; without it, all.
+    pub loss_mask: Option<&'a [bool]>,
+    /// Where something lies in the document: a label, and ranges of tokens.
+    pub spans: &'a [(String, Vec<Range<u32>>)],
+    pub source: &'a str,
+}
 
 /// Writes documents to `folder/00000.cwmtok`, `00001.cwmtok`, ...; a shard appears under its name only when it is
 /// complete and on disk. Dropping the writer without [`ShardWriter::finish`] discards the shard under way.
@@ -20,14 +35,21 @@ pub struct ShardWriter {
     vocab_size: u64,
     shard_tokens: u64,
     published: usize,
-    open: Option<OpenShard>,
+    documents: u64,
+    tokens: u64,
+    open: Option<ManuallyDrop<OpenShard>>,
     closed: bool,
+    /// Held while the writer is open: two writers would take each other's shards for leftovers.
+    lock: File,
+    /// A fork has no part in the files of its parent.
+    process: u32,
 }
 
 impl ShardWriter {
-    /// Creates `folder` if need be. A folder that already holds shards is refused: a second run of the same job would
-    /// put every document in twice.
-    pub fn create(folder: &Path, vocab_size: u64, shard_tokens: u64) -> Result<ShardWriter> {
+    /// Creates `folder` if need be. A folder that already holds shards is refused (a second run of the same job would
+    /// put every document in twice) unless `append`: then the shards there are checked, what a killed writer left
+    /// unfinished is removed, and new shards follow.
+    pub fn create(folder: &Path, vocab_size: u64, shard_tokens: u64, append: bool) -> Result<ShardWriter> {
         if !(1..=MAX_VOCAB_SIZE).contains(&vocab_size) {
             return Err(Error::Invalid(format!(
                 "vocab_size must be 1 to {MAX_VOCAB_SIZE}, not {vocab_size}"
@@ -37,63 +59,121 @@ impl ShardWriter {
             return Err(Error::Invalid("shard_tokens must be at least 1".into()));
         }
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        if let Some((_, path)) = shard_files(folder)?.first() {
-            let error = io::Error::new(io::ErrorKind::AlreadyExists, "the folder already holds token shards");
-            return Err(Error::Io {
-                path: path.clone(),
-                error,
-            });
-        }
-        Ok(ShardWriter {
+        let lock = lock(folder)?;
+        let mut writer = ShardWriter {
             folder: folder.to_owned(),
             vocab_size,
             shard_tokens,
             published: 0,
+            documents: 0,
+            tokens: 0,
             open: None,
             closed: false,
-        })
+            lock,
+            process: process::id(),
+        };
+        let files = shard_files(folder)?;
+        if let Some((_, path)) = files.first() {
+            if !append {
+                let error = io::Error::new(io::ErrorKind::AlreadyExists, "the folder already holds token shards");
+                return Err(Error::Io {
+                    path: path.clone(),
+                    error,
+                });
+            }
+            writer.go_on(&Shards::open(folder)?)?;
+        }
+        remove_unfinished(folder)?;
+        Ok(writer)
     }
 
-    /// Adds one document. Without `loss_mask` the loss is on for every token. A document is never split between
-    /// shards; one that would take the shard past `shard_tokens` opens the next. An invalid document changes nothing.
-    pub fn add(&mut self, ids: &[u32], loss_mask: Option<&[bool]>, source: &str) -> Result<()> {
+    fn go_on(&mut self, shards: &Shards) -> Result<()> {
+        if shards.vocab_size() != self.vocab_size {
+            return Err(Error::Invalid(format!(
+                "{}: its shards have a vocabulary of {}, not {}",
+                self.folder.display(),
+                shards.vocab_size(),
+                self.vocab_size
+            )));
+        }
+        self.published = shards.parts().len();
+        self.documents = shards.documents();
+        self.tokens = shards.tokens();
+        Ok(())
+    }
+
+    /// Documents in the folder, with those of the shard under way.
+    pub fn documents(&self) -> u64 {
+        self.documents
+    }
+
+    /// Tokens in the folder, with those of the shard under way.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// Adds one document. A document is never split between shards; one that would take the shard past `shard_tokens`
+    /// opens the next. An invalid document changes nothing.
+    pub fn add(&mut self, document: &NewDocument<'_>) -> Result<()> {
         self.check_open()?;
-        self.check_document(ids, loss_mask)?;
+        self.check_document(document)?;
+        let tokens = document.ids.len() as u64;
         if self
             .open
             .as_ref()
-            .is_some_and(|shard| shard.tokens() + ids.len() as u64 > self.shard_tokens)
+            .is_some_and(|shard| shard.tokens() + tokens > self.shard_tokens)
         {
             self.publish()?;
         }
         // A shard that failed to take a document is dropped, and the writer with it: half a document may be in it.
         let mut shard = match self.open.take() {
-            Some(shard) => shard,
+            Some(shard) => ManuallyDrop::into_inner(shard),
             None => OpenShard::create(&self.folder, self.vocab_size)?,
         };
         self.closed = true;
-        shard.push(ids, loss_mask, source).map_err(Error::io(&self.folder))?;
+        shard.push(document).map_err(Error::io(&self.folder))?;
         self.closed = false;
-        self.open = Some(shard);
+        self.open = Some(ManuallyDrop::new(shard));
+        self.documents += 1;
+        self.tokens += tokens;
         Ok(())
     }
 
     /// Publishes the shard under way; the writer takes nothing more. Does nothing the second time.
     pub fn finish(&mut self) -> Result<()> {
+        self.check_process()?;
         if self.open.is_some() {
             self.publish()?;
         }
-        self.closed = true;
+        self.close();
         Ok(())
     }
 
     /// Drops the shard under way; shards already published stay.
     pub fn discard(&mut self) {
-        self.open = None;
+        if self.process == process::id() {
+            drop(self.open.take().map(ManuallyDrop::into_inner));
+            self.close();
+        }
+    }
+
+    fn close(&mut self) {
         self.closed = true;
+        // A fork that holds the same file would keep the lock; an error here leaves no more than that.
+        let _ = self.lock.unlock();
+    }
+
+    fn check_process(&self) -> Result<()> {
+        if self.process == process::id() {
+            return Ok(());
+        }
+        Err(Error::Invalid(
+            "a shard writer belongs to the process that opened it".into(),
+        ))
     }
 
     fn check_open(&self) -> Result<()> {
+        self.check_process()?;
         if self.closed {
             Err(Error::Invalid("the shard writer is closed".into()))
         } else {
@@ -101,42 +181,104 @@ impl ShardWriter {
         }
     }
 
-    fn check_document(&self, ids: &[u32], loss_mask: Option<&[bool]>) -> Result<()> {
-        if ids.is_empty() {
-            return Err(Error::Invalid("a document needs at least one token".into()));
+    fn check_document(&self, document: &NewDocument<'_>) -> Result<()> {
+        let invalid = |what: String| Err(Error::Invalid(what));
+        let ids = document.ids;
+        let Ok(length) = u32::try_from(ids.len()) else {
+            return invalid(format!("a document of {} tokens; at most {} fit", ids.len(), u32::MAX));
+        };
+        if length == 0 {
+            return invalid("a document needs at least one token".into());
         }
-        if u32::try_from(ids.len()).is_err() {
-            return Err(Error::Invalid(format!(
-                "a document of {} tokens; at most {} fit",
-                ids.len(),
-                u32::MAX
-            )));
-        }
-        if let Some(at) = ids.iter().position(|&id| u64::from(id) >= self.vocab_size) {
+        // The largest is found much faster than the first that is too large.
+        if ids.iter().copied().max().is_some_and(|id| !self.has_id(id))
+            && let Some(at) = ids.iter().position(|&id| !self.has_id(id))
+        {
             let (id, size) = (ids[at], self.vocab_size);
-            return Err(Error::Invalid(format!(
-                "token {at} has id {id}, outside the vocabulary of {size}"
-            )));
+            return invalid(format!("token {at} has id {id}, outside the vocabulary of {size}"));
         }
-        match loss_mask {
-            Some(mask) if mask.len() != ids.len() => Err(Error::Invalid(format!(
-                "loss_mask has {} entries for {} tokens",
-                mask.len(),
-                ids.len()
-            ))),
-            _ => Ok(()),
+        if let Some(mask) = document.loss_mask.filter(|mask| mask.len() != ids.len()) {
+            let entries = mask.len();
+            return invalid(format!("loss_mask has {entries} entries for {length} tokens"));
         }
+        for (label, ranges) in document.spans {
+            if let Some(Range { start, end }) = ranges.iter().find(|span| span.start >= span.end || span.end > length) {
+                return invalid(format!(
+                    "span {start}..{end} labelled {label:?} is empty or outside a document of {length} tokens"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn has_id(&self, id: u32) -> bool {
+        u64::from(id) < self.vocab_size
     }
 
     fn publish(&mut self) -> Result<()> {
         let path = self.folder.join(format!("{:05}.{EXTENSION}", self.published));
         if let Some(shard) = self.open.take() {
             self.closed = true;
-            shard.publish(&path).map_err(Error::io(&path))?;
+            ManuallyDrop::into_inner(shard)
+                .publish(&path)
+                .map_err(Error::io(&path))?;
             self.closed = false;
             self.published += 1;
         }
         Ok(())
+    }
+}
+
+impl Drop for ShardWriter {
+    fn drop(&mut self) {
+        self.discard();
+    }
+}
+
+/// Takes the lock of a folder, or says that another writer has it.
+fn lock(folder: &Path) -> Result<File> {
+    let file = File::open(folder).map_err(Error::io(folder))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let error = io::Error::new(io::ErrorKind::WouldBlock, "another shard writer is at work here");
+            Err(Error::io(folder)(error))
+        }
+        // Some network file systems have no locks.
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(file),
+        Err(TryLockError::Error(error)) => Err(Error::io(folder)(error)),
+    }
+}
+
+/// Removes what killed writers left. The caller holds the lock of the folder.
+fn remove_unfinished(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        if name.is_some_and(|name| name.starts_with(UNFINISHED)) {
+            fs::remove_file(&path).map_err(Error::io(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Names by the order in which they came, as they are stored.
+#[derive(Default)]
+struct Names {
+    stored: Vec<u8>,
+    index: HashMap<String, u32>,
+}
+
+impl Names {
+    fn intern(&mut self, name: &str) -> u32 {
+        if let Some(&index) = self.index.get(name) {
+            return index;
+        }
+        let index = self.index.len() as u32;
+        self.index.insert(name.to_owned(), index);
+        self.stored.extend((name.len() as u32).to_le_bytes());
+        self.stored.extend(name.as_bytes());
+        index
     }
 }
 
@@ -147,33 +289,38 @@ struct OpenShard {
     pending: Vec<u8>,
     page_crcs: Vec<u32>,
     document_ends: Vec<u64>,
+    run_ends: Vec<u64>,
     span_ends: Vec<u64>,
-    spans: Vec<[u32; 2]>,
+    runs: Vec<[u32; 2]>,
+    spans: Vec<[u32; 3]>,
     document_sources: Vec<u32>,
-    names: Vec<u8>,
-    name_index: HashMap<String, u32>,
+    names: Names,
+    labels: Names,
 }
 
 impl OpenShard {
     fn create(folder: &Path, vocab_size: u64) -> Result<OpenShard> {
         let mut file = tempfile::Builder::new()
-            .prefix(".unfinished-")
+            .prefix(UNFINISHED)
             // As any new file: the umask applies. The crate's default keeps other users out.
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(folder)
+            .map_err(bare)
             .map_err(Error::io(folder))?;
-        file.write_all(&[0; PAGE]).map_err(Error::io(folder))?;
+        file.as_file_mut().write_all(&[0; PAGE]).map_err(Error::io(folder))?;
         Ok(OpenShard {
             file,
             vocab_size,
             pending: Vec::new(),
             page_crcs: Vec::new(),
             document_ends: Vec::new(),
+            run_ends: Vec::new(),
             span_ends: Vec::new(),
+            runs: Vec::new(),
             spans: Vec::new(),
             document_sources: Vec::new(),
-            names: Vec::new(),
-            name_index: HashMap::new(),
+            names: Names::default(),
+            labels: Names::default(),
         })
     }
 
@@ -181,7 +328,8 @@ impl OpenShard {
         self.document_ends.last().copied().unwrap_or(0)
     }
 
-    fn push(&mut self, ids: &[u32], loss_mask: Option<&[bool]>, source: &str) -> io::Result<()> {
+    fn push(&mut self, document: &NewDocument<'_>) -> io::Result<()> {
+        let ids = document.ids;
         match token_width(self.vocab_size) {
             2 => self
                 .pending
@@ -189,13 +337,12 @@ impl OpenShard {
             _ => self.pending.extend(ids.iter().flat_map(|&id| id.to_le_bytes())),
         }
         self.document_ends.push(self.tokens() + ids.len() as u64);
-        match loss_mask {
-            None => self.spans.push([0, ids.len() as u32]),
-            Some(mask) => push_runs(mask, &mut self.spans),
+        if let Some(mask) = document.loss_mask {
+            push_masked_runs(mask, &mut self.runs);
         }
-        self.span_ends.push(self.spans.len() as u64);
-        let source = self.intern(source);
-        self.document_sources.push(source);
+        self.run_ends.push(self.runs.len() as u64);
+        self.push_spans(document);
+        self.document_sources.push(self.names.intern(document.source));
         if self.pending.len() >= WRITE_BYTES {
             self.write_pages()
         } else {
@@ -203,15 +350,15 @@ impl OpenShard {
         }
     }
 
-    fn intern(&mut self, name: &str) -> u32 {
-        if let Some(&index) = self.name_index.get(name) {
-            return index;
+    fn push_spans(&mut self, document: &NewDocument<'_>) {
+        let first = self.spans.len();
+        for (label, ranges) in document.spans {
+            let label = self.labels.intern(label);
+            self.spans
+                .extend(ranges.iter().map(|range| [range.start, range.end, label]));
         }
-        let index = self.name_index.len() as u32;
-        self.name_index.insert(name.to_owned(), index);
-        self.names.extend((name.len() as u32).to_le_bytes());
-        self.names.extend(name.as_bytes());
-        index
+        self.spans[first..].sort();
+        self.span_ends.push(self.spans.len() as u64);
     }
 
     /// Writes the pending bytes that fill whole pages.
@@ -219,26 +366,39 @@ impl OpenShard {
         let whole = self.pending.len() / PAGE * PAGE;
         self.page_crcs
             .extend(self.pending[..whole].chunks_exact(PAGE).map(crc32fast::hash));
-        self.file.write_all(&self.pending[..whole])?;
+        self.file.as_file_mut().write_all(&self.pending[..whole])?;
         self.pending.drain(..whole);
         Ok(())
     }
 
-    fn publish(mut self, path: &Path) -> io::Result<()> {
+    fn end_section(&mut self) -> io::Result<()> {
         self.pending.resize(self.pending.len().next_multiple_of(PAGE), 0);
-        self.write_pages()?;
-        let index = self.index();
-        self.file.write_all(&index)?;
+        self.write_pages()
+    }
+
+    fn publish(mut self, path: &Path) -> io::Result<()> {
+        self.end_section()?;
         let header = Header {
             vocab_size: self.vocab_size,
             documents: self.document_ends.len() as u64,
             tokens: self.tokens(),
+            runs: self.runs.len() as u64,
             spans: self.spans.len() as u64,
-            name_bytes: self.names.len() as u64,
-            index_crc: crc32fast::hash(&index),
+            name_bytes: self.names.stored.len() as u64,
+            label_bytes: self.labels.stored.len() as u64,
+            index_crc: 0,
         };
-        self.file.rewind()?;
-        self.file.write_all(&header.encode())?;
+        self.pending = little_endian(std::mem::take(&mut self.runs).as_flattened());
+        self.end_section()?;
+        self.pending = little_endian(std::mem::take(&mut self.spans).as_flattened());
+        self.end_section()?;
+        let index = self.index();
+        self.file.as_file_mut().write_all(&index)?;
+        let index_crc = crc32fast::hash(&index);
+        self.file.as_file_mut().rewind()?;
+        self.file
+            .as_file_mut()
+            .write_all(&Header { index_crc, ..header }.encode())?;
         // The name must not reach the disk before the content does, nor be lost after we report success.
         self.file.as_file().sync_all()?;
         self.file.persist_noclobber(path)?;
@@ -246,23 +406,36 @@ impl OpenShard {
     }
 
     fn index(&self) -> Vec<u8> {
-        let mut index = Vec::new();
-        index.extend(self.page_crcs.iter().flat_map(|crc| crc.to_le_bytes()));
-        index.extend(self.document_ends.iter().flat_map(|end| end.to_le_bytes()));
-        index.extend(self.span_ends.iter().flat_map(|end| end.to_le_bytes()));
-        index.extend(self.spans.as_flattened().iter().flat_map(|bound| bound.to_le_bytes()));
-        index.extend(self.document_sources.iter().flat_map(|source| source.to_le_bytes()));
-        index.extend(&self.names);
+        let mut index = little_endian(&self.page_crcs);
+        for ends in [&self.document_ends, &self.run_ends, &self.span_ends] {
+            index.extend(ends.iter().flat_map(|end| end.to_le_bytes()));
+        }
+        index.extend(little_endian(&self.document_sources));
+        index.extend(&self.names.stored);
+        index.extend(&self.labels.stored);
         index
     }
 }
 
-fn push_runs(mask: &[bool], spans: &mut Vec<[u32; 2]>) {
+/// The error of the operating system within one that says a path as well.
+fn bare(error: io::Error) -> io::Error {
+    let inner = error.get_ref().and_then(|wrapped| wrapped.source()?.downcast_ref());
+    match inner.and_then(io::Error::raw_os_error) {
+        Some(number) => io::Error::from_raw_os_error(number),
+        None => error,
+    }
+}
+
+fn little_endian(values: &[u32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+fn push_masked_runs(mask: &[bool], runs: &mut Vec<[u32; 2]>) {
     let mut start = 0;
     for run in mask.chunk_by(|a, b| a == b) {
         let end = start + run.len() as u32;
-        if run[0] {
-            spans.push([start, end]);
+        if !run[0] {
+            runs.push([start, end]);
         }
         start = end;
     }

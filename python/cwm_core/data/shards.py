@@ -1,0 +1,229 @@
+"""Token shards on disk: ``ShardWriter`` and ``Shards``, described in ``docs/data.md``."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cwm_core import _native
+
+Path = str | os.PathLike[str]
+
+
+class HasVocabSize(Protocol):
+    """What a shard needs to know of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids; every id is below it."""
+
+
+class Document(NamedTuple):
+    """One document of a shard.
+
+    ``tokens``: int32 [n]. ``loss_mask``: bool [n], True where the token is to be learned. ``source``: the tag it was
+    added with. ``spans``: by label, int64 [k, 2], first token and token after the last, by their starts.
+    """
+
+    tokens: NDArray[np.int32]
+    loss_mask: NDArray[np.bool_]
+    source: str
+    spans: dict[str, NDArray[np.int64]]
+
+
+class ShardWriter:
+    """Writes documents into the shard files of a folder: ``00000.cwmtok``, ``00001.cwmtok``, ...
+
+    A token takes 2 bytes if the vocabulary has at most 65,536 ids, else 4. A shard appears under its name when it is
+    complete and on disk. Leaving the ``with`` block publishes the last one; leaving it by an exception, or never
+    closing the writer, discards the shard under way and keeps those published.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        vocab_size: int | HasVocabSize,
+        *,
+        shard_tokens: int = 100_000_000,
+        append: bool = False,
+    ) -> None:
+        """Open ``folder`` for writing, created if need be.
+
+        ``vocab_size``: the number of ids, or a tokenizer. ``shard_tokens``: a shard is closed before it would grow
+        past this; only a single longer document does. ``append``: go on behind the shards that the folder holds, as
+        after a writer that was killed; ``documents`` says how many they have.
+
+        Raises FileExistsError if the folder already holds shards and ``append`` is false, BlockingIOError if another
+        writer is at work in it, OSError if it cannot be written, ValueError for an impossible size, or shards that are
+        damaged or of another vocabulary.
+        """
+        size = vocab_size if isinstance(vocab_size, int) else operator.index(vocab_size.vocab_size)
+        check_not_negative(vocab_size=size, shard_tokens=shard_tokens)
+        self._native = _native.ShardWriter(folder, size, shard_tokens, append)
+
+    @property
+    def documents(self) -> int:
+        """Documents in the folder, with those of the shard under way."""
+        return self._native.documents
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the folder, with those of the shard under way."""
+        return self._native.tokens
+
+    def add(
+        self,
+        ids: ArrayLike,
+        loss_mask: ArrayLike | None = None,
+        source: str = "",
+        spans: Mapping[str, ArrayLike] | None = None,
+    ) -> None:
+        """Add one document.
+
+        ``ids``: int32, uint16, uint32 or int64 [n], n at least 1. ``loss_mask``: bool [n], True where the token is to
+        be learned, that is, predicted from those before it; without it every token is. ``source``: a tag kept with
+        the document. ``spans``: where something lies in it, by label: integers [k, 2], first token and token after the
+        last; spans may overlap.
+
+        Raises ValueError for an id outside the vocabulary, no ids, a mask of another length or a span that is empty or
+        outside the document, and TypeError for another dtype; such a document changes nothing. After an OSError the
+        writer is closed.
+        """
+        mask = None if loss_mask is None else np.asarray(loss_mask)
+        if mask is not None and mask.dtype != np.bool_:
+            raise TypeError(f"loss_mask must be bool, not {mask.dtype}")
+        if mask is not None and mask.ndim != 1:
+            raise ValueError(f"loss_mask must have one dimension, not {mask.ndim}")
+        self._native.add(np.asarray(ids), mask, source, [_labelled(*item) for item in (spans or {}).items()])
+
+    def close(self) -> None:
+        """Publish the shard under way and take no more documents. The second call does nothing."""
+        self._native.close()
+
+    def __enter__(self) -> ShardWriter:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the writer, or after an exception discard the shard under way."""
+        if kind is None:
+            self._native.close()
+        else:
+            self._native.discard()
+
+
+class Shards:
+    """The documents of a folder of shards, in the order they were written; their index is memory-mapped.
+
+    Opening checks the index of every shard, reading checks what is read: a damaged shard is a ValueError that names the
+    file, never a wrong token.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open the shards of ``folder``.
+
+        Raises OSError if they cannot be read and ValueError if there are none, one is missing, damaged, truncated or
+        of another version, or their vocabularies differ.
+        """
+        self._native = _native.Shards(folder)
+
+    def __len__(self) -> int:
+        """Return the number of documents."""
+        return len(self._native)
+
+    def __getitem__(self, index: int) -> Document:
+        """Read a document; a negative index counts from the end. Raises IndexError, or ValueError if it is damaged."""
+        at = operator.index(index)
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        tokens, loss_mask, source, labelled = self._native.document(at % len(self))
+        spans: dict[str, list[tuple[int, int]]] = {}
+        for label, start, end in labelled:
+            spans.setdefault(label, []).append((start, end))
+        return Document(tokens, loss_mask, source, {label: np.array(ranges) for label, ranges in spans.items()})
+
+    def __iter__(self) -> Iterator[Document]:
+        """Read the documents in order."""
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return self._native.tokens
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids in the vocabulary; every id is below it."""
+        return self._native.vocab_size
+
+    @property
+    def sources(self) -> list[str]:
+        """The source tags, each once, in order of first appearance."""
+        return self._native.sources
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels of spans, each once, in order of first appearance."""
+        return self._native.labels
+
+    @property
+    def lengths(self) -> NDArray[np.uint32]:
+        """Tokens of every document: uint32 [documents]."""
+        return self._native.lengths()[0]
+
+    @property
+    def source_ids(self) -> NDArray[np.uint32]:
+        """Place in ``sources`` of every document's tag: uint32 [documents]."""
+        return self._native.lengths()[1]
+
+    def verify(self) -> None:
+        """Check every byte of every shard. Raises ValueError that names the first damaged file."""
+        self._native.verify()
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Return what a folder of shards holds; raises as ``Shards`` does.
+
+    ``tokens``, ``documents``, ``vocab_size``; ``mean_length``, ``median_length``, ``max_length`` in tokens a document;
+    ``sources``: by tag its ``tokens``, ``documents`` and ``share`` of all tokens.
+    """
+    shards = Shards(folder)
+    lengths, source_ids = shards._native.lengths()
+    tokens = np.bincount(source_ids, weights=lengths, minlength=len(shards.sources))
+    documents = np.bincount(source_ids, minlength=len(shards.sources))
+    return {
+        "tokens": shards.tokens,
+        "documents": len(shards),
+        "vocab_size": shards.vocab_size,
+        "mean_length": float(lengths.mean()),
+        "median_length": float(np.median(lengths)),
+        "max_length": int(lengths.max()),
+        "sources": {
+            name: {"tokens": int(count), "documents": int(number), "share": float(count / shards.tokens)}
+            for name, count, number in zip(shards.sources, tokens, documents, strict=True)
+        },
+    }
+
+
+def _labelled(label: str, ranges: ArrayLike) -> tuple[str, NDArray[np.int64]]:
+    array = np.asarray(ranges)
+    if array.size == 0:
+        return label, np.empty((0, 2), dtype=np.int64)
+    if array.ndim != 2:
+        raise ValueError(f"spans labelled {label!r} must have two dimensions, not {array.ndim}")
+    return label, array.astype(np.int64, casting="same_kind")
+
+
+def check_not_negative(**values: int) -> None:
+    """Raise ValueError for an argument below 0, which the native half would call too large."""
+    for name, value in values.items():
+        if value < 0:
+            raise ValueError(f"{name} must not be negative: {value}")
