@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cwm_core import _native
 
-from .shards import Path, check_not_negative
+from .shards import HasVocabSize, Path, check_not_negative, vocabulary_of
 
 if TYPE_CHECKING:
     import torch
@@ -133,6 +133,7 @@ class PackedLoader:
         sources: Path | Mapping[str, SourceSpec],
         seq_len: int,
         *,
+        vocab_size: int | HasVocabSize | None = None,
         batch_size: int = 1,
         rank: int = 0,
         world_size: int = 1,
@@ -146,8 +147,10 @@ class PackedLoader:
     ) -> None:
         """Open the shards and stand before the first batch.
 
-        ``sources``: a folder of shards, or by name a folder, its share of the tokens (any positive weight) and its
-        passes. ``batch_size``: rows a step, of all ranks together. ``epochs``: passes over every source that has no
+        ``sources``: a folder of shards or anything else that ``Shards`` opens, or by name such a path, its share of the
+        tokens (any positive weight) and its passes. ``vocab_size``: the number of ids, or a tokenizer. Shards that name
+        another are refused; Megatron's files name none and are held to it or, without it, to what the others name.
+        ``batch_size``: rows a step, of all ranks together. ``epochs``: passes over every source that has no
         number of its own; None goes on forever. ``lookahead``: documents packed together, 1 to 1,048,576; more pack
         better and take longer to resume. ``buckets``: by ascending ``max_length``, the last one's None; they take the
         place of ``batch_size``. ``mask``: by label of spans the part of them, 0 to 1, to leave out of the loss, span by
@@ -167,7 +170,8 @@ class PackedLoader:
         shapes = [_shape(bucket, seq_len) for bucket in self._buckets]
         masks = [(label, float(part)) for label, part in (mask or {}).items()]
         best_fit = lookahead if packing == "best_fit" else None
-        self._arguments = (entries, shapes, best_fit, masks, rank, world_size, seed)
+        size = None if vocab_size is None else vocabulary_of(vocab_size)
+        self._arguments = (entries, size, shapes, best_fit, masks, rank, world_size, seed)
         self._prefetch = prefetch
         self._sources = [name for name, *_ in entries]
         self._native = self._open(0, 1)
@@ -200,8 +204,8 @@ class PackedLoader:
         return list(self._sources)
 
     @property
-    def vocab_size(self) -> int:
-        """Number of ids in the vocabulary; every token is below it."""
+    def vocab_size(self) -> int | None:
+        """Number of ids in the vocabulary; every token is below it. None if no source names it."""
         return self._native.vocab_size
 
     def __iter__(self) -> PackedLoader:

@@ -201,15 +201,14 @@ def _data_config(table: dict[str, Any]) -> DataConfig:
 
 
 def _loader(data: DataConfig, tokenizer: Tokenizer) -> PackedLoader:
-    loader = PackedLoader(
-        data.sources, data.seq_len, batch_size=data.batch_size, seed=data.seed, lookahead=data.lookahead
+    return PackedLoader(
+        data.sources,
+        data.seq_len,
+        vocab_size=tokenizer,
+        batch_size=data.batch_size,
+        seed=data.seed,
+        lookahead=data.lookahead,
     )
-    if loader.vocab_size != tokenizer.vocab_size:
-        raise ValueError(
-            f"the shards were written with a vocabulary of {loader.vocab_size} tokens, "
-            f"the tokenizer has {tokenizer.vocab_size}"
-        )
-    return loader
 
 
 def _model(table: dict[str, Any], tokenizer: Tokenizer) -> Transformer:

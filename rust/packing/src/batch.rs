@@ -4,9 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Result};
 use crate::mix::Mixture;
+use crate::part::Part;
 use crate::permute::mix64;
 use crate::plan::{Piece, Rows};
-use crate::shard::{Shard, Span};
+use crate::shard::Span;
 
 /// The large arrays of a batch, `rows` × `seq_len` each.
 #[derive(Default)]
@@ -201,7 +202,7 @@ impl Filler {
         if self.filled >= RELEASE_EVERY {
             self.filled = 0;
             let shards = mixture.sources.iter().flat_map(|source| source.shards.parts());
-            shards.for_each(Shard::release);
+            shards.for_each(Part::release);
         }
         Ok(batch)
     }

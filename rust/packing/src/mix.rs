@@ -72,10 +72,13 @@ pub struct Mixture {
 }
 
 impl Mixture {
-    pub fn new(sources: Vec<Source>, seed: u64) -> Result<Mixture> {
-        let Some(first) = sources.first() else {
+    /// Sources that name no vocabulary have that of those that do.
+    pub fn new(mut sources: Vec<Source>, seed: u64) -> Result<Mixture> {
+        if sources.is_empty() {
             return Err(Error::Invalid("no sources".into()));
-        };
+        }
+        let known = |source: &Source| Some((source.name.clone(), source.shards.vocab_size()?));
+        let known = sources.iter().find_map(known);
         for source in &sources {
             let (name, share) = (&source.name, source.share);
             if !(share.is_finite() && share > 0.0) {
@@ -86,13 +89,15 @@ impl Mixture {
             if source.epochs == Some(0) {
                 return Err(Error::Invalid(format!("source {name:?}: epochs must be at least 1")));
             }
-            let (size, expected) = (source.shards.vocab_size(), first.shards.vocab_size());
-            if size != expected {
-                let what = format!(
-                    "source {name:?} has a vocabulary of {size}, {:?} one of {expected}",
-                    first.name
-                );
-                return Err(Error::Invalid(what));
+        }
+        if let Some((first, expected)) = known {
+            for Source { name, shards, .. } in &mut sources {
+                if let Some(size) = shards.vocab_size().filter(|&size| size != expected) {
+                    return Err(Error::Invalid(format!(
+                        "source {name:?} has a vocabulary of {size}, {first:?} one of {expected}"
+                    )));
+                }
+                shards.set_vocab_size(expected)?;
             }
         }
         Ok(Mixture { sources, seed })
@@ -144,7 +149,13 @@ impl Mixture {
         self.sources.iter().try_for_each(|source| source.shards.check_present())
     }
 
-    /// A number that differs, all but surely, when any byte of any shard, a name or a share does.
+    /// All sources have the same, or none names one.
+    pub fn vocab_size(&self) -> Option<u64> {
+        self.sources.first().and_then(|source| source.shards.vocab_size())
+    }
+
+    /// A number that differs, all but surely, when any byte of any shard, a name or a share does; of Megatron's data, any
+    /// byte of what [`crate::Megatron::checksum`] says.
     pub fn fingerprint(&self) -> u64 {
         let mut state = 0;
         let mut take = |value: u64| state = mix64(state ^ value);

@@ -135,8 +135,8 @@ impl Shard {
         let (mut at, mut largest) = (0, 0);
         self.read_pages(&self.layout.tokens, from..from + count * width, |bytes| {
             largest = largest.max(match width {
-                2 => decode::<2>(bytes, at, tokens, targets),
-                _ => decode::<4>(bytes, at, tokens, targets),
+                2 => decode(bytes, at, tokens, targets, |id| u32::from(u16::from_le_bytes(*id))),
+                _ => decode(bytes, at, tokens, targets, |id| u32::from_le_bytes(*id)),
             });
             at += bytes.len() / width;
         })?;
@@ -328,12 +328,14 @@ impl Shard {
 }
 
 /// Decodes ids, the first of which is number `at` of those read, and returns the largest.
-fn decode<const WIDTH: usize>(bytes: &[u8], at: usize, tokens: &mut [i32], targets: &mut [i32]) -> u32 {
-    let id = |bytes: &[u8; WIDTH]| {
-        let mut id = [0; 4];
-        id[..WIDTH].copy_from_slice(bytes);
-        u32::from_le_bytes(id)
-    };
+#[inline]
+pub(crate) fn decode<const WIDTH: usize>(
+    bytes: &[u8],
+    at: usize,
+    tokens: &mut [i32],
+    targets: &mut [i32],
+    id: impl Fn(&[u8; WIDTH]) -> u32,
+) -> u32 {
     let mut ids = bytes.as_chunks::<WIDTH>().0;
     let (mut at, mut largest) = (at, 0);
     if at == 0 {

@@ -2,20 +2,37 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::format::EXTENSION;
+use crate::format::{EXTENSION, MAX_VOCAB_SIZE};
+use crate::megatron::{self, Megatron};
+use crate::part::Part;
 use crate::shard::Shard;
 
-/// The shards of a folder as one sequence of documents.
+/// The shards of a folder, or one dataset of Megatron's, as one sequence of documents.
 pub struct Shards {
-    parts: Vec<Shard>,
-    /// Documents before each shard.
+    parts: Vec<Part>,
+    /// Documents before each part.
     first: Vec<u64>,
     documents: u64,
     tokens: u64,
 }
 
 impl Shards {
-    pub fn open(folder: &Path) -> Result<Shards> {
+    /// Opens a folder of shards, or an indexed dataset by its prefix or one of its files.
+    pub fn open(path: &Path) -> Result<Shards> {
+        let mut all = Shards {
+            parts: Vec::new(),
+            first: Vec::new(),
+            documents: 0,
+            tokens: 0,
+        };
+        match megatron::files(path).filter(|_| !path.is_dir()) {
+            Some((index, data)) => all.push(Part::Megatron(Megatron::open(&index, &data)?)),
+            None => all.push_shards(path)?,
+        }
+        Ok(all)
+    }
+
+    fn push_shards(&mut self, folder: &Path) -> Result<()> {
         let files = shard_files(folder)?;
         if files.is_empty() {
             return Err(Error::Invalid(format!(
@@ -23,30 +40,28 @@ impl Shards {
                 folder.display()
             )));
         }
-        let mut all = Shards {
-            parts: Vec::new(),
-            first: Vec::new(),
-            documents: 0,
-            tokens: 0,
-        };
         for (expected, (number, path)) in files.into_iter().enumerate() {
             if number != expected {
                 let what = format!("shard {expected:05}.{EXTENSION} is missing before this one");
                 return Err(Error::damaged(&path, what));
             }
             let shard = Shard::open(&path)?;
-            if shard.vocab_size() != all.parts.first().unwrap_or(&shard).vocab_size() {
+            if self.vocab_size().is_some_and(|size| size != shard.vocab_size()) {
                 return Err(Error::damaged(
                     &path,
                     "its vocabulary size differs from that of the first shard",
                 ));
             }
-            all.first.push(all.documents);
-            all.documents += shard.documents();
-            all.tokens += shard.tokens();
-            all.parts.push(shard);
+            self.push(Part::Shard(shard));
         }
-        Ok(all)
+        Ok(())
+    }
+
+    fn push(&mut self, part: Part) {
+        self.first.push(self.documents);
+        self.documents += part.documents();
+        self.tokens += part.tokens();
+        self.parts.push(part);
     }
 
     pub fn documents(&self) -> u64 {
@@ -57,15 +72,35 @@ impl Shards {
         self.tokens
     }
 
-    pub fn vocab_size(&self) -> u64 {
-        self.parts[0].vocab_size()
+    /// `None` if it is not known: Megatron's files do not name it.
+    pub fn vocab_size(&self) -> Option<u64> {
+        self.parts.first().and_then(Part::vocab_size)
     }
 
-    pub fn parts(&self) -> &[Shard] {
+    /// Says how large the vocabulary is. Data that name another are refused; of data that name none, ids outside it
+    /// are errors from now on.
+    pub fn set_vocab_size(&mut self, size: u64) -> Result<()> {
+        if !(1..=MAX_VOCAB_SIZE).contains(&size) {
+            return Err(Error::Invalid(format!(
+                "vocab_size must be 1 to {MAX_VOCAB_SIZE}, not {size}"
+            )));
+        }
+        match self.vocab_size() {
+            Some(known) if known != size => Err(Error::Invalid(format!(
+                "the data have a vocabulary of {known}, not {size}"
+            ))),
+            _ => {
+                self.parts.iter_mut().for_each(|part| part.set_vocab_size(size));
+                Ok(())
+            }
+        }
+    }
+
+    pub fn parts(&self) -> &[Part] {
         &self.parts
     }
 
-    /// Which shard holds a document, and the document's number there. Panics if there is no such document.
+    /// Which part holds a document, and the document's number there. Panics if there is no such document.
     #[inline]
     pub fn locate(&self, document: u64) -> (usize, u64) {
         let part = self.first.partition_point(|&first| first <= document) - 1;
@@ -80,12 +115,12 @@ impl Shards {
 
     /// Tokens of every document, in order.
     pub fn lengths(&self) -> impl Iterator<Item = u32> + '_ {
-        let of_part = |part| (0..Shard::documents(part)).map(|document| part.document_len(document));
+        let of_part = |part| (0..Part::documents(part)).map(|document| part.document_len(document));
         self.parts.iter().flat_map(of_part)
     }
 
-    /// Names that the shards have, each once, in order of first appearance, and for each shard the places of its own.
-    pub fn union(&self, names: impl Fn(&Shard) -> &[String]) -> (Vec<String>, Vec<Vec<usize>>) {
+    /// Names that the parts have, each once, in order of first appearance, and for each part the places of its own.
+    pub fn union(&self, names: impl Fn(&Part) -> &[String]) -> (Vec<String>, Vec<Vec<usize>>) {
         let mut all: Vec<String> = Vec::new();
         let mut places = Vec::new();
         for part in &self.parts {
@@ -100,13 +135,13 @@ impl Shards {
         (all, places)
     }
 
-    /// See [`Shard::check_present`].
+    /// See [`Shard::check_present`](crate::Shard::check_present).
     pub fn check_present(&self) -> Result<()> {
-        self.parts.iter().try_for_each(Shard::check_present)
+        self.parts.iter().try_for_each(Part::check_present)
     }
 
     pub fn verify(&self) -> Result<()> {
-        self.parts.iter().try_for_each(Shard::verify)
+        self.parts.iter().try_for_each(Part::verify)
     }
 }
 

@@ -88,11 +88,10 @@ impl ShardWriter {
     }
 
     fn go_on(&mut self, shards: &Shards) -> Result<()> {
-        if shards.vocab_size() != self.vocab_size {
+        if let Some(size) = shards.vocab_size().filter(|&size| size != self.vocab_size) {
             return Err(Error::Invalid(format!(
-                "{}: its shards have a vocabulary of {}, not {}",
+                "{}: its shards have a vocabulary of {size}, not {}",
                 self.folder.display(),
-                shards.vocab_size(),
                 self.vocab_size
             )));
         }

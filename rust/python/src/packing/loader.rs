@@ -12,6 +12,7 @@ use numpy::{Element, IntoPyArray, PyArray1, PyArray2};
 use packing::{Config, Loader, Made, Mixture, Place, Prefetcher, State, Totals};
 use pyo3::prelude::*;
 
+use super::shards::open;
 use super::to_py;
 
 /// How long to wait for a batch before looking whether Ctrl-C was pressed.
@@ -188,6 +189,7 @@ impl PackedLoader {
     fn new(
         py: Python<'_>,
         sources: Vec<SourceParts>,
+        vocab_size: Option<u64>,
         buckets: Vec<BucketParts>,
         lookahead: Option<u64>,
         masks: Vec<(String, f64)>,
@@ -211,15 +213,15 @@ impl PackedLoader {
                 worker,
             };
             config.check()?;
-            let open = |(name, folder, share, epochs): SourceParts| {
+            let source = |(name, folder, share, epochs): SourceParts| {
                 Ok(packing::Source {
                     name,
-                    shards: packing::Shards::open(&folder)?,
+                    shards: open(&folder, vocab_size)?,
                     share,
                     epochs,
                 })
             };
-            let sources = sources.into_iter().map(open).collect::<packing::Result<_>>()?;
+            let sources = sources.into_iter().map(source).collect::<packing::Result<_>>()?;
             let mixture = Arc::new(Mixture::new(sources, seed)?);
             let loader = Loader::new(mixture.clone(), config.clone())?;
             let course = Course::new(loader.state(), Maker::Loader(Box::new(loader)));
@@ -270,14 +272,14 @@ impl PackedLoader {
         }
     }
 
-    /// Changes when any byte of the data, a name, a share or a limit of epochs does.
+    /// See [`Mixture::fingerprint`].
     fn fingerprint(&self) -> u64 {
         self.mixture.fingerprint()
     }
 
     #[getter]
-    fn vocab_size(&self) -> u64 {
-        self.mixture.sources[0].shards.vocab_size()
+    fn vocab_size(&self) -> Option<u64> {
+        self.mixture.vocab_size()
     }
 
     fn state(&self) -> StateParts {

@@ -1,7 +1,7 @@
 //! Writing and reading token shards.
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use cwm_packing as packing;
@@ -12,34 +12,73 @@ use pyo3::prelude::*;
 
 use super::to_py;
 
-/// The ids of any integer array, each checked to fit u32.
-fn ids_of(array: &Bound<'_, PyUntypedArray>) -> PyResult<Vec<u32>> {
-    fn convert<T: Element + Copy + TryInto<u32> + ToString>(array: &Bound<'_, PyUntypedArray>) -> PyResult<Vec<u32>> {
-        let ids: PyReadonlyArray1<'_, T> = array.extract()?;
-        let outside = |(at, id): (usize, T)| {
-            PyValueError::new_err(format!("token {at} has id {}, outside any vocabulary", id.to_string()))
-        };
-        let checked = |(at, &id): (usize, &T)| id.try_into().map_err(|_| outside((at, id)));
-        ids.as_array().iter().enumerate().map(checked).collect()
+/// The ids of an array of one dimension and any integer type.
+enum Ids {
+    I32(Vec<i32>),
+    U16(Vec<u16>),
+    U32(Vec<u32>),
+    I64(Vec<i64>),
+}
+
+impl Ids {
+    fn of(array: &Bound<'_, PyUntypedArray>) -> PyResult<Ids> {
+        fn copied<T: Element + Copy>(array: &Bound<'_, PyUntypedArray>) -> PyResult<Vec<T>> {
+            let ids: PyReadonlyArray1<'_, T> = array.extract()?;
+            // A whole slice is copied much faster.
+            Ok(match ids.as_slice() {
+                Ok(ids) => ids.to_vec(),
+                Err(_) => ids.as_array().to_vec(),
+            })
+        }
+        if array.ndim() != 1 {
+            return Err(PyValueError::new_err(format!(
+                "ids must have one dimension, not {}",
+                array.ndim()
+            )));
+        }
+        if array.is_empty() {
+            return Ok(Ids::U32(Vec::new())); // whatever its type: an empty list arrives as float64
+        }
+        let dtype = array.dtype();
+        match (dtype.kind(), dtype.itemsize()) {
+            (b'i', 4) => copied(array).map(Ids::I32),
+            (b'u', 2) => copied(array).map(Ids::U16),
+            (b'u', 4) => copied(array).map(Ids::U32),
+            (b'i', 8) => copied(array).map(Ids::I64),
+            _ => Err(PyTypeError::new_err(format!(
+                "ids must be int32, uint16, uint32 or int64, not {dtype}"
+            ))),
+        }
     }
-    if array.ndim() != 1 {
-        return Err(PyValueError::new_err(format!(
-            "ids must have one dimension, not {}",
-            array.ndim()
-        )));
+
+    fn len(&self) -> usize {
+        match self {
+            Ids::I32(ids) => ids.len(),
+            Ids::U16(ids) => ids.len(),
+            Ids::U32(ids) => ids.len(),
+            Ids::I64(ids) => ids.len(),
+        }
     }
-    if array.is_empty() {
-        return Ok(Vec::new()); // whatever its type: an empty list arrives as float64
-    }
-    let dtype = array.dtype();
-    match (dtype.kind(), dtype.itemsize()) {
-        (b'i', 4) => convert::<i32>(array),
-        (b'u', 2) => convert::<u16>(array),
-        (b'u', 4) => convert::<u32>(array),
-        (b'i', 8) => convert::<i64>(array),
-        _ => Err(PyTypeError::new_err(format!(
-            "ids must be int32, uint16, uint32 or int64, not {dtype}"
-        ))),
+
+    /// Those of `range`, each checked to fit u32. Panics if there are fewer.
+    fn get(&self, range: Range<usize>, out: &mut Vec<u32>) -> packing::Result<()> {
+        fn convert<T: Copy + TryInto<u32> + ToString>(ids: &[T], out: &mut Vec<u32>) -> packing::Result<()> {
+            out.clear();
+            out.reserve(ids.len());
+            for (at, &id) in ids.iter().enumerate() {
+                let outside = |_| {
+                    packing::Error::Invalid(format!("token {at} has id {}, outside any vocabulary", id.to_string()))
+                };
+                out.push(id.try_into().map_err(outside)?);
+            }
+            Ok(())
+        }
+        match self {
+            Ids::I32(ids) => convert(&ids[range], out),
+            Ids::U16(ids) => convert(&ids[range], out),
+            Ids::U32(ids) => convert(&ids[range], out),
+            Ids::I64(ids) => convert(&ids[range], out),
+        }
     }
 }
 
@@ -62,6 +101,41 @@ fn ranges_of(label: &str, array: &PyReadonlyArray2<'_, i64>) -> PyResult<Vec<Ran
         })
     };
     array.rows().into_iter().map(range).collect()
+}
+
+/// The ranges between ascending offsets, from 0 to `len`.
+fn ranges_between(offsets: &PyReadonlyArray1<'_, i64>, len: usize) -> PyResult<Vec<Range<usize>>> {
+    let offsets = offsets.as_array().to_vec();
+    let covers = offsets.first() == Some(&0) && offsets.last().map(|&last| last as u64) == Some(len as u64);
+    if !covers || !offsets.is_sorted() {
+        return Err(PyValueError::new_err(format!(
+            "offsets must ascend from 0 to the number of ids, {len}"
+        )));
+    }
+    Ok(offsets
+        .windows(2)
+        .map(|pair| pair[0] as usize..pair[1] as usize)
+        .collect())
+}
+
+/// The place in `sources` of the tag of each of `documents` documents.
+fn tags_of(
+    sources: &[String],
+    source_ids: Option<PyReadonlyArray1<'_, i64>>,
+    documents: usize,
+) -> PyResult<Vec<usize>> {
+    let tags = source_ids.map_or(vec![0; documents], |ids| ids.as_array().to_vec());
+    if tags.len() != documents {
+        return Err(PyValueError::new_err(format!(
+            "{} source_ids for {documents} documents",
+            tags.len()
+        )));
+    }
+    let tag = |id: i64| {
+        let known = usize::try_from(id).ok().filter(|&id| id < sources.len());
+        known.ok_or_else(|| PyValueError::new_err(format!("source id {id} of {} sources", sources.len())))
+    };
+    tags.into_iter().map(tag).collect()
 }
 
 /// Behind a mutex that is only waited for with the GIL released.
@@ -99,20 +173,56 @@ impl ShardWriter {
         source: &str,
         spans: Vec<(String, PyReadonlyArray2<'_, i64>)>,
     ) -> PyResult<()> {
-        let tokens = ids_of(ids)?;
+        let (py, ids) = (ids.py(), Ids::of(ids)?);
         let mask = loss_mask.map(|mask| mask.as_array().to_vec());
         let ranges = |(label, array): (String, PyReadonlyArray2<'_, i64>)| {
             let ranges = ranges_of(&label, &array)?;
             Ok((label, ranges))
         };
         let spans = spans.into_iter().map(ranges).collect::<PyResult<Vec<_>>>()?;
-        self.detached(ids.py(), |writer| {
+        self.detached(py, |writer| {
+            let mut tokens = Vec::new();
+            ids.get(0..ids.len(), &mut tokens)?;
             writer.add(&packing::NewDocument {
                 ids: &tokens,
                 loss_mask: mask.as_deref(),
                 spans: &spans,
                 source,
             })
+        })
+    }
+
+    /// Adds documents that lie one after the other, and stops at the first that is invalid.
+    fn add_many(
+        &self,
+        ids: &Bound<'_, PyUntypedArray>,
+        offsets: PyReadonlyArray1<'_, i64>,
+        loss_mask: Option<PyReadonlyArray1<'_, bool>>,
+        sources: Vec<String>,
+        source_ids: Option<PyReadonlyArray1<'_, i64>>,
+    ) -> PyResult<()> {
+        let (py, ids) = (ids.py(), Ids::of(ids)?);
+        let ranges = ranges_between(&offsets, ids.len())?;
+        let mask = loss_mask.map(|mask| mask.as_array().to_vec());
+        if let Some(mask) = mask.as_ref().filter(|mask| mask.len() != ids.len()) {
+            let (entries, tokens) = (mask.len(), ids.len());
+            return Err(PyValueError::new_err(format!(
+                "loss_mask has {entries} entries for {tokens} tokens"
+            )));
+        }
+        let tags = tags_of(&sources, source_ids, ranges.len())?;
+        self.detached(py, |writer| {
+            let mut tokens = Vec::new();
+            for (range, tag) in ranges.into_iter().zip(tags) {
+                ids.get(range.clone(), &mut tokens)?;
+                writer.add(&packing::NewDocument {
+                    ids: &tokens,
+                    loss_mask: mask.as_ref().map(|mask| &mask[range]),
+                    spans: &[],
+                    source: &sources[tag],
+                })?;
+            }
+            Ok(())
         })
     }
 
@@ -142,7 +252,7 @@ impl ShardWriter {
 pub struct Shards {
     shards: packing::Shards,
     sources: Vec<String>,
-    /// For each shard, where its sources are in `sources`.
+    /// For each part, where its sources are in `sources`.
     places: Vec<Vec<usize>>,
     labels: Vec<String>,
 }
@@ -155,10 +265,10 @@ type Document<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<bool>>, Str
 #[pymethods]
 impl Shards {
     #[new]
-    fn new(py: Python<'_>, folder: PathBuf) -> PyResult<Self> {
-        let shards = py.detach(|| packing::Shards::open(&folder)).map_err(to_py)?;
-        let (sources, places) = shards.union(packing::Shard::sources);
-        let (labels, _) = shards.union(packing::Shard::labels);
+    fn new(py: Python<'_>, path: PathBuf, vocab_size: Option<u64>) -> PyResult<Self> {
+        let shards = py.detach(|| open(&path, vocab_size)).map_err(to_py)?;
+        let (sources, places) = shards.union(packing::Part::sources);
+        let (labels, _) = shards.union(packing::Part::labels);
         Ok(Shards {
             shards,
             sources,
@@ -177,7 +287,7 @@ impl Shards {
     }
 
     #[getter]
-    fn vocab_size(&self) -> u64 {
+    fn vocab_size(&self) -> Option<u64> {
         self.shards.vocab_size()
     }
 
@@ -232,9 +342,19 @@ impl Shards {
     }
 }
 
+/// Opens data of a known vocabulary, or of one that they may name.
+pub fn open(path: &Path, vocab_size: Option<u64>) -> packing::Result<packing::Shards> {
+    let mut shards = packing::Shards::open(path)?;
+    if let Some(size) = vocab_size {
+        let named = |error| packing::Error::Invalid(format!("{}: {error}", path.display()));
+        shards.set_vocab_size(size).map_err(named)?;
+    }
+    Ok(shards)
+}
+
 type Content = (Vec<i32>, Vec<bool>, Vec<packing::Span>);
 
-fn read(shard: &packing::Shard, document: u64) -> packing::Result<Content> {
+fn read(shard: &packing::Part, document: u64) -> packing::Result<Content> {
     shard.check_present()?;
     let (mut runs, mut spans) = (Vec::new(), Vec::new());
     let mut tokens = vec![0; shard.document_len(document) as usize];
