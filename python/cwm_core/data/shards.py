@@ -115,9 +115,8 @@ class ShardWriter:
         Raises as ``add`` does, for the first document that it refuses: those before it are added, which ``documents``
         tells.
         """
-        ends = np.asarray(offsets).astype(np.int64, casting="same_kind")
-        tags = None if source_ids is None else np.asarray(source_ids).astype(np.int64, casting="same_kind")
-        self._native.add_many(np.asarray(ids), ends, _mask(loss_mask), list(sources), tags)
+        tags = None if source_ids is None else _integers(source_ids)
+        self._native.add_many(np.asarray(ids), _integers(offsets), _mask(loss_mask), list(sources), tags)
 
     def close(self) -> None:
         """Publish the shard under way and take no more documents. The second call does nothing."""
@@ -216,8 +215,8 @@ class Shards:
 def describe(path: Path) -> dict[str, Any]:
     """Return what ``Shards(path)`` holds; raises as it does.
 
-    ``tokens``, ``documents``, ``vocab_size`` (None if it is not known); ``mean_length``, ``median_length``, ``max_length`` in tokens a document;
-    ``sources``: by tag its ``tokens``, ``documents`` and ``share`` of all tokens.
+    ``tokens``, ``documents``, ``vocab_size`` (None if it is not known); ``mean_length``, ``median_length``,
+    ``max_length`` in tokens a document; ``sources``: by tag its ``tokens``, ``documents`` and ``share`` of all tokens.
     """
     shards = Shards(path)
     lengths, source_ids = shards._native.lengths()
@@ -244,6 +243,12 @@ def _labelled(label: str, ranges: ArrayLike) -> tuple[str, NDArray[np.int64]]:
     if array.ndim != 2:
         raise ValueError(f"spans labelled {label!r} must have two dimensions, not {array.ndim}")
     return label, array.astype(np.int64, casting="same_kind")
+
+
+def _integers(values: ArrayLike) -> NDArray[np.int64]:
+    array = np.asarray(values)
+    # An empty list arrives as float64.
+    return array.astype(np.int64, casting="same_kind" if array.size else "unsafe")
 
 
 def _mask(loss_mask: ArrayLike | None) -> NDArray[np.bool_] | None:

@@ -178,6 +178,10 @@ impl Loader {
     /// Plans all rows of the next step and says of which bucket they are. Every rank plans the rows of all, so that the
     /// order does not depend on how many there are.
     fn plan(&mut self) -> Result<Option<usize>> {
+        // A stream reads the lengths of documents as it goes, in any shard; a window has read them when it was planned.
+        if self.config.packing == Packing::Stream {
+            self.mixture.check_present()?;
+        }
         let Some(next) = self.next_planner()? else {
             return Ok(None);
         };
