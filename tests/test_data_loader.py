@@ -365,6 +365,17 @@ def test_damage_under_a_running_loader_is_an_error_that_skips_nothing(tmp_path, 
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_cut_under_a_stream_of_many_documents_is_an_error(tmp_path, prefetch):
+    sources = write(tmp_path, {"a": [(list(range(i, i + 50)), None) for i in range(1, 100_001, 50)]}, 1_000_000)
+    loader = cwm.PackedLoader(sources, seq_len=500, packing="stream", prefetch=prefetch)
+    next(loader)
+    os.truncate(tmp_path / "a" / "00000.cwmtok", 4096)
+    with pytest.raises(ValueError, match=r"00000\.cwmtok: truncated to"):
+        for _ in loader:
+            pass
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
 def test_a_removed_file_stays_readable_where_it_is_open(tmp_path, prefetch):
     loader, first, path = running_loader(tmp_path, prefetch)
     state = loader.state_dict()

@@ -37,7 +37,7 @@ def tables(draw):
     """Columns with their types, and the documents that they must become."""
     rows = draw(st.lists(st.lists(st.integers(0, 99), max_size=12), min_size=1, max_size=30))
     if draw(st.booleans()):
-        rows = [(row + [7, 8, 9])[:3] for row in rows]
+        rows = [[*row, 7, 8, 9][:3] for row in rows]
         as_list = draw(st.sampled_from([pa.list_, pa.large_list, lambda kind: pa.list_(kind, 3)]))
     else:
         as_list = draw(st.sampled_from([pa.list_, pa.large_list]))

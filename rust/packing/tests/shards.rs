@@ -39,7 +39,7 @@ fn add_all(writer: &mut ShardWriter, documents: &[Document]) {
     for (ids, loss_mask, source, spans) in documents {
         let named = spans
             .iter()
-            .map(|(start, end, label)| (label.clone(), Vec::from([*start..*end])));
+            .map(|(start, end, label)| (label.clone(), std::iter::once(*start..*end).collect()));
         writer
             .add(&NewDocument {
                 ids,
