@@ -20,7 +20,7 @@ IGNORED_LABEL = -100
 """The label of a token that is not to be learned, as PyTorch's ``cross_entropy`` ignores it."""
 # Rows decoded at a time: at most so many, and by the mean length of a file's rows about so many tokens.
 _ROWS = 1 << 14
-_TOKENS = 1 << 22
+_TOKENS = 1 << 20
 # Column chunks are read in such parts, not as a whole.
 _READ_BYTES = 1 << 20
 _MASKS = ("loss_mask", "labels", "attention_mask")

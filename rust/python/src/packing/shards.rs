@@ -259,10 +259,10 @@ pub struct Shards {
 
 /// Label, first token, token after the last.
 type Spans = Vec<(String, u32, u32)>;
-/// One a document.
-type Numbers<'py> = Bound<'py, PyArray1<u32>>;
 /// tokens, loss_mask, source, spans
 type Document<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<bool>>, String, Spans);
+
+type Numbers<'py> = Bound<'py, PyArray1<u32>>;
 
 #[pymethods]
 impl Shards {
