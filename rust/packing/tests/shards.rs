@@ -36,10 +36,11 @@ fn write(folder: &Path, vocab_size: u32, documents: &[Document], shard_tokens: u
 }
 
 fn add_all(writer: &mut ShardWriter, documents: &[Document]) {
+    let once = |start: u32, end: u32| std::iter::once(start..end).collect();
     for (ids, loss_mask, source, spans) in documents {
         let named = spans
             .iter()
-            .map(|(start, end, label)| (label.clone(), Vec::from([*start..*end])));
+            .map(|(start, end, label)| (label.clone(), once(*start, *end)));
         writer
             .add(&NewDocument {
                 ids,

@@ -152,6 +152,8 @@ type Spans = Vec<(String, u32, u32)>;
 /// tokens, loss_mask, source, spans
 type Document<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<bool>>, String, Spans);
 
+type Numbers<'py> = Bound<'py, PyArray1<u32>>;
+
 #[pymethods]
 impl Shards {
     #[new]
@@ -211,7 +213,7 @@ impl Shards {
     }
 
     /// Tokens of every document, and the place of its source in `sources`.
-    fn lengths<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<u32>>)> {
+    fn lengths<'py>(&self, py: Python<'py>) -> PyResult<(Numbers<'py>, Numbers<'py>)> {
         let read = || {
             self.shards.check_present()?;
             let shards = self.shards.parts().iter().zip(&self.places);
