@@ -36,7 +36,7 @@ pub struct Levels {
 pub struct Entry {
     pub file: u32,
     /// `co_name`.
-    pub name: Option<Py<PyAny>>,
+    pub name: Vec<u8>,
     pub first_line: u32,
     /// The line of the first LINE frame, for the body of a module.
     pub line: u32,
@@ -155,7 +155,7 @@ impl Log {
                 None => return Ok(()),
             },
         };
-        let line = self.line(py, event, code, number);
+        let line = self.line(event, code, number);
         if index >= self.levels.max_depth {
             return Ok(());
         }
@@ -214,7 +214,7 @@ impl Log {
         let Some(index) = self.find_activation(frame) else {
             return Ok(());
         };
-        let line = self.line(py, event, code, number);
+        let line = self.line(event, code, number);
         let exception = self.stack.at(index).exception.take();
         if event == Event::Return {
             self.end_activation(index);
@@ -264,23 +264,23 @@ impl Log {
 
     /// The id in the trace of the line of an event.
     #[inline]
-    fn line(&mut self, py: Python<'_>, event: Event, code: &mut Code, number: u32) -> u32 {
+    fn line(&mut self, event: Event, code: &mut Code, number: u32) -> u32 {
         if code.generation != self.generation {
             code.enter(&mut self.current.trace, self.generation);
         }
         if !self.current.has_entry {
-            self.note_entry(py, event, code, number);
+            self.note_entry(event, code, number);
         }
         code.line_id(number).unwrap_or_else(|| self.add_line(code, number))
     }
 
     #[cold]
-    fn note_entry(&mut self, py: Python<'_>, event: Event, code: &Code, number: u32) {
+    fn note_entry(&mut self, event: Event, code: &Code, number: u32) {
         match &mut self.current.entry {
             None => {
                 let entry = Entry {
                     file: code.file,
-                    name: code.name.as_ref().map(|name| name.clone_ref(py)),
+                    name: code.name.clone(),
                     first_line: code.first_line,
                     line: 0,
                 };
