@@ -54,17 +54,18 @@ def test_an_address_used_again() -> None:
 
 
 def test_an_address_used_again_in_and_out_of_scope() -> None:
-    addresses: tuple[set[int], set[int]] = (set(), set())
+    addresses: dict[bool, set[int]] = {True: set(), False: set()}
 
     def program() -> None:
         for n in range(ROUNDS):
-            f = function(n, "<elsewhere>" if n % 2 else __file__)
-            addresses[n % 2].add(id(f.__code__))
+            in_scope = n % 3 == 0
+            f = function(n, __file__ if in_scope else "<elsewhere>")
+            addresses[in_scope].add(id(f.__code__))
             f(n)
             del f
 
-    assert returns_of_f(cwm.record(program)) == expected(range(ROUNDS))[::2]
-    assert addresses[0] & addresses[1]
+    assert returns_of_f(cwm.record(program)) == expected(range(ROUNDS))[::3]
+    assert addresses[True] & addresses[False]
 
 
 def test_an_address_used_again_after_a_recording_and_in_the_next_one() -> None:
