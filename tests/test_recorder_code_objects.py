@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
+import marshal
+import operator
 import os
 import subprocess
 import sys
 import threading
 import warnings
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import cwm_core as cwm
@@ -66,6 +70,16 @@ def test_an_address_used_again_in_and_out_of_scope() -> None:
 
     assert returns_of_f(cwm.record(program)) == expected(range(ROUNDS))[::3]
     assert addresses[True] & addresses[False]
+
+
+def test_an_address_used_again_with_no_other_event_between() -> None:
+    stored = [marshal.dumps(function(n).__code__) for n in range(ROUNDS)]
+
+    def program() -> None:
+        functions = map(FunctionType, map(marshal.loads, stored), itertools.repeat({}))
+        collections.deque(map(operator.call, functions, range(ROUNDS)), maxlen=0)
+
+    assert returns_of_f(cwm.record(program)) == expected(range(ROUNDS))
 
 
 def test_an_address_used_again_after_a_recording_and_in_the_next_one() -> None:
