@@ -15,7 +15,7 @@ use cwm_trace::Event;
 
 use super::code::Code;
 use super::identity;
-use super::layout::{InterpreterFrame, line_number};
+use super::layout::{InterpreterFrame, line_number, running_frames};
 use super::leaf::unicode;
 use super::log::Log;
 
@@ -258,6 +258,12 @@ impl Hook {
             "exception" if arg.cast::<PyTuple>().is_ok_and(|triple| triple.len() > 1) => ffi::PyTrace_EXCEPTION,
             _ => return Ok(slf.clone()),
         };
+        // Before the session is looked for, which may end here: this makes objects, and so can run finalizers.
+        // SAFETY: the frames are running, and so hold their code objects.
+        let running: Vec<_> = unsafe {
+            let frames = running_frames(slf.py()).into_iter();
+            frames.map(|frame| (frame, identity::number(frame.code()))).collect()
+        };
         let session = ACTIVE.get();
         // SAFETY: a session is alive while it is this thread's active one; only a flag is read through the pointer.
         if session.is_null() || session != slf.get().session.load(Ordering::Relaxed) || unsafe { (*session).busy } {
@@ -272,6 +278,7 @@ impl Hook {
                 ));
             }
             ffi::PyEval_SetTrace(Some(hook), slf.as_ptr());
+            (*session).log.end_unseen(&running);
             (*session).event(slf.py(), frame.as_ptr().cast(), what, arg.as_ptr())?;
         }
         Ok(slf.clone())

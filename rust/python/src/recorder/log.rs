@@ -149,8 +149,8 @@ impl Log {
             self.next_trace();
         }
         let index = match event {
-            Event::Call => self.begin_activation(frame),
-            _ => match self.find_activation(frame) {
+            Event::Call => self.begin_activation(frame, code),
+            _ => match self.find_activation(frame, code) {
                 Some(index) => index,
                 None => return Ok(()),
             },
@@ -211,7 +211,7 @@ impl Log {
         number: u32,
         value: *mut ffi::PyObject,
     ) -> PyResult<()> {
-        let Some(index) = self.find_activation(frame) else {
+        let Some(index) = self.find_activation(frame, code) else {
             return Ok(());
         };
         let line = self.line(event, code, number);
@@ -309,32 +309,37 @@ impl Log {
         id
     }
 
-    fn begin_activation(&mut self, frame: InterpreterFrame) -> usize {
-        self.stack.push(frame)
+    fn begin_activation(&mut self, frame: InterpreterFrame, code: &Code) -> usize {
+        self.stack.push(frame, code.number)
     }
 
     /// The activation of `frame`. One that had no CALL event (a generator that an exception was thrown into, on 3.11)
     /// begins here; one that began before the recording is none.
     #[inline]
-    fn find_activation(&mut self, frame: InterpreterFrame) -> Option<usize> {
+    fn find_activation(&mut self, frame: InterpreterFrame, code: &Code) -> Option<usize> {
         match self.stack.running().last() {
             Some(top) if top.frame == frame => Some(self.stack.running().len() - 1),
-            _ => self.find_below(frame),
+            _ => self.find_below(frame, code),
         }
     }
 
     #[cold]
-    fn find_below(&mut self, frame: InterpreterFrame) -> Option<usize> {
+    fn find_below(&mut self, frame: InterpreterFrame, code: &Code) -> Option<usize> {
         match self.stack.position(frame) {
             Some(index) => Some(index),
             None if self.enclosing.contains(&frame) => None,
-            None => Some(self.begin_activation(frame)),
+            None => Some(self.begin_activation(frame, code)),
         }
     }
 
     /// Whether `frame`, of an event that is no CALL, ran before the recording began.
     pub fn is_enclosing(&self, frame: InterpreterFrame) -> bool {
         self.enclosing.contains(&frame) && self.stack.position(frame).is_none()
+    }
+
+    /// Ends the activations whose end another trace function saw: their frames' places may be those of others now.
+    pub fn end_unseen(&mut self, running: &[(InterpreterFrame, usize)]) {
+        self.stack.end_others(running, &mut self.tapes);
     }
 
     fn end_activation(&mut self, index: usize) {
