@@ -140,7 +140,7 @@ def code_objects_die_with_their_last_use() -> list[Any]:
         f = namespace.pop("f")
         watch.append(weakref.ref(f.__code__, lambda _: log.append("f dead")))
         inner = f(1)
-        log.append((inner(), f(2)(), sys.getrefcount(f.__code__)))
+        log.append((inner(), f(2)(), sys.getrefcount(f.__code__), sys.getsizeof(f.__code__)))
         del f
         log.append("f dropped")
         watch.append(weakref.ref(inner.__code__, lambda _: log.append("inner dead")))

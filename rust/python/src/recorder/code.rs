@@ -39,6 +39,8 @@ enum Twin {
 pub struct Code {
     /// Tells it from another at its address.
     pub number: usize,
+    /// The deaths of code objects when it was told last.
+    pub deaths: usize,
     pub in_scope: bool,
     /// Index of its file among those of the recording.
     pub file: u32,
@@ -75,6 +77,7 @@ impl Code {
     pub fn outside(number: usize) -> Code {
         Code {
             number,
+            deaths: 0,
             in_scope: false,
             file: 0,
             optimized: true,
@@ -107,6 +110,7 @@ impl Code {
         pair_twins(&mut slots);
         Ok(Code {
             number,
+            deaths: 0,
             in_scope: true,
             file,
             optimized: object.getattr("co_flags")?.extract::<u32>()? & CO_OPTIMIZED != 0,

@@ -91,8 +91,10 @@ impl Session {
             return Ok(self.last.1);
         }
         let code = match self.codes.get_mut(&pointer) {
-            // SAFETY: the caller's promise.
-            Some(code) if code.number == unsafe { identity::number(pointer) } => &raw mut **code,
+            Some(code) if code.deaths == deaths || code.number == identity::number(pointer) => {
+                code.deaths = deaths;
+                &raw mut **code
+            }
             // SAFETY: the caller's promise.
             _ => unsafe { self.add_code(py, pointer)? },
         };
@@ -103,11 +105,9 @@ impl Session {
 
     #[cold]
     unsafe fn add_code(&mut self, py: Python<'_>, pointer: *mut ffi::PyObject) -> PyResult<*mut Code> {
+        let number = identity::number(pointer);
         // SAFETY: the promise of `code`.
-        let (object, number) = unsafe {
-            let number = identity::numbered(py, pointer)?;
-            (Bound::from_borrowed_ptr(py, pointer), number)
-        };
+        let object = unsafe { Bound::from_borrowed_ptr(py, pointer) };
         let file = unicode(&object.getattr("co_filename")?.cast_into::<PyString>()?);
         let code = if self.scope.contains(&file) {
             let files = &mut self.files;

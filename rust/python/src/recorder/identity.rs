@@ -1,75 +1,60 @@
 //! Which code object lies at an address. None is held, so another can take the address of one that died.
 //!
-//! A code object that is met gets a number, never given again, in a slot that CPython keeps for extensions. It dies with
-//! the code object: what is remembered of an address holds while the number is there.
+//! Code objects that are met get numbers, never given again, and lose them when they die. CPython 3.11 tells of a death
+//! only in ways that a program can see: by weak references, and by the extra slots of PEP 523, which `sys.getsizeof` counts
+//! and for which the free functions of all their users are called. So the type's destructor is ours, around CPython's.
 
-use std::ffi::c_void;
-use std::ptr::null_mut;
-use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use pyo3::exceptions::PyImportError;
 use pyo3::ffi;
-use pyo3::prelude::*;
+use rustc_hash::FxHashMap;
 
-// Read and written with the GIL held.
-/// The slot: there are few, and this one serves all recordings.
-static SLOT: AtomicIsize = AtomicIsize::new(-1);
+static DESTRUCTOR: OnceLock<ffi::destructor> = OnceLock::new();
+/// The numbers of the code objects that were met and live, by address.
+static NUMBERS: LazyLock<Mutex<FxHashMap<usize, usize>>> = LazyLock::new(Mutex::default);
 static GIVEN: AtomicUsize = AtomicUsize::new(0);
 static DEATHS: AtomicUsize = AtomicUsize::new(0);
 
-/// CPython calls it when a code object dies: on any thread, at any moment, and also for one that has no number.
-unsafe extern "C" fn on_death(number: *mut c_void) {
-    if !number.is_null() {
+/// No Python code runs while it is locked.
+fn numbers() -> MutexGuard<'static, FxHashMap<usize, usize>> {
+    NUMBERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What CPython calls when a code object dies: on any thread, at any moment, also in the midst of an event.
+unsafe extern "C" fn die(code: *mut ffi::PyObject) {
+    if numbers().remove(&(code as usize)).is_some() {
         DEATHS.fetch_add(1, Ordering::Relaxed);
+    }
+    if let Some(destructor) = DESTRUCTOR.get() {
+        // SAFETY: it is called as CPython would call it.
+        unsafe { destructor(code) };
     }
 }
 
-/// Asks the interpreter for the slot, once per process.
-pub fn prepare() -> PyResult<()> {
-    // SAFETY: the function is valid for any number, for as long as the process lives.
-    let slot = unsafe { ffi::PyUnstable_Eval_RequestCodeExtraIndex(on_death) };
-    if slot < 0 {
-        return Err(PyImportError::new_err(
-            "cwm_core's recorder needs an extra slot of code objects, and other extensions use them all",
-        ));
+/// Puts the destructor in place, once and for good: code objects outlive recordings.
+pub fn prepare() {
+    // SAFETY: the GIL is held, and with it the type's slot is read and written.
+    unsafe {
+        let slot = &raw mut ffi::PyCode_Type.tp_dealloc;
+        if let Some(destructor) = *slot
+            && DESTRUCTOR.set(destructor).is_ok()
+        {
+            *slot = Some(die);
+        }
     }
-    SLOT.store(slot, Ordering::Relaxed);
-    Ok(())
 }
 
 /// How many numbered code objects died. While it does not grow, each of their addresses stays that of the same one.
 #[inline]
 pub fn deaths() -> usize {
+    // The GIL, under which code objects run and die, orders this.
     DEATHS.load(Ordering::Relaxed)
 }
 
-/// The number of a code object; 0 if it has none.
-///
-/// # Safety
-/// `code` is a live code object and the GIL is held.
-#[inline]
-pub unsafe fn number(code: *mut ffi::PyObject) -> usize {
-    let mut number = null_mut();
-    // SAFETY: the caller's promise; a slot that was never set gives null.
-    unsafe { ffi::PyUnstable_Code_GetExtra(code, SLOT.load(Ordering::Relaxed), &mut number) };
-    number as usize
-}
-
-/// The number of a code object, which gets one if it has none.
-///
-/// # Safety
-/// As for [`number`].
-pub unsafe fn numbered(py: Python<'_>, code: *mut ffi::PyObject) -> PyResult<usize> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let known = number(code);
-        if known != 0 {
-            return Ok(known);
-        }
-        let new = GIVEN.fetch_add(1, Ordering::Relaxed) + 1;
-        match ffi::PyUnstable_Code_SetExtra(code, SLOT.load(Ordering::Relaxed), new as *mut c_void) {
-            0 => Ok(new),
-            _ => Err(PyErr::fetch(py)),
-        }
-    }
+/// The number of the live code object at this address, which gets one if it has none.
+pub fn number(code: *mut ffi::PyObject) -> usize {
+    *numbers()
+        .entry(code as usize)
+        .or_insert_with(|| GIVEN.fetch_add(1, Ordering::Relaxed))
 }

@@ -328,7 +328,7 @@ fn finish_trace(
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     layout::verify(m.py())?;
     leaf::prepare(m.py())?;
-    identity::prepare()?;
+    identity::prepare();
     m.add("RecordingLimit", m.py().get_type::<RecordingLimit>())?;
     m.add_function(wrap_pyfunction!(call_with_empty_hook, m)?)?;
     m.add_class::<Recording>()
