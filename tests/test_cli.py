@@ -186,6 +186,14 @@ def test_tokenizes_with_loss_after_the_first_frame(shards, capsys):
     assert tokenizer.vocab_size == 300 + 256 and shards.sources == ["traces"]
     for document, trace in zip(shards, traces, strict=True):
         np.testing.assert_array_equal(document.tokens, tokenizer.encode_trace(trace))
+        texts = {
+            label: [tokenizer.decode(document.tokens[start:end]) for start, end in ranges]
+            for label, ranges in document.spans.items()
+        }
+        assert texts["context"] == [f"<|begin_of_text|><|trace_context_start|>{trace.context}<|frame_sep|>"]
+        assert texts["action"] == [frame.line for frame in trace.frames]
+        assert texts["value"] == [json.dumps(frame.arg) for frame in trace.frames if frame.arg is not None]
+        assert len(texts["state"]) == sum(frame.locals is not None for frame in trace.frames)
         given = tokenizer.decode(document.tokens[~document.loss_mask])
         learned = tokenizer.parse_trace(document.tokens[document.loss_mask])
         assert given.endswith("<|frame_sep|><|call_sep|>{}<|action_sep|>def main():\n<|frame_sep|>")
@@ -196,7 +204,8 @@ def test_tokenizes_with_loss_after_the_first_frame(shards, capsys):
 def test_a_trace_without_frames_can_be_encoded(shards):
     tokenizer = cwm.Tokenizer.load("vocabulary")
     empty = cwm.Trace.parse("<|begin_of_text|><|trace_context_start|>x = 1\n<|frame_sep|><|end_of_text|>").trace
-    ids, loss_mask = encode_for_training(tokenizer, empty)
+    ids, loss_mask, spans = encode_for_training(tokenizer, empty)
+    assert spans["context"][0, 0] == 0 and all(len(spans[label]) == 0 for label in ("state", "action", "value"))
     assert len(empty) == 0 and tokenizer.decode(ids[loss_mask]) in ("", "<|end_of_text|>")
 
 

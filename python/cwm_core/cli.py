@@ -296,8 +296,8 @@ def _tokenize(args: argparse.Namespace) -> int:
         tokenizer = _load_tokenizer(args.tokenizer)
     with ShardWriter(args.output, tokenizer) as writer:
         for file in files:
-            ids, loss_mask = encode_for_training(tokenizer, Trace.load(file))
-            writer.add(ids, loss_mask, source=file.resolve().parent.name)
+            ids, loss_mask, spans = encode_for_training(tokenizer, Trace.load(file))
+            writer.add(ids, loss_mask, file.resolve().parent.name, spans)
     shards = Shards(args.output)
     _say(args, f"{args.output}: {shards.tokens:,} tokens of {len(shards):,} traces")
     return OK
