@@ -137,8 +137,9 @@ impl MaskPolicy {
     }
 }
 
-/// The memory of the shards is released after so many positions: at most 256 MiB of it are held.
-const RELEASE_EVERY: usize = 1 << 26;
+/// The memory of the shards is released after so many positions: some 64 MB of tokens, and what the system maps around
+/// them.
+const RELEASE_EVERY: usize = 1 << 24;
 
 /// Fills batches; keeps the memory that this takes.
 pub struct Filler {
