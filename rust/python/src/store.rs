@@ -1,0 +1,179 @@
+//! Bindings of the trace store. Readers are shared by threads without a lock, a writer sits behind a mutex that is only
+//! waited for with the GIL released.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use cwm_trace::store;
+use pyo3::exceptions::{PyIndexError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::trace::Trace;
+
+pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<TraceWriter>()?;
+    m.add_class::<TraceReader>()?;
+    m.add_class::<TraceBlock>()
+}
+
+fn to_py(error: store::Error) -> PyErr {
+    match error {
+        // PyO3 picks the subclass of OSError from the kind; rewrapping keeps the kind and adds the path.
+        store::Error::Io { path, error } => io::Error::new(error.kind(), format!("{}: {error}", path.display())).into(),
+        error => PyValueError::new_err(error.to_string()),
+    }
+}
+
+#[pyclass(module = "cwm_core._native", frozen)]
+struct TraceWriter(Mutex<store::Writer>);
+
+impl TraceWriter {
+    fn detached<R: Send>(
+        &self,
+        py: Python<'_>,
+        f: impl FnOnce(&mut store::Writer) -> store::Result<R> + Send,
+    ) -> PyResult<R> {
+        py.detach(|| match self.0.lock() {
+            Ok(mut writer) => f(&mut writer).map_err(to_py),
+            Err(_) => Err(PyRuntimeError::new_err("an earlier call panicked")),
+        })
+    }
+}
+
+#[pymethods]
+impl TraceWriter {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf, append: bool) -> PyResult<Self> {
+        let writer = py.detach(|| store::Writer::open(&path, append)).map_err(to_py)?;
+        Ok(TraceWriter(Mutex::new(writer)))
+    }
+
+    #[getter]
+    fn cut_bytes(&self, py: Python<'_>) -> PyResult<u64> {
+        self.detached(py, |writer| Ok(writer.cut_bytes()))
+    }
+
+    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
+        self.detached(py, |writer| Ok(writer.len() as usize))
+    }
+
+    fn add(&self, py: Python<'_>, trace: &Trace, key: Option<&str>, metadata: &str) -> PyResult<u64> {
+        self.detached(py, |writer| writer.add(&trace.inner, key, metadata))
+    }
+
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        self.detached(py, store::Writer::flush)
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.detached(py, store::Writer::close)
+    }
+}
+
+#[pyclass(module = "cwm_core._native", frozen)]
+struct TraceReader(Arc<store::Reader>);
+
+impl TraceReader {
+    fn check(&self, index: u64) -> PyResult<()> {
+        match index < self.0.len() {
+            true => Ok(()),
+            false => Err(PyIndexError::new_err(format!("trace {index} of {}", self.0.len()))),
+        }
+    }
+}
+
+#[pymethods]
+impl TraceReader {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let reader = py.detach(|| store::Reader::open(&path)).map_err(to_py)?;
+        Ok(TraceReader(Arc::new(reader)))
+    }
+
+    fn __len__(&self) -> usize {
+        self.0.len() as usize
+    }
+
+    #[getter]
+    fn torn_bytes(&self) -> u64 {
+        self.0.torn_bytes()
+    }
+
+    fn trace(&self, py: Python<'_>, index: u64) -> PyResult<Trace> {
+        self.check(index)?;
+        py.detach(|| self.0.trace(index)).map(Trace::from).map_err(to_py)
+    }
+
+    fn find(&self, py: Python<'_>, key: &str) -> PyResult<Option<u64>> {
+        py.detach(|| self.0.find(key)).map_err(to_py)
+    }
+
+    fn block(&self, py: Python<'_>, index: u64) -> PyResult<TraceBlock> {
+        self.check(index)?;
+        let block = py.detach(|| self.0.block(index)).map_err(to_py)?;
+        let reader = self.0.clone();
+        Ok(TraceBlock { reader, block })
+    }
+
+    fn verify(&self, py: Python<'_>) -> PyResult<()> {
+        let mut interrupt = None;
+        let verified = py.detach(|| {
+            self.0.verify(|| {
+                interrupt = Python::attach(|py| py.check_signals()).err();
+                interrupt.is_none()
+            })
+        });
+        match interrupt {
+            Some(error) => Err(error),
+            None => verified.map_err(to_py),
+        }
+    }
+}
+
+/// Consecutive traces of a store, read together.
+#[pyclass(module = "cwm_core._native", frozen)]
+struct TraceBlock {
+    reader: Arc<store::Reader>,
+    block: Arc<store::Block>,
+}
+
+impl TraceBlock {
+    fn check(&self, place: usize) -> PyResult<()> {
+        match place < self.block.len() {
+            true => Ok(()),
+            false => Err(PyIndexError::new_err(format!(
+                "trace {place} of a block of {}",
+                self.block.len()
+            ))),
+        }
+    }
+}
+
+#[pymethods]
+impl TraceBlock {
+    #[getter]
+    fn first(&self) -> u64 {
+        self.block.first()
+    }
+
+    fn __len__(&self) -> usize {
+        self.block.len()
+    }
+
+    fn key(&self, place: usize) -> PyResult<Option<&str>> {
+        self.check(place)?;
+        Ok(self.block.key(place))
+    }
+
+    fn metadata(&self, place: usize) -> PyResult<&str> {
+        self.check(place)?;
+        Ok(self.block.metadata(place))
+    }
+
+    fn trace(&self, py: Python<'_>, place: usize) -> PyResult<Trace> {
+        self.check(place)?;
+        let trace = py.detach(|| self.reader.trace_of(&self.block, place));
+        trace.map(Trace::from).map_err(to_py)
+    }
+}
