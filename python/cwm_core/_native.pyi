@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__version__: str
+VERSION: str
 
 # ---- trace
 

@@ -55,7 +55,7 @@ class TraceWriter:
         OSError if it cannot be written, ValueError if it is no store of this version or is damaged before its end.
         """
         self._native = _native.TraceWriter(path, append)
-        self._versions = {"python": platform.python_version(), "cwm_core": _native.__version__}
+        self._versions = {"python": platform.python_version(), "cwm_core": _native.VERSION}
 
     @property
     def cut_bytes(self) -> int:
@@ -117,8 +117,8 @@ class TraceReader:
 
     def __init__(self, path: Path) -> None:
         """Open a store. Raises OSError if it cannot be read and ValueError if it is none of this version."""
-        self.path = os.path.abspath(os.fspath(path))
-        self._native = _native.TraceReader(self.path)
+        self._native = _native.TraceReader(path)
+        self.path = os.path.abspath(os.fsdecode(path))
 
     @property
     def torn_bytes(self) -> int:

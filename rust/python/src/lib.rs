@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 /// The compiled half of `cwm_core`.
 #[pymodule]
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
-    m.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    m.add("VERSION", env!("CARGO_PKG_VERSION"))?;
     trace::register(m)?;
     store::register(m)?;
     recorder::register(m)?;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use cwm_trace::store;
-use pyo3::exceptions::{PyIndexError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyIndexError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::trace::Trace;
@@ -19,8 +19,15 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
 
 fn to_py(error: store::Error) -> PyErr {
     match error {
-        // PyO3 picks the subclass of OSError from the kind; rewrapping keeps the kind and adds the path.
-        store::Error::Io { path, error } => io::Error::new(error.kind(), format!("{}: {error}", path.display())).into(),
+        store::Error::Io { path, error } => match error.raw_os_error() {
+            // Python picks the subclass from the number.
+            Some(number) => {
+                let text = error.to_string();
+                let text = text.split(" (os error").next().unwrap_or_default().to_owned();
+                PyOSError::new_err((number, text, path))
+            }
+            None => io::Error::new(error.kind(), format!("{}: {error}", path.display())).into(),
+        },
         error => PyValueError::new_err(error.to_string()),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use super::block::{Block, has_right_checksums};
 use super::file::StoreFile;
-use super::format::{DataHead, Footer, HEAD, HEADER, Head, crc, key_hash, read_header};
+use super::format::{DataHead, Footer, HEAD, HEADER, Head, IndexHead, crc, key_hash, read_header};
 use super::index::{Pair, SEGMENT, Segment};
 use super::{Error, Result};
 use crate::trace::Trace;
@@ -84,26 +84,35 @@ impl Reader {
         let Some((Head::Index(head), index_end)) = self.file.head(footer.index_at, at)? else {
             return Ok(false);
         };
-        let list_bytes = head.segments.checked_mul(SEGMENT).filter(|&bytes| bytes <= head.bytes);
-        let Some(list_bytes) = list_bytes.filter(|_| head.traces == footer.traces) else {
+        let Some(segments) = self
+            .segments_of(&head, index_end)?
+            .filter(|_| head.traces == footer.traces)
+        else {
             return Ok(false);
         };
-        let list = self.file.read(index_end - list_bytes, list_bytes)?;
-        let segments: Vec<Segment> = list.chunks_exact(SEGMENT as usize).map(Segment::decode).collect();
-        let mut traces = 0;
-        for segment in &segments {
-            if !segment.is_possible(traces, index_end) {
-                return Ok(false);
-            }
-            traces = segment.end();
-        }
-        if crc(self.file.id, &list) != head.crc || traces != footer.traces {
-            return Ok(false);
-        }
-        (self.segments, self.traces, self.end, self.is_closed) = (segments, traces, at + HEAD as u64, true);
+        (self.segments, self.traces, self.end, self.is_closed) = (segments, footer.traces, at + HEAD as u64, true);
         self.tail.clear();
         self.damaged.clear(); // the index knows what was there
         Ok(true)
+    }
+
+    /// The segments of the index block that ends at `end`, if they are as they should be.
+    fn segments_of(&self, head: &IndexHead, end: u64) -> Result<Option<Vec<Segment>>> {
+        let bytes = head.segments.checked_mul(SEGMENT).filter(|&bytes| bytes <= head.bytes);
+        let Some(bytes) = bytes else {
+            return Ok(None);
+        };
+        let list = self.file.read(end - bytes, bytes)?;
+        let segments: Vec<Segment> = list.chunks_exact(SEGMENT as usize).map(Segment::decode).collect();
+        let mut traces = 0;
+        for segment in &segments {
+            if !segment.is_possible(traces, end) {
+                return Ok(None);
+            }
+            traces = segment.end();
+        }
+        let is_right = crc(self.file.id, &list) == head.crc && traces == head.traces;
+        Ok(is_right.then_some(segments))
     }
 
     /// Walks all blocks, over damage if more blocks follow it.
@@ -269,7 +278,8 @@ impl Reader {
                 return Ok(Some(index));
             }
         }
-        Ok(None)
+        // It may have been where now is damage.
+        self.first_damage().map(|()| None)
     }
 
     /// The same among the traces that the segments cover.
@@ -323,6 +333,11 @@ impl Reader {
             let Some((head, block_end)) = self.file.head(at, self.end)? else {
                 return self.file.damaged(at, "there is no block here");
             };
+            if let Head::Index(head) = head
+                && self.segments_of(&head, block_end)?.is_none()
+            {
+                return self.file.damaged(at, "the index is not as it should be");
+            }
             if let Head::Data(data) = head {
                 if data.first != traces || self.place(data.first)? != at {
                     return self
