@@ -24,7 +24,7 @@ fn to_py(error: store::Error) -> PyErr {
             Some(number) => {
                 let text = error.to_string();
                 let text = text.split(" (os error").next().unwrap_or_default().to_owned();
-                PyOSError::new_err((number, text, path))
+                PyOSError::new_err((number, text, path.into_os_string()))
             }
             None => io::Error::new(error.kind(), format!("{}: {error}", path.display())).into(),
         },

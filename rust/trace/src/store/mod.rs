@@ -7,6 +7,8 @@ mod file;
 mod format;
 mod index;
 mod reader;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::io;

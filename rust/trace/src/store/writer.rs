@@ -36,7 +36,7 @@ pub struct Writer {
     is_dirty: bool,
     is_done: bool,
     process: u32,
-    index_every: usize,
+    pub(super) index_every: usize,
 }
 
 impl Writer {
