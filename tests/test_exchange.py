@@ -160,7 +160,9 @@ def test_mistakes_leave_nothing_behind(store, capsys):
         assert message in failure(capsys, *argv)
         assert sorted(path.name for path in Path().iterdir()) == before
     pytest.importorskip("pyarrow")
-    assert failure(capsys, "import", "no.parquet", new).startswith("cwm import: no.parquet: Parquet magic bytes")
+    assert failure(capsys, "import", "no.parquet", new).startswith(
+        "cwm import: no.parquet: Parquet file size is 7 bytes"
+    )
     assert sorted(path.name for path in Path().iterdir()) == before
 
 

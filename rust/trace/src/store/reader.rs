@@ -248,10 +248,13 @@ impl Reader {
     fn place(&self, index: u64) -> Result<u64> {
         let segment = self.segments.partition_point(|segment| segment.first <= index);
         let found = match self.segments[..segment].last().filter(|segment| index < segment.end()) {
-            Some(segment) => match segment.blocks.rank(&self.file, index + 1)?.checked_sub(1) {
-                Some(place) => segment.blocks.iter(&self.file, place).next().transpose()?,
-                None => None,
-            },
+            Some(segment) => {
+                let bounds = (segment.first, segment.end());
+                match segment.blocks.rank(&self.file, index + 1, bounds)?.checked_sub(1) {
+                    Some(place) => segment.blocks.iter(&self.file, place).next().transpose()?,
+                    None => None,
+                }
+            }
             None => {
                 let after = self.tail.partition_point(|&(first, _)| first <= index);
                 self.tail[..after].last().copied()
@@ -286,7 +289,7 @@ impl Reader {
     pub(super) fn find_indexed(&self, key: &str) -> Result<Option<u64>> {
         let hash = key_hash(key);
         for segment in &self.segments {
-            let rank = segment.keys.rank(&self.file, hash)?;
+            let rank = segment.keys.rank(&self.file, hash, (0, u64::MAX))?;
             for pair in segment.keys.iter(&self.file, rank) {
                 let (found, index) = pair?;
                 if found != hash {

@@ -184,7 +184,7 @@ proptest! {
     }
 
     #[test]
-    fn a_run_is_searched_as_a_list(mut pairs in vec((0u64..600, any::<u64>()), 0..1500), key in 0u64..700) {
+    fn a_run_is_searched_as_a_list(mut pairs in vec((0u64..600, any::<u64>()), 0..1500), key in 0u64..700, bounds in prop_oneof![Just((0, 600)), any::<(u64, u64)>()]) {
         pairs.sort_unstable();
         let folder = folder();
         let path = file(folder.path(), &[]);
@@ -194,7 +194,7 @@ proptest! {
         fs::write(&path, &bytes).expect("it can be written");
         let run = Run { at: HEADER as u64, pairs: pairs.len() as u64 };
         prop_assert_eq!(Some((bytes.len() - HEADER) as u64), run.bytes());
-        let rank = run.rank(&store, key).expect("it can be read");
+        let rank = run.rank(&store, key, bounds).expect("it can be read");
         prop_assert_eq!(rank as usize, pairs.partition_point(|pair| pair.0 < key));
         let rest: Vec<Pair> = run.iter(&store, rank).collect::<Result<_, _>>().expect("it can be read");
         prop_assert_eq!(&rest[..], &pairs[rank as usize..]);
