@@ -39,7 +39,7 @@ class StoredTrace(NamedTuple):
 class TraceWriter:
     """Adds traces to a store file. One writer at a time has the file; it never changes what the file holds.
 
-    Traces reach the file in blocks of about 128 KiB before compression. What was written survives the end of the
+    Traces reach the file in blocks of about 64 KiB before compression. What was written survives the end of the
     process at any moment; ``flush`` and ``close`` also make it survive the end of the machine. ``close`` adds the index
     by which a store is opened at once. Leaving the ``with`` block closes the writer, by an exception as well: what was
     added stays. In a forked process the writer cannot be used.

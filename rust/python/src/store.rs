@@ -79,7 +79,7 @@ impl TraceWriter {
 }
 
 #[pyclass(module = "cwm_core._native", frozen)]
-struct TraceReader(Arc<store::Reader>);
+struct TraceReader(store::Reader);
 
 impl TraceReader {
     fn check(&self, index: u64) -> PyResult<()> {
@@ -95,7 +95,7 @@ impl TraceReader {
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let reader = py.detach(|| store::Reader::open(&path)).map_err(to_py)?;
-        Ok(TraceReader(Arc::new(reader)))
+        Ok(TraceReader(reader))
     }
 
     fn __len__(&self) -> usize {
@@ -118,9 +118,7 @@ impl TraceReader {
 
     fn block(&self, py: Python<'_>, index: u64) -> PyResult<TraceBlock> {
         self.check(index)?;
-        let block = py.detach(|| self.0.block(index)).map_err(to_py)?;
-        let reader = self.0.clone();
-        Ok(TraceBlock { reader, block })
+        py.detach(|| self.0.block(index)).map(TraceBlock).map_err(to_py)
     }
 
     fn verify(&self, py: Python<'_>) -> PyResult<()> {
@@ -140,19 +138,14 @@ impl TraceReader {
 
 /// Consecutive traces of a store, read together.
 #[pyclass(module = "cwm_core._native", frozen)]
-struct TraceBlock {
-    reader: Arc<store::Reader>,
-    block: Arc<store::Block>,
-}
+struct TraceBlock(Arc<store::Block>);
 
 impl TraceBlock {
     fn check(&self, place: usize) -> PyResult<()> {
-        match place < self.block.len() {
+        let length = self.0.len();
+        match place < length {
             true => Ok(()),
-            false => Err(PyIndexError::new_err(format!(
-                "trace {place} of a block of {}",
-                self.block.len()
-            ))),
+            false => Err(PyIndexError::new_err(format!("trace {place} of a block of {length}"))),
         }
     }
 }
@@ -161,26 +154,25 @@ impl TraceBlock {
 impl TraceBlock {
     #[getter]
     fn first(&self) -> u64 {
-        self.block.first()
+        self.0.first()
     }
 
     fn __len__(&self) -> usize {
-        self.block.len()
+        self.0.len()
     }
 
-    fn key(&self, place: usize) -> PyResult<Option<&str>> {
+    fn key(&self, py: Python<'_>, place: usize) -> PyResult<Option<&str>> {
         self.check(place)?;
-        Ok(self.block.key(place))
+        py.detach(|| self.0.key(place)).map_err(to_py)
     }
 
-    fn metadata(&self, place: usize) -> PyResult<&str> {
+    fn metadata(&self, py: Python<'_>, place: usize) -> PyResult<&str> {
         self.check(place)?;
-        Ok(self.block.metadata(place))
+        py.detach(|| self.0.metadata(place)).map_err(to_py)
     }
 
     fn trace(&self, py: Python<'_>, place: usize) -> PyResult<Trace> {
         self.check(place)?;
-        let trace = py.detach(|| self.reader.trace_of(&self.block, place));
-        trace.map(Trace::from).map_err(to_py)
+        py.detach(|| self.0.trace(place)).map(Trace::from).map_err(to_py)
     }
 }

@@ -1,6 +1,5 @@
-use std::io::Read;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, OnceLock};
 
 use super::Result;
 use super::file::StoreFile;
@@ -8,40 +7,42 @@ use super::format::{DataHead, HEAD, Head, LEVEL, Section, crc};
 use crate::stored::{self, StoredError};
 use crate::trace::Trace;
 
-/// Traces that were compressed together. Keys and metadata are at hand, traces are unpacked when asked for.
+/// Traces that were compressed together. The directory and the traces are each read when first asked for.
 pub struct Block {
+    file: Arc<StoreFile>,
     at: u64,
     head: DataHead,
-    directory: Vec<u8>,
-    entries: Vec<Entry>,
-    /// The beginning of the payloads, as far as it was needed.
-    payloads: Mutex<Arc<Vec<u8>>>,
+    directory: OnceLock<Directory>,
+    payloads: OnceLock<Payloads>,
 }
 
+/// Keys and metadata.
+struct Directory {
+    bytes: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+/// Where things are among the bytes of the directory. They are UTF-8.
 struct Entry {
-    payload: Range<usize>,
-    /// Within the directory, as is the metadata.
     key: Option<Range<usize>>,
     metadata: Range<usize>,
 }
 
+struct Payloads {
+    bytes: Vec<u8>,
+    /// Where each trace ends.
+    ends: Vec<usize>,
+    start: usize,
+}
+
 impl Block {
-    /// Reads the block whose head is at `at`, but for its traces.
-    pub(super) fn read(file: &StoreFile, at: u64, head: DataHead) -> Result<Block> {
-        let packed = read_section(file, at + HEAD as u64, head.directory)?;
-        let entries = unpack(&packed, head.directory.raw).and_then(|directory| {
-            let entries = read_directory(&directory, &head)?;
-            Ok((directory, entries))
-        });
-        match entries {
-            Ok((directory, entries)) => Ok(Block {
-                at,
-                head,
-                directory,
-                entries,
-                payloads: Mutex::default(),
-            }),
-            Err(error) => file.damaged(at, format!("the directory of a block: {error}")),
+    pub(super) fn new(file: Arc<StoreFile>, at: u64, head: DataHead) -> Block {
+        Block {
+            file,
+            at,
+            head,
+            directory: OnceLock::new(),
+            payloads: OnceLock::new(),
         }
     }
 
@@ -57,68 +58,69 @@ impl Block {
     /// Number of traces.
     #[allow(clippy::len_without_is_empty)] // it never is
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.head.traces as usize
     }
 
     /// The key of the trace at `place` in this block; like the other methods, panics if there is none.
-    pub fn key(&self, place: usize) -> Option<&str> {
-        let key = self.entries[place].key.clone()?;
-        // `read` has checked that it is UTF-8.
-        std::str::from_utf8(&self.directory[key]).ok()
+    pub fn key(&self, place: usize) -> Result<Option<&str>> {
+        let directory = self.directory()?;
+        let key = directory.entries[place].key.clone();
+        Ok(key.and_then(|key| std::str::from_utf8(&directory.bytes[key]).ok()))
     }
 
-    pub fn metadata(&self, place: usize) -> &str {
-        let metadata = self.entries[place].metadata.clone();
-        std::str::from_utf8(&self.directory[metadata]).unwrap_or_default()
+    pub fn metadata(&self, place: usize) -> Result<&str> {
+        let directory = self.directory()?;
+        let metadata = directory.entries[place].metadata.clone();
+        Ok(std::str::from_utf8(&directory.bytes[metadata]).unwrap_or_default())
     }
 
-    pub(super) fn trace(&self, file: &StoreFile, place: usize) -> Result<Trace> {
-        let range = self.entries[place].payload.clone();
-        let payloads = self.payloads_up_to(file, range.end)?;
-        stored::read_payload(&payloads[range]).or_else(|error| {
+    pub fn trace(&self, place: usize) -> Result<Trace> {
+        let payloads = self.payloads()?;
+        let start = place
+            .checked_sub(1)
+            .map_or(payloads.start, |before| payloads.ends[before]);
+        stored::read_payload(&payloads.bytes[start..payloads.ends[place]]).or_else(|error| {
             let index = self.head.first + place as u64;
-            file.damaged(self.at, format!("trace {index}: {error}"))
+            self.file.damaged(self.at, format!("trace {index}: {error}"))
         })
     }
 
-    /// The first time, nothing is unpacked beyond what is asked for; who comes again wants more of it.
-    fn payloads_up_to(&self, file: &StoreFile, end: usize) -> Result<Arc<Vec<u8>>> {
-        // A lock that a thread held when the process forked is never freed: do without.
-        let known = self
-            .payloads
-            .try_lock()
-            .map(|payloads| payloads.clone())
-            .unwrap_or_default();
-        if known.len() >= end {
-            return Ok(known);
+    fn directory(&self) -> Result<&Directory> {
+        if let Some(directory) = self.directory.get() {
+            return Ok(directory);
         }
-        let Section { raw, .. } = self.head.payloads;
-        let wanted = if known.is_empty() { end } else { raw as usize };
-        let packed = read_section(
-            file,
-            self.at + HEAD as u64 + self.head.directory.packed,
-            self.head.payloads,
-        )?;
-        let unpacked = match wanted as u64 == raw {
-            true => unpack(&packed, raw),
-            false => unpack_beginning(&packed, wanted),
-        };
-        let unpacked = match unpacked {
-            Ok(bytes) => Arc::new(bytes),
-            Err(error) => return file.damaged(self.at, format!("the traces of a block: {error}")),
-        };
-        if let Ok(mut payloads) = self.payloads.try_lock() {
-            *payloads = unpacked.clone();
-        }
-        Ok(unpacked)
+        let at = self.at + HEAD as u64;
+        let read = |bytes| read_directory(bytes, self.len());
+        let directory = self.section(at, self.head.directory, "keys and metadata", read)?;
+        // Not read under the lock: who forks meanwhile would never see it open again.
+        Ok(self.directory.get_or_init(|| directory))
     }
-}
 
-fn read_section(file: &StoreFile, at: u64, section: Section) -> Result<Vec<u8>> {
-    let packed = file.read(at, section.packed)?;
-    match crc(file.id, &packed) == section.crc {
-        true => Ok(packed),
-        false => file.damaged(at, "the checksum differs"),
+    fn payloads(&self) -> Result<&Payloads> {
+        if let Some(payloads) = self.payloads.get() {
+            return Ok(payloads);
+        }
+        let at = self.at + HEAD as u64 + self.head.directory.packed;
+        let read = |bytes| read_payloads(bytes, self.len());
+        let payloads = self.section(at, self.head.payloads, "traces", read)?;
+        Ok(self.payloads.get_or_init(|| payloads))
+    }
+
+    fn section<T>(
+        &self,
+        at: u64,
+        section: Section,
+        what: &str,
+        read: impl FnOnce(Vec<u8>) -> std::result::Result<T, StoredError>,
+    ) -> Result<T> {
+        let packed = self.file.read(at, section.packed)?;
+        if crc(self.file.id, &packed) != section.crc {
+            return self
+                .file
+                .damaged(at, format!("the checksum of the {what} of a block differs"));
+        }
+        let parts = unpack(&packed, section.raw).and_then(read);
+        parts.or_else(|error| self.file.damaged(at, format!("the {what} of a block: {error}")))
     }
 }
 
@@ -146,59 +148,50 @@ fn unpack(packed: &[u8], raw: u64) -> std::result::Result<Vec<u8>, StoredError> 
     }
 }
 
-fn unpack_beginning(packed: &[u8], length: usize) -> std::result::Result<Vec<u8>, StoredError> {
-    let mut out = Vec::new();
-    let decoder = zstd::stream::read::Decoder::with_buffer(packed);
-    let read = decoder.and_then(|decoder| decoder.take(length as u64).read_to_end(&mut out));
-    match read {
-        Ok(read) if read == length => Ok(out),
-        Ok(read) => Err(StoredError(format!("more than {read} bytes were announced"))),
-        Err(error) => Err(StoredError(format!("zstd: {error}"))),
-    }
-}
-
-fn read_directory(directory: &[u8], head: &DataHead) -> std::result::Result<Vec<Entry>, StoredError> {
-    let mut input = stored::Reader(directory);
-    let mut payload_lengths = stored::Reader(input.bytes("payload lengths")?);
+fn read_directory(bytes: Vec<u8>, traces: usize) -> std::result::Result<Directory, StoredError> {
+    let mut input = stored::Reader(&bytes);
     let mut key_lengths = stored::Reader(input.bytes("key lengths")?);
-    let keys = input.bytes("keys")?;
     let mut metadata_lengths = stored::Reader(input.bytes("metadata lengths")?);
+    let keys = input.bytes("keys")?;
     let metadata = input.0;
-    let keys_at = keys.as_ptr() as usize - directory.as_ptr() as usize;
-    let (mut payload_end, mut key_end, mut metadata_end) = (0, 0, 0);
-    // The head was checked: there is a byte for each trace.
-    let mut entries = Vec::with_capacity(head.traces as usize);
-    for _ in 0..head.traces {
-        let room = head.payloads.raw - payload_end;
-        let payload_start = payload_end;
-        payload_end += payload_lengths.below(room + 1, "payload lengths")?;
+    let metadata_at = bytes.len() - metadata.len();
+    let (mut key_end, mut metadata_end) = (metadata_at - keys.len(), metadata_at);
+    let is_text = |range: &Range<usize>| std::str::from_utf8(&bytes[range.clone()]).is_ok();
+    let mut entries = Vec::with_capacity(traces);
+    for _ in 0..traces {
         let key_start = key_end;
-        let has_key = match key_lengths.below((keys.len() - key_end) as u64 + 2, "key lengths")? {
-            0 => false,
-            length => {
-                key_end += length as usize - 1;
-                true
-            }
-        };
+        // 0 stands for no key.
+        let length = key_lengths.below((metadata_at - key_end) as u64 + 2, "key lengths")? as usize;
+        key_end += length.saturating_sub(1);
         let metadata_start = metadata_end;
-        let room = (metadata.len() - metadata_end) as u64;
-        metadata_end += metadata_lengths.below(room + 1, "metadata lengths")? as usize;
-        let texts = [&keys[key_start..key_end], &metadata[metadata_start..metadata_end]];
-        if texts.iter().any(|text| std::str::from_utf8(text).is_err()) {
+        metadata_end += metadata_lengths.below((bytes.len() - metadata_end) as u64 + 1, "metadata lengths")? as usize;
+        let (key, metadata) = (key_start..key_end, metadata_start..metadata_end);
+        if !is_text(&key) || !is_text(&metadata) {
             return Err(StoredError("a key or metadata is not UTF-8".into()));
         }
-        let metadata_at = directory.len() - metadata.len();
-        entries.push(Entry {
-            payload: payload_start as usize..payload_end as usize,
-            key: has_key.then_some(keys_at + key_start..keys_at + key_end),
-            metadata: metadata_at + metadata_start..metadata_at + metadata_end,
-        });
+        let key = (length > 0).then_some(key);
+        entries.push(Entry { key, metadata });
     }
-    let rest = [payload_lengths.0, key_lengths.0, metadata_lengths.0];
-    let all = payload_end == head.payloads.raw && key_end == keys.len() && metadata_end == metadata.len();
-    match all && rest.iter().all(|rest| rest.is_empty()) {
-        true => Ok(entries),
-        false => Err(StoredError("its columns do not add up".into())),
+    let is_read = key_lengths.0.is_empty() && metadata_lengths.0.is_empty();
+    if !is_read || key_end != metadata_at || metadata_end != bytes.len() {
+        return Err(StoredError("the columns do not add up".into()));
+    }
+    Ok(Directory { bytes, entries })
+}
+
+fn read_payloads(bytes: Vec<u8>, traces: usize) -> std::result::Result<Payloads, StoredError> {
+    let mut input = stored::Reader(&bytes);
+    let mut lengths = stored::Reader(input.bytes("lengths")?);
+    let start = bytes.len() - input.0.len();
+    let mut end = start;
+    let mut ends = Vec::with_capacity(traces);
+    for _ in 0..traces {
+        end += lengths.below((bytes.len() - end) as u64 + 1, "lengths")? as usize;
+        ends.push(end);
+    }
+    match lengths.0.is_empty() && end == bytes.len() {
+        true => Ok(Payloads { bytes, ends, start }),
+        false => Err(StoredError("the lengths do not add up".into())),
     }
 }
 
@@ -242,9 +235,9 @@ impl Pending {
 
     /// The whole block.
     pub fn pack(&self, id: u64, first: u64, zstd: &mut zstd::bulk::Compressor<'_>) -> std::io::Result<Vec<u8>> {
-        let directory = self.directory();
+        let (directory, payloads) = (self.directory(), self.payloads());
         let packed_directory = zstd.compress(&directory)?;
-        let packed_payloads = zstd.compress(&self.payloads)?;
+        let packed_payloads = zstd.compress(&payloads)?;
         let section = |raw: &[u8], packed: &[u8]| Section {
             raw: raw.len() as u64,
             packed: packed.len() as u64,
@@ -254,19 +247,25 @@ impl Pending {
             first,
             traces: self.len() as u64,
             directory: section(&directory, &packed_directory),
-            payloads: section(&self.payloads, &packed_payloads),
+            payloads: section(&payloads, &packed_payloads),
         });
         Ok([&head.encode(id), &packed_directory[..], &packed_payloads].concat())
     }
 
     fn directory(&self) -> Vec<u8> {
-        let mut out = stored::Writer(Vec::new());
-        out.column(self.payload_lengths.iter().copied());
+        let mut out = stored::Writer(Vec::with_capacity(self.texts + 4 * self.len()));
         let key_length = |key: &Option<String>| key.as_ref().map_or(0, |key| key.len() as u64 + 1);
         out.column(self.keys.iter().map(key_length));
-        out.bytes(self.keys.iter().flatten().cloned().collect::<String>().as_bytes());
         out.column(self.metadata.iter().map(|metadata| metadata.len() as u64));
+        out.bytes(self.keys.iter().flatten().cloned().collect::<String>().as_bytes());
         out.0.extend_from_slice(self.metadata.concat().as_bytes());
+        out.0
+    }
+
+    fn payloads(&self) -> Vec<u8> {
+        let mut out = stored::Writer(Vec::with_capacity(self.payloads.len() + 4 * self.len()));
+        out.column(self.payload_lengths.iter().copied());
+        out.0.extend_from_slice(&self.payloads);
         out.0
     }
 }

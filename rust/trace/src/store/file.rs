@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use memchr::memmem;
 
-use super::format::{HEAD, Head, KINDS};
+use super::format::{HEAD, HEADER, Head, KINDS, read_header};
 use super::{Error, Result};
 
 /// The file of a store. Reads and writes name their place: threads and forked processes share no position.
@@ -29,6 +29,12 @@ impl StoreFile {
     pub fn size(&self) -> Result<u64> {
         let metadata = self.file.metadata().map_err(|error| self.io_error(error))?;
         Ok(metadata.len())
+    }
+
+    /// The id of a file of this size; `None` where it ends within its header.
+    pub fn read_id(&self, size: u64) -> Result<Option<u64>> {
+        let start = self.read(0, size.min(HEADER as u64))?;
+        read_header(&start).map_err(|what| Error::Invalid(format!("{}: {what}", self.path.display())))
     }
 
     /// The caller knows that the file is long enough to be asked for so many bytes.

@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use super::block::{Block, has_right_checksums};
 use super::file::StoreFile;
-use super::format::{DataHead, Footer, HEAD, HEADER, Head, IndexHead, crc, key_hash, read_header};
+use super::format::{DataHead, Footer, HEAD, HEADER, Head, IndexHead, crc, key_hash};
 use super::index::{Pair, SEGMENT, Segment};
 use super::{Error, Result};
 use crate::trace::Trace;
 
 /// A store as it was when it was opened; what is added later is not seen, and does no harm.
 pub struct Reader {
-    pub(super) file: StoreFile,
+    pub(super) file: Arc<StoreFile>,
     /// Where the last whole block ends.
     pub(super) end: u64,
     pub(super) traces: u64,
@@ -40,11 +40,12 @@ impl Reader {
     }
 
     pub(super) fn of_file(file: File, path: PathBuf) -> Result<Reader> {
-        let file = StoreFile { file, path, id: 0 };
+        let mut file = StoreFile { file, path, id: 0 };
         let size = file.size()?;
-        let start = file.read(0, size.min(HEADER as u64))?;
-        let id = read_header(&start).map_err(|what| Error::Invalid(format!("{}: {what}", file.path.display())))?;
+        let id = file.read_id(size)?;
+        file.id = id.unwrap_or_default();
         let mut reader = Reader {
+            file: Arc::new(file),
             end: HEADER as u64,
             traces: 0,
             segments: Vec::new(),
@@ -54,15 +55,11 @@ impl Reader {
             torn: 0,
             damaged: Vec::new(),
             recent: Mutex::default(),
-            file,
         };
-        let Some(id) = id else {
+        if id.is_none() {
             // Killed before its header was whole.
             (reader.end, reader.torn) = (0, size);
-            return Ok(reader);
-        };
-        reader.file.id = id;
-        if !reader.open_closed(size)? {
+        } else if !reader.open_closed(size)? {
             reader.scan(size)?;
         }
         Ok(reader)
@@ -204,12 +201,7 @@ impl Reader {
 
     pub fn trace(&self, index: u64) -> Result<Trace> {
         let block = self.block(index)?;
-        block.trace(&self.file, (index - block.first()) as usize)
-    }
-
-    /// The trace at a place of a block that [`Reader::block`] gave.
-    pub fn trace_of(&self, block: &Block, place: usize) -> Result<Trace> {
-        block.trace(&self.file, place)
+        block.trace((index - block.first()) as usize)
     }
 
     /// The block that holds a trace. The index must be less than [`Reader::len`].
@@ -237,7 +229,7 @@ impl Reader {
     fn read_block(&self, index: u64) -> Result<Block> {
         let at = self.place(index)?;
         match self.file.head(at, self.end)? {
-            Some((Head::Data(head), _)) => Block::read(&self.file, at, head),
+            Some((Head::Data(head), _)) => Ok(Block::new(self.file.clone(), at, head)),
             _ => self
                 .file
                 .damaged(at, format!("there is no block, where trace {index} should be")),
@@ -309,7 +301,7 @@ impl Reader {
             return self.file.damaged(HEADER as u64, what);
         }
         let block = self.block(index)?;
-        Ok(block.key((index - block.first()) as usize) == Some(key))
+        Ok(block.key((index - block.first()) as usize)? == Some(key))
     }
 
     pub(super) fn tail_keys(&self) -> Result<&[Pair]> {
@@ -319,8 +311,9 @@ impl Reader {
         let mut keys = Vec::new();
         for &(first, _) in &self.tail {
             let block = self.read_block(first)?;
-            let hashes = (0..block.len()).filter_map(|place| Some((key_hash(block.key(place)?), first + place as u64)));
-            keys.extend(hashes);
+            for place in 0..block.len() {
+                keys.extend(block.key(place)?.map(|key| (key_hash(key), first + place as u64)));
+            }
         }
         keys.sort_unstable();
         // Not under its lock, which a fork would leave shut.
@@ -347,7 +340,7 @@ impl Reader {
                         .file
                         .damaged(at, format!("this block is not where trace {traces} is looked for"));
                 }
-                let block = Block::read(&self.file, at, data)?;
+                let block = Block::new(self.file.clone(), at, data);
                 keys += self.verify_block(&block)?;
                 traces += data.traces;
                 if !go_on() {
@@ -368,8 +361,9 @@ impl Reader {
     fn verify_block(&self, block: &Block) -> Result<u64> {
         let mut keys = 0;
         for place in 0..block.len() {
-            block.trace(&self.file, place)?;
-            if let Some(key) = block.key(place) {
+            block.metadata(place)?;
+            block.trace(place)?;
+            if let Some(key) = block.key(place)? {
                 keys += 1;
                 let index = block.first() + place as u64;
                 if self.find(key)? != Some(index) {

@@ -8,7 +8,8 @@ use rustc_hash::FxHashMap;
 use super::block::{Pending, compressor};
 use super::file::StoreFile;
 use super::format::{
-    BLOCK_BYTES, Footer, HEAD, Head, IndexHead, MAX_KEY, MAX_METADATA, crc, header, key_hash, random_id,
+    BLOCK_BYTES, Footer, HEAD, HEADER, Head, IndexHead, MAX_KEY, MAX_METADATA, crc, header, key_hash, random_id,
+    read_header,
 };
 use super::index::{Merge, Pair, Run, Segment, write_run};
 use super::reader::Reader;
@@ -61,6 +62,7 @@ impl Writer {
                 "another writer has this file open",
             )),
         })?;
+        let unbegun = begin(&file, path)?;
         let store = Reader::of_file(file, path.to_owned())?;
         store.first_damage()?;
         let known_keys = store.tail_keys()?.to_vec();
@@ -69,9 +71,9 @@ impl Writer {
             keys: FxHashMap::default(),
             more_keys: Vec::new(),
             zstd: compressor().map_err(io_error)?,
-            cut: store.torn_bytes(),
+            cut: unbegun + store.torn_bytes(),
             is_dirty: store.torn_bytes() > 0,
-            is_done: true, // until it has begun: dropping it then writes nothing
+            is_done: true, // until the tail is cut: dropping it then writes nothing
             process: std::process::id(),
             index_every: INDEX_EVERY,
             store,
@@ -79,10 +81,7 @@ impl Writer {
         for (hash, trace) in known_keys {
             writer.keep_key(hash, trace);
         }
-        match writer.store.end {
-            0 => writer.begin()?,
-            _ => writer.cut_rest()?,
-        }
+        writer.cut_rest()?;
         writer.is_done = false;
         Ok(writer)
     }
@@ -191,20 +190,6 @@ impl Writer {
         if *self.keys.entry(hash).or_insert(index) != index {
             self.more_keys.push((hash, index));
         }
-    }
-
-    /// The header of a new file; its name is then on the disk as well.
-    fn begin(&mut self) -> Result<()> {
-        self.store.file.id = random_id();
-        self.append(&header(self.store.file.id))?;
-        let folder = self
-            .store
-            .file
-            .path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty());
-        let synced = File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all());
-        synced.map_err(|error| self.store.file.io_error(error))
     }
 
     fn write_block(&mut self) -> Result<()> {
@@ -319,6 +304,29 @@ impl Drop for Writer {
             let _ = self.close();
         }
     }
+}
+
+/// Gives a file that has none its header, and its name to the disk. What there was of a header is cut: so many bytes.
+fn begin(file: &File, path: &Path) -> Result<u64> {
+    let io_error = |error| Error::Io {
+        path: path.to_owned(),
+        error,
+    };
+    let size = file.metadata().map_err(io_error)?.len();
+    let mut start = vec![0; size.min(HEADER as u64) as usize];
+    file.read_exact_at(&mut start, 0).map_err(io_error)?;
+    match read_header(&start) {
+        Ok(Some(_)) => return Ok(0),
+        Ok(None) => {}
+        Err(what) => return Err(Error::Invalid(format!("{}: {what}", path.display()))),
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let begun = file
+        .set_len(0)
+        .and_then(|()| file.write_all_at(&header(random_id()), 0))
+        .and_then(|()| File::open(folder.unwrap_or(Path::new("."))))
+        .and_then(|folder| folder.sync_all());
+    begun.map_err(io_error).map(|()| size)
 }
 
 /// Writes an index block and a footer at the end of the file, and gives where they end.
