@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use cwm_trace::store::{Reader, Writer};
 use libfuzzer_sys::fuzz_target;
@@ -35,9 +36,12 @@ fn use_it(path: &Path) {
 fuzz_target!(|input: (u64, &[u8], &[u8])| {
     let (traces, directory, payloads) = input;
     let path: PathBuf = std::env::temp_dir().join(format!("fuzz-{}.cwmtraces", std::process::id()));
-    let _ = fs::remove_file(&path);
-    drop(Writer::open(&path, false).expect("a store can be made"));
-    let honest = fs::read(&path).expect("it can be read");
+    static HONEST: OnceLock<Vec<u8>> = OnceLock::new();
+    let honest = HONEST.get_or_init(|| {
+        let _ = fs::remove_file(&path);
+        drop(Writer::open(&path, false).expect("a store can be made"));
+        fs::read(&path).expect("it can be read")
+    });
     for file in [
         &[&honest, directory].concat(),
         &with_head(&honest[..32], traces, directory, payloads),

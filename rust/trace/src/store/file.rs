@@ -65,7 +65,7 @@ impl StoreFile {
     /// Where the next whole block after what is none at `from` begins, if there is one.
     pub fn next_block(&self, from: u64, end: u64) -> Result<Option<u64>> {
         const CHUNK: u64 = 1 << 20;
-        let finders = KINDS.map(|kind| memmem::Finder::new(kind));
+        let finders = KINDS.map(memmem::Finder::new);
         let mut at = from;
         while end.saturating_sub(at) >= HEAD as u64 {
             let bytes = self.read(at, CHUNK.min(end - at))?;
