@@ -176,7 +176,7 @@ class TraceReader:
     def verify(self) -> None:
         """Read the whole file and check every checksum, trace and key. Raises ValueError at the first damage.
 
-        A torn tail is no damage.
+        A torn tail is no damage, nor is what happened to an index that a later one replaced.
         """
         self._native.verify()
 
