@@ -7,6 +7,7 @@ use crate::mix::Mixture;
 use crate::permute::mix64;
 use crate::plan::{Piece, Rows};
 use crate::shard::{Shard, Span};
+use crate::shards::Shards;
 
 /// The large arrays of a batch, `rows` × `seq_len` each.
 #[derive(Default)]
@@ -137,8 +138,10 @@ impl MaskPolicy {
     }
 }
 
-/// The memory of the shards is released after so many positions: some 64 MB of tokens, and what the system maps around
-/// them.
+/// A corpus of more tokens is let go of now and then. A smaller one stays mapped: touching a page again costs as much as
+/// reading it.
+const MAPPED: u64 = 1 << 28;
+/// Positions filled between two times that it is let go of: 64 MB of tokens, and what the system maps around them.
 const RELEASE_EVERY: usize = 1 << 24;
 
 /// Fills batches; keeps the memory that this takes.
@@ -201,8 +204,7 @@ impl Filler {
         self.filled += count * seq_len;
         if self.filled >= RELEASE_EVERY {
             self.filled = 0;
-            let shards = mixture.sources.iter().flat_map(|source| source.shards.parts());
-            shards.for_each(Shard::release);
+            release(mixture);
         }
         Ok(batch)
     }
@@ -237,6 +239,13 @@ impl Filler {
             }
         }
         Ok(())
+    }
+}
+
+fn release(mixture: &Mixture) {
+    let shards = || mixture.sources.iter().map(|source| &source.shards);
+    if shards().map(Shards::tokens).sum::<u64>() > MAPPED {
+        shards().flat_map(Shards::parts).for_each(Shard::release);
     }
 }
 
