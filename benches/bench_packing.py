@@ -1,89 +1,152 @@
-"""The packed loader beside a memory copy of the bytes it returns.
+"""The packed loader beside a memory copy of the bytes it returns, and its packing beside seqpacker.
 
-Documents of log-normal length (median 1,100 tokens, sigma 1.6) in rows of 8,192, shards in the page cache.
+Documents of log-normal length (median 1,100 tokens, sigma 1.6), shards in the page cache. `packing_scale.py` measures
+what depends on the size of a corpus.
 """
 
 import json
+from itertools import cycle, islice
 
 import cwm_core as cwm
 import numpy as np
 import pytest
 
-SEQ_LEN = 8192
-BATCH_SIZE = 32
+ROWS = {8192: 32, 131_072: 2}  # by tokens a row
 VOCAB_SIZE = 128_256
-ARRAYS = ("tokens", "targets", "loss_mask", "position_ids", "cu_seqlens", "source_ids")
+ARRAYS = ("tokens", "targets", "loss_mask", "position_ids")
+DOCUMENTS = 10_000
+PACKED_DOCUMENTS = 200_000
+
+seq_lens = pytest.mark.parametrize("seq_len", ROWS)
+
+
+def lengths(count):
+    return np.maximum(1, np.random.default_rng(0).lognormal(np.log(1100), 1.6, count).astype(np.int64))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """About 38 million tokens."""
+    """About 40 million tokens."""
     folder = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(0)
     with cwm.ShardWriter(folder, VOCAB_SIZE) as writer:
-        for length in np.maximum(1, rng.lognormal(np.log(1100), 1.6, 10_000).astype(int)):
+        for length in lengths(DOCUMENTS):
             writer.add(rng.integers(0, VOCAB_SIZE, length, dtype=np.int32))
     cwm.Shards(folder).verify()
     return folder
 
 
-def batch_bytes(batch):
-    return sum(getattr(batch, name).nbytes for name in ARRAYS)
+def open_loader(folder, seq_len, **options):
+    return cwm.PackedLoader(folder, seq_len, batch_size=ROWS[seq_len], **options)
 
 
-def measure(benchmark, implementation, batch):
-    benchmark.group = "packed loader"
+def measure(benchmark, group, implementation, batch):
+    benchmark.group = group
     benchmark.extra_info = {
         "implementation": implementation,
-        "bytes": batch_bytes(batch),
+        "bytes": sum(getattr(batch, name).nbytes for name in ARRAYS),
         "tokens": batch.tokens.size - batch.padding,
     }
 
 
-def test_next_batch(benchmark, folder):
-    loader = cwm.PackedLoader(folder, SEQ_LEN, batch_size=BATCH_SIZE)
-    measure(benchmark, "cwm_core", next(loader))
+@seq_lens
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_next_batch(benchmark, folder, seq_len, prefetch):
+    """Without prefetching, the loader does all of its work while it is timed; with it, what it does not do ahead."""
+    loader = open_loader(folder, seq_len, prefetch=prefetch)
+    name = "cwm_core" if prefetch == 0 else f"cwm_core, prefetch={prefetch}"
+    measure(benchmark, f"packed loader, {seq_len}", name, next(loader))
     benchmark(next, loader)
 
 
-def test_copy_into_new_arrays(benchmark, folder):
-    batch = next(cwm.PackedLoader(folder, SEQ_LEN, batch_size=BATCH_SIZE))
-    measure(benchmark, "memory copy", batch)
-    benchmark(lambda: [getattr(batch, name).copy() for name in ARRAYS])
+@seq_lens
+def test_copy(benchmark, folder, seq_len):
+    """Batches that lie in memory, as the shards do, more of them than caches hold, copied into arrays used again."""
+    loader = open_loader(folder, seq_len)
+    batch = next(loader)
+    batches = cycle([[getattr(batch, name).copy() for name in ARRAYS] for batch in islice(loader, 80)])
+    into = [getattr(batch, name).copy() for name in ARRAYS]
+    measure(benchmark, f"packed loader, {seq_len}", "memory copy", batch)
+    benchmark(lambda: [np.copyto(new, old) for new, old in zip(into, next(batches), strict=True)])
 
 
-def test_copy_into_old_arrays(benchmark, folder):
-    batch = next(cwm.PackedLoader(folder, SEQ_LEN, batch_size=BATCH_SIZE))
+@seq_lens
+def test_copy_in_cache(benchmark, folder, seq_len):
+    """One batch over and over: no more than the processor's caches are at work."""
+    batch = next(open_loader(folder, seq_len))
     pairs = [(getattr(batch, name).copy(), getattr(batch, name)) for name in ARRAYS]
-    measure(benchmark, "memory copy, arrays reused", batch)
+    measure(benchmark, f"packed loader, {seq_len}", "memory copy within the cache", batch)
     benchmark(lambda: [np.copyto(new, old) for new, old in pairs])
 
 
 def test_load_state(benchmark, folder):
-    """Going on in the third epoch; there is no peer, and nothing is read but document lengths."""
-    loader = cwm.PackedLoader(folder, SEQ_LEN, batch_size=BATCH_SIZE)
-    while loader.stats()["documents"] < 25_000:
-        next(loader)
+    """Going on in the third epoch, up to the first batch."""
+    loader = open_loader(folder, 8192)
+    while loader.stats()["documents"] < 2.5 * DOCUMENTS:
+        loader.skip(1)
     state = loader.state_dict()
+
+    def resume():
+        loader.load_state_dict(state)
+        next(loader)
+
     benchmark.group = "loader resume"
-    benchmark.extra_info = {"implementation": "cwm_core", "bytes": len(json.dumps(state)), "tokens": 0}
-    benchmark(loader.load_state_dict, state)
+    benchmark.extra_info = {"implementation": "cwm_core", "state_bytes": len(json.dumps(state))}
+    benchmark(resume)
 
 
-@pytest.mark.parametrize("lookahead", [1, 16, 128])
-def test_packing_efficiency(benchmark, folder, lookahead):
-    """A whole epoch, row by row; the efficiency is in the extra information."""
+@pytest.fixture(scope="module")
+def packed_folder(tmp_path_factory):
+    """Many documents; their tokens are never read."""
+    folder = tmp_path_factory.mktemp("packed")
+    with cwm.ShardWriter(folder, 1 << 16, shard_tokens=1 << 40) as writer:
+        longest = np.zeros(lengths(PACKED_DOCUMENTS).max(), dtype=np.uint16)
+        for length in lengths(PACKED_DOCUMENTS):
+            writer.add(longest[:length])
+    return folder
 
-    def epoch():
-        loader = cwm.PackedLoader(folder, SEQ_LEN, lookahead=lookahead, epochs=1)
-        return sum(batch_bytes(batch) for batch in loader), loader.stats()
 
-    benchmark.group = "packing efficiency"
-    total_bytes, stats = benchmark.pedantic(epoch, rounds=1)
-    benchmark.extra_info.update(
-        implementation="cwm_core",
-        bytes=total_bytes,
-        tokens=stats["tokens"],
-        lookahead=lookahead,
-        efficiency=stats["efficiency"],
-    )
+def count_rows(folder, seq_len):
+    loader = cwm.PackedLoader(folder, seq_len, epochs=1)
+    return loader.skip(1 << 40)
+
+
+@seq_lens
+def test_packing(benchmark, packed_folder, seq_len):
+    """An epoch planned: documents shuffled, drawn, packed by windows; the efficiency is in the extra information."""
+    loader = cwm.PackedLoader(packed_folder, seq_len, batch_size=ROWS[seq_len], epochs=1)
+    start = loader.state_dict()
+
+    def plan():
+        loader.load_state_dict(start)
+        loader.skip(1 << 40)
+
+    benchmark.group = f"packing of {PACKED_DOCUMENTS:,} documents, {seq_len}"
+    benchmark.pedantic(plan, rounds=5)
+    # Rows of the last step that are all padding are none.
+    rows = count_rows(packed_folder, seq_len)
+    efficiency = loader.stats()["tokens"] / (rows * seq_len)
+    benchmark.extra_info.update(implementation="cwm_core", rows=rows, efficiency=efficiency)
+
+
+def pieces_of(documents, seq_len):
+    whole, rest = documents // seq_len, documents % seq_len
+    return np.concatenate([np.full(whole.sum(), seq_len), rest[rest > 0]])
+
+
+@seq_lens
+@pytest.mark.parametrize("algorithm", ["BFD", "FFD", "OBFD", "BF", "BFD by windows"])
+def test_seqpacker(benchmark, seq_len, algorithm):
+    """Lengths in memory, the pieces of long documents cut before; nothing shuffled or mixed. All at once, or by windows
+    of as many documents as our loader looks at."""
+    seqpacker = pytest.importorskip("seqpacker")
+    documents = lengths(PACKED_DOCUMENTS)
+    name, _, by_windows = algorithm.partition(" ")
+    window = 32_768 if by_windows else len(documents)
+    windows = [pieces_of(documents[at : at + window], seq_len) for at in range(0, len(documents), window)]
+    packer = seqpacker.Packer(seq_len, name.lower())
+    benchmark.group = f"packing of {PACKED_DOCUMENTS:,} documents, {seq_len}"
+    packed = benchmark.pedantic(lambda: [packer.pack_flat(pieces) for pieces in windows], rounds=5)
+    rows = sum(len(offsets) + 1 for _, offsets in packed)
+    efficiency = float(documents.sum() / (rows * seq_len))
+    benchmark.extra_info.update(implementation=f"seqpacker, {algorithm}", rows=rows, efficiency=efficiency)

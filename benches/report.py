@@ -51,6 +51,8 @@ def rates(benchmark: Benchmark) -> str:
         parts.insert(0, f"{counts['bytes'] / seconds / 1e6:,.2f} MB/s")
     if counts.get("events"):
         parts.append(f"{seconds / counts['events'] * 1e9:,.1f} ns/event")
+    if counts.get("stored_bytes"):
+        parts.append(f"{counts['stored_bytes']:,} stored bytes")
     return ", ".join(parts)
 
 

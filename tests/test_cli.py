@@ -29,7 +29,7 @@ if __name__ == "__main__":
         sys.exit(count(2))
 """
 
-VERBS = ("record", "view", "tokenize", "pack", "train", "predict", "demo")
+VERBS = ("record", "view", "import", "export", "tokenize", "pack", "train", "predict", "demo")
 
 RUN = """
     output = "run"
@@ -177,7 +177,49 @@ def test_views_a_trace_and_a_page(cwd, capsys):
     assert "<html" in Path("a.html").read_text()
 
 
+def test_records_into_a_store_and_views_it(cwd, capsys):
+    for n in range(3):
+        assert main(["record", "program.py", "--call", f"count({n})", "-o", "s.cwmtraces"]) == 0
+    assert capsys.readouterr().err.endswith("cwm record: s.cwmtraces: 12 frames, returned 1\n")
+    with cwm.TraceWriter("s.cwmtraces", append=True) as writer:
+        writer.add(cwm.record_source(PROGRAM, "count(7)"), key="1")
+    reader = cwm.TraceReader("s.cwmtraces")
+    assert [trace.result for trace in reader] == ["0", "0", "1", "21"]
+    assert reader.metadata(0)["source"] == "program.py"
+    for which, result in (("0", 0), ("2", 1), ("1", 21), ("3", 21)):  # a key, where there is one, goes before
+        assert main(["view", "s.cwmtraces", "--trace", which, "--limit", "0"]) == 0
+        assert f"returned {result}" in capsys.readouterr().out
+    assert main(["view", "s.cwmtraces", "--trace", "1", "--html", "s.html"]) == 0
+    assert "count(7)" in Path("s.html").read_text()
+    for argv, message in [
+        ((), "s.cwmtraces holds 4 traces; --trace says which"),
+        (("--trace", "4"), "s.cwmtraces holds 4 traces, and none is '4'"),
+        (("--trace", "x"), "s.cwmtraces holds 4 traces, and none is 'x'"),
+    ]:
+        assert message in failure(capsys, "view", "s.cwmtraces", *argv)
+    reader[0].save("t.cwmtrace")
+    assert "t.cwmtrace is no store; --trace is for *.cwmtraces" in failure(capsys, "view", "t.cwmtrace", "--trace", "0")
+    assert main(["import", "t.cwmtrace", "one.cwmtraces"]) == 0 == main(["view", "one.cwmtraces"])
+
+
 # ---- tokenize and pack
+
+
+def test_tokenizes_stores_as_it_does_single_traces(shards):
+    with cwm.TraceWriter("traces/more.cwmtraces") as writer:
+        for n in range(4):
+            writer.add(cwm.Trace.load(f"traces/{n}.cwmtrace"), **({"source": "mine"} if n % 2 else {"source": n}))
+    tokenizer = ["--tokenizer", "vocabulary"]
+    assert main(["tokenize", "traces", *tokenizer, "-o", "both"]) == 0
+    both = cwm.Shards("both")
+    assert len(both) == 8 and both.sources == ["traces", "mine"]
+    for n in range(4):
+        np.testing.assert_array_equal(both[n].tokens, shards[n].tokens)
+        np.testing.assert_array_equal(both[n + 4].tokens, shards[n].tokens)
+        assert both[n + 4].source == ("mine" if n % 2 else "traces")
+    train = ["--tokenizer", "again", "--train-vocab", "300"]
+    assert main(["tokenize", "traces/more.cwmtraces", *train, "-o", "again-shards"]) == 0
+    assert Path("again/tokenizer.json").read_bytes() == Path("vocabulary/tokenizer.json").read_bytes()
 
 
 def test_tokenizes_with_loss_after_the_first_frame(shards, capsys):
@@ -186,6 +228,14 @@ def test_tokenizes_with_loss_after_the_first_frame(shards, capsys):
     assert tokenizer.vocab_size == 300 + 256 and shards.sources == ["traces"]
     for document, trace in zip(shards, traces, strict=True):
         np.testing.assert_array_equal(document.tokens, tokenizer.encode_trace(trace))
+        texts = {
+            label: [tokenizer.decode(document.tokens[start:end]) for start, end in ranges]
+            for label, ranges in document.spans.items()
+        }
+        assert texts["context"] == [f"<|begin_of_text|><|trace_context_start|>{trace.context}<|frame_sep|>"]
+        assert texts["action"] == [frame.line for frame in trace.frames]
+        assert texts["value"] == [json.dumps(frame.arg) for frame in trace.frames if frame.arg is not None]
+        assert len(texts["state"]) == sum(frame.locals is not None for frame in trace.frames)
         given = tokenizer.decode(document.tokens[~document.loss_mask])
         learned = tokenizer.parse_trace(document.tokens[document.loss_mask])
         assert given.endswith("<|frame_sep|><|call_sep|>{}<|action_sep|>def main():\n<|frame_sep|>")
@@ -196,7 +246,8 @@ def test_tokenizes_with_loss_after_the_first_frame(shards, capsys):
 def test_a_trace_without_frames_can_be_encoded(shards):
     tokenizer = cwm.Tokenizer.load("vocabulary")
     empty = cwm.Trace.parse("<|begin_of_text|><|trace_context_start|>x = 1\n<|frame_sep|><|end_of_text|>").trace
-    ids, loss_mask = encode_for_training(tokenizer, empty)
+    ids, loss_mask, spans = encode_for_training(tokenizer, empty)
+    assert spans["context"][0, 0] == 0 and all(len(spans[label]) == 0 for label in ("state", "action", "value"))
     assert len(empty) == 0 and tokenizer.decode(ids[loss_mask]) in ("", "<|end_of_text|>")
 
 
@@ -249,7 +300,7 @@ def test_the_whole_way(shards, capsys):
 
     assert main([*predict, "--verify"]) == 0
     out = capsys.readouterr().out
-    assert "differ" in out and "valid_format 0.000" in out
+    assert "differ" in out and "valid_format" in out
     assert main(["view", "traces/2.cwmtrace", "--predicted", "predicted.cwmtrace"]) == 0
 
 
@@ -333,7 +384,7 @@ def test_mistakes_are_one_sentence(cwd, capsys):
         (("view", "none.cwmtrace"), "none.cwmtrace: No such file or directory"),
         (("view", "bad.cwmtrace"), "bad.cwmtrace: not a stored trace: it does not begin with the header of one"),
         (("tokenize", "bad.cwmtrace", *tokens), "vocabulary: No such file or directory"),
-        (("tokenize", "empty", *tokens), "empty: no *.cwmtrace file in this folder"),
+        (("tokenize", "empty", *tokens), "empty: no *.cwmtrace or *.cwmtraces file in this folder"),
         (("tokenize", "bad.cwmtrace", *tokens, "--train-vocab", "300"), "bad.cwmtrace: not a stored trace"),
         (("pack", "none", "--seq-len", "8"), "none: No such file or directory"),
     ]:

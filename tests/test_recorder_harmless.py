@@ -13,6 +13,7 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from types import CodeType
 from typing import Any
 
 import cwm_core as cwm
@@ -117,6 +118,82 @@ def weak_references_die_with_their_object() -> list[Any]:
     log.append(ref() is None)
     shown[0] = None
     log.append((ref() is None, len(held)))
+    return log
+
+
+def fresh_code(file: str = __file__) -> CodeType:
+    """A code object that nothing else holds."""
+    return compile("def f(a):\n    b = [a]\n    return lambda: b\n", file, "exec")
+
+
+@probe
+def code_objects_die_with_their_last_use() -> list[Any]:
+    log: list[Any] = []
+    for file in (__file__, "<elsewhere>"):
+        code = fresh_code(file)
+        watch = [weakref.ref(code, lambda _: log.append("module dead"))]
+        log.append((weakref.getweakrefcount(code), sys.getrefcount(code), code == fresh_code(file)))
+        namespace: dict[str, Any] = {}
+        exec(code, namespace)
+        log.append((weakref.getweakrefcount(code), sys.getrefcount(code), code == fresh_code(file)))
+        del code
+        f = namespace.pop("f")
+        watch.append(weakref.ref(f.__code__, lambda _: log.append("f dead")))
+        inner = f(1)
+        log.append((inner(), f(2)(), sys.getrefcount(f.__code__), sys.getsizeof(f.__code__)))
+        del f
+        log.append("f dropped")
+        watch.append(weakref.ref(inner.__code__, lambda _: log.append("inner dead")))
+        inner = None
+        log.append("inner dropped")
+    return log
+
+
+@probe
+def code_objects_die_on_another_thread() -> list[Any]:
+    namespace: dict[str, Any] = {}
+    exec(fresh_code(), namespace)
+    namespace["f"](1)
+    watch = weakref.ref(namespace["f"].__code__)
+    thread = threading.Thread(target=namespace.clear)
+    thread.start()
+    thread.join()
+    return [watch()]
+
+
+@probe
+def first_calls_make_no_objects() -> list[int]:
+    namespace: dict[str, Any] = {}
+    exec(fresh_code(), namespace)
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        namespace["f"](1)()
+        return [len(gc.get_objects()) - before]
+    finally:
+        gc.enable()
+
+
+@probe
+def names_of_a_class_of_their_own_die() -> list[str]:
+    log: list[str] = []
+
+    class Name(str):
+        def __del__(self) -> None:
+            log.append(str(self))
+
+    code = (lambda: 1).__code__.replace(co_name=Name("name"), co_filename=Name(__file__))
+    eval(code)
+    del code
+    log.append("code dropped")
+
+    class Body:
+        locals()[Name("key")] = 1
+        other = 1
+        del locals()["key"]
+        log.append("key dropped")
+
     return log
 
 

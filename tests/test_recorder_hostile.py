@@ -105,6 +105,33 @@ def test_repr_that_sets_a_trace_function(own: str) -> None:
     assert trace["truncated"] == "settrace" and len(trace["frames"]) == 5
 
 
+def test_a_frame_in_the_place_of_one_whose_end_was_not_seen() -> None:
+    code = """
+import sys
+def f():
+    for i in range(3):
+        left(sys.gettrace())
+        other(1, 2, i)
+    return i
+def left(own):
+    global hook
+    hook = own
+    n = 1
+    m = 2
+    sys.settrace(None)
+def other(a, b, c):
+    d = e = a
+    sys.settrace(hook)
+    sys._getframe().f_trace = hook
+    g = d
+    return g
+"""
+    trace = recorded(code)
+    assert (trace["result"], trace["exception"], trace["truncated"]) == ("2", None, None)
+    shown = [frame[1] for frame in trace["frames"] if frame[2] == "    g = d\n"]
+    assert shown == [dict(zip("abcde", f"12{i}11", strict=True)) for i in range(3)]
+
+
 def test_repr_that_exits_ends_the_program() -> None:
     code = "import sys\nclass T:\n    def __repr__(self):\n        sys.exit(3)\n"
     trace = recorded(code + "def f():\n    v = T()\n    w = 1\n    return w\n")

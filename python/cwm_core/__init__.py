@@ -4,6 +4,7 @@ from importlib import import_module
 from types import ModuleType
 
 from cwm_core.data import PackedLoader, Shards, ShardWriter
+from cwm_core.store import TraceReader, TraceWriter
 from cwm_core.tokenizer import Tokenizer
 from cwm_core.trace import ParsedTrace, Recorder, RecordingLimit, Trace, record, record_source
 
@@ -16,6 +17,8 @@ __all__ = [
     "Shards",
     "Tokenizer",
     "Trace",
+    "TraceReader",
+    "TraceWriter",
     "record",
     "record_source",
 ]

@@ -7,8 +7,8 @@ import os
 import sys
 import time
 import tokenize
-from collections.abc import Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cwm_core.data import PackedLoader, Shards, ShardWriter, describe
+from cwm_core.exchange import STORE, export_traces, import_traces, read_traces, trace_files
+from cwm_core.store import TraceReader, TraceWriter
 from cwm_core.tokenizer import GPT2_PATTERN, LLAMA3_PATTERN, Tokenizer
 from cwm_core.trace import ParsedTrace, Recorder, Trace
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
 _PATTERNS = {"llama3": LLAMA3_PATTERN, "gpt2": GPT2_PATTERN}
-_TRAIN_EXTRA = ("torch", "rich", "safetensors")
+_EXTRAS = {"torch": "train", "rich": "train", "safetensors": "train", "pyarrow": "parquet"}
 _BAR_WIDTH = 40
 
 
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (OSError, ValueError, SyntaxError, FloatingPointError, ModuleNotFoundError) as error:
-        is_ours = not isinstance(error, ModuleNotFoundError) or error.name in _TRAIN_EXTRA
+        is_ours = not isinstance(error, ModuleNotFoundError) or error.name in _EXTRAS
         if not is_ours or os.environ.get("CWM_TRACEBACK"):
             raise
         _say(args, _sentence(error))
@@ -66,7 +68,18 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"cwm {version('cwm-core')}")
     verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
-    for add in (_add_record, _add_view, _add_tokenize, _add_pack, _add_train, _add_predict, _add_demo):
+    adds = (
+        _add_record,
+        _add_view,
+        _add_import,
+        _add_export,
+        _add_tokenize,
+        _add_pack,
+        _add_train,
+        _add_predict,
+        _add_demo,
+    )
+    for add in adds:
         add(verbs)
     program_args: list[str] = []
     if argv[:1] == ["record"] and "--" in argv:  # argparse would mix these with FILE
@@ -108,7 +121,11 @@ def _add_record(verbs: Any) -> None:
     parser.add_argument("file", metavar="FILE", help="the program; arguments after -- are its own")
     parser.add_argument("--call", metavar="EXPR", help="expression to record, in the names of the file's module")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="OUT", help="trace to write (default: FILE's name.cwmtrace)"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="OUT",
+        help="trace to write (default: FILE's name.cwmtrace), or a store, *.cwmtraces, to add it to",
     )
     parser.add_argument(
         "--scope",
@@ -169,7 +186,11 @@ def _record(args: argparse.Namespace) -> int:
         loop_budget=args.loop_budget,
         changes_only=args.changes_only,
     )
-    trace.save(target)
+    if target.suffix == STORE:
+        with TraceWriter(target, append=True) as writer:
+            writer.add(trace, source=args.file)
+    else:
+        trace.save(target)
     if args.text:
         _print(trace.to_text())
     _say(args, f"{output}: {_summary(trace)}" + (", interrupted" if interrupted else ""))
@@ -219,7 +240,10 @@ def _add_view(verbs: Any) -> None:
         "Show a trace in the terminal or as an HTML page, alone or beside a prediction.",
         "cwm view sort.cwmtrace --html sort.html",
     )
-    parser.add_argument("trace", type=Path, metavar="TRACE", help="a trace that `cwm record` wrote")
+    parser.add_argument("trace", type=Path, metavar="TRACE", help="a trace that `cwm record` wrote, or a store of many")
+    parser.add_argument(
+        "--trace", dest="which", metavar="KEY", help="which trace of a store: its key, or its number from 0"
+    )
     parser.add_argument("--html", type=Path, metavar="OUT", help="write a self-contained page to step through instead")
     parser.add_argument("--predicted", type=Path, metavar="PRED", help="a predicted trace to mark differences from")
     parser.add_argument("--start", type=_not_negative, metavar="N", help="first frame to print (default: 0)")
@@ -231,7 +255,7 @@ def _view(args: argparse.Namespace) -> int:
 
     if args.html and (args.start is not None or args.limit is not None):
         args.error("--start and --limit are for the terminal, not for --html")
-    trace = Trace.load(args.trace)
+    trace = _load_trace(args.trace, args.which)
     predicted = Trace.load(args.predicted) if args.predicted else None
     if args.html:
         args.html.write_text(view.html(trace, predicted=predicted, title=args.trace.name), "utf-8")
@@ -239,6 +263,89 @@ def _view(args: argparse.Namespace) -> int:
     else:
         _print(view.terminal(trace, predicted=predicted, start=args.start or 0, limit=args.limit))
     return OK
+
+
+def _load_trace(path: Path, which: str | None) -> Trace:
+    if path.suffix != STORE:
+        if which is not None:
+            raise ValueError(f"{path} is no store; --trace is for *{STORE}")
+        return Trace.load(path)
+    reader = TraceReader(path)
+    if which is None:
+        if len(reader) == 1:
+            return reader[0]
+        raise ValueError(f"{path} holds {len(reader):,} traces; --trace says which")
+    found = reader.get(which)
+    if found is None and which.isdecimal() and int(which) < len(reader):
+        found = reader[int(which)]
+    if found is None:
+        raise ValueError(f"{path} holds {len(reader):,} traces, and none is {which!r}")
+    return found
+
+
+# ---- import and export
+
+
+def _add_import(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        _import,
+        "Put traces into a new store: from Parquet or JSONL files, other stores, single traces and folders.",
+        "cwm import traces/ more.parquet all.cwmtraces",
+        "Parquet and JSONL files are those that `cwm export` writes. A single trace in a folder gets its path for a\n"
+        "key. Parquet needs pyarrow: pip install 'cwm-core[parquet]'.",
+    )
+    parser.add_argument(
+        "sources", nargs="+", type=Path, metavar="IN", help="*.parquet, *.jsonl, *.cwmtraces, *.cwmtrace, or a folder"
+    )
+    parser.add_argument("store", type=Path, metavar="STORE", help="*.cwmtraces to write; never overwritten")
+
+
+def _import(args: argparse.Namespace) -> int:
+    with _counter() as progress:
+        count = import_traces(args.sources, args.store, progress)
+    _say(args, f"{args.store}: {count:,} traces")
+    return OK
+
+
+def _add_export(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        _export,
+        "Write the traces of a store to a file that other tools read, and `cwm import` reads back.",
+        "cwm export all.cwmtraces all.parquet",
+        "A row holds key, source, licence, outcome, frames, context, text, metadata, and the trace itself, lossless.\n"
+        "Parquet needs pyarrow: pip install 'cwm-core[parquet]'.",
+    )
+    parser.add_argument("store", type=Path, metavar="STORE", help="*.cwmtraces to read")
+    parser.add_argument("output", type=Path, metavar="OUT", help="*.parquet or *.jsonl to write; never overwritten")
+
+
+def _export(args: argparse.Namespace) -> int:
+    with _counter() as progress:
+        count = export_traces(args.store, args.output, progress)
+    _say(args, f"{args.output}: {count:,} traces")
+    return OK
+
+
+@contextmanager
+def _counter() -> Iterator[Callable[[int], None] | None]:
+    """What shows how many traces are done, where a person looks on."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    shown = time.monotonic()
+
+    def show(done: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown > 0.1:
+            shown = time.monotonic()
+            print(f"\r{done:,} traces", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 # ---- tokenize
@@ -251,10 +358,10 @@ def _add_tokenize(verbs: Any) -> None:
         "Turn stored traces into a folder of token shards, ready for training.",
         "cwm tokenize traces/ --tokenizer vocabulary --train-vocab 4096 -o shards",
         "Everything after a trace's first frame carries loss: what stands before it is the prompt of a prediction.\n"
-        "A document's source is the name of the folder that its trace lies in.",
+        "A document's source is that of its metadata in a store, else the name of the folder that its trace lies in.",
     )
     parser.add_argument(
-        "traces", nargs="+", type=Path, metavar="TRACES", help="traces, and folders of *.cwmtrace files"
+        "traces", nargs="+", type=Path, metavar="TRACES", help="traces, stores of traces, and folders of both"
     )
     parser.add_argument(
         "--tokenizer",
@@ -282,11 +389,11 @@ def _tokenize(args: argparse.Namespace) -> int:
 
     if args.pattern and not args.train_vocab:
         args.error("--pattern is for --train-vocab; a stored vocabulary has its own")
-    files = list(_trace_files(args.traces))
+    files = list(trace_files(args.traces))
     if args.train_vocab:
         if args.tokenizer.is_file() or (args.tokenizer / "tokenizer.json").exists():
             raise ValueError(f"{args.tokenizer} already holds a vocabulary; leave out --train-vocab to use it")
-        texts = (text for file in files for text in training_texts(Trace.load(file)))
+        texts = (text for file in files for entry in read_traces(file) for text in training_texts(entry.trace))
         tokenizer = Tokenizer.train(
             texts, args.train_vocab, pattern=_PATTERNS.get(args.pattern or "llama3", args.pattern)
         )
@@ -296,22 +403,13 @@ def _tokenize(args: argparse.Namespace) -> int:
         tokenizer = _load_tokenizer(args.tokenizer)
     with ShardWriter(args.output, tokenizer) as writer:
         for file in files:
-            ids, loss_mask = encode_for_training(tokenizer, Trace.load(file))
-            writer.add(ids, loss_mask, source=file.resolve().parent.name)
+            for entry in read_traces(file):
+                ids, loss_mask, spans = encode_for_training(tokenizer, entry.trace)
+                source = entry.metadata.get("source")
+                writer.add(ids, loss_mask, source if isinstance(source, str) else file.resolve().parent.name, spans)
     shards = Shards(args.output)
     _say(args, f"{args.output}: {shards.tokens:,} tokens of {len(shards):,} traces")
     return OK
-
-
-def _trace_files(paths: Sequence[Path]) -> Iterator[Path]:
-    for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        found = sorted(path.rglob("*.cwmtrace"))
-        if not found:
-            raise FileNotFoundError(2, "no *.cwmtrace file in this folder", str(path))
-        yield from found
 
 
 # ---- pack
@@ -533,7 +631,7 @@ def _summary(trace: Trace) -> str:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f"this needs {error.name}: pip install 'cwm-core[train]'"
+        return f"this needs {error.name}: pip install 'cwm-core[{_EXTRAS[str(error.name)]}]'"
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: {error.msg}"
     if isinstance(error, OSError) and error.filename and error.strerror:

@@ -288,18 +288,22 @@ class Tokenizer:
         """
         return self._native.encode_trace(trace)
 
-    def trace_spans(self, trace: _native.Trace) -> tuple[NDArray[np.int32], int]:
-        """Where the parts of each frame are in `encode_trace(trace)`.
+    def trace_tokens(self, trace: _native.Trace) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
+        """`encode_trace(trace)`, and where the parts of each frame are in it.
 
         Returns:
-            `(spans, context)`. `spans` is int32 of shape [frames, 3, 2]: for the state, the action and the value of
-            each frame, the position of its first token and the one after its last; -1 for a part that the frame does
-            not have. `context` is the number of tokens before the first frame.
+            `(ids, spans, context)`. `ids` is int32 of shape [n]. `spans` is int32 of shape [frames, 3, 2]: for the
+            state, the action and the value of each frame, the position of its first token and the one after its last,
+            or -1 for a part that the frame does not have. `context` is the number of tokens before the first frame.
 
         Raises:
             ValueError: As `encode_trace`.
         """
-        return self._native.trace_spans(trace)
+        return self._native.trace_tokens(trace)
+
+    def trace_spans(self, trace: _native.Trace) -> tuple[NDArray[np.int32], int]:
+        """`(spans, context)` of `trace_tokens`."""
+        return self.trace_tokens(trace)[1:]
 
     def parse_trace(self, ids: ArrayLike) -> _native.ParsedTrace:
         """Read a trace, or the frames of one, from token ids (integers of shape [n]).

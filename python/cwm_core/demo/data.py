@@ -59,8 +59,8 @@ def write_shards(folder: Path, tokenizer: Tokenizer, traces: Iterable[Trace], re
     written = 0
     with ShardWriter(folder, tokenizer) as shards:
         for trace in traces:
-            ids, loss_mask = encode_for_training(tokenizer, trace)
+            ids, loss_mask, spans = encode_for_training(tokenizer, trace)
             if len(ids) <= recipe.seq_len:
-                shards.add(ids, loss_mask, "traces")
+                shards.add(ids, loss_mask, "traces", spans)
                 written += 1
     return written

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,17 +13,32 @@ from ..tokenizer import Tokenizer
 from ..trace import Trace
 
 
-def encode_for_training(tokenizer: Tokenizer, trace: Trace) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Token ids and loss mask of a trace, both of shape [n].
+class TrainingDocument(NamedTuple):
+    """What `ShardWriter.add` takes.
 
-    The mask is True after the first frame: context and first frame stand in the prompt of a prediction, what follows is
-    predicted. Raises ValueError as `Tokenizer.encode_trace`.
+    `ids`: int32 [n]. `loss_mask`: bool [n]. `spans`: by label, int32 [k, 2], first token and token after the last.
     """
-    ids = tokenizer.encode_trace(trace)
-    spans, prompt = tokenizer.trace_spans(trace)
-    if len(spans):
-        prompt = spans[0, :, 1].max() + 1  # the <|frame_sep|> that closes the frame
-    return ids, np.arange(len(ids)) >= prompt
+
+    ids: NDArray[np.int32]
+    loss_mask: NDArray[np.bool_]
+    spans: dict[str, NDArray[np.int32]]
+
+
+def encode_for_training(tokenizer: Tokenizer, trace: Trace) -> TrainingDocument:
+    """A trace as a document.
+
+    The loss mask is True after the first frame: context and first frame stand in the prompt of a prediction, what
+    follows is predicted. Spans are labelled `context` (all before the first frame), and `state`, `action` and `value`
+    within frames. Raises ValueError as `Tokenizer.encode_trace`.
+    """
+    ids, parts, context = tokenizer.trace_tokens(trace)
+    # The first frame ends with the <|frame_sep|> behind its last part.
+    prompt = parts[0, :, 1].max() + 1 if len(parts) else context
+    spans = {"context": np.array([[0, context]], np.int32)}
+    for number, label in enumerate(("state", "action", "value")):
+        bounds = parts[:, number]
+        spans[label] = bounds[bounds[:, 0] < bounds[:, 1]]
+    return TrainingDocument(ids, np.arange(len(ids)) >= prompt, spans)
 
 
 def training_texts(trace: Trace) -> Iterator[str]:

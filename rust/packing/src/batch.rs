@@ -8,6 +8,7 @@ use crate::part::Part;
 use crate::permute::mix64;
 use crate::plan::{Piece, Rows};
 use crate::shard::Span;
+use crate::shards::Shards;
 
 /// The large arrays of a batch, `rows` × `seq_len` each.
 #[derive(Default)]
@@ -138,8 +139,11 @@ impl MaskPolicy {
     }
 }
 
-/// The memory of the shards is released after so many positions: at most 256 MiB of it are held.
-const RELEASE_EVERY: usize = 1 << 26;
+/// A corpus of more tokens is let go of now and then. A smaller one stays mapped: touching a page again costs as much as
+/// reading it.
+const MAPPED: u64 = 1 << 28;
+/// Positions filled between two times that it is let go of: 64 MB of tokens, and what the system maps around them.
+const RELEASE_EVERY: usize = 1 << 24;
 
 /// Fills batches; keeps the memory that this takes.
 pub struct Filler {
@@ -201,8 +205,7 @@ impl Filler {
         self.filled += count * seq_len;
         if self.filled >= RELEASE_EVERY {
             self.filled = 0;
-            let shards = mixture.sources.iter().flat_map(|source| source.shards.parts());
-            shards.for_each(Part::release);
+            release(mixture);
         }
         Ok(batch)
     }
@@ -237,6 +240,13 @@ impl Filler {
             }
         }
         Ok(())
+    }
+}
+
+fn release(mixture: &Mixture) {
+    let shards = || mixture.sources.iter().map(|source| &source.shards);
+    if shards().map(Shards::tokens).sum::<u64>() > MAPPED {
+        shards().flat_map(Shards::parts).for_each(Part::release);
     }
 }
 

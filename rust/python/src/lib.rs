@@ -2,6 +2,7 @@
 
 mod packing;
 mod recorder;
+mod store;
 mod tokenizer;
 mod trace;
 
@@ -10,7 +11,9 @@ use pyo3::prelude::*;
 /// The compiled half of `cwm_core`.
 #[pymodule]
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add("VERSION", env!("CARGO_PKG_VERSION"))?;
     trace::register(m)?;
+    store::register(m)?;
     recorder::register(m)?;
     tokenizer::register(m)?;
     packing::register(m)

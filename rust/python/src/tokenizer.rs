@@ -71,6 +71,9 @@ fn build(vocab: Vocabulary, splitter: Splitter, special: SpecialArgument) -> Res
 #[pyclass(frozen, module = "cwm_core._native")]
 pub struct Tokenizer(pub Inner);
 
+/// ids, spans, context
+type TraceTokens<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray3<i32>>, usize);
+
 #[pymethods]
 impl Tokenizer {
     #[staticmethod]
@@ -255,7 +258,7 @@ impl Tokenizer {
         Ok(array(py, ids))
     }
 
-    fn trace_spans<'py>(&self, py: Python<'py>, trace: &Trace) -> PyResult<(Bound<'py, PyArray3<i32>>, usize)> {
+    fn trace_tokens<'py>(&self, py: Python<'py>, trace: &Trace) -> PyResult<TraceTokens<'py>> {
         let tokens = py.detach(|| self.0.trace_tokens(&trace.inner)).map_err(error)?;
         if i32::try_from(tokens.ids.len()).is_err() {
             return Err(PyValueError::new_err(format!(
@@ -275,7 +278,7 @@ impl Tokenizer {
                 }
             }
         }
-        Ok((spans.into_pyarray(py), tokens.context))
+        Ok((array(py, tokens.ids), spans.into_pyarray(py), tokens.context))
     }
 
     fn parse_trace(&self, ids: PyReadonlyArray1<'_, i32>) -> PyResult<ParsedTrace> {

@@ -30,7 +30,7 @@ fn io_error(path: &Path, error: io::Error) -> PyErr {
 }
 
 /// A string from UTF-8 that may hold lone surrogates.
-fn text<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+pub fn text<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     // SAFETY: the bytes are as long as given; the error handler is a constant C string.
     unsafe {
         let length = bytes.len() as isize;

@@ -9,6 +9,7 @@ mod level;
 mod parse;
 mod scope;
 mod special;
+pub mod store;
 mod stored;
 mod text;
 mod trace;

@@ -11,11 +11,12 @@ use std::fmt;
 use crate::trace::{Change, Event, FrameRow, Line, Outcome, Trace};
 
 const MAGIC: &[u8; 8] = b"CWMTRACE";
-const VERSION: u32 = 2;
+/// Of the payload, here and in a trace store.
+pub(crate) const VERSION: u32 = 2;
 const HEADER: usize = 8 + 4 + 8 + 4;
 const LEVEL: i32 = 3;
 /// A stored trace may not claim to unpack to more than this: a guard against decompression bombs.
-const MAX_PAYLOAD: u64 = 1 << 34;
+pub(crate) const MAX_PAYLOAD: u64 = 1 << 34;
 
 /// Why bytes are not a stored trace, or a trace cannot be stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,13 +36,7 @@ fn wrong<T>(reason: impl Into<String>) -> Result<T, StoredError> {
 
 /// The stored form of a trace.
 pub fn to_bytes(trace: &Trace) -> Result<Vec<u8>, StoredError> {
-    let payload = write_payload(trace);
-    if payload.len() as u64 > MAX_PAYLOAD {
-        return Err(StoredError(format!(
-            "a trace of {} bytes cannot be stored",
-            payload.len()
-        )));
-    }
+    let payload = write_payload(trace)?;
     let packed = zstd::bulk::compress(&payload, LEVEL).map_err(|e| StoredError(format!("zstd: {e}")))?;
     let mut out = Vec::with_capacity(HEADER + packed.len());
     out.extend_from_slice(MAGIC);
@@ -76,7 +71,7 @@ pub fn from_bytes(bytes: &[u8]) -> Result<Trace, StoredError> {
 }
 
 /// Unpacks without trusting `length` for the allocation.
-fn unpack(packed: &[u8], length: u64) -> Result<Vec<u8>, StoredError> {
+pub(crate) fn unpack(packed: &[u8], length: u64) -> Result<Vec<u8>, StoredError> {
     use std::io::Read;
     let failed = |e: std::io::Error| StoredError(format!("zstd: {e}"));
     let mut payload = Vec::new();
@@ -88,7 +83,8 @@ fn unpack(packed: &[u8], length: u64) -> Result<Vec<u8>, StoredError> {
     Ok(payload)
 }
 
-fn write_payload(trace: &Trace) -> Vec<u8> {
+/// The payload: what `read_payload` reads, not compressed.
+pub(crate) fn write_payload(trace: &Trace) -> Result<Vec<u8>, StoredError> {
     let mut out = Writer(Vec::new());
     out.bytes(trace.context.as_bytes());
     let (tag, text): (u64, &[u8]) = match &trace.outcome {
@@ -126,7 +122,10 @@ fn write_payload(trace: &Trace) -> Vec<u8> {
     out.column(deltas(changes.iter().map(|c| c.end)));
     let values_end = changes.last().map_or(0, |change| change.end as usize);
     out.0.extend_from_slice(&trace.values[..values_end]);
-    out.0
+    match out.0.len() as u64 {
+        0..=MAX_PAYLOAD => Ok(out.0),
+        length => Err(StoredError(format!("a trace of {length} bytes cannot be stored"))),
+    }
 }
 
 fn deltas(ends: impl Iterator<Item = u64>) -> impl Iterator<Item = u64> {
@@ -134,7 +133,7 @@ fn deltas(ends: impl Iterator<Item = u64>) -> impl Iterator<Item = u64> {
     ends.map(move |end| end - std::mem::replace(&mut start, end))
 }
 
-fn read_payload(payload: &[u8]) -> Result<Trace, StoredError> {
+pub(crate) fn read_payload(payload: &[u8]) -> Result<Trace, StoredError> {
     let mut input = Reader(payload);
     let mut trace = Trace::new(input.text("context")?);
     let tag = input.int("outcome")?;
@@ -237,10 +236,11 @@ fn read_frames(input: &mut Reader<'_>, trace: &mut Trace) -> Result<(), StoredEr
     Ok(())
 }
 
-struct Writer(Vec<u8>);
+/// LEB128 integers and byte strings after their length.
+pub(crate) struct Writer(pub(crate) Vec<u8>);
 
 impl Writer {
-    fn int(&mut self, mut value: u64) {
+    pub(crate) fn int(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);
             value >>= 7;
@@ -248,22 +248,23 @@ impl Writer {
         self.0.push(value as u8);
     }
 
-    fn column(&mut self, values: impl Iterator<Item = u64>) {
+    pub(crate) fn column(&mut self, values: impl Iterator<Item = u64>) {
         let mut column = Writer(Vec::new());
         values.for_each(|value| column.int(value));
         self.bytes(&column.0);
     }
 
-    fn bytes(&mut self, bytes: &[u8]) {
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.int(bytes.len() as u64);
         self.0.extend_from_slice(bytes);
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+/// Reads what a [`Writer`] wrote; what is named in errors is what the caller says it reads.
+pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn int(&mut self, what: &str) -> Result<u64, StoredError> {
+    pub(crate) fn int(&mut self, what: &str) -> Result<u64, StoredError> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let Some((&byte, rest)) = self.0.split_first() else {
@@ -283,7 +284,7 @@ impl<'a> Reader<'a> {
     }
 
     #[inline]
-    fn below(&mut self, bound: u64, what: &str) -> Result<u64, StoredError> {
+    pub(crate) fn below(&mut self, bound: u64, what: &str) -> Result<u64, StoredError> {
         // Nearly all numbers take one byte.
         if let Some((&byte, rest)) = self.0.split_first()
             && byte < 0x80
@@ -312,7 +313,7 @@ impl<'a> Reader<'a> {
         Ok(count as usize)
     }
 
-    fn bytes(&mut self, what: &str) -> Result<&'a [u8], StoredError> {
+    pub(crate) fn bytes(&mut self, what: &str) -> Result<&'a [u8], StoredError> {
         let length = self.count(what)?;
         let (bytes, rest) = self.0.split_at(length);
         self.0 = rest;

@@ -68,6 +68,8 @@ impl Snapshot {
 /// A running call, generator step, or body.
 pub struct Activation {
     pub frame: InterpreterFrame,
+    /// The number of its code object.
+    pub code: usize,
     /// Whether its variables are read from slots, or from a namespace.
     pub in_slots: bool,
     /// Of a function: its shape, among those of its code, and which slots are bound.
@@ -82,9 +84,10 @@ pub struct Activation {
 }
 
 impl Activation {
-    pub fn new(frame: InterpreterFrame) -> Activation {
+    pub fn new(frame: InterpreterFrame, code: usize) -> Activation {
         Activation {
             frame,
+            code,
             in_slots: true,
             shape: 0,
             bound: Vec::new(),
@@ -132,13 +135,14 @@ impl Stack {
 
     /// Begins one, and gives its index.
     #[inline]
-    pub fn push(&mut self, frame: InterpreterFrame) -> usize {
+    pub fn push(&mut self, frame: InterpreterFrame, code: usize) -> usize {
         match self.activations.get_mut(self.depth) {
             Some(ended) => {
                 ended.frame = frame;
+                ended.code = code;
                 ended.in_slots = true;
             }
-            None => self.activations.push(Activation::new(frame)),
+            None => self.activations.push(Activation::new(frame, code)),
         }
         self.depth += 1;
         self.depth - 1
@@ -150,5 +154,14 @@ impl Stack {
         self.activations[index].clear(tapes);
         self.activations[index..self.depth].rotate_left(1);
         self.depth -= 1;
+    }
+    /// Ends all but those of `running` frames, which come with the numbers of their code objects.
+    pub fn end_others(&mut self, running: &[(InterpreterFrame, usize)], tapes: &mut FreeTapes) {
+        for index in (0..self.depth).rev() {
+            let activation = &self.activations[index];
+            if !running.contains(&(activation.frame, activation.code)) {
+                self.end(index, tapes);
+            }
+        }
     }
 }

@@ -2,15 +2,19 @@
 
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyString, PyTuple};
+use pyo3::types::PyString;
 use rustc_hash::FxHashMap;
 
 use cwm_trace::Trace;
 
-use super::layout::InterpreterFrame;
+use super::layout::{InterpreterFrame, slot_names};
 use super::leaf::unicode;
 
 const CO_OPTIMIZED: u32 = 0x1;
+/// Bits of a slot's kind, from CPython's `pycore_code.h`.
+const CO_FAST_LOCAL: u8 = 0x20;
+const CO_FAST_CELL: u8 = 0x40;
+const CO_FAST_FREE: u8 = 0x80;
 const NO_LINE: u32 = u32::MAX;
 const MAX_KEPT: u32 = 1 << 20;
 
@@ -31,10 +35,12 @@ enum Twin {
     Or(usize),
 }
 
-/// A code object met during the recording.
+/// A code object met during the recording. Everything is a copy: it dies as it would unrecorded.
 pub struct Code {
-    /// Held so that no other code object can take its address.
-    _object: Py<PyAny>,
+    /// Tells it from another at its address.
+    pub number: usize,
+    /// The deaths of code objects when it was told last.
+    pub deaths: usize,
     pub in_scope: bool,
     /// Index of its file among those of the recording.
     pub file: u32,
@@ -46,7 +52,7 @@ pub struct Code {
     /// The first slots of a class or module body belong to inlined comprehensions.
     hidden: usize,
     /// `co_name`, of code in scope.
-    pub name: Option<Py<PyAny>>,
+    pub name: Vec<u8>,
     pub first_line: u32,
     /// Shapes, name ids of the slots, and line ids by number, in the trace of this generation.
     pub generation: u64,
@@ -68,16 +74,17 @@ pub struct Shape {
 
 impl Code {
     /// A code object outside the scope: nothing more needs to be known of it.
-    pub fn outside(object: Py<PyAny>) -> Code {
+    pub fn outside(number: usize) -> Code {
         Code {
-            _object: object,
+            number,
+            deaths: 0,
             in_scope: false,
             file: 0,
             optimized: true,
             slots: Vec::new(),
             is_special: false,
             hidden: 0,
-            name: None,
+            name: Vec::new(),
             first_line: 0,
             generation: 0,
             shapes: Vec::new(),
@@ -87,41 +94,30 @@ impl Code {
         }
     }
 
-    pub fn read(object: &Bound<'_, PyAny>, file: u32) -> PyResult<Code> {
-        let names = |attribute: &str| -> PyResult<Vec<Vec<u8>>> {
-            let names = object.getattr(attribute)?.cast_into::<PyTuple>()?;
-            names.iter().map(|name| Ok(unicode(name.cast::<PyString>()?))).collect()
-        };
-        let (variables, cells, free) = (names("co_varnames")?, names("co_cellvars")?, names("co_freevars")?);
-        let hidden = variables.len();
-        let mut slots: Vec<Slot> = variables
-            .into_iter()
-            .map(|name| Slot {
-                in_cell: cells.contains(&name),
-                name,
+    /// # Safety
+    /// `object` is a code object.
+    pub unsafe fn read(object: &Bound<'_, PyAny>, number: usize, file: u32) -> PyResult<Code> {
+        let (mut slots, mut hidden) = (Vec::new(), 0);
+        // SAFETY: the caller's promise.
+        for (name, kind) in unsafe { slot_names(object) } {
+            hidden += usize::from(kind & CO_FAST_LOCAL != 0);
+            slots.push(Slot {
+                name: unicode(&name),
+                in_cell: kind & (CO_FAST_CELL | CO_FAST_FREE) != 0,
                 twin: Twin::No,
-            })
-            .collect();
-        // An argument that is a cell keeps its place among the arguments.
-        let own_cells = cells
-            .into_iter()
-            .filter(|name| !slots.iter().any(|slot| slot.name == *name));
-        let own_cells: Vec<Vec<u8>> = own_cells.collect();
-        slots.extend(own_cells.into_iter().chain(free).map(|name| Slot {
-            name,
-            in_cell: true,
-            twin: Twin::No,
-        }));
+            });
+        }
         pair_twins(&mut slots);
         Ok(Code {
-            _object: object.clone().unbind(),
+            number,
+            deaths: 0,
             in_scope: true,
             file,
             optimized: object.getattr("co_flags")?.extract::<u32>()? & CO_OPTIMIZED != 0,
             is_special: slots.iter().any(|slot| slot.in_cell || !matches!(slot.twin, Twin::No)),
             slots,
             hidden,
-            name: Some(object.getattr("co_name")?.unbind()),
+            name: unicode(&object.getattr("co_name")?.cast_into::<PyString>()?),
             // A program can make code of any number.
             first_line: object.getattr("co_firstlineno")?.extract::<i64>()?.clamp(0, 1 << 30) as u32,
             generation: 0,

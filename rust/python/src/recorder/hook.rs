@@ -14,7 +14,8 @@ use rustc_hash::FxHashMap;
 use cwm_trace::Event;
 
 use super::code::Code;
-use super::layout::{InterpreterFrame, line_number};
+use super::identity;
+use super::layout::{InterpreterFrame, line_number, running_frames};
 use super::leaf::unicode;
 use super::log::Log;
 
@@ -53,11 +54,14 @@ pub struct Session {
     scope: Scope,
     pub log: Log,
     /// The names of the files in scope that were met.
-    pub files: Vec<Py<PyString>>,
+    pub files: Vec<Vec<u8>>,
     file_ids: FxHashMap<Vec<u8>, u32>,
+    /// By address, which another code object may have taken since: then the number is another.
     codes: FxHashMap<*mut ffi::PyObject, Box<Code>>,
     /// The code of the last event, which is mostly that of the next one.
     last: (*mut ffi::PyObject, *mut Code),
+    /// The deaths of code objects by then.
+    deaths: usize,
     /// Whether an event is being recorded: a `__repr__` may run meanwhile.
     pub busy: bool,
 }
@@ -71,41 +75,53 @@ impl Session {
             file_ids: FxHashMap::default(),
             codes: FxHashMap::default(),
             last: (std::ptr::null_mut(), std::ptr::null_mut()),
+            deaths: 0,
             busy: false,
         }
     }
 
+    /// What is known of a code object. It stays where it is until another code object has taken the address.
+    ///
+    /// # Safety
+    /// `pointer` is a live code object and the GIL is held.
     #[inline]
-    fn code(&mut self, py: Python<'_>, pointer: *mut ffi::PyObject) -> PyResult<*mut Code> {
-        if self.last.0 == pointer {
+    unsafe fn code(&mut self, py: Python<'_>, pointer: *mut ffi::PyObject) -> PyResult<*mut Code> {
+        let deaths = identity::deaths();
+        if self.last.0 == pointer && self.deaths == deaths {
             return Ok(self.last.1);
         }
         let code = match self.codes.get_mut(&pointer) {
-            Some(code) => &raw mut **code,
-            None => self.add_code(py, pointer)?,
+            Some(code) if code.deaths == deaths || code.number == identity::number(pointer) => {
+                code.deaths = deaths;
+                &raw mut **code
+            }
+            // SAFETY: the caller's promise.
+            _ => unsafe { self.add_code(py, pointer)? },
         };
         self.last = (pointer, code);
+        self.deaths = deaths;
         Ok(code)
     }
 
     #[cold]
-    fn add_code(&mut self, py: Python<'_>, pointer: *mut ffi::PyObject) -> PyResult<*mut Code> {
-        // SAFETY: the running frame holds its code object.
+    unsafe fn add_code(&mut self, py: Python<'_>, pointer: *mut ffi::PyObject) -> PyResult<*mut Code> {
+        let number = identity::number(pointer);
+        // SAFETY: the promise of `code`.
         let object = unsafe { Bound::from_borrowed_ptr(py, pointer) };
-        let name = object.getattr("co_filename")?.cast_into::<PyString>()?;
-        let file = unicode(&name);
+        let file = unicode(&object.getattr("co_filename")?.cast_into::<PyString>()?);
         let code = if self.scope.contains(&file) {
             let files = &mut self.files;
-            let id = *self.file_ids.entry(file).or_insert_with(|| {
-                files.push(name.unbind());
+            let id = *self.file_ids.entry(file).or_insert_with_key(|file| {
+                files.push(file.clone());
                 (files.len() - 1) as u32
             });
-            Code::read(&object, id)?
+            // SAFETY: the promise of `code`.
+            unsafe { Code::read(&object, number, id)? }
         } else {
-            Code::outside(object.unbind())
+            Code::outside(number)
         };
-        let entry = self.codes.entry(pointer).or_insert(Box::new(code));
-        Ok(&raw mut **entry)
+        let entry = self.codes.entry(pointer).insert_entry(Box::new(code));
+        Ok(&raw mut **entry.into_mut())
     }
 
     /// Records one event.
@@ -242,6 +258,12 @@ impl Hook {
             "exception" if arg.cast::<PyTuple>().is_ok_and(|triple| triple.len() > 1) => ffi::PyTrace_EXCEPTION,
             _ => return Ok(slf.clone()),
         };
+        // Before the session is looked for, which may end here: this makes objects, and so can run finalizers.
+        // SAFETY: the frames are running, and so hold their code objects.
+        let running: Vec<_> = unsafe {
+            let frames = running_frames(slf.py()).into_iter();
+            frames.map(|frame| (frame, identity::number(frame.code()))).collect()
+        };
         let session = ACTIVE.get();
         // SAFETY: a session is alive while it is this thread's active one; only a flag is read through the pointer.
         if session.is_null() || session != slf.get().session.load(Ordering::Relaxed) || unsafe { (*session).busy } {
@@ -256,6 +278,7 @@ impl Hook {
                 ));
             }
             ffi::PyEval_SetTrace(Some(hook), slf.as_ptr());
+            (*session).log.end_unseen(&running);
             (*session).event(slf.py(), frame.as_ptr().cast(), what, arg.as_ptr())?;
         }
         Ok(slf.clone())

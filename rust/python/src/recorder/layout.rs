@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 use pyo3::exceptions::PyImportError;
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyString, PyTuple};
 
 /// From a frame object to the pointer to its interpreter frame: after the object header and `f_back`.
 const FRAME_OBJECT_TO_FRAME: usize = 24;
@@ -26,6 +27,12 @@ const FRAME_TO_CODE: usize = 0;
 const FRAME_TO_NAMESPACE: usize = 24;
 #[cfg(Py_3_12)]
 const FRAME_TO_NAMESPACE: usize = 40;
+
+/// From a code object to the names of its slots and to their kinds, and to what comes next, `co_filename` and `co_name`.
+const CODE_TO_SLOT_NAMES: usize = 96;
+const CODE_TO_SLOT_KINDS: usize = 104;
+const CODE_TO_FILENAME: usize = 112;
+const CODE_TO_NAME: usize = 120;
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("the recorder knows the 64-bit frame layout only");
@@ -78,6 +85,23 @@ impl InterpreterFrame {
                 .cast::<*mut ffi::PyObject>()
                 .add(index)
         }
+    }
+}
+
+/// The slots of a code object, by name, with the kind of each. What `co_varnames` and the like give is the same, but on
+/// 3.12 and 3.13 the code object then keeps the tuples, which a program can count.
+///
+/// # Safety
+/// `code` is a code object.
+pub unsafe fn slot_names<'py>(code: &Bound<'py, PyAny>) -> Vec<(Bound<'py, PyString>, u8)> {
+    // SAFETY: by the layout verified at import, a tuple of strings and a bytes object lie there, which the code object
+    // holds.
+    unsafe {
+        let field = |offset| Bound::from_borrowed_ptr(code.py(), *code.as_ptr().byte_add(offset).cast());
+        let names = field(CODE_TO_SLOT_NAMES).cast_into_unchecked::<PyTuple>();
+        let kinds = field(CODE_TO_SLOT_KINDS).cast_into_unchecked::<PyBytes>();
+        let names = names.iter().map(|name| name.cast_into_unchecked::<PyString>());
+        names.zip(kinds.as_bytes().iter().copied()).collect()
     }
 }
 
@@ -172,10 +196,28 @@ fn ints_are_known(py: Python<'_>) -> bool {
     numbers.into_iter().all(|number| read(number) == Some(number)) && large.into_iter().all(|n| read(n).is_none())
 }
 
+/// Whether the slots of `probe` lie in its code as [`slot_names`] takes them to.
+fn slot_names_are_known(code: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let [file, name] = [code.getattr("co_filename")?, code.getattr("co_name")?];
+    // SAFETY: a code object is longer on any CPython. Only pointers are compared, until those after the slots are right.
+    let slots = unsafe {
+        let lies_at = |offset, object: &Bound<'_, PyAny>| object.as_ptr() == *code.as_ptr().byte_add(offset).cast();
+        if !lies_at(CODE_TO_FILENAME, &file) || !lies_at(CODE_TO_NAME, &name) {
+            return Ok(false);
+        }
+        slot_names(code)
+    };
+    let expected = [("a", 0x20), ("b", 0x20), ("c", 0x20), ("d", 0x40)];
+    Ok(slots.len() == expected.len()
+        && slots
+            .iter()
+            .zip(expected)
+            .all(|((name, kind), known)| (name == known.0) && *kind == known.1))
+}
+
 /// Checks the offsets on a frame whose contents are known, or refuses to load.
 pub fn verify(py: Python<'_>) -> PyResult<()> {
-    let source =
-        c"def probe(a, b):\n    c = [a, b]\n    return inspect(c)\ndef enclosing(inspect, marker):\n    return probe";
+    let source = c"def probe(a, b):\n    c = [a, b]\n    return inspect(c)\n    d = lambda: d";
     let globals = pyo3::types::PyDict::new(py);
     let inspect = pyo3::types::PyCFunction::new_closure(py, None, None, |args, _| -> PyResult<bool> {
         let py = args.py();
@@ -193,7 +235,8 @@ pub fn verify(py: Python<'_>) -> PyResult<()> {
                 && inner.namespace().is_null()
                 && inner.slot(0) == list.get_item(0)?.as_ptr()
                 && inner.slot(1) == list.get_item(1)?.as_ptr()
-                && inner.slot(2) == list.as_ptr())
+                && inner.slot(2) == list.as_ptr()
+                && slot_names_are_known(&code)?)
         }
     })?;
     globals.set_item("inspect", inspect)?;

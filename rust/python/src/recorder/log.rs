@@ -36,7 +36,7 @@ pub struct Levels {
 pub struct Entry {
     pub file: u32,
     /// `co_name`.
-    pub name: Option<Py<PyAny>>,
+    pub name: Vec<u8>,
     pub first_line: u32,
     /// The line of the first LINE frame, for the body of a module.
     pub line: u32,
@@ -149,13 +149,13 @@ impl Log {
             self.next_trace();
         }
         let index = match event {
-            Event::Call => self.begin_activation(frame),
-            _ => match self.find_activation(frame) {
+            Event::Call => self.begin_activation(frame, code),
+            _ => match self.find_activation(frame, code) {
                 Some(index) => index,
                 None => return Ok(()),
             },
         };
-        let line = self.line(py, event, code, number);
+        let line = self.line(event, code, number);
         if index >= self.levels.max_depth {
             return Ok(());
         }
@@ -211,10 +211,10 @@ impl Log {
         number: u32,
         value: *mut ffi::PyObject,
     ) -> PyResult<()> {
-        let Some(index) = self.find_activation(frame) else {
+        let Some(index) = self.find_activation(frame, code) else {
             return Ok(());
         };
-        let line = self.line(py, event, code, number);
+        let line = self.line(event, code, number);
         let exception = self.stack.at(index).exception.take();
         if event == Event::Return {
             self.end_activation(index);
@@ -264,23 +264,23 @@ impl Log {
 
     /// The id in the trace of the line of an event.
     #[inline]
-    fn line(&mut self, py: Python<'_>, event: Event, code: &mut Code, number: u32) -> u32 {
+    fn line(&mut self, event: Event, code: &mut Code, number: u32) -> u32 {
         if code.generation != self.generation {
             code.enter(&mut self.current.trace, self.generation);
         }
         if !self.current.has_entry {
-            self.note_entry(py, event, code, number);
+            self.note_entry(event, code, number);
         }
         code.line_id(number).unwrap_or_else(|| self.add_line(code, number))
     }
 
     #[cold]
-    fn note_entry(&mut self, py: Python<'_>, event: Event, code: &Code, number: u32) {
+    fn note_entry(&mut self, event: Event, code: &Code, number: u32) {
         match &mut self.current.entry {
             None => {
                 let entry = Entry {
                     file: code.file,
-                    name: code.name.as_ref().map(|name| name.clone_ref(py)),
+                    name: code.name.clone(),
                     first_line: code.first_line,
                     line: 0,
                 };
@@ -309,32 +309,37 @@ impl Log {
         id
     }
 
-    fn begin_activation(&mut self, frame: InterpreterFrame) -> usize {
-        self.stack.push(frame)
+    fn begin_activation(&mut self, frame: InterpreterFrame, code: &Code) -> usize {
+        self.stack.push(frame, code.number)
     }
 
     /// The activation of `frame`. One that had no CALL event (a generator that an exception was thrown into, on 3.11)
     /// begins here; one that began before the recording is none.
     #[inline]
-    fn find_activation(&mut self, frame: InterpreterFrame) -> Option<usize> {
+    fn find_activation(&mut self, frame: InterpreterFrame, code: &Code) -> Option<usize> {
         match self.stack.running().last() {
             Some(top) if top.frame == frame => Some(self.stack.running().len() - 1),
-            _ => self.find_below(frame),
+            _ => self.find_below(frame, code),
         }
     }
 
     #[cold]
-    fn find_below(&mut self, frame: InterpreterFrame) -> Option<usize> {
+    fn find_below(&mut self, frame: InterpreterFrame, code: &Code) -> Option<usize> {
         match self.stack.position(frame) {
             Some(index) => Some(index),
             None if self.enclosing.contains(&frame) => None,
-            None => Some(self.begin_activation(frame)),
+            None => Some(self.begin_activation(frame, code)),
         }
     }
 
     /// Whether `frame`, of an event that is no CALL, ran before the recording began.
     pub fn is_enclosing(&self, frame: InterpreterFrame) -> bool {
         self.enclosing.contains(&frame) && self.stack.position(frame).is_none()
+    }
+
+    /// Ends the activations whose end another trace function saw: their frames' places may be those of others now.
+    pub fn end_unseen(&mut self, running: &[(InterpreterFrame, usize)]) {
+        self.stack.end_others(running, &mut self.tapes);
     }
 
     fn end_activation(&mut self, index: usize) {

@@ -5,6 +5,7 @@ mod attributes;
 mod code;
 mod cursor;
 mod hook;
+mod identity;
 mod layout;
 mod leaf;
 mod log;
@@ -26,7 +27,7 @@ use pyo3::types::{PyDict, PyString, PyTuple};
 
 use cwm_trace::Outcome;
 
-use crate::trace::Trace;
+use crate::trace::{Trace, text};
 use cursor::Variables;
 use hook::{Hook, RecordingLimit, Scope, Session, call_with_empty_hook, is_recording};
 use leaf::unicode;
@@ -221,6 +222,8 @@ impl Recording {
         };
         let Session { mut log, files, .. } = *session;
         log.current.trace.output = output;
+        let py = lines.py();
+        let files: Vec<Bound<'_, PyAny>> = files.iter().map(|file| text(py, file)).collect::<PyResult<_>>()?;
         let mut texts = Vec::new();
         for file in &files {
             texts.push(lines.call1((file,))?.extract::<Vec<String>>()?);
@@ -293,7 +296,7 @@ fn drive<'py>(py: Python<'py>, value: Bound<'py, PyAny>) -> PyResult<Bound<'py, 
 
 fn finish_trace(
     one: Recorded,
-    files: &[Py<PyString>],
+    files: &[Bound<'_, PyAny>],
     texts: &[Vec<String>],
     context: &Bound<'_, PyAny>,
 ) -> PyResult<Trace> {
@@ -316,9 +319,8 @@ fn finish_trace(
     });
     if let Some(entry) = entry {
         let file = &files[entry.file as usize];
-        trace.context = context
-            .call1((file, entry.name, entry.first_line, entry.line))?
-            .extract()?;
+        let name = text(context.py(), &entry.name)?;
+        trace.context = context.call1((file, name, entry.first_line, entry.line))?.extract()?;
     }
     Ok(Trace::from(trace))
 }
@@ -326,6 +328,7 @@ fn finish_trace(
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     layout::verify(m.py())?;
     leaf::prepare(m.py())?;
+    identity::prepare();
     m.add("RecordingLimit", m.py().get_type::<RecordingLimit>())?;
     m.add_function(wrap_pyfunction!(call_with_empty_hook, m)?)?;
     m.add_class::<Recording>()

@@ -10,7 +10,8 @@ use cwm_trace::Trace;
 
 use super::leaf::push_unicode;
 
-/// The keys of namespaces: held, so that no other takes the address of one, with the ids of the variables' names.
+/// The keys of namespaces: held, so that no other takes the address of one, with the ids of the variables' names. Of a
+/// subclass of `str` none is held: a program can see it die.
 #[derive(Default)]
 pub struct Keys(FxHashMap<*mut ffi::PyObject, (Py<PyAny>, Option<u32>)>);
 
@@ -74,7 +75,9 @@ impl Keys {
             let mut name = Vec::new();
             push_unicode(key, &mut name);
             let id = (!name.starts_with(b"__")).then(|| trace.intern_name(&name));
-            self.0.insert(key, (Bound::from_borrowed_ptr(py, key).unbind(), id));
+            if ffi::PyUnicode_CheckExact(key) != 0 {
+                self.0.insert(key, (Bound::from_borrowed_ptr(py, key).unbind(), id));
+            }
             id
         }
     }

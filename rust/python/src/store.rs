@@ -1,0 +1,178 @@
+//! Bindings of the trace store. Readers are shared by threads without a lock, a writer sits behind a mutex that is only
+//! waited for with the GIL released.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use cwm_trace::store;
+use pyo3::exceptions::{PyIndexError, PyOSError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::trace::Trace;
+
+pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<TraceWriter>()?;
+    m.add_class::<TraceReader>()?;
+    m.add_class::<TraceBlock>()
+}
+
+fn to_py(error: store::Error) -> PyErr {
+    match error {
+        store::Error::Io { path, error } => match error.raw_os_error() {
+            // Python picks the subclass from the number.
+            Some(number) => {
+                let text = error.to_string();
+                let text = text.split(" (os error").next().unwrap_or_default().to_owned();
+                PyOSError::new_err((number, text, path.into_os_string()))
+            }
+            None => io::Error::new(error.kind(), format!("{}: {error}", path.display())).into(),
+        },
+        error => PyValueError::new_err(error.to_string()),
+    }
+}
+
+#[pyclass(module = "cwm_core._native", frozen)]
+struct TraceWriter(Mutex<store::Writer>);
+
+impl TraceWriter {
+    fn detached<R: Send>(
+        &self,
+        py: Python<'_>,
+        f: impl FnOnce(&mut store::Writer) -> store::Result<R> + Send,
+    ) -> PyResult<R> {
+        py.detach(|| match self.0.lock() {
+            Ok(mut writer) => f(&mut writer).map_err(to_py),
+            Err(_) => Err(PyRuntimeError::new_err("an earlier call panicked")),
+        })
+    }
+}
+
+#[pymethods]
+impl TraceWriter {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf, append: bool) -> PyResult<Self> {
+        let writer = py.detach(|| store::Writer::open(&path, append)).map_err(to_py)?;
+        Ok(TraceWriter(Mutex::new(writer)))
+    }
+
+    #[getter]
+    fn cut_bytes(&self, py: Python<'_>) -> PyResult<u64> {
+        self.detached(py, |writer| Ok(writer.cut_bytes()))
+    }
+
+    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
+        self.detached(py, |writer| Ok(writer.len() as usize))
+    }
+
+    fn add(&self, py: Python<'_>, trace: &Trace, key: Option<&str>, metadata: &str) -> PyResult<u64> {
+        self.detached(py, |writer| writer.add(&trace.inner, key, metadata))
+    }
+
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        self.detached(py, store::Writer::flush)
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.detached(py, store::Writer::close)
+    }
+}
+
+#[pyclass(module = "cwm_core._native", frozen)]
+struct TraceReader(store::Reader);
+
+impl TraceReader {
+    fn check(&self, index: u64) -> PyResult<()> {
+        match index < self.0.len() {
+            true => Ok(()),
+            false => Err(PyIndexError::new_err(format!("trace {index} of {}", self.0.len()))),
+        }
+    }
+}
+
+#[pymethods]
+impl TraceReader {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let reader = py.detach(|| store::Reader::open(&path)).map_err(to_py)?;
+        Ok(TraceReader(reader))
+    }
+
+    fn __len__(&self) -> usize {
+        self.0.len() as usize
+    }
+
+    #[getter]
+    fn torn_bytes(&self) -> u64 {
+        self.0.torn_bytes()
+    }
+
+    fn trace(&self, py: Python<'_>, index: u64) -> PyResult<Trace> {
+        self.check(index)?;
+        py.detach(|| self.0.trace(index)).map(Trace::from).map_err(to_py)
+    }
+
+    fn find(&self, py: Python<'_>, key: &str) -> PyResult<Option<u64>> {
+        py.detach(|| self.0.find(key)).map_err(to_py)
+    }
+
+    fn block(&self, py: Python<'_>, index: u64) -> PyResult<TraceBlock> {
+        self.check(index)?;
+        py.detach(|| self.0.block(index)).map(TraceBlock).map_err(to_py)
+    }
+
+    fn verify(&self, py: Python<'_>) -> PyResult<()> {
+        let mut interrupt = None;
+        let verified = py.detach(|| {
+            self.0.verify(|| {
+                interrupt = Python::attach(|py| py.check_signals()).err();
+                interrupt.is_none()
+            })
+        });
+        match interrupt {
+            Some(error) => Err(error),
+            None => verified.map_err(to_py),
+        }
+    }
+}
+
+/// Consecutive traces of a store, read together.
+#[pyclass(module = "cwm_core._native", frozen)]
+struct TraceBlock(Arc<store::Block>);
+
+impl TraceBlock {
+    fn check(&self, place: usize) -> PyResult<()> {
+        let length = self.0.len();
+        match place < length {
+            true => Ok(()),
+            false => Err(PyIndexError::new_err(format!("trace {place} of a block of {length}"))),
+        }
+    }
+}
+
+#[pymethods]
+impl TraceBlock {
+    #[getter]
+    fn first(&self) -> u64 {
+        self.0.first()
+    }
+
+    fn __len__(&self) -> usize {
+        self.0.len()
+    }
+
+    fn key(&self, py: Python<'_>, place: usize) -> PyResult<Option<&str>> {
+        self.check(place)?;
+        py.detach(|| self.0.key(place)).map_err(to_py)
+    }
+
+    fn metadata(&self, py: Python<'_>, place: usize) -> PyResult<&str> {
+        self.check(place)?;
+        py.detach(|| self.0.metadata(place)).map_err(to_py)
+    }
+
+    fn trace(&self, py: Python<'_>, place: usize) -> PyResult<Trace> {
+        self.check(place)?;
+        py.detach(|| self.0.trace(place)).map(Trace::from).map_err(to_py)
+    }
+}

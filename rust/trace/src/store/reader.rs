@@ -1,0 +1,377 @@
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use super::block::{Block, has_right_checksums};
+use super::file::StoreFile;
+use super::format::{DataHead, Footer, HEAD, HEADER, Head, IndexHead, crc, key_hash};
+use super::index::{Pair, SEGMENT, Segment};
+use super::{Error, Result};
+use crate::trace::Trace;
+
+/// A store as it was when it was opened; what is added later is not seen, and does no harm.
+pub struct Reader {
+    pub(super) file: Arc<StoreFile>,
+    /// Where the last whole block ends.
+    pub(super) end: u64,
+    pub(super) traces: u64,
+    pub(super) segments: Vec<Segment>,
+    /// (first trace, place) of the blocks after those that the segments cover.
+    pub(super) tail: Vec<Pair>,
+    /// Whether a footer is the last block.
+    pub(super) is_closed: bool,
+    /// (hash, trace) of the keys in the tail, sorted; read when a key is first looked for.
+    tail_keys: OnceLock<Vec<Pair>>,
+    torn: u64,
+    damaged: Vec<Range<u64>>,
+    /// The block read last.
+    recent: Mutex<Option<Arc<Block>>>,
+}
+
+impl Reader {
+    /// A closed store is opened by its footer and index, whatever its size; else the heads of its blocks are read.
+    pub fn open(path: &Path) -> Result<Reader> {
+        let io_error = |error| Error::Io {
+            path: path.to_owned(),
+            error,
+        };
+        Reader::of_file(File::open(path).map_err(io_error)?, path.to_owned())
+    }
+
+    pub(super) fn of_file(file: File, path: PathBuf) -> Result<Reader> {
+        let mut file = StoreFile { file, path, id: 0 };
+        let size = file.size()?;
+        let id = file.read_id(size)?;
+        file.id = id.unwrap_or_default();
+        let mut reader = Reader {
+            file: Arc::new(file),
+            end: HEADER as u64,
+            traces: 0,
+            segments: Vec::new(),
+            tail: Vec::new(),
+            is_closed: false,
+            tail_keys: OnceLock::new(),
+            torn: 0,
+            damaged: Vec::new(),
+            recent: Mutex::default(),
+        };
+        if id.is_none() {
+            // Killed before its header was whole.
+            (reader.end, reader.torn) = (0, size);
+        } else if !reader.open_closed(size)? {
+            reader.scan(size)?;
+        }
+        Ok(reader)
+    }
+
+    /// Whether a footer ends the file, with an index as it should be.
+    fn open_closed(&mut self, size: u64) -> Result<bool> {
+        let Some(at) = size.checked_sub(HEAD as u64).filter(|&at| at >= HEADER as u64) else {
+            return Ok(false);
+        };
+        let Some((Head::Footer(footer), _)) = self.file.head(at, size)? else {
+            return Ok(false);
+        };
+        self.take_footer(footer, at)
+    }
+
+    /// Goes by the footer at `at` from now on, if the index that it names is as it should be.
+    fn take_footer(&mut self, footer: Footer, at: u64) -> Result<bool> {
+        let Some((Head::Index(head), index_end)) = self.file.head(footer.index_at, at)? else {
+            return Ok(false);
+        };
+        let Some(segments) = self
+            .segments_of(&head, index_end)?
+            .filter(|_| head.traces == footer.traces)
+        else {
+            return Ok(false);
+        };
+        (self.segments, self.traces, self.end, self.is_closed) = (segments, footer.traces, at + HEAD as u64, true);
+        self.tail.clear();
+        self.damaged.clear(); // the index knows what was there
+        Ok(true)
+    }
+
+    /// The segments of the index block that ends at `end`, if they are as they should be.
+    fn segments_of(&self, head: &IndexHead, end: u64) -> Result<Option<Vec<Segment>>> {
+        let bytes = head.segments.checked_mul(SEGMENT).filter(|&bytes| bytes <= head.bytes);
+        let Some(bytes) = bytes else {
+            return Ok(None);
+        };
+        let list = self.file.read(end - bytes, bytes)?;
+        let segments: Vec<Segment> = list.chunks_exact(SEGMENT as usize).map(Segment::decode).collect();
+        let mut traces = 0;
+        for segment in &segments {
+            if !segment.is_possible(traces, end) {
+                return Ok(None);
+            }
+            traces = segment.end();
+        }
+        let is_right = crc(self.file.id, &list) == head.crc && traces == head.traces;
+        Ok(is_right.then_some(segments))
+    }
+
+    /// Walks all blocks, over damage if more blocks follow it.
+    fn scan(&mut self, size: u64) -> Result<()> {
+        let mut last_data = None;
+        while self.end < size {
+            let at = self.end;
+            let Some((head, block_end)) = self.file.head(at, size)? else {
+                match self.file.next_block(at + 1, size)? {
+                    Some(next) => {
+                        self.damaged.push(at..next);
+                        self.end = next;
+                        continue;
+                    }
+                    None => break,
+                }
+            };
+            self.is_closed = false;
+            match head {
+                Head::Data(data) => {
+                    self.take_block(at, &data)?;
+                    last_data = Some((at, data));
+                }
+                Head::Index(_) => {}
+                Head::Footer(footer) => {
+                    self.take_footer(footer, at)?;
+                    last_data = None;
+                }
+            }
+            self.end = block_end;
+        }
+        // After a loss of power the last block may have its length and not all of its content.
+        if let Some((at, data)) = last_data
+            && self.tail.last() == Some(&(data.first, at))
+            && !has_right_checksums(&self.file, at, &data)?
+        {
+            self.tail.pop();
+            (self.end, self.traces) = (at, data.first);
+        }
+        self.torn = size - self.end;
+        Ok(())
+    }
+
+    fn take_block(&mut self, at: u64, data: &DataHead) -> Result<()> {
+        // Traces are missing where a block before was damaged.
+        let follows = data.first == self.traces || (data.first > self.traces && !self.damaged.is_empty());
+        if !follows {
+            let (first, expected) = (data.first, self.traces);
+            return self
+                .file
+                .damaged(at, format!("a block begins with trace {first}, not {expected}"));
+        }
+        self.tail.push((data.first, at));
+        self.traces = data.first + data.traces;
+        Ok(())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.file.path
+    }
+
+    /// Number of traces.
+    pub fn len(&self) -> u64 {
+        self.traces
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.traces == 0
+    }
+
+    /// Bytes after the last whole block, of a write that was cut short.
+    pub fn torn_bytes(&self) -> u64 {
+        self.torn
+    }
+
+    /// A damaged part of the file with whole blocks after it: opening met it, and walked on.
+    pub(super) fn first_damage(&self) -> Result<()> {
+        match self.damaged.first() {
+            Some(range) => self.file.damaged(
+                range.start,
+                format!(
+                    "there is no block here; the next whole one begins at byte {}",
+                    range.end
+                ),
+            ),
+            None => Ok(()),
+        }
+    }
+
+    pub fn trace(&self, index: u64) -> Result<Trace> {
+        let block = self.block(index)?;
+        block.trace((index - block.first()) as usize)
+    }
+
+    /// The block that holds a trace. The index must be less than [`Reader::len`].
+    pub fn block(&self, index: u64) -> Result<Arc<Block>> {
+        let holds = |block: &Arc<Block>| index >= block.first() && index - block.first() < block.len() as u64;
+        // A lock that a thread held when the process forked is never freed: do without.
+        if let Ok(recent) = self.recent.try_lock()
+            && let Some(block) = recent.as_ref().filter(|block| holds(block))
+        {
+            return Ok(block.clone());
+        }
+        let block = Arc::new(self.read_block(index)?);
+        if !holds(&block) {
+            let (first, last) = (block.first(), block.first() + block.len() as u64 - 1);
+            let at = self.place(index)?;
+            let what = format!("trace {index} is missing; the block here holds traces {first} to {last}");
+            return self.file.damaged(at, what);
+        }
+        if let Ok(mut recent) = self.recent.try_lock() {
+            *recent = Some(block.clone());
+        }
+        Ok(block)
+    }
+
+    fn read_block(&self, index: u64) -> Result<Block> {
+        let at = self.place(index)?;
+        match self.file.head(at, self.end)? {
+            Some((Head::Data(head), _)) => Ok(Block::new(self.file.clone(), at, head)),
+            _ => self
+                .file
+                .damaged(at, format!("there is no block, where trace {index} should be")),
+        }
+    }
+
+    /// Where the block that holds a trace begins, if any does.
+    fn place(&self, index: u64) -> Result<u64> {
+        let segment = self.segments.partition_point(|segment| segment.first <= index);
+        let found = match self.segments[..segment].last().filter(|segment| index < segment.end()) {
+            Some(segment) => {
+                let bounds = (segment.first, segment.end());
+                match segment.blocks.rank(&self.file, index + 1, bounds)?.checked_sub(1) {
+                    Some(place) => segment.blocks.iter(&self.file, place).next().transpose()?,
+                    None => None,
+                }
+            }
+            None => {
+                let after = self.tail.partition_point(|&(first, _)| first <= index);
+                self.tail[..after].last().copied()
+            }
+        };
+        match found {
+            Some((_, at)) => Ok(at),
+            None => self
+                .file
+                .damaged(HEADER as u64, format!("no block holds trace {index}")),
+        }
+    }
+
+    /// The index of the trace with this key.
+    pub fn find(&self, key: &str) -> Result<Option<u64>> {
+        if let Some(index) = self.find_indexed(key)? {
+            return Ok(Some(index));
+        }
+        let hash = key_hash(key);
+        let tail_keys = self.tail_keys()?;
+        let from = tail_keys.partition_point(|&(found, _)| found < hash);
+        for &(_, index) in tail_keys[from..].iter().take_while(|&&(found, _)| found == hash) {
+            if self.has_key(index, key)? {
+                return Ok(Some(index));
+            }
+        }
+        // It may have been where now is damage.
+        self.first_damage().map(|()| None)
+    }
+
+    /// The same among the traces that the segments cover.
+    pub(super) fn find_indexed(&self, key: &str) -> Result<Option<u64>> {
+        let hash = key_hash(key);
+        for segment in &self.segments {
+            let rank = segment.keys.rank(&self.file, hash, (0, u64::MAX))?;
+            for pair in segment.keys.iter(&self.file, rank) {
+                let (found, index) = pair?;
+                if found != hash {
+                    break;
+                }
+                if self.has_key(index, key)? {
+                    return Ok(Some(index));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) fn has_key(&self, index: u64, key: &str) -> Result<bool> {
+        if index >= self.traces {
+            let what = format!("the index has a key of trace {index} of {}", self.traces);
+            return self.file.damaged(HEADER as u64, what);
+        }
+        let block = self.block(index)?;
+        Ok(block.key((index - block.first()) as usize)? == Some(key))
+    }
+
+    pub(super) fn tail_keys(&self) -> Result<&[Pair]> {
+        if let Some(keys) = self.tail_keys.get() {
+            return Ok(keys);
+        }
+        let mut keys = Vec::new();
+        for &(first, _) in &self.tail {
+            let block = self.read_block(first)?;
+            for place in 0..block.len() {
+                keys.extend(block.key(place)?.map(|key| (key_hash(key), first + place as u64)));
+            }
+        }
+        keys.sort_unstable();
+        // Not under its lock, which a fork would leave shut.
+        Ok(self.tail_keys.get_or_init(|| keys))
+    }
+
+    /// Reads the whole file and checks all that can be checked, unless `go_on`, asked after each block, says no. The torn
+    /// tail of a file that was not closed is no damage.
+    pub fn verify(&self, mut go_on: impl FnMut() -> bool) -> Result<()> {
+        self.first_damage()?;
+        let (mut at, mut traces, mut keys) = (if self.end == 0 { 0 } else { HEADER as u64 }, 0, 0);
+        while at < self.end {
+            let Some((head, block_end)) = self.file.head(at, self.end)? else {
+                return self.file.damaged(at, "there is no block here");
+            };
+            if let Head::Index(head) = head
+                && self.segments_of(&head, block_end)?.is_none()
+            {
+                return self.file.damaged(at, "the index is not as it should be");
+            }
+            if let Head::Data(data) = head {
+                if data.first != traces || self.place(data.first)? != at {
+                    return self
+                        .file
+                        .damaged(at, format!("this block is not where trace {traces} is looked for"));
+                }
+                let block = Block::new(self.file.clone(), at, data);
+                keys += self.verify_block(&block)?;
+                traces += data.traces;
+                if !go_on() {
+                    return Ok(());
+                }
+            }
+            at = block_end;
+        }
+        let indexed: u64 = self.segments.iter().map(|segment| segment.keys.pairs).sum();
+        if traces != self.traces || keys != indexed + self.tail_keys()?.len() as u64 {
+            let what = format!("the file has {traces} traces and {keys} keys, its index says otherwise");
+            return self.file.damaged(self.end, what);
+        }
+        Ok(())
+    }
+
+    /// Number of keys.
+    fn verify_block(&self, block: &Block) -> Result<u64> {
+        let mut keys = 0;
+        for place in 0..block.len() {
+            block.metadata(place)?;
+            block.trace(place)?;
+            if let Some(key) = block.key(place)? {
+                keys += 1;
+                let index = block.first() + place as u64;
+                if self.find(key)? != Some(index) {
+                    let what = format!("the key of trace {index}, {key:?}, leads elsewhere");
+                    return self.file.damaged(block.at(), what);
+                }
+            }
+        }
+        Ok(keys)
+    }
+}
