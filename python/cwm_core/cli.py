@@ -454,7 +454,8 @@ def _pack(args: argparse.Namespace) -> int:
     total = stats["tokens"]
     _print(f"documents   {len(lengths):,}, {int((lengths > args.seq_len).sum()):,} of them longer than a row and cut\n")
     _print(f"tokens      {total:,}, {with_loss / total:.1%} with loss\n")
-    _print(f"vocabulary  {loader.vocab_size:,}\n\nsource                            documents         tokens   share\n")
+    vocabulary = "not named" if loader.vocab_size is None else f"{loader.vocab_size:,}"
+    _print(f"vocabulary  {vocabulary}\n\nsource                            documents         tokens   share\n")
     for folder, one in described.items():
         for name, part in one["sources"].items():
             label = f"{folder}: {name}" if name else folder

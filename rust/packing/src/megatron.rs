@@ -53,10 +53,7 @@ pub(crate) fn files(path: &Path) -> Option<(PathBuf, PathBuf)> {
 pub struct Megatron {
     index: Mapped,
     data: Mapped,
-    ids: Ids,
-    lengths: Range<usize>,
-    pointers: Range<usize>,
-    bounds: Range<usize>,
+    layout: Layout,
     /// For each document without tokens, how many with tokens come before it.
     empty: Vec<u64>,
     documents: u64,
@@ -162,82 +159,91 @@ impl Ids {
     }
 }
 
-impl Megatron {
-    pub fn open(index: &Path, data: &Path) -> Result<Megatron> {
-        let (index, data) = (Mapped::open(index.to_owned())?, Mapped::open(data.to_owned())?);
-        let mut all = Megatron::lay_out(index, data)?;
-        all.check_index().map_err(|what| all.index.damaged(what))?;
-        all.checksum = all.hash();
-        Ok(all)
-    }
+/// Where the fields of the index lie.
+struct Layout {
+    ids: Ids,
+    lengths: Range<usize>,
+    pointers: Range<usize>,
+    bounds: Range<usize>,
+}
 
-    fn lay_out(index: Mapped, data: Mapped) -> Result<Megatron> {
-        let map = &index.map;
-        let Some((magic, fields)) = map.get(..HEADER).and_then(|header| header.split_first_chunk::<9>()) else {
-            return Err(index.damaged("not the index of an indexed dataset (too short)"));
+impl Layout {
+    fn of(index: &[u8]) -> std::result::Result<Layout, String> {
+        let header = index.get(..HEADER).and_then(|header| header.split_first_chunk::<9>());
+        let Some((magic, fields)) = header else {
+            return Err("not the index of an indexed dataset (too short)".into());
         };
         if *magic != MAGIC {
-            return Err(index.damaged("not the index of an indexed dataset (wrong magic)"));
+            return Err("not the index of an indexed dataset (wrong magic)".into());
         }
         let field = |at: usize| u64_of(fields, at).unwrap_or(0);
-        if field(0) != VERSION {
-            return Err(index.damaged(format!(
-                "indexed dataset version {}; this build reads version {VERSION}",
-                field(0)
-            )));
+        let version = field(0);
+        if version != VERSION {
+            return Err(format!(
+                "indexed dataset version {version}; this build reads version {VERSION}"
+            ));
         }
-        let ids = Ids::of_code(fields[8]).map_err(|what| index.damaged(what))?;
-        let (sequences, bounds) = (field(9), field(17));
+        let ids = Ids::of_code(fields[8])?;
+        let sections = Layout::sections(field(9), field(17));
+        let [lengths, pointers, bounds, modes] = sections.ok_or("impossible counts in the header")?;
+        let (length, expected) = (index.len(), bounds.end);
+        if length != expected && length != modes.end {
+            let what = if length < expected { "truncated" } else { "overlong" };
+            return Err(format!("{what}: {length} bytes, the header describes {expected}"));
+        }
+        let mut modes = index[expected..].iter().enumerate();
+        if let Some((sequence, mode)) = modes.find(|(_, mode)| **mode != 0) {
+            return Err(format!("sequence {sequence} is of mode {mode}; only text (0) is read"));
+        }
+        Ok(Layout {
+            ids,
+            lengths,
+            pointers,
+            bounds,
+        })
+    }
+
+    /// Lengths, pointers, bounds and modes; `None` if the counts overflow.
+    fn sections(sequences: u64, bounds: u64) -> Option<[Range<usize>; 4]> {
         let mut end = HEADER;
         let mut section = |count: u64, width: usize| -> Option<Range<usize>> {
             let start = end;
             end = start.checked_add(usize::try_from(count).ok()?.checked_mul(width)?)?;
             Some(start..end)
         };
-        let sections = (|| {
-            Some((
-                section(sequences, 4)?,
-                section(sequences, 8)?,
-                section(bounds, 8)?,
-                section(sequences, 1)?,
-            ))
-        })();
-        let Some((lengths, pointers, bounds, modes)) = sections else {
-            return Err(index.damaged("impossible counts in the header"));
-        };
-        if map.len() != bounds.end && map.len() != modes.end {
-            let what = if map.len() < bounds.end {
-                "truncated"
-            } else {
-                "overlong"
-            };
-            let (length, expected) = (map.len(), bounds.end);
-            return Err(index.damaged(format!("{what}: {length} bytes, the header describes {expected}")));
-        }
-        if let Some(sequence) = map[bounds.end..].iter().position(|&mode| mode != 0) {
-            let mode = map[bounds.end + sequence];
-            return Err(index.damaged(format!("sequence {sequence} is of mode {mode}; only text (0) is read")));
-        }
-        Ok(Megatron {
-            ids,
-            lengths,
-            pointers,
-            bounds,
+        Some([
+            section(sequences, 4)?,
+            section(sequences, 8)?,
+            section(bounds, 8)?,
+            section(sequences, 1)?,
+        ])
+    }
+}
+
+impl Megatron {
+    pub fn open(index: &Path, data: &Path) -> Result<Megatron> {
+        let (index, data) = (Mapped::open(index.to_owned())?, Mapped::open(data.to_owned())?);
+        let layout = Layout::of(&index.map).map_err(|what| index.damaged(what))?;
+        let mut all = Megatron {
+            index,
+            data,
+            layout,
             empty: Vec::new(),
             documents: 0,
             tokens: 0,
             vocab_size: None,
             checksum: 0,
             names: [String::new()],
-            index,
-            data,
-        })
+        };
+        all.check_index().map_err(|what| all.index.damaged(what))?;
+        all.checksum = all.hash();
+        Ok(all)
     }
 
     /// Goes over the whole index; counts documents and tokens.
     fn check_index(&mut self) -> std::result::Result<(), String> {
-        let sequences = self.lengths.len() / 4;
-        let last = self.bounds.len() / 8;
+        let sequences = self.layout.lengths.len() / 4;
+        let last = self.layout.bounds.len() / 8;
         if self.bound(0) != Some(0) || self.bound(last as u64 - 1) != Some(sequences) {
             return Err("the documents do not cover the sequences".into());
         }
@@ -274,7 +280,7 @@ impl Megatron {
             };
             let end = u64::try_from(pointer)
                 .ok()
-                .and_then(|start| start.checked_add(u64::from(length) * self.ids.width() as u64));
+                .and_then(|start| start.checked_add(u64::from(length) * self.layout.ids.width() as u64));
             let Some(end) = end.filter(|&end| end <= self.data.map.len() as u64) else {
                 return Err(format!(
                     "sequence {sequence}, {length} tokens at byte {pointer}, is outside the {} bytes of the .bin",
@@ -294,15 +300,15 @@ impl Megatron {
     }
 
     fn bound(&self, number: u64) -> Option<usize> {
-        let bounds = &self.index.map[self.bounds.clone()];
+        let bounds = &self.index.map[self.layout.bounds.clone()];
         usize::try_from(u64_of(bounds, usize::try_from(number).ok()?.checked_mul(8)?)?).ok()
     }
 
     /// Pointer and length of a sequence.
     fn sequence(&self, number: usize) -> Option<(i64, i32)> {
         let map = &self.index.map;
-        let pointer = u64_of(&map[self.pointers.clone()], number.checked_mul(8)?)?;
-        let length = map[self.lengths.clone()].get(number * 4..)?.first_chunk()?;
+        let pointer = u64_of(&map[self.layout.pointers.clone()], number.checked_mul(8)?)?;
+        let length = map[self.layout.lengths.clone()].get(number * 4..)?.first_chunk()?;
         Some((pointer as i64, i32::from_le_bytes(*length)))
     }
 
@@ -315,7 +321,7 @@ impl Megatron {
         let (first, end) = (self.bound(number)?, self.bound(number + 1)?);
         let (start, _) = self.sequence(first)?;
         let (pointer, length) = self.sequence(end.checked_sub(1)?)?;
-        let tokens = (pointer.checked_sub(start)? / self.ids.width() as i64).checked_add(length.into())?;
+        let tokens = (pointer.checked_sub(start)? / self.layout.ids.width() as i64).checked_add(length.into())?;
         Some((
             usize::try_from(start).ok()?,
             u32::try_from(tokens).ok().filter(|&tokens| tokens > 0)?,
@@ -380,7 +386,7 @@ impl Megatron {
     /// See [`crate::Shard::read`].
     pub fn read(&self, document: u64, start: usize, tokens: &mut [i32], targets: &mut [i32]) -> Result<()> {
         assert!(targets.len() == tokens.len() || targets.len() + 1 == tokens.len());
-        let (count, width) = (targets.len() + 1, self.ids.width());
+        let (count, width) = (targets.len() + 1, self.layout.ids.width());
         let bytes = self
             .extent(document)
             .filter(|&(_, len)| start + count <= len as usize)
@@ -394,12 +400,15 @@ impl Megatron {
             self.index
                 .damaged(format!("document {document} changed while it was open"))
         })?;
-        let largest = self.ids.decode(bytes, tokens, targets);
+        let largest = self.layout.ids.decode(bytes, tokens, targets);
         let limit = self.vocab_size.unwrap_or(MAX_VOCAB_SIZE);
         if u64::from(largest) < limit {
             return Ok(());
         }
-        let mut ids = bytes.chunks_exact(width).map(|id| self.ids.number(id)).enumerate();
+        let mut ids = bytes
+            .chunks_exact(width)
+            .map(|id| self.layout.ids.number(id))
+            .enumerate();
         let wrong = ids.find(|&(_, id)| u64::try_from(id).map_or(true, |id| id >= limit));
         let (at, id) = wrong.unwrap_or((0, largest.into()));
         Err(self.data.damaged(format!(
