@@ -475,8 +475,8 @@ def test_interrupts_reach_a_waiting_loader(tmp_path):
     script = """
 import sys, cwm_core as cwm
 loader = cwm.PackedLoader(sys.argv[1], 1 << 12, batch_size=1 << 18, packing="stream")
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     for batch in loader:
         pass
 except KeyboardInterrupt:
