@@ -11,7 +11,7 @@ from pathlib import Path
 import cwm_core as cwm
 import numpy as np
 import pytest
-from cwm_core.cli import _histogram, main
+from cwm_core.cli import main
 from cwm_core.training.traces import encode_for_training, training_texts
 
 PROGRAM = """
@@ -263,17 +263,28 @@ def test_pack_says_what_a_run_would_get(shards, capsys):
     out = capsys.readouterr().out
     total = f"{shards.tokens:,}"
     cut = int((shards.lengths > 200).sum())
-    assert f"documents   4, {cut} of them longer" in out and f"tokens      {total}, " in out
+    assert "documents   4\n" in out and f"tokens      {total}\n" in out and f"longer      {cut} documents" in out
     assert f"{'shards: traces':<30} {4:>12} {total:>14}  100.0%" in out
     rows = int(out.split("rows")[-1].split()[0])
     share = float(out.split("efficiency")[-1].split("%")[0])
     assert share == pytest.approx(100 * shards.tokens / (rows * 200), abs=0.01)
+    assert main(["pack", "shards", "--seq-len", "200", "--packing", "stream"]) == 0
+    assert f"rows        {-(-shards.tokens // 200)} of 200" in capsys.readouterr().out
 
 
-def test_histogram_bins_end_at_powers_of_two():
-    assert _histogram(np.array([1], np.uint32)) == [(1, 1, 1)]
-    bins = _histogram(np.array([3, 4, 5, 9, 16, 17], np.uint32))
-    assert bins == [(3, 4, 2), (5, 8, 1), (9, 16, 2), (17, 32, 1)]
+def test_inspect_shows_what_shards_hold(shards, capsys):
+    capsys.readouterr()
+    assert main(["inspect", "shards", "--tokenizer", "vocabulary", "--samples", "2", "--verify"]) == 0
+    out, err = capsys.readouterr()
+    assert "every byte is as it was written" in err
+    documents = list(shards)
+    learned = sum(document.loss_mask.sum() for document in documents) / shards.tokens
+    context = sum(document.spans["context"][0, 1] for document in documents) / shards.tokens
+    assert f"{'learned':<30} {learned:>7.1%}" in out
+    assert f"{'in spans: context':<30} {context:>7.1%}" in out
+    assert out.count("\n--- document ") == 2 and out.count("<|begin_of_text|><|trace_context_start|>") == 2
+    assert main(["inspect", "shards"]) == 0
+    assert "--- document" not in capsys.readouterr().out
 
 
 # ---- train and predict

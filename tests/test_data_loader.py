@@ -15,7 +15,7 @@ from pathlib import Path
 import cwm_core as cwm
 import numpy as np
 import pytest
-from cwm_core.data import Bucket, describe
+from cwm_core.data import Bucket
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -550,22 +550,3 @@ def test_sources_have_their_own_epochs(tmp_path):
     for _ in loader:
         pass
     assert loader.stats()["source_tokens"] == {"a": 12, "b": 60, "c": 6}
-
-
-def test_describe(tmp_path):
-    with cwm.ShardWriter(tmp_path, 100, shard_tokens=20) as writer:
-        for length, source in [(10, "x"), (20, "y"), (30, "x"), (4, "z")]:
-            writer.add(np.zeros(length, dtype=np.int32), source=source)
-    assert describe(tmp_path) == {
-        "tokens": 64,
-        "documents": 4,
-        "vocab_size": 100,
-        "mean_length": 16.0,
-        "median_length": 15.0,
-        "max_length": 30,
-        "sources": {
-            "x": {"tokens": 40, "documents": 2, "share": 0.625},
-            "y": {"tokens": 20, "documents": 1, "share": 0.3125},
-            "z": {"tokens": 4, "documents": 1, "share": 0.0625},
-        },
-    }

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cwm_core.data import PackedLoader, Shards, ShardWriter, describe
+from cwm_core.data import Shards, ShardWriter
 from cwm_core.exchange import STORE, export_traces, import_traces, read_traces, trace_files
 from cwm_core.store import TraceReader, TraceWriter
 from cwm_core.tokenizer import GPT2_PATTERN, LLAMA3_PATTERN, Tokenizer
@@ -29,7 +29,6 @@ OK, FAILED, INTERRUPTED = 0, 1, 130
 
 _PATTERNS = {"llama3": LLAMA3_PATTERN, "gpt2": GPT2_PATTERN}
 _EXTRAS = {"torch": "train", "rich": "train", "safetensors": "train", "pyarrow": "parquet"}
-_BAR_WIDTH = 40
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,6 +74,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         _add_export,
         _add_tokenize,
         _add_pack,
+        _add_inspect,
         _add_train,
         _add_predict,
         _add_demo,
@@ -329,8 +329,8 @@ def _export(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _counter() -> Iterator[Callable[[int], None] | None]:
-    """What shows how many traces are done, where a person looks on."""
+def _counter(unit: str = "traces") -> Iterator[Callable[[int], None] | None]:
+    """What shows how many traces are done, or of another unit, where a person looks on."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -340,7 +340,7 @@ def _counter() -> Iterator[Callable[[int], None] | None]:
         nonlocal shown
         if time.monotonic() - shown > 0.1:
             shown = time.monotonic()
-            print(f"\r{done:,} traces", end="", file=sys.stderr, flush=True)
+            print(f"\r{done:,} {unit}", end="", file=sys.stderr, flush=True)
 
     try:
         yield show
@@ -412,7 +412,7 @@ def _tokenize(args: argparse.Namespace) -> int:
     return OK
 
 
-# ---- pack
+# ---- pack and inspect
 
 
 def _add_pack(verbs: Any) -> None:
@@ -421,11 +421,14 @@ def _add_pack(verbs: Any) -> None:
         _pack,
         "Say what a training run would get from shards: lengths, sources, and how well rows fill.",
         "cwm pack shards/traces shards/code --seq-len 8192 --batch-size 16",
-        "Packs one epoch of all shards and throws the batches away; writes nothing.",
+        "Plans one epoch of all shards from the lengths of their documents; reads no tokens and writes nothing.",
     )
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="folders of shards")
     parser.add_argument("--seq-len", required=True, type=_positive, metavar="N", help="tokens in a row")
     parser.add_argument("--batch-size", type=_positive, default=1, metavar="N", help="rows in a step (default: 1)")
+    parser.add_argument(
+        "--packing", choices=["best_fit", "stream"], default="best_fit", help="how documents lie in rows"
+    )
     parser.add_argument(
         "--lookahead", type=_positive, default=32_768, metavar="N", help="documents packed together (default: 32768)"
     )
@@ -435,47 +438,40 @@ def _add_pack(verbs: Any) -> None:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    described = {folder: describe(folder) for folder in args.shards}
-    loader = PackedLoader(
-        {folder: (folder, one["tokens"]) for folder, one in described.items()},
-        args.seq_len,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        lookahead=args.lookahead,
-        epochs=1,
-    )
-    lengths = np.concatenate([Shards(folder).lengths for folder in described])
-    start, with_loss = time.perf_counter(), 0
-    for batch in loader:
-        with_loss += int(batch.loss_mask.sum())
-    seconds = time.perf_counter() - start
-    stats = loader.stats()
+    from cwm_core.data.report import packing
 
-    total = stats["tokens"]
-    _print(f"documents   {len(lengths):,}, {int((lengths > args.seq_len).sum()):,} of them longer than a row and cut\n")
-    _print(f"tokens      {total:,}, {with_loss / total:.1%} with loss\n")
-    vocabulary = "not named" if loader.vocab_size is None else f"{loader.vocab_size:,}"
-    _print(f"vocabulary  {vocabulary}\n\nsource                            documents         tokens   share\n")
-    for folder, one in described.items():
-        for name, part in one["sources"].items():
-            label = f"{folder}: {name}" if name else folder
-            _print(f"{label:<30} {part['documents']:>12,} {part['tokens']:>14,} {part['tokens'] / total:>7.1%}\n")
-    _print("\ntokens a document       documents\n")
-    for low, high, count in _histogram(lengths):
-        bar = "#" * round(_BAR_WIDTH * count / len(lengths))
-        _print(f"{low:>8,} - {high:>9,} {count:>12,} {bar}".rstrip() + "\n")
-    rows = stats["steps"] * args.batch_size
-    _print(f"\nrows        {rows:,} of {args.seq_len:,} tokens, in {stats['steps']:,} steps of {args.batch_size:,}\n")
-    _print(f"efficiency  {stats['efficiency']:.2%} of all positions hold a token\n")
-    _print(f"time        {seconds:.2f} s, {total / max(seconds, 1e-9):,.0f} tokens/s\n")
+    options = {name: getattr(args, name) for name in ("batch_size", "packing", "lookahead", "seed")}
+    with _counter("steps") as progress:
+        for line in packing(args.shards, args.seq_len, progress=progress, **options):
+            _print(line + "\n")
     return OK
 
 
-def _histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
-    """(least length, greatest length, documents) in bins that end at powers of two, from the first to the last."""
-    powers = np.array([(int(length) - 1).bit_length() for length in lengths])
-    counts = np.bincount(powers)
-    return [(2**p // 2 + 1, 2**p, int(counts[p])) for p in range(int(powers.min()), len(counts))]
+def _add_inspect(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        _inspect,
+        "Show what shards hold: lengths, sources, what is learned, and some documents.",
+        "cwm inspect shards/traces --tokenizer vocabulary --samples 3",
+    )
+    parser.add_argument("shards", nargs="+", type=Path, metavar="SHARDS", help="folders of shards")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="vocabulary to decode documents with")
+    parser.add_argument("--samples", type=_not_negative, default=3, metavar="N", help="documents to show (default: 3)")
+    parser.add_argument("--seed", type=_not_negative, default=0, metavar="N", help="of their choice (default: 0)")
+    parser.add_argument("--verify", action="store_true", help="first check every byte of the shards")
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from cwm_core.data.report import inspect
+
+    tokenizer = _load_tokenizer(args.tokenizer) if args.tokenizer else None
+    for folder in args.shards:
+        if args.verify:
+            Shards(folder).verify()
+            _say(args, f"{folder}: every byte is as it was written")
+        for line in inspect(folder, tokenizer, args.samples, args.seed):
+            _print(line + "\n")
+    return OK
 
 
 # ---- train

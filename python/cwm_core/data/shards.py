@@ -6,7 +6,7 @@ import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -210,30 +210,6 @@ class Shards:
     def verify(self) -> None:
         """Check every byte of every shard. Raises ValueError that names the first damaged file."""
         self._native.verify()
-
-
-def describe(path: Path) -> dict[str, Any]:
-    """Return what ``Shards(path)`` holds; raises as it does.
-
-    ``tokens``, ``documents``, ``vocab_size`` (None if it is not known); ``mean_length``, ``median_length``,
-    ``max_length`` in tokens a document; ``sources``: by tag its ``tokens``, ``documents`` and ``share`` of all tokens.
-    """
-    shards = Shards(path)
-    lengths, source_ids = shards._native.lengths()
-    tokens = np.bincount(source_ids, weights=lengths, minlength=len(shards.sources))
-    documents = np.bincount(source_ids, minlength=len(shards.sources))
-    return {
-        "tokens": shards.tokens,
-        "documents": len(shards),
-        "vocab_size": shards.vocab_size,
-        "mean_length": float(lengths.mean()),
-        "median_length": float(np.median(lengths)),
-        "max_length": int(lengths.max()),
-        "sources": {
-            name: {"tokens": int(count), "documents": int(number), "share": float(count / shards.tokens)}
-            for name, count, number in zip(shards.sources, tokens, documents, strict=True)
-        },
-    }
 
 
 def _labelled(label: str, ranges: ArrayLike) -> tuple[str, NDArray[np.int64]]:

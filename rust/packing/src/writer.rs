@@ -330,10 +330,8 @@ impl OpenShard {
     fn push(&mut self, document: &NewDocument<'_>) -> io::Result<()> {
         let ids = document.ids;
         match token_width(self.vocab_size) {
-            2 => self
-                .pending
-                .extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes())),
-            _ => self.pending.extend(ids.iter().flat_map(|&id| id.to_le_bytes())),
+            2 => append(&mut self.pending, ids, |id| (id as u16).to_le_bytes()),
+            _ => append(&mut self.pending, ids, u32::to_le_bytes),
         }
         self.document_ends.push(self.tokens() + ids.len() as u64);
         if let Some(mask) = document.loss_mask {
@@ -407,7 +405,7 @@ impl OpenShard {
     fn index(&self) -> Vec<u8> {
         let mut index = little_endian(&self.page_crcs);
         for ends in [&self.document_ends, &self.run_ends, &self.span_ends] {
-            index.extend(ends.iter().flat_map(|end| end.to_le_bytes()));
+            append(&mut index, ends, u64::to_le_bytes);
         }
         index.extend(little_endian(&self.document_sources));
         index.extend(&self.names.stored);
@@ -425,8 +423,19 @@ fn bare(error: io::Error) -> io::Error {
     }
 }
 
+/// Appends the bytes of values, several at a time, as extending by an iterator would not.
+fn append<T: Copy, const BYTES: usize>(bytes: &mut Vec<u8>, values: &[T], encode: impl Fn(T) -> [u8; BYTES]) {
+    let start = bytes.len();
+    bytes.resize(start + values.len() * BYTES, 0);
+    for (place, &value) in bytes[start..].as_chunks_mut().0.iter_mut().zip(values) {
+        *place = encode(value);
+    }
+}
+
 fn little_endian(values: &[u32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    let mut bytes = Vec::new();
+    append(&mut bytes, values, u32::to_le_bytes);
+    bytes
 }
 
 fn push_masked_runs(mask: &[bool], runs: &mut Vec<[u32; 2]>) {
