@@ -6,7 +6,7 @@ import operator
 import os
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -133,7 +133,12 @@ class Shards:
         Raises OSError if they cannot be read and ValueError if there are none, one is missing, damaged, truncated or
         of another version, or their vocabularies differ.
         """
+        self._folder = os.fspath(folder)
         self._native = _native.Shards(folder)
+
+    def __reduce__(self) -> tuple[type[Shards], tuple[Any]]:
+        """Pickle as the folder, which another process opens for itself."""
+        return Shards, (self._folder,)
 
     def __len__(self) -> int:
         """Return the number of documents."""
