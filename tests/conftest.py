@@ -19,6 +19,23 @@ settings.register_profile("long", settings.get_profile("ci"), max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+@pytest.fixture(scope="session")
+def llama():
+    """Llama-3's vocabulary with the special tokens of the Code World Model."""
+    from cwm_core import Tokenizer
+    from llama3 import rank_path
+
+    return Tokenizer.load(rank_path())
+
+
+@pytest.fixture(scope="session")
+def peer():
+    """Tiktoken with the same vocabulary."""
+    from llama3 import tiktoken_encoding
+
+    return tiktoken_encoding()
+
+
 def pytest_report_header() -> str:
     return "torch: installed" if HAVE_TORCH else "torch: not installed, tests that need it are skipped"
 

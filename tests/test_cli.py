@@ -257,6 +257,21 @@ def test_texts_of_a_vocabulary_hold_all_parts_and_no_special_token(cwd):
     assert Counter(training_texts(trace)) == Counter(parts)
 
 
+def test_tokenize_goes_on_where_it_was_interrupted(shards, capsys):
+    whole = [document.tokens.tolist() for document in shards]
+    tokenizer = cwm.Tokenizer.load("vocabulary")
+    with cwm.ShardWriter("interrupted", tokenizer) as writer:
+        writer.add(whole[0])
+    Path("interrupted/.unfinished-x").touch()
+    command = ["tokenize", "traces", "--tokenizer", "vocabulary", "-o", "interrupted"]
+    assert main(command) == 1
+    assert "already holds token shards" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+    assert [document.tokens.tolist() for document in cwm.Shards("interrupted")] == whole
+    assert main([*command, "--resume"]) == 0  # nothing is left to do
+    assert len(cwm.Shards("interrupted")) == len(whole)
+
+
 def test_pack_says_what_a_run_would_get(shards, capsys):
     capsys.readouterr()
     assert main(["pack", "shards", "--seq-len", "200", "--batch-size", "2"]) == 0

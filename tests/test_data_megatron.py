@@ -1,6 +1,7 @@
 """Megatron's indexed datasets, against Megatron's own reader and writer where they are installed, and NumPy's."""
 
 import os
+import pickle
 import struct
 import tempfile
 import warnings
@@ -245,6 +246,7 @@ def test_the_vocabulary_comes_from_another_source_or_the_caller(tmp_path):
     with pytest.raises(ValueError, match=wrong):
         cwm.Shards(prefix, vocab_size=200).verify()
     cwm.Shards(prefix, vocab_size=201).verify()
+    assert pickle.loads(pickle.dumps(cwm.Shards(prefix, vocab_size=201))).vocab_size == 201
     assert describe(prefix)["vocab_size"] is None
 
 

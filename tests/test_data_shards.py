@@ -1,12 +1,14 @@
 """Token shards: what is written is read back, what is damaged or cut short is an error."""
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import cwm_core as cwm
 import numpy as np
@@ -282,6 +284,20 @@ def test_the_error_says_what_is_wrong(shards):
     (shards / "00002.cwmtok").write_bytes(intact)
     with pytest.raises(ValueError, match=r"shard 00001\.cwmtok is missing"):
         cwm.Shards(shards)
+
+
+def tokens_of(shards):
+    return [document.tokens.tolist() for document in shards]
+
+
+def test_processes_and_threads_read_the_same(shards):
+    shards = cwm.Shards(shards)
+    expected = tokens_of(shards)
+    for method in ("fork", "spawn"):
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            assert pool.apply(tokens_of, [shards]) == expected
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(tokens_of, [shards] * 8)) == [expected] * 8
 
 
 def test_indices(shards):

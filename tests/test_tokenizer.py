@@ -42,16 +42,6 @@ def texts_of_every_code_point():
 
 
 @pytest.fixture(scope="module")
-def llama():
-    return Tokenizer.load(rank_path())
-
-
-@pytest.fixture(scope="module")
-def peer():
-    return tiktoken_encoding()
-
-
-@pytest.fixture(scope="module")
 def small():
     """A trained vocabulary of 600 tokens."""
     return Tokenizer.train((path.read_text("utf-8") for path in STDLIB[:10]), 600)

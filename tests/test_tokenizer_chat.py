@@ -6,7 +6,7 @@ from cwm_core import Tokenizer
 from cwm_core.chat import REASONING_SYSTEM_PROMPT
 from hypothesis import given
 from hypothesis import strategies as st
-from llama3 import SPECIAL, rank_path, tiktoken_encoding
+from llama3 import SPECIAL
 
 REASONING_TOKENS = ["<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>"]
 
@@ -28,16 +28,6 @@ MESSAGES = st.lists(
     ),
     max_size=5,
 )
-
-
-@pytest.fixture(scope="module")
-def llama():
-    return Tokenizer.load(rank_path())
-
-
-@pytest.fixture(scope="module")
-def peer():
-    return tiktoken_encoding()
 
 
 @pytest.fixture(scope="module")

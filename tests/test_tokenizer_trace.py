@@ -8,7 +8,7 @@ from cwm_core import Recorder, Tokenizer, Trace, record_source
 from cwm_core.tokenizer import CWM_SPECIAL_TOKENS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama3 import SPECIAL, rank_path, tiktoken_encoding
+from llama3 import SPECIAL
 
 PROGRAM = """
 def f(n):
@@ -20,16 +20,6 @@ def f(n):
     except ValueError:
         return [s] * 2
 """
-
-
-@pytest.fixture(scope="module")
-def llama():
-    return Tokenizer.load(rank_path())
-
-
-@pytest.fixture(scope="module")
-def peer():
-    return tiktoken_encoding()
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -382,6 +383,11 @@ def _add_tokenize(verbs: Any) -> None:
         metavar="PATTERN",
         help="how --train-vocab splits text: llama3 (the default), gpt2, or a regular expression",
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on behind the shards that an interrupted run over the same traces left",
+    )
 
 
 def _tokenize(args: argparse.Namespace) -> int:
@@ -401,12 +407,14 @@ def _tokenize(args: argparse.Namespace) -> int:
         _say(args, f"{args.tokenizer}: {tokenizer.vocab_size:,} tokens, special ones included")
     else:
         tokenizer = _load_tokenizer(args.tokenizer)
-    with ShardWriter(args.output, tokenizer) as writer:
-        for file in files:
-            for entry in read_traces(file):
-                ids, loss_mask, spans = encode_for_training(tokenizer, entry.trace)
-                source = entry.metadata.get("source")
-                writer.add(ids, loss_mask, source if isinstance(source, str) else file.resolve().parent.name, spans)
+    entries = ((file, entry) for file in files for entry in read_traces(file))
+    with ShardWriter(args.output, tokenizer, append=args.resume) as writer, _counter() as progress:
+        for file, entry in islice(entries, writer.documents, None):
+            ids, loss_mask, spans = encode_for_training(tokenizer, entry.trace)
+            source = entry.metadata.get("source")
+            writer.add(ids, loss_mask, source if isinstance(source, str) else file.resolve().parent.name, spans)
+            if progress:
+                progress(writer.documents)
     shards = Shards(args.output)
     _say(args, f"{args.output}: {shards.tokens:,} tokens of {len(shards):,} traces")
     return OK

@@ -6,7 +6,7 @@ import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -156,7 +156,19 @@ class Shards:
         Raises OSError if the files cannot be read and ValueError if there are no shards, one is missing, damaged,
         truncated or of another version, or their vocabularies differ.
         """
-        self._native = _native.Shards(path, None if vocab_size is None else vocabulary_of(vocab_size))
+        self._options = {
+            "path": os.fspath(path),
+            "vocab_size": None if vocab_size is None else vocabulary_of(vocab_size),
+        }
+        self._native = _native.Shards(self._options["path"], self._options["vocab_size"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle as the path, which another process opens for itself."""
+        return self._options
+
+    def __setstate__(self, options: dict[str, Any]) -> None:
+        """Open the path."""
+        self.__init__(**options)
 
     def __len__(self) -> int:
         """Return the number of documents."""
