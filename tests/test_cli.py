@@ -29,7 +29,7 @@ if __name__ == "__main__":
         sys.exit(count(2))
 """
 
-VERBS = ("record", "view", "import", "export", "tokenize", "pack", "train", "predict", "demo")
+VERBS = ("record", "view", "import", "export", "tokenize", "pack", "inspect", "train", "predict", "demo")
 
 RUN = """
     output = "run"
@@ -270,6 +270,32 @@ def test_tokenize_goes_on_where_it_was_interrupted(shards, capsys):
     assert [document.tokens.tolist() for document in cwm.Shards("interrupted")] == whole
     assert main([*command, "--resume"]) == 0  # nothing is left to do
     assert len(cwm.Shards("interrupted")) == len(whole)
+
+
+def test_shards_go_to_an_indexed_dataset(shards, capsys):
+    assert main(["export", "shards", "traces_document.idx"]) == 1
+    assert "drop_masks" in capsys.readouterr().err
+    assert main(["export", "shards", "traces_document.idx", "--drop-masks"]) == 0
+    assert [d.tokens.tolist() for d in cwm.Shards("traces_document")] == [d.tokens.tolist() for d in shards]
+    assert main(["pack", "traces_document", "--seq-len", "200"]) == 0
+    assert "vocabulary  " in capsys.readouterr().out
+
+
+def test_token_ids_come_from_parquet(shards, capsys):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    ids, names = [document.tokens for document in shards], ["a", "b", "a", "a"]
+    parquet.write_table(pyarrow.table({"ids": ids, "from": names}), "ids.parquet")
+    command = ["import", "ids.parquet", "imported", "--ids", "ids", "--source", "from"]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "--tokenizer is missing" in capsys.readouterr().err
+    for new in (4, 0):
+        assert main([*command, "--tokenizer", "vocabulary"]) == 0
+        assert f"{shards.tokens:,} tokens of 4 documents, {new} new" in capsys.readouterr().err
+    imported = cwm.Shards("imported")
+    assert [document.tokens.tolist() for document in imported] == [tokens.tolist() for tokens in ids]
+    assert [document.source for document in imported] == names
 
 
 def test_pack_says_what_a_run_would_get(shards, capsys):
