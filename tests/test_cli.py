@@ -482,11 +482,10 @@ def test_data_verbs_need_no_torch(shards):
 
 
 def test_runs_as_a_module(cwd):
-    for module in ("cwm_core", "cwm_core.cli"):
-        shown = python("-m", module, "--help")
-        assert shown.returncode == 0 and shown.stdout.startswith("usage: cwm ")
-        for verb in VERBS:
-            assert f"\n    {verb} " in shown.stdout
+    shown = python("-m", "cwm_core", "--help")
+    assert shown.returncode == 0 and shown.stdout.startswith("usage: cwm ")
+    for verb in VERBS:
+        assert f"\n    {verb} " in shown.stdout
 
 
 def test_every_verb_has_an_example_that_parses(capsys):

@@ -1,0 +1,75 @@
+"""The `cwm` command: one verb a room, described in `docs/command-line.md`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from .exchange import add_export, add_import
+from .models import add_demo, add_predict, add_train
+from .record import add_record, add_view
+from .shards import add_inspect, add_pack, add_tokenize
+from .shared import EXTRAS, FAILED, INTERRUPTED, say, sentence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 fine, 1 the work failed, 130 interrupted.
+
+    Raises SystemExit, as argparse does, with 2 for wrong usage and 0 after `--help` and `--version`.
+    """
+    args = _parse(list(sys.argv[1:] if argv is None else argv))
+    try:
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        say(args, "interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # who read our output has seen enough; the flush at exit must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (OSError, ValueError, SyntaxError, FloatingPointError, ModuleNotFoundError) as error:
+        is_ours = not isinstance(error, ModuleNotFoundError) or error.name in EXTRAS
+        if not is_ours or os.environ.get("CWM_TRACEBACK"):
+            raise
+        say(args, sentence(error))
+        return FAILED
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="cwm",
+        description="Record what Python programs do, turn the traces into training data, and train and use models\n"
+        "that predict executions.",
+        epilog="exit codes: 0 fine, 1 the work failed, 2 wrong usage, 130 interrupted.\n"
+        "CWM_TRACEBACK=1 in the environment shows where in the code an error arose.\n"
+        "`cwm VERB --help` explains a verb.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"cwm {version('cwm-core')}")
+    verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
+    adds = (
+        add_record,
+        add_view,
+        add_import,
+        add_export,
+        add_tokenize,
+        add_pack,
+        add_inspect,
+        add_train,
+        add_predict,
+        add_demo,
+    )
+    for add in adds:
+        add(verbs)
+    program_args: list[str] = []
+    if argv[:1] == ["record"] and "--" in argv:  # argparse would mix these with FILE
+        at = argv.index("--")
+        argv, program_args = argv[:at], argv[at + 1 :]
+    args = parser.parse_args(argv)
+    args.program_args = program_args
+    args.error = verbs.choices[args.verb].error
+    return args

@@ -1,0 +1,139 @@
+"""`cwm train`, `cwm predict` and `cwm demo`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..trace import ParsedTrace, Recorder, Trace
+from .shared import INTERRUPTED, OK, add_verb, load_tokenizer, new_file, positive, program, record_call, say, write
+
+if TYPE_CHECKING:
+    from cwm_core.inference import Engine
+
+
+def add_train(verbs: Any) -> None:
+    """Add `cwm train`."""
+    parser = add_verb(
+        verbs,
+        _train,
+        "Train a model as a TOML file describes, going on from its last checkpoint if there is one.",
+        "cwm train configs/tiny.toml --set training.max_steps=200 --set output=runs/short",
+        "Ctrl-C ends the run after the current step, with a checkpoint; the same command goes on from there.",
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="the run; docs/command-line.md lists its keys")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the file; may be repeated"
+    )
+
+
+def _train(args: argparse.Namespace) -> int:
+    from cwm_core.training.run import RunConfig, run, show_progress
+
+    config = RunConfig.from_toml(args.config, args.set)
+    with show_progress() as on_step:
+        reason = run(config, on_step)
+    if reason == "signal":
+        say(args, f"interrupted; the same command goes on from the checkpoint in {config.output}")
+        return INTERRUPTED
+    say(args, f"{config.output}: the model and its vocabulary")
+    return OK
+
+
+def add_predict(verbs: Any) -> None:
+    """Add `cwm predict`."""
+    parser = add_verb(
+        verbs,
+        _predict,
+        "Predict the execution of a call with a model, without running the program.",
+        "cwm predict runs/tiny sort.py --call 'bubble_sort([3, 1, 2])' --verify",
+        "With --verify the program is also run and recorded, in this process and unprotected, to show where the\n"
+        "prediction differs and how it scores; the program's output then goes to standard error.",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model with its tokenizer.json")
+    parser.add_argument("file", metavar="FILE", help="the program")
+    parser.add_argument("--call", required=True, metavar="EXPR", help="expression to predict, in FILE's names")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="write the predicted trace, for `cwm view`")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=4096, metavar="N", help="stop after N tokens (default: 4096)"
+    )
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute, as cuda (default: cpu)")
+    parser.add_argument("--verify", action="store_true", help="RUN FILE's code here, unprotected, and compare")
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from cwm_core import evaluation, inference, view
+
+    code = program(args.file, args.call)
+    target = new_file(args.output) if args.output else None
+    engine = _load_engine(args.model, args.device)
+    real = _run_for_real(args, code) if args.verify else None
+    prediction = inference.predict_trace(engine, code, args.call, max_new_tokens=args.max_new_tokens)
+    # As a whole trace, with what stood in the prompt, which is how it is stored and shown.
+    prompt = inference.trace_prompt(engine.tokenizer, code, args.call)
+    whole = engine.tokenizer.parse_trace(np.concatenate([prompt, prediction.ids]))
+    if target:
+        whole.trace.save(target)
+    if real is None:
+        write(view.terminal(whole.trace))
+    else:
+        write(view.terminal(real, predicted=whole))
+        scores = asdict(evaluation.score_trace(real, prediction.parsed))
+        for name, score in scores.items():
+            write(f"{name:<12} {'-' if score is None else f'{score:.3f}'}\n")
+    write(_verdict(prediction.parsed, args.max_new_tokens, len(prediction.ids)) + "\n")
+    return OK
+
+
+def _run_for_real(args: argparse.Namespace, code: str) -> Trace:
+    # A frame takes several tokens: no prediction can reach further than this.
+    recorder = Recorder(max_frames=args.max_new_tokens)
+    with redirect_stdout(sys.stderr), redirect_stderr(sys.stderr):
+        return record_call(recorder, args.file, code, args.call)
+
+
+def _load_engine(folder: Path, device: str) -> Engine:
+    from safetensors import SafetensorError
+
+    from cwm_core import inference, model
+
+    tokenizer = load_tokenizer(folder)
+    try:
+        return inference.Engine(model.load(folder, device=device), tokenizer)
+    except (SafetensorError, RuntimeError, AssertionError) as error:  # RuntimeError: PyTorch has no such device
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def _verdict(parsed: ParsedTrace, limit: int, tokens: int) -> str:
+    if parsed.complete:
+        return f"The prediction is complete: {len(parsed.frames):,} frames, {tokens:,} tokens."
+    if tokens >= limit:
+        return f"The prediction did not end within {limit:,} tokens; {len(parsed.frames):,} whole frames were parsed."
+    reason = parsed.error or "it ends between two frames"
+    return f"The prediction breaks the form after {len(parsed.frames):,} frames: {reason}."
+
+
+def add_demo(verbs: Any) -> None:
+    """Add `cwm demo`."""
+    parser = add_verb(
+        verbs,
+        _demo,
+        "Go the whole way in little: record, tokenize, pack, train, predict and score.",
+        "cwm demo --short --out demo",
+    )
+    parser.add_argument(
+        "--out", default="cwm-demo", metavar="DIR", help="folder for what it writes (default: cwm-demo)"
+    )
+    parser.add_argument("--short", action="store_true", help="the same in about a minute, with worse scores")
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from cwm_core import demo
+
+    return demo.main(["--out", args.out, *(["--short"] if args.short else [])])

@@ -1,0 +1,181 @@
+"""`cwm record` and `cwm view`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from ..exchange import STORE
+from ..store import TraceReader, TraceWriter
+from ..trace import Recorder, Trace
+from .shared import (
+    INTERRUPTED,
+    OK,
+    add_verb,
+    loop_budget,
+    new_file,
+    not_negative,
+    positive,
+    program,
+    record_call,
+    say,
+    seconds,
+    summary,
+    write,
+)
+
+
+def add_record(verbs: Any) -> None:
+    """Add `cwm record`."""
+    parser = add_verb(
+        verbs,
+        _record,
+        "Run a Python program and record its execution as a trace.",
+        "cwm record sort.py --call 'bubble_sort([3, 1, 2])' -o sort.cwmtrace",
+        "A script is recorded from its first line. With --call, the body of the file's module runs unrecorded, then\n"
+        "the expression is recorded. The program runs in this process, unprotected; what it raises is part of the\n"
+        "trace and no failure. Ctrl-C ends the recording and keeps what there is.",
+    )
+    parser.usage = "cwm record FILE [--call EXPR] [-o OUT] [options] [-- ARG ...]"
+    parser.add_argument("file", metavar="FILE", help="the program; arguments after -- are its own")
+    parser.add_argument("--call", metavar="EXPR", help="expression to record, in the names of the file's module")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="OUT",
+        help="trace to write (default: FILE's name.cwmtrace), or a store, *.cwmtraces, to add it to",
+    )
+    parser.add_argument(
+        "--scope",
+        action="append",
+        metavar="SCOPE",
+        help="code to record: 'file' (the default), 'package' (files under FILE's top-level package), or a file or "
+        "folder; may be given several times",
+    )
+    parser.add_argument("--max-frames", type=positive, metavar="N", help="stop the program after N frames")
+    parser.add_argument("--max-seconds", type=seconds, metavar="S", help="stop the program after S seconds")
+    parser.add_argument(
+        "--max-value-chars", type=positive, default=1000, metavar="N", help="cut longer values (default: 1000)"
+    )
+    parser.add_argument(
+        "--object-state", action="store_true", help="show plain instances with their attributes: Point(x=1, y=2)"
+    )
+    parser.add_argument("--calls-only", action="store_true", help="write CALL and RETURN frames only")
+    parser.add_argument("--max-depth", type=positive, metavar="N", help="leave out calls nested deeper than N")
+    parser.add_argument(
+        "--loop-budget",
+        type=loop_budget,
+        metavar="FIRST,LAST",
+        help="write only so many first and last iterations of each loop",
+    )
+    parser.add_argument("--changes-only", action="store_true", help="write only the variables that changed")
+    parser.add_argument("--text", action="store_true", help="also print the trace's text form")
+
+
+def _record(args: argparse.Namespace) -> int:
+    if args.call is not None and args.scope:
+        args.error("--scope cannot be combined with --call, which records FILE's own code")
+    recorder = Recorder(
+        scope=_scope(args),
+        max_frames=args.max_frames,
+        max_seconds=args.max_seconds,
+        max_value_chars=args.max_value_chars,
+        object_state=args.object_state,
+        # A loop is told from all its frames.
+        calls_only=args.calls_only and args.loop_budget is None,
+        max_depth=args.max_depth if args.loop_budget is None else None,
+    )
+    output = args.output or Path(args.file).with_suffix(".cwmtrace").name
+    target = new_file(output)
+    interrupted = False
+    with redirect_stdout(sys.stdout), redirect_stderr(sys.stderr):  # a program may leave others in their place
+        try:
+            if args.call is None:
+                recorder.record_file(args.file, args.program_args)
+            else:
+                record_call(recorder, args.file, program(args.file, args.call), args.call, args.program_args)
+        except KeyboardInterrupt:
+            interrupted = True
+    if recorder.last is None:
+        raise KeyboardInterrupt
+    trace = recorder.last.coarsen(
+        calls_only=args.calls_only,
+        max_depth=args.max_depth,
+        loop_budget=args.loop_budget,
+        changes_only=args.changes_only,
+    )
+    if target.suffix == STORE:
+        with TraceWriter(target, append=True) as writer:
+            writer.add(trace, source=args.file)
+    else:
+        trace.save(target)
+    if args.text:
+        write(trace.to_text())
+    say(args, f"{output}: {summary(trace)}" + (", interrupted" if interrupted else ""))
+    return INTERRUPTED if interrupted else OK
+
+
+def _scope(args: argparse.Namespace) -> str | list[str]:
+    scope = args.scope or ["file"]
+    if len(scope) == 1 and scope[0] in ("file", "package"):
+        return str(scope[0])
+    for path in scope:
+        if not os.path.exists(path):
+            raise FileNotFoundError(2, "no such file or folder to record", path)
+    return list(scope)
+
+
+def add_view(verbs: Any) -> None:
+    """Add `cwm view`."""
+    parser = add_verb(
+        verbs,
+        _view,
+        "Show a trace in the terminal or as an HTML page, alone or beside a prediction.",
+        "cwm view sort.cwmtrace --html sort.html",
+    )
+    parser.add_argument("trace", type=Path, metavar="TRACE", help="a trace that `cwm record` wrote, or a store of many")
+    parser.add_argument(
+        "--trace", dest="which", metavar="KEY", help="which trace of a store: its key, or its number from 0"
+    )
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write a self-contained page to step through instead")
+    parser.add_argument("--predicted", type=Path, metavar="PRED", help="a predicted trace to mark differences from")
+    parser.add_argument("--start", type=not_negative, metavar="N", help="first frame to print (default: 0)")
+    parser.add_argument("--limit", type=not_negative, metavar="N", help="most frames to print (default: all)")
+
+
+def _view(args: argparse.Namespace) -> int:
+    from cwm_core import view
+
+    if args.html and (args.start is not None or args.limit is not None):
+        args.error("--start and --limit are for the terminal, not for --html")
+    trace = _load_trace(args.trace, args.which)
+    predicted = Trace.load(args.predicted) if args.predicted else None
+    if args.html:
+        args.html.write_text(view.html(trace, predicted=predicted, title=args.trace.name), "utf-8")
+        say(args, f"wrote {args.html}, {len(trace):,} frames")
+    else:
+        write(view.terminal(trace, predicted=predicted, start=args.start or 0, limit=args.limit))
+    return OK
+
+
+def _load_trace(path: Path, which: str | None) -> Trace:
+    if path.suffix != STORE:
+        if which is not None:
+            raise ValueError(f"{path} is no store; --trace is for *{STORE}")
+        return Trace.load(path)
+    reader = TraceReader(path)
+    if which is None:
+        if len(reader) == 1:
+            return reader[0]
+        raise ValueError(f"{path} holds {len(reader):,} traces; --trace says which")
+    found = reader.get(which)
+    if found is None and which.isdecimal() and int(which) < len(reader):
+        found = reader[int(which)]
+    if found is None:
+        raise ValueError(f"{path} holds {len(reader):,} traces, and none is {which!r}")
+    return found

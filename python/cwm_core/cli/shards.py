@@ -1,0 +1,145 @@
+"""`cwm tokenize`, `cwm pack` and `cwm inspect`."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..data import Shards, ShardWriter
+from ..exchange import read_traces, trace_files
+from ..tokenizer import GPT2_PATTERN, LLAMA3_PATTERN, Tokenizer
+from .shared import OK, add_verb, counter, load_tokenizer, not_negative, positive, say, write
+
+_PATTERNS = {"llama3": LLAMA3_PATTERN, "gpt2": GPT2_PATTERN}
+
+
+def add_tokenize(verbs: Any) -> None:
+    """Add `cwm tokenize`."""
+    parser = add_verb(
+        verbs,
+        _tokenize,
+        "Turn stored traces into a folder of token shards, ready for training.",
+        "cwm tokenize traces/ --tokenizer vocabulary --train-vocab 4096 -o shards",
+        "Everything after a trace's first frame carries loss: what stands before it is the prompt of a prediction.\n"
+        "A document's source is that of its metadata in a store, else the name of the folder that its trace lies in.",
+    )
+    parser.add_argument(
+        "traces", nargs="+", type=Path, metavar="TRACES", help="traces, stores of traces, and folders of both"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        required=True,
+        type=Path,
+        metavar="FOLDER",
+        help="vocabulary: a folder with tokenizer.json, or a tiktoken rank file",
+    )
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="SHARDS", help="folder to write shards to")
+    parser.add_argument(
+        "--train-vocab",
+        type=positive,
+        metavar="N",
+        help="first learn a vocabulary of N ordinary tokens (256 special ones are added) and save it to FOLDER",
+    )
+    parser.add_argument(
+        "--pattern",
+        metavar="PATTERN",
+        help="how --train-vocab splits text: llama3 (the default), gpt2, or a regular expression",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on behind the shards that an interrupted run over the same traces left",
+    )
+
+
+def _tokenize(args: argparse.Namespace) -> int:
+    from cwm_core.training.traces import encode_for_training, training_texts
+
+    if args.pattern and not args.train_vocab:
+        args.error("--pattern is for --train-vocab; a stored vocabulary has its own")
+    files = list(trace_files(args.traces))
+    if args.train_vocab:
+        if args.tokenizer.is_file() or (args.tokenizer / "tokenizer.json").exists():
+            raise ValueError(f"{args.tokenizer} already holds a vocabulary; leave out --train-vocab to use it")
+        texts = (text for file in files for entry in read_traces(file) for text in training_texts(entry.trace))
+        tokenizer = Tokenizer.train(
+            texts, args.train_vocab, pattern=_PATTERNS.get(args.pattern or "llama3", args.pattern)
+        )
+        tokenizer.save(args.tokenizer)
+        say(args, f"{args.tokenizer}: {tokenizer.vocab_size:,} tokens, special ones included")
+    else:
+        tokenizer = load_tokenizer(args.tokenizer)
+    entries = ((file, entry) for file in files for entry in read_traces(file))
+    with ShardWriter(args.output, tokenizer, append=args.resume) as writer, counter() as progress:
+        for file, entry in islice(entries, writer.documents, None):
+            ids, loss_mask, spans = encode_for_training(tokenizer, entry.trace)
+            source = entry.metadata.get("source")
+            writer.add(ids, loss_mask, source if isinstance(source, str) else file.resolve().parent.name, spans)
+            if progress:
+                progress(writer.documents)
+    shards = Shards(args.output)
+    say(args, f"{args.output}: {shards.tokens:,} tokens of {len(shards):,} traces")
+    return OK
+
+
+def add_pack(verbs: Any) -> None:
+    """Add `cwm pack`."""
+    parser = add_verb(
+        verbs,
+        _pack,
+        "Say what a training run would get from shards: lengths, sources, and how well rows fill.",
+        "cwm pack shards/traces shards/code --seq-len 8192 --batch-size 16",
+        "Plans one epoch of all shards from the lengths of their documents; reads no tokens and writes nothing.",
+    )
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="folders of shards")
+    parser.add_argument("--seq-len", required=True, type=positive, metavar="N", help="tokens in a row")
+    parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="rows in a step (default: 1)")
+    parser.add_argument(
+        "--packing", choices=["best_fit", "stream"], default="best_fit", help="how documents lie in rows"
+    )
+    parser.add_argument(
+        "--lookahead", type=positive, default=32_768, metavar="N", help="documents packed together (default: 32768)"
+    )
+    parser.add_argument(
+        "--seed", type=not_negative, default=0, metavar="N", help="of the documents' order (default: 0)"
+    )
+
+
+def _pack(args: argparse.Namespace) -> int:
+    from cwm_core.data.report import packing
+
+    options = {name: getattr(args, name) for name in ("batch_size", "packing", "lookahead", "seed")}
+    with counter("steps") as progress:
+        for line in packing(args.shards, args.seq_len, progress=progress, **options):
+            write(line + "\n")
+    return OK
+
+
+def add_inspect(verbs: Any) -> None:
+    """Add `cwm inspect`."""
+    parser = add_verb(
+        verbs,
+        _inspect,
+        "Show what shards hold: lengths, sources, what is learned, and some documents.",
+        "cwm inspect shards/traces --tokenizer vocabulary --samples 3",
+    )
+    parser.add_argument("shards", nargs="+", type=Path, metavar="SHARDS", help="folders of shards")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="vocabulary to decode documents with")
+    parser.add_argument("--samples", type=not_negative, default=3, metavar="N", help="documents to show (default: 3)")
+    parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of their choice (default: 0)")
+    parser.add_argument("--verify", action="store_true", help="first check every byte of the shards")
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from cwm_core.data.report import inspect
+
+    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
+    for folder in args.shards:
+        if args.verify:
+            Shards(folder).verify()
+            say(args, f"{folder}: every byte is as it was written")
+        for line in inspect(folder, tokenizer, args.samples, args.seed):
+            write(line + "\n")
+    return OK
