@@ -79,6 +79,8 @@ DEEP = "the stack is too deep to call a Python tracer: its frames end there"
 KEPT = "a Python tracer keeps values alive in the frame's dict of locals, and counts as a reference to them"
 ORDER = "a Python tracer makes the dict that locals() gives, so that its order is another"
 BUILTINS = "the test replaces the builtin `len`, which linecache uses"
+# Runs of the oracle agree on it by chance only. On one code object the recorder does too: test_recorder_lines.py.
+UNWRITTEN = "CPython 3.11 takes the lines of code past the end of its line table from memory that nobody wrote"
 DISTURBED_BY_THE_ORACLE = {
     "test_scope.ScopeTests.testInteractionWithTraceFunc": TRACES,
     "test_scope.ScopeTests.testLocalsClass_WithTrace": TRACES,
@@ -89,6 +91,7 @@ DISTURBED_BY_THE_ORACLE = {
     "test_class.ClassTests.testDel": KEPT,
     "test_code.CoExtra.test_free_called": KEPT,
     "test_code.CoExtra.test_get_set": KEPT,
+    "test_code.CodeTest.test_closure_injection": UNWRITTEN,
     "test_code.CodeWeakRefTest.test_basic": KEPT,
     "test_coroutines.CoroutineTest.test_for_2": KEPT,
     "test_coroutines.CoroutineTest.test_for_3": KEPT,
@@ -155,5 +158,7 @@ def test_frames_of_tests_equal_the_oracle(module: str, tmp_path: Path) -> None:
     differ = {name.removeprefix("test."): verdict for name, verdict in verdicts.items() if verdict.startswith("differ")}
     # From 3.13 on, a tracer reads the variables where they lie.
     on_this = (TRACES, DEEP) if sys.version_info >= (3, 13) else (TRACES, DEEP, KEPT, ORDER, BUILTINS)
+    if sys.version_info < (3, 12):
+        on_this = (*on_this, UNWRITTEN)
     excused = {name for name, reason in DISTURBED_BY_THE_ORACLE.items() if reason in on_this}
     assert {name: differ[name] for name in differ if name not in excused} == {}
