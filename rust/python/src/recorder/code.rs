@@ -16,7 +16,7 @@ const CO_FAST_LOCAL: u8 = 0x20;
 const CO_FAST_CELL: u8 = 0x40;
 const CO_FAST_FREE: u8 = 0x80;
 const NO_LINE: u32 = u32::MAX;
-const MAX_KEPT: u32 = 1 << 20;
+const MAX_KEPT: u32 = 1 << 16;
 
 /// A slot of a frame: the variable it holds, and whether the value lies in a cell.
 pub struct Slot {
