@@ -8,8 +8,9 @@
     layers = 2                    # changes to the preset: numbers of `ModelConfig`, and [model.rope]
 
     [data]
-    seq_len = 1024                # also batch_size, seed, lookahead, as in `PackedLoader`
-    sources.traces = { folder = "shards/traces", share = 0.3 }
+    seq_len = 1024                # also batch_size, seed, epochs, packing, lookahead, as in `PackedLoader`
+    mask = { context = 1 }        # by label of spans, the part of them to leave out of the loss
+    sources.traces = { folder = "shards/traces", share = 0.3, epochs = 4 }
     sources.code = { folder = "shards/code", share = 0.7 }
 
     [training]                    # keys of `TrainConfig`
@@ -26,7 +27,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -48,14 +49,17 @@ _LOG_SECONDS = 10.0  # between lines where there is no terminal to draw on
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What a run reads; see `PackedLoader`."""
+    """What a run reads: arguments of `PackedLoader`."""
 
-    sources: dict[str, tuple[str, float]]
-    """By name, a folder of shards and its share of the tokens."""
+    sources: dict[str, tuple[str, float] | tuple[str, float, int]]
+    """By name, a folder of shards, its share of the tokens, and its epochs if they are not those of all."""
     seq_len: int = 1024
     batch_size: int = 8
     seed: int = 0
+    epochs: int | None = None
+    packing: str = "best_fit"
     lookahead: int = 32_768
+    mask: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -183,9 +187,9 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _data_config(table: dict[str, Any]) -> DataConfig:
+    numbers = dict.fromkeys(("seq_len", "batch_size", "seed", "epochs", "lookahead"), int)
     with _table("data"):
-        types = {"sources": dict, "seq_len": int, "batch_size": int, "seed": int, "lookahead": int}
-        values = checked(table, types)
+        values = checked(table, {"sources": dict, **numbers, "packing": str, "mask": dict})
         for key in ("sources", "seq_len"):
             if not values.get(key):
                 raise ValueError(f"{key!r} is missing")
@@ -193,22 +197,18 @@ def _data_config(table: dict[str, Any]) -> DataConfig:
     sources = {}
     for name, entry in values["sources"].items():
         with _table(f"data.sources.{name}"):
-            source = checked(entry, {"folder": str, "share": float})
+            source = checked(entry, {"folder": str, "share": float, "epochs": int})
             if "folder" not in source:
                 raise ValueError("'folder' is missing")
-            sources[name] = (source["folder"], source.get("share", 1.0))
-    return DataConfig(**values | {"sources": sources})
+            own_epochs = (source["epochs"],) if "epochs" in source else ()
+            sources[name] = (source["folder"], source.get("share", 1.0), *own_epochs)
+    with _table("data.mask"):
+        mask = checked(values.get("mask", {}), dict.fromkeys(values.get("mask", {}), float))
+    return DataConfig(**values | {"sources": sources, "mask": mask})
 
 
 def _loader(data: DataConfig, tokenizer: Tokenizer) -> PackedLoader:
-    return PackedLoader(
-        data.sources,
-        data.seq_len,
-        vocab_size=tokenizer,
-        batch_size=data.batch_size,
-        seed=data.seed,
-        lookahead=data.lookahead,
-    )
+    return PackedLoader(**vars(data), vocab_size=tokenizer)
 
 
 def _model(table: dict[str, Any], tokenizer: Tokenizer) -> Transformer:
