@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::mix::Mixture;
 use crate::part::Part;
 use crate::permute::mix64;
-use crate::plan::{Piece, Rows};
+use crate::rows::{Piece, Rows};
 use crate::shard::Span;
 use crate::shards::Shards;
 

@@ -6,7 +6,8 @@ use crate::batch::{Batch, Filler, MaskPolicy};
 use crate::error::{Error, Result};
 use crate::mix::Mixture;
 use crate::permute::mix64;
-use crate::plan::{Bucket, MAX_COUNT, Packing, Place, Planner, Rows};
+use crate::plan::{MAX_COUNT, Packing, Place, Planner};
+use crate::rows::{Bucket, Rows};
 
 const MAX_LOOKAHEAD: u64 = 1 << 20;
 
