@@ -1,7 +1,8 @@
 """The packed loader beside a memory copy of the bytes it returns, and its packing beside seqpacker.
 
 Documents of log-normal length (median 1,100 tokens, sigma 1.6), shards in the page cache. `packing_scale.py` measures
-what depends on the size of a corpus.
+what depends on the size of a corpus. seqpacker is no development package, since installing it compiles it: pip install
+seqpacker.
 """
 
 import json
