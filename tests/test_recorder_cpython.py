@@ -93,6 +93,8 @@ DISTURBED_BY_THE_ORACLE = {
     "test_code.CoExtra.test_get_set": KEPT,
     "test_code.CodeTest.test_closure_injection": UNWRITTEN,
     "test_code.CodeWeakRefTest.test_basic": KEPT,
+    "test_collections.TestOneTrickPonyABCs.test_Awaitable": KEPT,
+    "test_collections.TestOneTrickPonyABCs.test_Coroutine": KEPT,
     "test_coroutines.CoroutineTest.test_for_2": KEPT,
     "test_coroutines.CoroutineTest.test_for_3": KEPT,
     "test_coroutines.CoroutineTest.test_for_4": KEPT,
