@@ -206,11 +206,15 @@ def record_source(code: str, call: str, limit: int = 1000, max_frames: int = 1_0
     return trace(Tracer("<cwm>".__eq__, limit, max_frames), load_main(code, call))
 
 
+# Whole, or without its beginning where reprlib has cut the middle out of the repr of an object.
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]+|(?<=\.\.\.)0?x?[0-9a-fA-F]+(?=>)")
+
+
 def without_addresses(frame: OracleFrame) -> OracleFrame:
     """The frame without the addresses that a program has put into strings: no two runs need agree on them."""
 
     def stripped(text: str | None) -> str | None:
-        return text and re.sub("0x[0-9a-fA-F]+", "0x", text)
+        return text and _ADDRESS.sub("0x", text)
 
     variables = frame.locals and {name: stripped(value) for name, value in frame.locals.items()}
     return OracleFrame(frame.event, variables, frame.line, stripped(frame.arg))

@@ -84,6 +84,32 @@ PROGRAMS = {
         """,
         "f()",
     ),
+    "generators dropped and closed before their ends": (
+        """
+        def g(log):
+            try:
+                log.append((yield 1))
+            finally:
+                log.append('end')
+        def h(log):
+            try:
+                yield from g(log)
+            except GeneratorExit as error:
+                log.append(type(error).__name__)
+        def f():
+            log = []
+            for make in (g, h):
+                for started in (False, True):
+                    for end in (list.pop, lambda only: only[0].close()):
+                        only = [make(log)]
+                        if started:
+                            only[0].send(None)
+                        end(only)
+                        only.clear()
+            return log
+        """,
+        "f()",
+    ),
     "exceptions": (
         """
         def f(n):
