@@ -143,7 +143,7 @@ def test_seqpacker(benchmark, seq_len, algorithm):
     seqpacker = pytest.importorskip("seqpacker")
     documents = lengths(PACKED_DOCUMENTS)
     name, _, by_windows = algorithm.partition(" ")
-    window = 32_768 if by_windows else len(documents)
+    window = 65_536 if by_windows else len(documents)
     windows = [pieces_of(documents[at : at + window], seq_len) for at in range(0, len(documents), window)]
     packer = seqpacker.Packer(seq_len, name.lower())
     benchmark.group = f"packing of {PACKED_DOCUMENTS:,} documents, {seq_len}"

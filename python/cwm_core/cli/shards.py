@@ -100,7 +100,7 @@ def add_pack(verbs: Any) -> None:
         "--packing", choices=["best_fit", "stream"], default="best_fit", help="how documents lie in rows"
     )
     parser.add_argument(
-        "--lookahead", type=positive, default=32_768, metavar="N", help="documents packed together (default: 32768)"
+        "--lookahead", type=positive, default=65_536, metavar="N", help="documents packed together (default: 65536)"
     )
     parser.add_argument(
         "--seed", type=not_negative, default=0, metavar="N", help="of the documents' order (default: 0)"

@@ -140,7 +140,7 @@ class PackedLoader:
         seed: int = 0,
         epochs: int | None = None,
         packing: str = "best_fit",
-        lookahead: int = 32_768,
+        lookahead: int = 65_536,
         buckets: Sequence[Bucket] | None = None,
         mask: Mapping[str, float] | None = None,
         prefetch: int = 2,

@@ -58,7 +58,7 @@ class DataConfig:
     seed: int = 0
     epochs: int | None = None
     packing: str = "best_fit"
-    lookahead: int = 32_768
+    lookahead: int = 65_536
     mask: dict[str, float] = field(default_factory=dict)
 
 

@@ -1,6 +1,8 @@
 //! Which document comes next: each source in its own shuffled order, the sources in turn so that their shares of the
 //! tokens hold at every moment to within a document.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use crate::permute::{Permutation, mix64};
 use crate::shards::Shards;
@@ -32,16 +34,65 @@ pub struct Cursor {
 }
 
 /// A place in the endless sequence of documents.
-#[derive(Clone)]
 pub struct Walk {
     cursors: Vec<Cursor>,
-    /// The epoch and the order of the documents in it, of each source.
-    orders: Vec<Option<(u64, Permutation)>>,
+    orders: Vec<Option<Order>>,
+}
+
+/// Documents looked up at a time.
+const AHEAD: usize = 32;
+
+/// The order of the documents of a source in one epoch, some of it looked up ahead: numbers and lengths of documents lie
+/// all over memory, and waiting for many of them at once takes hardly longer than for one.
+struct Order {
+    epoch: u64,
+    permutation: Permutation,
+    /// The places looked up.
+    known: Range<u64>,
+    documents: [(u64, u32); AHEAD],
+}
+
+impl Order {
+    fn new(epoch: u64, permutation: Permutation) -> Order {
+        Order {
+            epoch,
+            permutation,
+            known: 0..0,
+            documents: [(0, 0); AHEAD],
+        }
+    }
+
+    /// Number and length of the document at a place.
+    #[inline]
+    fn get(&mut self, place: u64, shards: &Shards) -> (u64, u32) {
+        if !self.known.contains(&place) {
+            self.look_up(place, shards);
+        }
+        self.documents[(place - self.known.start) as usize]
+    }
+
+    fn look_up(&mut self, place: u64, shards: &Shards) {
+        let mut numbers = [0; AHEAD];
+        let left = shards.documents() - place;
+        if left >= AHEAD as u64 {
+            self.permutation.fill(place, &mut numbers);
+        } else {
+            let places = (place..).zip(&mut numbers).take(left as usize);
+            places.for_each(|(place, number)| *number = self.permutation.get(place));
+        }
+        self.known = place..place + left.min(AHEAD as u64);
+        let found = self
+            .documents
+            .iter_mut()
+            .zip(numbers)
+            .take(left.min(AHEAD as u64) as usize);
+        found.for_each(|(document, number)| *document = (number, shards.document_len(number)));
+    }
 }
 
 impl Walk {
     pub fn at(cursors: Vec<Cursor>) -> Walk {
-        let orders = vec![None; cursors.len()];
+        let orders = cursors.iter().map(|_| None).collect();
         Walk { cursors, orders }
     }
 
@@ -110,15 +161,14 @@ impl Mixture {
         let cursor = &mut walk.cursors[source];
         let shards = &self.sources[source].shards;
         let (epoch, place) = (cursor.draws / shards.documents(), cursor.draws % shards.documents());
-        let document = match &mut walk.orders[source] {
-            Some((known, order)) if *known == epoch => order.get(place),
+        let order = match &mut walk.orders[source] {
+            Some(order) if order.epoch == epoch => order,
             order => {
                 let seed = mix64(mix64(mix64(self.seed) ^ source as u64) ^ epoch);
-                let (_, order) = order.insert((epoch, Permutation::new(shards.documents(), seed)));
-                order.get(place)
+                order.insert(Order::new(epoch, Permutation::new(shards.documents(), seed)))
             }
         };
-        let len = shards.document_len(document);
+        let (document, len) = order.get(place, shards);
         cursor.draws += 1;
         cursor.tokens += u64::from(len);
         Some(Drawn {
