@@ -369,9 +369,21 @@ def test_a_trained_model_folder_can_be_trained_further(shards, capsys):
 
 
 @pytest.mark.torch
+def test_documents_are_trained_on_in_buckets(shards):
+    longest = int(np.sort(shards.lengths)[1])
+    buckets = f"[{{max_length={longest}, batch_size=2, global_window=16}}, {{batch_size=1, seq_len=512}}]"
+    run = ["train", "run.toml", "--set", f"data.buckets={buckets}", "--set", "data.epochs=2", "--set", "output=buckets"]
+    assert main([*run, "--set", "training.max_steps=100"]) == 0
+    steps = [json.loads(line) for line in Path("buckets/metrics.jsonl").read_text().splitlines()]
+    assert {step["tokens"] for step in steps} == {2 * 128, 512}
+
+
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ("data.buckets=[{max_length=9}]", "run.toml: [data.buckets] 'batch_size' is missing"),
+        ("data.buckets=[{batch_size=1, max_length=9}]", "the last bucket must have no max_length"),
         ("training.lr=1", "run.toml: [training] unknown key 'lr'; there are max_steps, "),
         ("training.max_steps=many", "run.toml: [training] max_steps must be int, got 'many'"),
         ("training.checkpoint_folder=x", "run.toml: [training] checkpoint_folder cannot be set"),

@@ -1,6 +1,7 @@
 """The model against transformers' CwmForCausalLM, and against itself packed and alone."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,6 +87,20 @@ def test_packed_equals_alone(config, lengths, seed):
         packed = model(torch.cat(documents), cu_seqlens=offsets)
         alone = torch.cat([model(document) for document in documents])
     torch.testing.assert_close(packed, alone, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(configs(), st.lists(st.integers(1, 30), min_size=1, max_size=4), st.integers(1, 20), st.integers(0, 2**31))
+def test_a_cap_of_the_global_window_equals_such_layers(config, lengths, cap, seed):
+    torch.manual_seed(seed)
+    model = randomize(Transformer(config)).eval()
+    windows = tuple(cap if window is None else window for window in config.layer_windows)
+    capped = Transformer(replace(config, layer_windows=windows)).eval()
+    capped.load_state_dict(model.state_dict())
+    tokens = torch.randint(config.vocab_size, (sum(lengths),))
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens, offsets, global_window=cap), capped(tokens, offsets))
 
 
 def test_rows_with_documents_equal_documents_alone():

@@ -53,14 +53,17 @@ class Transformer(nn.Module):
         cu_seqlens: Tensor | None = None,
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
+        *,
+        global_window: int | None = None,
     ) -> Tensor:
         """Logits [..., vocab] of the next token at each of `tokens`, integers [batch, length] or packed [length].
 
         `cu_seqlens` [documents + 1] holds the offsets of documents in the flattened tokens, from 0 to their number;
         without it each row is one document. `position_ids`, of the tokens' shape, default to the offset within the
-        document. Raises ValueError when `cu_seqlens` does not cover the tokens.
+        document. `global_window` caps how far the layers without a window of their own look, the token itself included.
+        Raises ValueError when `cu_seqlens` does not cover the tokens.
         """
-        return self.lm_head(self.hidden(tokens, cu_seqlens, position_ids, cache))
+        return self.lm_head(self.hidden(tokens, cu_seqlens, position_ids, cache, global_window=global_window))
 
     def loss(
         self,
@@ -69,9 +72,12 @@ class Transformer(nn.Module):
         loss_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         position_ids: Tensor | None = None,
+        *,
+        global_window: int | None = None,
     ) -> Tensor:
         """Summed cross entropy (nats, float32 scalar) of `targets`, of the tokens' shape, where `loss_mask` is true."""
-        return cross_entropy(self.hidden(tokens, cu_seqlens, position_ids), self.lm_head.weight, targets, loss_mask)
+        hidden = self.hidden(tokens, cu_seqlens, position_ids, global_window=global_window)
+        return cross_entropy(hidden, self.lm_head.weight, targets, loss_mask)
 
     def hidden(
         self,
@@ -79,6 +85,8 @@ class Transformer(nn.Module):
         cu_seqlens: Tensor | None = None,
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
+        *,
+        global_window: int | None = None,
     ) -> Tensor:
         """What the output layer reads, [..., width]; arguments as in `forward`."""
         shape, lengths = tokens.shape, None
@@ -94,7 +102,7 @@ class Transformer(nn.Module):
         x = self.embed_tokens(tokens)
         rotation = rotary(position_ids.view(tokens.shape), self.config, x.dtype)
         for layer in self.layers:
-            x = layer(x, rotation, lengths, cache)
+            x = layer(x, rotation, lengths, cache, global_window)
         return self.norm(x).view(*shape, -1)
 
 
@@ -110,10 +118,15 @@ class Layer(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: list[int] | None, cache: Cache | None
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        lengths: list[int] | None,
+        cache: Cache | None,
+        global_window: int | None,
     ) -> Tensor:
         """Map the residual stream [batch, length, width] to itself."""
-        x = x + self.self_attn(self.input_layernorm(x), rotation, lengths, cache)
+        x = x + self.self_attn(self.input_layernorm(x), rotation, lengths, cache, global_window)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -132,17 +145,20 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.heads * config.head_size, config.width, bias=False)
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: list[int] | None, cache: Cache | None
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        lengths: list[int] | None,
+        cache: Cache | None,
+        global_window: int | None,
     ) -> Tensor:
         """Attend within documents of `lengths`, or as the cache says; [batch, length, width] to the same."""
+        window = global_window if self.window is None else self.window
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_size)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k, v = rotate(q, rotation).transpose(1, 2), rotate(k, rotation).transpose(1, 2), v.transpose(1, 2)
-        if cache is None:
-            out = attention(q, k, v, lengths, self.window)
-        else:
-            out = cache.attend(self.index, q, k, v, self.window)
+        out = cache.attend(self.index, q, k, v, window) if cache else attention(q, k, v, lengths, window)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 

@@ -10,6 +10,7 @@
     [data]
     seq_len = 1024                # also batch_size, seed, epochs, packing, lookahead, as in `PackedLoader`
     mask = { context = 1 }        # by label of spans, the part of them to leave out of the loss
+    # buckets = [{ max_length = 512, batch_size = 8, seq_len = 512, global_window = 256 }, { batch_size = 4 }]
     sources.traces = { folder = "shards/traces", share = 0.3, epochs = 4 }
     sources.code = { folder = "shards/code", share = 0.7 }
 
@@ -35,7 +36,7 @@ from typing import Any, Self
 import torch
 
 from .. import model as models
-from ..data import PackedLoader
+from ..data import Bucket, PackedLoader
 from ..model import ModelConfig, RopeConfig, Transformer
 from ..tokenizer import Tokenizer
 from .checkpoint import latest
@@ -59,6 +60,7 @@ class DataConfig:
     epochs: int | None = None
     packing: str = "best_fit"
     lookahead: int = 65_536
+    buckets: list[Bucket] | None = None
     mask: dict[str, float] = field(default_factory=dict)
 
 
@@ -189,7 +191,7 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
 def _data_config(table: dict[str, Any]) -> DataConfig:
     numbers = dict.fromkeys(("seq_len", "batch_size", "seed", "epochs", "lookahead"), int)
     with _table("data"):
-        values = checked(table, {"sources": dict, **numbers, "packing": str, "mask": dict})
+        values = checked(table, {"sources": dict, **numbers, "packing": str, "buckets": list, "mask": dict})
         for key in ("sources", "seq_len"):
             if not values.get(key):
                 raise ValueError(f"{key!r} is missing")
@@ -204,7 +206,16 @@ def _data_config(table: dict[str, Any]) -> DataConfig:
             sources[name] = (source["folder"], source.get("share", 1.0), *own_epochs)
     with _table("data.mask"):
         mask = checked(values.get("mask", {}), dict.fromkeys(values.get("mask", {}), float))
-    return DataConfig(**values | {"sources": sources, "mask": mask})
+    buckets = [_bucket(entry) for entry in values.get("buckets", [])]
+    return DataConfig(**values | {"sources": sources, "mask": mask, "buckets": buckets or None})
+
+
+def _bucket(entry: dict[str, Any]) -> Bucket:
+    with _table("data.buckets"):
+        values = checked(entry, {field.name: int for field in dataclasses.fields(Bucket)})
+        if "batch_size" not in values:
+            raise ValueError("'batch_size' is missing")
+    return Bucket(**{"max_length": None, **values})
 
 
 def _loader(data: DataConfig, tokenizer: Tokenizer) -> PackedLoader:

@@ -177,7 +177,13 @@ class Trainer:
         for batch in batches:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
                 loss = self.model.loss(
-                    batch.tokens, batch.targets, batch.loss_mask, batch.cu_seqlens, batch.position_ids
+                    batch.tokens,
+                    batch.targets,
+                    batch.loss_mask,
+                    batch.cu_seqlens,
+                    batch.position_ids,
+                    # A loader of the user's own need not know of it.
+                    global_window=getattr(batch, "global_window", None),
                 ) / max(1, loss_tokens)
             loss.backward()
             total += loss.item()
