@@ -12,6 +12,7 @@ import torch.distributed as dist
 from cwm_core.cli import main
 from cwm_core.model import Transformer, cross_entropy, preset
 from cwm_core.model.attention import causal_mask
+from cwm_core.model.transformer import Layer, rotary
 from cwm_core.training import TrainConfig
 from cwm_core.training.optimizer import make_optimizers
 from cwm_core.training.plan import (
@@ -36,11 +37,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Replicate
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
     RowwiseParallel,
+    SequenceParallel,
     parallelize_module,
 )
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -167,13 +169,17 @@ def test_weights_gradients_and_states_are_those_of_a_real_step(config, optimizer
     assert planned["optimizer"] == states == 4 * optimizer_states(config, optimizer)
 
 
+def local(tensor):
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def saved_bytes(model, run):
     """Bytes of all storages that autograd keeps while `run` computes, but for the model's own weights."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    weights = {local(parameter).untyped_storage().data_ptr() for parameter in model.parameters()}
     saved = {}
 
     def pack(tensor):
-        storage = tensor.untyped_storage()
+        storage = local(tensor).untyped_storage()
         if storage.data_ptr() not in weights:
             saved[storage.data_ptr()] = storage  # held, so that no address comes twice
         return tensor
@@ -214,7 +220,7 @@ def test_activations_are_what_autograd_saves(dtype, lengths):
 
     kind = "float32" if dtype == "float32" else "bfloat16"
     documents = tuple(Documents(length) for length in lengths)
-    planned = activation_bytes(SAVING, work_of(n, dtype=kind, documents=documents), dtype == "autocast") * n
+    planned = activation_bytes(SAVING, work_of(n, dtype=kind, documents=documents), autocast=dtype == "autocast") * n
     matrices = sum(p.numel() for name, p in model.layers.named_parameters() if p.dim() == 2)
     copies = 2 * matrices if dtype == "autocast" else 0  # planned with the output layer's under "communication"
     assert saved_bytes(model, run) == planned + cpu_only(SAVING, n, dtype, norms=5) + copies
@@ -249,7 +255,7 @@ def test_loss_memory_is_what_autograd_saves():
 
 
 class Collectives(TorchDispatchMode):
-    """Notes the collectives that run, as (name, bytes of the largest tensor in them)."""
+    """Notes the collectives that run, as (name, bytes of the whole that four ranks have shares of)."""
 
     def __init__(self):
         super().__init__()
@@ -258,11 +264,13 @@ class Collectives(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name
         if "c10d" in name and "wait" not in name:
-            self.seen.append((name, max(t.nbytes for t in args if isinstance(t, torch.Tensor))))
+            whole = max(t.nbytes for t in args if isinstance(t, torch.Tensor))
+            self.seen.append((name, whole * 4 if "all_gather_into" in name else whole))  # which is given a share only
         return func(*args, **(kwargs or {}))
 
-    def bytes(self, part):
-        return sum(size for name, size in self.seen if part in name)
+    def received(self, part):
+        """Bytes that one of four ranks receives, three quarters of what is gathered or reduced and scattered."""
+        return sum(size for name, size in self.seen if part in name) * 3 / 4
 
 
 @pytest.fixture
@@ -290,31 +298,38 @@ def test_fsdp_keeps_and_moves_what_is_planned(four_ranks):
     held = memory_per_rank(SAVING, work, cluster)
     assert sum(p.to_local().nbytes for p in model.parameters()) == held["weights"]
     assert sum(p.grad.to_local().nbytes for p in model.parameters()) == held["gradients"]
-    # A quarter of what is gathered and reduced is the rank's own.
-    moved = (collectives.bytes("allgather") + collectives.bytes("reduce_scatter")) * 3 / 4
+    moved = collectives.received("allgather") + collectives.received("reduce_scatter")
     assert moved == communication(SAVING, work, cluster, 1)["data"].bytes
 
 
-def test_tensor_parallel_layers_move_what_is_planned(four_ranks):
-    config = dataclasses.replace(SAVING, kv_heads=4)
-    model = Transformer(config)
-    column, row = ColwiseParallel, RowwiseParallel
-    for layer in model.layers:
-        attention = (Replicate(), None, None, None)
-        styles = {
-            "self_attn": PrepareModuleInput(input_layouts=attention, desired_input_layouts=attention),
-            "mlp": PrepareModuleInput(input_layouts=(Replicate(),), desired_input_layouts=(Replicate(),)),
-            **{f"self_attn.{name}_proj": column() for name in "qkv"},
-            **{f"mlp.{name}_proj": column() for name in ("gate", "up")},
-            "self_attn.o_proj": row(),
-            "mlp.down_proj": row(),
-        }
-        parallelize_module(layer, four_ranks, styles)
-    n = 8
+def test_a_tensor_parallel_layer_keeps_and_moves_what_is_planned(four_ranks):
+    config = dataclasses.replace(SAVING, layers=1, layer_windows=(), heads=8, kv_heads=4)
+    layer = Layer(config, 0)
+    column, row, by_tokens, whole = ColwiseParallel(), RowwiseParallel(output_layouts=Shard(1)), Shard(1), Replicate()
+    styles = {
+        "input_layernorm": SequenceParallel(),
+        "self_attn": PrepareModuleInput(
+            input_layouts=(by_tokens, None, None, None), desired_input_layouts=(whole, None, None, None)
+        ),
+        "self_attn.o_proj": row,
+        "post_attention_layernorm": SequenceParallel(),
+        "mlp": PrepareModuleInput(input_layouts=(by_tokens,), desired_input_layouts=(whole,)),
+        "mlp.down_proj": row,
+    }
+    columns = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
+    parallelize_module(layer, four_ranks, styles | dict.fromkeys(columns, column))
+    n = 640
+    rotation = rotary(torch.arange(n)[None], config, torch.float32)
+    x = torch.randn(1, n // 4, config.width, requires_grad=True)
+    results = []
     with Collectives() as collectives:
-        model(torch.randint(config.vocab_size, (1, n))).sum().backward()
-    moved = collectives.bytes("all_reduce") * 2 * 3 / 4
-    embedding_and_output = 2 * n * config.width * 4 * 2 * 3 / 4  # planned, but not split here
+        saved = saved_bytes(layer, lambda: results.append(layer(x, rotation, None, None)))
+        results[0].sum().backward()
+    planned = activation_bytes(config, work_of(n), tensor=4) * n
+    last_norm = (4 * config.width + 4) * n / 4
+    assert saved == planned - last_norm + (cpu_only(config, n, "float32", norms=2) - 8 * n) / 4
+    moved = collectives.received("all_gather_into") + collectives.received("reduce_scatter")
+    embedding_and_output = 2 * 2 * 3 / 4 * n * config.width * 4
     planned = communication(config, work_of(n), one_gpu(gpus=4, tensor=4), 1)["tensor"].bytes
     assert moved == planned - embedding_and_output
 
@@ -376,6 +391,20 @@ def test_checkpointing_trades_memory_for_time():
     assert plans[0].compute_seconds == plans[1].compute_seconds < plans[2].compute_seconds
     assert plans[0].training_flops == plans[2].training_flops
     assert plans[2].mfu < plans[0].mfu
+
+
+def test_checkpointing_repeats_traffic():
+    model, work = stage("pretrain")
+    cluster = Cluster(GPUS["h100"], 64, tensor=4, context=2)
+    none, selective, full = (
+        communication(model, dataclasses.replace(work, checkpointing=kind), cluster, 1) for kind in CHECKPOINTING
+    )
+    stream = work.seq_len // 2 * model.width * 2 * 2 * 3 / 4  # an all-reduce over four ranks
+    assert selective["tensor"].bytes - none["tensor"].bytes == model.layers * stream
+    assert full["tensor"].bytes - none["tensor"].bytes == 2 * model.layers * stream
+    assert none["context"] == selective["context"]
+    assert full["context"].bytes == pytest.approx(none["context"].bytes * 4 / 3)
+    assert none["data"] == selective["data"] == full["data"]
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -470,6 +499,12 @@ def test_plan_of_the_example_run(capsys):
 @pytest.mark.parametrize("gpu", GPUS)
 def test_plan_on_each_gpu(capsys, gpu):
     assert f"512 x {GPUS[gpu].name} = data" in shown(capsys, "pretrain", "--gpu", gpu, "--gpus", "512")
+
+
+def test_the_documentation_shows_what_is_printed(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "command-line.md").read_text("utf-8")
+    command, output = page.split("$ cwm plan ")[1].split("```")[0].split("\n", 1)
+    assert shown(capsys, *command.split()) == output
 
 
 def test_plan_of_a_stage(capsys):

@@ -391,38 +391,42 @@ def memory_per_rank(model: ModelConfig, work: Workload, cluster: Cluster) -> dic
         "weights": count * work.weight_bytes / cluster.gpus,
         "gradients": count * work.gradient_bytes / cluster.gpus,
         "optimizer": optimizer_states(model, work.optimizer) * work.state_bytes / cluster.gpus,
-        "activations": activation_bytes(model, work, autocast=cluster.gpus == 1) * tokens,
+        "activations": activation_bytes(model, work, cluster.tensor, cluster.gpus == 1) * tokens * cluster.tensor,
         "loss": tokens * model.width * dtype + 2 * table * 4 / cluster.tensor + chunk / cluster.tensor,
         "communication": buffers,
     }
 
 
-def activation_bytes(model: ModelConfig, work: Workload, autocast: bool = False) -> float:
-    """Bytes a token that the layers keep for the backward pass, as autograd saves them for `Transformer`.
+def activation_bytes(model: ModelConfig, work: Workload, tensor: int = 1, autocast: bool = False) -> float:
+    """Bytes a token that the layers keep for the backward pass on one of `tensor` ranks, as autograd saves them.
 
     A layer keeps the inputs of its two norms and seven products, q, k, v and the output of attention (twice where a
     micro-batch has several documents, whose outputs are concatenated), the input and output of SiLU and the other
     factor of its product; in float32 the norms' scales and the softmax's sums. Attention is taken to store no mask, as
-    the fused kernels do for documents within their window.
+    the fused kernels do for documents within their window. Tensor ranks share all but the outputs of the norms, which
+    they gather, and the rotation's angles.
 
     `autocast`: weights stay float32 and products are cast, as `Trainer` does on one GPU. Then the residual stream is
     float32, and each product keeps its own copy of its input. FSDP casts weights instead, and all is of one type.
     With checkpointing, one layer is held in full while its backward pass runs.
     """
     size = DTYPE_BYTES[work.dtype]
-    width, ffn = model.width, model.ffn_width
     q, kv = model.heads * model.head_size, model.kv_heads * model.head_size
     several = work.micro_batch > 1 or any(kind.length < work.seq_len for kind in work.documents)
     qkv_out = (3 if several else 2) * q + 2 * kv
-    stream, normed = 2 * width * size, 2 * width * size
-    rotation = 2 * model.head_size * size
-    if autocast and size < 4:
-        stream, normed, rotation = 2 * width * 4, 5 * width * size, 2 * model.head_size * 4
+    cast = autocast and size < 4
+    stream, normed = (4, 5 * size) if cast else (size, 2 * size)
+    inputs = 2 * model.width * stream
     statistics = 4 * (2 + model.heads)
-    layer = stream + normed + (qkv_out + 4 * ffn) * size + statistics
-    kept = {"none": layer, "selective": stream + (qkv_out + 2 * ffn) * size + statistics, "full": stream / 2}
-    held = 0.0 if work.checkpointing == "none" else layer - kept[work.checkpointing]
-    return model.layers * kept[work.checkpointing] + held + stream / 2 + 4 + rotation
+    layer = model.width * normed + (inputs + (qkv_out + 4 * model.ffn_width) * size + statistics) / tensor
+    kept = {
+        "none": layer,
+        "selective": (inputs + (qkv_out + 2 * model.ffn_width) * size + statistics) / tensor,
+        "full": model.width * stream / tensor,
+    }[work.checkpointing]
+    held = 0.0 if work.checkpointing == "none" else layer - kept
+    last_norm = (model.width * stream + 4) / tensor
+    return model.layers * kept + held + last_norm + 2 * model.head_size * stream
 
 
 def communication(model: ModelConfig, work: Workload, cluster: Cluster, micro_batches: int) -> dict[str, Traffic]:
@@ -430,21 +434,28 @@ def communication(model: ModelConfig, work: Workload, cluster: Cluster, micro_ba
 
     data: for each micro-batch, weights are gathered for the forward and again for the backward pass, and gradients
     reduced and scattered: (n - 1)/n of their bytes each, n the ranks that shard them (arXiv 1910.02054, section 7).
-    tensor: two all-reduces of the residual stream a layer forward and two backward (arXiv 1909.08053, section 3), two
-    more with full checkpointing, one each for embedding and output layer; an all-reduce is 2 (n - 1)/n of its bytes.
+    tensor: two all-reduces of the residual stream a layer forward and two backward (arXiv 1909.08053, section 3), one
+    each for embedding and output layer; an all-reduce is 2 (n - 1)/n of its bytes, and the same in two halves where
+    sequence parallelism gathers before a product and scatters after it. What checkpointing computes again comes on top:
+    two halves, the gathered outputs of the norms, if selective, and the whole forward pass if full.
     context: keys and values of the other ranks are gathered (arXiv 2407.21783, section 3.3.2), forward and again
     backward, where their gradients go back; once more with full checkpointing. A layer with a window needs the tokens
     of one window only.
     """
-    again = work.checkpointing == "full"
     shards = cluster.gpus // cluster.tensor
     weights = parameters(model) / cluster.tensor * (2 * DTYPE_BYTES[work.dtype] + work.gradient_bytes)
     local = work.micro_batch * work.seq_len // cluster.context
     stream = local * model.width * DTYPE_BYTES[work.dtype]
-    reductions = model.layers * (6 if again else 4) + 2
+    reductions = model.layers * {"none": 4, "selective": 5, "full": 6}[work.checkpointing] + 2
     away = work.seq_len - work.seq_len // cluster.context
     reached = sum(away if window is None else min(window - 1, away) for window in model.layer_windows)
-    kv = work.micro_batch * reached * _kv_bytes(model, work) / cluster.tensor * (4 if again else 3)
+    kv = (
+        work.micro_batch
+        * reached
+        * _kv_bytes(model, work)
+        / cluster.tensor
+        * (4 if work.checkpointing == "full" else 3)
+    )
     received = {
         "data": weights * (shards - 1) / shards,
         "tensor": reductions * stream * 2 * (cluster.tensor - 1) / cluster.tensor,
