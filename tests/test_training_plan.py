@@ -149,6 +149,19 @@ def test_flops_of_a_published_run():
     assert 3 * sum(forward_flops(config, work_of(8192))) * 15.6e12 == pytest.approx(3.8e25, rel=0.05)
 
 
+def test_scaling_of_a_published_measurement():
+    """Llama 3.1 8B under FSDP2 and torch.compile, 2 rows of 8,192 on each H100 of 8, then of 128: 77.0 and 62.0 GiB,
+    6,667 and 6,514 tokens/s a GPU (torchtitan, benchmarks/llama3_h100_202412_torchtitan.md)."""
+    llama = preset("cwm-32b", width=4096, ffn_width=14_336, layers=32, heads=32, layer_windows=(None,) * 32)
+    few_gpus, many_gpus = (
+        plan(llama, work_of(8192, step_tokens=n * 2 * 8192, micro_batch=2, dtype="bfloat16"), Cluster(GPUS["h100"], n))
+        for n in (8, 128)
+    )
+    assert (few_gpus.memory_total - many_gpus.memory_total) / 2**30 == pytest.approx(77.0 - 62.0, rel=0.1)
+    slower = (many_gpus.tokens_per_second / 128) / (few_gpus.tokens_per_second / 8)
+    assert slower == pytest.approx(6514 / 6667, rel=0.03)
+
+
 # --- what a rank holds ---
 
 
@@ -441,6 +454,8 @@ def test_splits_that_cannot_be():
             plan(model, work, cluster)
     with pytest.raises(ValueError, match="must be a multiple of tensor x context"):
         Cluster(GPUS["h100"], 12, tensor=8)
+    with pytest.raises(ValueError, match="price must not be negative"):
+        dataclasses.replace(GPUS["h100"], price=float("nan"))
     with pytest.raises(ValueError, match="utilization must be above 0"):
         Cluster(GPUS["h100"], utilization=0.0)
     with pytest.raises(ValueError, match="checkpointing must be one of none, selective, full"):
@@ -491,6 +506,15 @@ def test_plan_of_a_run_file(tmp_path, capsys):
     assert "2 x H100 SXM 80 GB" in text and "fits" in text
 
 
+def test_plan_of_a_run_that_starts_from_a_folder(tmp_path, capsys):
+    config = preset("tiny", layers=3)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+    (tmp_path / "run.toml").write_text(f"[model]\nfolder = '{tmp_path}'")
+    result = json.loads(shown(capsys, str(tmp_path / "run.toml"), "--tokens", "100000", "--json"))
+    assert result["parameters"] == parameters(config)
+    assert result["steps"] == -(-100_000 // (8 * 1024))
+
+
 def test_plan_of_the_example_run(capsys):
     """Its shards and vocabulary need not exist."""
     assert "4,096,000 tokens in 1,000 steps" in shown(capsys, str(Path(__file__).parents[1] / "configs" / "tiny.toml"))
@@ -520,6 +544,7 @@ def test_plan_of_a_stage(capsys):
         ("[model]\npreset = 'tiny'\n[data]\nseq_len = 'x'", "seq_len must be int"),
         ("[model]\nlayers = 2", "either preset or folder"),
         ("[model]\npreset = 'tiny'\n[training]\nnothing = 1", "unknown key 'nothing'"),
+        ("[model]\nfolder = 'nowhere'", "nowhere/config.json: No such file or directory"),
         ("[model", "run.toml: "),
     ],
 )

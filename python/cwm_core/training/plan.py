@@ -38,7 +38,10 @@ _NEWTON_SCHULZ_STEPS = 5  # of torch.optim.Muon, which is made with its default
 
 @dataclass(frozen=True)
 class GPU:
-    """Published figures of one GPU in its usual server. Rates are peaks, of dense products, and in one direction."""
+    """Published figures of one GPU in its usual server. Rates are peaks, of dense products, and in one direction.
+
+    Raises ValueError, naming the field, for what cannot be meant.
+    """
 
     name: str
     memory: float
@@ -54,6 +57,14 @@ class GPU:
     price: float
     """US dollars an hour: what the price was once, see `GPUS`."""
     per_node: int = 8
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("memory", "memory_bandwidth", "intra_node", "inter_node", "per_node"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.price < float("inf"):
+            raise ValueError(f"price must not be negative, got {self.price}")
 
 
 _HOPPER = {"float32": 67e12, "bfloat16": 989e12, "float8": 1979e12}
