@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 from .exchange import add_export, add_import
 from .models import add_demo, add_predict, add_train
+from .plan import add_plan
 from .record import add_record, add_view
 from .shards import add_inspect, add_pack, add_tokenize
 from .shared import EXTRAS, FAILED, INTERRUPTED, say, sentence
@@ -59,6 +60,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         add_tokenize,
         add_pack,
         add_inspect,
+        add_plan,
         add_train,
         add_predict,
         add_demo,

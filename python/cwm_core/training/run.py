@@ -229,20 +229,21 @@ def _model(table: dict[str, Any], tokenizer: Tokenizer) -> Transformer:
     if "folder" in table:
         model = models.load(checked(table, {"folder": str})["folder"])
     else:
-        model = Transformer(_preset(table, tokenizer))
+        end = tokenizer.special_tokens.get("<|end_of_text|>")
+        defaults = {"vocab_size": tokenizer.vocab_size, "stop_tokens": () if end is None else (end,)}
+        model = Transformer(preset_config(table, defaults))
     if model.config.vocab_size < tokenizer.vocab_size:
         raise ValueError(f"vocab_size {model.config.vocab_size} is less than the tokenizer's {tokenizer.vocab_size}")
     return model
 
 
-def _preset(table: dict[str, Any], tokenizer: Tokenizer) -> ModelConfig:
+def preset_config(table: dict[str, Any], defaults: dict[str, Any]) -> ModelConfig:
+    """The shape that a table [model] with a preset gives: the preset's, then `defaults`, then the table's changes."""
     numbers = {f.name: type(f.default) for f in dataclasses.fields(ModelConfig) if type(f.default) in (int, float)}
     changes = checked(table, {"preset": str, **numbers, "rope": dict})
     if "rope" in changes:
         rope = checked(changes["rope"], {f.name: type(f.default) for f in dataclasses.fields(RopeConfig)})
         changes["rope"] = RopeConfig(**rope)
-    end = tokenizer.special_tokens.get("<|end_of_text|>")
-    defaults = {"vocab_size": tokenizer.vocab_size, "stop_tokens": () if end is None else (end,)}
     return models.preset(changes.pop("preset"), **defaults | changes)
 
 

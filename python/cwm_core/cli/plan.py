@@ -1,0 +1,117 @@
+"""`cwm plan`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .shared import OK, add_verb, positive, write
+
+if TYPE_CHECKING:
+    from cwm_core.model import ModelConfig
+    from cwm_core.training.plan import Cluster, Plan, Workload
+
+
+def add_plan(verbs: Any) -> None:
+    """Add `cwm plan`."""
+    parser = add_verb(
+        verbs,
+        _plan,
+        "Work out the memory, operations, time and cost of a training run, without running it.",
+        "cwm plan midtrain --gpu h100 --gpus 2048 --tensor 8 --context 4",
+        "CONFIG is a run's file, as of `cwm train`, or a stage of the 32 B model: pretrain, midtrain, sft.\n"
+        "docs/command-line.md says what is exact and what is assumed.",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a run's TOML file, or pretrain, midtrain, sft")
+    parser.add_argument("--gpu", default="h100", choices=("h100", "h200", "b200"), help="default: h100")
+    parser.add_argument("--gpus", type=positive, default=1, metavar="N", help="how many (default: 1)")
+    parser.add_argument("--tensor", type=positive, default=1, metavar="N", help="tensor-parallel ranks (default: 1)")
+    parser.add_argument("--context", type=positive, default=1, metavar="N", help="context-parallel ranks (default: 1)")
+    parser.add_argument("--checkpointing", choices=("none", "selective", "full"), help="default: none")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float8"), help="of the products")
+    parser.add_argument("--optimizer", choices=("adamw", "muon"))
+    parser.add_argument("--micro-batch", type=positive, metavar="ROWS", help="rows a data rank computes at a time")
+    parser.add_argument("--step-tokens", type=positive, metavar="N", help="tokens of one step, over all GPUs")
+    parser.add_argument("--tokens", type=positive, metavar="N", help="tokens of the run")
+    parser.add_argument(
+        "--documents", metavar="LENGTH[:SHARE[:WINDOW]],...", help="lengths of documents, and a cap of global windows"
+    )
+    parser.add_argument(
+        "--mfu", type=float, default=0.45, metavar="X", help="share of the peak that kernels reach (default: 0.45)"
+    )
+    parser.add_argument(
+        "--network", type=float, default=0.8, metavar="X", help="share of the links' peak reached (default: 0.8)"
+    )
+    parser.add_argument("--price", type=float, metavar="DOLLARS", help="of a GPU an hour, instead of the built-in one")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from cwm_core.training import plan as planning
+
+    gpu = planning.GPUS[args.gpu]
+    if args.price is not None:
+        gpu = dataclasses.replace(gpu, price=args.price)
+    cluster = planning.Cluster(gpu, args.gpus, args.tensor, args.context, args.mfu, args.network)
+    if args.config in planning.STAGES:
+        model, work = planning.stage(args.config)
+    else:
+        model, work = planning.from_toml(Path(args.config), cluster.data)
+    names = ("checkpointing", "dtype", "optimizer", "micro_batch", "step_tokens", "tokens")
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.documents is not None:
+        changes["documents"] = planning.parse_documents(args.documents)
+    work = dataclasses.replace(work, **changes)
+    result = planning.plan(model, work, cluster)
+    if args.json:
+        traffic = {kind: moved._asdict() for kind, moved in result.traffic.items()}
+        inputs = {"model": model.to_hf(), "work": dataclasses.asdict(work), "cluster": dataclasses.asdict(cluster)}
+        write(json.dumps(inputs | dataclasses.asdict(result) | {"traffic": traffic}, indent=2) + "\n")
+    else:
+        write(_table(model, work, cluster, result))
+    return OK
+
+
+def _table(model: ModelConfig, work: Workload, cluster: Cluster, plan: Plan) -> str:
+    gpu = cluster.gpu
+    split = f"data {cluster.data:,} x tensor {cluster.tensor} x context {cluster.context}"
+    rows = f"{plan.micro_batches:,} x {work.micro_batch} rows of {work.seq_len:,} a data rank"
+    waits = "hidden by compute" if plan.traffic["data"].seconds <= plan.compute_seconds else "longer than compute"
+    notes = {"data": f", {waits}", "tensor": "", "context": ""}
+    share = f"{plan.memory_total / gpu.memory:.0%} of {gpu.memory / 1e9:.0f} GB"
+    lines = [
+        ("model", f"{plan.parameters:,} parameters, {model.layers} layers, width {model.width:,}"),
+        ("GPUs", f"{cluster.gpus:,} x {gpu.name} = {split}"),
+        ("step", f"{work.step_tokens:,} tokens: {rows}"),
+        ("how", f"{work.dtype}, {work.optimizer}, checkpointing {work.checkpointing}"),
+        ("FLOPs a token", f"{plan.forward_flops:.4g} forward, {plan.training_flops:.4g} training"),
+        ("memory a rank", f"{_gigabytes(plan.memory_total)}, {share}: {'fits' if plan.fits else 'does NOT fit'}"),
+        *((f"  {item}", _gigabytes(size)) for item, size in plan.memory.items()),
+        ("step time", f"{plan.step_seconds:.4g} s"),
+        ("  compute", f"{plan.compute_seconds:.4g} s at {cluster.utilization:.0%} of the peak"),
+        *(
+            (f"  {kind} traffic", f"{moved.seconds:.4g} s, {_gigabytes(moved.bytes)} a rank{notes[kind]}")
+            for kind, moved in plan.traffic.items()
+            if moved.bytes
+        ),
+        ("  optimizer", f"{plan.optimizer_seconds:.4g} s"),
+        ("tokens/s", f"{plan.tokens_per_second:,.0f}, {plan.tokens_per_second / cluster.gpus:,.0f} a GPU"),
+        ("MFU", f"{plan.mfu:.1%}"),
+    ]
+    if plan.days is not None and plan.gpu_hours is not None and plan.cost is not None:
+        lines += [
+            ("run", f"{work.tokens:,} tokens in {plan.steps:,} steps: {_number(plan.days)} days"),
+            ("cost", f"{_number(plan.gpu_hours)} GPU hours at ${gpu.price:.2f}: ${_number(plan.cost)}"),
+        ]
+    return "".join(f"{name:<18}{text}\n" for name, text in lines)
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.3f} GB"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
