@@ -123,7 +123,7 @@ class Layer(nn.Module):
         rotation: tuple[Tensor, Tensor],
         lengths: list[int] | None,
         cache: Cache | None,
-        global_window: int | None,
+        global_window: int | None = None,
     ) -> Tensor:
         """Map the residual stream [batch, length, width] to itself."""
         x = x + self.self_attn(self.input_layernorm(x), rotation, lengths, cache, global_window)
