@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 transformers = pytest.importorskip("transformers")
+transformers.utils.logging.disable_progress_bar()
 
 FORMATS = ("huggingface", "meta", "dcp")
 
@@ -37,7 +38,7 @@ def configs(draw):
     window = draw(st.integers(1, 12))
     return ModelConfig(
         vocab_size=draw(st.integers(5, 40)),
-        width=heads * draw(st.integers(1, 4)),  # transformers wants a multiple
+        width=heads * draw(st.integers(8, 12)),  # transformers wants a multiple
         ffn_width=draw(st.integers(1, 30)),
         layers=layers,
         heads=heads,
@@ -111,7 +112,7 @@ def meta_logits(state, config, tokens):
     return F.linear(norm(x, "norm.weight"), output)
 
 
-def read_dcp(folder, dtype=torch.float32):
+def read_dcp(folder):
     """All under `model`, by PyTorch's own loader; the folder is our own."""
     metadata = torch_dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     state = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in metadata.items()}
@@ -124,7 +125,7 @@ def fresh(tmp_path_factory):
     return tmp_path_factory.mktemp("model") / "model"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     configs(),
     st.sampled_from([torch.bfloat16, torch.float32]),
@@ -148,7 +149,7 @@ def test_round_trips_are_bit_equal(tmp_path_factory, config, dtype, max_shard_by
     assert torch.equal(logits_of(loaded)[1], logits_of(model)[1])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(configs(), st.sampled_from([1, 2000, 10**9]), st.integers(0, 2**31))
 def test_transformers_reads_what_we_write_and_we_what_it_writes(tmp_path_factory, config, max_shard_bytes, seed):
     model = random_model(config, seed)
@@ -161,12 +162,12 @@ def test_transformers_reads_what_we_write_and_we_what_it_writes(tmp_path_factory
     assert not any(problems.values()), problems
     tokens, expected = logits_of(model)
     with torch.no_grad():
-        torch.testing.assert_close(theirs(tokens).logits, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(theirs(tokens).logits, expected, atol=1e-4, rtol=1e-4)
     theirs.save_pretrained(folder / "theirs", max_shard_size=max_shard_bytes)
     assert_same(load(folder / "theirs"), model)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(configs(), st.integers(0, 2**31))
 def test_meta_weights_give_the_same_logits_where_adjacent_pairs_turn(tmp_path_factory, config, seed):
     model = random_model(config, seed, torch.float64)
@@ -314,63 +315,48 @@ def test_loads_the_checkpoint_of_two_processes(tmp_path):
     assert_same(load(folder), Transformer(config))
 
 
-PEAK = """
-    import sys, torch, pathlib
-    from cwm_core.model import load
-    from cwm_core.model.weights import dcp, huggingface, meta
+MEMORY = """
+    import json, pathlib, sys, torch
+    from cwm_core.model import Transformer, load, preset, save
+
     def kilobytes(field):
         return int(pathlib.Path("/proc/self/status").read_text().split(field + ":")[1].split()[0])
-    small, large, dtype = sys.argv[1:]
-    dtype = getattr(torch, dtype)
-    load(small, dtype=dtype)
-    before = kilobytes("VmRSS")
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
-    model = load(large, dtype=dtype)
-    size = sum(p.nbytes for p in model.parameters())
-    print(kilobytes("VmHWM") * 1024 - before * 1024, size)
+
+    def peak(call, *args, **kwargs):
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+        before = kilobytes("VmRSS")
+        result = call(*args, **kwargs)
+        return (kilobytes("VmHWM") - before) * 1024, sum(p.nbytes for p in result.parameters()) if result else 0
+
+    folder = pathlib.Path(sys.argv[1])
+    small = Transformer(preset("tiny", layers=1))
+    large = Transformer(preset("tiny", width=1024, ffn_width=3072, layers=3, vocab_size=8192))
+    result = {"tensor": max(p.nbytes for p in large.parameters()), "model": sum(p.nbytes for p in large.parameters())}
+    for form in ("huggingface", "meta", "dcp"):
+        save(small, folder / f"small-{form}", form)
+        load(folder / f"small-{form}")  # what is imported on the way does not count
+        result["save " + form] = peak(save, large, folder / form, form, max_shard_bytes=10**8)
+    del large
+    for form in ("huggingface", "meta", "dcp"):
+        for dtype in (torch.float32, torch.bfloat16):
+            result[f"load {form} {dtype}"] = peak(load, folder / form, dtype=dtype)
+    print(json.dumps(result))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured as Linux does")
-@pytest.mark.parametrize(("form", "dtype"), [("huggingface", "float32"), ("meta", "bfloat16"), ("dcp", "float32")])
-def test_in_memory_are_the_model_and_a_tensor(tmp_path, form, dtype):
-    large = preset("tiny", width=1024, ffn_width=3072, layers=4, heads=16, kv_heads=4, head_size=64, vocab_size=8192)
-    save(Transformer(preset("tiny", layers=1)), tmp_path / "small", form)
-    model = Transformer(large)
-    save(model, tmp_path / "large", form, max_shard_bytes=10**8)
-    tensor = max(p.nbytes for p in model.parameters())
-    command = [sys.executable, "-c", textwrap.dedent(PEAK), str(tmp_path / "small"), str(tmp_path / "large"), dtype]
-    peak, size = map(int, subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split())
-    assert size > 100e6
-    print(f"{form}: peak {peak / 1e6:.0f} MB, model {size / 1e6:.0f} MB, largest tensor {tensor / 1e6:.0f} MB")
-    assert peak < size + tensor + 16e6
-
-
-def test_saving_does_not_copy_the_weights(tmp_path):
-    script = """
-        import pathlib, sys, torch
-        from cwm_core.model import Transformer, preset, save
-        def kilobytes(field):
-            return int(pathlib.Path("/proc/self/status").read_text().split(field + ":")[1].split()[0])
-        save(Transformer(preset("tiny", layers=1)), sys.argv[2] + "-small", sys.argv[1])
-        model = Transformer(preset("tiny", width=1024, ffn_width=3072, layers=8))
-        before = kilobytes("RssAnon")
-        largest = 0
-        write = torch.Tensor.reshape
-        pathlib.Path("/proc/self/clear_refs").write_text("5")
-        rss = kilobytes("VmRSS")
-        save(model, sys.argv[2], sys.argv[1])
-        print((kilobytes("VmHWM") - rss) * 1024, sum(p.nbytes for p in model.parameters()))
-    """
-    if not Path("/proc/self/clear_refs").exists():
-        pytest.skip("measured as Linux does")
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    for form in ("huggingface", "meta"):
-        result = subprocess.run([*command, form, str(tmp_path / form)], check=True, stdout=subprocess.PIPE, text=True)
-        peak, size = map(int, result.stdout.split())
-        print(f"{form}: {peak / 1e6:.0f} MB beside a model of {size / 1e6:.0f} MB")
-        assert size > 200e6
-        assert peak < 0.25 * size
+def test_in_memory_are_the_model_and_a_tensor(tmp_path):
+    """By the peak of resident memory, mapped pages included; the allocator is told to give back what is freed."""
+    command = [sys.executable, "-c", textwrap.dedent(MEMORY), str(tmp_path)]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    result = json.loads(output)
+    print(output)
+    tensor, model = result.pop("tensor"), result.pop("model")
+    assert model > 150e6 > 4 * tensor
+    for case, (peak, loaded) in result.items():
+        assert loaded == (0 if "save" in case else model // 2 if "bfloat16" in case else model)
+        assert peak < loaded + tensor + 8e6, case
 
 
 def test_weights_do_not_change_with_their_file(tmp_path):
@@ -558,9 +544,33 @@ def test_pickles_do_not_run_code(tmp_path):
     for form in ("dcp", "meta"):
         save(random_model(preset("tiny", layers=1)), tmp_path / f"{form}-malicious", form)
         (tmp_path / f"{form}-malicious" / ".metadata").write_bytes(pickle.dumps(Malicious(trap)))
-        with pytest.raises(ValueError, match=r"\.metadata is not metadata.*posix\.mkdir"):
+        with pytest.raises(ValueError, match=r"\.metadata is not metadata of a checkpoint"):
             load(tmp_path / f"{form}-malicious")
     assert not os.path.exists(trap)
+
+
+def test_metadata_may_name_what_is_not_installed(tmp_path):
+    """As that of checkpoints written through other libraries does; it stays a name."""
+    model = random_model(preset("tiny", layers=1))
+    save(model, tmp_path / "m", "dcp")
+    file, trap = tmp_path / "m" / ".metadata", str(tmp_path / "trap")
+    metadata = torch_dcp.FileSystemReader(tmp_path / "m").read_metadata()
+    metadata.storage_meta.checkpoint_id = Malicious(trap)
+    metadata.planner_data = Gone.looked_up
+    sys.modules["gone_later"] = module = type(sys)("gone_later")
+    module.Gone, Gone.__module__ = Gone, "gone_later"
+    try:
+        file.write_bytes(pickle.dumps(metadata))
+    finally:
+        del sys.modules["gone_later"]
+    assert b"gone_later" in file.read_bytes()
+    assert_same(load(tmp_path / "m"), model)
+    assert not os.path.exists(trap)
+
+
+class Gone:
+    @classmethod
+    def looked_up(cls): ...
 
 
 def test_tensors_of_a_checkpoint_do_not_run_code(tmp_path):

@@ -2,20 +2,19 @@
 
 The weights are what such a checkpoint keeps under `model`; optimizers and the like beside them are passed over.
 
-`.metadata` is a pickle, which PyTorch loads with all that a pickle may do. Here it is read into records of our own that
-have no behaviour, and nothing that it names is imported or called, so a hostile one can at worst describe wrong
-tensors. The tensors themselves are read by PyTorch's reader of weights only.
+`.metadata` is a pickle, which PyTorch loads with all that a pickle may do. Here it is read into records that do
+nothing, and what it names is neither imported nor called, so a hostile one can at worst describe wrong tensors. The
+tensors themselves are read by PyTorch's reader of weights only.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import pickle
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed.checkpoint as torch_dcp
@@ -30,32 +29,16 @@ from .stored import DTYPES, Part, Stored, fill, is_weight
 METADATA = ".metadata"
 PREFIX = "model."
 
-# What a `.metadata` of PyTorch 2.x names; paths and enumerations are in it, but tell nothing of tensors.
-_KNOWN = {
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.metadata": {
-        "Metadata",
-        "MetadataIndex",
-        "TensorStorageMetadata",
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "TensorProperties",
-        "StorageMeta",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "pathlib": {"Path", "PosixPath", "WindowsPath"},
-    "pathlib._local": {"Path", "PosixPath", "WindowsPath"},
-}
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 
 
 class _Record:
-    """An object of the pickle: what it was made from, and its fields."""
+    """An object of the pickle, of any class or function: what it was made from, and its fields."""
 
-    def __init__(self, *args: Any) -> None:
-        self.args = args
+    def __new__(cls, *args: Any, **_: Any) -> Self:
+        record = super().__new__(cls)
+        record.args = args
+        return record
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
@@ -63,29 +46,22 @@ class _Record:
         else:
             self.args = state
 
+    def __call__(self, *args: Any) -> _Record:
+        """Of a method that the pickle looked up."""
+        return type(self)(*args)
+
 
 class _Unpickler(pickle._Unpickler):
-    """Builds records and plain containers only.
+    """Builds records, types of weights, and plain containers only: it imports nothing that the pickle names.
 
     The unpickler written in Python: the one in C sizes its memo by the largest index in the file, which may be any.
     """
 
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data))
-        self.kinds: dict[tuple[str, str], type] = {}
-
     def find_class(self, module: str, name: str) -> Any:
-        """A class of this unpickler alone, which a hostile file may spoil, for a known name."""
-        if module == "torch" and name not in _KNOWN["torch"]:
-            # Types PyTorch has, but weights do not, become records and are refused where a weight has one.
-            return _DTYPES.get(name) or self.kind(module, "dtype")
-        if name not in _KNOWN.get(module, ()):
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
-        return self.kind(module, name)
-
-    def kind(self, module: str, name: str) -> type:
-        """The one class of that name."""
-        return self.kinds.setdefault((module, name), type(name, (_Record,), {}))
+        """A class of this one place, which a hostile file may spoil."""
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        return type("Record", (_Record,), {})
 
 
 def tensors(folder: Path) -> dict[str, Stored]:
@@ -96,9 +72,9 @@ def tensors(folder: Path) -> dict[str, Stored]:
     """
     file = folder / METADATA
     try:
-        metadata = _Unpickler(file.read_bytes()).load()
+        metadata = _Unpickler(io.BytesIO(file.read_bytes())).load()
         tensors, storage = metadata.state_dict_metadata, metadata.storage_data
-        places = {(index.fqn, _offset(index)): info for index, info in storage.items()}
+        places = {(_text(index.fqn), _offset(index)): info for index, info in storage.items()}
         return {
             name.removeprefix(PREFIX): _stored(folder, name, entry, places)
             for name, entry in tensors.items()
@@ -115,27 +91,39 @@ def _offset(index: Any) -> tuple[int, ...] | None:
     return None if offset is None else _size(offset)
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a name is not text")
+    return value
+
+
 def _size(record: Any) -> tuple[int, ...]:
     (values,) = record.args
-    if not all(type(value) is int and value >= 0 for value in values):
-        raise ValueError(f"a size or offset is {values}")
-    return tuple(values)
+    return tuple(_count(value) for value in values)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:  # not shown: the text of nested objects can be endless
+        raise ValueError("a size or offset is not a whole number")
+    return value
 
 
 def _stored(folder: Path, name: str, entry: Any, places: dict[tuple[str, tuple[int, ...] | None], Any]) -> Stored:
     shape, dtype = _size(entry.size), entry.properties.args[0]
-    if dtype not in _DTYPES.values():
+    if not isinstance(dtype, torch.dtype):
         raise ValueError(f"{name} is of no type that weights have: {', '.join(_DTYPES)}")
     parts = []
     for chunk in entry.chunks:
         offsets = _size(chunk.offsets)
         info = places[name, offsets]
-        if not is_plain_name(info.relative_path):
-            raise ValueError(f"{name} is in {info.relative_path!r}, which is not a file directly in the folder")
+        place = _text(info.relative_path)
+        if not is_plain_name(place):
+            raise ValueError(f"{name} is in {place!r}, which is not a file directly in the folder")
         if getattr(info, "transform_descriptors", None):
-            raise ValueError(f"{name} is stored with {info.transform_descriptors}, which cannot be undone here")
-        file = folder / info.relative_path
-        parts.append(Part(offsets, _size(chunk.sizes), file, partial(_read, file, info.offset, info.length, dtype)))
+            raise ValueError(f"{name} is compressed or otherwise transformed, which cannot be undone here")
+        file = folder / place
+        read = partial(_read, file, _count(info.offset), _count(info.length), dtype)
+        parts.append(Part(offsets, _size(chunk.sizes), file, read))
     if not fill(shape, parts):
         raise ValueError(f"the parts of {name} do not make {list(shape)}")
     return Stored(shape, dtype, tuple(parts))
@@ -193,4 +181,3 @@ def write(weights: dict[str, Tensor], folder: Path, layout: Layout, config: Mode
     writer = torch_dcp.FileSystemWriter(folder)
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # that there is one process, as meant
         torch_dcp.save({"model": state}, storage_writer=writer, planner=Planner(), no_dist=True)
-

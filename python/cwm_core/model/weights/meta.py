@@ -140,10 +140,11 @@ def tensors(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Store
 
 
 def _join(name: str, slices: list[Stored], shape: tuple[int, ...] | None, files: int) -> Stored:
+    """One tensor of what several files have of it; `shape` is None for one that the model lacks."""
     first = slices[0]
-    if len(slices) == 1 or first.shape == shape:  # norms are whole in each file
+    if len(slices) == 1 or shape is None or shape == first.shape:  # norms are whole in each file
         return first
-    if shape is None or len(slices) != files:
+    if len(slices) != files:
         raise ValueError(f"{first.parts[0].file} and {len(slices) - 1} of {files - 1} others hold {name}")
     parts, start = [], 0
     axis = next((i for i, (a, b) in enumerate(zip(first.shape, shape, strict=False)) if a != b), 0)
@@ -169,6 +170,7 @@ def _ffn_width(values: dict[str, Any]) -> int:
 def _layer_windows(
     layers: int,
     max_length: int,
+    *,
     window_pattern: int = 6,
     global_window: int | None = None,
     local_window: int | None = None,
