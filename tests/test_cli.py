@@ -429,7 +429,7 @@ def test_mistakes_in_a_prediction(shards, capsys):
     assert failure(capsys, "predict", "nowhere", "program.py", *call).startswith("cwm predict: nowhere: No such file")
     cwm.Tokenizer.load("vocabulary").save("model")
     assert failure(capsys, "predict", "model", "program.py", *call).startswith(
-        "cwm predict: model/config.json: No such"
+        "cwm predict: model has no model: config.json or"
     )
 
 

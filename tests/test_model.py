@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cwm_core.model import ModelConfig, Transformer, load, preset, save
+from cwm_core.model import ModelConfig, Transformer, preset
 from cwm_core.model.attention import attention, reference_attention
 from cwm_core.model.loss import cross_entropy
 from hypothesis import given, settings
@@ -205,36 +205,3 @@ def test_contradictory_sizes_are_refused(change, message):
 def test_offsets_that_do_not_cover_the_tokens_are_refused(offsets):
     with pytest.raises(ValueError, match="cu_seqlens"):
         Transformer(preset("tiny"))(torch.zeros(4, dtype=torch.long), cu_seqlens=torch.tensor(offsets))
-
-
-def test_saved_model_loads_here_and_in_transformers(tmp_path):
-    torch.manual_seed(0)
-    model = randomize(Transformer(preset("tiny", window=7)))
-    tokens = torch.randint(4096, (2, 30))
-    save(model, tmp_path)
-    with torch.no_grad():
-        expected = model(tokens)
-        assert torch.equal(load(tmp_path)(tokens), expected)
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-        assert type(theirs).__name__ == "CwmForCausalLM"
-        torch.testing.assert_close(theirs(tokens).logits, expected, atol=1e-5, rtol=1e-5)
-    assert load(tmp_path, dtype=torch.bfloat16).norm.weight.dtype == torch.bfloat16
-
-
-def test_loads_sharded_weights_that_transformers_saved(tmp_path):
-    torch.manual_seed(0)
-    model = randomize(Transformer(preset("tiny")))
-    oracle_of(model).save_pretrained(tmp_path, max_shard_size="1MB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    loaded = load(tmp_path)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
-
-
-def test_incomplete_weights_are_refused(tmp_path):
-    save(Transformer(preset("tiny", layers=2)), tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config |= {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"lacks 9 tensors, such as model\.layers\.2"):
-        load(tmp_path)

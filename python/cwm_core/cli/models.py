@@ -99,14 +99,12 @@ def _run_for_real(args: argparse.Namespace, code: str) -> Trace:
 
 
 def _load_engine(folder: Path, device: str) -> Engine:
-    from safetensors import SafetensorError
-
     from cwm_core import inference, model
 
     tokenizer = load_tokenizer(folder)
     try:
         return inference.Engine(model.load(folder, device=device), tokenizer)
-    except (SafetensorError, RuntimeError, AssertionError) as error:  # RuntimeError: PyTorch has no such device
+    except (RuntimeError, AssertionError) as error:  # RuntimeError: PyTorch has no such device
         raise ValueError(f"{folder}: {error}") from None
 
 

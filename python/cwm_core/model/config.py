@@ -47,6 +47,8 @@ class ModelConfig:
     norm_eps: float = 1e-5
     rope: RopeConfig = field(default_factory=RopeConfig)
     stop_tokens: tuple[int, ...] = STOP_TOKENS
+    tied: bool = False
+    """Whether the output layer is the embedding."""
 
     def __post_init__(self) -> None:
         """Fill in `layer_windows` and check the sizes."""
@@ -68,8 +70,10 @@ class ModelConfig:
         """Read the dictionary in a `config.json` of Hugging Face; raises ValueError where this model computes less."""
         if config.get("model_type") != "cwm":
             raise ValueError(f"config.json has model_type {config.get('model_type')!r}, expected 'cwm'")
-        rope = config["rope_parameters"]
-        expected = {"hidden_act": "silu", "tie_word_embeddings": False, "mlp_bias": False, "attention_dropout": 0.0}
+        # Before version 5, transformers wrote the scaling by itself.
+        rope = config.get("rope_parameters") or {"rope_theta": config["rope_theta"], **config["rope_scaling"]}
+        stop_tokens = config.get("eos_token_id") or ()
+        expected = {"hidden_act": "silu", "mlp_bias": False, "attention_dropout": 0.0}
         for name, value in expected.items():
             if config.get(name, value) != value:
                 raise ValueError(f"config.json has {name} = {config[name]!r}, this model computes only {value!r}")
@@ -95,7 +99,8 @@ class ModelConfig:
                 high_freq_factor=rope["high_freq_factor"],
                 original_length=rope["original_max_position_embeddings"],
             ),
-            stop_tokens=tuple(config.get("eos_token_id") or ()),
+            stop_tokens=(stop_tokens,) if isinstance(stop_tokens, int) else tuple(stop_tokens),
+            tied=config.get("tie_word_embeddings", False),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -113,7 +118,7 @@ class ModelConfig:
             "hidden_act": "silu",
             "mlp_bias": False,
             "attention_dropout": 0.0,
-            "tie_word_embeddings": False,
+            "tie_word_embeddings": self.tied,
             "sliding_window": self.window,
             "layer_types": ["full_attention" if w is None else "sliding_attention" for w in self.layer_windows],
             "max_position_embeddings": self.max_length,

@@ -1,4 +1,4 @@
-"""The transformer: pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU; no biases, untied output.
+"""The transformer: pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU; no biases.
 
 Parameters carry Hugging Face's names (`layers.0.self_attn.q_proj.weight`, ...), so weights move without translation.
 """
@@ -42,6 +42,8 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.layers))
         self.norm = nn.RMSNorm(config.width, config.norm_eps)
         self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.tied:
+            self.lm_head.weight = self.embed_tokens.weight
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))

@@ -1,0 +1,6 @@
+"""Weights on disk: folders of Hugging Face, of Meta, and of distributed checkpoints; see docs/weights.md."""
+
+from .loading import load
+from .saving import Format, save
+
+__all__ = ["Format", "load", "save"]

@@ -1,0 +1,104 @@
+"""From a folder to a model that is in memory once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..transformer import Transformer
+from . import dcp, huggingface, meta
+from .layout import Layout
+from .stored import Stored
+
+Shapes = dict[str, tuple[int, ...]]
+Opener = Callable[[Shapes], dict[str, Stored]]
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Transformer:
+    """Read the model of a folder: Hugging Face's or Meta's layout, or a distributed checkpoint with a config.json.
+
+    Weights are read from memory-mapped files one tensor at a time and become the model's own, on `device` and of type
+    `dtype`, None for the stored one: in memory are the model and a tensor. No file can run code.
+
+    Raises OSError for a file that is missing or cannot be read, and ValueError, naming file and tensor, for a folder
+    of no or several known layouts, a configuration of another model, files that are damaged or name files outside the
+    folder, and tensors missing, unexpected, or of a wrong shape.
+    """
+    folder = Path(folder)
+    layout, opener = _recognise(folder)
+    config = layout.read_config(folder)
+    model = _on_meta(config, folder / layout.config_file)
+    parameters = {layout.stored_name(name): (name, tensor) for name, tensor in model.named_parameters()}
+    shapes = {stored: tuple(tensor.shape) for stored, (_, tensor) in parameters.items()}
+    stored = opener(shapes)
+    if config.tied:
+        _check_output_is_embedding(stored, layout)
+    _check(folder, stored, shapes, layout.ignored)
+    for stored_name, (name, _) in parameters.items():
+        tensor = stored[stored_name].load(device, dtype)
+        _assign(model, name, layout.from_stored(name, tensor, config))
+    if config.tied:
+        model.lm_head.weight = model.embed_tokens.weight
+    return model
+
+
+def _recognise(folder: Path) -> tuple[Layout, Opener]:
+    """Which layout a folder has, and what finds its tensors."""
+    has_config, has_params = (folder / "config.json").exists(), (folder / "params.json").exists()
+    has_metadata = (folder / dcp.METADATA).exists()
+    has_safetensors = any((folder / file).exists() for file in (huggingface.WEIGHTS, huggingface.INDEX))
+    has_consolidated = bool(meta.consolidated_files(folder))
+    if has_config and has_params:
+        raise ValueError(f"{folder} has both config.json and params.json: it must be of one layout")
+    if has_metadata and (has_safetensors or has_consolidated):
+        raise ValueError(f"{folder} has a distributed checkpoint and other weights: it must be of one layout")
+    if has_metadata and (has_config or has_params):
+        return (meta.Meta() if has_params else Layout()), lambda _: dcp.tensors(folder)
+    if has_config and has_safetensors:
+        return huggingface.HuggingFace(), lambda _: huggingface.tensors(folder)
+    if has_params and has_consolidated:
+        return meta.Meta(), partial(meta.tensors, folder)
+    raise FileNotFoundError(
+        f"{folder} has no model: config.json or params.json, and beside it {huggingface.WEIGHTS}, {huggingface.INDEX}, "
+        f"consolidated*.pth, consolidated*.safetensors or {dcp.METADATA}"
+    )
+
+
+def _on_meta(config: ModelConfig, file: Path) -> Transformer:
+    try:
+        with torch.device("meta"):
+            return Transformer(config)
+    except (TypeError, RuntimeError, OverflowError) as error:  # sizes that are no integers, or past what there can be
+        raise ValueError(f"{file} describes no model that can be built: {error}") from None
+
+
+def _check(folder: Path, stored: dict[str, Stored], shapes: Shapes, ignored: frozenset[str]) -> None:
+    missing = [name for name in shapes if name not in stored]
+    if missing:
+        raise ValueError(f"{folder} lacks {len(missing)} tensors, such as {missing[0]} {list(shapes[missing[0]])}")
+    for name, tensor in stored.items():
+        file = tensor.parts[0].file
+        if name in shapes and tensor.shape != shapes[name]:
+            raise ValueError(f"{file}: {name} is {list(tensor.shape)}, expected {list(shapes[name])}")
+        if name not in shapes and name not in ignored:
+            raise ValueError(f"{file}: {name} {list(tensor.shape)} is unexpected, the model has no such tensor")
+
+
+def _check_output_is_embedding(stored: dict[str, Stored], layout: Layout) -> None:
+    """Take out the output layer that some write although it is the embedding."""
+    embedding = stored.get(layout.stored_name("embed_tokens.weight"))
+    output = stored.pop(layout.stored_name("lm_head.weight"), None)
+    if output is None or embedding is None:
+        return
+    if output.shape != embedding.shape or not torch.equal(output.load("cpu", None), embedding.load("cpu", None)):
+        raise ValueError(f"{output.parts[0].file}: the output layer is not the embedding, as {layout.config_file} says")
+
+
+def _assign(model: Transformer, name: str, tensor: Tensor) -> None:
+    module, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))

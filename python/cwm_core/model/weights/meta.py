@@ -1,0 +1,230 @@
+"""Meta's folder: params.json, and a distributed checkpoint, as Meta released CWM, or consolidated files.
+
+Meta's code turns adjacent pairs (x[2i], x[2i + 1]) of each head by the angle of frequency i, where `Transformer` and
+Hugging Face turn (x[i], x[i + head_size / 2]): the rows of the query and key projections are in another order.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import STOP_TOKENS, ModelConfig, RopeConfig
+from .layout import Layout
+from .stored import Part, Stored, fill, pth_file, safetensors_file
+
+# Meta's names of what stands in a layer and outside of one, by ours.
+NAMES = {
+    "embed_tokens.weight": "tok_embeddings.weight",
+    "norm.weight": "norm.weight",
+    "lm_head.weight": "output.weight",
+    "input_layernorm.weight": "attention_norm.weight",
+    "self_attn.q_proj.weight": "attention.wq.weight",
+    "self_attn.k_proj.weight": "attention.wk.weight",
+    "self_attn.v_proj.weight": "attention.wv.weight",
+    "self_attn.o_proj.weight": "attention.wo.weight",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+    "mlp.gate_proj.weight": "feed_forward.w1.weight",
+    "mlp.down_proj.weight": "feed_forward.w2.weight",
+    "mlp.up_proj.weight": "feed_forward.w3.weight",
+}
+
+# Parameters that change what a model computes, with the only value that `Transformer` computes.
+FIXED = {"qkv_biases": False, "qk_norm": False, "q_lora_rank": 0, "kv_lora_rank": 0}
+
+# Depth that no model has; a params.json of a few bytes must not make us build one.
+MAX_LAYERS = 4096
+
+
+class Meta(Layout):
+    """Names, row order and parameters of Meta's code."""
+
+    config_file = "params.json"
+    ignored = frozenset({"rope.freqs"})
+
+    def config_from(self, values: dict[str, Any]) -> ModelConfig:
+        """Read the `TransformerArgs` of Meta's code, under `model` or at the top; what is left out has its default.
+
+        The file does not say where generation stops: at Llama-3's tokens, where the vocabulary has them.
+        """
+        values = values.get("model", values)
+        for name, value in FIXED.items():
+            if values.get(name, value) != value:
+                raise ValueError(f"{name} = {values[name]!r}, this model computes only {value!r}")
+        if not 1 <= values["n_layers"] <= MAX_LAYERS:
+            raise ValueError(f"n_layers must be between 1 and {MAX_LAYERS}, got {values['n_layers']}")
+        heads, max_length = values["n_heads"], values["max_seq_len"]
+        windows = _layer_windows(values["n_layers"], max_length, **(values.get("window_attn") or {}))
+        return ModelConfig(
+            vocab_size=values["vocab_size"],
+            width=values["dim"],
+            ffn_width=_ffn_width(values),
+            layers=values["n_layers"],
+            heads=heads,
+            kv_heads=values.get("n_kv_heads") or heads,
+            head_size=values.get("head_dim") or values["dim"] // heads,
+            window=next((window for window in reversed(windows) if window), max_length),
+            layer_windows=windows,
+            max_length=max_length,
+            norm_eps=values.get("norm_eps", 1e-5),
+            rope=_rope(values),
+            stop_tokens=STOP_TOKENS if values["vocab_size"] > max(STOP_TOKENS) else (),
+            tied=values.get("weight_tying", False),
+        )
+
+    def config_values(self, config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+        """Parameters that Meta's code reads; raises ValueError for windows that they cannot express."""
+        return {
+            "model": {
+                "dim": config.width,
+                "n_layers": config.layers,
+                "n_heads": config.heads,
+                "n_kv_heads": config.kv_heads,
+                "head_dim": config.head_size,
+                "max_seq_len": config.max_length,
+                "vocab_size": config.vocab_size,
+                # Half a unit more than the width, which the code cuts off again: exact for any width.
+                "ffn_dim_multiplier": (config.ffn_width + 0.5) / int(2 * 4 * config.width / 3),
+                "ffn_exp": 4,
+                "multiple_of": 1,
+                "norm_eps": config.norm_eps,
+                "rope_theta": config.rope.theta,
+                **_scaling_values(config.rope),
+                "window_attn": _window_values(config),
+                "weight_tying": config.tied,
+            }
+        }
+
+    def stored_name(self, name: str) -> str:
+        """Layers are `layers.N` there too."""
+        if not name.startswith("layers."):
+            return NAMES[name]
+        _, index, rest = name.split(".", 2)
+        return f"layers.{index}.{NAMES[rest]}"
+
+    def from_stored(self, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+        """Query and key rows from adjacent pairs to halves."""
+        if not name.endswith(("q_proj.weight", "k_proj.weight")):
+            return tensor
+        return tensor.unflatten(0, (-1, config.head_size // 2, 2)).transpose(1, 2).reshape(tensor.shape)
+
+    def to_stored(self, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+        """Query and key rows from halves to adjacent pairs."""
+        if not name.endswith(("q_proj.weight", "k_proj.weight")):
+            return tensor
+        return tensor.unflatten(0, (-1, 2, config.head_size // 2)).transpose(1, 2).reshape(tensor.shape)
+
+
+def consolidated_files(folder: Path) -> list[Path]:
+    """Files of weights that are no distributed checkpoint, in the order of their numbers."""
+    return sorted(file for pattern in ("*.pth", "*.safetensors") for file in folder.glob(f"consolidated{pattern}"))
+
+
+def tensors(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Stored]:
+    """The tensors of consolidated files by name, each file with all of some tensors or with a slice of every one.
+
+    Slices, left by model parallelism, are along the dimension in which they are less than `shapes` of the whole.
+    Raises OSError for a file that cannot be read, and ValueError, naming it, for a damaged one.
+    """
+    files = consolidated_files(folder)
+    if len({file.suffix for file in files}) > 1:
+        raise ValueError(f"{folder} has consolidated files of both .pth and .safetensors: keep one kind")
+    found: dict[str, list[Stored]] = {}
+    for file in files:
+        for name, tensor in (pth_file(file) if file.suffix == ".pth" else safetensors_file(file)).items():
+            found.setdefault(name, []).append(tensor)
+    return {name: _join(name, slices, shapes.get(name), len(files)) for name, slices in found.items()}
+
+
+def _join(name: str, slices: list[Stored], shape: tuple[int, ...] | None, files: int) -> Stored:
+    """One tensor of what several files have of it; `shape` is None for one that the model lacks."""
+    first = slices[0]
+    if len(slices) == 1 or shape is None or shape == first.shape:  # norms are whole in each file
+        return first
+    if len(slices) != files:
+        raise ValueError(f"{first.parts[0].file} and {len(slices) - 1} of {files - 1} others hold {name}")
+    parts, start = [], 0
+    axis = next((i for i, (a, b) in enumerate(zip(first.shape, shape, strict=False)) if a != b), 0)
+    for piece in slices:
+        (part,) = piece.parts
+        offsets = tuple(start if i == axis else 0 for i in range(len(piece.shape)))
+        parts.append(Part(offsets, part.shape, part.file, part.read))
+        start += piece.shape[axis] if piece.shape else 0
+    if not fill(shape, parts):
+        sizes = ", ".join(str(list(piece.shape)) for piece in slices)
+        raise ValueError(f"{first.parts[0].file} and others: slices {sizes} of {name} do not make {list(shape)}")
+    return Stored(shape, first.dtype, tuple(parts))
+
+
+def _ffn_width(values: dict[str, Any]) -> int:
+    width = int(2 * (values.get("ffn_exp", 4) * values["dim"]) / 3)
+    if values.get("ffn_dim_multiplier") is not None:
+        width = int(values["ffn_dim_multiplier"] * width)
+    multiple = values.get("multiple_of", 256)
+    return -(-width // multiple) * multiple
+
+
+def _layer_windows(
+    layers: int,
+    max_length: int,
+    *,
+    window_pattern: int = 6,
+    global_window: int | None = None,
+    local_window: int | None = None,
+    global_last_layer: bool = True,
+    **unknown: Any,
+) -> tuple[int | None, ...]:
+    """The window of each layer; the defaults are those of Meta's `window_attn` where it is there."""
+    if unknown:
+        raise ValueError(f"unknown window_attn.{next(iter(unknown))}")
+    if global_window is not None and global_window >= max_length:
+        global_window = None
+    is_global = [i % window_pattern == 0 or (global_last_layer and i == layers - 1) for i in range(layers)]
+    return tuple(global_window if it else local_window for it in is_global)
+
+
+def _window_values(config: ModelConfig) -> dict[str, Any] | None:
+    windows = config.layer_windows
+    if not any(windows):
+        return None
+    local = next((window for window in windows if window != windows[0]), None)
+    values = {"global_window": windows[0], "local_window": local}
+    for pattern in range(1, config.layers + 1):
+        for last in (False, True):
+            trial = {"window_pattern": pattern, **values, "global_last_layer": last}
+            if _layer_windows(config.layers, config.max_length, **trial) == windows:
+                return trial
+    raise ValueError(f"Meta's parameters cannot express these windows of layers: {windows}")
+
+
+def _rope(values: dict[str, Any]) -> RopeConfig:
+    kind, theta = values.get("pos_embed_impl", "rope"), values.get("rope_theta", 10_000.0)
+    if kind == "rope":
+        return RopeConfig(theta=theta, factor=1.0)
+    scaled = values.get("scaled_rope") or {}
+    if kind != "scaled_rope" or scaled.get("use_attn_scale"):
+        raise ValueError(f"pos_embed_impl {kind!r} with {scaled}: this model computes only rope and scaled_rope")
+    return RopeConfig(
+        theta=theta,
+        factor=scaled.get("scale_factor", 8),
+        low_freq_factor=scaled.get("low_freq_factor", 1),
+        high_freq_factor=scaled.get("high_freq_factor", 4),
+        original_length=scaled.get("old_context_len", 8192),
+    )
+
+
+def _scaling_values(rope: RopeConfig) -> dict[str, Any]:
+    if rope.factor == 1:
+        return {"pos_embed_impl": "rope"}
+    scaled = {
+        "scale_factor": rope.factor,
+        "old_context_len": rope.original_length,
+        "low_freq_factor": rope.low_freq_factor,
+        "high_freq_factor": rope.high_freq_factor,
+    }
+    # Integers in Meta's code.
+    whole = {name: int(value) if value == int(value) else value for name, value in scaled.items()}
+    return {"pos_embed_impl": "scaled_rope", "scaled_rope": whole | {"use_attn_scale": False}}

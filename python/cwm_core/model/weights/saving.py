@@ -1,0 +1,116 @@
+"""From a model to a folder that appears whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, get_args
+
+from ..transformer import Transformer
+from . import dcp, huggingface, meta
+from .layout import Layout, write_json
+
+Format = Literal["huggingface", "meta", "dcp"]
+
+LAYOUTS: dict[str, type[Layout]] = {"huggingface": huggingface.HuggingFace, "meta": meta.Meta, "dcp": Layout}
+
+# What makes a folder's weights found, and all files of weights, of a format that `save` writes.
+MARKERS = {
+    "huggingface": (huggingface.WEIGHTS, huggingface.INDEX),
+    "meta": (dcp.METADATA,),
+    "dcp": (dcp.METADATA,),
+}
+WEIGHTS = {"huggingface": "model-*-of-*.safetensors", "meta": "__*_*.distcp", "dcp": "__*_*.distcp"}
+
+
+def save(
+    model: Transformer, folder: str | Path, format: Format = "huggingface", max_shard_bytes: int = 5 * 10**9
+) -> None:
+    """Write the model so that `load` reads it back bit for bit, and so does
+
+    - "huggingface": transformers and vLLM; config.json and safetensors of at most `max_shard_bytes` of weights each,
+      unless a tensor is larger
+    - "meta": the code released with CWM; params.json and a distributed checkpoint with Meta's names and row order
+    - "dcp": torch.distributed.checkpoint, on any number of processes; config.json and a distributed checkpoint with
+      the names of `Transformer` under `model`
+
+    A new folder appears whole. In one that exists, weights of the same format are replaced, and other files left; if
+    that is cut off, the folder has the old weights, the new, or none that `load` would take, never a mixture. Weights
+    are not copied in memory but a tensor at a time, or a shard where they are not on a CPU.
+
+    Raises ValueError for an unknown format, for weights on the meta device and for a model that Meta's parameters
+    cannot express, and FileExistsError for a folder with a model of another format.
+    """
+    if format not in get_args(Format):
+        raise ValueError(f"format is {format!r}, expected one of {', '.join(get_args(Format))}")
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}")
+    layout, config = LAYOUTS[format](), model.config
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    if any(tensor.is_meta for tensor in weights.values()):
+        raise ValueError("the model is on the meta device: it has no weights to save")
+    values = layout.config_values(config, model.lm_head.weight.dtype)
+    with _appearing_whole(Path(folder), format) as partial:
+        write_json(partial / layout.config_file, values)
+        if format == "huggingface":
+            named = {layout.stored_name(name): tensor for name, tensor in weights.items()}
+            huggingface.write(named, partial, max_shard_bytes)
+        else:
+            dcp.write(weights, partial, layout, config)
+
+
+@contextmanager
+def _appearing_whole(folder: Path, format: Format) -> Iterator[Path]:
+    """A folder to write to, whose files are in `folder` afterwards if there was no exception."""
+    folder = folder.resolve()
+    _refuse_other_formats(folder, format)
+    new = not folder.exists()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = (folder.parent if new else folder) / f".{folder.name}-{os.getpid()}.partial"
+    partial.mkdir()
+    try:
+        yield partial
+        for file in partial.iterdir():
+            _sync(file)
+        _sync(partial)
+        if new:
+            partial.rename(folder)
+        else:
+            _replace(partial, folder, format)
+        _sync(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_other_formats(folder: Path, format: Format) -> None:
+    own = {*MARKERS[format], LAYOUTS[format].config_file}
+    for file in (*sum(MARKERS.values(), ()), *(layout.config_file for layout in LAYOUTS.values())):
+        if file not in own and (folder / file).exists():
+            raise FileExistsError(f"{folder} has {file}, of another format than {format}: save to another folder")
+
+
+def _replace(partial: Path, folder: Path, format: Format) -> None:
+    """Move the files, those that make weights found last; weights in one file before and after are never missing."""
+    files = {file.name for file in partial.iterdir()}
+    old = {file.name for file in folder.glob(WEIGHTS[format])}
+    markers = [marker for marker in MARKERS[format] if (folder / marker).exists()]
+    if markers != [huggingface.WEIGHTS] or huggingface.WEIGHTS not in files:
+        for marker in markers:
+            (folder / marker).unlink()
+        _sync(folder)
+    for name in sorted(files, key=lambda name: name in MARKERS[format]):
+        (partial / name).replace(folder / name)
+    for name in old - files:
+        (folder / name).unlink()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

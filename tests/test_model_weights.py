@@ -1,0 +1,755 @@
+"""Weights on disk: every format against transformers, PyTorch's own reader, and a model that turns adjacent pairs."""
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import textwrap
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as torch_dcp
+import torch.nn.functional as F
+from cwm_core.model import ModelConfig, RopeConfig, Transformer, load, preset, save
+from cwm_core.model.attention import reference_attention
+from cwm_core.model.transformer import rotary_frequencies
+from cwm_core.model.weights import dcp, huggingface, meta
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+transformers = pytest.importorskip("transformers")
+transformers.utils.logging.disable_progress_bar()
+
+FORMATS = ("huggingface", "meta", "dcp")
+
+
+@st.composite
+def configs(draw):
+    """Shapes of every class: grouped heads, head sizes that are not width / heads, windows, one layer or several."""
+    layers = draw(st.integers(1, 4))
+    kv_heads = draw(st.integers(1, 3))
+    heads = kv_heads * draw(st.integers(1, 3))
+    window = draw(st.integers(1, 12))
+    return ModelConfig(
+        vocab_size=draw(st.integers(5, 40)),
+        width=heads * draw(st.integers(8, 12)),  # transformers wants a multiple
+        ffn_width=draw(st.integers(1, 30)),
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=2 * draw(st.integers(1, 6)),
+        window=window,
+        layer_windows=draw(patterns(layers, window)),
+        rope=draw(st.sampled_from([RopeConfig(), RopeConfig(theta=500.0, factor=4.0, original_length=32)])),
+        stop_tokens=(),
+        tied=draw(st.booleans()),
+    )
+
+
+@st.composite
+def patterns(draw, layers, window):
+    """Windows that Meta's parameters can express: all, each nth, or each nth and the last layer global."""
+    every, last = draw(st.integers(1, 4)), draw(st.booleans())
+    return tuple(None if i % every == 0 or (last and i == layers - 1) else window for i in range(layers))
+
+
+def random_model(config, seed=0, dtype=torch.float32):
+    """Weights large enough that a wrong order of rows shows in the logits."""
+    torch.manual_seed(seed)
+    model = Transformer(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+    return model.to(dtype)
+
+
+def assert_same(a, b):
+    assert a.state_dict().keys() == b.state_dict().keys()
+    for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        assert x.dtype == y.dtype and torch.equal(x, y), name
+
+
+def logits_of(model, seed=1):
+    tokens = torch.randint(model.config.vocab_size, (2, 20), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return tokens, model(tokens)
+
+
+def meta_logits(state, config, tokens):
+    """The transformer with Meta's names, turning adjacent pairs as complex numbers, in float64."""
+    state = {name: tensor.double() for name, tensor in state.items()}
+    frequencies = rotary_frequencies(config.rope, config.head_size, torch.device("cpu")).double()
+    turns = torch.polar(torch.ones(()).double(), torch.arange(tokens.shape[1])[:, None] * frequencies)
+
+    def heads(x, name):
+        return F.linear(x, state[name]).unflatten(-1, (-1, config.head_size)).transpose(1, 2)
+
+    def turned(x):
+        return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turns).flatten(-2)
+
+    def norm(x, name):
+        return F.rms_norm(x, x.shape[-1:], state[name], config.norm_eps)
+
+    x = F.embedding(tokens, state["tok_embeddings.weight"])
+    for i, window in enumerate(config.layer_windows):
+        h = norm(x, f"layers.{i}.attention_norm.weight")
+        q, k, v = (heads(h, f"layers.{i}.attention.{name}.weight") for name in ("wq", "wk", "wv"))
+        out = reference_attention(turned(q), turned(k), v, None, window).transpose(1, 2).flatten(2)
+        x = x + F.linear(out, state[f"layers.{i}.attention.wo.weight"])
+        h = norm(x, f"layers.{i}.ffn_norm.weight")
+        w1, w2, w3 = (state[f"layers.{i}.feed_forward.{name}.weight"] for name in ("w1", "w2", "w3"))
+        x = x + F.linear(F.silu(F.linear(h, w1)) * F.linear(h, w3), w2)
+    output = state["tok_embeddings.weight" if config.tied else "output.weight"]
+    return F.linear(norm(x, "norm.weight"), output)
+
+
+def read_dcp(folder):
+    """All under `model`, by PyTorch's own loader; the folder is our own."""
+    metadata = torch_dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    state = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in metadata.items()}
+    with warnings.catch_warnings(action="ignore"):
+        torch_dcp.load(state, checkpoint_id=folder, no_dist=True)
+    return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+
+def fresh(tmp_path_factory):
+    return tmp_path_factory.mktemp("model") / "model"
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    configs(),
+    st.sampled_from([torch.bfloat16, torch.float32]),
+    st.sampled_from([1, 2000, 10**9]),
+    st.permutations(FORMATS),
+    st.integers(0, 2**31),
+)
+def test_round_trips_are_bit_equal(tmp_path_factory, config, dtype, max_shard_bytes, formats, seed):
+    """From each format to the next, in any order, and back to what was there first."""
+    model = loaded = random_model(config, seed, dtype)
+    for form in formats:
+        folder = fresh(tmp_path_factory)
+        save(loaded, folder, form, max_shard_bytes)
+        loaded = load(folder)
+        assert_same(loaded, model)
+        assert loaded.config == replace(
+            config,
+            window=loaded.config.window,  # Meta's parameters say it only where a layer uses it
+        )
+        assert (loaded.lm_head.weight is loaded.embed_tokens.weight) == config.tied
+    assert torch.equal(logits_of(loaded)[1], logits_of(model)[1])
+
+
+@settings(max_examples=10, deadline=None)
+@given(configs(), st.sampled_from([1, 2000, 10**9]), st.integers(0, 2**31))
+def test_transformers_reads_what_we_write_and_we_what_it_writes(tmp_path_factory, config, max_shard_bytes, seed):
+    model = random_model(config, seed)
+    folder = fresh(tmp_path_factory)
+    save(model, folder, max_shard_bytes=max_shard_bytes)
+    theirs, problems = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert type(theirs).__name__ == "CwmForCausalLM"
+    assert not any(problems.values()), problems
+    tokens, expected = logits_of(model)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, expected, atol=1e-4, rtol=1e-4)
+    theirs.save_pretrained(folder / "theirs", max_shard_size=max_shard_bytes)
+    assert_same(load(folder / "theirs"), model)
+
+
+@settings(max_examples=15, deadline=None)
+@given(configs(), st.integers(0, 2**31))
+def test_meta_weights_give_the_same_logits_where_adjacent_pairs_turn(tmp_path_factory, config, seed):
+    model = random_model(config, seed, torch.float64)
+    folder = fresh(tmp_path_factory)
+    save(model, folder, "meta")
+    tokens, logits = logits_of(model)
+    torch.testing.assert_close(meta_logits(read_dcp(folder), config, tokens), logits, atol=1e-5, rtol=1e-5)
+
+
+def test_the_pair_model_can_fail(tmp_path):
+    """Its logits differ from ours by far if rows stay in our order."""
+    model = random_model(preset("tiny", layers=1), dtype=torch.float64)
+    save(model, tmp_path / "m", "meta")
+    state = read_dcp(tmp_path / "m")
+    state["layers.0.attention.wq.weight"] = model.layers[0].self_attn.q_proj.weight.detach()
+    tokens, logits = logits_of(model)
+    assert (meta_logits(state, model.config, tokens) - logits).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["cwm-32b", "small", "tiny"])
+def test_presets_have_the_names_and_shapes_of_others(name):
+    config = preset(name)
+    with torch.device("meta"):
+        ours = Transformer(config)
+        theirs = transformers.CwmForCausalLM(transformers.CwmConfig(**config.to_hf()))
+    layout = huggingface.HuggingFace()
+    shapes = {layout.stored_name(name): tensor.shape for name, tensor in ours.named_parameters()}
+    assert shapes == {name: tensor.shape for name, tensor in theirs.named_parameters()}
+    values = json.loads(json.dumps(meta.Meta().config_values(config, torch.bfloat16)))
+    assert replace(meta.Meta().config_from(values), stop_tokens=config.stop_tokens) == config
+
+
+def test_reads_parameters_of_the_form_meta_released():
+    """FFN width from its multiplier and multiple, windows from their pattern; unknown to the model is the rest."""
+    window_attn = {"window_pattern": 4, "global_window": 131_072, "local_window": 8192, "global_last_layer": False}
+    scaled_rope = {"scale_factor": 16, "old_context_len": 8192, "low_freq_factor": 1, "high_freq_factor": 4}
+    values = {
+        "dim": 6144, "n_layers": 64, "n_heads": 48, "n_kv_heads": 8, "head_dim": 128, "max_seq_len": 131_072,
+        "vocab_size": 128_256, "ffn_dim_multiplier": 1.3, "ffn_exp": 4, "multiple_of": 256, "norm_eps": 1e-5,
+        "pos_embed_impl": "scaled_rope", "rope_theta": 1_000_000.0, "scaled_rope": scaled_rope,
+        "window_attn": window_attn, "attn_impl": "xformers", "qkv_biases": False,
+    }  # fmt: skip
+    assert meta.Meta().config_from({"model": values, "tokenizer": {}}) == preset("cwm-32b")
+    assert meta.Meta().config_from(values) == preset("cwm-32b")
+    last = meta.Meta().config_from(values | {"window_attn": window_attn | {"global_last_layer": True}})
+    assert last.layer_windows[-2:] == (8192, None)
+    with pytest.raises(ValueError, match="qk_norm"):
+        meta.Meta().config_from(values | {"qk_norm": True})
+    with pytest.raises(ValueError, match="n_layers must be"):
+        meta.Meta().config_from(values | {"n_layers": 10**12})
+
+
+def test_windows_that_meta_cannot_express_are_refused(tmp_path):
+    model = Transformer(preset("tiny", layer_windows=(None, 5, 6, 7)))
+    with pytest.raises(ValueError, match="cannot express"):
+        save(model, tmp_path / "m", "meta")
+    assert not list(tmp_path.iterdir())
+
+
+def consolidated(tmp_path, model, files, suffix):
+    """A folder of Meta's with consolidated files, the matrices cut as model parallelism cuts them."""
+    save(model, tmp_path / "dcp", "meta")
+    state = read_dcp(tmp_path / "dcp")
+    folder = tmp_path / "consolidated"
+    folder.mkdir()
+    (tmp_path / "dcp" / "params.json").rename(folder / "params.json")
+    for rank in range(files):
+
+        def cut(name, tensor, rank=rank):
+            if tensor.dim() == 1:
+                return tensor
+            return tensor.chunk(files, 1 if re.search(r"\.(wo|w2)\.", name) else 0)[rank].contiguous()
+
+        shard = {name: cut(name, tensor) for name, tensor in state.items()}
+        if suffix == "pth":
+            torch.save(shard | {"rope.freqs": torch.ones(4)}, folder / f"consolidated.{rank:02d}.pth")
+        else:
+            save_file(shard, folder / f"consolidated.{rank:02d}.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("files", [1, 2])
+def test_loads_consolidated_files(tmp_path, files, suffix):
+    model = random_model(preset("tiny", layers=2))
+    folder = consolidated(tmp_path, model, files, suffix)
+    assert_same(load(folder), model)
+    assert_same(load(folder, dtype=torch.bfloat16), model.bfloat16())
+
+
+def test_loads_consolidated_files_that_hold_different_tensors(tmp_path):
+    model = random_model(preset("tiny", layers=2))
+    folder = consolidated(tmp_path, model, 1, "safetensors")
+    whole = load_file(folder / "consolidated.00.safetensors")
+    save_file({k: v for k, v in whole.items() if "norm" in k}, folder / "consolidated.00.safetensors")
+    save_file({k: v for k, v in whole.items() if "norm" not in k}, folder / "consolidated.01.safetensors")
+    assert_same(load(folder), model)
+
+
+def test_slices_that_do_not_fit_are_refused(tmp_path):
+    folder = consolidated(tmp_path, random_model(preset("tiny", layers=1)), 2, "pth")
+    file = folder / "consolidated.01.pth"
+    state = torch.load(file)
+    torch.save(state | {"output.weight": state["output.weight"][1:]}, file)
+    with pytest.raises(ValueError, match=r"slices \[2048, 128\], \[2047, 128\] of output.weight .* \[4096, 128\]"):
+        load(folder)
+
+
+def test_pytorch_reads_our_checkpoint(tmp_path):
+    model = random_model(preset("tiny", layers=2), dtype=torch.bfloat16)
+    save(model, tmp_path / "m", "dcp")
+    state = read_dcp(tmp_path / "m")
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+TWO_PROCESSES = """
+    import sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
+    from torch.distributed.tensor import distribute_tensor, Replicate, Shard
+    from cwm_core.model import Transformer, preset
+    rank, folder = int(sys.argv[1]), sys.argv[2]
+    dist.init_process_group("gloo", init_method=f"file://{folder}.store", rank=rank, world_size=2)
+    mesh = dist.init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    state = Transformer(preset("tiny", layers=1, vocab_size=301)).state_dict()
+    placements = {"o_proj": Shard(1), "norm": Replicate()}
+    for name, tensor in state.items():
+        placement = next((p for key, p in placements.items() if key in name), Shard(0))
+        state[name] = distribute_tensor(tensor, mesh, [placement])
+    dcp.save({"model": state, "optimizer": {"steps": 3, "momentum": torch.ones(3)}}, checkpoint_id=folder)
+    dist.destroy_process_group()
+"""
+
+
+def test_loads_the_checkpoint_of_two_processes(tmp_path):
+    """Rows and columns cut unevenly between them, and an optimizer beside the model."""
+    folder = tmp_path / "checkpoint"
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(TWO_PROCESSES)]
+    ranks = [subprocess.Popen([*command, str(rank), str(folder)]) for rank in range(2)]
+    assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
+    assert len(list(folder.glob("*.distcp"))) == 2
+    config = preset("tiny", layers=1, vocab_size=301)
+    (folder / "config.json").write_text(json.dumps(config.to_hf()))
+    torch.manual_seed(0)
+    assert_same(load(folder), Transformer(config))
+
+
+MEMORY = """
+    import json, pathlib, sys, torch
+    from cwm_core.model import Transformer, load, preset, save
+
+    def kilobytes(field):
+        return int(pathlib.Path("/proc/self/status").read_text().split(field + ":")[1].split()[0])
+
+    def peak(call, *args, **kwargs):
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+        before = kilobytes("VmRSS")
+        result = call(*args, **kwargs)
+        return (kilobytes("VmHWM") - before) * 1024, sum(p.nbytes for p in result.parameters()) if result else 0
+
+    folder = pathlib.Path(sys.argv[1])
+    small = Transformer(preset("tiny", layers=1))
+    large = Transformer(preset("tiny", width=1024, ffn_width=3072, layers=3, vocab_size=8192))
+    result = {"tensor": max(p.nbytes for p in large.parameters()), "model": sum(p.nbytes for p in large.parameters())}
+    for form in ("huggingface", "meta", "dcp"):
+        save(small, folder / f"small-{form}", form)
+        load(folder / f"small-{form}")  # what is imported on the way does not count
+        result["save " + form] = peak(save, large, folder / form, form, max_shard_bytes=10**8)
+    del large
+    for form in ("huggingface", "meta", "dcp"):
+        for dtype in (torch.float32, torch.bfloat16):
+            result[f"load {form} {dtype}"] = peak(load, folder / form, dtype=dtype)
+    print(json.dumps(result))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured as Linux does")
+def test_in_memory_are_the_model_and_a_tensor(tmp_path):
+    """By the peak of resident memory, mapped pages included; the allocator is told to give back what is freed."""
+    command = [sys.executable, "-c", textwrap.dedent(MEMORY), str(tmp_path)]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    result = json.loads(output)
+    print(output)
+    tensor, model = result.pop("tensor"), result.pop("model")
+    assert model > 150e6 > 4 * tensor
+    for case, (peak, loaded) in result.items():
+        assert loaded == (0 if "save" in case else model // 2 if "bfloat16" in case else model)
+        assert peak < loaded + tensor + 8e6, case
+
+
+def test_weights_do_not_change_with_their_file(tmp_path):
+    model = random_model(preset("tiny", layers=1))
+    save(model, tmp_path)
+    loaded = load(tmp_path)
+    file = tmp_path / "model.safetensors"
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size // 2)
+        opened.write(b"\1" * 1000)
+    assert_same(loaded, model)
+
+
+# What is wrong with a folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save(random_model(preset("tiny", layers=2)), tmp_path / "m", max_shard_bytes=10**6)
+    return tmp_path / "m"
+
+
+def edit_json(file, change):
+    values = json.loads(file.read_text())
+    change(values)
+    file.write_text(json.dumps(values))
+
+
+def test_a_missing_tensor_is_named(folder):
+    edit_json(folder / "config.json", lambda c: c.update(num_hidden_layers=3, layer_types=["full_attention"] * 3))
+    with pytest.raises(ValueError, match=r"lacks 9 tensors, such as model\.layers\.2\S* \[128\]"):
+        load(folder)
+
+
+def test_an_unexpected_tensor_is_named(folder):
+    edit_json(folder / "config.json", lambda c: c.update(num_hidden_layers=1, layer_types=["full_attention"]))
+    with pytest.raises(ValueError, match=r"\.safetensors: model\.layers\.1\.\S+ \[\d+.* is unexpected"):
+        load(folder)
+
+
+def test_a_wrong_shape_is_named(folder):
+    edit_json(folder / "config.json", lambda c: c.update(vocab_size=4095))
+    with pytest.raises(ValueError, match=r"of-\d+\.safetensors: \S+ is \[4096, 128\], expected \[4095, 128\]"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "..", "", "a/b", "..\\other.safetensors"])
+def test_an_index_cannot_name_files_elsewhere(folder, name):
+    edit_json(folder / huggingface.INDEX, lambda i: i["weight_map"].update({"lm_head.weight": name}))
+    with pytest.raises(ValueError, match="not a file directly in its folder"):
+        load(folder)
+
+
+def test_an_index_must_agree_with_its_files(folder):
+    def move(index):
+        files = sorted(set(index["weight_map"].values()))
+        index["weight_map"]["model.norm.weight"] = files[0]
+
+    edit_json(folder / huggingface.INDEX, move)
+    with pytest.raises(ValueError, match=r"model\.norm\.weight, which model\.safetensors\.index\.json has"):
+        load(folder)
+    edit_json(folder / huggingface.INDEX, lambda i: i.pop("weight_map"))
+    with pytest.raises(ValueError, match="has no weight_map"):
+        load(folder)
+
+
+def test_a_missing_shard_is_named(folder):
+    file = next(folder.glob("model-00002*"))
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape(str(file))):
+        load(folder)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_damaged_safetensors_file_is_an_error_that_names_it(damaged, data):
+    """Cut anywhere, or with any byte of its header changed: an error of ours, or the tensors as they were."""
+    file, content = damaged / "model.safetensors", (damaged / "whole").read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    if data.draw(st.booleans()):
+        broken = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        place = data.draw(st.integers(0, header - 1))
+        broken = content[:place] + bytes([data.draw(st.integers(0, 255))]) + content[place + 1 :]
+    file.write_bytes(broken)
+    try:
+        load(damaged)
+    except ValueError as error:
+        assert str(damaged) in str(error)
+    else:
+        assert len(broken) == len(content)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("damaged") / "m"
+    save(random_model(preset("tiny", layers=1, width=8, ffn_width=4, vocab_size=9)), folder)
+    (folder / "whole").write_bytes((folder / "model.safetensors").read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("\udcff", "is not JSON"),
+        ("[]", "holds list"),
+        ("{}", "model_type"),
+        ('{"model_type": "cwm"}', "lacks"),
+    ],
+)
+def test_a_damaged_configuration_is_an_error_that_names_it(folder, text, message):
+    (folder / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=rf"config\.json.*{message}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": "128"}, {"hidden_size": 2**62}, {"num_hidden_layers": None}])
+def test_sizes_that_are_none_are_refused(folder, change):
+    edit_json(folder / "config.json", lambda c: c.update(change))
+    with pytest.raises(ValueError, match=r"config\.json"):
+        load(folder)
+
+
+def test_quantized_weights_are_refused(folder):
+    file = next(folder.glob("*.safetensors"))
+    tensors = load_file(file)
+    save_file({name: tensor.to(torch.int8) for name, tensor in tensors.items()}, file)
+    with pytest.raises(ValueError, match="is of type I8"):
+        load(folder)
+
+
+def test_a_folder_of_two_layouts_is_refused(folder):
+    (folder / "params.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"both config\.json and params\.json"):
+        load(folder)
+    (folder / "params.json").unlink()
+    (folder / ".metadata").touch()
+    with pytest.raises(ValueError, match="other weights"):
+        load(folder)
+    (folder / ".metadata").unlink()
+    (folder / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="left over"):
+        load(folder)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no model"):
+        load(tmp_path)
+
+
+def test_a_tied_model_takes_an_output_layer_only_if_it_is_the_embedding(tmp_path):
+    model = random_model(preset("tiny", layers=1, tied=True))
+    save(model, tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    assert "lm_head.weight" not in tensors
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
+    assert_same(load(tmp_path), model)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, file)
+    with pytest.raises(ValueError, match="the output layer is not the embedding"):
+        load(tmp_path)
+
+
+# No file runs code
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_pickles_do_not_run_code(tmp_path):
+    trap = str(tmp_path / "trap")
+    pickle.loads(pickle.dumps(Malicious(trap)))  # it works where it is let
+    os.rmdir(trap)
+    folder = consolidated(tmp_path, random_model(preset("tiny", layers=1)), 1, "pth")
+    torch.save({"norm.weight": Malicious(trap)}, folder / "consolidated.00.pth")
+    with pytest.raises(ValueError, match=r"consolidated\.00\.pth is not a readable file of weights"):
+        load(folder)
+    for form in ("dcp", "meta"):
+        save(random_model(preset("tiny", layers=1)), tmp_path / f"{form}-malicious", form)
+        (tmp_path / f"{form}-malicious" / ".metadata").write_bytes(pickle.dumps(Malicious(trap)))
+        with pytest.raises(ValueError, match=r"\.metadata is not metadata of a checkpoint"):
+            load(tmp_path / f"{form}-malicious")
+    assert not os.path.exists(trap)
+
+
+def test_metadata_may_name_what_is_not_installed(tmp_path):
+    """As that of checkpoints written through other libraries does; it stays a name."""
+    model = random_model(preset("tiny", layers=1))
+    save(model, tmp_path / "m", "dcp")
+    file, trap = tmp_path / "m" / ".metadata", str(tmp_path / "trap")
+    metadata = torch_dcp.FileSystemReader(tmp_path / "m").read_metadata()
+    metadata.storage_meta.checkpoint_id = Malicious(trap)
+    metadata.planner_data = Gone.looked_up
+    sys.modules["gone_later"] = module = type(sys)("gone_later")
+    module.Gone, Gone.__module__ = Gone, "gone_later"
+    try:
+        file.write_bytes(pickle.dumps(metadata))
+    finally:
+        del sys.modules["gone_later"]
+    assert b"gone_later" in file.read_bytes()
+    assert_same(load(tmp_path / "m"), model)
+    assert not os.path.exists(trap)
+
+
+class Gone:
+    @classmethod
+    def looked_up(cls): ...
+
+
+def test_tensors_of_a_checkpoint_do_not_run_code(tmp_path):
+    trap = str(tmp_path / "trap")
+    save(random_model(preset("tiny", layers=1)), tmp_path / "m", "dcp")
+    (file,) = (tmp_path / "m").glob("*.distcp")
+    length = file.stat().st_size
+    torch.save(Malicious(trap), file)
+    with file.open("r+b") as opened:
+        opened.truncate(length)
+    with pytest.raises(ValueError, match="holds no readable tensor at byte"):
+        load(tmp_path / "m")
+    assert not os.path.exists(trap)
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a/b"])
+def test_a_checkpoint_cannot_name_files_elsewhere(tmp_path, name):
+    save(random_model(preset("tiny", layers=1)), tmp_path / "m", "dcp")
+    metadata = torch_dcp.FileSystemReader(tmp_path / "m").read_metadata()
+    for info in metadata.storage_data.values():
+        info.relative_path = name
+    (tmp_path / "m" / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match="not a file directly in the folder"):
+        load(tmp_path / "m")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**20), st.integers(0, 255), st.none() | st.integers(0, 2**20))
+def test_damaged_metadata_is_an_error_that_names_the_folder(checkpoint, place, value, end):
+    folder, content = checkpoint
+    place %= len(content)
+    broken = content[:place] + bytes([value]) + content[place + 1 :]
+    if end is not None:
+        broken = broken[: end % len(content)]
+    (folder / ".metadata").write_bytes(broken)
+    try:
+        model = load(folder)
+    except (ValueError, OSError) as error:
+        assert str(folder) in str(error)
+    else:
+        assert isinstance(model, Transformer)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "m"
+    save(random_model(preset("tiny", layers=1, width=8, ffn_width=4, vocab_size=9)), folder, "dcp")
+    return folder, (folder / ".metadata").read_bytes()
+
+
+def test_a_cut_checkpoint_is_an_error_that_names_its_file(tmp_path):
+    save(random_model(preset("tiny", layers=1)), tmp_path / "m", "dcp")
+    (file,) = (tmp_path / "m").glob("*.distcp")
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size // 2)
+    with pytest.raises(ValueError, match=re.escape(str(file))):
+        load(tmp_path / "m")
+
+
+# Saving
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_saving_again_replaces_weights_and_leaves_other_files(tmp_path, form):
+    save(random_model(preset("tiny", layers=2)), tmp_path, form, max_shard_bytes=10**6)
+    (tmp_path / "notes.txt").write_text("kept")
+    model = random_model(preset("tiny", layers=1), seed=1)
+    for max_shard_bytes in (2 * 10**6, 10**9, 10**6, 10**9):
+        save(model, tmp_path, form, max_shard_bytes)
+        assert_same(load(tmp_path), model)
+    assert (tmp_path / "notes.txt").read_text() == "kept"
+    names = {file.name for file in tmp_path.iterdir()}
+    expected = {
+        "huggingface": {"config.json", "model.safetensors"},
+        "meta": {"params.json", ".metadata", "__0_0.distcp"},
+        "dcp": {"config.json", ".metadata", "__0_0.distcp"},
+    }
+    assert names == expected[form] | {"notes.txt"}
+
+
+@pytest.mark.parametrize("sizes", [(10**6, 10**6), (10**9, 10**9), (10**6, 10**9), (10**9, 10**6)])
+@pytest.mark.parametrize("form", ["huggingface", "dcp"])
+def test_a_save_that_is_cut_off_leaves_no_mixture(tmp_path, monkeypatch, form, sizes):
+    """Cut at each change of the folder in turn: the old weights, the new, or an error."""
+    old, new = (random_model(preset("tiny", layers=2), seed) for seed in (1, 2))
+    steps, outcomes = 0, []
+    originals = {name: getattr(Path, name) for name in ("replace", "unlink")}
+    for cut in range(50):
+        folder = tmp_path / str(cut)
+        save(old, folder, form, sizes[0])
+        steps = 0
+
+        def counted(name, cut=cut):
+            def call(*args, **kwargs):
+                nonlocal steps
+                steps += 1
+                if steps > cut:
+                    raise KeyboardInterrupt
+                return originals[name](*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in originals:
+                patch.setattr(Path, name, counted(name))
+            try:
+                save(new, folder, form, sizes[1])
+            except KeyboardInterrupt:
+                finished = False
+            else:
+                finished = True
+        assert not list(folder.glob("*.partial"))
+        try:
+            loaded = load(folder)
+        except (ValueError, FileNotFoundError):
+            outcomes.append("error")
+        else:
+            first = loaded.norm.weight
+            outcomes.append("new" if torch.equal(first, new.norm.weight) else "old")
+            assert_same(loaded, new if outcomes[-1] == "new" else old)
+        if finished:
+            break
+    assert outcomes[0] == "old" and outcomes[-1] == "new" and finished
+    if form == "huggingface" and sizes == (10**9, 10**9):
+        assert "error" not in outcomes
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch, form):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(huggingface, "write", fail)
+    monkeypatch.setattr(dcp, "write", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save(Transformer(preset("tiny", layers=1)), tmp_path / "m", form)
+    assert not list(tmp_path.iterdir())
+
+
+def test_formats_are_not_mixed(tmp_path):
+    model = Transformer(preset("tiny", layers=1))
+    for form in FORMATS:
+        save(model, tmp_path / form, form)
+        for other in set(FORMATS) - {form}:
+            with pytest.raises(FileExistsError, match="of another format"):
+                save(model, tmp_path / form, other)
+        assert_same(load(tmp_path / form), model)
+
+
+def test_arguments_that_make_no_sense_are_refused(tmp_path):
+    model = Transformer(preset("tiny", layers=1))
+    with pytest.raises(ValueError, match="format is 'gguf'"):
+        save(model, tmp_path, "gguf")
+    with pytest.raises(ValueError, match="max_shard_bytes"):
+        save(model, tmp_path, max_shard_bytes=0)
+    with pytest.raises(ValueError, match="meta device"):
+        save(model.to("meta"), tmp_path)
+
+
+def test_shards_and_index_are_of_the_form_that_others_expect(folder):
+    """What vLLM's loader goes by: files named in the index, each tensor in one, their total size, the class's name."""
+    index = json.loads((folder / huggingface.INDEX).read_text())
+    shards = {file.name: load_file(file) for file in folder.glob("*.safetensors")}
+    assert sorted(shards) == [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    assert index["weight_map"] == {name: file for file, tensors in shards.items() for name in tensors}
+    sizes = [sum(tensor.nbytes for tensor in tensors.values()) for tensors in shards.values()]
+    assert index["metadata"]["total_size"] == sum(sizes)
+    assert all(size <= 10**6 or len(tensors) == 1 for size, tensors in zip(sizes, shards.values(), strict=True))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["CwmForCausalLM"] and config["dtype"] == "float32"
+
+
+def test_reads_a_configuration_from_before_transformers_5(folder):
+    def older(config):
+        rope = config.pop("rope_parameters")
+        config["rope_theta"] = rope.pop("rope_theta")
+        config["rope_scaling"] = rope
+        config["eos_token_id"] = 7
+
+    before = load(folder)
+    edit_json(folder / "config.json", older)
+    assert load(folder).config == replace(before.config, stop_tokens=(7,))
