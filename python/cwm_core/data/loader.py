@@ -189,6 +189,12 @@ class PackedLoader:
     def _open(self, worker: int, workers: int) -> _native.PackedLoader:
         return _native.PackedLoader(*self._arguments, (worker, workers), self._prefetch)
 
+    def _worker(self, turn: int, workers: int) -> PackedLoader:
+        """Return a loader of the same data for every step whose number leaves ``turn`` when divided by ``workers``."""
+        worker = object.__new__(PackedLoader)
+        vars(worker).update(vars(self), _native=self._open(turn, workers))
+        return worker
+
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process needs to go on from here."""
         return {"options": self._options, "state": self.state_dict()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import copy
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -36,8 +35,7 @@ class _Batches:
             self._share((loader.stats()["steps"] + worker) % workers, workers, loader.state_dict())
 
     def _share(self, turn: int, workers: int, state: dict[str, Any]) -> None:
-        self._loader = copy(self._loader)
-        self._loader._native = self._loader._open(turn, workers)
+        self._loader = self._loader._worker(turn, workers)
         self._loader.load_state_dict(state)
         self._turn = [turn, workers]
 
