@@ -11,6 +11,7 @@ from cwm_core.model.attention import attention, reference_attention
 from cwm_core.model.loss import cross_entropy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_models import randomize
 
 transformers = pytest.importorskip("transformers")
 
@@ -33,17 +34,6 @@ def configs(draw):
         global_every=every,
         stop_tokens=(),
     )
-
-
-def randomize(model):
-    """Weights large enough that a wrong mask, norm or rotation shows in the logits."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.uniform_(0.5, 1.5)
-            else:
-                parameter.normal_(std=parameter.shape[1] ** -0.5)
-    return model
 
 
 def oracle_of(model):
