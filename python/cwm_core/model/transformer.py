@@ -145,6 +145,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_size, bias=False)
         self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_size, bias=False)
         self.o_proj = nn.Linear(config.heads * config.head_size, config.width, bias=False)
+        self.inner = InnerAttention()
 
     def forward(
         self,
@@ -160,8 +161,16 @@ class Attention(nn.Module):
             projection(x).unflatten(-1, (-1, self.head_size)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k, v = rotate(q, rotation).transpose(1, 2), rotate(k, rotation).transpose(1, 2), v.transpose(1, 2)
-        out = cache.attend(self.index, q, k, v, window) if cache else attention(q, k, v, lengths, window)
+        out = cache.attend(self.index, q, k, v, window) if cache else self.inner(q, k, v, lengths, window)
         return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class InnerAttention(nn.Module):
+    """What `attention` computes, as a module: parallelism hooks in here to exchange heads for tokens between ranks."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int] | None, window: int | None) -> Tensor:
+        """`q`, `k`, `v` [batch, heads, length, head_size] to [batch, heads, length, head_size]."""
+        return attention(q, k, v, lengths, window)
 
 
 class FeedForward(nn.Module):
