@@ -14,10 +14,11 @@ from cwm_core.model import Transformer, cross_entropy, preset
 from cwm_core.model.attention import causal_mask
 from cwm_core.model.transformer import Layer, rotary
 from cwm_core.training import TrainConfig
+from cwm_core.training.flops import parameters, training_flops, unmasked
+from cwm_core.training.gpus import GPUS, peak_flops
 from cwm_core.training.optimizer import make_optimizers
 from cwm_core.training.plan import (
     CHECKPOINTING,
-    GPUS,
     STAGES,
     Cluster,
     Documents,
@@ -27,11 +28,9 @@ from cwm_core.training.plan import (
     forward_flops,
     memory_per_rank,
     optimizer_states,
-    parameters,
     parse_documents,
     plan,
     stage,
-    unmasked,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -138,6 +137,23 @@ def test_flops_are_those_pytorch_counts(config, rows, n):
         model.loss(tokens, tokens).backward()
     # The embedding's output has a gradient, so that every product of the forward pass has two in the backward pass.
     assert counter.get_total_flops() == 3 * forward
+
+
+@settings(deadline=None)
+@given(models(), st.lists(st.integers(1, 400), min_size=1, max_size=5), st.none() | st.integers(1, 300))
+def test_flops_of_documents_are_those_planned(config, lengths, cap):
+    """Those of one batch are what a plan says of its documents, a token; without loss the output layer has none."""
+    kinds = tuple(Documents(length, 1.0, cap) for length in lengths)
+    linear, head, attention = forward_flops(config, work_of(400, documents=kinds))
+    tokens = sum(lengths)
+    assert training_flops(config, lengths, tokens, cap) == pytest.approx(3 * (linear + head + attention) * tokens)
+    assert training_flops(config, lengths, 0, cap) == pytest.approx(3 * (linear + attention) * tokens)
+
+
+def test_peaks_of_gpus_by_the_names_they_report():
+    assert peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
+    assert peak_flops("NVIDIA H200", "float8") == 1979e12
+    assert peak_flops("NVIDIA GeForce RTX 3060", "bfloat16") is None
 
 
 def test_flops_of_a_published_run():

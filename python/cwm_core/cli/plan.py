@@ -51,8 +51,9 @@ def add_plan(verbs: Any) -> None:
 
 def _plan(args: argparse.Namespace) -> int:
     from cwm_core.training import plan as planning
+    from cwm_core.training.gpus import GPUS
 
-    gpu = planning.GPUS[args.gpu]
+    gpu = GPUS[args.gpu]
     if args.price is not None:
         gpu = dataclasses.replace(gpu, price=args.price)
     cluster = planning.Cluster(gpu, args.gpus, args.tensor, args.context, args.mfu, args.network)

@@ -23,6 +23,8 @@ from ..model import ModelConfig, preset
 from ..model.loss import CHUNK_LOGITS
 from ..tokenizer import Tokenizer
 from .config import CHOICES, TrainConfig, checked
+from .flops import layer_matrices, layer_weights, parameters, unmasked
+from .gpus import GPU
 from .run import preset_config
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float8": 2}
@@ -34,53 +36,6 @@ USABLE_MEMORY = 0.9
 """Share of a GPU's memory that a plan may fill; the rest is for the CUDA context, NCCL and fragmentation (assumed)."""
 
 _NEWTON_SCHULZ_STEPS = 5  # of torch.optim.Muon, which is made with its default
-
-
-@dataclass(frozen=True)
-class GPU:
-    """Published figures of one GPU in its usual server. Rates are peaks, of dense products, and in one direction.
-
-    Raises ValueError, naming the field, for what cannot be meant.
-    """
-
-    name: str
-    memory: float
-    """Bytes."""
-    peak: dict[str, float]
-    """FLOP/s of matrix products by dtype."""
-    memory_bandwidth: float
-    """Bytes/s."""
-    intra_node: float
-    """Bytes/s that one GPU receives from the others of its node."""
-    inter_node: float
-    """Bytes/s that one GPU's network adapter receives."""
-    price: float
-    """US dollars an hour: what the price was once, see `GPUS`."""
-    per_node: int = 8
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        for name in ("memory", "memory_bandwidth", "intra_node", "inter_node", "per_node"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if not 0 <= self.price < float("inf"):
-            raise ValueError(f"price must not be negative, got {self.price}")
-
-
-_HOPPER = {"float32": 67e12, "bfloat16": 989e12, "float8": 1979e12}
-_BLACKWELL = {"float32": 75e12, "bfloat16": 2250e12, "float8": 4500e12}
-
-GPUS = {
-    "h100": GPU("H100 SXM 80 GB", 80e9, _HOPPER, 3.35e12, 450e9, 50e9, 3.0),
-    "h200": GPU("H200 SXM 141 GB", 141e9, _HOPPER, 4.8e12, 450e9, 50e9, 4.0),
-    "b200": GPU("B200 HGX 180 GB", 180e9, _BLACKWELL, 8e12, 900e9, 50e9, 5.25),
-}
-"""From NVIDIA's data sheets of H100, H200 and HGX B200, and of the DGX servers with one 400 Gbit/s adapter a GPU. The
-sheets give products with sparsity and links in both directions together: half of that.
-
-Prices are rough: the middle of what specialized clouds asked for an hour on demand in the spring of 2026 (H100 2.50 to
-3.50, H200 3.50 to 4.50, B200 4.50 to 6.00). Give your own with ``--price``.
-"""
 
 
 class Documents(NamedTuple):
@@ -284,35 +239,6 @@ def _check_split(model: ModelConfig, work: Workload, cluster: Cluster) -> None:
             f"{cluster.data} data ranks with {work.micro_batch} x {work.seq_len} tokens each are more than the "
             f"{work.step_tokens} of a step: more tensor or context ranks, or fewer GPUs, are needed"
         )
-
-
-def layer_matrices(model: ModelConfig) -> list[tuple[int, int]]:
-    """Rows and columns of the weight matrices of one layer."""
-    q, kv = model.heads * model.head_size, model.kv_heads * model.head_size
-    projections = [(q, model.width), (kv, model.width), (kv, model.width), (model.width, q)]
-    return [*projections, *[(model.ffn_width, model.width)] * 2, (model.width, model.ffn_width)]
-
-
-def layer_weights(model: ModelConfig) -> int:
-    """Weights in the matrices of one layer."""
-    return sum(rows * columns for rows, columns in layer_matrices(model))
-
-
-def parameters(model: ModelConfig) -> int:
-    """All weights of `Transformer`: embedding, output layer, matrices and two norms a layer, and the last norm."""
-    layer = layer_weights(model) + 2 * model.width
-    return 2 * model.vocab_size * model.width + model.layers * layer + model.width
-
-
-def unmasked(length: int, window: int | None = None) -> int:
-    """Pairs of a query and a key that it may look at, in causal attention over a document of `length` tokens.
-
-    length (length + 1) / 2, and with a `window` shorter than the document: the triangle of the first `window` tokens,
-    then `window` keys for each token.
-    """
-    if window is None or window >= length:
-        return length * (length + 1) // 2
-    return window * (window + 1) // 2 + (length - window) * window
 
 
 def forward_flops(model: ModelConfig, work: Workload) -> tuple[float, float, float]:
