@@ -103,6 +103,29 @@ def read_traces(file: Path, key: str | None = None) -> Iterator[StoredTrace]:
         yield StoredTrace(key, {"source": file.resolve().parent.name, "outcome": outcome(trace)}, trace)
 
 
+def rows(path: Path, columns: Collection[str]) -> Iterator[tuple[str, Row]]:
+    """Go through the rows of a ``.parquet`` file, of these columns only, or the objects of a ``.jsonl`` file.
+
+    Gives with each where it is. Raises OSError, and ValueError, saying where, for what is damaged or of another kind.
+    """
+    return _json_lines(path) if _kind(path, (".jsonl", ".parquet")) == ".jsonl" else _parquet_rows(path, columns)
+
+
+def stored_trace(row: Row, where: str) -> StoredTrace:
+    """The trace of a row that `export_traces` wrote; raises ValueError, saying `where`, for another row."""
+    try:
+        key, metadata = row.get("key"), json.loads(row.get("metadata") or "{}")
+        if not (key is None or isinstance(key, str)) or not isinstance(metadata, dict):
+            raise ValueError("key must be a string or null, metadata a JSON object")
+        trace = row["trace"]
+        data = base64.b64decode(trace, validate=True) if isinstance(trace, str) else trace
+        return StoredTrace(key, metadata, Trace.from_bytes(data))
+    except KeyError:
+        raise ValueError(f"{where}: there is no 'trace'; only what `cwm export` wrote can be imported") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
 def trace_files(paths: Sequence[Path]) -> Iterator[Path]:
     """The paths, and for a folder all stores and single traces under it. Raises FileNotFoundError for one without."""
     for path in paths:
@@ -138,18 +161,6 @@ def _row(entry: StoredTrace) -> Row:
 def _is_unicode(text: str) -> bool:
     """Whether UTF-8 can hold it: there is no lone surrogate in it."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _entry(row: Row, where: str) -> StoredTrace:
-    try:
-        key, metadata = row.get("key"), json.loads(row.get("metadata") or "{}")
-        if not (key is None or isinstance(key, str)) or not isinstance(metadata, dict):
-            raise ValueError("key must be a string or null, metadata a JSON object")
-        return StoredTrace(key, metadata, Trace.from_bytes(row["trace"]))
-    except KeyError:
-        raise ValueError(f"{where}: there is no 'trace'; only what `cwm export` wrote can be imported") from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from None
 
 
 class _RowWriter(Protocol):
@@ -217,31 +228,36 @@ class _Parquet:
             self._writer.close()
 
 
-def _read_json_lines(path: Path) -> Iterator[StoredTrace]:
+def _json_lines(path: Path) -> Iterator[tuple[str, Row]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             where = f"{path}, line {number}"
             try:
                 row = json.loads(line.decode())
-                if isinstance(row, dict) and "trace" in row:
-                    row["trace"] = base64.b64decode(row["trace"], validate=True)
-            except (TypeError, ValueError) as error:
+            except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
-            yield _entry(row if isinstance(row, dict) else {}, where)
+            if not isinstance(row, dict):
+                raise ValueError(f"{where}: is no JSON object")
+            yield where, row
 
 
-def _read_parquet(path: Path) -> Iterator[StoredTrace]:
+def _parquet_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[str, Row]]:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            columns = [name for name in ("key", "metadata", "trace") if name in file.schema_arrow.names]
-            rows = (row for batch in file.iter_batches(batch_size=256, columns=columns) for row in batch.to_pylist())
+            present = [name for name in columns if name in file.schema_arrow.names]
+            rows = (row for batch in file.iter_batches(batch_size=256, columns=present) for row in batch.to_pylist())
             for number, row in enumerate(rows, 1):
-                yield _entry(row, f"{path}, row {number}")
+                yield f"{path}, row {number}", row
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _read_rows(path: Path) -> Iterator[StoredTrace]:
+    for where, row in rows(path, ("key", "metadata", "trace")):
+        yield stored_trace(row, where)
 
 
 def _read_native(path: Path) -> Iterator[StoredTrace]:
@@ -255,8 +271,8 @@ def _read_folder(folder: Path) -> Iterator[StoredTrace]:
 
 _WRITERS: dict[str, Callable[[Path], _RowWriter]] = {".parquet": _Parquet, ".jsonl": _JsonLines}
 _READERS: dict[str, Callable[[Path], Iterator[StoredTrace]]] = {
-    ".parquet": _read_parquet,
-    ".jsonl": _read_json_lines,
+    ".parquet": _read_rows,
+    ".jsonl": _read_rows,
     STORE: _read_native,
     TRACE: _read_native,
 }

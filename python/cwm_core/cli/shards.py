@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Shards, ShardWriter
-from ..exchange import read_traces, trace_files
+from ..exchange import trace_files
 from ..tokenizer import GPT2_PATTERN, LLAMA3_PATTERN, Tokenizer
 from .shared import OK, add_verb, counter, load_tokenizer, not_negative, positive, say, write
 
@@ -20,13 +20,19 @@ def add_tokenize(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _tokenize,
-        "Turn stored traces into a folder of token shards, ready for training.",
+        "Turn traces, texts and chats into a folder of token shards, ready for training.",
         "cwm tokenize traces/ --tokenizer vocabulary --train-vocab 4096 -o shards",
-        "Everything after a trace's first frame carries loss: what stands before it is the prompt of a prediction.\n"
-        "A document's source is that of its metadata in a store, else the name of the folder that its trace lies in.",
+        "Rows of JSONL and Parquet files have messages (a chat), a trace (as `cwm export` writes it) or text.\n"
+        "All of a text is learned, of a chat what the assistant says, and of a trace what follows its first frame:\n"
+        "what stands before that is the prompt of a prediction. A document's source is that of its metadata in a\n"
+        "store or its row's, else the name of the folder that its file lies in.",
     )
     parser.add_argument(
-        "traces", nargs="+", type=Path, metavar="TRACES", help="traces, stores of traces, and folders of both"
+        "inputs",
+        nargs="+",
+        type=Path,
+        metavar="IN",
+        help="*.cwmtrace, *.cwmtraces, a folder of both, *.jsonl, *.parquet",
     )
     parser.add_argument(
         "--tokenizer",
@@ -50,20 +56,20 @@ def add_tokenize(verbs: Any) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on behind the shards that an interrupted run over the same traces left",
+        help="go on behind the shards that an interrupted run over the same files left",
     )
 
 
 def _tokenize(args: argparse.Namespace) -> int:
-    from cwm_core.training.traces import encode_for_training, training_texts
+    from cwm_core.training.documents import encode_item, item_texts, read_items
 
     if args.pattern and not args.train_vocab:
         args.error("--pattern is for --train-vocab; a stored vocabulary has its own")
-    files = list(trace_files(args.traces))
+    files = list(trace_files(args.inputs))
     if args.train_vocab:
         if args.tokenizer.is_file() or (args.tokenizer / "tokenizer.json").exists():
             raise ValueError(f"{args.tokenizer} already holds a vocabulary; leave out --train-vocab to use it")
-        texts = (text for file in files for entry in read_traces(file) for text in training_texts(entry.trace))
+        texts = (text for file in files for item in read_items(file) for text in item_texts(item))
         tokenizer = Tokenizer.train(
             texts, args.train_vocab, pattern=_PATTERNS.get(args.pattern or "llama3", args.pattern)
         )
@@ -71,16 +77,15 @@ def _tokenize(args: argparse.Namespace) -> int:
         say(args, f"{args.tokenizer}: {tokenizer.vocab_size:,} tokens, special ones included")
     else:
         tokenizer = load_tokenizer(args.tokenizer)
-    entries = ((file, entry) for file in files for entry in read_traces(file))
+    items = (item for file in files for item in read_items(file))
     with ShardWriter(args.output, tokenizer, append=args.resume) as writer, counter() as progress:
-        for file, entry in islice(entries, writer.documents, None):
-            ids, loss_mask, spans = encode_for_training(tokenizer, entry.trace)
-            source = entry.metadata.get("source")
-            writer.add(ids, loss_mask, source if isinstance(source, str) else file.resolve().parent.name, spans)
+        for item in islice(items, writer.documents, None):
+            ids, loss_mask, spans = encode_item(tokenizer, item)
+            writer.add(ids, loss_mask, item.source, spans)
             if progress:
                 progress(writer.documents)
     shards = Shards(args.output)
-    say(args, f"{args.output}: {shards.tokens:,} tokens of {len(shards):,} traces")
+    say(args, f"{args.output}: {shards.tokens:,} tokens of {len(shards):,} documents")
     return OK
 
 
