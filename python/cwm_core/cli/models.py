@@ -34,7 +34,8 @@ def add_train(verbs: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from cwm_core.training.run import RunConfig, run, show_progress
+    from cwm_core.training.report import show_progress
+    from cwm_core.training.run import RunConfig, run
 
     config = RunConfig.from_toml(args.config, args.set)
     with show_progress() as on_step:

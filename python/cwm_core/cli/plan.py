@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .shared import OK, add_verb, positive, write
@@ -28,9 +27,9 @@ def add_plan(verbs: Any) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a run's TOML file, or pretrain, midtrain, sft")
     parser.add_argument("--gpu", default="h100", choices=("h100", "h200", "b200"), help="default: h100")
     parser.add_argument("--gpus", type=positive, default=1, metavar="N", help="how many (default: 1)")
-    parser.add_argument("--tensor", type=positive, default=1, metavar="N", help="tensor-parallel ranks (default: 1)")
-    parser.add_argument("--context", type=positive, default=1, metavar="N", help="context-parallel ranks (default: 1)")
-    parser.add_argument("--checkpointing", choices=("none", "selective", "full"), help="default: none")
+    parser.add_argument("--tensor", type=positive, metavar="N", help="tensor-parallel ranks (default: CONFIG's, or 1)")
+    parser.add_argument("--context", type=positive, metavar="N", help="context-parallel ranks (default: as --tensor)")
+    parser.add_argument("--checkpointing", choices=("none", "selective", "full"), help="of activations")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float8"), help="of the products")
     parser.add_argument("--optimizer", choices=("adamw", "muon"))
     parser.add_argument("--micro-batch", type=positive, metavar="ROWS", help="rows a data rank computes at a time")
@@ -56,11 +55,12 @@ def _plan(args: argparse.Namespace) -> int:
     gpu = GPUS[args.gpu]
     if args.price is not None:
         gpu = dataclasses.replace(gpu, price=args.price)
-    cluster = planning.Cluster(gpu, args.gpus, args.tensor, args.context, args.mfu, args.network)
     if args.config in planning.STAGES:
         model, work = planning.stage(args.config)
+        split = args.tensor or 1, args.context or 1
     else:
-        model, work = planning.from_toml(Path(args.config), cluster.data)
+        model, work, split = planning.from_toml(args.config, args.gpus, args.tensor, args.context)
+    cluster = planning.Cluster(gpu, args.gpus, *split, args.mfu, args.network)
     names = ("checkpointing", "dtype", "optimizer", "micro_batch", "step_tokens", "tokens")
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.documents is not None:

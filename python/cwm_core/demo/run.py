@@ -23,7 +23,7 @@ from ..model import ModelConfig, Transformer
 from ..tokenizer import Tokenizer
 from ..trace import Trace
 from ..training import Progress, TrainConfig, Trainer
-from ..training.run import show_progress
+from ..training.report import show_progress
 from .data import programs, record, train_vocabulary, write_shards
 from .recipe import FULL, SHORT, Recipe
 

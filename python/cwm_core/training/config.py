@@ -41,6 +41,10 @@ class TrainConfig:
     warmup_steps: int = 100
     final_learning_rate: float = 0.01
     """Rate at the end, as a fraction of the highest."""
+    horizon_tokens: int = 0
+    """Tokens over which the rate falls, for a run that is one of several stages; 0: over this run."""
+    start_tokens: int = 0
+    """Of the horizon, the tokens that the stages before this one took."""
     beta1: float = 0.9
     beta2: float = 0.95
     weight_decay: float = 0.1
@@ -49,6 +53,8 @@ class TrainConfig:
     """Highest norm of the gradient of all parameters together."""
     dtype: str = "float32"
     """Of the matrix products: "bfloat16" computes them under autocast; parameters stay as the model has them."""
+    deterministic: bool = False
+    """On a GPU, take only algorithms that give the same result every time, which are slower; on a CPU all do."""
     device: str = "cpu"
     seed: int = 0
     """Of PyTorch's generator at the start of a fresh run; the initial weights are the caller's."""
@@ -68,9 +74,12 @@ class TrainConfig:
         for name in (*positive, "keep_checkpoints"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("max_steps", "max_seconds", "warmup_steps", "final_learning_rate", "weight_decay"):
+        not_negative = ("max_steps", "max_seconds", "warmup_steps", "final_learning_rate", "weight_decay")
+        for name in (*not_negative, "horizon_tokens", "start_tokens"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.start_tokens and self.start_tokens >= self.horizon_tokens:
+            raise ValueError(f"start_tokens ({self.start_tokens}) must be below horizon_tokens ({self.horizon_tokens})")
         if not self.max_steps and not self.max_seconds:
             raise ValueError("a run needs max_steps or max_seconds to end")
 

@@ -37,11 +37,13 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
 def learning_rate_factor(config: TrainConfig, step: int, progress: float) -> float:
     """Fraction of the highest rate at `step` (from 0), when the share `progress` of the run lies behind.
 
-    Linear warm-up over `warmup_steps`, then down to `final_learning_rate` at the end of the run.
+    Linear warm-up over `warmup_steps`, then down to `final_learning_rate` at the end of the run, or of the horizon of
+    several runs, whose decay takes no notice of the warm-up of the first.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    warmup = config.warmup_steps / config.max_steps if config.max_steps else 0.0
+    is_own = config.max_steps and not config.horizon_tokens
+    warmup = config.warmup_steps / config.max_steps if is_own else 0.0
     left = 1.0 - min(1.0, max(0.0, (progress - warmup) / (1.0 - warmup))) if warmup < 1 else 0.0
     shape = {"cosine": (1 - math.cos(math.pi * left)) / 2, "linear": left, "constant": 1.0}[config.schedule]
     return config.final_learning_rate + (1 - config.final_learning_rate) * shape

@@ -13,7 +13,6 @@ plans for one can be compared with it.
 
 from __future__ import annotations
 
-import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from ..tokenizer import Tokenizer
 from .config import CHOICES, TrainConfig, checked
 from .flops import layer_matrices, layer_weights, parameters, unmasked
 from .gpus import GPU
-from .run import preset_config
+from .run import RUN_KEYS, model_config
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float8": 2}
 """Of activations and gathered weights; with "float8" only the operands of the layers' products are cast to 8 bits."""
@@ -427,43 +426,54 @@ def _bandwidth(cluster: Cluster, ranks: int, stride: int) -> float:
     return min(gpu.intra_node, members * gpu.inter_node)
 
 
-def from_toml(path: str | Path, data_ranks: int) -> tuple[ModelConfig, Workload]:
-    """Model and workload of a run's file, the one of `cwm train`, of which only [model] is needed here.
+def from_toml(
+    path: str | Path, gpus: int = 1, tensor: int | None = None, context: int | None = None
+) -> tuple[ModelConfig, Workload, tuple[int, int]]:
+    """Model, workload, and (tensor, context) ranks of a run's file, the one of `cwm train`; only [model] is needed.
 
-    `batch_size` rows are a micro-batch, and a step is `grad_accumulation` of them on each of `data_ranks`. Without
-    `max_steps` only a step is planned. The vocabulary's size is taken from `tokenizer` where that exists, else from
-    the preset. Raises OSError, and ValueError naming file and key.
+    A step is `grad_accumulation` batches of `batch_size` rows, which the data ranks of `gpus` share; of buckets, the
+    largest. `tensor` and `context`, unless None, take the place of the file's. Without `max_steps` only a step is
+    planned. The vocabulary's size is taken from `tokenizer` where that exists, else from the preset. Raises OSError,
+    and ValueError naming file and key.
     """
     try:
         values = tomllib.loads(Path(path).read_text("utf-8"))
-        tables = checked(values, {"output": str, "tokenizer": str, "model": dict, "data": dict, "training": dict})
+        tables = checked(values, RUN_KEYS)
         if "model" not in tables:
             raise ValueError("'model' is missing")
         model = _model(tables["model"], tables.get("tokenizer", ""))
-        data = {"seq_len": 1024, "batch_size": 8} | tables.get("data", {})
-        sizes = checked({key: data[key] for key in ("seq_len", "batch_size")}, {"seq_len": int, "batch_size": int})
+        rows, seq_len = _largest_batch(tables.get("data", {}))
         training = TrainConfig.from_dict({"max_seconds": 1.0} | tables.get("training", {}))
-        step = sizes["seq_len"] * sizes["batch_size"] * training.grad_accumulation * data_ranks
+        tensor, context = tensor or training.tensor, context or training.context
+        step = seq_len * rows * training.grad_accumulation
         work = Workload(
-            seq_len=sizes["seq_len"],
+            seq_len=seq_len,
             step_tokens=step,
             tokens=step * training.max_steps or None,
-            micro_batch=sizes["batch_size"],
+            micro_batch=-(-rows * tensor * context // gpus),
             dtype=training.dtype,
             optimizer=training.optimizer,
+            checkpointing=training.checkpointing,
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return model, work
+    return model, work, (tensor, context)
+
+
+def _largest_batch(table: dict[str, Any]) -> tuple[int, int]:
+    """Rows and tokens a row of the table [data], of the bucket with most tokens where it has some."""
+    sizes = {"seq_len": int, "batch_size": int}
+    data = {"seq_len": 1024, "batch_size": 8} | table
+    own = checked({key: data[key] for key in sizes}, sizes)
+    buckets = [own | {key: bucket[key] for key in sizes if key in bucket} for bucket in data.get("buckets", [])]
+    batches = [(bucket["batch_size"], bucket["seq_len"]) for bucket in buckets or [own]]
+    return max(batches, key=lambda batch: batch[0] * batch[1])
 
 
 def _model(table: dict[str, Any], tokenizer: str) -> ModelConfig:
-    if "folder" in table:
-        return ModelConfig.from_hf(json.loads((Path(table["folder"]) / "config.json").read_text("utf-8")))
-    if "preset" not in table:
-        raise ValueError("[model] either preset or folder must be given")
-    size = {"vocab_size": Tokenizer.load(tokenizer).vocab_size} if tokenizer and Path(tokenizer).exists() else {}
-    return preset_config(table, size)
+    if "folder" in table and not Path(table["folder"]).exists():
+        raise ValueError(f"[model] folder {table['folder']} does not exist; give preset in its place for a plan")
+    return model_config(table, Tokenizer.load(tokenizer) if tokenizer and Path(tokenizer).exists() else None)
 
 
 def stage(name: str) -> tuple[ModelConfig, Workload]:

@@ -2,9 +2,10 @@
 
     output = "runs/tiny"          # the model, its vocabulary, metrics.jsonl, and checkpoints/ to resume from
     tokenizer = "vocabulary"      # what the shards were written with
+    tensorboard = false           # also write the metrics to output/tensorboard
 
     [model]
-    preset = "tiny"               # or folder = "...", weights to start from
+    preset = "tiny"               # or folder = "...", weights to start from, as of the stage before
     layers = 2                    # changes to the preset: numbers of `ModelConfig`, and [model.rope]
 
     [data]
@@ -24,12 +25,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,11 +40,13 @@ from ..model import ModelConfig, RopeConfig, Transformer
 from ..tokenizer import Tokenizer
 from .checkpoint import latest
 from .config import TrainConfig, checked, parse_overrides
-from .trainer import Progress, Trainer
+from .metrics import Progress
+from .parallel import initialize, parallelize
+from .report import OnStep, write_jsonl, write_tensorboard
+from .trainer import Trainer
+from .world import World
 
-OnStep = Callable[[Progress], None]
-
-_LOG_SECONDS = 10.0  # between lines where there is no terminal to draw on
+RUN_KEYS = {"output": str, "tokenizer": str, "tensorboard": bool, "model": dict, "data": dict, "training": dict}
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class RunConfig:
     """The table [model], checked when the model is made."""
     data: DataConfig
     training: TrainConfig
+    tensorboard: bool = False
 
     @classmethod
     def from_toml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
@@ -92,7 +94,7 @@ class RunConfig:
 
     @classmethod
     def _from_dict(cls, values: dict[str, Any]) -> Self:
-        top = checked(values, {"output": str, "tokenizer": str, "model": dict, "data": dict, "training": dict})
+        top = checked(values, RUN_KEYS)
         for key in ("output", "tokenizer", "model", "data", "training"):
             if key not in top:
                 raise ValueError(f"{key!r} is missing")
@@ -101,72 +103,57 @@ class RunConfig:
             if "checkpoint_folder" in top["training"]:
                 raise ValueError("checkpoint_folder cannot be set: it is the folder checkpoints in output")
             training = TrainConfig.from_dict(top["training"] | {"checkpoint_folder": str(output / "checkpoints")})
-        return cls(output, Path(top["tokenizer"]), top["model"], _data_config(top["data"]), training)
+        data = _data_config(top["data"])
+        return cls(output, Path(top["tokenizer"]), top["model"], data, training, top.get("tensorboard", False))
 
 
 def run(config: RunConfig, on_step: OnStep | None = None) -> str:
     """Train as `config` says, from the newest checkpoint in its output folder if there is one.
 
-    Returns why it ended, as `Trainer.run`. Unless a signal ended it, the output folder then holds the model in Hugging
-    Face's layout and the vocabulary. Each step adds a line to metrics.jsonl there, the fields of `Progress`; after a
-    resume the steps since the checkpoint come again.
+    Started by torchrun, each of its processes calls this. Returns why it ended, as `Trainer.run`. Unless a signal ended
+    it, the output folder then holds the model in Hugging Face's layout and the vocabulary. Each step adds a line to
+    metrics.jsonl there, the fields of `Progress`; after a resume the steps since the checkpoint come again. `on_step`
+    is called in the main process only.
 
     Raises OSError and ValueError for a configuration that cannot be run, FloatingPointError as `Trainer.run`.
     """
     tokenizer = Tokenizer.load(config.tokenizer)
-    loader = _loader(config.data, tokenizer)
-    torch.manual_seed(config.training.seed)
-    with _table("model"):
-        model = _model(config.model, tokenizer)
     with _table("training"):
-        _check_device(config.training.device)
-    config.output.mkdir(parents=True, exist_ok=True)
-    _check_same_model(config, model.config)
-    with (config.output / "metrics.jsonl").open("a", buffering=1) as metrics:
-
-        def log(progress: Progress) -> None:
-            metrics.write(json.dumps(asdict(progress)) + "\n")
-            if on_step:
-                on_step(progress)
-
-        reason = Trainer(model, loader, config.training, log).run()
-    if reason != "signal":
-        models.save(model, config.output)
-        tokenizer.save(config.output)
+        world = World.create(config.training)
+    with world:
+        loader = PackedLoader(
+            **vars(config.data), vocab_size=tokenizer, rank=world.data_rank, world_size=world.data_ranks
+        )
+        with _table("model"):
+            shape = model_config(config.model, tokenizer)
+        _prepare_output(config, shape, world)
+        model = _model(config, shape, world)
+        with _reports(config, on_step if world.is_main else None, world.is_main) as report:
+            reason = Trainer(model, loader, config.training, report, world).run()
+        if reason != "signal":
+            models.save(model, config.output)
+            if world.is_main:
+                tokenizer.save(config.output)
     return reason
 
 
 @contextmanager
-def show_progress() -> Iterator[OnStep]:
-    """A progress bar on standard error, or a line now and then where that is no terminal; gives what shows a step."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    bar = Bar(BarColumn(), TextColumn("{task.description}"), console=console, refresh_per_second=2)
-    task = bar.add_task("", total=1.0)
-    last_line = -_LOG_SECONDS
-
-    def show(progress: Progress) -> None:
-        nonlocal last_line
-        left = timedelta(seconds=round(progress.seconds * (1 / progress.fraction - 1)))
-        text = (
-            f"step {progress.step:,}  loss {progress.loss:.4f}  {progress.tokens_per_second:,.0f} tokens/s  "
-            f"gradient norm {progress.grad_norm:.3f}  {left} left"
-        )
-        now = time.monotonic()
-        if console.is_terminal:
-            bar.update(task, completed=progress.fraction, description=text)
-        elif now - last_line >= _LOG_SECONDS or progress.fraction >= 1:
-            last_line = now
-            print(text, file=console.file, flush=True)
-
-    if not console.is_terminal:
-        yield show
+def _reports(config: RunConfig, on_step: OnStep | None, is_main: bool) -> Iterator[OnStep | None]:
+    """All that is told of each step, in the process that tells."""
+    if not is_main:
+        yield None
         return
-    with bar:
-        yield show
+    with ExitStack() as stack:
+        listeners = [on_step] if on_step else []
+        listeners.append(stack.enter_context(write_jsonl(config.output / "metrics.jsonl")))
+        if config.tensorboard:
+            listeners.append(stack.enter_context(write_tensorboard(config.output / "tensorboard")))
+
+        def tell(progress: Progress) -> None:
+            for listener in listeners:
+                listener(progress)
+
+        yield tell
 
 
 @contextmanager
@@ -218,47 +205,60 @@ def _bucket(entry: dict[str, Any]) -> Bucket:
     return Bucket(**{"max_length": None, **values})
 
 
-def _loader(data: DataConfig, tokenizer: Tokenizer) -> PackedLoader:
-    return PackedLoader(**vars(data), vocab_size=tokenizer)
+def model_config(table: dict[str, Any], tokenizer: Tokenizer | None) -> ModelConfig:
+    """The shape of the table [model]: a preset's, of the tokenizer's size, or a folder's, with the table's changes.
 
-
-def _model(table: dict[str, Any], tokenizer: Tokenizer) -> Transformer:
-    """The model of the table [model]: from a preset, of the tokenizer's size, or from a folder as it is."""
+    Changes to a folder's are those that its weights fit as they are: `max_length`, `norm_eps` and [model.rope].
+    """
     if ("preset" in table) == ("folder" in table):
         raise ValueError("either preset or folder must be given")
     if "folder" in table:
-        model = models.load(checked(table, {"folder": str})["folder"])
+        start = models.read_config(checked({"folder": table["folder"]}, {"folder": str})["folder"])
+        allowed, defaults = {"folder": str, "max_length": int, "norm_eps": float, "rope": dict}, {}
     else:
-        end = tokenizer.special_tokens.get("<|end_of_text|>")
-        defaults = {"vocab_size": tokenizer.vocab_size, "stop_tokens": () if end is None else (end,)}
-        model = Transformer(preset_config(table, defaults))
-    if model.config.vocab_size < tokenizer.vocab_size:
-        raise ValueError(f"vocab_size {model.config.vocab_size} is less than the tokenizer's {tokenizer.vocab_size}")
+        start = models.preset(checked({"preset": table["preset"]}, {"preset": str})["preset"])
+        sizes = {f.name: type(f.default) for f in dataclasses.fields(ModelConfig) if type(f.default) in (int, float)}
+        allowed, defaults = {"preset": str, **sizes, "rope": dict}, _of_vocabulary(tokenizer)
+    changes = checked(table, allowed)
+    if "rope" in changes:
+        rope = checked(changes["rope"], {f.name: type(f.default) for f in dataclasses.fields(RopeConfig)})
+        changes["rope"] = dataclasses.replace(start.rope, **rope)
+    if "folder" in table:
+        config = dataclasses.replace(start, **{key: value for key, value in changes.items() if key != "folder"})
+    else:
+        config = models.preset(changes.pop("preset"), **defaults | changes)
+    if tokenizer and config.vocab_size < tokenizer.vocab_size:
+        raise ValueError(f"vocab_size {config.vocab_size} is less than the tokenizer's {tokenizer.vocab_size}")
+    return config
+
+
+def _of_vocabulary(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    if tokenizer is None:
+        return {}
+    end = tokenizer.special_tokens.get("<|end_of_text|>")
+    return {"vocab_size": tokenizer.vocab_size, "stop_tokens": () if end is None else (end,)}
+
+
+def _model(config: RunConfig, shape: ModelConfig, world: World) -> Transformer:
+    """The model with the weights it starts from, divided over the ranks; in memory once."""
+    with torch.device("meta"):
+        model = Transformer(shape)
+    with _table("training"):
+        parallelize(model, config.training, world)
+    if "folder" in config.model:
+        models.load_into(model, config.model["folder"], world.device)
+    else:
+        initialize(model, config.training.seed, world.device)
     return model
 
 
-def preset_config(table: dict[str, Any], defaults: dict[str, Any]) -> ModelConfig:
-    """The shape that a table [model] with a preset gives: the preset's, then `defaults`, then the table's changes."""
-    numbers = {f.name: type(f.default) for f in dataclasses.fields(ModelConfig) if type(f.default) in (int, float)}
-    changes = checked(table, {"preset": str, **numbers, "rope": dict})
-    if "rope" in changes:
-        rope = checked(changes["rope"], {f.name: type(f.default) for f in dataclasses.fields(RopeConfig)})
-        changes["rope"] = RopeConfig(**rope)
-    return models.preset(changes.pop("preset"), **defaults | changes)
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # unknown to PyTorch; known, but not in this build
-        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
-
-
-def _check_same_model(run: RunConfig, model: ModelConfig) -> None:
+def _prepare_output(run: RunConfig, model: ModelConfig, world: World) -> None:
     """Note the model's shape in config.json when a run begins; raise ValueError when it resumes with another one."""
     file = run.output / "config.json"
     if latest(run.training.checkpoint_folder) is None:
-        file.write_text(json.dumps(model.to_hf(), indent=2) + "\n")
+        if world.is_main:
+            run.output.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(model.to_hf(), indent=2) + "\n")
         return
     before = json.loads(file.read_text())
     for key, value in model.to_hf().items():

@@ -8,17 +8,21 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from ..model import Transformer
-from . import checkpoint
+from . import checkpoint, failure
 from .config import TrainConfig
+from .gpus import peak_flops
+from .metrics import Progress, Sums, batch_flops, peak_memory, position_sources
 from .optimizer import learning_rate_factor, make_optimizers, set_learning_rate
+from .world import World
 
 # Settings that a resumed run may change: when it ends, where it computes and what it keeps.
 RESUMABLE_WITH_CHANGED = {
@@ -26,26 +30,12 @@ RESUMABLE_WITH_CHANGED = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What one optimizer step did."""
+class _MicroBatch(NamedTuple):
+    """What a rank computes at a time: its share of a batch, the source of each position, FLOPs of the whole batch."""
 
-    step: int
-    """Steps taken so far, this one included."""
-    loss: float
-    """Mean cross entropy in nats over the step's tokens with loss, before its update."""
-    grad_norm: float
-    """Before clipping."""
-    learning_rate: float
-    tokens: int
-    """Tokens the model read in this step."""
-    loss_tokens: int
-    """Of them, those with loss."""
-    tokens_per_second: float
-    seconds: float
-    """Training time so far, over all resumes."""
-    fraction: float
-    """Of the run, from 0 to 1."""
+    batch: Any
+    sources: Tensor | None
+    flops: float
 
 
 class Trainer:
@@ -65,18 +55,25 @@ class Trainer:
         loader: Iterable[Any],
         config: TrainConfig,
         on_step: Callable[[Progress], None] | None = None,
+        world: World | None = None,
     ) -> None:
         """Move `model` to the device; raises ValueError when checkpoints are asked of a loader without a state."""
         if config.checkpoint_folder and not hasattr(loader, "state_dict"):
             raise ValueError("checkpoints need a loader with state_dict() and load_state_dict()")
-        self.device = torch.device(config.device)
+        self.world = world or World.create(config)
+        self.device = self.world.device
         self.model = model.to(self.device)
         self.loader = loader
         self.config = config
         self.on_step = on_step
         self.optimizers = make_optimizers(model, config)
-        self.step = 0
+        self.step = self.tokens = 0
         self.seconds = 0.0
+        self._sources: list[str] = list(getattr(loader, "sources", ()))
+        # FSDP casts the weights itself.
+        self._autocast = config.dtype != "float32" and self.world.size == 1
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        self._peak = peak_flops(name, config.dtype)
         self._saved_step = 0
         self._stop_signal: int | None = None
 
@@ -87,7 +84,7 @@ class Trainer:
         weights from before that step, and no checkpoint is written.
         """
         self._start()
-        with _deterministic(), self._stop_on_signals():
+        with _deterministic(self.config.deterministic or self.device.type == "cpu"), self._stop_on_signals():
             reason = self._loop()
         if self.config.checkpoint_folder and self.step > self._saved_step:
             self.save_checkpoint()
@@ -137,46 +134,71 @@ class Trainer:
     def _loop(self) -> str:
         self.model.train()
         batches = iter(self.loader)
-        clock = time.monotonic()
         while self.fraction() < 1.0:
+            began = time.monotonic()
             micro_batches = self._next_batches(batches)
-            if not micro_batches:
+            wait = time.monotonic() - began
+            if self.world.any(not micro_batches):
                 return "data"
-            loss, grad_norm, rate, loss_tokens = self._step(micro_batches)
+            figures = self._step(micro_batches)
+            memory, wait, took = self.world.max([peak_memory(self.device), wait, time.monotonic() - began])
             self.step += 1
-            now = time.monotonic()
-            took, clock = now - clock, now
             self.seconds += took
+            self.tokens += figures["tokens"]
             if self.on_step:
-                tokens = sum(batch.tokens.numel() for batch in micro_batches)
-                speed = tokens / took
-                self.on_step(
-                    Progress(
-                        self.step, loss, grad_norm, rate, tokens, loss_tokens, speed, self.seconds, self.fraction()
-                    )
-                )
-            if self._stop_signal is not None:
+                self.on_step(self._progress(figures, int(memory), wait, took))
+            if self.world.any(self._stop_signal is not None):
                 return "signal"
             if self.config.checkpoint_folder and self.step % self.config.checkpoint_every == 0:
                 self.save_checkpoint()
         return "finished"
 
-    def _next_batches(self, batches: Iterator[Any]) -> list[Any]:
+    def _next_batches(self, batches: Iterator[Any]) -> list[_MicroBatch]:
         """The batches of one step; fewer at the end of the data, none when nothing is left."""
         taken = []
         for batch in batches:
-            taken.append(batch if isinstance(batch.tokens, Tensor) else batch.to_torch(self.device))
+            flops = batch_flops(self.model.config, batch)  # while the batch is still on the CPU
+            if not isinstance(batch.tokens, Tensor):
+                batch = batch.to_torch(self.device, pin=self.device.type == "cuda")
+            sources = position_sources(batch) if self._sources else None
+            taken.append(_MicroBatch(self.world.share(batch), self.world.share_of(sources), flops))
             if len(taken) == self.config.grad_accumulation:
                 break
         return taken
 
-    def _step(self, batches: list[Any]) -> tuple[float, float, float, int]:
-        """One update from the mean loss over all tokens of `batches`; returns loss, norm, rate, tokens with loss."""
-        loss_tokens = sum(int(batch.loss_mask.sum()) for batch in batches)
-        total = 0.0
-        for batch in batches:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
-                loss = self.model.loss(
+    def _step(self, micro_batches: list[_MicroBatch]) -> dict[str, Any]:
+        """One update from the mean loss over all tokens of all ranks; returns fields of `Progress`, and `flops`."""
+        sums = Sums(self._sources, self.device)
+        losses = self._backward(micro_batches, sums)
+        norm = clip_grad_norm(self.model.parameters(), self.config.grad_clip)
+        positions = sum(micro.batch.tokens.numel() for micro in micro_batches)
+        flops = sum(micro.flops for micro in micro_batches) / self.world.context_ranks
+        all_sums = self.world.sum(torch.cat((sums.values(), sums.values().new_tensor([positions, flops]))))
+        # The one time in a step that the CPU waits for the GPU.
+        *values, tokens, flops, grad_norm = torch.cat((all_sums, norm.to(all_sums.dtype)[None])).tolist()
+        loss, by_source = sums.means(values)
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            self._fail(loss, grad_norm, micro_batches, losses)
+        factor = self._update()
+        return {
+            "loss": loss,
+            "losses": by_source,
+            "grad_norm": grad_norm,
+            "learning_rate": self.config.learning_rate * factor,
+            "tokens": int(tokens),
+            "loss_tokens": int(values[1]),
+            "flops": flops,
+        }
+
+    def _backward(self, micro_batches: list[_MicroBatch], sums: Sums) -> list[Tensor]:
+        """Add up gradients of the mean loss over all tokens of all ranks; returns each position's loss."""
+        masks = [micro.batch.loss_mask for micro in micro_batches]
+        loss_tokens = self.world.sum(torch.stack([mask.sum() for mask in masks]).sum()[None]).clamp(min=1)
+        losses = []
+        for micro in micro_batches:
+            batch = micro.batch
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+                total, of_tokens = self.model.loss(
                     batch.tokens,
                     batch.targets,
                     batch.loss_mask,
@@ -184,19 +206,60 @@ class Trainer:
                     batch.position_ids,
                     # A loader of the user's own need not know of it.
                     global_window=getattr(batch, "global_window", None),
-                ) / max(1, loss_tokens)
-            loss.backward()
-            total += loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip).item()
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            self._zero_grad()
-            raise FloatingPointError(f"step {self.step + 1}: loss is {total}, norm of the gradient {norm}")
-        factor = learning_rate_factor(self.config, self.step, self.fraction())
+                )
+            (total / loss_tokens[0]).backward()
+            sums.add(of_tokens, batch.loss_mask, micro.sources)
+            losses.append(of_tokens)
+        return losses
+
+    def _update(self) -> float:
+        """Take the optimizers' step; returns the learning rate's factor."""
+        factor = learning_rate_factor(self.config, self.step, self._schedule_progress())
         set_learning_rate(self.optimizers, factor)
         for optimizer in self.optimizers:
             optimizer.step()
         self._zero_grad()
-        return total, norm, self.config.learning_rate * factor, loss_tokens
+        return factor
+
+    def _fail(self, loss: float, norm: float, micro_batches: list[_MicroBatch], losses: list[Tensor]) -> NoReturn:
+        """Keep what helps to find out why, and raise."""
+        batches = [micro.batch for micro in micro_batches]
+        found = failure.documents(batches, [self.world.whole(values) for values in losses], self._sources)
+        step = self.step + 1
+        text = f"step {step}: loss is {loss}, norm of the gradient {norm}; {failure.message(found)}"
+        if self.config.checkpoint_folder:
+            folder = Path(self.config.checkpoint_folder) / f"failed-step-{step:09d}"
+            report = {
+                "step": step,
+                "loss": loss,
+                "grad_norm": norm,
+                "non_finite_gradients": failure.bad_gradients(self.model),
+                "documents": found,
+            }
+            failure.write(folder, self.world.rank, report, batches, losses)
+            text += f"; what is needed to look at it is in {folder}"
+        self._zero_grad()
+        raise FloatingPointError(text)
+
+    def _progress(self, figures: dict[str, Any], memory: int, wait: float, took: float) -> Progress:
+        flops = figures.pop("flops")
+        return Progress(
+            step=self.step,
+            **figures,
+            tokens_per_second=figures["tokens"] / took,
+            mfu=flops / (took * self._peak * self.world.size) if self._peak else None,
+            memory=memory,
+            data_wait=wait,
+            step_seconds=took,
+            seconds=self.seconds,
+            fraction=self.fraction(),
+        )
+
+    def _schedule_progress(self) -> float:
+        """Share of the schedule that lies behind: of the stages' joint horizon, or of this run."""
+        if self.config.horizon_tokens:
+            return (self.config.start_tokens + self.tokens) / self.config.horizon_tokens
+        return self.fraction()
 
     def _zero_grad(self) -> None:
         for optimizer in self.optimizers:
@@ -226,8 +289,11 @@ class Trainer:
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
+def _deterministic(wanted: bool) -> Iterator[None]:
     """Ask PyTorch for algorithms that give the same result every time, and put its settings back afterwards."""
+    if not wanted:
+        yield
+        return
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory

@@ -1,0 +1,91 @@
+"""Where the figures of a run's steps go: the console, a file of JSON lines, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+
+from .metrics import Progress
+
+OnStep = Callable[[Progress], None]
+
+_LOG_SECONDS = 10.0  # between lines where there is no terminal to draw on
+
+
+@contextmanager
+def show_progress() -> Iterator[OnStep]:
+    """A progress bar on standard error, or a line now and then where that is no terminal; gives what shows a step."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    bar = Bar(BarColumn(), TextColumn("{task.description}"), console=console, refresh_per_second=2)
+    task = bar.add_task("", total=1.0)
+    last_line = -_LOG_SECONDS
+
+    def show(progress: Progress) -> None:
+        nonlocal last_line
+        text = _line(progress)
+        now = time.monotonic()
+        if console.is_terminal:
+            bar.update(task, completed=progress.fraction, description=text)
+        elif now - last_line >= _LOG_SECONDS or progress.fraction >= 1:
+            last_line = now
+            print(text, file=console.file, flush=True)
+
+    if not console.is_terminal:
+        yield show
+        return
+    with bar:
+        yield show
+
+
+def _line(progress: Progress) -> str:
+    left = timedelta(seconds=round(progress.seconds * (1 / progress.fraction - 1)))
+    waiting = progress.data_wait / progress.step_seconds
+    parts = [
+        f"step {progress.step:,}",
+        f"loss {progress.loss:.4f}",
+        f"{progress.tokens_per_second:,.0f} tokens/s",
+        *([] if progress.mfu is None else [f"MFU {progress.mfu:.1%}"]),
+        f"gradient norm {progress.grad_norm:.3f}",
+        f"{progress.memory / 1e9:.1f} GB",
+        *([f"waiting for data {waiting:.0%}"] if waiting >= 0.01 else []),
+        f"{left} left",
+    ]
+    return "  ".join(parts)
+
+
+@contextmanager
+def write_jsonl(path: Path) -> Iterator[OnStep]:
+    """Append a line of JSON for each step, the fields of `Progress`; gives what writes a step."""
+    with path.open("a", buffering=1, encoding="utf-8") as file:
+        yield lambda progress: print(json.dumps(asdict(progress)), file=file)
+
+
+@contextmanager
+def write_tensorboard(folder: Path) -> Iterator[OnStep]:
+    """Write the fields of `Progress` as scalars by step; gives what writes a step.
+
+    Raises ModuleNotFoundError where TensorBoard is not installed.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+
+        def write(progress: Progress) -> None:
+            values = asdict(progress)
+            losses, step = values.pop("losses"), values.pop("step")
+            for name, value in values.items():
+                if value is not None:
+                    writer.add_scalar(name, value, step)
+            for source, loss in losses.items():
+                writer.add_scalar(f"losses/{source}", loss, step)
+
+        yield write
