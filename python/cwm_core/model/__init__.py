@@ -2,8 +2,12 @@
 
 from .attention import attention
 from .config import ModelConfig, RopeConfig, preset
+from .initialization import initialize
 from .loss import cross_entropy
 from .transformer import Transformer
-from .weights import load, save
+from .weights import load, load_into, save
 
-__all__ = ["ModelConfig", "RopeConfig", "Transformer", "attention", "cross_entropy", "load", "preset", "save"]
+__all__ = [
+    "ModelConfig", "RopeConfig", "Transformer", "attention", "cross_entropy", "initialize", "load", "load_into", "preset",
+    "save",
+]  # fmt: skip

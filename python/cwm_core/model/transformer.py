@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .attention import attention
 from .config import ModelConfig, RopeConfig
+from .initialization import deviation
 from .loss import cross_entropy
 
 
@@ -30,8 +31,7 @@ class Cache(Protocol):
 class Transformer(nn.Module):
     """A code world model. Build it under `torch.device("meta")` to get its shapes without its memory.
 
-    Weights start normal with deviation 0.02; the projections that write to the residual stream start smaller by
-    1/√(2 layers), which keeps the stream's variance independent of depth (GPT-2).
+    `initialize` gives such a model weights, and any model weights that depend on nothing but a seed.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -46,8 +46,7 @@ class Transformer(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.layers) if residual else 0.02)
+                nn.init.normal_(parameter, std=deviation(name, config.layers))
 
     def forward(
         self,

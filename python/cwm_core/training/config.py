@@ -12,7 +12,8 @@ from typing import Any, Self
 CHOICES = {
     "optimizer": ("adamw", "muon"),
     "schedule": ("cosine", "linear", "constant"),
-    "dtype": ("float32", "bfloat16"),
+    "dtype": ("float32", "bfloat16", "float8"),
+    "checkpointing": ("none", "selective", "full"),
 }
 
 
@@ -52,7 +53,19 @@ class TrainConfig:
     grad_clip: float = 1.0
     """Highest norm of the gradient of all parameters together."""
     dtype: str = "float32"
-    """Of the matrix products: "bfloat16" computes them under autocast; parameters stay as the model has them."""
+    """Of the matrix products: "bfloat16", or "float8" for those of the layers (needs torchao) and "bfloat16" for the
+    rest; parameters stay as the model has them."""
+    replicas: int = 1
+    """Replicas of the sharded model: more than 1 trade memory for communication over slow links (HSDP)."""
+    tensor: int = 1
+    """Ranks that share each matrix product."""
+    context: int = 1
+    """Ranks that share each row of tokens."""
+    checkpointing: str = "none"
+    """Activations kept for the backward pass, as `Workload.checkpointing`: "none" keeps all, "selective" what matrix
+    products and attention put out, "full" only the input of each layer."""
+    compile: bool = False
+    """Whether the layers are compiled."""
     deterministic: bool = False
     """On a GPU, take only algorithms that give the same result every time, which are slower; on a CPU all do."""
     device: str = "cpu"
@@ -71,7 +84,7 @@ class TrainConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         positive = ("grad_accumulation", "learning_rate", "muon_learning_rate", "grad_clip", "checkpoint_every")
-        for name in (*positive, "keep_checkpoints"):
+        for name in (*positive, "keep_checkpoints", "replicas", "tensor", "context"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         not_negative = ("max_steps", "max_seconds", "warmup_steps", "final_learning_rate", "weight_decay")

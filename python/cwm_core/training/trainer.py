@@ -22,20 +22,27 @@ from .config import TrainConfig
 from .gpus import peak_flops
 from .metrics import Progress, Sums, batch_flops, peak_memory, position_sources
 from .optimizer import learning_rate_factor, make_optimizers, set_learning_rate
+from .parallel import clip_grad_norm
 from .world import World
 
-# Settings that a resumed run may change: when it ends, where it computes and what it keeps.
+# Settings that a resumed run may change: when it ends, where and how it computes the same, and what it keeps.
 RESUMABLE_WITH_CHANGED = {
-    "max_steps", "max_seconds", "device", "checkpoint_folder", "checkpoint_every", "keep_checkpoints",
+    "max_steps", "max_seconds", "device", "checkpoint_folder", "checkpoint_every", "keep_checkpoints", "replicas",
+    "tensor", "context", "checkpointing", "compile", "deterministic",
 }  # fmt: skip
 
 
 class _MicroBatch(NamedTuple):
-    """What a rank computes at a time: its share of a batch, the source of each position, FLOPs of the whole batch."""
+    """What a rank computes at a time."""
 
     batch: Any
+    """All of the rows that its context ranks have together."""
+    share: Any
+    """This rank's tokens of them."""
     sources: Tensor | None
+    """Of each token of the share."""
     flops: float
+    """Of the batch."""
 
 
 class Trainer:
@@ -161,7 +168,8 @@ class Trainer:
             if not isinstance(batch.tokens, Tensor):
                 batch = batch.to_torch(self.device, pin=self.device.type == "cuda")
             sources = position_sources(batch) if self._sources else None
-            taken.append(_MicroBatch(self.world.share(batch), self.world.share_of(sources), flops))
+            own = None if sources is None else self.world.slice_tokens(sources)
+            taken.append(_MicroBatch(batch, self.world.slice(batch), own, flops))
             if len(taken) == self.config.grad_accumulation:
                 break
         return taken
@@ -171,8 +179,8 @@ class Trainer:
         sums = Sums(self._sources, self.device)
         losses = self._backward(micro_batches, sums)
         norm = clip_grad_norm(self.model.parameters(), self.config.grad_clip)
-        positions = sum(micro.batch.tokens.numel() for micro in micro_batches)
-        flops = sum(micro.flops for micro in micro_batches) / self.world.context_ranks
+        positions = sum(micro.share.tokens.numel() for micro in micro_batches)
+        flops = sum(micro.flops for micro in micro_batches) / self.world.context
         all_sums = self.world.sum(torch.cat((sums.values(), sums.values().new_tensor([positions, flops]))))
         # The one time in a step that the CPU waits for the GPU.
         *values, tokens, flops, grad_norm = torch.cat((all_sums, norm.to(all_sums.dtype)[None])).tolist()
@@ -192,11 +200,11 @@ class Trainer:
 
     def _backward(self, micro_batches: list[_MicroBatch], sums: Sums) -> list[Tensor]:
         """Add up gradients of the mean loss over all tokens of all ranks; returns each position's loss."""
-        masks = [micro.batch.loss_mask for micro in micro_batches]
+        masks = [micro.share.loss_mask for micro in micro_batches]
         loss_tokens = self.world.sum(torch.stack([mask.sum() for mask in masks]).sum()[None]).clamp(min=1)
         losses = []
         for micro in micro_batches:
-            batch = micro.batch
+            batch = micro.share
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
                 total, of_tokens = self.model.loss(
                     batch.tokens,
@@ -224,7 +232,8 @@ class Trainer:
     def _fail(self, loss: float, norm: float, micro_batches: list[_MicroBatch], losses: list[Tensor]) -> NoReturn:
         """Keep what helps to find out why, and raise."""
         batches = [micro.batch for micro in micro_batches]
-        found = failure.documents(batches, [self.world.whole(values) for values in losses], self._sources)
+        losses = [self.world.gather_tokens(values) for values in losses]
+        found = failure.documents(batches, losses, self._sources)
         step = self.step + 1
         text = f"step {step}: loss is {loss}, norm of the gradient {norm}; {failure.message(found)}"
         if self.config.checkpoint_folder:

@@ -42,6 +42,10 @@ class Layout:
         """What the folder calls the parameter `name`."""
         return name
 
+    def in_order(self, name: str) -> bool:
+        """Whether the parameter `name` is stored with its rows in the order that `Transformer` has."""
+        return True
+
     def from_stored(self, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
         """The parameter `name`, from the stored tensor of the same shape."""
         return tensor

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from .. import sharding
 from ..config import ModelConfig
 from ..transformer import Transformer
 from . import dcp, huggingface, meta
@@ -31,20 +32,65 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
     """
     folder = Path(folder)
     layout, opener = _recognise(folder)
-    config = layout.read_config(folder)
-    model = _on_meta(config, folder / layout.config_file)
+    model = _on_meta(layout.read_config(folder), folder / layout.config_file)
+    for name, parameter, stored in _matched(model, folder, layout, opener):
+        sharding.set_parameter(model, name, _read(name, parameter, stored, layout, model.config, device, dtype))
+    _tie(model)
+    return model
+
+
+def load_into(model: Transformer, folder: str | Path, device: str | torch.device = "cpu") -> None:
+    """Give `model` the weights of a folder as `load` knows them, each rank its own part where the model is sharded.
+
+    Parameters on the meta device come to be on `device`, others are overwritten where they are; types stay the model's.
+    Each rank reads by itself from memory-mapped files: in memory are its parts and a tensor. Of the folder's
+    configuration nothing is taken, so that windows or rotary positions can be other than they were.
+
+    Raises as `load`; a model of other sizes has tensors missing, unexpected, or of a wrong shape.
+    """
+    folder = Path(folder)
+    layout, opener = _recognise(folder)
+    for name, parameter, stored in _matched(model, folder, layout, opener):
+        place = device if parameter.is_meta else parameter.device
+        local = _read(name, parameter, stored, layout, model.config, place, parameter.dtype)
+        sharding.set_parameter(model, name, local)
+    _tie(model)
+
+
+def _matched(
+    model: Transformer, folder: Path, layout: Layout, opener: Opener
+) -> Iterator[tuple[str, nn.Parameter, Stored]]:
+    """The parameters of `model` by name, each with what a folder has of it; all of them are found before the first."""
     parameters = {layout.stored_name(name): (name, tensor) for name, tensor in model.named_parameters()}
     shapes = {stored: tuple(tensor.shape) for stored, (_, tensor) in parameters.items()}
     stored = opener(shapes)
-    if config.tied:
+    if model.config.tied:
         _check_output_is_embedding(stored, layout)
     _check(folder, stored, shapes, layout.ignored)
-    for stored_name, (name, _) in parameters.items():
-        tensor = stored[stored_name].load(device, dtype)
-        _assign(model, name, layout.from_stored(name, tensor, config))
-    if config.tied:
+    for stored_name, (name, parameter) in parameters.items():
+        yield name, parameter, stored[stored_name]
+
+
+def _read(
+    name: str,
+    parameter: Tensor,
+    stored: Stored,
+    layout: Layout,
+    config: ModelConfig,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """This rank's part of a parameter, in memory of its own."""
+    box = sharding.part(parameter)
+    if layout.in_order(name):
+        return stored.load(device, dtype, box)
+    whole = layout.from_stored(name, stored.load(device, dtype), config)
+    return whole if box == sharding.part(whole) else whole[box].clone()
+
+
+def _tie(model: Transformer) -> None:
+    if model.config.tied:
         model.lm_head.weight = model.embed_tokens.weight
-    return model
 
 
 def _recognise(folder: Path) -> tuple[Layout, Opener]:
@@ -97,8 +143,3 @@ def _check_output_is_embedding(stored: dict[str, Stored], layout: Layout) -> Non
         return
     if output.shape != embedding.shape or not torch.equal(output.load("cpu", None), embedding.load("cpu", None)):
         raise ValueError(f"{output.parts[0].file}: the output layer is not the embedding, as {layout.config_file} says")
-
-
-def _assign(model: Transformer, name: str, tensor: Tensor) -> None:
-    module, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))

@@ -105,15 +105,19 @@ class Meta(Layout):
         _, index, rest = name.split(".", 2)
         return f"layers.{index}.{NAMES[rest]}"
 
+    def in_order(self, name: str) -> bool:
+        """All but query and key projections."""
+        return not name.endswith(("q_proj.weight", "k_proj.weight"))
+
     def from_stored(self, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
         """Query and key rows from adjacent pairs to halves."""
-        if not name.endswith(("q_proj.weight", "k_proj.weight")):
+        if self.in_order(name):
             return tensor
         return tensor.unflatten(0, (-1, config.head_size // 2, 2)).transpose(1, 2).reshape(tensor.shape)
 
     def to_stored(self, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
         """Query and key rows from halves to adjacent pairs."""
-        if not name.endswith(("q_proj.weight", "k_proj.weight")):
+        if self.in_order(name):
             return tensor
         return tensor.unflatten(0, (-1, 2, config.head_size // 2)).transpose(1, 2).reshape(tensor.shape)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+Box = tuple[slice, ...]
+"""Of a tensor: from where to where in each dimension."""
 
 # Types of weights, by their names in safetensors.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -24,6 +27,14 @@ class Part:
     shape: tuple[int, ...]
     file: Path
     read: Callable[[], Tensor]
+
+    def overlap(self, box: Box) -> Box | None:
+        """What of `box` lies in this part, where in the tensor; None if nothing does."""
+        sides = tuple(
+            slice(max(side.start, start), min(side.stop, start + size))
+            for side, start, size in zip(box, self.offsets, self.shape, strict=True)
+        )
+        return sides if all(side.start < side.stop for side in sides) else None
 
 
 @dataclass(frozen=True)
@@ -39,19 +50,27 @@ class Stored:
         """A tensor in one part."""
         return cls(shape, dtype, (Part((0,) * len(shape), shape, file, read),))
 
-    def load(self, device: str | torch.device, dtype: torch.dtype | None) -> Tensor:
-        """The tensor, in memory of its own; no more than one part is in memory beside it.
+    def load(self, device: str | torch.device, dtype: torch.dtype | None, box: Box | None = None) -> Tensor:
+        """The tensor, or a `box` of it, in memory of its own; no more than one part is in memory beside it.
 
         Raises ValueError, naming the file, for a part that is damaged or not what it was announced as.
         """
-        tensor = torch.empty(self.shape, dtype=dtype or self.dtype, device=device)
+        box = tuple(slice(0, size) for size in self.shape) if box is None else box
+        tensor = torch.empty([side.stop - side.start for side in box], dtype=dtype or self.dtype, device=device)
         for part in self.parts:
+            overlap = part.overlap(box)
+            if overlap is None:
+                continue
             read = part.read()
             if tuple(read.shape) != part.shape:
                 raise ValueError(f"{part.file}: a part is {list(read.shape)}, expected {list(part.shape)}")
-            box = tuple(slice(start, start + size) for start, size in zip(part.offsets, part.shape, strict=True))
-            tensor[box].copy_(read)
+            tensor[_within(overlap, [side.start for side in box])].copy_(read[_within(overlap, part.offsets)])
         return tensor
+
+
+def _within(box: Box, origin: Sequence[int]) -> Box:
+    """The same box, counted from `origin`."""
+    return tuple(slice(side.start - start, side.stop - start) for side, start in zip(box, origin, strict=True))
 
 
 def fill(shape: tuple[int, ...], parts: list[Part]) -> bool:

@@ -1,0 +1,33 @@
+"""Matrix products of the layers in 8 bits, by torchao."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..model import Transformer
+
+_MULTIPLE = 16  # that the operands' sizes must be of, for scaled products on NVIDIA's tensor cores
+
+
+def convert_to_float8(model: Transformer, tensor: int, device: torch.device) -> None:
+    """Compute the products of the layers' linear modules in float8 forward and backward, scaled by row.
+
+    Weights stay as they are, and embedding, output layer and attention too. `tensor` is the number of ranks that each
+    product will be shared by. On a CPU the products are emulated: rounded to float8, computed in the weights' type.
+    Raises ImportError without torchao, and ValueError for sizes that are no multiples of 16 on each rank.
+    """
+    try:
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    except ImportError as error:
+        raise ImportError("dtype 'float8' needs the package torchao") from error
+    c = model.config
+    rows = {"heads x head_size": c.heads * c.head_size, "kv_heads x head_size": c.kv_heads * c.head_size}
+    for name, size in {"width": c.width * tensor, "ffn_width": c.ffn_width, **rows}.items():
+        if size % (_MULTIPLE * tensor):
+            raise ValueError(f"float8 needs {name} a multiple of {_MULTIPLE} on each of {tensor} tensor ranks: {size}")
+    config = Float8LinearConfig.from_recipe_name("rowwise")
+    if device.type == "cpu":
+        object.__setattr__(config, "emulate", True)
+    for layer in model.layers:
+        convert_to_float8_training(layer, config=config)

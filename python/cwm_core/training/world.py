@@ -1,0 +1,157 @@
+"""The processes of a run, and how they share its model and its tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from types import SimpleNamespace
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from .config import TrainConfig
+
+_TOKENS = ("tokens", "targets", "loss_mask", "position_ids")  # what a batch has one of for each token
+
+
+class World:
+    """The ranks of a run: size = replicas x shards x context x tensor, neighbours in rank first in `tensor`.
+
+    The model is sharded over the shard and context ranks, and copied over the replicas. The ranks of one context and
+    tensor group read the same rows; `data_rank` of `data_ranks` says which.
+    """
+
+    mesh: DeviceMesh | None = None
+    """Dimensions "replicate", "shard" (of weights: data ranks of a replica x context) and "tensor"; None for one rank
+    alone."""
+
+    def __init__(self, device: torch.device, replicas: int, tensor: int, context: int) -> None:
+        """Over the default process group, if there is one; raises ValueError where its size cannot be so divided."""
+        distributed = dist.is_initialized()
+        self.rank = dist.get_rank() if distributed else 0
+        self.size = dist.get_world_size() if distributed else 1
+        self.is_main = self.rank == 0
+        self.device, self.tensor, self.context = device, tensor, context
+        self.data_ranks = _data_ranks(self.size, replicas, tensor, context)
+        self.data_rank = self.rank // (context * tensor)
+        self.context_rank = self.rank // tensor % context
+        self.context_group: dist.ProcessGroup | None = None
+        self._owns_group = False
+        if distributed:
+            shape = (replicas, self.size // (replicas * tensor), tensor)
+            self.mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard", "tensor"))
+            ranks = torch.arange(self.size).view(self.data_ranks, context, tensor)
+            self.context_group = _own_group(ranks.transpose(1, 2).reshape(-1, context))
+            self._tokens_group = _own_group(ranks.view(-1, tensor).T)
+
+    @classmethod
+    def create(cls, config: TrainConfig) -> Self:
+        """The world that torchrun's environment describes, or one process where there is none.
+
+        Starts the default process group, with NCCL on GPUs and gloo on CPUs, and makes this rank's GPU the current one;
+        a group that the caller started is used, and left to the caller. Raises ValueError where `config`'s replicas x
+        tensor x context do not divide the number of ranks, or several ranks are to share a kind of device other than
+        "cpu" and "cuda".
+        """
+        started = dist.is_initialized()
+        size = dist.get_world_size() if started else int(os.environ.get("WORLD_SIZE", 1))
+        _data_ranks(size, config.replicas, config.tensor, config.context)  # before there are connections
+        device = torch.device(config.device)
+        launched = started or {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+        if launched and device.type == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+            torch.cuda.set_device(device)
+        elif size > 1 and device.type != "cpu":
+            raise ValueError(f"{size} ranks need device 'cuda' or 'cpu', got {config.device!r}")
+        if launched and not started:
+            gpu = device.type == "cuda"
+            dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", device_id=device if gpu else None)
+        world = cls(device, config.replicas, config.tensor, config.context)
+        world._owns_group = launched and not started
+        return world
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Of `values` on `device`, over the ranks that hold different tokens: one collective, the same result on all."""
+        total = values.clone()
+        if self.size > 1:
+            dist.all_reduce(total, group=self._tokens_group)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on any rank."""
+        flags = torch.tensor(int(flag), device=self.device)
+        if self.size > 1:
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def max(self, values: list[float]) -> list[float]:
+        """The largest of each of `values` over all ranks."""
+        if self.size == 1:
+            return values
+        largest = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return largest.tolist()
+
+    def slice_tokens(self, values: Tensor) -> Tensor:
+        """This rank's share [1, tokens / context] of something that a batch has for each token, [rows, seq_len].
+
+        Raises ValueError where the context ranks do not divide the tokens.
+        """
+        if self.context == 1:
+            return values
+        if values.numel() % self.context:
+            raise ValueError(f"{values.numel()} tokens of a batch cannot be shared by {self.context} context ranks")
+        return values.view(1, self.context, -1)[:, self.context_rank]
+
+    def gather_tokens(self, share: Tensor) -> Tensor:
+        """What `slice_tokens` took `share` of, flattened, on all context ranks."""
+        if self.context == 1:
+            return share.flatten()
+        shares = [torch.empty_like(share) for _ in range(self.context)]
+        dist.all_gather(shares, share.contiguous(), group=self.context_group)
+        return torch.cat(shares, -1).flatten()
+
+    def slice(self, batch: Any) -> Any:
+        """This rank's share of the tokens of `batch`, [1, tokens / context]; documents in `cu_seqlens` stay whole.
+
+        `batch` is a dataclass or namespace with tokens, targets, loss_mask and position_ids [rows, seq_len]. Raises
+        ValueError where the context ranks do not divide its tokens.
+        """
+        if self.context == 1:
+            return batch
+        shares = {name: self.slice_tokens(getattr(batch, name)) for name in _TOKENS}
+        if dataclasses.is_dataclass(batch):
+            return dataclasses.replace(batch, **shares)
+        return SimpleNamespace(**vars(batch) | shares)
+
+    def close(self) -> None:
+        """End the process group if `create` started it."""
+        if self._owns_group:
+            dist.destroy_process_group()
+            self._owns_group = False
+
+
+    def __enter__(self) -> Self:
+        """Use the world in a `with` statement, which closes it."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close it."""
+        self.close()
+
+
+def _data_ranks(size: int, replicas: int, tensor: int, context: int) -> int:
+    if size % (replicas * tensor * context):
+        raise ValueError(
+            f"{size} ranks cannot be divided into replicas ({replicas}) x tensor ({tensor}) x context ({context})"
+        )
+    return size // (tensor * context)
+
+
+def _own_group(groups: Tensor) -> dist.ProcessGroup:
+    """The group that this rank is in, of `groups` [groups, ranks]; all ranks must call this."""
+    own, _ = dist.new_subgroups_by_enumeration(groups.tolist())
+    return own
