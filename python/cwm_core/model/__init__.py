@@ -5,9 +5,9 @@ from .config import ModelConfig, RopeConfig, preset
 from .initialization import initialize
 from .loss import cross_entropy
 from .transformer import Transformer
-from .weights import load, load_into, save
+from .weights import load, load_into, read_config, save
 
 __all__ = [
     "ModelConfig", "RopeConfig", "Transformer", "attention", "cross_entropy", "initialize", "load", "load_into", "preset",
-    "save",
+    "read_config", "save",
 ]  # fmt: skip

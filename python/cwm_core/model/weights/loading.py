@@ -39,6 +39,12 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
     return model
 
 
+def read_config(folder: str | Path) -> ModelConfig:
+    """The configuration of a folder that `load` knows. Raises as it does, of the weights only when there are none."""
+    layout, _ = _recognise(Path(folder))
+    return layout.read_config(Path(folder))
+
+
 def load_into(model: Transformer, folder: str | Path, device: str | torch.device = "cpu") -> None:
     """Give `model` the weights of a folder as `load` knows them, each rank its own part where the model is sharded.
 
