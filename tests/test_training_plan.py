@@ -134,7 +134,7 @@ def test_flops_are_those_pytorch_counts(config, rows, n):
         model(tokens)
     assert counter.get_total_flops() == forward
     with FlopCounterMode(display=False) as counter:
-        model.loss(tokens, tokens).backward()
+        model.loss(tokens, tokens).total.backward()
     # The embedding's output has a gradient, so that every product of the forward pass has two in the backward pass.
     assert counter.get_total_flops() == 3 * forward
 
@@ -187,7 +187,7 @@ def test_weights_gradients_and_states_are_those_of_a_real_step(config, optimizer
     model = Transformer(config)
     optimizers = make_optimizers(model, TrainConfig(max_steps=1, optimizer=optimizer))
     tokens = torch.randint(config.vocab_size, (1, 5))
-    model.loss(tokens, tokens).backward()
+    model.loss(tokens, tokens).total.backward()
     for each in optimizers:
         each.step()
     tensors = [t for each in optimizers for state in each.state.values() for t in state.values()]
@@ -516,8 +516,8 @@ def test_plan_of_a_run_file(tmp_path, capsys):
     file.write_text(textwrap.dedent(RUN))
     result = json.loads(shown(capsys, str(file), "--gpus", "2", "--json"))
     assert result["parameters"] == parameters(preset("tiny", layers=2))
-    assert result["work"]["step_tokens"] == 2 * 3 * 4 * 512 and result["work"]["tokens"] == 10 * 2 * 3 * 4 * 512
-    assert (result["micro_batches"], result["steps"]) == (3, 10)
+    assert result["work"]["step_tokens"] == 3 * 4 * 512 and result["work"]["tokens"] == 10 * 3 * 4 * 512
+    assert (result["work"]["micro_batch"], result["micro_batches"], result["steps"]) == (2, 3, 10)
     assert (result["work"]["optimizer"], result["work"]["dtype"]) == ("muon", "bfloat16")
     text = shown(capsys, str(file), "--gpus", "2")
     assert "2 x H100 SXM 80 GB" in text and "fits" in text

@@ -76,13 +76,15 @@ class Batch:
     global_window: int | None = None
     """Of the batch's bucket."""
 
-    def to_torch(self, device: str | torch.device = "cpu", pin: bool = False) -> Batch:
+    def to_torch(self, device: str | torch.device = "cpu") -> Batch:
         """Return the same batch with tensors in place of arrays.
 
-        On the CPU the tensors share the arrays' memory. ``pin`` copies to page-locked memory first, so that the copy to
-        a GPU does not block.
+        On the CPU the tensors share the arrays' memory. To a GPU they are copied through page-locked memory, so that
+        the copy does not block.
         """
         import torch
+
+        pin = torch.device(device).type == "cuda"
 
         def convert(value: NDArray[Any]) -> torch.Tensor:
             tensor = torch.from_numpy(value)

@@ -11,11 +11,25 @@ from .traces import encode_for_training, training_texts
 
 if TYPE_CHECKING:
     from .checkpoint import latest, load
-    from .trainer import Progress, Trainer
+    from .metrics import Progress
+    from .parallel import clip_grad_norm, parallelize
+    from .trainer import Trainer
+    from .world import World
 
-__all__ = ["Progress", "TrainConfig", "Trainer", "encode_for_training", "latest", "load", "training_texts"]
+__all__ = [
+    "Progress", "TrainConfig", "Trainer", "World", "clip_grad_norm", "encode_for_training", "latest", "load",
+    "parallelize", "training_texts",
+]  # fmt: skip
 
-_LAZY = {"Progress": "trainer", "Trainer": "trainer", "latest": "checkpoint", "load": "checkpoint"}
+_LAZY = {
+    "Progress": "metrics",
+    "Trainer": "trainer",
+    "World": "world",
+    "clip_grad_norm": "parallel",
+    "latest": "checkpoint",
+    "load": "checkpoint",
+    "parallelize": "parallel",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,10 +5,9 @@
 matrix products, attention by the positions that are not masked, bytes of weights, gradients and optimizer states. What
 depends on kernels and networks rests on two assumed shares of the peak, `Cluster.utilization` and `Cluster.network`.
 
-The split is the one of PyTorch's FSDP2 with tensor and context parallelism: gpus = data x tensor x context ranks;
-weights, gradients and optimizer states are sharded over all of them (ZeRO-3, arXiv 1910.02054), and a row of tokens is
-shared by the tensor x context ranks of one data rank. There is no pipeline. `Trainer` itself runs on one GPU, so only
-plans for one can be compared with it.
+The split is the one of `parallelize`: gpus = data x tensor x context ranks; weights, gradients and optimizer states are
+sharded over all of them (ZeRO-3, arXiv 1910.02054), and a row of tokens is shared by the tensor x context ranks of one
+data rank. There is no pipeline.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..model import ModelConfig, preset
-from ..model.loss import CHUNK_LOGITS
+from ..model.loss import CPU_CHUNK_LOGITS as CHUNK_LOGITS
 from ..tokenizer import Tokenizer
 from .config import CHOICES, TrainConfig, checked
 from .flops import layer_matrices, layer_weights, parameters, unmasked
@@ -230,6 +229,8 @@ def _check_split(model: ModelConfig, work: Workload, cluster: Cluster) -> None:
     for name in ("kv_heads", "ffn_width", "vocab_size"):
         if getattr(model, name) % cluster.tensor:
             raise ValueError(f"tensor ({cluster.tensor}) must divide {name} ({getattr(model, name)})")
+    if model.kv_heads % (cluster.context * cluster.tensor):
+        raise ValueError(f"context x tensor must divide kv_heads ({model.kv_heads})")
     if work.seq_len % (cluster.context * cluster.tensor):
         raise ValueError(f"context x tensor must divide seq_len ({work.seq_len})")
     tokens = cluster.data * work.micro_batch * work.seq_len
@@ -306,7 +307,7 @@ def memory_per_rank(model: ModelConfig, work: Workload, cluster: Cluster) -> dic
     weights, gradients, optimizer: shards of all GPUs. activations: see `activation_bytes`. loss: what `cross_entropy`
     holds, the gradient of its input, that of the output layer (twice, while it is scaled) and one chunk of logits.
     communication: the largest two units of FSDP (a layer, the embedding, the output layer) gathered, their gradients
-    before these are reduced, and keys and values of one layer gathered over context ranks. On a single GPU, which
+    before these are reduced, and of one layer what context ranks exchange. On a single GPU, which
     gathers nothing, autocast's copies of the weights take that place.
     """
     count = parameters(model)
@@ -322,7 +323,7 @@ def memory_per_rank(model: ModelConfig, work: Workload, cluster: Cluster) -> dic
         largest_two = sum(sorted([table, table, *[layer] * min(2, model.layers)])[-2:])
         buffers = largest_two * (dtype + work.gradient_bytes) / cluster.tensor
         if cluster.context > 1:
-            buffers += work.micro_batch * work.seq_len * _kv_bytes(model, work) / cluster.tensor
+            buffers += tokens * _heads_bytes(model, work)
     return {
         "weights": count * work.weight_bytes / cluster.gpus,
         "gradients": count * work.gradient_bytes / cluster.gpus,
@@ -374,28 +375,20 @@ def communication(model: ModelConfig, work: Workload, cluster: Cluster, micro_ba
     each for embedding and output layer; an all-reduce is 2 (n - 1)/n of its bytes, and the same in two halves where
     sequence parallelism gathers before a product and scatters after it. What checkpointing computes again comes on top:
     two halves, the gathered outputs of the norms, if selective, and the whole forward pass if full.
-    context: keys and values of the other ranks are gathered (arXiv 2407.21783, section 3.3.2), forward and again
-    backward, where their gradients go back; once more with full checkpointing. A layer with a window needs the tokens
-    of one window only.
+    context: queries, keys and values go to the ranks of their heads, and attention's output to those of its tokens
+    (arXiv 2309.14509, section 3.2), forward and again backward; what checkpointing computes again is sent again.
     """
     shards = cluster.gpus // cluster.tensor
     weights = parameters(model) / cluster.tensor * (2 * DTYPE_BYTES[work.dtype] + work.gradient_bytes)
     local = work.micro_batch * work.seq_len // cluster.context
     stream = local * model.width * DTYPE_BYTES[work.dtype]
     reductions = model.layers * {"none": 4, "selective": 5, "full": 6}[work.checkpointing] + 2
-    away = work.seq_len - work.seq_len // cluster.context
-    reached = sum(away if window is None else min(window - 1, away) for window in model.layer_windows)
-    kv = (
-        work.micro_batch
-        * reached
-        * _kv_bytes(model, work)
-        / cluster.tensor
-        * (4 if work.checkpointing == "full" else 3)
-    )
+    exchanged = local * _heads_bytes(model, work) / cluster.tensor
+    exchanges = model.layers * (2 if work.checkpointing == "none" else 3)
     received = {
         "data": weights * (shards - 1) / shards,
         "tensor": reductions * stream * 2 * (cluster.tensor - 1) / cluster.tensor,
-        "context": kv,
+        "context": exchanges * exchanged * (cluster.context - 1) / cluster.context,
     }
     rates = {
         "data": _bandwidth(cluster, shards, cluster.tensor),
@@ -408,9 +401,9 @@ def communication(model: ModelConfig, work: Workload, cluster: Cluster, micro_ba
     }
 
 
-def _kv_bytes(model: ModelConfig, work: Workload) -> int:
-    """Of one token's keys and values in one layer."""
-    return 2 * model.kv_heads * model.head_size * DTYPE_BYTES[work.dtype]
+def _heads_bytes(model: ModelConfig, work: Workload) -> int:
+    """Of one token's queries, keys, values and output of attention in one layer."""
+    return 2 * (model.heads + model.kv_heads) * model.head_size * DTYPE_BYTES[work.dtype]
 
 
 def _bandwidth(cluster: Cluster, ranks: int, stride: int) -> float:
@@ -471,8 +464,6 @@ def _largest_batch(table: dict[str, Any]) -> tuple[int, int]:
 
 
 def _model(table: dict[str, Any], tokenizer: str) -> ModelConfig:
-    if "folder" in table and not Path(table["folder"]).exists():
-        raise ValueError(f"[model] folder {table['folder']} does not exist; give preset in its place for a plan")
     return model_config(table, Tokenizer.load(tokenizer) if tokenizer and Path(tokenizer).exists() else None)
 
 

@@ -41,7 +41,7 @@ from ..tokenizer import Tokenizer
 from .checkpoint import latest
 from .config import TrainConfig, checked, parse_overrides
 from .metrics import Progress
-from .parallel import initialize, parallelize
+from .parallel import parallelize
 from .report import OnStep, write_jsonl, write_tensorboard
 from .trainer import Trainer
 from .world import World
@@ -119,6 +119,7 @@ def run(config: RunConfig, on_step: OnStep | None = None) -> str:
     """
     tokenizer = Tokenizer.load(config.tokenizer)
     with _table("training"):
+        _check_device(config.training.device)
         world = World.create(config.training)
     with world:
         loader = PackedLoader(
@@ -248,8 +249,15 @@ def _model(config: RunConfig, shape: ModelConfig, world: World) -> Transformer:
     if "folder" in config.model:
         models.load_into(model, config.model["folder"], world.device)
     else:
-        initialize(model, config.training.seed, world.device)
+        models.initialize(model, config.training.seed, world.device)
     return model
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # unknown to PyTorch; known, but not in this build
+        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def _prepare_output(run: RunConfig, model: ModelConfig, world: World) -> None:

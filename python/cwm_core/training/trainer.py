@@ -166,7 +166,7 @@ class Trainer:
         for batch in batches:
             flops = batch_flops(self.model.config, batch)  # while the batch is still on the CPU
             if not isinstance(batch.tokens, Tensor):
-                batch = batch.to_torch(self.device, pin=self.device.type == "cuda")
+                batch = batch.to_torch(self.device)
             sources = position_sources(batch) if self._sources else None
             own = None if sources is None else self.world.slice_tokens(sources)
             taken.append(_MicroBatch(batch, self.world.slice(batch), own, flops))

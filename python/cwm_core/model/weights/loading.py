@@ -40,9 +40,13 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
 
 
 def read_config(folder: str | Path) -> ModelConfig:
-    """The configuration of a folder that `load` knows. Raises as it does, of the weights only when there are none."""
-    layout, _ = _recognise(Path(folder))
-    return layout.read_config(Path(folder))
+    """The configuration in a folder that `load` knows, whether or not the weights are there yet.
+
+    Raises OSError where there is none, and ValueError for one of another model.
+    """
+    folder = Path(folder)
+    layout = meta.Meta() if (folder / meta.Meta.config_file).exists() else Layout()
+    return layout.read_config(folder)
 
 
 def load_into(model: Transformer, folder: str | Path, device: str | torch.device = "cpu") -> None:
