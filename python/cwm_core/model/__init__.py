@@ -2,8 +2,8 @@
 
 from .attention import attention
 from .config import ModelConfig, RopeConfig, preset
-from .loss import cross_entropy
+from .loss import Loss, cross_entropy
 from .transformer import Transformer
 from .weights import load, save
 
-__all__ = ["ModelConfig", "RopeConfig", "Transformer", "attention", "cross_entropy", "load", "preset", "save"]
+__all__ = ["Loss", "ModelConfig", "RopeConfig", "Transformer", "attention", "cross_entropy", "load", "preset", "save"]
