@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from cwm_core.cli import main
 from cwm_core.model import Transformer, cross_entropy, preset
-from cwm_core.model.attention import causal_mask
+from cwm_core.model.attention.documents import Documents as PackedDocuments
+from cwm_core.model.attention.sdpa import Sdpa, causal_mask
 from cwm_core.model.transformer import Layer, rotary
 from cwm_core.training import TrainConfig
 from cwm_core.training.flops import parameters, training_flops, unmasked
@@ -338,8 +339,8 @@ def test_a_tensor_parallel_layer_keeps_and_moves_what_is_planned(four_ranks):
     styles = {
         "input_layernorm": SequenceParallel(),
         "self_attn": PrepareModuleInput(
-            input_layouts=(by_tokens, None, None, None, None),
-            desired_input_layouts=(whole, None, None, None, None),
+            input_layouts=(by_tokens, None, None, None),
+            desired_input_layouts=(whole, None, None, None),
         ),
         "self_attn.o_proj": row,
         "post_attention_layernorm": SequenceParallel(),
@@ -350,10 +351,11 @@ def test_a_tensor_parallel_layer_keeps_and_moves_what_is_planned(four_ranks):
     parallelize_module(layer, four_ranks, styles | dict.fromkeys(columns, column))
     n = 640
     rotation = rotary(torch.arange(n)[None], config, torch.float32)
+    mask = Sdpa(PackedDocuments.from_rows(1, n, torch.device("cpu")), None)
     x = torch.randn(1, n // 4, config.width, requires_grad=True)
     results = []
     with Collectives() as collectives:
-        saved = saved_bytes(layer, lambda: results.append(layer(x, rotation, None, None)))
+        saved = saved_bytes(layer, lambda: results.append(layer(x, rotation, mask)))
         results[0].sum().backward()
     planned = activation_bytes(config, work_of(n), tensor=4) * n
     last_norm = (4 * config.width + 4) * n / 4
