@@ -34,6 +34,9 @@ class Transformer(nn.Module):
     `initialize` gives such a model weights, and any model weights that depend on nothing but a seed.
     """
 
+    context_ranks: int = 1
+    """Ranks that share a row's tokens: each is given its own and their `position_ids`, but `cu_seqlens` of them all."""
+
     def __init__(self, config: ModelConfig) -> None:
         """Random weights from PyTorch's global generator, on the current default device."""
         super().__init__()
@@ -92,7 +95,7 @@ class Transformer(nn.Module):
         """What the output layer reads, [..., width]; arguments as in `forward`."""
         shape, lengths = tokens.shape, None
         if cu_seqlens is not None:
-            lengths = document_lengths(cu_seqlens, tokens.numel())
+            lengths = document_lengths(cu_seqlens, tokens.numel() * self.context_ranks)
             tokens = tokens.view(1, -1)
             if position_ids is None:
                 starts = cu_seqlens[:-1].long().repeat_interleave(cu_seqlens.diff())
