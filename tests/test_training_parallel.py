@@ -55,7 +55,7 @@ def train(**settings):
         batch = world.slice(rows_of(make_batch(step), world.data_rank, world.data_ranks))
         loss_tokens = world.sum(batch.loss_mask.sum())
         loss = model.loss(batch.tokens, batch.targets, batch.loss_mask, batch.cu_seqlens, batch.position_ids)
-        loss = loss / loss_tokens
+        loss = loss.total / loss_tokens
         loss.backward()
         losses.append(world.sum(loss.detach()).item())
         if not step:
@@ -89,8 +89,8 @@ def several(runs):
     return [train(**settings) for settings in runs]
 
 
-TWO = [{}, {"context": 2}, {"replicas": 2}]
-FOUR = [{"replicas": 2}, {"context": 2}, {"context": 4}]
+TWO = [{}, {"context": 2}, {"replicas": 2}, {"tensor": 2}]
+FOUR = [{"replicas": 2}, {"context": 4}, {"tensor": 2}, {"tensor": 2, "context": 2}, {"tensor": 4}]
 
 
 @pytest.mark.parametrize(("ranks", "runs"), [(2, TWO), (4, FOUR)])
