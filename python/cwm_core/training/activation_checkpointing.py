@@ -35,7 +35,13 @@ def checkpoint_activations(layer: nn.Module, mode: str) -> None:
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if mode == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
-    layer.forward = functools.partial(checkpoint, layer.forward, **options)
+    plain = layer.forward
+
+    @functools.wraps(plain)
+    def forward(*args: Any) -> Any:  # a function of Python's: torch.compile skips partial objects
+        return checkpoint(plain, *args, **options)
+
+    layer.forward = forward
 
 
 def _policy(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -43,8 +43,6 @@ def parallelize(model: Transformer, config: TrainConfig, world: World) -> None:
         if config.checkpointing != "none":
             checkpoint_activations(layer, config.checkpointing)
         if config.compile:
-            # Attention is told of documents by lists of numbers, each of which would be compiled for.
-            layer.self_attn.inner.forward = torch.compiler.disable(layer.self_attn.inner.forward)
             layer.compile()
     if world.size > 1:
         shard_weights(model, world.mesh, config.dtype)

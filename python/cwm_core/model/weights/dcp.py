@@ -21,9 +21,11 @@ import torch.distributed.checkpoint as torch_dcp
 from torch import Tensor
 from torch.distributed.checkpoint.planner import WriteItem
 
+from .. import sharding
 from ..config import ModelConfig
 from .huggingface import is_plain_name
 from .layout import Layout
+from .ranks import Ranks
 from .stored import DTYPES, Part, Stored, fill, is_weight
 
 METADATA = ".metadata"
@@ -167,8 +169,16 @@ class _View(io.RawIOBase):
         return count
 
 
-def write(weights: dict[str, Tensor], folder: Path, layout: Layout, config: ModelConfig) -> None:
-    """Write the parameters `weights`, by our names, as `model`, under the names and in the row order of `layout`."""
+def write(weights: dict[str, Tensor], folder: Path, layout: Layout, config: ModelConfig, ranks: Ranks) -> None:
+    """Write the parameters `weights`, by our names, as `model`, under the names and in the row order of `layout`.
+
+    Of weights that are sharded over `ranks`, each rank writes its own parts, and holds a second copy of those whose
+    rows are stored in another order.
+    """
+    if ranks.sharded:
+        state = {layout.stored_name(name): _reordered(name, tensor, layout, config) for name, tensor in weights.items()}
+        torch_dcp.save({"model": state}, storage_writer=torch_dcp.FileSystemWriter(folder))
+        return
     state = {layout.stored_name(name): tensor for name, tensor in weights.items()}
     names = dict(zip((PREFIX + stored for stored in state), weights, strict=True))
 
@@ -181,3 +191,11 @@ def write(weights: dict[str, Tensor], folder: Path, layout: Layout, config: Mode
     writer = torch_dcp.FileSystemWriter(folder)
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # that there is one process, as meant
         torch_dcp.save({"model": state}, storage_writer=writer, planner=Planner(), no_dist=True)
+
+
+def _reordered(name: str, tensor: Tensor, layout: Layout, config: ModelConfig) -> Tensor:
+    """A sharded parameter as `layout` stores it: an order of rows is one of the whole, which is gathered for it."""
+    if layout.in_order(name):
+        return tensor
+    whole = layout.to_stored(name, sharding.whole(tensor), config)
+    return sharding.sharded_like(tensor, whole[sharding.part(tensor)].clone())

@@ -7,7 +7,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .. import sharding
 from .layout import Layout, read_json, write_json
+from .ranks import Ranks
 from .stored import Stored, safetensors_file
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -55,30 +57,40 @@ def is_plain_name(file: str) -> bool:
     return file not in ("", ".", "..") and not set(file) & {"/", "\\", ":", "\0"}
 
 
-def write(weights: dict[str, Tensor], folder: Path, max_shard_bytes: int) -> None:
+def write(weights: dict[str, Tensor], folder: Path, max_shard_bytes: int, ranks: Ranks) -> None:
     """Write `weights`, by stored name: one file if they fit, else shards, each with at least one tensor.
 
-    Weights on a CPU are written from where they are; of those on another device a shard at a time is copied.
+    Weights on a CPU are written from where they are; of those on another device, or sharded over `ranks`, a shard at a
+    time is copied.
     """
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in weights.items():
-        if shards[-1] and size + tensor.nbytes > max_shard_bytes:
+        if shards[-1] and size + _bytes(tensor) > max_shard_bytes:
             shards.append({})
             size = 0
         shards[-1][name] = tensor
-        size += tensor.nbytes
+        size += _bytes(tensor)
     if len(shards) == 1:
-        save_file(_contiguous(weights), folder / WEIGHTS, {"format": "pt"})
+        _write_file(weights, folder / WEIGHTS, ranks)
         return
     files = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(_contiguous(shard), folder / file, {"format": "pt"})
+        _write_file(shard, folder / file, ranks)
         files |= dict.fromkeys(shard, file)
-    total = {"total_size": sum(tensor.nbytes for tensor in weights.values())}
-    write_json(folder / INDEX, {"metadata": total, "weight_map": files})
+    total = {"total_size": sum(_bytes(tensor) for tensor in weights.values())}
+    ranks.once(lambda: write_json(folder / INDEX, {"metadata": total, "weight_map": files}))
 
 
-def _contiguous(shard: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in shard.items()}
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()  # of all shards
+
+
+def _write_file(shard: dict[str, Tensor], file: Path, ranks: Ranks) -> None:
+    gathered = {}
+    for name, tensor in shard.items():
+        whole = sharding.whole(tensor)  # on every rank, and dropped at once on all but the first
+        if ranks.first:
+            gathered[name] = whole.cpu().contiguous()
+    ranks.once(lambda: save_file(gathered, file, {"format": "pt"}))

@@ -152,4 +152,4 @@ def _check_output_is_embedding(stored: dict[str, Stored], layout: Layout) -> Non
     if output is None or embedding is None:
         return
     if output.shape != embedding.shape or not torch.equal(output.load("cpu", None), embedding.load("cpu", None)):
-        raise ValueError(f"{output.parts[0].file}: the output layer is not the embedding, as {layout.config_file} says")
+        raise ValueError(f"{output.parts[0].file}: the output layer is not the embedding, as the model has it")

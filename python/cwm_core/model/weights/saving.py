@@ -9,9 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
 from ..transformer import Transformer
 from . import dcp, huggingface, meta
 from .layout import Layout, write_json
+from .ranks import Ranks
 
 Format = Literal["huggingface", "meta", "dcp"]
 
@@ -41,6 +45,10 @@ def save(
     that is cut off, the folder has the old weights, the new, or none that `load` would take, never a mixture. Weights
     are not copied in memory but a tensor at a time, or a shard where they are not on a CPU.
 
+    Where the model is sharded, all ranks call this, with a folder that all of them see, and all raise if one fails. For
+    "huggingface", tensors are gathered one at a time, and rank 0 has a shard of the files in memory; for the other two
+    every rank writes its own parts.
+
     Raises ValueError for an unknown format, for weights on the meta device and for a model that Meta's parameters
     cannot express, and FileExistsError for a folder with a model of another format.
     """
@@ -49,41 +57,60 @@ def save(
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}")
     layout, config = LAYOUTS[format](), model.config
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    if any(tensor.is_meta for tensor in weights.values()):
-        raise ValueError("the model is on the meta device: it has no weights to save")
+    weights = _weights(model)
     values = layout.config_values(config, model.lm_head.weight.dtype)
-    with _appearing_whole(Path(folder), format) as partial:
-        write_json(partial / layout.config_file, values)
+    ranks = Ranks(sharded=any(isinstance(tensor, DTensor) for tensor in weights.values()))
+    with _appearing_whole(Path(folder), format, ranks) as partial:
+        ranks.once(lambda: write_json(partial / layout.config_file, values))
         if format == "huggingface":
             named = {layout.stored_name(name): tensor for name, tensor in weights.items()}
-            huggingface.write(named, partial, max_shard_bytes)
+            huggingface.write(named, partial, max_shard_bytes, ranks)
         else:
-            dcp.write(weights, partial, layout, config)
+            dcp.write(weights, partial, layout, config, ranks)
+
+
+def _weights(model: Transformer) -> dict[str, Tensor]:
+    """The parameters by name, a tied one once; of a sharded model the shards, also where it is gathered just now."""
+    state = model.state_dict()
+    weights = {name: state[name] for name, _ in model.named_parameters()}
+    if any(tensor.is_meta for tensor in weights.values()):
+        raise ValueError("the model is on the meta device: it has no weights to save")
+    return weights
 
 
 @contextmanager
-def _appearing_whole(folder: Path, format: Format) -> Iterator[Path]:
+def _appearing_whole(folder: Path, format: Format, ranks: Ranks) -> Iterator[Path]:
     """A folder to write to, whose files are in `folder` afterwards if there was no exception."""
     folder = folder.resolve()
+    new, partial = ranks.once(lambda: _begin(folder, format))
+    try:
+        yield partial
+        ranks.once(lambda: _finish(partial, folder, format, new))
+    finally:
+        if ranks.first:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _begin(folder: Path, format: Format) -> tuple[bool, Path]:
+    """Make the folder to write to; whether there is none to replace, and its path."""
     _refuse_other_formats(folder, format)
     new = not folder.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = (folder.parent if new else folder) / f".{folder.name}-{os.getpid()}.partial"
     partial.mkdir()
-    try:
-        yield partial
-        for file in partial.iterdir():
-            _sync(file)
-        _sync(partial)
-        if new:
-            partial.rename(folder)
-        else:
-            _replace(partial, folder, format)
-        _sync(folder)
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    return new, partial
+
+
+def _finish(partial: Path, folder: Path, format: Format, new: bool) -> None:
+    for file in partial.iterdir():
+        _sync(file)
+    _sync(partial)
+    if new:
+        partial.rename(folder)
+    else:
+        _replace(partial, folder, format)
+    _sync(folder)
+    _sync(folder.parent)
 
 
 def _refuse_other_formats(folder: Path, format: Format) -> None:
