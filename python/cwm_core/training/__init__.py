@@ -10,12 +10,12 @@ from .config import TrainConfig
 from .traces import encode_for_training, training_texts
 
 if TYPE_CHECKING:
-    from .checkpoint import latest, load
+    from .checkpoint import Checkpoints, latest
     from .trainer import Progress, Trainer
 
-__all__ = ["Progress", "TrainConfig", "Trainer", "encode_for_training", "latest", "load", "training_texts"]
+__all__ = ["Checkpoints", "Progress", "TrainConfig", "Trainer", "encode_for_training", "latest", "training_texts"]
 
-_LAZY = {"Progress": "trainer", "Trainer": "trainer", "latest": "checkpoint", "load": "checkpoint"}
+_LAZY = {"Checkpoints": "checkpoint", "Progress": "trainer", "Trainer": "trainer", "latest": "checkpoint"}
 
 
 def __getattr__(name: str) -> Any:
