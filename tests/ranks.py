@@ -13,7 +13,16 @@ from time import monotonic
 from typing import Any
 
 # Processes are forked off a server that has imported these and done nothing else: a rank starts in milliseconds.
-_PRELOAD = ["torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor", "cwm_core"]
+_PRELOAD = [
+    "cwm_core.training.trainer",
+    "hypothesis",
+    "numpy.random",
+    "pytest",
+    "torch._dynamo",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+]
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120) -> list[Any]:

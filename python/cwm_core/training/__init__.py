@@ -10,24 +10,24 @@ from .config import TrainConfig
 from .traces import encode_for_training, training_texts
 
 if TYPE_CHECKING:
-    from .checkpoint import latest, load
+    from .checkpoint import Checkpoints, latest
     from .metrics import Progress
     from .parallel import clip_grad_norm, parallelize
     from .trainer import Trainer
     from .world import World
 
 __all__ = [
-    "Progress", "TrainConfig", "Trainer", "World", "clip_grad_norm", "encode_for_training", "latest", "load",
+    "Checkpoints", "Progress", "TrainConfig", "Trainer", "World", "clip_grad_norm", "encode_for_training", "latest",
     "parallelize", "training_texts",
 ]  # fmt: skip
 
 _LAZY = {
+    "Checkpoints": "checkpoint",
     "Progress": "metrics",
     "Trainer": "trainer",
     "World": "world",
     "clip_grad_norm": "parallel",
     "latest": "checkpoint",
-    "load": "checkpoint",
     "parallelize": "parallel",
 }
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..model import Transformer
-from . import checkpoint, failure
+from . import failure
+from .checkpoint import Checkpoints
 from .config import TrainConfig
 from .gpus import peak_flops
 from .metrics import Progress, Sums, batch_flops, peak_memory, position_sources
@@ -81,6 +82,9 @@ class Trainer:
         self._autocast = config.dtype != "float32" and self.world.size == 1
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
         self._peak = peak_flops(name, config.dtype)
+        self._checkpoints = (
+            Checkpoints(config.checkpoint_folder, config.keep_checkpoints) if config.checkpoint_folder else None
+        )
         self._saved_step = 0
         self._stop_signal: int | None = None
 
@@ -91,37 +95,44 @@ class Trainer:
         weights from before that step, and no checkpoint is written.
         """
         self._start()
-        with _deterministic(self.config.deterministic or self.device.type == "cpu"), self._stop_on_signals():
-            reason = self._loop()
-        if self.config.checkpoint_folder and self.step > self._saved_step:
-            self.save_checkpoint()
+        try:
+            with _deterministic(self.config.deterministic or self.device.type == "cpu"), self._stop_on_signals():
+                reason = self._loop()
+            if self._checkpoints and self.step > self._saved_step:
+                self.save_checkpoint()
+        finally:
+            if self._checkpoints:
+                self._checkpoints.wait()
         return reason
 
     def save_checkpoint(self) -> None:
-        """Write the state of the run as it is now to `config.checkpoint_folder`."""
+        """Save the state of the run as it is now to `config.checkpoint_folder`, while the run goes on."""
         state = {
             "config": asdict(self.config),
             "seconds": self.seconds,
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "tokens": self.tokens,
             "loader": self.loader.state_dict(),  # type: ignore[attr-defined]
-            "rng": checkpoint.rng_state(),
         }
-        checkpoint.save(self.config.checkpoint_folder, self.step, state, self.config.keep_checkpoints)
+        self._checkpoints.save(self.step, self.model, self.optimizers, state)
         self._saved_step = self.step
 
-    def load_checkpoint(self, state: dict[str, Any]) -> None:
-        """Continue from what `checkpoint.load` returned; raises ValueError when the run had other settings."""
+    def load_checkpoint(self) -> bool:
+        """Continue from the newest whole checkpoint; False when there is none.
+
+        Raises what `Checkpoints.resume` raises, and ValueError when the run had other settings.
+        """
+        state = self._checkpoints.resume(self.model, self.optimizers, self._check_settings)
+        if state is None:
+            return False
+        self.loader.load_state_dict(state["loader"])  # type: ignore[attr-defined]
+        self.step = self._saved_step = state["step"]
+        self.seconds, self.tokens = state["seconds"], state["tokens"]
+        return True
+
+    def _check_settings(self, state: dict[str, Any]) -> None:
         for key, value in asdict(self.config).items():
             if key not in RESUMABLE_WITH_CHANGED and value != state["config"].get(key):
                 raise ValueError(f"the run to resume has {key} = {state['config'].get(key)!r}, not {value!r}")
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.loader.load_state_dict(state["loader"])  # type: ignore[attr-defined]
-        checkpoint.set_rng_state(state["rng"])
-        self.step = self._saved_step = state["step"]
-        self.seconds = state["seconds"]
 
     def fraction(self) -> float:
         """Share of the run that lies behind, by steps or time, whichever is further."""
@@ -132,10 +143,7 @@ class Trainer:
     def _start(self) -> None:
         if self.step:
             return  # run() called again
-        newest = checkpoint.latest(self.config.checkpoint_folder) if self.config.checkpoint_folder else None
-        if newest:
-            self.load_checkpoint(checkpoint.load(newest))
-        else:
+        if not (self._checkpoints and self.load_checkpoint()):
             torch.manual_seed(self.config.seed)
 
     def _loop(self) -> str:
@@ -156,7 +164,7 @@ class Trainer:
                 self.on_step(self._progress(figures, int(memory), wait, took))
             if self.world.any(self._stop_signal is not None):
                 return "signal"
-            if self.config.checkpoint_folder and self.step % self.config.checkpoint_every == 0:
+            if self._checkpoints and self.step % self.config.checkpoint_every == 0:
                 self.save_checkpoint()
         return "finished"
 

@@ -31,7 +31,7 @@ from .stored import DTYPES, Part, Stored, fill, is_weight
 METADATA = ".metadata"
 PREFIX = "model."
 
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+_DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
 
 class _Record:
@@ -54,7 +54,7 @@ class _Record:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Builds records, types of weights, and plain containers only: it imports nothing that the pickle names.
+    """Builds records, types of tensors, and plain containers only: it imports nothing that the pickle names.
 
     The unpickler written in Python: the one in C sizes its memo by the largest index in the file, which may be any.
     """
@@ -66,6 +66,11 @@ class _Unpickler(pickle._Unpickler):
         return type("Record", (_Record,), {})
 
 
+def records(file: Path) -> Any:
+    """What the pickle in `file` describes, as records; raises nearly anything for a damaged one."""
+    return _Unpickler(io.BytesIO(file.read_bytes())).load()
+
+
 def tensors(folder: Path) -> dict[str, Stored]:
     """The tensors under `model` by name, without that prefix, none of them read yet.
 
@@ -74,9 +79,9 @@ def tensors(folder: Path) -> dict[str, Stored]:
     """
     file = folder / METADATA
     try:
-        metadata = _Unpickler(io.BytesIO(file.read_bytes())).load()
+        metadata = records(file)
         tensors, storage = metadata.state_dict_metadata, metadata.storage_data
-        places = {(_text(index.fqn), _offset(index)): info for index, info in storage.items()}
+        places = {(to_text(index.fqn), _offset(index)): info for index, info in storage.items()}
         return {
             name.removeprefix(PREFIX): _stored(folder, name, entry, places)
             for name, entry in tensors.items()
@@ -90,43 +95,46 @@ def tensors(folder: Path) -> dict[str, Stored]:
 
 def _offset(index: Any) -> tuple[int, ...] | None:
     offset = getattr(index, "offset", None)
-    return None if offset is None else _size(offset)
+    return None if offset is None else to_size(offset)
 
 
-def _text(value: Any) -> str:
+def to_text(value: Any) -> str:
+    """A name out of a pickle; raises ValueError if it is none."""
     if not isinstance(value, str):
         raise ValueError("a name is not text")
     return value
 
 
-def _size(record: Any) -> tuple[int, ...]:
+def to_size(record: Any) -> tuple[int, ...]:
+    """The numbers of a `torch.Size` out of a pickle; raises ValueError, or another error, if it is none."""
     (values,) = record.args
-    return tuple(_count(value) for value in values)
+    return tuple(to_count(value) for value in values)
 
 
-def _count(value: Any) -> int:
+def to_count(value: Any) -> int:
+    """A size or offset out of a pickle; raises ValueError if it is none."""
     if type(value) is not int or value < 0:  # not shown: the text of nested objects can be endless
         raise ValueError("a size or offset is not a whole number")
     return value
 
 
 def _stored(folder: Path, name: str, entry: Any, places: dict[tuple[str, tuple[int, ...] | None], Any]) -> Stored:
-    shape, dtype = _size(entry.size), entry.properties.args[0]
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{name} is of no type that weights have: {', '.join(_DTYPES)}")
+    shape, dtype = to_size(entry.size), entry.properties.args[0]
+    if dtype not in DTYPES.values():
+        raise ValueError(f"{name} is of no type that weights have: {', '.join(map(str, DTYPES.values()))}")
     parts = []
     for chunk in entry.chunks:
-        offsets = _size(chunk.offsets)
+        offsets = to_size(chunk.offsets)
         info = places[name, offsets]
-        place = _text(info.relative_path)
+        place = to_text(info.relative_path)
         if not is_plain_name(place):
             raise ValueError(f"{name} is in {place!r}, which is not a file directly in the folder")
         if getattr(info, "transform_descriptors", None):
             raise ValueError(f"{name} is compressed or otherwise transformed, which cannot be undone here")
         file = folder / place
-        read = partial(_read, file, _count(info.offset), _count(info.length), dtype)
-        parts.append(Part(offsets, _size(chunk.sizes), file, read))
-    if not fill(shape, parts):
+        read = partial(_read, file, to_count(info.offset), to_count(info.length), dtype)
+        parts.append(Part(offsets, to_size(chunk.sizes), file, read))
+    if not fill(shape, [(part.offsets, part.shape) for part in parts]):
         raise ValueError(f"the parts of {name} do not make {list(shape)}")
     return Stored(shape, dtype, tuple(parts))
 

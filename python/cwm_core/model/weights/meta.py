@@ -157,7 +157,7 @@ def _join(name: str, slices: list[Stored], shape: tuple[int, ...] | None, files:
         offsets = tuple(start if i == axis else 0 for i in range(len(piece.shape)))
         parts.append(Part(offsets, part.shape, part.file, part.read))
         start += piece.shape[axis] if piece.shape else 0
-    if not fill(shape, parts):
+    if not fill(shape, [(part.offsets, part.shape) for part in parts]):
         sizes = ", ".join(str(list(piece.shape)) for piece in slices)
         raise ValueError(f"{first.parts[0].file} and others: slices {sizes} of {name} do not make {list(shape)}")
     return Stored(shape, first.dtype, tuple(parts))

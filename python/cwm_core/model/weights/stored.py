@@ -73,15 +73,15 @@ def _within(box: Box, origin: Sequence[int]) -> Box:
     return tuple(slice(side.start - start, side.stop - start) for side, start in zip(box, origin, strict=True))
 
 
-def fill(shape: tuple[int, ...], parts: list[Part]) -> bool:
-    """Whether parts at distinct places lie within `shape` and are as large as it together."""
+def fill(shape: Sequence[int], boxes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
+    """Whether boxes, offsets and shapes, at distinct places lie within `shape` and are as large as it together."""
     inside = all(
-        len(part.offsets) == len(part.shape) == len(shape)
-        and all(0 <= start <= start + size <= n for start, size, n in zip(part.offsets, part.shape, shape, strict=True))
-        for part in parts
+        len(offsets) == len(sizes) == len(shape)
+        and all(0 <= start <= start + size <= n for start, size, n in zip(offsets, sizes, shape, strict=True))
+        for offsets, sizes in boxes
     )
-    distinct = len({part.offsets for part in parts}) == len(parts)
-    return inside and distinct and sum(math.prod(part.shape) for part in parts) == math.prod(shape)
+    distinct = len({offsets for offsets, _ in boxes}) == len(boxes)
+    return inside and distinct and sum(math.prod(sizes) for _, sizes in boxes) == math.prod(shape)
 
 
 def safetensors_file(file: Path) -> dict[str, Stored]:
