@@ -15,6 +15,7 @@ from cwm_core.model.attention.documents import Documents as PackedDocuments
 from cwm_core.model.attention.sdpa import Sdpa, causal_mask
 from cwm_core.model.transformer import Layer, rotary
 from cwm_core.training import TrainConfig
+from cwm_core.training.context import share_tokens
 from cwm_core.training.flops import parameters, training_flops, unmasked
 from cwm_core.training.gpus import GPUS, peak_flops
 from cwm_core.training.optimizer import make_optimizers
@@ -366,11 +367,16 @@ def test_a_tensor_parallel_layer_keeps_and_moves_what_is_planned(four_ranks):
     assert moved == planned - embedding_and_output
 
 
-def test_context_ranks_gather_keys_and_values_that_windows_reach():
-    config = dataclasses.replace(SAVING, layer_windows=(None, 100))
-    moved = communication(config, work_of(1000), one_gpu(gpus=4, context=4), micro_batches=3)["context"].bytes
-    token = 2 * config.kv_heads * config.head_size * 4
-    assert moved == 3 * 3 * (750 + 99) * token
+def test_context_ranks_move_what_is_planned(four_ranks):
+    config = dataclasses.replace(SAVING, heads=8, kv_heads=4)
+    model = Transformer(config)
+    share_tokens(model, four_ranks.get_group(), tensor=1)
+    n = 640
+    own = torch.arange(n // 4)[None]
+    with Collectives() as collectives:
+        model.hidden(torch.zeros_like(own), torch.tensor([0, n]), own).sum().backward()
+    planned = communication(config, work_of(n), one_gpu(gpus=4, context=4), 1)["context"].bytes
+    assert collectives.received("all_to_all") == planned
 
 
 def test_links_between_nodes_bound_what_crosses_them():
@@ -434,15 +440,15 @@ def test_checkpointing_repeats_traffic():
     stream = work.seq_len // 2 * model.width * 2 * 2 * 3 / 4  # an all-reduce over four ranks
     assert selective["tensor"].bytes - none["tensor"].bytes == model.layers * stream
     assert full["tensor"].bytes - none["tensor"].bytes == 2 * model.layers * stream
-    assert none["context"] == selective["context"]
-    assert full["context"].bytes == pytest.approx(none["context"].bytes * 4 / 3)
+    assert selective["context"] == full["context"]
+    assert full["context"].bytes == pytest.approx(none["context"].bytes * 3 / 2)
     assert none["data"] == selective["data"] == full["data"]
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_the_figures_of_a_plan_agree(name):
     model, work = stage(name)
-    cluster = Cluster(GPUS["h200"], 512, tensor=8, context=2, utilization=0.4)
+    cluster = Cluster(GPUS["h200"], 512, tensor=4, context=2, utilization=0.4)
     result = plan(model, work, cluster)
     assert result.memory_total == sum(result.memory.values())
     assert result.training_flops == 3 * result.forward_flops
@@ -468,6 +474,7 @@ def test_splits_that_cannot_be():
     for cluster, message in (
         (Cluster(GPUS["h100"], 2048, tensor=4), "more tensor or context ranks"),
         (Cluster(GPUS["h100"], 2048, tensor=16, context=2), "tensor \\(16\\) must divide kv_heads \\(8\\)"),
+        (Cluster(GPUS["h100"], 2048, tensor=2, context=8), "context x tensor must divide kv_heads \\(8\\)"),
     ):
         with pytest.raises(ValueError, match=message):
             plan(model, work, cluster)
@@ -551,7 +558,7 @@ def test_the_documentation_shows_what_is_printed(capsys):
 
 
 def test_plan_of_a_stage(capsys):
-    text = shown(capsys, "midtrain", "--gpus", "2048", "--tensor", "8", "--context", "4", "--price", "2")
+    text = shown(capsys, "midtrain", "--gpus", "2048", "--context", "8", "--price", "2")
     assert "32,581,097,472 parameters" in text and "at $2.00" in text
     assert "does NOT fit" in shown(capsys, "sft", "--gpus", "64")
 

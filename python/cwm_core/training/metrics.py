@@ -76,9 +76,7 @@ class Sums:
         """Mean loss in all and by source, of such a vector."""
         pairs = list(zip(values[::2], values[1::2], strict=True))
         (total, count), *rest = pairs
-        by_source = {
-            name: loss / tokens for name, (loss, tokens) in zip(self.sources, rest, strict=True) if tokens
-        }
+        by_source = {name: loss / tokens for name, (loss, tokens) in zip(self.sources, rest, strict=True) if tokens}
         return total / max(1.0, count), by_source
 
 
@@ -98,9 +96,7 @@ def batch_flops(config: ModelConfig, batch: Any) -> float:
     source_ids = getattr(batch, "source_ids", None)
     if source_ids is not None:
         lengths = lengths[source_ids >= 0]
-    return training_flops(
-        config, lengths.tolist(), int(batch.loss_mask.sum()), getattr(batch, "global_window", None)
-    )
+    return training_flops(config, lengths.tolist(), int(batch.loss_mask.sum()), getattr(batch, "global_window", None))
 
 
 def peak_memory(device: torch.device) -> int:
