@@ -5,9 +5,9 @@
 
 Ours is `Trainer` on a `PackedLoader`, as `cwm train` runs it: forward, loss in chunks, backward, clipping, AdamW.
 Theirs is a plain loop with the same parts, run with each of its attentions that can pack documents; the fastest counts.
-Both have weights, gradients and optimizer states in bfloat16, so that four layers of the 32 B model, one global and three
-local, fit one GPU with its whole vocabulary, and both compute layers again in the backward pass where they are told to.
-They begin with the same weights: the losses of the first step, which are reported, must agree.
+Both have weights, gradients and optimizer states in bfloat16, so that four layers of the 32 B model, one global and
+three local, fit one GPU with its whole vocabulary, and both compute layers again in the backward pass where they are
+told to. They begin with the same weights: the losses of the first step, which are reported, must agree.
 
 FLOPs are `training_flops`: of attention only what the masks leave, and nothing twice. The share of the peak is that of
 the maker's figure (MFU), and of what a large product reaches in this run.

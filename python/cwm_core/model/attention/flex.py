@@ -1,4 +1,4 @@
-"""Attention by PyTorch's FlexAttention: one kernel, compiled for the GPU, over the blocks of the mask that hold anything.
+"""Attention by PyTorch's FlexAttention: one kernel, compiled for the GPU, over the blocks that the mask leaves.
 
 Which blocks these are follows from the first key of each query alone. Documents are consecutive and attention is
 causal, so the first keys never fall, and a block of queries needs a contiguous range of key blocks, of which the full
