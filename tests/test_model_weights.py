@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cwm_core.model import ModelConfig, RopeConfig, Transformer, load, preset, save
-from cwm_core.model.attention import reference_attention
+from cwm_core.model.attention import attention
 from cwm_core.model.transformer import rotary_frequencies
 from cwm_core.model.weights import dcp, huggingface, meta
 from hypothesis import given, settings
@@ -81,7 +81,7 @@ def meta_logits(state, config, tokens):
     for i, window in enumerate(config.layer_windows):
         h = norm(x, f"layers.{i}.attention_norm.weight")
         q, k, v = (heads(h, f"layers.{i}.attention.{name}.weight") for name in ("wq", "wk", "wv"))
-        out = reference_attention(turned(q), turned(k), v, None, window).transpose(1, 2).flatten(2)
+        out = attention(turned(q), turned(k), v, None, window, backend="reference").transpose(1, 2).flatten(2)
         x = x + F.linear(out, state[f"layers.{i}.attention.wo.weight"])
         h = norm(x, f"layers.{i}.ffn_norm.weight")
         w1, w2, w3 = (state[f"layers.{i}.feed_forward.{name}.weight"] for name in ("w1", "w2", "w3"))

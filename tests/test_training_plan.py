@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from cwm_core.cli import main
 from cwm_core.model import Transformer, cross_entropy, preset
-from cwm_core.model.attention import causal_mask
+from cwm_core.model.attention.documents import Documents as PackedDocuments
+from cwm_core.model.attention.sdpa import Sdpa, causal_mask
 from cwm_core.model.transformer import Layer, rotary
 from cwm_core.training import TrainConfig
 from cwm_core.training.optimizer import make_optimizers
@@ -135,7 +136,7 @@ def test_flops_are_those_pytorch_counts(config, rows, n):
         model(tokens)
     assert counter.get_total_flops() == forward
     with FlopCounterMode(display=False) as counter:
-        model.loss(tokens, tokens).backward()
+        model.loss(tokens, tokens).total.backward()
     # The embedding's output has a gradient, so that every product of the forward pass has two in the backward pass.
     assert counter.get_total_flops() == 3 * forward
 
@@ -171,7 +172,7 @@ def test_weights_gradients_and_states_are_those_of_a_real_step(config, optimizer
     model = Transformer(config)
     optimizers = make_optimizers(model, TrainConfig(max_steps=1, optimizer=optimizer))
     tokens = torch.randint(config.vocab_size, (1, 5))
-    model.loss(tokens, tokens).backward()
+    model.loss(tokens, tokens).total.backward()
     for each in optimizers:
         each.step()
     tensors = [t for each in optimizers for state in each.state.values() for t in state.values()]
@@ -322,8 +323,8 @@ def test_a_tensor_parallel_layer_keeps_and_moves_what_is_planned(four_ranks):
     styles = {
         "input_layernorm": SequenceParallel(),
         "self_attn": PrepareModuleInput(
-            input_layouts=(by_tokens, None, None, None, None),
-            desired_input_layouts=(whole, None, None, None, None),
+            input_layouts=(by_tokens, None, None, None),
+            desired_input_layouts=(whole, None, None, None),
         ),
         "self_attn.o_proj": row,
         "post_attention_layernorm": SequenceParallel(),
@@ -334,10 +335,11 @@ def test_a_tensor_parallel_layer_keeps_and_moves_what_is_planned(four_ranks):
     parallelize_module(layer, four_ranks, styles | dict.fromkeys(columns, column))
     n = 640
     rotation = rotary(torch.arange(n)[None], config, torch.float32)
+    mask = Sdpa(PackedDocuments.from_rows(1, n, torch.device("cpu")), None)
     x = torch.randn(1, n // 4, config.width, requires_grad=True)
     results = []
     with Collectives() as collectives:
-        saved = saved_bytes(layer, lambda: results.append(layer(x, rotation, None, None)))
+        saved = saved_bytes(layer, lambda: results.append(layer(x, rotation, mask)))
         results[0].sum().backward()
     planned = activation_bytes(config, work_of(n), tensor=4) * n
     last_norm = (4 * config.width + 4) * n / 4

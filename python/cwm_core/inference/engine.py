@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model import Transformer
-from ..model.attention import causal_attention
+from ..model.attention.sdpa import causal_attention
 
 # Cache positions that a decoding step reads are rounded up to this, so that few shapes of masks occur.
 CACHE_BLOCK = 64

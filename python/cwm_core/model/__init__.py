@@ -3,11 +3,11 @@
 from .attention import attention
 from .config import ModelConfig, RopeConfig, preset
 from .initialization import initialize
-from .loss import cross_entropy
+from .loss import Loss, cross_entropy
 from .transformer import Transformer
 from .weights import load, load_into, save
 
 __all__ = [
-    "ModelConfig", "RopeConfig", "Transformer", "attention", "cross_entropy", "initialize", "load", "load_into", "preset",
-    "save",
+    "Loss", "ModelConfig", "RopeConfig", "Transformer", "attention", "cross_entropy", "initialize", "load", "load_into",
+    "preset", "save",
 ]  # fmt: skip

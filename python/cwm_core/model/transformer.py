@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from itertools import pairwise
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import attention
+from .attention import Documents, Mask, choose_backend
 from .config import ModelConfig, RopeConfig
 from .initialization import deviation
-from .loss import cross_entropy
+from .loss import Loss, cross_entropy
 
 
 class Cache(Protocol):
@@ -34,6 +33,8 @@ class Transformer(nn.Module):
     `initialize` gives such a model weights, and any model weights that depend on nothing but a seed.
     """
 
+    attention_backend: str | None = None
+    """One of `attention.BACKENDS`; None: "flex" on CUDA, "sdpa" elsewhere."""
     context_ranks: int = 1
     """Ranks that share a row's tokens: each is given its own and their `position_ids`, but `cu_seqlens` of them all."""
 
@@ -65,7 +66,7 @@ class Transformer(nn.Module):
         `cu_seqlens` [documents + 1] holds the offsets of documents in the flattened tokens, from 0 to their number;
         without it each row is one document. `position_ids`, of the tokens' shape, default to the offset within the
         document. `global_window` caps how far the layers without a window of their own look, the token itself included.
-        Raises ValueError when `cu_seqlens` does not cover the tokens.
+        Raises ValueError when `cu_seqlens` does not cover the tokens, RuntimeError when `attention_backend` cannot run.
         """
         return self.lm_head(self.hidden(tokens, cu_seqlens, position_ids, cache, global_window=global_window))
 
@@ -78,8 +79,8 @@ class Transformer(nn.Module):
         position_ids: Tensor | None = None,
         *,
         global_window: int | None = None,
-    ) -> Tensor:
-        """Summed cross entropy (nats, float32 scalar) of `targets`, of the tokens' shape, where `loss_mask` is true."""
+    ) -> Loss:
+        """Cross entropy, in nats, of `targets`, of the tokens' shape, where `loss_mask` is true: see `cross_entropy`."""
         hidden = self.hidden(tokens, cu_seqlens, position_ids, global_window=global_window)
         return cross_entropy(hidden, self.lm_head.weight, targets, loss_mask)
 
@@ -93,20 +94,30 @@ class Transformer(nn.Module):
         global_window: int | None = None,
     ) -> Tensor:
         """What the output layer reads, [..., width]; arguments as in `forward`."""
-        shape, lengths = tokens.shape, None
+        if self.context_ranks > 1 and position_ids is None:
+            raise ValueError("position_ids are needed where ranks share a row's tokens")
+        if cache is not None and global_window is not None:
+            raise ValueError("a cache knows no cap of the global window")
+        shape = tokens.shape
         if cu_seqlens is not None:
-            lengths = document_lengths(cu_seqlens, tokens.numel() * self.context_ranks)
-            tokens = tokens.view(1, -1)
+            documents = Documents.from_offsets(cu_seqlens, tokens.numel() * self.context_ranks, tokens.device)
+            tokens = tokens.reshape(1, -1)
             if position_ids is None:
-                starts = cu_seqlens[:-1].long().repeat_interleave(cu_seqlens.diff())
-                position_ids = torch.arange(tokens.numel(), device=tokens.device) - starts
-        elif position_ids is None:
-            position_ids = torch.arange(shape[-1], device=tokens.device).expand(shape)
-        tokens = tokens.view(-1, tokens.shape[-1])
+                position_ids = torch.arange(tokens.numel(), device=tokens.device) - documents.starts()
+        else:
+            tokens = tokens.reshape(-1, shape[-1])
+            documents = Documents.from_rows(len(tokens), shape[-1] * self.context_ranks, tokens.device)
+            if position_ids is None:
+                position_ids = torch.arange(shape[-1], device=tokens.device).expand(tokens.shape)
         x = self.embed_tokens(tokens)
-        rotation = rotary(position_ids.view(tokens.shape), self.config, x.dtype)
-        for layer in self.layers:
-            x = layer(x, rotation, lengths, cache, global_window)
+        rotation = rotary(position_ids.reshape(tokens.shape), self.config, x.dtype)
+        windows = [global_window if window is None else window for window in self.config.layer_windows]
+        masks: dict[int | None, Mask | None] = dict.fromkeys(windows)
+        if cache is None:
+            backend = choose_backend(self.attention_backend, tokens.device)
+            masks = {window: backend(documents, window) for window in masks}
+        for layer, window in zip(self.layers, windows, strict=True):
+            x = layer(x, rotation, masks[window], cache)
         return self.norm(x).view(*shape, -1)
 
 
@@ -122,15 +133,10 @@ class Layer(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self,
-        x: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        lengths: list[int] | None,
-        cache: Cache | None,
-        global_window: int | None = None,
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Mask | None, cache: Cache | None = None
     ) -> Tensor:
         """Map the residual stream [batch, length, width] to itself."""
-        x = x + self.self_attn(self.input_layernorm(x), rotation, lengths, cache, global_window)
+        x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -150,29 +156,25 @@ class Attention(nn.Module):
         self.inner = InnerAttention()
 
     def forward(
-        self,
-        x: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        lengths: list[int] | None,
-        cache: Cache | None,
-        global_window: int | None,
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Mask | None, cache: Cache | None = None
     ) -> Tensor:
-        """Attend within documents of `lengths`, or as the cache says; [batch, length, width] to the same."""
-        window = global_window if self.window is None else self.window
+        """Attend as the mask says, or as the cache does; [batch, length, width] to the same."""
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_size)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k, v = rotate(q, rotation).transpose(1, 2), rotate(k, rotation).transpose(1, 2), v.transpose(1, 2)
-        out = cache.attend(self.index, q, k, v, window) if cache else self.inner(q, k, v, lengths, window)
+        # Under autocast products are bfloat16, but the stream's angles, and with them what they rotate, float32.
+        q, k = (rotate(t, rotation).to(v.dtype).transpose(1, 2) for t in (q, k))
+        v = v.transpose(1, 2)
+        out = self.inner(q, k, v, mask) if cache is None else cache.attend(self.index, q, k, v, self.window)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
 class InnerAttention(nn.Module):
-    """What `attention` computes, as a module: parallelism hooks in here to exchange heads for tokens between ranks."""
+    """Attention proper, as a module: parallelism hooks in here to exchange heads for tokens between ranks."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int] | None, window: int | None) -> Tensor:
-        """`q`, `k`, `v` [batch, heads, length, head_size] to [batch, heads, length, head_size]."""
-        return attention(q, k, v, lengths, window)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+        """`q`, `k`, `v` [batch, heads, length, head_size], of all tokens of `mask`, to the shape of `q`."""
+        return mask.attend(q, k, v)
 
 
 class FeedForward(nn.Module):
@@ -218,14 +220,3 @@ def rotary_frequencies(rope: RopeConfig, head_size: int, device: torch.device) -
     keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     keep = keep.clamp(0, 1)
     return keep * frequencies + (1 - keep) * frequencies / rope.factor
-
-
-def document_lengths(cu_seqlens: Tensor, tokens: int) -> list[int]:
-    """Lengths of the documents whose offsets are `cu_seqlens`; raises ValueError unless they cover `tokens` tokens."""
-    offsets = cu_seqlens.tolist()
-    lengths = [end - start for start, end in pairwise(offsets)]
-    if not lengths or offsets[0] != 0 or offsets[-1] != tokens or min(lengths) < 0:
-        raise ValueError(
-            f"cu_seqlens must rise from 0 to the {tokens} tokens given, got {offsets[:4]}...{offsets[-1:]}"
-        )
-    return [length for length in lengths if length]

@@ -19,6 +19,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from ..model import Transformer
+from ..model.attention import Sdpa, choose_backend
 from .activation_checkpointing import checkpoint_activations
 from .config import TrainConfig
 from .context import share_tokens
@@ -39,6 +40,8 @@ def parallelize(model: Transformer, config: TrainConfig, world: World) -> None:
         share_matrices(model, world.mesh["tensor"])
     if world.context > 1:
         share_tokens(model, world.context_group, world.tensor)
+    if config.compile and config.checkpointing != "none" and choose_backend(model.attention_backend, world.device) is Sdpa:
+        raise ValueError("compile with checkpointing needs a model whose attention_backend compiles too, unlike 'sdpa'")
     for layer in model.layers:
         if config.checkpointing != "none":
             checkpoint_activations(layer, config.checkpointing)
@@ -78,6 +81,8 @@ def share_matrices(model: Transformer, mesh: DeviceMesh) -> None:
 
     model.embed_tokens.register_forward_pre_hook(check)
     parallelize_module(model, mesh, model_plan, src_data_rank=None)
+    # Waits for the exchange: a compiled layer (of PyTorch 2.13) gives no gradient to what is still on its way.
+    model.embed_tokens.register_forward_hook(lambda _, __, out: out.clone())
     model.norm.register_forward_hook(lambda _, __, out: _all_tokens(out).to_local())
     for layer in model.layers:
         parallelize_module(layer, mesh, layer_plan, src_data_rank=None)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..model import ModelConfig, preset
-from ..model.loss import CHUNK_LOGITS
+from ..model.loss import GPU_CHUNK_ROWS
 from ..tokenizer import Tokenizer
 from .config import CHOICES, TrainConfig, checked
 from .run import preset_config
@@ -388,7 +388,7 @@ def memory_per_rank(model: ModelConfig, work: Workload, cluster: Cluster) -> dic
     dtype = DTYPE_BYTES[work.dtype]
     tokens = work.micro_batch * work.seq_len / (cluster.tensor * cluster.context)
     table = model.vocab_size * model.width
-    chunk = max(CHUNK_LOGITS, model.vocab_size) * (4 + 2 * dtype)  # probabilities in float32; logits and gradient
+    chunk = GPU_CHUNK_ROWS * model.vocab_size * (4 + 2 * dtype)  # probabilities in float32; logits and gradient
     if cluster.gpus == 1:
         matrices = model.layers * layer_weights(model) + table
         buffers = float(matrices * dtype) if work.dtype != "float32" else 0.0

@@ -184,7 +184,7 @@ class Trainer:
                     batch.position_ids,
                     # A loader of the user's own need not know of it.
                     global_window=getattr(batch, "global_window", None),
-                ) / max(1, loss_tokens)
+                ).total / max(1, loss_tokens)
             loss.backward()
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip).item()

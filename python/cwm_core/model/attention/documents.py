@@ -1,0 +1,68 @@
+"""Where documents begin and end, and from that the first key that each query looks at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Consecutive documents that fill a packed row, or the rows of a batch, one document each."""
+
+    offsets: Tensor
+    """int32 [documents + 1], on the model's device: from 0 to the number of tokens; equal ones are empty documents."""
+    lengths: list[int]
+    """The same on the host, without empty documents."""
+    packed: bool
+    """Whether q, k and v come as one row of all documents; else as one row for each, of equal length."""
+
+    @classmethod
+    def from_offsets(cls, cu_seqlens: Tensor, tokens: int, device: torch.device) -> Documents:
+        """A packed row of `tokens` tokens; raises ValueError unless `cu_seqlens` rises from 0 to their number.
+
+        Waits for the device where `cu_seqlens` is not on the host.
+        """
+        values = cu_seqlens.tolist()
+        lengths = [end - start for start, end in pairwise(values)]
+        if not lengths or values[0] != 0 or values[-1] != tokens or min(lengths) < 0:
+            raise ValueError(
+                f"cu_seqlens must rise from 0 to the {tokens} tokens given, got {values[:4]}...{values[-1:]}"
+            )
+        offsets = cu_seqlens.to(device, torch.int32, non_blocking=True)
+        return cls(offsets, [length for length in lengths if length], packed=True)
+
+    @classmethod
+    def from_rows(cls, rows: int, length: int, device: torch.device) -> Documents:
+        """Each of `rows` rows of `length` tokens is one document."""
+        offsets = torch.arange(rows + 1, dtype=torch.int32, device=device) * length
+        return cls(offsets, [length] * rows, packed=False)
+
+    def starts(self) -> Tensor:
+        """For each token the offset at which its document begins, int32 [tokens]. Does not wait for the device."""
+        return self.offsets[:-1].repeat_interleave(self.offsets.diff(), output_size=sum(self.lengths))
+
+    def first_keys(self, window: int | None) -> Tensor:
+        """For each token the first that it attends to, int32 [tokens]; the last is itself. It never falls.
+
+        With a `window`, a token attends to itself and at most the `window - 1` tokens before it.
+        """
+        starts = self.starts()
+        if window is None:
+            return starts
+        return torch.arange(1 - window, len(starts) + 1 - window, dtype=torch.int32, device=starts.device).maximum(
+            starts
+        )
+
+
+def to_row(x: Tensor) -> Tensor:
+    """The rows of a batch [batch, heads, length, head_size] one after another, [1, heads, batch x length, head_size]."""
+    return x if len(x) == 1 else x.transpose(0, 1).flatten(1, 2)[None]
+
+
+def from_row(x: Tensor, batch: int) -> Tensor:
+    """The inverse of `to_row`."""
+    return x if batch == 1 else x[0].unflatten(1, (batch, -1)).transpose(0, 1)

@@ -1,0 +1,84 @@
+"""Attention by PyTorch's FlexAttention: one kernel, compiled for the GPU, over the blocks of the mask that hold anything.
+
+Which blocks these are follows from the first key of each query alone. Documents are consecutive and attention is
+causal, so the first keys never fall, and a block of queries needs a contiguous range of key blocks, of which the full
+ones (every query looks at every key) are a contiguous range too. That is arithmetic on a few numbers a block, where
+`create_block_mask` evaluates the mask at every pair of tokens: 17 billion at 131,072.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from .documents import Documents, from_row, to_row
+
+# Tokens per block of queries and of keys, FlexAttention's own default.
+BLOCK = 128
+
+
+class Flex:
+    """Attention of all documents in one kernel."""
+
+    def __init__(self, documents: Documents, window: int | None) -> None:
+        """Attention within `documents`, and within `window` tokens if given."""
+        self.block_mask = block_mask(documents.first_keys(window))
+
+    @staticmethod
+    def unavailable(device: torch.device) -> str | None:
+        """None: it runs on every device, though on a CPU PyTorch gives no gradients and computes all scores."""
+        return None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `Mask.attend`."""
+        # What is being compiled holds the kernel already, and a CPU is for tests, which need no compiler then.
+        compiles = q.device.type == "cpu" or torch.compiler.is_compiling()
+        kernel = flex_attention if compiles else compiled_flex_attention()
+        out = kernel(to_row(q), to_row(k), to_row(v), block_mask=self.block_mask, enable_gqa=True)
+        return from_row(out, len(q))
+
+
+@lru_cache
+def compiled_flex_attention() -> Callable[..., Tensor]:
+    """FlexAttention compiled, once. `fullgraph`: an error is better than its fallback, which computes all scores."""
+    return torch.compile(flex_attention, fullgraph=True)
+
+
+def block_mask(first: Tensor) -> BlockMask:
+    """The mask under which each query looks at the keys from its own of `first`, int32 [tokens], to itself.
+
+    Made on the device of `first` without waiting for it. Equals what `create_block_mask` makes of the same mask.
+    """
+    n = len(first)
+    blocks = -(-n // BLOCK)
+    queries = torch.arange(blocks, dtype=torch.int32, device=first.device)
+    # Of a block of queries: the first key of its first query, and that of its last, whose window begins last.
+    first_of_first, first_of_last = first[::BLOCK], first[BLOCK - 1 :: BLOCK]
+    if n % BLOCK:  # a block cut short is not full
+        first_of_last = torch.cat((first_of_last, first.new_full((1,), n)))
+    begin = first_of_first // BLOCK
+    # The last block of keys holds the diagonal; the one before it is the last that can be full.
+    full_begin = ((first_of_last + BLOCK - 1) // BLOCK).clamp(max=queries)
+    full = queries - full_begin
+    columns = queries[None]
+    before = (full_begin - begin)[:, None]
+    # Partial blocks are those before the full ones, then the one on the diagonal.
+    partial_indices = torch.where(columns < before, begin[:, None] + columns, queries[:, None])
+    full_indices = (full_begin[:, None] + columns).clamp(max=blocks - 1)
+
+    def mask_mod(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key >= first[query]) & (key <= query)
+
+    return BlockMask.from_kv_blocks(
+        (full_begin - begin + 1)[None, None],
+        partial_indices[None, None],
+        full[None, None],
+        full_indices[None, None],
+        BLOCK_SIZE=BLOCK,
+        mask_mod=mask_mod,
+        seq_lengths=(n, n),
+    )
