@@ -1,4 +1,4 @@
-"""The trainer, its settings and its checkpoints; traces as training data.
+"""The trainer, its settings and its checkpoints, parallelism; traces as training data.
 
 Training needs PyTorch, which is imported when the trainer or a checkpoint is first named: preparing data does not.
 """
@@ -11,11 +11,24 @@ from .traces import encode_for_training, training_texts
 
 if TYPE_CHECKING:
     from .checkpoint import latest, load
+    from .parallel import clip_grad_norm, parallelize
     from .trainer import Progress, Trainer
+    from .world import World
 
-__all__ = ["Progress", "TrainConfig", "Trainer", "encode_for_training", "latest", "load", "training_texts"]
+__all__ = [
+    "Progress", "TrainConfig", "Trainer", "World", "clip_grad_norm", "encode_for_training", "latest", "load",
+    "parallelize", "training_texts",
+]  # fmt: skip
 
-_LAZY = {"Progress": "trainer", "Trainer": "trainer", "latest": "checkpoint", "load": "checkpoint"}
+_LAZY = {
+    "Progress": "trainer",
+    "Trainer": "trainer",
+    "World": "world",
+    "clip_grad_norm": "parallel",
+    "latest": "checkpoint",
+    "load": "checkpoint",
+    "parallelize": "parallel",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -40,10 +40,13 @@ def parallelize(model: Transformer, config: TrainConfig, world: World) -> None:
         share_matrices(model, world.mesh["tensor"])
     if world.context > 1:
         share_tokens(model, world.context_group, world.tensor)
-    if config.compile and config.checkpointing != "none" and choose_backend(model.attention_backend, world.device) is Sdpa:
-        raise ValueError("compile with checkpointing needs a model whose attention_backend compiles too, unlike 'sdpa'")
+    checkpointing = config.checkpointing != "none"
+    if config.compile and checkpointing and choose_backend(model.attention_backend, world.device) is Sdpa:
+        raise ValueError(
+            "compile with checkpointing needs an attention_backend that compiles too, which 'sdpa' does not"
+        )
     for layer in model.layers:
-        if config.checkpointing != "none":
+        if checkpointing:
             checkpoint_activations(layer, config.checkpointing)
         if config.compile:
             layer.compile()
