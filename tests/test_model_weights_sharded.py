@@ -54,7 +54,11 @@ def initialize_load_and_save(folder, cuts):
                 same_weights(fresh, state)
                 load_into(model, source / form)  # over weights that are there
                 same_weights(model, state)
-                save(fresh, folder / f"saved-{config.layers}-{number}-{form}", form, max_shard_bytes=5000)
+                saved = folder / f"saved-{config.layers}-{number}-{form}"
+                save(fresh, saved, form, max_shard_bytes=5000)
+                initialize(model, seed=4)
+                load_into(model, saved)  # now from parts, if each rank wrote some
+                same_weights(model, state)
     model = cut_model(CONFIG, {"tensor": 2})
     load_into(model, folder / "consolidated")
     same_weights(model, load(folder / "random-2" / "dcp").state_dict())

@@ -31,8 +31,8 @@ def initialize(model: Transformer, seed: int, device: str | torch.device = "cpu"
     """Give `model` fresh weights of the distribution that `Transformer` has, the same however it is sharded.
 
     Parameters on the meta device come to be on `device`, of their own types; others are overwritten where they are.
-    Each matrix is drawn whole in float32 from a generator of its own, which `seed` and its name determine, and each rank
-    keeps its part: beside the model a rank holds one matrix. Draws are made on `device`, and CPU and GPU draw
+    Each matrix is drawn whole in float32 from a generator of its own, which `seed` and its name determine, and each
+    rank keeps its part: beside the model a rank holds one matrix. Draws are made on `device`, and CPU and GPU draw
     different numbers from one seed: runs compare on one kind of device.
     """
     for name, parameter in model.named_parameters():

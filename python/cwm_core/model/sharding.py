@@ -1,7 +1,7 @@
 """Parameters that are shards (`DTensor`): which part of the whole a rank has, and how it gets there and back.
 
-A model is cut by `cwm_core.training.parallelize`; its weights come after that, one tensor at a time, so that no rank ever
-holds more of them than its shards and one tensor.
+A model is cut by `cwm_core.training.parallelize`; its weights come after that, one tensor at a time: a rank never holds
+more of them than its shards and a tensor.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ def sharded_like(tensor: Tensor, local: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return local
     mesh, placements = tensor.device_mesh, tensor.placements
-    return DTensor.from_local(
-        local, mesh, placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
-    )
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=tensor.shape, stride=tensor.stride())
 
 
 def set_parameter(model: nn.Module, name: str, local: Tensor) -> None:

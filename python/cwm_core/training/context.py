@@ -4,10 +4,10 @@ Between attention each rank has tokens / ranks of all heads; in attention it has
 all-to-all before and one after (arXiv 2309.14509). So attention sees whole documents: any kernel, document mask and
 window works as on one rank, and every rank does the same work, whatever the documents.
 
-PyTorch's own `torch.distributed.tensor.experimental.context_parallel` does not fit packed documents. As of 2.13 its ring
-attention of `scaled_dot_product_attention` is causal or full over one sequence and takes no mask; its form for
-`flex_attention` takes a block mask, gathers all keys and values on each rank, and needs tokens divisible by 128 x ranks;
-variable-length kernels have none; and what balances the ranks' work by documents is private.
+PyTorch's own `torch.distributed.tensor.experimental.context_parallel` does not fit packed documents. As of 2.13, its
+ring for `scaled_dot_product_attention` is causal or full over one sequence and refuses a mask; its form for
+`flex_attention` takes a block mask, but gathers all keys and values on each rank and needs tokens divisible by 128 x
+ranks; for kernels of packed documents it has nothing; and what balances the ranks' work by documents is private.
 """
 
 from __future__ import annotations

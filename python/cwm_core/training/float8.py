@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
-from torch import nn
 
 from ..model import Transformer
 
@@ -26,8 +27,6 @@ def convert_to_float8(model: Transformer, tensor: int, device: torch.device) -> 
     for name, size in {"width": c.width * tensor, "ffn_width": c.ffn_width, **rows}.items():
         if size % (_MULTIPLE * tensor):
             raise ValueError(f"float8 needs {name} a multiple of {_MULTIPLE} on each of {tensor} tensor ranks: {size}")
-    config = Float8LinearConfig.from_recipe_name("rowwise")
-    if device.type == "cpu":
-        object.__setattr__(config, "emulate", True)
+    config = dataclasses.replace(Float8LinearConfig.from_recipe_name("rowwise"), emulate=device.type == "cpu")
     for layer in model.layers:
         convert_to_float8_training(layer, config=config)

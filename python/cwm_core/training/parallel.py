@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -19,6 +19,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from ..model import Transformer
+from ..model.attention import Sdpa, choose_backend
 from .activation_checkpointing import checkpoint_activations
 from .config import TrainConfig
 from .context import share_tokens
@@ -39,8 +40,13 @@ def parallelize(model: Transformer, config: TrainConfig, world: World) -> None:
         share_matrices(model, world.mesh["tensor"])
     if world.context > 1:
         share_tokens(model, world.context_group, world.tensor)
+    checkpointing = config.checkpointing != "none"
+    if config.compile and checkpointing and choose_backend(model.attention_backend, world.device) is Sdpa:
+        raise ValueError(
+            "compile with checkpointing needs an attention_backend that compiles too, which 'sdpa' does not"
+        )
     for layer in model.layers:
-        if config.checkpointing != "none":
+        if checkpointing:
             checkpoint_activations(layer, config.checkpointing)
         if config.compile:
             layer.compile()
@@ -78,6 +84,8 @@ def share_matrices(model: Transformer, mesh: DeviceMesh) -> None:
 
     model.embed_tokens.register_forward_pre_hook(check)
     parallelize_module(model, mesh, model_plan, src_data_rank=None)
+    # Waits for the exchange: a compiled layer (of PyTorch 2.13) gives no gradient to what is still on its way.
+    model.embed_tokens.register_forward_hook(lambda _, __, out: out.clone())
     model.norm.register_forward_hook(lambda _, __, out: _all_tokens(out).to_local())
     for layer in model.layers:
         parallelize_module(layer, mesh, layer_plan, src_data_rank=None)

@@ -57,7 +57,7 @@ class World:
         "cpu" and "cuda".
         """
         started = dist.is_initialized()
-        size = dist.get_world_size() if started else int(os.environ.get("WORLD_SIZE", 1))
+        size = dist.get_world_size() if started else int(os.environ.get("WORLD_SIZE", "1"))
         _data_ranks(size, config.replicas, config.tensor, config.context)  # before there are connections
         device = torch.device(config.device)
         launched = started or {"RANK", "WORLD_SIZE"} <= os.environ.keys()
@@ -74,7 +74,7 @@ class World:
         return world
 
     def sum(self, values: Tensor) -> Tensor:
-        """Of `values` on `device`, over the ranks that hold different tokens: one collective, the same result on all."""
+        """Of `values` on `device`, over the ranks that hold different tokens: one collective, equal results on all."""
         total = values.clone()
         if self.size > 1:
             dist.all_reduce(total, group=self._tokens_group)

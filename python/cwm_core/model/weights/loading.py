@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import sharding
 from ..config import ModelConfig
@@ -33,8 +33,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
     folder = Path(folder)
     layout, opener = _recognise(folder)
     model = _on_meta(layout.read_config(folder), folder / layout.config_file)
-    for name, parameter, stored in _matched(model, folder, layout, opener):
-        sharding.set_parameter(model, name, _read(name, parameter, stored, layout, model.config, device, dtype))
+    for name, _, stored in _matched(model, folder, layout, opener):
+        whole = layout.from_stored(name, stored.load(device, dtype), model.config)
+        sharding.set_parameter(model, name, whole)
     _tie(model)
     return model
 
@@ -62,7 +63,11 @@ def load_into(model: Transformer, folder: str | Path, device: str | torch.device
     layout, opener = _recognise(folder)
     for name, parameter, stored in _matched(model, folder, layout, opener):
         place = device if parameter.is_meta else parameter.device
-        local = _read(name, parameter, stored, layout, model.config, place, parameter.dtype)
+        box = sharding.part(parameter)
+        if layout.in_order(name):
+            local = stored.load(place, parameter.dtype, box)
+        else:
+            local = layout.from_stored(name, stored.load(place, parameter.dtype), model.config)[box].clone()
         sharding.set_parameter(model, name, local)
     _tie(model)
 
@@ -79,23 +84,6 @@ def _matched(
     _check(folder, stored, shapes, layout.ignored)
     for stored_name, (name, parameter) in parameters.items():
         yield name, parameter, stored[stored_name]
-
-
-def _read(
-    name: str,
-    parameter: Tensor,
-    stored: Stored,
-    layout: Layout,
-    config: ModelConfig,
-    device: str | torch.device,
-    dtype: torch.dtype | None,
-) -> Tensor:
-    """This rank's part of a parameter, in memory of its own."""
-    box = sharding.part(parameter)
-    if layout.in_order(name):
-        return stored.load(device, dtype, box)
-    whole = layout.from_stored(name, stored.load(device, dtype), config)
-    return whole if box == sharding.part(whole) else whole[box].clone()
 
 
 def _tie(model: Transformer) -> None:
