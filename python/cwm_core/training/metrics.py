@@ -36,7 +36,7 @@ class Progress:
     """Model FLOP utilization (arXiv 2204.02311): the `training_flops` of the step's documents, as a share of what the
     GPUs could do in its time; None where the peak of the device is not known."""
     memory: int
-    """Bytes, most of any rank: the most allocated on its GPU during the step; on a CPU, the most the process ever had."""
+    """Bytes, most of any rank: the most allocated on its GPU in the step; on a CPU, the most the process ever had."""
     data_wait: float
     """Seconds of the step in which the slowest rank waited for the loader."""
     step_seconds: float

@@ -171,10 +171,9 @@ class Trainer:
     def _next_batches(self, batches: Iterator[Any]) -> list[_MicroBatch]:
         """The batches of one step; fewer at the end of the data, none when nothing is left."""
         taken = []
-        for batch in batches:
-            flops = batch_flops(self.model.config, batch)  # while the batch is still on the CPU
-            if not isinstance(batch.tokens, Tensor):
-                batch = batch.to_torch(self.device)
+        for arrays in batches:
+            flops = batch_flops(self.model.config, arrays)  # while they are still on the CPU
+            batch = arrays if isinstance(arrays.tokens, Tensor) else arrays.to_torch(self.device)
             sources = position_sources(batch) if self._sources else None
             own = None if sources is None else self.world.slice_tokens(sources)
             taken.append(_MicroBatch(batch, self.world.slice(batch), own, flops))
