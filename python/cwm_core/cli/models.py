@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,8 @@ def add_train(verbs: Any) -> None:
         verbs,
         _train,
         "Train a model as a TOML file describes, going on from its last checkpoint if there is one.",
-        "cwm train configs/tiny.toml --set training.max_steps=200 --set output=runs/short",
+        "cwm train configs/tiny.toml --set training.max_steps=200 --set output=runs/short\n"
+        "  torchrun --nproc-per-node 8 -m cwm_core train configs/cwm-32b/pretrain.toml",
         "Ctrl-C ends the run after the current step, with a checkpoint; the same command goes on from there.",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="the run; docs/command-line.md lists its keys")
@@ -38,12 +40,15 @@ def _train(args: argparse.Namespace) -> int:
     from cwm_core.training.run import RunConfig, run
 
     config = RunConfig.from_toml(args.config, args.set)
-    with show_progress() as on_step:
+    is_main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
+    with show_progress() if is_main else nullcontext() as on_step:
         reason = run(config, on_step)
     if reason == "signal":
-        say(args, f"interrupted; the same command goes on from the checkpoint in {config.output}")
+        if is_main:
+            say(args, f"interrupted; the same command goes on from the checkpoint in {config.output}")
         return INTERRUPTED
-    say(args, f"{config.output}: the model and its vocabulary")
+    if is_main:
+        say(args, f"{config.output}: the model and its vocabulary")
     return OK
 
 
