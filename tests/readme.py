@@ -1,13 +1,13 @@
-"""The Python examples of the README, as the tests that run them see them."""
+"""The Python examples of the README and of pages, as the tests that run them see them."""
 
 import re
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 
 
-def examples() -> list[str]:
-    """The ```python blocks of the README in order; an AssertionError when there are none to run."""
-    blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert blocks, f"{README} has no ```python block"
+def examples(page: str = "README.md") -> list[str]:
+    """The ```python blocks of a page in order; an AssertionError when there are none to run."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert blocks, f"{page} has no ```python block"
     return blocks

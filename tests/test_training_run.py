@@ -9,6 +9,7 @@ from pathlib import Path
 import cwm_core as cwm
 import numpy as np
 import pytest
+import readme
 import torch
 from cwm_core.cli import main
 from cwm_core.data import ShardWriter
@@ -63,7 +64,9 @@ def metrics(folder="run"):
 def torchrun():
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cwm_core"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run([*command, "train", "run.toml"], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [*command, "train", "run.toml"], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def test_torchrun_trains_what_one_process_trains(run_folder):
@@ -115,7 +118,7 @@ def test_a_stage_takes_weights_but_not_positions_from_the_one_before(run_folder,
     short = ["--set", "training.max_steps=2"]
     assert main(["train", "run.toml", *short]) == 0
     shape = '[model]\nfolder = "run"\nmax_length = 999\nrope.factor = 2.0\n[data]'
-    text = RUN.split("[model]")[0] + shape + RUN.split("[data]")[1]
+    text = RUN.partition("[model]")[0] + shape + RUN.partition("[data]")[2]
     Path("next.toml").write_text(text.replace('output = "run"', 'output = "next"'))
     assert main(["train", "next.toml", *short, "--set", "training.learning_rate=1e-30"]) == 0
     before, after = (cwm.model.load(folder) for folder in ("run", "next"))
@@ -125,3 +128,12 @@ def test_a_stage_takes_weights_but_not_positions_from_the_one_before(run_folder,
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
     assert main(["train", "next.toml", "--set", "model.layers=2", "--set", "output=x"]) == 1
     assert "[model] unknown key 'layers'; there are folder, max_length, norm_eps, rope" in capsys.readouterr().err
+
+
+def test_the_script_of_the_documentation_runs(run_folder):
+    (script,) = readme.examples("docs/training.md")
+    run = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert len(run.stdout.splitlines()) == 20 and "{'data': " in run.stdout
+    assert cwm.model.load("trained").config.vocab_size == run_folder.vocab_size
+    assert cwm.model.load("checkpoints/step-000000020").config.layers == 4

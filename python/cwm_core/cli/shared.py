@@ -17,7 +17,10 @@ from ..trace import Recorder, Trace
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
-EXTRAS = {"torch": "train", "rich": "train", "safetensors": "train", "pyarrow": "parquet"}
+EXTRAS = {
+    "torch": "train", "rich": "train", "safetensors": "train", "pyarrow": "parquet", "tensorboard": "tensorboard",
+    "torchao": "float8",
+}  # fmt: skip
 
 
 def add_verb(verbs: Any, run: Any, purpose: str, example: str, more: str = "") -> argparse.ArgumentParser:
