@@ -179,3 +179,13 @@ def test_a_step_that_is_not_finite_says_which_documents_it_had(shards, tmp_path,
         assert set.union(*found) == names
         assert all(own == names for own in found) or not settings
         assert latest(folder) is None and Path(folder).exists()
+
+
+def unprepared(shards):
+    config = TrainConfig(max_steps=1)
+    with pytest.raises(ValueError, match="call parallelize\\(model, config, world\\) first: there are 2 ranks"):
+        Trainer(Transformer(MODEL), open_loader(shards), config)
+
+
+def test_a_model_that_was_not_divided_is_refused(shards):
+    run_ranks(unprepared, 2, shards)

@@ -40,6 +40,7 @@ class Progress:
     data_wait: float
     """Seconds of the step in which the slowest rank waited for the loader."""
     step_seconds: float
+    """Since the end of the step before."""
     seconds: float
     """Training time so far, over all resumes."""
     fraction: float

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ..model import Transformer
 from . import failure
@@ -65,10 +66,15 @@ class Trainer:
         on_step: Callable[[Progress], None] | None = None,
         world: World | None = None,
     ) -> None:
-        """Move `model` to the device; raises ValueError when checkpoints are asked of a loader without a state."""
+        """Move `model` to the device. In a `world` of several ranks it is one that `parallelize` has divided.
+
+        Raises ValueError when it is not, and when checkpoints are asked of a loader without a state.
+        """
         if config.checkpoint_folder and not hasattr(loader, "state_dict"):
             raise ValueError("checkpoints need a loader with state_dict() and load_state_dict()")
         self.world = world or World.create(config)
+        if self.world.size > 1 and not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+            raise ValueError(f"call parallelize(model, config, world) first: there are {self.world.size} ranks")
         self.device = self.world.device
         self.model = model.to(self.device)
         self.loader = loader
@@ -149,6 +155,7 @@ class Trainer:
     def _loop(self) -> str:
         self.model.train()
         batches = iter(self.loader)
+        clock = time.monotonic()
         while self.fraction() < 1.0:
             began = time.monotonic()
             micro_batches = self._next_batches(batches)
@@ -156,7 +163,10 @@ class Trainer:
             if self.world.any(not micro_batches):
                 return "data"
             figures = self._step(micro_batches)
-            memory, wait, took = self.world.max([peak_memory(self.device), wait, time.monotonic() - began])
+            now = time.monotonic()
+            # What happened since the last step, reports and copies for a checkpoint, counts too.
+            memory, wait, took = self.world.max([peak_memory(self.device), wait, now - clock])
+            clock = now
             self.step += 1
             self.seconds += took
             self.tokens += figures["tokens"]
