@@ -125,7 +125,9 @@ class Checkpoints:
                 warnings.warn(f"checkpoint {path} is passed over: {reason}", stacklevel=2)
         else:
             if skipped:
-                raise ValueError(f"{self.folder} has no checkpoint that can be used; {skipped[0]} and others: {reason}")
+                raise ValueError(
+                    f"{self.folder} has no checkpoint that can be used, the last of {len(skipped)}: {reason}"
+                )
             return None
         if check:
             ranks.gather(lambda: check(found.state))
@@ -170,11 +172,17 @@ class Checkpoints:
                 )
         except CheckpointException as error:
             raise ValueError(f"{found.path}: {_cause(error)}") from error
+        self._ranks.gather(lambda: self._restore_rng(found, _device(model)))
+
+    def _restore_rng(self, found: _Found, device: torch.device) -> None:
         file = _rng_file(self._ranks.rank)
-        if file in found.files:
-            rng.set_state((found.path / file).read_bytes(), _device(model))
-        else:
+        if file not in found.files:
             rng.seed_all(found.files[_rng_file(0)].crc32, self._ranks.rank)
+            return
+        try:
+            rng.set_state((found.path / file).read_bytes(), device)
+        except Exception as error:  # bytes that nobody here wrote raise nearly anything
+            raise ValueError(f"{found.path / file} has no states of generators: {error}") from None
 
     def _write(self, step: int, tensors: dict[str, Tensor], files: dict[str, bytes], random: bytes) -> None:
         """Write a whole checkpoint, on all ranks at once; if that fails there is none, and those before it stay."""
@@ -230,12 +238,13 @@ class _Ranks:
         try:
             result: T | Exception = work()
         except Exception as error:
-            # Others may not survive being sent.
-            result = error if self.group is None or type(error) in (OSError, ValueError) else RuntimeError(repr(error))
+            result = error
         results = [result]
         if self.group is not None:
+            # Exceptions of libraries need not survive being sent.
+            known = not isinstance(result, Exception) or type(result).__module__ == "builtins"
             results = [None] * self.size
-            dist.all_gather_object(results, result, self.group)
+            dist.all_gather_object(results, result if known else RuntimeError(repr(result)), self.group)
         for result in results:
             if isinstance(result, Exception):
                 raise result
