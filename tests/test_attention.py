@@ -1,5 +1,6 @@
 """Every attention backend against the formula, and what a mask costs."""
 
+import shutil
 import sys
 from types import ModuleType
 
@@ -104,6 +105,7 @@ def test_sdpa_equals_reference_at_its_own_sizes(window):
     assert_equals_reference("sdpa", inputs, offsets, window, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("backend", ["sdpa", "flex"])
 @pytest.mark.parametrize("n", [7, 600])
 def test_rows_of_a_batch_are_documents(backend, n):
@@ -170,6 +172,24 @@ def flex_gradients(monkeypatch):
 def test_flex_equals_reference(flex_gradients, lengths, window):
     torch.manual_seed(0)
     assert_equals_reference("flex", random_qkv(sum(lengths)), offsets_of(lengths), window)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="PyTorch compiles its kernel for CPUs with a C++ compiler")
+def test_flex_in_its_compiled_kernel(monkeypatch):
+    """The formula that runs on a CPU reads no blocks; the kernel, forward, does: without one of them it is wrong."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(flex, "flex_attention", flex.compiled_flex_attention())
+    torch.manual_seed(0)
+    q, k, v = random_qkv(1000, dtype=torch.float32)
+    for lengths, window in (([300, 0, 500, 200], None), ([300, 500, 200], 130), ([700, 300], 300), ([513, 487], 127)):
+        mask = flex.Flex(Documents.from_offsets(offsets_of(lengths), 1000, CPU), window)
+        expected = attention(q, k, v, offsets_of(lengths), window, backend="reference")
+        torch.testing.assert_close(mask.attend(q, k, v), expected, atol=1e-5, rtol=1e-4)
+    for counts in (mask.block_mask.kv_num_blocks, mask.block_mask.full_kv_num_blocks):
+        row = int(counts.argmax())
+        if counts[0, 0, row]:
+            counts[0, 0, row] -= 1
+            assert not torch.allclose(mask.attend(q, k, v), expected, atol=1e-2)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,6 +156,14 @@ def test_configuration_round_trip(config):
 def test_contradictory_sizes_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         preset("tiny", **change)
+
+
+def test_the_documentation_runs():
+    page = (Path(__file__).parents[1] / "docs" / "model.md").read_text("utf-8")
+    names = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    assert names["logits"].shape == (300, 4096) and names["each"].shape == (300,)
+    torch.testing.assert_close(names["each"].sum(), names["total"].detach())
 
 
 def test_checkpointed_layers_give_equal_gradients():

@@ -1,7 +1,6 @@
 """Training steps of full-width layers on packed documents, beside transformers' CwmForCausalLM on the same batches.
 
-    python benches/gpu/train_step.py --json steps.json     # on a GPU: 8,192, 32,768 and 131,072 tokens
-    python benches/gpu/train_step.py --tiny                # a look at the script on a CPU
+    python benches/gpu/train_step.py [--tiny] [--json FILE]
 
 Ours is `Trainer` on a `PackedLoader`, as `cwm train` runs it: forward, loss in chunks, backward, clipping, AdamW.
 Theirs is a plain loop with the same parts, run with each of its attentions that can pack documents; the fastest counts.
@@ -9,13 +8,14 @@ Both have weights, gradients and optimizer states in bfloat16, so that four laye
 three local, fit one GPU with its whole vocabulary, and both compute layers again in the backward pass where they are
 told to. They begin with the same weights: the losses of the first step, which are reported, must agree.
 
-FLOPs are `training_flops`: of attention only what the masks leave, and nothing twice. The share of the peak is that of
-the maker's figure (MFU), and of what a large product reaches in this run.
+Columns: step_s, the median of the steps after the warm-up; peak_bytes, and token_bytes a token; loader_wait, the share
+of the time that was spent waiting for batches; of_peak, the FLOPs of the model (`training_flops`: of attention only what
+the masks leave, and nothing twice) as a share of what a large product reaches in this run; mfu, as a share of what the
+GPU's maker publishes; times_faster, the time of their fastest over ours.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import statistics
 import tempfile
@@ -26,16 +26,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import measure
 import numpy as np
 import torch
 from cwm_core.data import PackedLoader, ShardWriter
 from cwm_core.model import ModelConfig, Transformer, initialize, preset
 from cwm_core.training import Progress, TrainConfig, Trainer, World, parallelize
 from cwm_core.training.flops import training_flops
+from cwm_core.training.gpus import peak_flops as published_peak
 from cwm_core.training.metrics import peak_memory
+from measure import arguments, attempt, documents, peak_flops, report
 
 TINY = {"width": 64, "ffn_width": 128, "heads": 4, "kv_heads": 2, "head_size": 16, "window": 64, "vocab_size": 512}
+
+WARMUP, STEPS = 3, 8
 
 # Attentions of transformers that keep packed documents apart.
 THEIR_ATTENTIONS = ("flash_attention_3", "flash_attention_2", "flex_attention", "sdpa")
@@ -55,30 +58,45 @@ TINY_CASES = (Case(256, "none"), Case(512, "full"))
 
 def main() -> None:
     """Measure every case, print a table and write the figures."""
-    options = measure.arguments(__doc__)
-    options.add_argument("--steps", type=int, default=8, help="measured, after the first three (default: 8)")
-    options.add_argument("--no-compile", action="store_true", help="do not compile our layers")
-    args = options.parse_args()
-    device = measure.device(args)
+    args = arguments(__doc__)
+    device = torch.device("cpu" if args.tiny else "cuda")
     config = preset("cwm-32b", layers=4, **(TINY if args.tiny else {}))
-    reached = measure.peak_flops(device)
+    peak = peak_flops(device, torch.float32 if args.tiny else torch.bfloat16)
     rows = []
     for case in TINY_CASES if args.tiny else GPU_CASES:
         with tempfile.TemporaryDirectory() as folder:
-            write_documents(Path(folder), case.tokens, config.vocab_size, args.steps + 4)
-            ours = measured(partial(our_steps, config, case, folder, device, args))
-            theirs = measured_theirs(config, case, folder, device, args)
-        rows.append(row(case, ours, theirs, reached))
-        print(measure.line(rows[-1]), flush=True)
-    measure.report(args, device, {"peak_flops_measured": reached, "cases": rows})
+            write_documents(Path(folder), case.tokens, config.vocab_size)
+            runs = {"ours": partial(our_steps, config, case, folder, device)}
+            for attention in THEIR_ATTENTIONS:
+                runs[attention] = partial(their_steps, config, case, folder, device, attention)
+            what = {"tokens": case.tokens, "checkpointing": case.checkpointing}
+            of_case = [what | {"model": name} | measured(run) for name, run in runs.items()]
+        compare(of_case, case, peak, device)
+        rows += of_case
+    report("train_step", device, peak, rows, args.json)
 
 
-def write_documents(folder: Path, tokens: int, vocab_size: int, rows: int) -> None:
-    """Shards of random tokens in documents of realistic lengths, more than `rows` rows of `tokens` need."""
+def compare(rows: list[dict[str, Any]], case: Case, peak: float, device: torch.device) -> None:
+    """Put beside ours how many times as long the fastest of theirs takes, and the shares of the peaks."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    published = published_peak(name, "bfloat16")
+    for row in rows:
+        if "step_s" in row:
+            speed = row.pop("flops") / row["step_s"]
+            row |= {"of_peak": speed / peak, "mfu": speed / published if published else None}
+            row["token_bytes"] = row["peak_bytes"] / case.tokens
+    ours, *theirs = rows
+    times = [row["step_s"] for row in theirs if "step_s" in row]
+    if "step_s" in ours and times:
+        ours["times_faster"] = min(times) / ours["step_s"]
+
+
+def write_documents(folder: Path, tokens: int, vocab_size: int) -> None:
+    """Shards of random tokens in documents of realistic lengths, enough for all steps."""
     rng = np.random.default_rng(0)
     with ShardWriter(folder, vocab_size) as writer:
-        for row in range(rows + 1):
-            for length in measure.documents(tokens, seed=row):
+        for row in range(WARMUP + STEPS + 1):
+            for length in documents(tokens, seed=row):
                 writer.add(rng.integers(vocab_size, size=length))
 
 
@@ -87,27 +105,26 @@ def loader(folder: str, case: Case) -> PackedLoader:
     return PackedLoader(folder, case.tokens, packing="stream")
 
 
-def our_steps(
-    config: ModelConfig, case: Case, folder: str, device: torch.device, args: argparse.Namespace
-) -> list[dict[str, float]]:
+def our_steps(config: ModelConfig, case: Case, folder: str, device: torch.device) -> list[dict[str, float]]:
     """Seconds, bytes at the peak, FLOPs and seconds waited for the loader of each step."""
+    on_gpu = device.type == "cuda"
     training = TrainConfig(
-        max_steps=args.steps + 3,
+        max_steps=WARMUP + STEPS,
         learning_rate=1e-5,
         warmup_steps=0,
-        dtype="float32" if args.tiny else "bfloat16",
+        dtype="bfloat16" if on_gpu else "float32",
         device=device.type,
         checkpointing=case.checkpointing,
-        compile=not (args.tiny or args.no_compile),
+        compile=on_gpu,
     )
     world = World.create(training)
     with torch.device("meta"):
         model = Transformer(config)
-    if not args.tiny:
+    if on_gpu:
         model = model.bfloat16()
     parallelize(model, training, world)
     initialize(model, 0, world.device)
-    flops = [batch_flops(config, batch) for batch, _ in zip(loader(folder, case), range(args.steps + 3), strict=False)]
+    flops = [batch_flops(config, batch) for batch, _ in zip(loader(folder, case), range(WARMUP + STEPS), strict=False)]
     steps: list[dict[str, float]] = []
 
     def note(progress: Progress) -> None:
@@ -123,28 +140,13 @@ def batch_flops(config: ModelConfig, batch: Any) -> float:
     return training_flops(config, np.diff(batch.cu_seqlens).tolist(), int(batch.loss_mask.sum()), None)
 
 
-def measured_theirs(
-    config: ModelConfig, case: Case, folder: str, device: torch.device, args: argparse.Namespace
-) -> dict[str, Any]:
-    """The fastest of their attentions, with what kept the others from running."""
-    tried = {}
-    for attention in THEIR_ATTENTIONS:
-        tried[attention] = measured(partial(their_steps, config, case, folder, device, args, attention))
-    ran = {name: figures for name, figures in tried.items() if "seconds" in figures}
-    failed = {name: figures["failed"] for name, figures in tried.items() if "failed" in figures}
-    if not ran:
-        return {"failed": failed}
-    name, figures = min(ran.items(), key=lambda item: item[1]["seconds"])
-    return figures | {"attention": name, "others": failed}
-
-
 def their_steps(
-    config: ModelConfig, case: Case, folder: str, device: torch.device, args: argparse.Namespace, attention: str
+    config: ModelConfig, case: Case, folder: str, device: torch.device, attention: str
 ) -> list[dict[str, float]]:
     """The same figures of `CwmForCausalLM`, from the same weights."""
     from transformers import CwmConfig, CwmForCausalLM
 
-    dtype = torch.float32 if args.tiny else torch.bfloat16
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     shape = {key: value for key, value in config.to_hf().items() if key not in ("architectures", "eos_token_id")}
     with device:
         model = CwmForCausalLM._from_config(
@@ -161,7 +163,7 @@ def their_steps(
         model.activation_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     steps = []
-    for _, batch in zip(range(args.steps + 3), loader(folder, case), strict=False):
+    for _, batch in zip(range(WARMUP + STEPS), loader(folder, case), strict=False):
         began = time.perf_counter()
         tensors = batch.to_torch(device)
         labels = torch.where(tensors.loss_mask, tensors.targets, -100).long()
@@ -172,47 +174,34 @@ def their_steps(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        measure.synchronize(device)
+        loss = loss.item()  # waits for the GPU
         figures = {"seconds": time.perf_counter() - began, "memory": peak_memory(device), "wait": 0.0}
-        steps.append(figures | {"flops": batch_flops(config, batch), "loss": loss.item()})
+        steps.append(figures | {"flops": batch_flops(config, batch), "loss": loss})
     return steps
 
 
 def measured(run: Callable[[], list[dict[str, float]]]) -> dict[str, Any]:
-    """Figures of a run's steps but the first three, or the reason why it failed; memory is freed afterwards."""
-    try:
-        first, *rest = run()
-        steps = rest[2:]
-        seconds = statistics.median(step["seconds"] for step in steps)
+    """Figures of a run's steps after the warm-up, or as `skipped` why it cannot be; memory is freed afterwards."""
+
+    def figures() -> dict[str, Any]:
+        first, *steps = run()
+        steps = steps[WARMUP - 1 :]
+        seconds = [step["seconds"] for step in steps]
         return {
-            "seconds": seconds,
-            "flops_per_second": sum(step["flops"] for step in steps) / sum(step["seconds"] for step in steps),
-            "memory": max(step["memory"] for step in steps),
-            "wait": sum(step["wait"] for step in steps) / sum(step["seconds"] for step in steps),
+            "step_s": statistics.median(seconds),
+            "peak_bytes": max(step["memory"] for step in steps),
+            "loader_wait": sum(step["wait"] for step in steps) / sum(seconds),
             "first_loss": first["loss"],
+            "flops": sum(step["flops"] for step in steps) / len(steps),
         }
-    except (RuntimeError, ImportError, ValueError, NotImplementedError) as error:  # such as out of memory
-        return {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+
+    try:
+        return attempt(figures)
     finally:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-
-
-def row(case: Case, ours: dict[str, Any], theirs: dict[str, Any], reached: float) -> dict[str, Any]:
-    """What is reported of a case."""
-    figures: dict[str, Any] = {"tokens": case.tokens, "checkpointing": case.checkpointing, "ours": ours}
-    figures["theirs"] = theirs
-    if "seconds" in ours:
-        figures["tokens_per_second"] = case.tokens / ours["seconds"]
-        figures["mfu"] = measure.share_of_peak(ours["flops_per_second"])
-        figures["share_of_measured_peak"] = ours["flops_per_second"] / reached
-        figures["memory_per_token"] = ours["memory"] / case.tokens
-        figures["loader_wait"] = ours["wait"]
-    if "seconds" in ours and "seconds" in theirs:
-        figures["times_faster"] = theirs["seconds"] / ours["seconds"]
-    return figures
 
 
 if __name__ == "__main__":

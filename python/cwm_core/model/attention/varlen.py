@@ -1,4 +1,4 @@
-"""Attention by FlashAttention's kernel for packed documents, which PyTorch ships since 2.9, with windows since 2.11.
+"""Attention by FlashAttention's kernel for packed documents, which PyTorch ships since 2.9, at first without windows.
 
 Where the installed PyTorch lacks windows, the flash-attn package's kernel stands in, if that is installed.
 """
