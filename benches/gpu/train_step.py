@@ -9,9 +9,9 @@ three local, fit one GPU with its whole vocabulary, and both compute layers agai
 told to. They begin with the same weights: the losses of the first step, which are reported, must agree.
 
 Columns: step_s, the median of the steps after the warm-up; peak_bytes, and token_bytes a token; loader_wait, the share
-of the time that was spent waiting for batches; of_peak, the FLOPs of the model (`training_flops`: of attention only what
-the masks leave, and nothing twice) as a share of what a large product reaches in this run; mfu, as a share of what the
-GPU's maker publishes; times_faster, the time of their fastest over ours.
+of the time that was spent waiting for batches; of_peak, the FLOPs of the model (`training_flops`: of attention only
+what the masks leave, and nothing twice) as a share of what a large product reaches in this run; mfu, as a share of what
+the GPU's maker publishes; times_faster, the time of their fastest over ours.
 """
 
 from __future__ import annotations
