@@ -158,7 +158,7 @@ COMPILED = [
 
 
 def test_compiled_layers_equal_one_process(alone):
-    """The graphs as they are traced and differentiated, of every kind; kernels made of them, which takes long, of one."""
+    """The graphs, as they are traced and differentiated, of every kind; kernels, which take long to make, of one."""
     for result in run_ranks(several, 2, COMPILED, "aot_eager")[0]:
         assert_same_course(result, alone[False])
     assert_same_course(train(compile=True, attention="reference"), alone[False])
