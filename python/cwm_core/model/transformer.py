@@ -80,7 +80,7 @@ class Transformer(nn.Module):
         *,
         global_window: int | None = None,
     ) -> Loss:
-        """Cross entropy, in nats, of `targets`, of the tokens' shape, where `loss_mask` is true: see `cross_entropy`."""
+        """See `cross_entropy`: of `targets`, of the tokens' shape, where `loss_mask` is true."""
         hidden = self.hidden(tokens, cu_seqlens, position_ids, global_window=global_window)
         return cross_entropy(hidden, self.lm_head.weight, targets, loss_mask)
 

@@ -53,13 +53,12 @@ class Documents:
         starts = self.starts()
         if window is None:
             return starts
-        return torch.arange(1 - window, len(starts) + 1 - window, dtype=torch.int32, device=starts.device).maximum(
-            starts
-        )
+        positions = torch.arange(len(starts), dtype=torch.int32, device=starts.device)
+        return starts.maximum(positions - (window - 1))
 
 
 def to_row(x: Tensor) -> Tensor:
-    """The rows of a batch [batch, heads, length, head_size] one after another, [1, heads, batch x length, head_size]."""
+    """Rows [batch, heads, length, head_size] one after another, [1, heads, batch x length, head_size]."""
     return x if len(x) == 1 else x.transpose(0, 1).flatten(1, 2)[None]
 
 

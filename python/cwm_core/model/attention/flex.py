@@ -1,4 +1,4 @@
-"""Attention by PyTorch's FlexAttention: one kernel, compiled for the GPU, over the blocks of the mask that hold anything.
+"""Attention by PyTorch's FlexAttention: one kernel, compiled for the GPU, over the blocks that the mask leaves.
 
 Which blocks these are follows from the first key of each query alone. Documents are consecutive and attention is
 causal, so the first keys never fall, and a block of queries needs a contiguous range of key blocks, of which the full
@@ -35,9 +35,9 @@ class Flex:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `Mask.attend`."""
-        # What is being compiled holds the kernel already, and a CPU is for tests, which need no compiler then.
-        compiles = q.device.type == "cpu" or torch.compiler.is_compiling()
-        kernel = flex_attention if compiles else compiled_flex_attention()
+        # What is compiled around this compiles the kernel too; a CPU, for tests, does without a compiler.
+        alone = q.device.type != "cpu" and not torch.compiler.is_compiling()
+        kernel = compiled_flex_attention() if alone else flex_attention
         out = kernel(to_row(q), to_row(k), to_row(v), block_mask=self.block_mask, enable_gqa=True)
         return from_row(out, len(q))
 

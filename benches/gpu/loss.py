@@ -1,0 +1,66 @@
+"""The output layer and its loss: in chunks of several sizes, beside PyTorch's loss over all logits.
+
+    python benches/gpu/loss.py [--tiny] [--json FILE]
+
+Columns: chunk, positions whose logits are held at a time (all: `F.cross_entropy`); both_s, forward and backward;
+floor_s, the three products of both at the measured speed of a large one; both_bytes, the peak beyond hidden states and
+weight; differs, how far loss and gradients are from those of the first row that ran, relative to their norm.
+"""
+
+import torch
+import torch.nn.functional as F
+from cwm_core.model import cross_entropy, loss
+from measure import arguments, attempt, peak_flops, peak_memory, report, time_of
+
+
+def plain(hidden, weight, targets):
+    """The loss with all logits, float32 as `cross_entropy` takes it."""
+    return F.cross_entropy((hidden @ weight.T).float(), targets, reduction="sum")
+
+
+def measure(chunk, hidden, weight, targets, peak, baseline):
+    """One row of the table; the first chunk size to come here leaves its results in `baseline`."""
+    device = hidden.device
+
+    def both():
+        total = plain(hidden, weight, targets) if chunk is None else cross_entropy(hidden, weight, targets).total
+        return total.detach(), *torch.autograd.grad(total, (hidden, weight))
+
+    if chunk is not None:
+        loss.GPU_CHUNK_ROWS, loss.CPU_CHUNK_LOGITS = chunk, chunk * len(weight)
+    row = {
+        "both_s": time_of(both, device),
+        "floor_s": 6 * hidden.numel() * len(weight) / peak,
+        "both_bytes": peak_memory(both, device),
+    }
+    results = both()
+    baseline.extend(results if not baseline else ())
+    distances = ((a - b).float().norm() / b.float().norm() for a, b in zip(results, baseline, strict=True))
+    return row | {"differs": max(distance.item() for distance in distances)}
+
+
+def main():
+    args = arguments(__doc__)
+    device = torch.device("cpu" if args.tiny else "cuda")
+    dtype = torch.float32 if args.tiny else torch.bfloat16
+    width, vocab = (32, 500) if args.tiny else (6144, 128_256)
+    sizes = (100, 300) if args.tiny else (8192, 32_768, 131_072)
+    chunks = (16, 64) if args.tiny else (256, 512, 1024, 2048, 4096, 8192)
+    peak = peak_flops(device, dtype)
+    torch.manual_seed(0)
+    weight = (torch.randn(vocab, width, device=device, dtype=dtype) * width**-0.5).requires_grad_()
+    rows = []
+    for tokens in sizes:
+        hidden = torch.randn(tokens, width, device=device, dtype=dtype, requires_grad=True)
+        targets = torch.randint(vocab, (tokens,), device=device)
+        baseline = []
+        for chunk in (*chunks, None):
+            rows.append(
+                {"tokens": tokens, "chunk": chunk or "all"}
+                | attempt(lambda: measure(chunk, hidden, weight, targets, peak, baseline))  # noqa: B023
+            )
+    report("loss", device, peak, rows, args.json)
+
+
+if __name__ == "__main__":
+    main()
