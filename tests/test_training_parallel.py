@@ -152,16 +152,14 @@ def test_training_equals_one_process(alone, ranks, runs):
 
 COMPILED = [
     {"compile": True, "attention": "reference", "tensor": 2, "checkpointing": "selective"},
-    {"compile": True, "attention": "reference", "context": 2, "checkpointing": "full"},
-    {"compile": True, "tensor": 2},
+    {"compile": True, "context": 2},
 ]
 
 
 def test_compiled_layers_equal_one_process(alone):
-    """The graphs as they are traced and differentiated, of every kind; kernels made of them, which takes long, of one."""
+    """The graphs, as they are traced and differentiated; making kernels of them takes a minute, and is PyTorch's own."""
     for result in run_ranks(several, 2, COMPILED, "aot_eager")[0]:
         assert_same_course(result, alone[False])
-    assert_same_course(train(compile=True, attention="reference"), alone[False])
 
 
 class Count(TorchDispatchMode):

@@ -34,17 +34,16 @@ def parallelize(model: Transformer, config: TrainConfig, world: World) -> None:
     rank. Its names, and what `forward` and `loss` return, stay the same; gradients are summed over the ranks, not
     averaged. With one rank nothing is cut. Raises ValueError, naming the sizes, where ranks do not divide them.
     """
+    checkpointing = config.checkpointing != "none"
+    if config.compile and checkpointing and choose_backend(model.attention_backend, world.device) is Sdpa:
+        # PyTorch would leave the layers as they are, without a word: what is checkpointed compiles whole or not at all.
+        raise ValueError("compile with checkpointing needs an attention_backend that compiles, which 'sdpa' does not")
     if config.dtype == "float8":
         convert_to_float8(model, world.tensor, world.device)
     if world.tensor > 1:
         share_matrices(model, world.mesh["tensor"])
     if world.context > 1:
         share_tokens(model, world.context_group, world.tensor)
-    checkpointing = config.checkpointing != "none"
-    if config.compile and checkpointing and choose_backend(model.attention_backend, world.device) is Sdpa:
-        raise ValueError(
-            "compile with checkpointing needs an attention_backend that compiles too, which 'sdpa' does not"
-        )
     for layer in model.layers:
         if checkpointing:
             checkpoint_activations(layer, config.checkpointing)
