@@ -157,7 +157,7 @@ COMPILED = [
 
 
 def test_compiled_layers_equal_one_process(alone):
-    """The graphs, as they are traced and differentiated; making kernels of them takes a minute, and is PyTorch's own."""
+    """The graphs, as they are traced and differentiated; making kernels of them takes a minute and is not ours."""
     for result in run_ranks(several, 2, COMPILED, "aot_eager")[0]:
         assert_same_course(result, alone[False])
 
