@@ -137,6 +137,8 @@ class ModelConfig:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cwm-32b": {},
+    # 1.4 billion parameters: with AdamW 23 GB, so that one GPU of 80 GB trains it.
+    "cwm-1b": {"width": 2048, "ffn_width": 7168, "layers": 16, "heads": 16, "kv_heads": 4},
     "tiny": {
         "vocab_size": 4096, "width": 128, "ffn_width": 384, "layers": 4, "heads": 4, "kv_heads": 2, "head_size": 32,
         "window": 512, "max_length": 16_384, "stop_tokens": (),
@@ -149,7 +151,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:
-    """A named configuration ("cwm-32b", "small", "tiny") with `changes` applied; raises ValueError for another name."""
+    """A named configuration ("cwm-32b", "cwm-1b", "small", "tiny") with `changes` applied; raises ValueError for another name."""
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
     return ModelConfig(**(PRESETS[name] | changes))

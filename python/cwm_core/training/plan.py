@@ -71,7 +71,7 @@ class Workload:
     checkpointing: str = "none"
     """Activations kept for the backward pass: "none" keeps all that autograd saves; "selective" what matrix products
     and attention put out, while norms and SwiGLU's product are computed again; "full" only the input of each layer,
-    which is then computed a second time (arXiv 2205.05198). `Trainer` has none."""
+    which is then computed a second time (arXiv 2205.05198)."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -328,20 +328,23 @@ def memory_per_rank(model: ModelConfig, work: Workload, cluster: Cluster) -> dic
         "weights": count * work.weight_bytes / cluster.gpus,
         "gradients": count * work.gradient_bytes / cluster.gpus,
         "optimizer": optimizer_states(model, work.optimizer) * work.state_bytes / cluster.gpus,
-        "activations": activation_bytes(model, work, cluster.tensor, cluster.gpus == 1) * tokens * cluster.tensor,
+        "activations": activation_bytes(model, work, cluster.tensor, cluster.context, cluster.gpus == 1)
+        * tokens
+        * cluster.tensor,
         "loss": tokens * model.width * dtype + 2 * table * 4 / cluster.tensor + chunk / cluster.tensor,
         "communication": buffers,
     }
 
 
-def activation_bytes(model: ModelConfig, work: Workload, tensor: int = 1, autocast: bool = False) -> float:
+def activation_bytes(
+    model: ModelConfig, work: Workload, tensor: int = 1, context: int = 1, autocast: bool = False
+) -> float:
     """Bytes a token that the layers keep for the backward pass on one of `tensor` ranks, as autograd saves them.
 
-    A layer keeps the inputs of its two norms and seven products, q, k, v and the output of attention (twice where a
-    micro-batch has several documents, whose outputs are concatenated), the input and output of SiLU and the other
-    factor of its product; in float32 the norms' scales and the softmax's sums. Attention is taken to store no mask, as
-    the fused kernels do for documents within their window. Tensor ranks share all but the outputs of the norms, which
-    they gather, and the rotation's angles.
+    A layer keeps the inputs of its two norms and seven products, q, k, v and the output of attention (twice where
+    `context` ranks exchange it), the input and output of SiLU and the other factor of its product; in float32 the norms'
+    scales and the softmax's sums. Attention is one kernel over all documents, as on a GPU, and stores no mask. Tensor
+    ranks share all but the outputs of the norms, which they gather, and the rotation's angles.
 
     `autocast`: weights stay float32 and products are cast, as `Trainer` does on one GPU. Then the residual stream is
     float32, and each product keeps its own copy of its input. FSDP casts weights instead, and all is of one type.
@@ -349,8 +352,7 @@ def activation_bytes(model: ModelConfig, work: Workload, tensor: int = 1, autoca
     """
     size = DTYPE_BYTES[work.dtype]
     q, kv = model.heads * model.head_size, model.kv_heads * model.head_size
-    several = work.micro_batch > 1 or any(kind.length < work.seq_len for kind in work.documents)
-    qkv_out = (3 if several else 2) * q + 2 * kv
+    qkv_out = (3 if context > 1 else 2) * q + 2 * kv
     cast = autocast and size < 4
     stream, normed = (4, 5 * size) if cast else (size, 2 * size)
     inputs = 2 * model.width * stream
