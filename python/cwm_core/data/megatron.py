@@ -17,6 +17,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..durable import sync
 from .shards import HasVocabSize, Path, Shards, vocabulary_of
 
 # The layout is described in `rust/packing/src/megatron.rs`.
@@ -113,7 +114,7 @@ class MegatronWriter:
             self._refuse_existing()
             os.rename(file.name, self._data)
             os.rename(index.name, self._index)
-            _sync_folder(self._index.parent)
+            sync(self._index.parent)
         finally:
             self.discard()
             if index is not None:
@@ -212,11 +213,3 @@ def _write(file: FileIO, content: bytes | bytearray) -> None:
 def _remove(file: FileIO) -> None:
     file.close()
     FilePath(file.name).unlink(missing_ok=True)
-
-
-def _sync_folder(folder: FilePath) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

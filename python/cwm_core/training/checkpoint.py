@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.optim import Optimizer
 
+from ..durable import sync
 from . import manifest, reader, rng
 from .tensors import check_same, make_states, tensors_by_name
 
@@ -204,11 +205,11 @@ class Checkpoints:
         """Make a checkpoint of what all ranks have written, and delete the oldest ones."""
         metadata = manifest.entries([partial / ".metadata"])
         manifest.write(partial, FORMAT, {name: entry for part in (metadata, *parts) for name, entry in part.items()})
-        manifest.sync_folder(partial)
+        sync(partial)
         if path.exists():
             _delete(path)
         partial.rename(path)
-        manifest.sync_folder(self.folder)
+        sync(self.folder)
         for old in _all(self.folder)[self.keep :]:
             _delete(old)
 

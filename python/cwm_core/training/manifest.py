@@ -71,15 +71,6 @@ def write_synced(file: Path, content: bytes) -> None:
         os.fsync(opened.fileno())
 
 
-def sync_folder(folder: Path) -> None:
-    """Put on disk which files `folder` has."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _entry(file: Path) -> Entry:
     size = crc32 = 0
     with file.open("rb") as opened:

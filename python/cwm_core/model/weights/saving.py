@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ...durable import sync
 from ..transformer import Transformer
 from . import dcp, huggingface, meta
 from .layout import Layout, write_json
@@ -103,14 +104,14 @@ def _begin(folder: Path, format: Format) -> tuple[bool, Path]:
 
 def _finish(partial: Path, folder: Path, format: Format, new: bool) -> None:
     for file in partial.iterdir():
-        _sync(file)
-    _sync(partial)
+        sync(file)
+    sync(partial)
     if new:
         partial.rename(folder)
     else:
         _replace(partial, folder, format)
-    _sync(folder)
-    _sync(folder.parent)
+    sync(folder)
+    sync(folder.parent)
 
 
 def _refuse_other_formats(folder: Path, format: Format) -> None:
@@ -128,16 +129,8 @@ def _replace(partial: Path, folder: Path, format: Format) -> None:
     if markers != [huggingface.WEIGHTS] or huggingface.WEIGHTS not in files:
         for marker in markers:
             (folder / marker).unlink()
-        _sync(folder)
+        sync(folder)
     for name in sorted(files, key=lambda name: name in MARKERS[format]):
         (partial / name).replace(folder / name)
     for name in old - files:
         (folder / name).unlink()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
