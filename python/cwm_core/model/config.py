@@ -151,7 +151,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:
-    """A named configuration ("cwm-32b", "cwm-1b", "small", "tiny") with `changes` applied; raises ValueError for another name."""
+    """A named configuration ("cwm-32b", "cwm-1b", "small", "tiny") with `changes` applied; ValueError for another."""
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
     return ModelConfig(**(PRESETS[name] | changes))

@@ -342,9 +342,9 @@ def activation_bytes(
     """Bytes a token that the layers keep for the backward pass on one of `tensor` ranks, as autograd saves them.
 
     A layer keeps the inputs of its two norms and seven products, q, k, v and the output of attention (twice where
-    `context` ranks exchange it), the input and output of SiLU and the other factor of its product; in float32 the norms'
-    scales and the softmax's sums. Attention is one kernel over all documents, as on a GPU, and stores no mask. Tensor
-    ranks share all but the outputs of the norms, which they gather, and the rotation's angles.
+    `context` ranks exchange it), the input and output of SiLU and the other factor of its product; in float32 the
+    norms' scales and the softmax's sums. Attention is one kernel over all documents, as on a GPU, and stores no mask.
+    Tensor ranks share all but the outputs of the norms, which they gather, and the rotation's angles.
 
     `autocast`: weights stay float32 and products are cast, as `Trainer` does on one GPU. Then the residual stream is
     float32, and each product keeps its own copy of its input. FSDP casts weights instead, and all is of one type.
