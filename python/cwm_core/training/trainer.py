@@ -41,6 +41,8 @@ class _MicroBatch(NamedTuple):
     """All of the rows that its context ranks have together."""
     share: Any
     """This rank's tokens of them."""
+    offsets: Tensor
+    """Its `cu_seqlens`, on the host if they ever were: the model looks at them there."""
     sources: Tensor | None
     """Of each token of the share."""
     flops: float
@@ -186,7 +188,8 @@ class Trainer:
             batch = arrays if isinstance(arrays.tokens, Tensor) else arrays.to_torch(self.device)
             sources = position_sources(batch) if self._sources else None
             own = None if sources is None else self.world.slice_tokens(sources)
-            taken.append(_MicroBatch(batch, self.world.slice(batch), own, flops))
+            offsets = torch.as_tensor(arrays.cu_seqlens)
+            taken.append(_MicroBatch(batch, self.world.slice(batch), offsets, own, flops))
             if len(taken) == self.config.grad_accumulation:
                 break
         return taken
@@ -227,7 +230,7 @@ class Trainer:
                     batch.tokens,
                     batch.targets,
                     batch.loss_mask,
-                    batch.cu_seqlens,
+                    micro.offsets,
                     batch.position_ids,
                     # A loader of the user's own need not know of it.
                     global_window=getattr(batch, "global_window", None),
