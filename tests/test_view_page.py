@@ -256,3 +256,24 @@ def test_page_shows_a_difference(tmp_path: Path) -> None:
         "guess": "    s = 1",
         "stack": ["def main():", "def f(n):"],
     }
+
+
+@needs_browser
+def test_a_notebook_shows_the_page(tmp_path: Path) -> None:
+    trace = cwm.record_source("def f(n):\n    return n + 1\n", "f('\"<b>')")
+    piece = trace._repr_html_()
+    assert piece.count("<iframe") == 1 and "<script" not in piece
+    shown = run_in_page(tmp_path, f"<html><body>{piece}</body></html>", "document.querySelector('iframe').srcdoc")
+    assert shown == html(trace)
+
+
+@needs_browser
+def test_opens_a_hundred_thousand_frames(tmp_path: Path) -> None:
+    code = "def f(n):\n    kept = 'kept'\n    total = 0\n    for i in range(n):\n        total += i % 7\n    return total\n"
+    trace = cwm.record_source(code, "f(50000)")
+    page = html(trace)
+    assert len(trace.frames) > 100_000 and len(page) < 5_000_000
+    shown = "[length - 9, 3, length >> 1].map(i => (go(i), [...recorded.variables(i).values()].map(v => v.text)))"
+    last, early, middle = run_in_page(tmp_path, page, shown)
+    count = len(trace.frames)
+    assert [last, early, middle] == [list(trace.state(i).values()) for i in (count - 9, 3, count >> 1)]

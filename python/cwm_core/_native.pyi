@@ -36,6 +36,8 @@ class Trace:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the frames take."""
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page of `cwm_core.view.html`, in a frame of its own."""
     def state(self, index: int) -> dict[str, str] | None:
         """The full variables at frame ``index``, ``..`` resolved; None for a RETURN or EXCEPTION frame, or where a
         ``..`` has nothing to refer to.

@@ -47,6 +47,14 @@ def html(trace: Trace, *, predicted: Trace | ParsedTrace | None = None, title: s
     return re.sub("@(TITLE|DATA)@", lambda place: parts[place[1]], template)
 
 
+def notebook(trace: Trace) -> str:
+    """The page of `html` as a piece of HTML for notebooks, which shows it in a frame of its own.
+
+    What it runs is kept from the notebook: a trace may hold anything.
+    """
+    return f'<iframe sandbox="allow-scripts" style="width: 100%; height: 40em" srcdoc="{escape(html(trace))}"></iframe>'
+
+
 class _Tables:
     """What frames share, each thing once: a frame becomes a short list of numbers."""
 

@@ -230,6 +230,12 @@ impl Trace {
         *self.inner == *other.inner
     }
 
+    /// What a notebook shows: the page of `cwm_core.view`, in a frame of its own.
+    fn _repr_html_<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let view = slf.py().import("cwm_core.view")?;
+        view.call_method1("notebook", (slf,))
+    }
+
     fn __repr__(&self) -> String {
         let cut = self
             .inner
