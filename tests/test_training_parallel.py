@@ -23,6 +23,7 @@ CONFIG = preset(
     "tiny", vocab_size=52, width=32, ffn_width=64, layers=3, heads=8, kv_heads=4, head_size=8, window=6, global_every=2
 )
 TIED = replace(CONFIG, tied=True)
+FEW_KEYS = replace(CONFIG, kv_heads=1)  # fewer heads of keys than context ranks
 ROWS, SEQ_LEN = 4, 24
 
 
@@ -129,12 +130,13 @@ def assert_same_course(ours, theirs):
 
 @pytest.fixture(scope="module")
 def alone():
-    return {shape.tied: train(shape=shape) for shape in (CONFIG, TIED)}
+    return {shape: train(shape=shape) for shape in (CONFIG, TIED, FEW_KEYS)}
 
 
 TWO = [
     {},
     {"context": 2, "checkpointing": "selective"},
+    {"context": 2, "shape": FEW_KEYS},
     {"tensor": 2, "checkpointing": "selective"},
     {"tensor": 2, "checkpointing": "full"},
     {"shape": TIED},
@@ -147,7 +149,7 @@ FOUR = [{"replicas": 2}, {"replicas": 2, "tensor": 2}, {"tensor": 2}, {"tensor":
 def test_training_equals_one_process(alone, ranks, runs):
     for results in run_ranks(several, ranks, runs):
         for settings, result in zip(runs, results, strict=True):
-            assert_same_course(result, alone[settings.get("shape", CONFIG).tied])
+            assert_same_course(result, alone[settings.get("shape", CONFIG)])
 
 
 COMPILED = [
@@ -159,7 +161,7 @@ COMPILED = [
 def test_compiled_layers_equal_one_process(alone):
     """The graphs, as they are traced and differentiated; making kernels of them takes a minute and is not ours."""
     for result in run_ranks(several, 2, COMPILED, "aot_eager")[0]:
-        assert_same_course(result, alone[False])
+        assert_same_course(result, alone[CONFIG])
 
 
 class Count(TorchDispatchMode):
@@ -183,7 +185,7 @@ def test_checkpointing_computes_again_what_it_says(alone):
     calls = {}
     for mode in ("none", "selective", "full"):
         result = train(checkpointing=mode)
-        for name, gradient in alone[False].gradients.items():
+        for name, gradient in alone[CONFIG].gradients.items():
             assert torch.equal(result.gradients[name], gradient), (mode, name)
         model = build(TrainConfig(max_steps=1, checkpointing=mode), World.create(TrainConfig(max_steps=1)), CONFIG)
         tokens = torch.zeros(600, dtype=torch.long)  # past what the CPU computes without a fused kernel
@@ -198,7 +200,7 @@ def test_checkpointing_computes_again_what_it_says(alone):
 
 def test_low_precision_follows_the_curve(alone):
     pytest.importorskip("torchao")
-    exact = alone[False].losses
+    exact = alone[CONFIG].losses
     runs = [{"dtype": "bfloat16"}, {"dtype": "float8"}, {"dtype": "float8", "tensor": 2, "checkpointing": "selective"}]
     for result in run_ranks(several, 2, runs)[0]:
         assert result.losses == pytest.approx(exact, rel=0.01) and result.losses != pytest.approx(exact, rel=1e-6)
@@ -313,7 +315,7 @@ def test_what_does_not_divide_is_refused():
             "2 ranks cannot be divided into replicas (1) x tensor (4) x context (1)",
             "2 tensor ranks cannot share vocab_size = 51",
             "2 tensor ranks cannot share heads = 3",
-            "2 context ranks cannot share 3 key and value heads (of a tensor rank)",
+            "2 context ranks cannot share 3 heads with 3 key and value heads (of a tensor rank)",
         ]
         assert messages[4] == "float8 needs ffn_width a multiple of 16 on each of 2 tensor ranks: 48"
         assert "attention_backend" in messages[5]

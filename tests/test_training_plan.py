@@ -369,8 +369,9 @@ def test_a_tensor_parallel_layer_keeps_and_moves_what_is_planned(four_ranks):
     assert moved == planned - embedding_and_output
 
 
-def test_context_ranks_keep_and_move_what_is_planned(four_ranks):
-    config = dataclasses.replace(SAVING, heads=8, kv_heads=4)
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_context_ranks_keep_and_move_what_is_planned(four_ranks, kv_heads):
+    config = dataclasses.replace(SAVING, heads=8, kv_heads=kv_heads)
     model = Transformer(config)
     share_tokens(model, four_ranks.get_group(), tensor=1)
     n = 640
@@ -382,7 +383,7 @@ def test_context_ranks_keep_and_move_what_is_planned(four_ranks):
         results[0].sum().backward()
     planned = communication(config, work_of(n), one_gpu(gpus=4, context=4), 1)["context"].bytes
     assert collectives.received("all_to_all") == planned
-    planned = activation_bytes(config, work_of(n), context=4) * n / 4
+    planned = activation_bytes(dataclasses.replace(config, kv_heads=4), work_of(n), context=4) * n / 4
     assert saved == planned + cpu_only(config, n // 4, "float32", norms=5)
 
 
@@ -481,7 +482,7 @@ def test_splits_that_cannot_be():
     for cluster, message in (
         (Cluster(GPUS["h100"], 2048, tensor=4), "more tensor or context ranks"),
         (Cluster(GPUS["h100"], 2048, tensor=16, context=2), "tensor \\(16\\) must divide kv_heads \\(8\\)"),
-        (Cluster(GPUS["h100"], 2048, tensor=2, context=8), "context x tensor must divide kv_heads \\(8\\)"),
+        (Cluster(GPUS["h100"], 2048, tensor=4, context=8), "context x tensor \\(32\\) must divide heads \\(48\\)"),
     ):
         with pytest.raises(ValueError, match=message):
             plan(model, work, cluster)

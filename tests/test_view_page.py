@@ -269,7 +269,7 @@ def test_a_notebook_shows_the_page(tmp_path: Path) -> None:
 
 @needs_browser
 def test_opens_a_hundred_thousand_frames(tmp_path: Path) -> None:
-    code = "def f(n):\n    kept = 'kept'\n    total = 0\n    for i in range(n):\n        total += i % 7\n    return total\n"
+    code = "def f(n):\n    kept = 'kept'\n    for i in range(n):\n        n += i % 7\n    return n\n"
     trace = cwm.record_source(code, "f(50000)")
     page = html(trace)
     assert len(trace.frames) > 100_000 and len(page) < 5_000_000

@@ -25,15 +25,21 @@ from ..model import Transformer
 def share_tokens(model: Transformer, group: dist.ProcessGroup, tensor: int) -> None:
     """Have the ranks of `group` exchange heads for tokens around each layer's inner attention.
 
-    `tensor` is the number of ranks that have the heads divided already. Raises ValueError where the group's ranks do
-    not divide the key and value heads that are left to each of those.
+    `tensor` is the number of ranks that have the heads divided already. Where there are more ranks than key and value
+    heads, each of these goes to several. Raises ValueError where the group's ranks do not divide the heads that are
+    left to each tensor rank, or neither divides the other of ranks and key and value heads.
     """
-    ranks, heads = group.size(), model.config.kv_heads // tensor
-    if heads % ranks:
-        raise ValueError(f"{ranks} context ranks cannot share {heads} key and value heads (of a tensor rank)")
+    ranks, heads, kv_heads = group.size(), model.config.heads // tensor, model.config.kv_heads // tensor
+    if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
+        raise ValueError(
+            f"{ranks} context ranks cannot share {heads} heads with {kv_heads} key and value heads (of a tensor rank)"
+        )
+    copies = max(1, ranks // kv_heads)
 
     def before(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         q, k, v, *rest = args
+        if copies > 1:
+            k, v = k.repeat_interleave(copies, 1), v.repeat_interleave(copies, 1)
         return *_heads_for_tokens(q, k, v, group), *rest
 
     def after(_: Any, __: Any, out: Tensor) -> Tensor:

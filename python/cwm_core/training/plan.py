@@ -229,8 +229,12 @@ def _check_split(model: ModelConfig, work: Workload, cluster: Cluster) -> None:
     for name in ("kv_heads", "ffn_width", "vocab_size"):
         if getattr(model, name) % cluster.tensor:
             raise ValueError(f"tensor ({cluster.tensor}) must divide {name} ({getattr(model, name)})")
-    if model.kv_heads % (cluster.context * cluster.tensor):
-        raise ValueError(f"context x tensor must divide kv_heads ({model.kv_heads})")
+    ranks = cluster.context * cluster.tensor
+    if model.heads % ranks or (model.kv_heads % ranks and ranks % model.kv_heads):
+        raise ValueError(
+            f"context x tensor ({ranks}) must divide heads ({model.heads}), and it or kv_heads ({model.kv_heads}) the "
+            "other"
+        )
     if work.seq_len % (cluster.context * cluster.tensor):
         raise ValueError(f"context x tensor must divide seq_len ({work.seq_len})")
     tokens = cluster.data * work.micro_batch * work.seq_len
@@ -323,7 +327,7 @@ def memory_per_rank(model: ModelConfig, work: Workload, cluster: Cluster) -> dic
         largest_two = sum(sorted([table, table, *[layer] * min(2, model.layers)])[-2:])
         buffers = largest_two * (dtype + work.gradient_bytes) / cluster.tensor
         if cluster.context > 1:
-            buffers += tokens * _heads_bytes(model, work)
+            buffers += tokens * _heads_bytes(model, work, cluster)
     return {
         "weights": count * work.weight_bytes / cluster.gpus,
         "gradients": count * work.gradient_bytes / cluster.gpus,
@@ -385,7 +389,7 @@ def communication(model: ModelConfig, work: Workload, cluster: Cluster, micro_ba
     local = work.micro_batch * work.seq_len // cluster.context
     stream = local * model.width * DTYPE_BYTES[work.dtype]
     reductions = model.layers * {"none": 4, "selective": 5, "full": 6}[work.checkpointing] + 2
-    exchanged = local * _heads_bytes(model, work) / cluster.tensor
+    exchanged = local * _heads_bytes(model, work, cluster) / cluster.tensor
     exchanges = model.layers * (2 if work.checkpointing == "none" else 3)
     received = {
         "data": weights * (shards - 1) / shards,
@@ -403,9 +407,10 @@ def communication(model: ModelConfig, work: Workload, cluster: Cluster, micro_ba
     }
 
 
-def _heads_bytes(model: ModelConfig, work: Workload) -> int:
-    """Of one token's queries, keys, values and output of attention in one layer."""
-    return 2 * (model.heads + model.kv_heads) * model.head_size * DTYPE_BYTES[work.dtype]
+def _heads_bytes(model: ModelConfig, work: Workload, cluster: Cluster) -> int:
+    """Of one token's queries, keys, values and output of attention in one layer, with keys and values for each rank."""
+    kv_heads = max(model.kv_heads, cluster.context * cluster.tensor)
+    return 2 * (model.heads + kv_heads) * model.head_size * DTYPE_BYTES[work.dtype]
 
 
 def _bandwidth(cluster: Cluster, ranks: int, stride: int) -> float:
