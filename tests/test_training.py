@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cwm_core.model import Transformer, preset
-from cwm_core.training import TrainConfig, Trainer, latest
+from cwm_core.training import TrainConfig, Trainer, World, latest, parallelize
 from cwm_core.training.optimizer import learning_rate_factor
 
 
@@ -158,6 +158,17 @@ def test_loss_that_is_not_finite_stops_before_the_update(tmp_path):
         train(TrainConfig(max_steps=9, checkpoint_folder=str(tmp_path)), loader, model, poison)
     assert torch.isfinite(model.embed_tokens.weight).all()
     assert latest(tmp_path) is None
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "reference"])
+def test_attention_is_chosen_by_the_settings(attention):
+    config, model = TrainConfig(max_steps=3, attention=attention), small_model()
+    world = World.create(config)
+    parallelize(model, config, world)
+    losses = []
+    Trainer(model, Loader(), config, lambda progress: losses.append(progress.loss), world).run()
+    assert model.attention_backend == attention
+    assert losses == pytest.approx(train(TrainConfig(max_steps=3))[1], rel=1e-5)
 
 
 def test_ends_with_the_data():

@@ -14,6 +14,7 @@ CHOICES = {
     "schedule": ("cosine", "linear", "constant"),
     "dtype": ("float32", "bfloat16", "float8"),
     "checkpointing": ("none", "selective", "full"),
+    "attention": ("default", "flex", "varlen", "sdpa", "reference"),
 }
 
 
@@ -66,6 +67,9 @@ class TrainConfig:
     products and attention put out, "full" only the input of each layer."""
     compile: bool = False
     """Whether the layers are compiled."""
+    attention: str = "default"
+    """Kernels of attention, all equal: "default" leaves the model's `attention_backend`, which is "flex" on a GPU and
+    "sdpa" elsewhere; or "flex", "varlen", "sdpa", "reference" (docs/model.md)."""
     deterministic: bool = False
     """On a GPU, take only algorithms that give the same result every time, which are slower; on a CPU all do."""
     device: str = "cpu"

@@ -34,6 +34,8 @@ def parallelize(model: Transformer, config: TrainConfig, world: World) -> None:
     rank. Its names, and what `forward` and `loss` return, stay the same; gradients are summed over the ranks, not
     averaged. With one rank nothing is cut. Raises ValueError, naming the sizes, where ranks do not divide them.
     """
+    if config.attention != "default":
+        model.attention_backend = config.attention
     checkpointing = config.checkpointing != "none"
     if config.compile and checkpointing and choose_backend(model.attention_backend, world.device) is Sdpa:
         # PyTorch would leave the layers as they are, without a word: what is checkpointed compiles whole or not at all.

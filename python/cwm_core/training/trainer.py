@@ -30,7 +30,7 @@ from .world import World
 # Settings that a resumed run may change: when it ends, where and how it computes the same, and what it keeps.
 RESUMABLE_WITH_CHANGED = {
     "max_steps", "max_seconds", "device", "checkpoint_folder", "checkpoint_every", "keep_checkpoints", "replicas",
-    "tensor", "context", "checkpointing", "compile", "deterministic",
+    "tensor", "context", "checkpointing", "compile", "attention", "deterministic",
 }  # fmt: skip
 
 
@@ -115,14 +115,17 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """Save the state of the run as it is now to `config.checkpoint_folder`, while the run goes on."""
+        self._save(self._checkpoints)
+        self._saved_step = self.step
+
+    def _save(self, checkpoints: Checkpoints) -> None:
         state = {
             "config": asdict(self.config),
             "seconds": self.seconds,
             "tokens": self.tokens,
             "loader": self.loader.state_dict(),  # type: ignore[attr-defined]
         }
-        self._checkpoints.save(self.step, self.model, self.optimizers, state)
-        self._saved_step = self.step
+        checkpoints.save(self.step, self.model, self.optimizers, state)
 
     def load_checkpoint(self) -> bool:
         """Continue from the newest whole checkpoint; False when there is none.
@@ -266,7 +269,8 @@ class Trainer:
                 "documents": found,
             }
             failure.write(folder, self.world.rank, report, batches, losses)
-            text += f"; what is needed to look at it is in {folder}"
+            self._save(Checkpoints(folder, asynchronous=False))
+            text += f"; the batches, losses and weights are in {folder}"
         self._zero_grad()
         raise FloatingPointError(text)
 
