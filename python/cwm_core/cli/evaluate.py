@@ -33,9 +33,9 @@ def add_eval(verbs: Any) -> None:
         _eval,
         "Evaluate a model on a file of programs: executions, outputs, inputs, termination.",
         "cwm eval traces runs/tiny problems.jsonl -o results/traces",
-        "FILE has a JSON object a line: `code` that defines f, `input` for its arguments, `output` for the repr of its\n"
-        "result. Programs and what the model writes run only in a sandbox. Ctrl-C keeps what is done; the same command\n"
-        "goes on. docs/evaluation.md says what is measured.",
+        "FILE has a JSON object a line: `code` that defines f, `input` for its arguments, `output` for the repr of\n"
+        "its result. Programs and what the model writes run only in a sandbox. Ctrl-C keeps what is done; the same\n"
+        "command goes on. docs/evaluation.md says what is measured.",
     )
     tasks = parser.add_subparsers(title="what to evaluate", dest="task", metavar="TASK", required=True)
     for task, purpose in TASKS.items():
@@ -114,7 +114,11 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    names = "seed batch max_new_tokens max_frames cruxeval how style samples temperature top_p template".split()
+    # What a task does not have, its evaluation does not take.
+    names = (
+        "seed", "batch", "max_new_tokens", "max_frames", "cruxeval", "how", "style", "samples", "temperature", "top_p",
+        "template",
+    )  # fmt: skip
     options = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if hasattr(args, "sandbox"):
         from cwm_core.evaluation import DEFAULT_LIMITS

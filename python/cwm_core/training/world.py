@@ -133,6 +133,7 @@ class World:
             dist.destroy_process_group()
             self._owns_group = False
 
+
     def __enter__(self) -> Self:
         """Use the world in a `with` statement, which closes it."""
         return self
