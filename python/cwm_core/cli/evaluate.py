@@ -162,13 +162,15 @@ def _show(report: Report) -> None:
         table.add_column(heading, justify="right")
     has_published = any(measure.published is not None for measure in report.measures)
     if has_published:
-        table.add_column("CWM 32B, published", justify="right")
+        table.add_column("published", justify="right")
     for measure in report.measures:
         text = _number if measure.name.endswith("tokens") else _percent
         interval = "-" if measure.low is None else f"{text(measure.low)} to {text(measure.high)}"
         row = [measure.name, text(measure.value), interval, measure.interval, f"{measure.n:,}"]
         table.add_row(*row, *([text(measure.published)] if has_published else []))
     console.print(table)
+    if has_published:
+        console.print("published: CWM 32B on CruxEval, arXiv 2510.02387", markup=False)
     left_out = sum(report.left_out.values())
     console.print(f"{report.problems:,} problems, {left_out:,} left out", markup=False)
     for reason, count in report.left_out.items():

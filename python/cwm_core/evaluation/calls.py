@@ -58,8 +58,8 @@ def evaluate_output(
         drawn = [problem for problem in batch for _ in range(samples)]
         answers: list[str | None]
         if how == "trace":
-            parsed = predict_calls(engine, drawn, max_new_tokens, seed=seed, **sampling)
-            answers = [_last_return(one) for one in parsed]
+            predictions = predict_calls(engine, drawn, max_new_tokens, seed=seed, **sampling)
+            answers = [_last_return(prediction.parsed) for prediction in predictions]
         else:
             questions = [fill(text, **fields_of(problem)) for problem in drawn]
             said = ask(engine, questions, style, max_new_tokens, seed=seed, **sampling)

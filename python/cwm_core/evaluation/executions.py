@@ -20,7 +20,8 @@ from .statistics import bootstrap_interval
 from .traces import TraceScores, score_trace
 
 if TYPE_CHECKING:
-    from ..inference import Engine
+    from ..inference import Engine, Prediction
+    from ..tokenizer import Tokenizer
 
 How = Literal["trace", "direct"]
 
@@ -32,6 +33,8 @@ CWM_32B_ON_CRUXEVAL = {
 
 # Of the trace scores, those that are 0 or 1 for each trace.
 _SHARES = ("output", "valid_format")
+
+_END = "<|end_of_text|>"
 
 
 def evaluate_traces(
@@ -161,8 +164,13 @@ def evaluate_termination(
 
     def predict(known: Sequence[Problem]) -> list[Result]:
         if how == "trace":
-            parsed = predict_calls(engine, known, max_new_tokens)
-            return [{"predicted": _predicts_end(one, max_frames), "frames": len(one.frames) + 1} for one in parsed]
+            return [
+                {
+                    "predicted": _predicts_end(engine.tokenizer, prediction, max_frames),
+                    "frames": len(prediction.parsed.frames) + 1,
+                }
+                for prediction in predict_calls(engine, known, max_new_tokens)
+            ]
         questions = [fill(text, **fields_of(problem), steps=max_frames) for problem in known]
         prompts = [completion_prompt(engine.tokenizer, question) for question in questions]
         logprobs = answer_logprobs(engine, prompts, [engine.tokenizer.encode(answer) for answer in (" yes", " no")])
@@ -189,15 +197,14 @@ def evaluate_termination(
 
 def predict_calls(
     engine: Engine, problems: Sequence[Problem], max_new_tokens: int, **sampling: Any
-) -> list[ParsedTrace]:
-    """The predicted frames of each call after the first."""
-    from ..inference import trace_prompt
+) -> list[Prediction]:
+    """What the model predicts of each call, from its `trace_prompt`; `sampling` goes to `Engine.generate`."""
+    from ..inference import Prediction, trace_prompt
 
     tokenizer = engine.tokenizer
     prompts = [trace_prompt(tokenizer, problem.code, problem.call) for problem in problems]
-    stop = tokenizer.special_tokens["<|end_of_text|>"]
-    generations = engine.generate(prompts, max_new_tokens, [stop], **sampling)
-    return [tokenizer.parse_trace(generation.ids) for generation in generations]
+    generations = engine.generate(prompts, max_new_tokens, [tokenizer.special_tokens[_END]], **sampling)
+    return [Prediction(tokenizer.parse_trace(g.ids), g.ids, g.logprobs) for g in generations]
 
 
 def check_how(how: str) -> None:
@@ -229,15 +236,20 @@ def _ends(problem: Problem, max_frames: int, limits: Limits, backend: Backend) -
     return Outcome(None, f"limit: {outcome.value.truncated}")
 
 
-def _predicts_end(parsed: ParsedTrace, max_frames: int) -> bool | None:
+def _predicts_end(tokenizer: Tokenizer, prediction: Prediction, max_frames: int) -> bool | None:
+    """Whether a predicted trace ends within so many frames; None where it breaks the format before."""
+    parsed = prediction.parsed
     if len(parsed.frames) + 1 > max_frames:  # with the first, which stood in the prompt
         return False
     if parsed.complete:
         return True
-    return None if parsed.error else False
+    # A frame that was closed, or that the end token stands in, is malformed; another was cut by the limit of tokens.
+    rest = prediction.ids[parsed.error_offset :] if parsed.error else []
+    closing = {tokenizer.special_tokens[name] for name in ("<|frame_sep|>", _END)}
+    return None if closing.intersection(map(int, rest)) else False
 
 
-def _mean_lengths(tokenizer: Any, parsed: ParsedTrace) -> dict[str, float | None]:
+def _mean_lengths(tokenizer: Tokenizer, parsed: ParsedTrace) -> dict[str, float | None]:
     """Mean tokens of the states and actions that were predicted."""
     spans, _ = tokenizer.trace_spans(parsed.trace)
     lengths = np.diff(spans, axis=2)[:, :2, 0]

@@ -23,7 +23,7 @@ DEFAULT_LIMITS = Limits(seconds=10.0, cpu_seconds=10, memory_bytes=1 << 30, proc
 
 # Of a recording, in the program's process and unpacked in this one.
 _MAX_TRACE_BYTES = 64 << 20
-# Of an answer; the head and tail that a sandbox keeps of more are of no use.
+# Of what comes out of the sandbox.
 _MAX_ANSWER_BYTES = 16 << 20
 _MAX_VALUE_BYTES = 1 << 20
 
@@ -54,7 +54,7 @@ def record_program(
     is not a trace of this program. Never raises for what the program does.
     """
     order = {"do": "record", "code": code, "call": call, "max_frames": max_frames, "max_bytes": _MAX_TRACE_BYTES}
-    answer = _run(order, replace(limits, output_bytes=2 * _MAX_ANSWER_BYTES), backend)
+    answer = _run(order, replace(limits, output_bytes=_MAX_ANSWER_BYTES), backend)
     if answer.value is None:
         return Outcome(None, "raised before the call" if answer.reason == "raised" else answer.reason)
     # The length that the header of a stored trace claims is all that `from_bytes` would unpack.
@@ -74,7 +74,7 @@ def evaluate_call(
 ) -> Outcome[str]:
     """The `repr` of the expression `call` in the module `code`, run in a sandbox. Never raises for what they do."""
     order = {"do": "evaluate", "code": code, "call": call}
-    answer = _run(order, replace(limits, output_bytes=2 * _MAX_VALUE_BYTES), backend)
+    answer = _run(order, replace(limits, output_bytes=_MAX_VALUE_BYTES), backend)
     if answer.value is None:
         return Outcome(None, answer.reason)
     try:
