@@ -65,7 +65,7 @@ def truths(alter=lambda text: text):
     continuations = {}
     for trace in TRACES.values():
         frames = trace.to_text().partition("<|frame_sep|>")[2]
-        given, _, rest = frames.partition("<|frame_sep|>")
+        _, _, rest = frames.partition("<|frame_sep|>")
         prompt = TOKENIZER.encode_trace(trace)
         length = len(prompt) - len(TOKENIZER.encode(rest, allowed_special="all"))
         # Each part is encoded by itself, as special tokens cut the text.
