@@ -8,6 +8,10 @@ from importlib.util import find_spec
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Models in tests are so small that a second thread costs more than it computes, and many times as much where other
+# processes want the cores. Before torch is imported, here and in what tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # What a shell starts in the background inherits an ignored SIGINT; tests of Ctrl-C need what a terminal gives.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

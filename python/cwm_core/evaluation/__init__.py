@@ -1,5 +1,24 @@
-"""Scoring what models predict against what really happened."""
+"""Scoring what models predict against what really happened, and evaluations of models on files of programs."""
 
+from cwm_core.evaluation.calls import evaluate_input, evaluate_output
+from cwm_core.evaluation.executions import evaluate_termination, evaluate_traces
+from cwm_core.evaluation.problems import Problem, read_problems
+from cwm_core.evaluation.programs import DEFAULT_LIMITS
+from cwm_core.evaluation.report import Measure, Report
 from cwm_core.evaluation.traces import TraceScores, mean_scores, next_line_baseline, score_trace
 
-__all__ = ["TraceScores", "mean_scores", "next_line_baseline", "score_trace"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "Measure",
+    "Problem",
+    "Report",
+    "TraceScores",
+    "evaluate_input",
+    "evaluate_output",
+    "evaluate_termination",
+    "evaluate_traces",
+    "mean_scores",
+    "next_line_baseline",
+    "read_problems",
+    "score_trace",
+]

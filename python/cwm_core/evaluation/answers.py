@@ -1,0 +1,168 @@
+"""Asking a model directly: prompts from templates, and reading what it answers. Nothing it writes is run here."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .problems import Problem
+from .programs import parse_expression
+
+if TYPE_CHECKING:
+    from ..inference import Engine
+    from ..tokenizer import Tokenizer
+
+Style = Literal["completion", "chat", "reasoning"]
+STYLES: tuple[Style, ...] = ("completion", "chat", "reasoning")
+
+# Where an answer in a chat stands, and what reasoning ends with, as text and as the model's own token.
+_ANSWER = re.compile(r"\[ANSWER\](.*?)\[/ANSWER\]", re.DOTALL)
+_THOUGHT_ENDS = ("</think>", "<|reasoning_thinking_end|>")
+_STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+
+
+def load_template(name: str, required: Sequence[str], path: str | os.PathLike[str] | None = None) -> str:
+    """The text of our own template of that name, or of the file `path`, which must hold `{FIELD}` for each required.
+
+    Raises ValueError for a missing field, OSError when the file cannot be read.
+    """
+    file = Path(path) if path is not None else Path(__file__).parent / "prompts" / f"{name}.txt"
+    text = file.read_text("utf-8")
+    for field in required:
+        if "{" + field + "}" not in text:
+            raise ValueError(f"{file}: the template has no {{{field}}}")
+    return text
+
+
+def fill(template: str, **fields: object) -> str:
+    """The template with each `{FIELD}` replaced; other braces, and those in what is filled in, stay as they are."""
+    return re.sub("{(" + "|".join(fields) + ")}", lambda match: str(fields[match[1]]), template)
+
+
+def ask(
+    engine: Engine,
+    texts: Sequence[str],
+    style: Style,
+    max_new_tokens: int,
+    **sampling: Any,
+) -> list[str | None]:
+    """What the model answers to each text, None for nothing: after the text, or to it as the user's message of a chat.
+
+    A completion's answer is the rest of the line. A chat's is what stands between the last [ANSWER] and [/ANSWER],
+    without them its last line; with "reasoning", only what follows the reasoning counts. `sampling` goes to
+    `engine.generate`.
+
+    Raises ValueError for an unknown style, and when the vocabulary lacks special tokens that are needed.
+    """
+    tokenizer: Tokenizer = engine.tokenizer
+    stops = [tokenizer.special_tokens[name] for name in _STOPS if name in tokenizer.special_tokens]
+    if not stops:
+        raise ValueError(f"this vocabulary has none of the tokens that end an answer: {', '.join(_STOPS)}")
+    prompts: list[np.ndarray]
+    if style == "completion":
+        prompts = [completion_prompt(tokenizer, text) for text in texts]
+        on_token = _end_at(_newlines(tokenizer), stops[0])
+        generations = engine.generate(prompts, max_new_tokens, stops, on_token=on_token, **sampling)
+        return [_text(tokenizer, g.ids).partition("\n")[0].strip() or None for g in generations]
+    if style not in STYLES:
+        raise ValueError(f"no style {style!r}; there are {', '.join(STYLES)}")
+    reasoning = style == "reasoning"
+    prompts = [
+        tokenizer.encode_chat([{"role": "user", "content": text}], reasoning=reasoning, add_generation_prompt=True)[0]
+        for text in texts
+    ]
+    generations = engine.generate(prompts, max_new_tokens, stops, **sampling)
+    return [answer_of_chat(_text(tokenizer, g.ids), reasoning=reasoning) for g in generations]
+
+
+def completion_prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """Tokens of a document that begins with the text, int32 [n]."""
+    begin = tokenizer.special_tokens.get("<|begin_of_text|>")
+    return np.concatenate([np.array([] if begin is None else [begin], np.int32), tokenizer.encode(text)])
+
+
+def answer_of_chat(text: str, *, reasoning: bool) -> str | None:
+    """The answer in an assistant's message; None if there is none, or if the reasoning did not come to its end."""
+    for end in _THOUGHT_ENDS:
+        _, ended, rest = text.rpartition(end)
+        if ended:
+            text, reasoning = rest, False
+    if reasoning:
+        return None
+    marked = _ANSWER.findall(text)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (marked[-1].strip() if marked else lines[-1].strip("`") if lines else None) or None
+
+
+def output_of_answer(answer: str) -> str:
+    """The value that an answer states: its own text, or of an assertion or comparison the right-hand side."""
+    text = answer.strip().removeprefix("assert ").strip()
+    tree = parse_expression(text)
+    if isinstance(tree, ast.Compare) and isinstance(tree.left, ast.Call):
+        return ast.get_source_segment(text, tree.comparators[-1]) or text
+    return text
+
+
+def arguments_of_answer(answer: str) -> str:
+    """The arguments that an answer states: its own text, or those of the call `f(...)` in a call or an assertion."""
+    text = answer.strip().removeprefix("assert ").strip()
+    tree = parse_expression(text)
+    call = tree.left if isinstance(tree, ast.Compare) else tree
+    if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "f":
+        segment = ast.get_source_segment(text, call) or ""
+        return segment.removeprefix("f").strip()[1:-1]
+    return text
+
+
+def answer_logprobs(engine: Engine, prompts: Iterable[np.ndarray], answers: Sequence[np.ndarray]) -> np.ndarray:
+    """The log probability in nats of each answer's tokens after each prompt, float64 [prompts, answers]."""
+    import torch
+
+    model = engine.model
+    device = model.lm_head.weight.device
+    rows = []
+    with torch.inference_mode():
+        for prompt in prompts:
+            row = []
+            for answer in answers:
+                tokens = torch.tensor([*prompt.tolist(), *answer.tolist()], device=device)
+                hidden = model.hidden(tokens[:-1])[len(prompt) - 1 :]
+                logprobs = model.lm_head(hidden).float().log_softmax(-1)
+                row.append(float(logprobs.gather(1, tokens[len(prompt) :, None]).double().sum()))
+            rows.append(row)
+    return np.array(rows, np.float64).reshape(-1, len(answers))
+
+
+def fields_of(problem: Problem) -> dict[str, str]:
+    """What a template may ask for of a problem."""
+    return {"code": problem.code.strip("\n"), "input": problem.input, "output": problem.output or ""}
+
+
+def _newlines(tokenizer: Tokenizer) -> frozenset[int]:
+    found = set()
+    for id in range(tokenizer.vocab_size):
+        with suppress(ValueError):  # of a gap between ordinary and special tokens
+            if b"\n" in tokenizer.token_to_bytes(id):
+                found.add(id)
+    return frozenset(found)
+
+
+def _end_at(ids: frozenset[int], stop: int) -> Callable[[int, list[int]], list[int] | None]:
+    return lambda _, generated: [stop] if generated[-1] in ids else None
+
+
+def _text(tokenizer: Tokenizer, ids: np.ndarray) -> str:
+    """The text of generated ids, special tokens of chats and documents left out; up to an id that is no token."""
+    stops = {tokenizer.special_tokens.get(name) for name in _STOPS}
+    kept = [int(id) for id in ids if int(id) not in stops]
+    try:
+        return tokenizer.decode(kept)
+    except ValueError:  # the model has more rows than the vocabulary has tokens
+        return ""

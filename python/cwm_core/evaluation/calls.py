@@ -1,0 +1,172 @@
+"""Evaluations on calls of programs: what they return, and with which arguments they return it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..sandbox import Backend, Limits, literals_equal
+from ..trace import ParsedTrace
+from .answers import Style, arguments_of_answer, ask, fields_of, fill, load_template, output_of_answer
+from .executions import How, check_how, predict_calls
+from .problems import Problem
+from .programs import DEFAULT_LIMITS, Outcome, check_sandbox, evaluate_with_arguments, in_parallel
+from .report import Report, Result, count_left_out, measure
+from .results import digest, limit_settings, run_batches
+from .statistics import pass_at_k
+
+if TYPE_CHECKING:
+    from ..inference import Engine
+
+
+def evaluate_output(
+    engine: Engine,
+    problems: Sequence[Problem],
+    *,
+    how: How = "direct",
+    style: Style = "completion",
+    template: str | os.PathLike[str] | None = None,
+    samples: int = 1,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 4096,
+    **options: Any,
+) -> Report:
+    """Predict what each call returns; right is the same Python literal, else the same text. Nothing is run.
+
+    Args:
+        engine: As of `evaluate_traces`.
+        problems: With `output`.
+        how: "trace": the last return value of a predicted trace; "direct": the answer to a question.
+        style: How the question is put; see `ask`.
+        template: A file to use in place of our own question, with `{code}` and `{input}` in it.
+        samples: Answers drawn for each problem; with several, pass@k for k of 1, 5, 10, 100 and `samples`.
+        temperature: As of `Engine.generate`, as `top_p`.
+        top_p: See there.
+        max_new_tokens: An answer stops there.
+        options: As of `evaluate_traces`.
+
+    Raises ValueError as `evaluate_traces`, for a template that lacks a field, and for several samples at temperature 0.
+    """
+    check_how(how)
+    _check_samples(samples, temperature)
+    text = load_template(_template_name("output", style), ("code", "input"), template) if how == "direct" else ""
+    sampling = {"temperature": temperature, "top_p": top_p}
+
+    def solve(batch: Sequence[Problem], seed: int) -> list[Result]:
+        drawn = [problem for problem in batch for _ in range(samples)]
+        answers: list[str | None]
+        if how == "trace":
+            predictions = predict_calls(engine, drawn, max_new_tokens, seed=seed, **sampling)
+            answers = [_last_return(prediction.parsed) for prediction in predictions]
+        else:
+            questions = [fill(text, **fields_of(problem)) for problem in drawn]
+            said = ask(engine, questions, style, max_new_tokens, seed=seed, **sampling)
+            answers = [None if answer is None else output_of_answer(answer) for answer in said]
+        right = [
+            answer is not None and literals_equal(str(problem.output), answer)
+            for problem, answer in zip(drawn, answers, strict=True)
+        ]
+        return _sampled(batch, samples, answers=answers, right=right)
+
+    settings = {"how": how, "style": style, "samples": samples, **sampling, "max_new_tokens": max_new_tokens}
+    settings["template"] = digest(text)
+    results, settings = run_batches("output", problems, solve, settings, **options)
+    return _report_of_samples("output", problems, results, settings)
+
+
+def evaluate_input(
+    engine: Engine,
+    problems: Sequence[Problem],
+    *,
+    style: Style = "completion",
+    template: str | os.PathLike[str] | None = None,
+    samples: int = 1,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 4096,
+    limits: Limits = DEFAULT_LIMITS,
+    backend: Backend = "bubblewrap",
+    **options: Any,
+) -> Report:
+    """Ask for arguments with which each program returns its `output`; any that do, tried in a sandbox, are right.
+
+    An answer's arguments must be Python literals by value; see `evaluate_with_arguments`. Arguments are as of
+    `evaluate_output`, the template's fields `{code}` and `{output}`, and as of `evaluate_traces`.
+    """
+    check_sandbox(backend)
+    _check_samples(samples, temperature)
+    text = load_template(_template_name("input", style), ("code", "output"), template)
+    sampling = {"temperature": temperature, "top_p": top_p}
+
+    def solve(batch: Sequence[Problem], seed: int) -> list[Result]:
+        drawn = [problem for problem in batch for _ in range(samples)]
+        questions = [fill(text, **fields_of(problem)) for problem in drawn]
+        said = ask(engine, questions, style, max_new_tokens, seed=seed, **sampling)
+        answers = [None if answer is None else arguments_of_answer(answer) for answer in said]
+        codes = [problem.code for problem in drawn]
+        tries = list(dict.fromkeys(zip(codes, answers, strict=True)))  # each answer to a problem is run once
+        tried = dict(zip(tries, in_parallel(lambda one: _try(*one), tries), strict=True))
+        outcomes = [tried[one] for one in zip(codes, answers, strict=True)]
+        right = [
+            outcome.value is not None and literals_equal(str(problem.output), outcome.value)
+            for problem, outcome in zip(drawn, outcomes, strict=True)
+        ]
+        gave = [outcome.reason if outcome.value is None else outcome.value[:1000] for outcome in outcomes]
+        return _sampled(batch, samples, answers=answers, right=right, gave=gave)
+
+    def _try(code: str, arguments: str | None) -> Outcome[str]:
+        if arguments is None:
+            return Outcome(None, "no answer")
+        return evaluate_with_arguments(code, arguments, limits=limits, backend=backend)
+
+    settings = {
+        "style": style,
+        "samples": samples,
+        **sampling,
+        "max_new_tokens": max_new_tokens,
+        **limit_settings(limits),
+    }
+    settings["template"] = digest(text)
+    results, settings = run_batches("input", problems, solve, settings, **options)
+    return _report_of_samples("input", problems, results, settings)
+
+
+def _last_return(parsed: ParsedTrace) -> str | None:
+    return next((frame.arg for frame in reversed(list(parsed.frames)) if frame.event == "return"), None)
+
+
+def _sampled(batch: Sequence[Problem], samples: int, **columns: Sequence[Any]) -> list[Result]:
+    """A result for each problem of its `samples` consecutive entries in each column."""
+    return [
+        {"id": problem.id, **{name: list(column[i * samples : (i + 1) * samples]) for name, column in columns.items()}}
+        for i, problem in enumerate(batch)
+    ]
+
+
+def _report_of_samples(
+    task: str, problems: Sequence[Problem], results: list[Result], settings: dict[str, Any]
+) -> Report:
+    samples = settings["samples"]
+    measures = [
+        measure(
+            f"pass@{k}",
+            [pass_at_k(samples, sum(result["right"]), k) for result in results],
+            share=samples == 1,
+            seed=settings["seed"],
+        )
+        for k in sorted({1, samples, *(k for k in (5, 10, 100) if k < samples)})
+    ]
+    answered = [sum(answer is not None for answer in result["answers"]) / samples for result in results]
+    measures.append(measure("answered", answered, share=samples == 1, seed=settings["seed"]))
+    return Report(task, settings, measures, len(problems), count_left_out(results), results)
+
+
+def _template_name(task: str, style: Style) -> str:
+    return f"{task}_{'completion' if style == 'completion' else 'chat'}"
+
+
+def _check_samples(samples: int, temperature: float) -> None:
+    if samples < 1 or (samples > 1 and temperature <= 0):
+        raise ValueError(f"{samples} samples at temperature {temperature}: several need one above 0")

@@ -1,0 +1,275 @@
+"""Evaluations on executions: what they look like, and whether they end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..sandbox import Backend, Limits, literals_equal
+from ..trace import ParsedTrace, Trace
+from .answers import answer_logprobs, completion_prompt, fields_of, fill, load_template
+from .problems import Problem
+from .programs import DEFAULT_LIMITS, Outcome, check_sandbox, in_parallel, record_program
+from .report import Measure, Report, Result, count_left_out, measure
+from .results import digest, limit_settings, run_batches
+from .statistics import bootstrap_interval
+from .traces import TraceScores, score_trace
+
+if TYPE_CHECKING:
+    from ..inference import Engine, Prediction
+    from ..tokenizer import Tokenizer
+
+How = Literal["trace", "direct"]
+
+CWM_32B_ON_CRUXEVAL = {
+    "output": 0.880, "valid_format": 0.996, "state": 0.969, "action": 0.965, "valid_json": 1.000, "key": 0.991,
+    "key_value": 0.981, "state tokens": 11.7, "action tokens": 11.2,
+}  # fmt: skip
+"""What the technical report of the Code World Model (arXiv 2510.02387, Table 9) gives; shares, and tokens."""
+
+# Of the trace scores, those that are 0 or 1 for each trace.
+_SHARES = ("output", "valid_format")
+
+_END = "<|end_of_text|>"
+
+
+def evaluate_traces(
+    engine: Engine,
+    problems: Sequence[Problem],
+    *,
+    max_new_tokens: int = 4096,
+    max_frames: int = 2000,
+    cruxeval: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
+    backend: Backend = "bubblewrap",
+    predict_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Report:
+    """Predict the execution of each program greedily, and score it against the real one, recorded in a sandbox.
+
+    The scores are those of `TraceScores`; besides, the mean number of tokens of a predicted state and action, means
+    over traces of each trace's mean. A program that cannot be recorded whole is left out, with the reason.
+
+    Args:
+        engine: An `Engine` with a tokenizer, or what has its `generate` and `tokenizer`.
+        problems: Of `read_problems`; where there is an `output`, it is looked at whether the recording agrees.
+        max_new_tokens: A prediction stops there.
+        max_frames: Programs that go on after so many frames are left out.
+        cruxeval: Put the published scores of CWM 32B beside: for the problems of CruxEval only.
+        limits: What a program may use; see `Limits`.
+        backend: The sandbox. Programs of data sets are not trusted: "process" is for those that are.
+        predict_options: Further keywords of `predict_traces`.
+        options: `folder`, `batch`, `seed`, `progress` and `settings`, as of `run_batches`.
+
+    Raises ValueError for other settings than those of the results in `folder`, SandboxError when the sandbox is not
+    possible here.
+    """
+    from ..inference import predict_traces
+
+    check_sandbox(backend)
+    predict_options = dict(predict_options or {})
+
+    def solve(batch: Sequence[Problem], seed: int) -> list[Result]:
+        recorded = _record(batch, max_frames, limits, backend)
+        traces = [outcome.value for outcome in recorded if outcome.value is not None]
+        predictions = predict_traces(engine, traces, max_new_tokens=max_new_tokens, **predict_options)
+        rest = iter(predictions)
+        results = []
+        for problem, outcome in zip(batch, recorded, strict=True):
+            if outcome.value is None:
+                results.append({"id": problem.id, "left_out": outcome.reason})
+                continue
+            prediction = next(rest)
+            results.append(
+                {
+                    "id": problem.id,
+                    "scores": asdict(score_trace(outcome.value, prediction.parsed)),
+                    "frames": len(outcome.value) - 1,
+                    "predicted_frames": len(prediction.parsed.frames),
+                    "tokens": len(prediction.ids),
+                    "error": prediction.parsed.error,
+                    **_mean_lengths(engine.tokenizer, prediction.parsed),
+                    "agrees": _agrees(problem, outcome.value),
+                }
+            )
+        return results
+
+    settings = {"max_new_tokens": max_new_tokens, "max_frames": max_frames, **limit_settings(limits), **predict_options}
+    results, settings = run_batches("traces", problems, solve, settings, **options)
+    seed = settings["seed"]
+    published = CWM_32B_ON_CRUXEVAL if cruxeval else {}
+    scored = [result for result in results if "scores" in result]
+    measures = [
+        measure(
+            name,
+            [result["scores"][name] for result in scored],
+            share=name in _SHARES,
+            seed=seed,
+            published=published.get(name),
+        )
+        for name in (field.name for field in fields(TraceScores))
+    ]
+    measures += [
+        measure(name, [result[key] for result in scored], share=False, seed=seed, published=published.get(name))
+        for name, key in (("state tokens", "state_tokens"), ("action tokens", "action_tokens"))
+    ]
+    if any(result["agrees"] is not None for result in scored):
+        agrees = [result["agrees"] for result in scored]
+        measures.append(measure("recording agrees", agrees, share=True, seed=seed))
+    return Report("traces", settings, measures, len(problems), count_left_out(results), results)
+
+
+def evaluate_termination(
+    engine: Engine,
+    problems: Sequence[Problem],
+    *,
+    how: How = "trace",
+    template: str | os.PathLike[str] | None = None,
+    max_frames: int = 2000,
+    max_new_tokens: int = 32768,
+    limits: Limits = DEFAULT_LIMITS,
+    backend: Backend = "bubblewrap",
+    **options: Any,
+) -> Report:
+    """Tell whether each call ends within `max_frames` frames of its trace.
+
+    The truth is the problem's `ends`, else a recording in a sandbox. With `how` "trace", a predicted trace that ends
+    within `max_frames` frames says yes; one that has more frames, or uses up `max_new_tokens`, says no; one that breaks
+    the format says nothing, which is wrong. With "direct", the more probable of two answers to a question counts; a
+    `template` in place of our own has the fields `{code}`, `{input}` and perhaps `{steps}`, and ends before " yes" or
+    " no".
+
+    Accuracy and balanced accuracy (mean share of right answers among calls that end and among those that do not) are
+    of the problems whose truth is known. Other arguments and errors are as of `evaluate_traces`.
+    """
+    check_how(how)
+    if any(problem.ends is None for problem in problems):
+        check_sandbox(backend)
+    text = load_template("termination", ("code", "input"), template) if how == "direct" else ""
+
+    def solve(batch: Sequence[Problem], seed: int) -> list[Result]:
+        truths = in_parallel(lambda problem: _ends(problem, max_frames, limits, backend), batch)
+        known = [problem for problem, truth in zip(batch, truths, strict=True) if truth.value is not None]
+        rest = iter(predict(known))
+        return [
+            {"id": problem.id, "left_out": truth.reason}
+            if truth.value is None
+            else {"id": problem.id, "ends": truth.value, **next(rest)}
+            for problem, truth in zip(batch, truths, strict=True)
+        ]
+
+    def predict(known: Sequence[Problem]) -> list[Result]:
+        if how == "trace":
+            return [
+                {
+                    "predicted": _predicts_end(engine.tokenizer, prediction, max_frames),
+                    "frames": len(prediction.parsed.frames) + 1,
+                }
+                for prediction in predict_calls(engine, known, max_new_tokens)
+            ]
+        questions = [fill(text, **fields_of(problem), steps=max_frames) for problem in known]
+        prompts = [completion_prompt(engine.tokenizer, question) for question in questions]
+        logprobs = answer_logprobs(engine, prompts, [engine.tokenizer.encode(answer) for answer in (" yes", " no")])
+        return [{"predicted": bool(yes > no), "logprobs": [yes, no]} for yes, no in logprobs.tolist()]
+
+    settings = {"how": how, "max_frames": max_frames, "max_new_tokens": max_new_tokens, **limit_settings(limits)}
+    settings["template"] = digest(text)
+    results, settings = run_batches("termination", problems, solve, settings, **options)
+    scored = [result for result in results if "ends" in result]
+    right = {truth: [float(r["predicted"] is truth) for r in scored if r["ends"] is truth] for truth in (True, False)}
+    names = {True: "ends", False: "goes on", None: "says nothing"}
+    confusion = {
+        names[truth]: {
+            name: sum(r["ends"] is truth and r["predicted"] is said for r in scored) for said, name in names.items()
+        }
+        for truth in (True, False)
+    }
+    measures = [
+        measure("accuracy", right[True] + right[False], share=True, seed=settings["seed"]),
+        _balanced(right[True], right[False], settings["seed"]),
+    ]
+    return Report("termination", settings, measures, len(problems), count_left_out(results), results, confusion)
+
+
+def predict_calls(
+    engine: Engine, problems: Sequence[Problem], max_new_tokens: int, **sampling: Any
+) -> list[Prediction]:
+    """What the model predicts of each call, from its `trace_prompt`; `sampling` goes to `Engine.generate`."""
+    from ..inference import Prediction, trace_prompt
+
+    tokenizer = engine.tokenizer
+    prompts = [trace_prompt(tokenizer, problem.code, problem.call) for problem in problems]
+    generations = engine.generate(prompts, max_new_tokens, [tokenizer.special_tokens[_END]], **sampling)
+    return [Prediction(tokenizer.parse_trace(g.ids), g.ids, g.logprobs) for g in generations]
+
+
+def check_how(how: str) -> None:
+    """Raise ValueError for an unknown way."""
+    if how not in ("trace", "direct"):
+        raise ValueError(f'how must be "trace" or "direct", not {how!r}')
+
+
+def _record(batch: Sequence[Problem], max_frames: int, limits: Limits, backend: Backend) -> list[Outcome[Trace]]:
+    """Traces of whole executions."""
+
+    def record(problem: Problem) -> Outcome[Trace]:
+        outcome = record_program(problem.code, problem.call, max_frames=max_frames, limits=limits, backend=backend)
+        if outcome.value is not None and outcome.value.truncated:
+            return Outcome(None, f"limit: {outcome.value.truncated}")
+        return outcome
+
+    return in_parallel(record, batch)
+
+
+def _ends(problem: Problem, max_frames: int, limits: Limits, backend: Backend) -> Outcome[bool]:
+    if problem.ends is not None:
+        return Outcome(problem.ends)
+    outcome = record_program(problem.code, problem.call, max_frames=max_frames, limits=limits, backend=backend)
+    if outcome.value is None:
+        return Outcome(None, outcome.reason)
+    if outcome.value.truncated in (None, "max_frames"):
+        return Outcome(outcome.value.truncated is None)
+    return Outcome(None, f"limit: {outcome.value.truncated}")
+
+
+def _predicts_end(tokenizer: Tokenizer, prediction: Prediction, max_frames: int) -> bool | None:
+    """Whether a predicted trace ends within so many frames; None where it breaks the format before."""
+    parsed = prediction.parsed
+    if len(parsed.frames) + 1 > max_frames:  # with the first, which stood in the prompt
+        return False
+    if parsed.complete:
+        return True
+    # A frame that was closed, or that the end token stands in, is malformed; another was cut by the limit of tokens.
+    rest = prediction.ids[parsed.error_offset :] if parsed.error else []
+    closing = {tokenizer.special_tokens[name] for name in ("<|frame_sep|>", _END)}
+    return None if closing.intersection(map(int, rest)) else False
+
+
+def _mean_lengths(tokenizer: Tokenizer, parsed: ParsedTrace) -> dict[str, float | None]:
+    """Mean tokens of the states and actions that were predicted."""
+    spans, _ = tokenizer.trace_spans(parsed.trace)
+    lengths = np.diff(spans, axis=2)[:, :2, 0]
+    means = {}
+    for part, name in enumerate(("state_tokens", "action_tokens")):
+        there = lengths[spans[:, part, 0] >= 0, part]
+        means[name] = float(there.mean()) if len(there) else None
+    return means
+
+
+def _agrees(problem: Problem, trace: Trace) -> bool | None:
+    """Whether the recorded result is the stated one; None where none is stated."""
+    if problem.output is None:
+        return None
+    return trace.result is not None and literals_equal(problem.output, trace.result)
+
+
+def _balanced(ending: list[float], going_on: list[float], seed: int) -> Measure:
+    if not ending or not going_on:
+        return Measure("balanced accuracy", None, None, None, 0, "bootstrap")
+    value = (sum(ending) / len(ending) + sum(going_on) / len(going_on)) / 2
+    low, high = bootstrap_interval([ending, going_on], seed)
+    return Measure("balanced accuracy", value, low, high, len(ending) + len(going_on), "bootstrap")

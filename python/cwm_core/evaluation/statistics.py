@@ -1,0 +1,64 @@
+"""How sure a score is: confidence intervals, and pass@k from samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+
+# Of values drawn at a time: 32 MB of indices.
+_BLOCK = 1 << 22
+
+
+def wilson_interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's score interval of a share (JASA 22, 1927): of `trials` that each succeed or not, `successes` did.
+
+    Raises ValueError unless 0 <= successes <= trials and trials > 0.
+    """
+    if not 0 <= successes <= trials or trials < 1:
+        raise ValueError(f"{successes} successes of {trials} trials")
+    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    share = successes / trials
+    middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = math.sqrt(z2 * (share * (1 - share) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
+    # At the ends the formula gives 0 and 1, which rounding may miss.
+    return (0.0 if successes == 0 else middle - half), (1.0 if successes == trials else middle + half)
+
+
+def bootstrap_interval(groups: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
+    """Percentile interval, at `CONFIDENCE`, of the mean of the means of `groups` (one group: of its mean).
+
+    Values are drawn with replacement within each group, `RESAMPLES` times, repeatably for a `seed`. Raises ValueError
+    for an empty group.
+    """
+    rng = np.random.default_rng(seed)
+    means = np.mean([_resampled_means(np.asarray(group, np.float64), rng) for group in groups], axis=0)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """The chance that of `k` samples one is right, estimated from `right` of `samples`: unbiased (arXiv 2107.03374).
+
+    Raises ValueError unless 0 <= right <= samples and 1 <= k <= samples.
+    """
+    if not 0 <= right <= samples or not 1 <= k <= samples:
+        raise ValueError(f"pass@{k} of {right} right ones among {samples}")
+    return 1 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def _resampled_means(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    if not len(values):
+        raise ValueError("no values to draw from")
+    rows = max(_BLOCK // len(values), 1)
+    blocks = [
+        values[rng.integers(len(values), size=(min(rows, RESAMPLES - start), len(values)))].mean(1)
+        for start in range(0, RESAMPLES, rows)
+    ]
+    return np.concatenate(blocks)
