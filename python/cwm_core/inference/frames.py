@@ -1,0 +1,167 @@
+"""Where predicted frames come from, one at a time: an engine in this process, or a completions server."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import urllib.error
+import urllib.request
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..tokenizer import Tokenizer
+from .engine import Engine
+
+FRAME_SEP, END = "<|frame_sep|>", "<|end_of_text|>"
+
+# An answer of a server holds at most this many bytes for each token asked for, and some more.
+_ANSWER_BYTES_PER_TOKEN, _ANSWER_BYTES = 1 << 10, 1 << 20
+
+
+class SourceError(RuntimeError):
+    """A source of frames could not give any: no connection, an error of the server, a context that is full."""
+
+
+class FrameSource(Protocol):
+    """Predicts the frame after a sequence of tokens."""
+
+    def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of one more frame with its `<|frame_sep|>`, or the end token alone, as a model writes them.
+
+        `ids` is int32 [n], a context and whole frames. Equal arguments give equal frames as far as the source is
+        deterministic. Returns int32 [m] and float32 [m], log probabilities in nats, NaN where unknown. A frame that
+        grew too long is cut, which its last token shows. Raises `SourceError`.
+        """
+        ...
+
+
+class EngineFrames:
+    """Frames from an `Engine` in this process."""
+
+    def __init__(self, engine: Engine, *, max_frame_tokens: int = 4096, **options: Any) -> None:
+        """`options` go to `Engine.generate`. Raises ValueError when the engine has no tokenizer."""
+        if engine.tokenizer is None:
+            raise ValueError("predicting frames needs an engine with a tokenizer")
+        self.engine = engine
+        self.max_frame_tokens = max_frame_tokens
+        self.options = options
+        special = engine.tokenizer.special_tokens
+        # Where a model's own stop tokens come, its frame is over, if not well formed.
+        self._stop_ids = {special[FRAME_SEP], special[END], *engine.model.config.stop_tokens}
+
+    def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+        """See `FrameSource`."""
+        room = self.engine.model.config.max_length - len(ids)
+        if room < 1:
+            raise SourceError(f"the model's context of {len(ids) + room:,} tokens is full")
+        limit = min(self.max_frame_tokens, room)
+        generation = self.engine.generate(
+            [ids], limit, self._stop_ids, temperature=temperature, seed=seed, **self.options
+        )[0]
+        return generation.ids, generation.logprobs
+
+
+class ServerFrames:
+    """Frames from a server of the OpenAI completions interface that takes and gives token ids, as vLLM does.
+
+    It must answer `POST BASE_URL/completions` with a prompt of token ids, stop at `stop_token_ids`, and return the
+    tokens as `token_ids` (asked for by `return_token_ids`) or as log probabilities of `"token_id:N"` (asked for by
+    `return_tokens_as_token_ids`).
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        tokenizer: Tokenizer,
+        *,
+        api_key: str | None = None,
+        max_frame_tokens: int = 4096,
+        timeout: float = 120.0,
+    ) -> None:
+        """`base_url` ends in what comes before `/completions`, as `http://localhost:8000/v1`; `timeout` is in seconds.
+
+        Raises ValueError for an address that is not http or https.
+        """
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"a server's address begins with http:// or https://, unlike {base_url!r}")
+        self.url = base_url.rstrip("/") + "/completions"
+        self.model = model
+        self.max_frame_tokens = max_frame_tokens
+        self.timeout = timeout
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._vocab_size = tokenizer.vocab_size
+        self._end_id = tokenizer.special_tokens[END]
+        self._stop_ids = [tokenizer.special_tokens[FRAME_SEP], self._end_id]
+        self._opener = urllib.request.build_opener(_NoRedirects)
+
+    def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+        """See `FrameSource`."""
+        answer = self._post(
+            {
+                "model": self.model,
+                "prompt": np.asarray(ids).tolist(),
+                "max_tokens": self.max_frame_tokens,
+                "temperature": temperature,
+                "seed": seed,
+                "stop_token_ids": self._stop_ids,
+                "skip_special_tokens": False,
+                "logprobs": 0,  # of the chosen tokens alone
+                "return_token_ids": True,
+                "return_tokens_as_token_ids": True,
+            }
+        )
+        try:
+            return self._read(answer["choices"][0])
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise SourceError(f"{self.url}: the answer has no tokens that can be read: {error!r}") from None
+
+    def _read(self, choice: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        scores = choice.get("logprobs") or {}
+        tokens = choice.get("token_ids")
+        if tokens is None:
+            tokens = [int(text.removeprefix("token_id:")) for text in scores["tokens"]]
+        if not all(type(token) is int and 0 <= token < self._vocab_size for token in tokens):
+            raise ValueError("a token id is not in the vocabulary")
+        given = scores.get("token_logprobs") or []
+        logprobs = [math.nan if value is None else float(value) for value in given[: len(tokens)]]
+        # Servers differ in whether the token that stopped them is among those they return.
+        if choice.get("finish_reason") == "stop" and not (tokens and tokens[-1] in self._stop_ids):
+            reason = choice.get("stop_reason")
+            tokens = [*tokens, reason if reason in self._stop_ids else self._end_id]
+        logprobs += [math.nan] * (len(tokens) - len(logprobs))
+        return np.array(tokens, np.int32), np.array(logprobs, np.float32)
+
+    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+        request = urllib.request.Request(self.url, json.dumps(body).encode(), self._headers)
+        limit = _ANSWER_BYTES + _ANSWER_BYTES_PER_TOKEN * self.max_frame_tokens
+        try:
+            with self._opener.open(request, timeout=self.timeout) as response:
+                data = response.read(limit + 1)
+        except urllib.error.HTTPError as error:
+            said = " ".join(error.read(500).decode(errors="replace").split())
+            raise SourceError(f"{self.url}: {error.code} {error.reason}: {said}") from None
+        except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors; http.client's are not
+            raise SourceError(f"{self.url}: {getattr(error, 'reason', error)}") from None
+        except http.client.HTTPException as error:
+            raise SourceError(f"{self.url}: the answer is no HTTP: {error!r}") from None
+        if len(data) > limit:
+            raise SourceError(f"{self.url}: the answer is longer than {limit:,} bytes")
+        try:
+            answer = json.loads(data)
+        except (ValueError, RecursionError):
+            raise SourceError(f"{self.url}: the answer is not JSON") from None
+        if not isinstance(answer, dict):
+            raise SourceError(f"{self.url}: the answer is not a JSON object")
+        return answer
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: following it would hand the key to another server."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """No request to follow with."""
