@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from .debug import add_debug
 from .exchange import add_export, add_import
 from .models import add_demo, add_predict, add_train
 from .plan import add_plan
@@ -63,6 +64,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         add_plan,
         add_train,
         add_predict,
+        add_debug,
         add_demo,
     )
     for add in adds:

@@ -78,7 +78,7 @@ def _predict(args: argparse.Namespace) -> int:
 
     code = program(args.file, args.call)
     target = new_file(args.output) if args.output else None
-    engine = _load_engine(args.model, args.device)
+    engine = load_engine(args.model, args.device)
     real = _run_for_real(args, code) if args.verify else None
     prediction = inference.predict_trace(engine, code, args.call, max_new_tokens=args.max_new_tokens)
     # As a whole trace, with what stood in the prompt, which is how it is stored and shown.
@@ -104,7 +104,8 @@ def _run_for_real(args: argparse.Namespace, code: str) -> Trace:
         return record_call(recorder, args.file, code, args.call)
 
 
-def _load_engine(folder: Path, device: str) -> Engine:
+def load_engine(folder: Path, device: str) -> Engine:
+    """The engine of a model's folder. Raises ValueError and OSError, which name the folder."""
     from cwm_core import inference, model
 
     tokenizer = load_tokenizer(folder)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,7 +23,7 @@ from .. import sandbox
 from ..tokenizer import Tokenizer
 from ..trace import Trace, source_context
 from ..view import Difference, differences
-from .frames import END, FRAME_SEP, FrameSource
+from .frames import FrameSource, frame_ends
 from .lines import Places, ProgramLines
 from .prediction import trace_prompt
 
@@ -50,7 +50,7 @@ class DebuggerError(Exception):
     """What was asked cannot be done where the debugger stands; says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scope:
     """An activation as of one frame of it."""
 
@@ -63,7 +63,7 @@ class Scope:
     places: Places
     entry: int
     """The index of its CALL frame."""
-    parent: Scope | None
+    parent: Scope | None = field(repr=False)
 
     @property
     def lines(self) -> tuple[int, ...]:
@@ -71,7 +71,7 @@ class Scope:
         return tuple(sorted({line for _, line in self.places if line >= 0}))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """A frame of the prompt, a predicted one, or one that `Debugger.set` changed."""
 
@@ -138,7 +138,7 @@ class Debugger:
 
     Each command goes on until what it waits for, the end, a frame that is not well formed, or a limit: `max_frames`
     predicted frames or `max_tokens` predicted tokens. It can be interrupted (KeyboardInterrupt, or an error of the
-    source) and loses no whole frame. Only `pause` may be called from another thread.
+    source) and loses no whole frame.
     """
 
     def __init__(
@@ -161,11 +161,12 @@ class Debugger:
         self.breakpoints: dict[int, Breakpoint] = {}
         self.position = 0
         """The index of the frame that the debugger stands at."""
-        self._stops = (tokenizer.special_tokens[FRAME_SEP], tokenizer.special_tokens[END])
-        self._pause = threading.Event()
+        self._ends = frame_ends(tokenizer)
+        self.interrupt = threading.Event()
+        """Set, from a handler of signals or another thread, it stops the running command after the current frame."""
         self._ending: Stop | None = None
         prompt = trace_prompt(tokenizer, code, call)
-        first = int(np.argmax(prompt == self._stops[0])) + 1
+        first = int(np.argmax(prompt == self._ends[0])) + 1
         self._context, ids = prompt[:first], prompt[first:]
         frame = tokenizer.parse_trace(ids).frames[0]
         self._steps = [self._step(frame, ids, np.full(len(ids), np.nan, np.float32), None)]
@@ -207,9 +208,7 @@ class Debugger:
         it in the same activation, which is all that a trace tells. Raises `DebuggerError` for a frame or level that
         does not exist.
         """
-        if frame is not None and not 0 <= frame < len(self._steps):
-            raise DebuggerError(f"there is no frame {frame}: there are {len(self._steps)} so far, from 0")
-        scope: Scope | None = (self.current if frame is None else self._steps[frame]).scope
+        scope: Scope | None = self._at(frame).scope
         for _ in range(level):
             scope = scope and scope.parent
         if scope is None or level < 0:
@@ -254,10 +253,6 @@ class Debugger:
             self._check_line(line)
         return self._run(lambda step: line is not None and _arrives(step, line))
 
-    def pause(self) -> None:
-        """Make the command that runs, or else the next one, stop after the frame that it waits for."""
-        self._pause.set()
-
     # ---- going back, and on in another way
 
     def back(self, n: int = 1) -> Stop:
@@ -279,9 +274,7 @@ class Debugger:
         `seed` None is the next one; `temperature` None stays, but becomes 1 if it was 0, where all samples are equal.
         Raises `DebuggerError` for a frame that does not exist.
         """
-        if frame is not None:
-            self.locals(frame)
-            self.position = frame
+        self.position = self._at(frame).index
         self._forget_ahead()
         self.seed = self.seed + 1 if seed is None else seed
         self.temperature = (self.temperature or 1.0) if temperature is None else temperature
@@ -352,6 +345,12 @@ class Debugger:
     # ---- how frames come about
 
     def _run(self, is_there: Callable[[Step], bool]) -> Stop:
+        try:
+            return self._forward(is_there)
+        finally:
+            self.interrupt.clear()
+
+    def _forward(self, is_there: Callable[[Step], bool]) -> Stop:
         known, tokens = len(self._steps), 0
         while True:
             if self.position + 1 == len(self._steps):
@@ -365,16 +364,12 @@ class Debugger:
                     return self._ending
                 tokens += len(self._steps[-1].ids)
             self.position += 1
-            at_breakpoint = self._count_hits()
-            if is_there(self.current):
-                self._pause.clear()
-                return Stop("breakpoint" if at_breakpoint else "step")
-            if at_breakpoint:
-                self._pause.clear()
+            if self._count_hits():
                 return Stop("breakpoint")
-            if self._pause.is_set():
-                self._pause.clear()
-                return Stop("paused")
+            if is_there(self.current):
+                return Stop("step")
+            if self.interrupt.is_set():
+                return Stop("paused", "interrupted; the same command goes on")
 
     def _count_hits(self) -> bool:
         """Count the arrival at the current frame; whether a breakpoint stops here."""
@@ -399,7 +394,7 @@ class Debugger:
             self._steps.append(self._step(parsed.frames[0], ids, logprobs, self._steps[-1]))
             return None
         reason = parsed.error or f"{len(parsed.frames)} frames where one was asked for"
-        if len(ids) == 0 or ids[-1] not in self._stops:
+        if len(ids) == 0 or ids[-1] not in self._ends:
             reason += f", cut after {len(ids):,} tokens"
         text = self.tokenizer.decode([token for token in ids if 0 <= token < self.tokenizer.vocab_size])
         shown = text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
@@ -427,6 +422,13 @@ class Debugger:
             places = self.program.follow(outer.places, line)
         state = _resolve(frame, outer.state)
         return replace(outer, function=self.program.name(places), state=state, places=places)
+
+    def _at(self, frame: int | None) -> Step:
+        if frame is None:
+            return self.current
+        if not 0 <= frame < len(self._steps):
+            raise DebuggerError(f"there is no frame {frame}: there are {len(self._steps):,} so far, from 0")
+        return self._steps[frame]
 
     def _before(self, step: Step) -> Mapping[str, str]:
         """The variables that `..` in this frame refers to."""

@@ -14,8 +14,6 @@ import numpy as np
 from ..tokenizer import Tokenizer
 from .engine import Engine
 
-FRAME_SEP, END = "<|frame_sep|>", "<|end_of_text|>"
-
 # An answer of a server holds at most this many bytes for each token asked for, and some more.
 _ANSWER_BYTES_PER_TOKEN, _ANSWER_BYTES = 1 << 10, 1 << 20
 
@@ -37,19 +35,26 @@ class FrameSource(Protocol):
         ...
 
 
+def frame_ends(tokenizer: Tokenizer) -> tuple[int, int]:
+    """The tokens that end a frame and a trace. Raises ValueError for a vocabulary that lacks them."""
+    try:
+        return tokenizer.special_tokens["<|frame_sep|>"], tokenizer.special_tokens["<|end_of_text|>"]
+    except KeyError as error:
+        raise ValueError(f"{error} is not a special token of this vocabulary, which a trace needs") from None
+
+
 class EngineFrames:
     """Frames from an `Engine` in this process."""
 
     def __init__(self, engine: Engine, *, max_frame_tokens: int = 4096, **options: Any) -> None:
-        """`options` go to `Engine.generate`. Raises ValueError when the engine has no tokenizer."""
+        """`options` go to `Engine.generate`. Raises ValueError when the engine has no tokenizer, or as `frame_ends`."""
         if engine.tokenizer is None:
             raise ValueError("predicting frames needs an engine with a tokenizer")
         self.engine = engine
         self.max_frame_tokens = max_frame_tokens
         self.options = options
-        special = engine.tokenizer.special_tokens
         # Where a model's own stop tokens come, its frame is over, if not well formed.
-        self._stop_ids = {special[FRAME_SEP], special[END], *engine.model.config.stop_tokens}
+        self._stop_ids = {*frame_ends(engine.tokenizer), *engine.model.config.stop_tokens}
 
     def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
         """See `FrameSource`."""
@@ -74,7 +79,7 @@ class ServerFrames:
     def __init__(
         self,
         base_url: str,
-        model: str,
+        model: str | None,
         tokenizer: Tokenizer,
         *,
         api_key: str | None = None,
@@ -83,7 +88,8 @@ class ServerFrames:
     ) -> None:
         """`base_url` ends in what comes before `/completions`, as `http://localhost:8000/v1`; `timeout` is in seconds.
 
-        Raises ValueError for an address that is not http or https.
+        `model` is the name that the server knows it by, None where it needs none. Raises ValueError for an address
+        that is not http or https, or as `frame_ends`.
         """
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"a server's address begins with http:// or https://, unlike {base_url!r}")
@@ -95,15 +101,14 @@ class ServerFrames:
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._vocab_size = tokenizer.vocab_size
-        self._end_id = tokenizer.special_tokens[END]
-        self._stop_ids = [tokenizer.special_tokens[FRAME_SEP], self._end_id]
+        self._stop_ids = list(frame_ends(tokenizer))
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
         """See `FrameSource`."""
         answer = self._post(
-            {
-                "model": self.model,
+            ({} if self.model is None else {"model": self.model})
+            | {
                 "prompt": np.asarray(ids).tolist(),
                 "max_tokens": self.max_frame_tokens,
                 "temperature": temperature,
@@ -117,7 +122,7 @@ class ServerFrames:
         )
         try:
             return self._read(answer["choices"][0])
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise SourceError(f"{self.url}: the answer has no tokens that can be read: {error!r}") from None
 
     def _read(self, choice: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -125,16 +130,19 @@ class ServerFrames:
         tokens = choice.get("token_ids")
         if tokens is None:
             tokens = [int(text.removeprefix("token_id:")) for text in scores["tokens"]]
-        if not all(type(token) is int and 0 <= token < self._vocab_size for token in tokens):
+        if not all(map(self._is_token, tokens)):
             raise ValueError("a token id is not in the vocabulary")
         given = scores.get("token_logprobs") or []
         logprobs = [math.nan if value is None else float(value) for value in given[: len(tokens)]]
         # Servers differ in whether the token that stopped them is among those they return.
         if choice.get("finish_reason") == "stop" and not (tokens and tokens[-1] in self._stop_ids):
-            reason = choice.get("stop_reason")
-            tokens = [*tokens, reason if reason in self._stop_ids else self._end_id]
+            reason = choice.get("stop_reason")  # null where it was the model's own end token
+            tokens = [*tokens, reason if self._is_token(reason) else self._stop_ids[1]]
         logprobs += [math.nan] * (len(tokens) - len(logprobs))
         return np.array(tokens, np.int32), np.array(logprobs, np.float32)
+
+    def _is_token(self, value: object) -> bool:
+        return type(value) is int and 0 <= value < self._vocab_size
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
         request = urllib.request.Request(self.url, json.dumps(body).encode(), self._headers)

@@ -134,10 +134,10 @@ def _function(code: CodeType) -> _Function:
         numbers[instruction.offset] = line
     for place, instruction in enumerate(instructions):
         line = numbers[instruction.offset]
-        if instruction.opcode in _JUMPS and instruction.argval in numbers:
-            # Going back to a line is an event even where it is the same line.
-            if instruction.argval <= instruction.offset or numbers[instruction.argval] != line:
-                successors[line].add(numbers[instruction.argval])
+        target = numbers.get(instruction.argval) if instruction.opcode in _JUMPS else None
+        # Going back to a line is an event even where it is the same line.
+        if target is not None and (target != line or instruction.argval <= instruction.offset):
+            successors[line].add(target)
         falls_through = instruction.opname not in _LEAVING and not instruction.opname.startswith("JUMP_")
         if falls_through and place + 1 < len(instructions):
             following = numbers[instructions[place + 1].offset]
