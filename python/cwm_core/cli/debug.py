@@ -41,9 +41,9 @@ def add_debug(verbs: Any) -> None:
         "Step through the predicted execution of a call, without running the program.",
         "cwm debug runs/tiny sort.py --call 'bubble_sort([3, 1, 2])'\n"
         "  cwm debug http://localhost:8000/v1 sort.py --call 'f(2)' --tokenizer vocabulary",
-        "MODEL is a model's folder, or the address of a completions server that takes token ids, as of vLLM; its key,\n"
-        "if it needs one, is in CWM_API_KEY. `help` at the prompt lists the commands, which are pdb's; docs/debugger.md\n"
-        "has more, and the configuration of editors for --dap.",
+        "MODEL is a model's folder, or the address of a completions server that takes token ids, as vLLM does; its\n"
+        "key, if it needs one, is in CWM_API_KEY. `help` at the prompt lists the commands, which are much as pdb's;\n"
+        "docs/debugger.md has more, and the configuration of editors for --dap.",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model, or address of a server")
     parser.add_argument("program", nargs="?", metavar="FILE", help="the program")
@@ -84,12 +84,7 @@ def _debug(args: argparse.Namespace) -> int:
         return _serve(args)
     if args.model is None or args.program is None or args.call is None:
         args.error("MODEL, FILE and --call are needed, except with --dap, where the editor says them")
-    debugger = _open(args)
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        Prompt(debugger, os.path.basename(args.program)).run()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    Prompt(_open(args), os.path.basename(args.program)).run()
     return OK
 
 
@@ -205,7 +200,7 @@ class Prompt(cmd.Cmd):
         if line == "EOF":
             return True
         if name not in _SHORT:
-            self._say(f"*** no command {line.split()[0]!r}; help lists them", _RED)
+            self._say(f"*** no command {line.split(maxsplit=1)[0]!r}; help lists them", _RED)
             return False
         return bool(getattr(self, f"do_{_SHORT[name]}")(argument or ""))
 
@@ -217,7 +212,7 @@ class Prompt(cmd.Cmd):
         for name in (_SHORT.get(arg, arg),) if arg else _COMMANDS:
             if name not in _COMMANDS:
                 raise ValueError(f"no command {name!r}")
-            self._say(f"{', '.join([name, *shorts.get(name, [])]):<16} {getattr(self, f'do_{name}').__doc__}")
+            write(f"{', '.join([name, *shorts.get(name, [])]):<18} {getattr(self, f'do_{name}').__doc__}\n")
 
     # ---- moving
 
@@ -322,7 +317,7 @@ class Prompt(cmd.Cmd):
         for number in range(max(around - _LISTED, 1), min(around + _LISTED + 1, len(texts))):
             mark = ("B" if number in self.debugger.breakpoints else " ") + ("->" if number in current else "  ")
             row = f"{number:>{len(str(len(texts)))}} {mark} {texts[number].rstrip().expandtabs(4)}"
-            self._say(row, _BOLD if number in current else "")
+            self._say(row.rstrip(), _BOLD if number in current else "")
 
     def do_verify(self, arg: str) -> None:
         """[process]: run the program in the sandbox and say where prediction departs from reality."""
@@ -356,6 +351,7 @@ class Prompt(cmd.Cmd):
                 raise KeyboardInterrupt
             self.debugger.interrupt.set()
 
+        self.debugger.interrupt.clear()
         before = signal.signal(signal.SIGINT, stop)
         try:
             yield

@@ -20,6 +20,8 @@ MAX_HEADER_BYTES = 8 << 10
 MAX_CHILDREN = 1000
 """Of a value, or of a scope, so many variables are shown."""
 
+_LAST_FRAME_SECONDS = 5.0  # to end the frame that is being predicted when the client leaves
+
 _THREAD = {"id": 1, "name": "predicted execution"}
 _CONTEXT = 1  # the source that is in no file: the whole text that the model was given
 
@@ -107,7 +109,7 @@ class Adapter:
         self._first_line, self._stop_on_entry = 1, True
         self._worker: threading.Thread | None = None
         self._then: Callable[[], None] | None = None
-        self._is_over = False
+        self._is_over = self._is_terminated = False
         self._children: list[tuple[str, Any]] = []
 
     def serve(self) -> None:
@@ -124,8 +126,9 @@ class Adapter:
                 break
             self._answer(message)
         self._is_over = True
-        if self._worker and self._debugger:
+        if (worker := self._worker) and self._debugger:
             self._debugger.interrupt.set()
+            worker.join(_LAST_FRAME_SECONDS)
 
     # ---- messages
 
@@ -201,6 +204,7 @@ class Adapter:
     def _on_terminate(self, arguments: Mapping[str, Any]) -> None:
         if self._debugger:
             self._debugger.interrupt.set()
+        self._is_terminated = True
         self._then = lambda: self._event("terminated")
 
     def _on_setBreakpoints(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -259,6 +263,7 @@ class Adapter:
 
     def _runner(self, command: Callable[[], Stop]) -> Callable[[], None]:
         def start() -> None:
+            self._launched().interrupt.clear()
             self._worker = threading.Thread(target=self._run, args=(command,), daemon=True)
             self._worker.start()
 
@@ -283,7 +288,7 @@ class Adapter:
     def _stopped(self, reason: str, text: str) -> None:
         self._children = []
         self._worker = None
-        if self._is_over:
+        if self._is_over or self._is_terminated:
             return
         if reason == "exception":
             self._event("output", category="stderr", output=text + "\n")

@@ -374,10 +374,10 @@ class Debugger:
     def _count_hits(self) -> bool:
         """Count the arrival at the current frame; whether a breakpoint stops here."""
         stops = False
-        for line, breakpoint_ in self.breakpoints.items():
-            if _arrives(self.current, line):
-                breakpoint_.hits += 1
-                stops |= breakpoint_.hits > breakpoint_.ignore
+        for one in list(self.breakpoints.values()):  # an editor may change them meanwhile
+            if _arrives(self.current, one.line):
+                one.hits += 1
+                stops |= one.hits > one.ignore
         return stops
 
     def _predict(self) -> Stop | None:

@@ -145,15 +145,15 @@ class ServerFrames:
         return type(value) is int and 0 <= value < self._vocab_size
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), self._headers)
         limit = _ANSWER_BYTES + _ANSWER_BYTES_PER_TOKEN * self.max_frame_tokens
         try:
+            request = urllib.request.Request(self.url, json.dumps(body).encode(), self._headers)
             with self._opener.open(request, timeout=self.timeout) as response:
                 data = response.read(limit + 1)
         except urllib.error.HTTPError as error:
             said = " ".join(error.read(500).decode(errors="replace").split())
             raise SourceError(f"{self.url}: {error.code} {error.reason}: {said}") from None
-        except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors; http.client's are not
+        except (OSError, ValueError) as error:  # no connection, a timeout; an address that is none
             raise SourceError(f"{self.url}: {getattr(error, 'reason', error)}") from None
         except http.client.HTTPException as error:
             raise SourceError(f"{self.url}: the answer is no HTTP: {error!r}") from None
