@@ -27,7 +27,7 @@ def whole(ids):
 
 
 def in_logprobs(ids):
-    """As of versions before `return_token_ids`."""
+    """As of a vLLM before `return_token_ids`."""
     answer = whole(ids)
     del answer["token_ids"]
     return answer
@@ -129,7 +129,7 @@ def choices(*tokens, **more):
         (lambda h: reply(h, choices(True)), "not in the vocabulary"),
         (lambda h: reply(h, choices(1, logprobs={"token_logprobs": [10**400]})), "OverflowError"),
         (lambda h: reply(h, choices(1, logprobs={"token_logprobs": {"a": 1}})), "no tokens that can be read"),
-        (lambda h: reply(h, b" " * (3 << 20)), "longer than 1,052,672 bytes"),
+        (lambda h: reply(h, b" " * (3 << 20)), "longer than 1,052,688 bytes"),
         (lambda h: h.wfile.write(b"nonsense\r\n\r\n"), "nonsense"),
         (lambda h: None, ""),
     ],

@@ -29,7 +29,7 @@ _LISTED = 5  # lines before and after the current one
 # What a launch request may say, with the type of each.
 _LAUNCH = {
     "model": str, "program": str, "call": str, "tokenizer": str, "modelName": str, "device": str, "seed": int,
-    "temperature": (int, float), "maxFrames": int, "maxTokens": int,
+    "temperature": (int, float), "maxFrames": int, "maxTokens": int, "maxFrameTokens": int,
 }  # fmt: skip
 
 
@@ -56,10 +56,13 @@ def add_debug(verbs: Any) -> None:
         "--temperature", type=_temperature, default=0.0, metavar="T", help="0 takes the most likely (default)"
     )
     parser.add_argument(
-        "--max-frames", type=positive, default=1000, metavar="N", help="most frames that a command predicts"
+        "--max-frames", type=positive, default=1000, metavar="N", help="most frames that a command predicts (1000)"
     )
     parser.add_argument(
-        "--max-tokens", type=positive, default=1 << 16, metavar="N", help="most tokens that a command predicts"
+        "--max-tokens", type=positive, default=1 << 16, metavar="N", help="most tokens that a command predicts (65536)"
+    )
+    parser.add_argument(
+        "--max-frame-tokens", type=positive, default=4096, metavar="N", help="most tokens of a frame (default: 4096)"
     )
     parser.add_argument("--dap", action="store_true", help="serve the Debug Adapter Protocol on standard input/output")
     parser.add_argument(
@@ -99,12 +102,15 @@ def _open(args: argparse.Namespace) -> Debugger:
             raise ValueError("a server needs --tokenizer, the folder of its model's vocabulary")
         tokenizer = load_tokenizer(Path(args.tokenizer))
         key = os.environ.get("CWM_API_KEY")
-        source: Any = inference.ServerFrames(args.model, args.model_name, tokenizer, api_key=key)
+        source: Any = inference.ServerFrames(
+            args.model, args.model_name, tokenizer, api_key=key, max_frame_tokens=args.max_frame_tokens
+        )
     else:
         from .models import load_engine
 
-        source = inference.EngineFrames(load_engine(Path(args.model), args.device))
-        tokenizer = source.engine.tokenizer
+        engine = load_engine(Path(args.model), args.device)
+        source = inference.EngineFrames(engine, max_frame_tokens=args.max_frame_tokens)
+        tokenizer = engine.tokenizer
     return inference.Debugger(source, tokenizer, code, args.call, **options)
 
 
@@ -138,7 +144,7 @@ def _launch_arguments(args: argparse.Namespace, asked: Mapping[str, Any]) -> arg
         value = asked.get(name)
         if value is None:
             continue
-        if not isinstance(value, kind) or isinstance(value, bool) or (kind is not str and value < 0):
+        if not isinstance(value, kind) or isinstance(value, bool) or (kind is not str and value < name.startswith("max")):
             raise ValueError(f"launch: {name} cannot be {value!r}")
         snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
         merged[snake] = value
@@ -191,7 +197,7 @@ class Prompt(cmd.Cmd):
         try:
             return bool(super().onecmd(line))
         except (DebuggerError, SourceError, sandbox.SandboxError, OSError, ValueError) as error:
-            self._say(f"*** {error}", _RED)
+            self._print(f"*** {error}", _RED)
             return False
 
     def default(self, line: str) -> bool:
@@ -326,7 +332,7 @@ class Prompt(cmd.Cmd):
         found = self.debugger.verify(backend="process" if arg else "bubblewrap")
         self._say(str(found), _RED if found.difference else "")
         for row in _departure(self.debugger, found):
-            self._say("  " + row)
+            self._print("  " + row)
 
     def do_quit(self, arg: str) -> bool:
         """End the debugger."""
@@ -340,7 +346,7 @@ class Prompt(cmd.Cmd):
         self.level = 0
         self._show()
         if stop.message:
-            self._say(stop.message, _RED if stop.reason == "malformed" else _DIM)
+            self._print(stop.message, _RED if stop.reason == "malformed" else _DIM)
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -379,12 +385,13 @@ class Prompt(cmd.Cmd):
         lines = " or ".join(map(str, scope.lines[:3])) + (" or ..." if len(scope.lines) > 3 else "")
         return f"{self.file}:{lines or '?'} in {scope.function}"
 
-    def _print(self, text: str) -> None:
+    def _print(self, text: str, color: str = "") -> None:
+        """In as many rows as it takes, up to a limit."""
         shown = text if len(text) <= _PRINTED_CHARS else text[:_PRINTED_CHARS] + "..."
-        write(visible(shown) + "\n")
+        write(self.paint(visible(shown), color) + "\n")
 
     def _say(self, text: str, color: str = "") -> None:
-        """One row of the terminal."""
+        """In one row of the terminal."""
         write(self.paint(fit(visible(text[:_PRINTED_CHARS]), self._width()), color) + "\n")
 
     def _width(self) -> int:

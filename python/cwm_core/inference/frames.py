@@ -72,8 +72,8 @@ class ServerFrames:
     """Frames from a server of the OpenAI completions interface that takes and gives token ids, as vLLM does.
 
     It must answer `POST BASE_URL/completions` with a prompt of token ids, stop at `stop_token_ids`, and return the
-    tokens as `token_ids` (asked for by `return_token_ids`) or as log probabilities of `"token_id:N"` (asked for by
-    `return_tokens_as_token_ids`).
+    tokens as `token_ids`, which `return_token_ids` asks for, or name them `token_id:N` in its log probabilities, as a
+    vLLM older than 0.10.2 does that was started with `--return-tokens-as-token-ids`.
     """
 
     def __init__(
@@ -117,7 +117,6 @@ class ServerFrames:
                 "skip_special_tokens": False,
                 "logprobs": 0,  # of the chosen tokens alone
                 "return_token_ids": True,
-                "return_tokens_as_token_ids": True,
             }
         )
         try:
@@ -145,7 +144,8 @@ class ServerFrames:
         return type(value) is int and 0 <= value < self._vocab_size
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        limit = _ANSWER_BYTES + _ANSWER_BYTES_PER_TOKEN * self.max_frame_tokens
+        # An answer may repeat the prompt.
+        limit = _ANSWER_BYTES + _ANSWER_BYTES_PER_TOKEN * self.max_frame_tokens + 16 * len(body["prompt"])
         try:
             request = urllib.request.Request(self.url, json.dumps(body).encode(), self._headers)
             with self._opener.open(request, timeout=self.timeout) as response:
