@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from programs import programs
 from random_models import random_model
+from readme import examples
 
 BACKEND = "bubblewrap" if cwm.sandbox.bubblewrap_refusal() is None else "process"
 
@@ -549,6 +550,22 @@ def test_a_vocabulary_without_traces(engine):
             make()
     with pytest.raises(ValueError, match="needs an engine with a tokenizer"):
         EngineFrames(Engine(engine.model))
+
+
+def test_the_example_of_the_page(tmp_path, monkeypatch, capsys):
+    code = "def bubble_sort(xs):\n    n = len(xs)\n    for i in range(n):\n        for j in range(n - 1 - i):\n"
+    code += "            if xs[j] > xs[j + 1]:\n                xs[j], xs[j + 1] = xs[j + 1], xs[j]\n    return xs\n"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sort.py").write_text(code)
+    source = Recorded(cwm.record_source(code, "bubble_sort([3, 1, 2])"))
+    monkeypatch.setattr(cwm.Tokenizer, "load", lambda path: TOKENIZER)
+    monkeypatch.setattr(cwm.model, "load", lambda path: None)
+    monkeypatch.setattr(cwm.inference, "Engine", lambda model, tokenizer: None)
+    monkeypatch.setattr(cwm.inference, "EngineFrames", lambda engine: source)
+    (example,) = examples("docs/debugger.md")
+    exec(example, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and "'xs': '[1, 3, 2]'" in lines[1] and lines[1].endswith("['bubble_sort', 'main']")
 
 
 # ---- reality

@@ -144,7 +144,11 @@ def _launch_arguments(args: argparse.Namespace, asked: Mapping[str, Any]) -> arg
         value = asked.get(name)
         if value is None:
             continue
-        if not isinstance(value, kind) or isinstance(value, bool) or (kind is not str and value < name.startswith("max")):
+        if (
+            not isinstance(value, kind)
+            or isinstance(value, bool)
+            or (kind is not str and value < name.startswith("max"))
+        ):
             raise ValueError(f"launch: {name} cannot be {value!r}")
         snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
         merged[snake] = value
