@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from programs import programs
 from random_models import random_model
-from readme import examples
+from readme import ROOT, examples
 
 BACKEND = "bubblewrap" if cwm.sandbox.bubblewrap_refusal() is None else "process"
 
@@ -553,11 +553,11 @@ def test_a_vocabulary_without_traces(engine):
 
 
 def test_the_example_of_the_page(tmp_path, monkeypatch, capsys):
-    code = "def bubble_sort(xs):\n    n = len(xs)\n    for i in range(n):\n        for j in range(n - 1 - i):\n"
-    code += "            if xs[j] > xs[j + 1]:\n                xs[j], xs[j + 1] = xs[j + 1], xs[j]\n    return xs\n"
+    page = (ROOT / "docs/debugger.md").read_text()
+    code = page[page.index("def f(t):") : page.index("```", page.index("def f(t):"))]
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "sort.py").write_text(code)
-    source = Recorded(cwm.record_source(code, "bubble_sort([3, 1, 2])"))
+    (tmp_path / "turn.py").write_text(code)
+    source = Recorded(cwm.record_source(code, "f([6, 1])"))
     monkeypatch.setattr(cwm.Tokenizer, "load", lambda path: TOKENIZER)
     monkeypatch.setattr(cwm.model, "load", lambda path: None)
     monkeypatch.setattr(cwm.inference, "Engine", lambda model, tokenizer: None)
@@ -565,7 +565,7 @@ def test_the_example_of_the_page(tmp_path, monkeypatch, capsys):
     (example,) = examples("docs/debugger.md")
     exec(example, {})
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and "'xs': '[1, 3, 2]'" in lines[1] and lines[1].endswith("['bubble_sort', 'main']")
+    assert lines == [f"4 {lines[0].split()[1]} {{'t': '[6, 1]'}} ['f', 'main']"]
 
 
 # ---- reality

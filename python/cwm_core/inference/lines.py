@@ -11,7 +11,11 @@ from types import CodeType
 
 _MARK = "  # << START_OF_TRACE\n"
 _RESUMABLE = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
-_LEAVING = ("RETURN_VALUE", "RETURN_CONST", "RERAISE", "RAISE_VARARGS")
+# After these comes not the next instruction.
+_LEAVING = frozenset({
+    "RETURN_VALUE", "RETURN_CONST", "RERAISE", "RAISE_VARARGS", "JUMP_FORWARD", "JUMP_BACKWARD",
+    "JUMP_BACKWARD_NO_INTERRUPT",
+})  # fmt: skip
 _JUMPS = frozenset(dis.hasjrel) | frozenset(dis.hasjabs)
 
 UNKNOWN = -1
@@ -138,8 +142,7 @@ def _function(code: CodeType) -> _Function:
         # Going back to a line is an event even where it is the same line.
         if target is not None and (target != line or instruction.argval <= instruction.offset):
             successors[line].add(target)
-        falls_through = instruction.opname not in _LEAVING and not instruction.opname.startswith("JUMP_")
-        if falls_through and place + 1 < len(instructions):
+        if instruction.opname not in _LEAVING and place + 1 < len(instructions):
             following = numbers[instructions[place + 1].offset]
             if following != line:
                 successors[line].add(following)
