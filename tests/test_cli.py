@@ -30,7 +30,8 @@ if __name__ == "__main__":
 """
 
 VERBS = (
-    "record", "view", "import", "export", "tokenize", "pack", "inspect", "plan", "train", "predict", "eval", "demo",
+    "record", "view", "import", "export", "tokenize", "pack", "inspect", "plan", "train", "predict", "debug", "eval",
+    "demo",
 )  # fmt: skip
 
 RUN = """

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from .debug import add_debug
 from .evaluate import add_eval
 from .exchange import add_export, add_import
 from .models import add_demo, add_predict, add_train
@@ -64,6 +65,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         add_plan,
         add_train,
         add_predict,
+        add_debug,
         add_eval,
         add_demo,
     )

@@ -83,7 +83,7 @@ class _Lines:
     def __init__(self, trace: Trace, length: int, width: int | None, color: bool | None) -> None:
         columns = shutil.get_terminal_size((100, 24)).columns if width is None else width
         self.width = max(_MIN_WIDTH, columns)
-        self.paint = _paint if (_colorful() if color is None else color) else _plain
+        self.paint = paint if (colorful() if color is None else color) else _plain
         self.index_width = len(str(max(length - 1, 0)))
         self.number_width = len(str(trace.context.count("\n") + 1))
         self.indent = 2 + self.index_width + 1 + _EVENT_WIDTH + 1 + self.number_width + 2
@@ -96,11 +96,11 @@ class _Lines:
         """One row, or two where source and variables do not fit in one; ``compact`` cuts them to fit."""
         number = "" if frame.lineno is None else str(frame.lineno)
         head = f"{mark} {index:>{self.index_width}} {frame.event:<{_EVENT_WIDTH}} {number:>{self.number_width}}  "
-        source = _fit(_visible(frame.line.rstrip("\n").expandtabs(4)), self.width - len(head))
-        shown = _visible(_changes(frame, difference))
+        source = fit(visible(frame.line.rstrip("\n").expandtabs(4)), self.width - len(head))
+        shown = visible(_changes(frame, difference))
         if compact and shown:
-            source = _fit(source, self.source_width)
-            shown = _fit(shown, self.width - len(head) - self.source_width - 2)
+            source = fit(source, self.source_width)
+            shown = fit(shown, self.width - len(head) - self.source_width - 2)
         head_color, source_color, shown_color = {"-": (_RED,) * 3, "+": (_GREEN,) * 3}.get(mark, (_DIM, "", _CYAN))
         gap = max(self.source_width - _cells(source), 0) + 2
         row = self.paint(head, head_color) + self.paint(source, source_color)
@@ -111,15 +111,15 @@ class _Lines:
         else:
             yield row.rstrip()
             lead = mark + " " * (self.indent + 3)
-            yield self.paint(lead, head_color) + self.paint(_fit(shown, self.width - len(lead)), shown_color)
+            yield self.paint(lead, head_color) + self.paint(fit(shown, self.width - len(lead)), shown_color)
 
     def reason(self, difference: Difference) -> Iterator[str]:
         """The row under two that differ."""
-        yield self.paint(_fit("?" + " " * (self.indent - 1) + _visible(str(difference)), self.width), _YELLOW)
+        yield self.paint(fit("?" + " " * (self.indent - 1) + visible(str(difference)), self.width), _YELLOW)
 
     def heading(self, text: str, color: str = "") -> Iterator[str]:
         """A row across all columns."""
-        yield self.paint(_fit(_visible(text), self.width), color)
+        yield self.paint(fit(visible(text), self.width), color)
 
 
 def _changes(frame: Frame, difference: Difference | None) -> str:
@@ -131,7 +131,8 @@ def _changes(frame: Frame, difference: Difference | None) -> str:
     return ", ".join(f"{name} = {value}" for name, value in shown)
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
+    """The text with what a terminal would not show as a character escaped."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -142,7 +143,7 @@ def _cells(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
-def _fit(text: str, cells: int) -> str:
+def fit(text: str, cells: int) -> str:
     """The text, cut to at most ``cells`` columns."""
     if _cells(text) <= cells:
         return text
@@ -152,7 +153,8 @@ def _fit(text: str, cells: int) -> str:
     return cut + "..."
 
 
-def _colorful() -> bool:
+def colorful() -> bool:
+    """Whether standard output is a terminal that is to be colored."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -160,5 +162,6 @@ def _plain(text: str, code: str) -> str:
     return text
 
 
-def _paint(text: str, code: str) -> str:
+def paint(text: str, code: str) -> str:
+    """The text in the color of an SGR code."""
     return f"\x1b[{code}m{text}\x1b[0m" if code and text else text

@@ -1,0 +1,449 @@
+"""`cwm debug`: a prompt, or a server for editors, over the debugger of predicted execution."""
+
+from __future__ import annotations
+
+import argparse
+import cmd
+import os
+import pprint
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from .. import sandbox
+from ..view.text import colorful, fit, paint, visible
+from .shared import OK, add_verb, load_tokenizer, not_negative, positive, program, say, write
+
+if TYPE_CHECKING:
+    from cwm_core.inference import Debugger, Scope, Step, Stop, Verification
+
+_DIM, _RED, _CYAN, _BOLD = "2", "31", "36", "1"
+_PRINTED_CHARS = 10_000
+_LISTED = 5  # lines before and after the current one
+
+# What a launch request may say, with the type of each.
+_LAUNCH = {
+    "model": str, "program": str, "call": str, "tokenizer": str, "modelName": str, "device": str, "seed": int,
+    "temperature": (int, float), "maxFrames": int, "maxTokens": int, "maxFrameTokens": int,
+}  # fmt: skip
+
+
+def add_debug(verbs: Any) -> None:
+    """Add `cwm debug`."""
+    parser = add_verb(
+        verbs,
+        _debug,
+        "Step through the predicted execution of a call, without running the program.",
+        "cwm debug runs/tiny sort.py --call 'bubble_sort([3, 1, 2])'\n"
+        "  cwm debug http://localhost:8000/v1 sort.py --call 'f(2)' --tokenizer vocabulary",
+        "MODEL is a model's folder, or the address of a completions server that takes token ids, as vLLM does; its\n"
+        "key, if it needs one, is in CWM_API_KEY. `help` at the prompt lists the commands, which are much as pdb's;\n"
+        "docs/debugger.md has more, and the configuration of editors for --dap.",
+    )
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model, or address of a server")
+    parser.add_argument("program", nargs="?", metavar="FILE", help="the program")
+    parser.add_argument("--call", metavar="EXPR", help="expression to predict, in FILE's names")
+    parser.add_argument("--tokenizer", metavar="FOLDER", help="vocabulary of a server's model")
+    parser.add_argument("--model-name", metavar="NAME", help="name of the model at the server, if it has several")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute, as cuda (default: cpu)")
+    parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="number of the sample (default: 0)")
+    parser.add_argument(
+        "--temperature", type=_temperature, default=0.0, metavar="T", help="0 takes the most likely (default)"
+    )
+    parser.add_argument(
+        "--max-frames", type=positive, default=1000, metavar="N", help="most frames that a command predicts (1000)"
+    )
+    parser.add_argument(
+        "--max-tokens", type=positive, default=1 << 16, metavar="N", help="most tokens that a command predicts (65536)"
+    )
+    parser.add_argument(
+        "--max-frame-tokens", type=positive, default=4096, metavar="N", help="most tokens of a frame (default: 4096)"
+    )
+    parser.add_argument("--dap", action="store_true", help="serve the Debug Adapter Protocol on standard input/output")
+    parser.add_argument(
+        "--port", type=not_negative, metavar="N", help="with --dap: serve one client at this port of 127.0.0.1"
+    )
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0")
+    return value
+
+
+def _debug(args: argparse.Namespace) -> int:
+    if args.port is not None and not args.dap:
+        args.error("--port is for --dap")
+    if args.dap:
+        return _serve(args)
+    if args.model is None or args.program is None or args.call is None:
+        args.error("MODEL, FILE and --call are needed, except with --dap, where the editor says them")
+    Prompt(_open(args), os.path.basename(args.program)).run()
+    return OK
+
+
+def _open(args: argparse.Namespace) -> Debugger:
+    """A debugger as the arguments say. Raises OSError, SyntaxError and ValueError."""
+    from cwm_core import inference
+
+    code = program(args.program, args.call)
+    options = {name: getattr(args, name) for name in ("seed", "temperature", "max_frames", "max_tokens")}
+    if args.model.startswith(("http://", "https://")):
+        if args.tokenizer is None:
+            raise ValueError("a server needs --tokenizer, the folder of its model's vocabulary")
+        tokenizer = load_tokenizer(Path(args.tokenizer))
+        key = os.environ.get("CWM_API_KEY")
+        source: Any = inference.ServerFrames(
+            args.model, args.model_name, tokenizer, api_key=key, max_frame_tokens=args.max_frame_tokens
+        )
+    else:
+        from .models import load_engine
+
+        engine = load_engine(Path(args.model), args.device)
+        source = inference.EngineFrames(engine, max_frame_tokens=args.max_frame_tokens)
+        tokenizer = engine.tokenizer
+    return inference.Debugger(source, tokenizer, code, args.call, **options)
+
+
+# ---- for editors
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from cwm_core.inference.adapter import Adapter
+
+    def launch(asked: Mapping[str, Any]) -> Debugger:
+        return _open(_launch_arguments(args, asked))
+
+    if args.port is None:
+        with _standard_streams() as (reader, writer):
+            Adapter(reader, writer, launch).serve()
+        return OK
+    with socket.create_server(("127.0.0.1", args.port)) as server:
+        say(args, f"a client may connect to 127.0.0.1, port {server.getsockname()[1]}")
+        connection, _ = server.accept()
+    with connection, connection.makefile("rb") as reader, connection.makefile("wb") as writer:
+        Adapter(reader, writer, launch).serve()
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+    return OK
+
+
+def _launch_arguments(args: argparse.Namespace, asked: Mapping[str, Any]) -> argparse.Namespace:
+    """The arguments of the command line, changed to those of a launch request; what an editor adds is passed over."""
+    merged = vars(args).copy()
+    for name, kind in _LAUNCH.items():
+        value = asked.get(name)
+        if value is None:
+            continue
+        if (
+            not isinstance(value, kind)
+            or isinstance(value, bool)
+            or (kind is not str and value < name.startswith("max"))
+        ):
+            raise ValueError(f"launch: {name} cannot be {value!r}")
+        snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
+        merged[snake] = value
+    for name in ("model", "program", "call"):
+        if merged[name] is None:
+            raise ValueError(f"launch: {name} is missing")
+    return argparse.Namespace(**merged)
+
+
+@contextmanager
+def _standard_streams() -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Standard input and output for the protocol alone: what anything else prints goes to standard error."""
+    output = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        with os.fdopen(output, "wb", closefd=False) as writer:
+            yield sys.stdin.buffer, writer
+    finally:
+        os.dup2(output, sys.stdout.fileno())
+        os.close(output)
+
+
+# ---- for people
+
+
+class Prompt(cmd.Cmd):
+    """Commands read from standard input, named as pdb's; an empty line repeats the last one."""
+
+    def __init__(self, debugger: Debugger, file: str) -> None:
+        """`file` is how the program is called in what is shown."""
+        super().__init__()
+        self.debugger, self.file, self.level = debugger, file, 0
+        self.paint = paint if colorful() else lambda text, code: text
+        self.prompt = "(cwm) " if sys.stdin.isatty() else ""
+        self.use_rawinput = sys.stdin.isatty()
+
+    def run(self) -> None:
+        """Read commands until `quit` or the end of the input."""
+        self._show()
+        while True:
+            try:
+                return self.cmdloop()
+            except KeyboardInterrupt:
+                self._say("interrupted; quit ends the debugger")
+
+    def onecmd(self, line: str) -> bool:
+        """A command that fails says why, and the next one is read."""
+        from cwm_core.inference import DebuggerError, SourceError
+
+        try:
+            return bool(super().onecmd(line))
+        except (DebuggerError, SourceError, sandbox.SandboxError, OSError, ValueError) as error:
+            self._print(f"*** {error}", _RED)
+            return False
+
+    def default(self, line: str) -> bool:
+        """The short forms, and the end of the input."""
+        name, argument, _ = self.parseline(line)
+        if line == "EOF":
+            return True
+        if name not in _SHORT:
+            self._say(f"*** no command {line.split(maxsplit=1)[0]!r}; help lists them", _RED)
+            return False
+        return bool(getattr(self, f"do_{_SHORT[name]}")(argument or ""))
+
+    def do_help(self, arg: str) -> None:
+        """The commands, or one of them."""
+        shorts: dict[str, list[str]] = {}
+        for short, name in _SHORT.items():
+            shorts.setdefault(name, []).append(short)
+        for name in (_SHORT.get(arg, arg),) if arg else _COMMANDS:
+            if name not in _COMMANDS:
+                raise ValueError(f"no command {name!r}")
+            write(f"{', '.join([name, *shorts.get(name, [])]):<18} {getattr(self, f'do_{name}').__doc__}\n")
+
+    # ---- moving
+
+    def do_step(self, arg: str) -> None:
+        """To the next frame."""
+        self._go(self.debugger.step)
+
+    def do_next(self, arg: str) -> None:
+        """To the next frame that is no deeper in calls."""
+        self._go(self.debugger.next)
+
+    def do_out(self, arg: str) -> None:
+        """To where the current activation returns."""
+        self._go(self.debugger.out)
+
+    def do_continue(self, arg: str) -> None:
+        """[LINE]: to that line, a breakpoint, or the end."""
+        line = _number(arg) if arg else None
+        self._go(lambda: self.debugger.continue_to(line))
+
+    def do_back(self, arg: str) -> None:
+        """[N]: N frames back (default: 1); going forward again replays them."""
+        count = _number(arg) if arg else 1
+        self._go(lambda: self.debugger.back(count))
+
+    def do_reverse(self, arg: str) -> None:
+        """Back to the last breakpoint, or to the first frame."""
+        self._go(self.debugger.back_to_breakpoint)
+
+    def do_restart(self, arg: str) -> None:
+        """[first] [SEED [TEMPERATURE]]: predict anew, another sample, what comes after this frame or the first."""
+        words = arg.split()
+        frame = 0 if words[:1] == ["first"] else None
+        words = words[frame == 0 :]
+        seed = _number(words[0]) if words else None
+        temperature = _parsed(_temperature, words[1]) if len(words) > 1 else None
+        self._go(lambda: self.debugger.restart(seed, temperature, frame=frame))
+
+    def do_set(self, arg: str) -> None:
+        """NAME = VALUE: change a variable of this frame to that text, and predict anew what comes after it."""
+        name, equals, value = arg.partition("=")
+        if not equals:
+            raise ValueError("set NAME = VALUE")
+        self.debugger.set(name.strip(), value.strip())
+        self._show()
+
+    # ---- breakpoints
+
+    def do_break(self, arg: str) -> None:
+        """[LINE [N]]: stop at a line, after N arrivals; alone, lists the breakpoints."""
+        if arg:
+            line, _, ignore = arg.partition(" ")
+            self.debugger.break_at(_number(line), _number(ignore) if ignore else 0)
+        for one in self.debugger.breakpoints.values():
+            passed = f", ignored {one.ignore} times" if one.ignore else ""
+            self._say(f"{self.file}:{one.line}, reached {one.hits} times{passed}")
+
+    def do_clear(self, arg: str) -> None:
+        """[LINE]: remove that breakpoint, or all."""
+        if not arg:
+            self.debugger.breakpoints.clear()
+        elif self.debugger.breakpoints.pop(_number(arg), None) is None:
+            raise ValueError(f"no breakpoint at line {arg}")
+
+    # ---- looking
+
+    def do_print(self, arg: str) -> None:
+        """[NAME or NAME[KEY]...]: the text of a variable or of an element of one; alone, all variables."""
+        if arg:
+            self._print(self.debugger.print(arg, self.level))
+        else:
+            for name, value in self.debugger.locals(level=self.level).items():
+                self._say(f"{name} = {value}")
+
+    def do_pp(self, arg: str) -> None:
+        """NAME: as print, a literal laid out."""
+        text = self.debugger.print(arg, self.level)
+        with suppress(ValueError):
+            text = pprint.pformat(sandbox.evaluate_literal(text), width=self._width())
+        for line in text[:_PRINTED_CHARS].split("\n"):
+            self._say(line)
+
+    def do_where(self, arg: str) -> None:
+        """The open activations, the innermost last."""
+        scopes = self.debugger.where()
+        for level in reversed(range(len(scopes))):
+            self._say(("> " if level == self.level else "  ") + self._place(scopes[level]))
+
+    def do_up(self, arg: str) -> None:
+        """To the caller's variables."""
+        self._look(self.level + 1)
+
+    def do_down(self, arg: str) -> None:
+        """To the variables of what it called."""
+        self._look(self.level - 1)
+
+    def do_list(self, arg: str) -> None:
+        """[LINE]: the program around a line, or around the current one."""
+        texts = self.debugger.program.texts
+        current = self.debugger.where()[self.level].lines
+        around = _number(arg) if arg else current[0] if current else 1
+        for number in range(max(around - _LISTED, 1), min(around + _LISTED + 1, len(texts))):
+            mark = ("B" if number in self.debugger.breakpoints else " ") + ("->" if number in current else "  ")
+            row = f"{number:>{len(str(len(texts)))}} {mark} {texts[number].rstrip().expandtabs(4)}"
+            self._say(row.rstrip(), _BOLD if number in current else "")
+
+    def do_verify(self, arg: str) -> None:
+        """[process]: run the program in the sandbox and say where prediction departs from reality."""
+        if arg not in ("", "process"):
+            raise ValueError("verify takes nothing, or the word process: limits without isolation")
+        found = self.debugger.verify(backend="process" if arg else "bubblewrap")
+        self._say(str(found), _RED if found.difference else "")
+        for row in _departure(self.debugger, found):
+            self._print("  " + row)
+
+    def do_quit(self, arg: str) -> bool:
+        """End the debugger."""
+        return True
+
+    # ---- showing
+
+    def _go(self, command: Callable[[], Stop]) -> None:
+        with self._interruptible():
+            stop = command()
+        self.level = 0
+        self._show()
+        if stop.message:
+            self._print(stop.message, _RED if stop.reason == "malformed" else _DIM)
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C stops after the current frame, a second one at once."""
+
+        def stop(*_: object) -> None:
+            if self.debugger.interrupt.is_set():
+                raise KeyboardInterrupt
+            self.debugger.interrupt.set()
+
+        self.debugger.interrupt.clear()
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _look(self, level: int) -> None:
+        self.debugger.locals(level=level)
+        self.level = level
+        self._say("> " + self._place(self.debugger.where()[level]))
+
+    def _show(self) -> None:
+        """The current frame: where it is, its line, what changed."""
+        step, frame = self.debugger.current, self.debugger.current.frame
+        head = f"> {self._place(step.scope)}"
+        self._say(f"{head}  frame {step.index} {frame.event}  {_origin(step)}", _DIM)
+        self._say("-> " + frame.line.strip())
+        if frame.locals is None:
+            self._say(f"   {'returned' if frame.event == 'return' else 'raised'} {frame.arg}", _CYAN)
+        changed = [f"{name} = {step.scope.state[name]}" for name, text in (frame.locals or {}).items() if text != ".."]
+        if changed:
+            self._say("   " + ", ".join(changed), _CYAN)
+
+    def _place(self, scope: Scope) -> str:
+        lines = " or ".join(map(str, scope.lines[:3])) + (" or ..." if len(scope.lines) > 3 else "")
+        return f"{self.file}:{lines or '?'} in {scope.function}"
+
+    def _print(self, text: str, color: str = "") -> None:
+        """In as many rows as it takes, up to a limit."""
+        shown = text if len(text) <= _PRINTED_CHARS else text[:_PRINTED_CHARS] + "..."
+        write(self.paint(visible(shown), color) + "\n")
+
+    def _say(self, text: str, color: str = "") -> None:
+        """In one row of the terminal."""
+        write(self.paint(fit(visible(text[:_PRINTED_CHARS]), self._width()), color) + "\n")
+
+    def _width(self) -> int:
+        return max(shutil.get_terminal_size((100, 24)).columns, 40)
+
+
+_COMMANDS = [
+    "step", "next", "out", "continue", "back", "reverse", "restart", "set", "break", "clear", "print", "pp", "where",
+    "up", "down", "list", "verify", "quit", "help",
+]  # fmt: skip
+_SHORT = {
+    "s": "step", "n": "next", "r": "out", "return": "out", "c": "continue", "cont": "continue", "b": "break",
+    "cl": "clear", "p": "print", "w": "where", "bt": "where", "u": "up", "d": "down", "l": "list", "rc": "reverse",
+    "q": "quit", "exit": "quit", "h": "help",
+}  # fmt: skip
+
+
+def _number(text: str) -> int:
+    return _parsed(not_negative, text.strip())
+
+
+def _parsed(kind: Callable[[str], Any], text: str) -> Any:
+    try:
+        return kind(text)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _origin(step: Step) -> str:
+    if step.is_edited:
+        return "set by hand"
+    return "given" if step.probability is None else f"p={step.probability:.3g}"
+
+
+def _departure(debugger: Debugger, found: Verification) -> Iterator[str]:
+    """What the two frames say where they differ, values with `..` resolved."""
+    difference = found.difference
+    if difference is None or difference.frame:
+        return
+    real, step = found.real.frames[difference.index], debugger.steps[difference.index]
+    for name in ("event", "line", "value"):
+        if getattr(difference, name):
+            part = "arg" if name == "value" else name
+            ours, theirs = getattr(step.frame, part), getattr(real, part)
+            yield f"{name}: predicted {(ours or 'none').strip()}, really {(theirs or 'none').strip()}"
+    state = found.real.state(difference.index) or {}
+    for name in difference.changed + difference.missing + difference.extra:
+        ours, theirs = step.scope.state.get(name), state.get(name)
+        if ours == theirs:  # one wrote it out, the other as unchanged
+            ours, theirs = (step.frame.locals or {}).get(name), (real.locals or {}).get(name)
+        yield f"{name}: predicted {ours or 'none'}, really {theirs or 'none'}"
