@@ -69,10 +69,13 @@ impl TraceConstraint {
             )));
         }
         self.constraint.allowed(&mut self.mask);
-        let bytes = self.mask.iter().flat_map(|word| word.to_le_bytes());
-        for (eight, byte) in mask.chunks_mut(8).zip(bytes.chain(std::iter::repeat(0))) {
-            eight.copy_from_slice(&BITS[byte as usize][..eight.len()]);
+        let (known, more) = mask.split_at_mut(self.vocab_size);
+        for (items, word) in known.chunks_mut(64).zip(&self.mask) {
+            for (eight, byte) in items.chunks_mut(8).zip(word.to_le_bytes()) {
+                eight.copy_from_slice(&BITS[usize::from(byte)][..eight.len()]);
+            }
         }
+        more.fill(false);
         Ok(())
     }
 
