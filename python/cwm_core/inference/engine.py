@@ -135,8 +135,8 @@ class Event:
 class Engine:
     """Generates with a model, up to `max_batch` sequences at a time.
 
-    `submit`, `fork` and `cancel` may be called from any thread and from callbacks; `step` and `generate` from one thread
-    at a time.
+    `submit`, `fork` and `cancel` may be called from any thread and from callbacks; `step` and `generate` from one
+    thread at a time.
     """
 
     def __init__(
