@@ -192,6 +192,7 @@ class Engine:
         top_p: float = 1.0,
         seed: int = 0,
         on_token: OnToken | None = None,
+        constraints: Sequence[Constraint | None] | None = None,
     ) -> list[Generation]:
         """Continue each prompt until a token of `stop_ids` (None: the model's own) or `max_new_tokens` tokens.
 
@@ -201,6 +202,7 @@ class Engine:
 
         `on_token(i, ids)` is called after each token the model chose for prompt i, with all tokens after the prompt so
         far; tokens it returns are appended as if the model had chosen them, and count towards `max_new_tokens`.
+        `constraints`, one for each prompt, say which tokens may come; log probabilities remain those of the model.
 
         Raises ValueError for an empty prompt, a token outside the vocabulary, or settings out of range.
         """
@@ -210,7 +212,16 @@ class Engine:
             for i, prompt in enumerate(prompts):
                 supply = None if on_token is None else partial(on_token, i)
                 tokens = self._tokens(prompt, f"prompt {i}")
-                request = Request(tokens, max_new_tokens, stops, temperature, top_p, seed=(seed, i), on_token=supply)
+                request = Request(
+                    tokens,
+                    max_new_tokens,
+                    stops,
+                    temperature,
+                    top_p,
+                    seed=(seed, i),
+                    constraint=None if constraints is None else constraints[i],
+                    on_token=supply,
+                )
                 handles.append(self.submit(request))
             while any(handle.finish_reason is None for handle in handles):
                 self.step()
