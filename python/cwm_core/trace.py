@@ -266,7 +266,7 @@ def source_context(code: str, call: str) -> str:
 
 def source_lines(context: str) -> list[str]:
     """The lines of a context as actions show them: each ends in a newline, none carries the mark of the entry."""
-    lines = [line + "\n" for line in context.removesuffix("\n").split("\n")]
+    lines = [line + "\n" for line in context.removesuffix("\n").split("\n")] if context else []
     marked = [line for line in lines if line.endswith(_MARK + "\n")]
     # Where a program has such comments of its own, any of them may be the mark.
     kept = marked if len(marked) > 1 else []

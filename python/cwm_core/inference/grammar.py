@@ -74,6 +74,10 @@ class TraceConstraint:
         self._native.allowed(self._mask)
         return self._mask
 
+    def allows(self, token: int) -> bool:
+        """Whether this token may come next: its item of `allowed`."""
+        return self._native.allows(token)
+
     def advance(self, token: int) -> None:
         """Go past a token that was appended. One that was supplied may be any that a prompt could go on with.
 

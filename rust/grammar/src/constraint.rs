@@ -96,13 +96,25 @@ impl Constraint {
                 None => mask.fill(0),
             },
         }
-        if !self.is_within_line() {
-            for special in Special::ALL {
-                if self.after(special).is_some() {
-                    set(mask, self.grammar.special(special));
-                }
+        for special in Special::ALL {
+            if self.allows_special(special) {
+                set(mask, self.grammar.special(special));
             }
         }
+    }
+
+    /// Whether this token may follow: its bit of `allowed`.
+    pub fn allows(&mut self, id: u32) -> bool {
+        match (self.grammar.token(id), self.line, &self.lines) {
+            (Token::Foreign, ..) => false,
+            (Token::Special(special), ..) => self.allows_special(special),
+            (Token::Text(text), Some(node), Some(lines)) => lines.descend(node, text).is_some(),
+            (Token::Text(text), ..) => self.frame.takes(text),
+        }
+    }
+
+    fn allows_special(&self, special: Special) -> bool {
+        !self.is_within_line() && self.after(special).is_some()
     }
 
     /// Whether what is written of the current LINE begins lines of the source, but is none.
@@ -126,7 +138,7 @@ impl Constraint {
             Token::Text(text) => {
                 self.frame.advance(text)?;
                 if let (Some(node), Some(lines)) = (self.line, &self.lines) {
-                    self.line = text.iter().try_fold(node, |node, &byte| lines.child(node, byte));
+                    self.line = lines.descend(node, text);
                 }
                 Ok(())
             }

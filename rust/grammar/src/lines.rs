@@ -18,6 +18,10 @@ impl Lines {
         self.0.child(node, byte)
     }
 
+    pub(crate) fn descend(&self, node: Node, text: &[u8]) -> Option<Node> {
+        text.iter().try_fold(node, |node, &byte| self.child(node, byte))
+    }
+
     pub(crate) fn is_end(&self, node: Node) -> bool {
         self.0.is_end(node)
     }

@@ -148,7 +148,10 @@ fn allowed(constraint: &mut Constraint) -> Vec<u32> {
     let mut mask = vec![u64::MAX; GRAMMAR.mask_words()];
     constraint.allowed(&mut mask);
     let is_set = |id: &u32| mask[*id as usize / 64] >> (id % 64) & 1 == 1;
-    (0..mask.len() as u32 * 64).filter(is_set).collect()
+    let all: Vec<u32> = (0..mask.len() as u32 * 64).filter(is_set).collect();
+    let one_by_one = (0..mask.len() as u32 * 64).filter(|&id| constraint.allows(id));
+    assert!(one_by_one.eq(all.iter().copied()));
+    all
 }
 
 /// Generates: each number chooses among the tokens allowed, of which those that a weight favours count more often.

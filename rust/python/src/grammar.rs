@@ -70,13 +70,19 @@ impl TraceConstraint {
         }
         self.constraint.allowed(&mut self.mask);
         let (known, more) = mask.split_at_mut(self.vocab_size);
-        for (items, word) in known.chunks_mut(64).zip(&self.mask) {
-            for (eight, byte) in items.chunks_mut(8).zip(word.to_le_bytes()) {
-                eight.copy_from_slice(&BITS[usize::from(byte)][..eight.len()]);
-            }
+        let (whole, rest) = known.as_chunks_mut::<64>();
+        for (items, word) in whole.iter_mut().zip(&self.mask) {
+            *items = expanded(*word);
+        }
+        if let Some(word) = self.mask.get(whole.len()) {
+            rest.copy_from_slice(&expanded(*word)[..rest.len()]);
         }
         more.fill(false);
         Ok(())
+    }
+
+    fn allows(&mut self, token: i64) -> bool {
+        u32::try_from(token).is_ok_and(|token| self.constraint.allows(token))
     }
 
     fn advance(&mut self, token: i64) -> PyResult<()> {
@@ -99,6 +105,15 @@ impl TraceConstraint {
         }
         Ok(())
     }
+}
+
+/// A boolean for each bit, the lowest first.
+fn expanded(word: u64) -> [bool; 64] {
+    let mut items = [false; 64];
+    for (eight, byte) in items.as_chunks_mut::<8>().0.iter_mut().zip(word.to_le_bytes()) {
+        *eight = BITS[usize::from(byte)];
+    }
+    items
 }
 
 /// The bits of each byte, the lowest first.
