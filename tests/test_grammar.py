@@ -17,6 +17,7 @@ from cwm_core.corpus.generator import generate
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from programs import programs
+from test_recorder_random import in_a_child
 
 inference = pytest.importorskip("cwm_core.inference")
 TraceGrammar = inference.TraceGrammar
@@ -94,7 +95,7 @@ def test_random_generations_are_well_formed_in_a_large_vocabulary(llama, llama_g
 
 
 def test_lines_of_the_source_only(llama, llama_grammar) -> None:
-    lines = {*CODE.splitlines(True), "\n", "def main():\n", "    return f(3)\n"}
+    lines = {*CODE.splitlines(True), "", "\n", "def main():\n", "    return f(3)\n"}
     for tokenizer, grammar in ((SMALL, SMALL_GRAMMAR), (llama, llama_grammar)):
         held = grammar.for_context(TRACE.context)
         check_walks(held, tokenizer, TRACE, range(30), 60)
@@ -145,17 +146,17 @@ def test_recorded_corpus_is_allowed(seed: int) -> None:
         check_allowed(SMALL_GRAMMAR, SMALL, trace, random.Random(seed))
 
 
+def recorded(code: str) -> cwm.Trace:
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # a literal that is called, a coroutine that nobody awaits
+        return cwm.Recorder(max_frames=150, max_bytes=1 << 22, max_seconds=5).record_source(code, "f(1, 'b', [2])")
+
+
 @settings(max_examples=40)
 @given(code=programs, seed=st.integers(0, 10**6))
 def test_recorded_programs_are_allowed(code: str, seed: int) -> None:
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # a literal that is called, a coroutine that nobody awaits
-        try:
-            trace = cwm.Recorder(max_frames=150, max_bytes=1 << 22, max_seconds=10).record_source(
-                code, "f(1, 'b', [2])"
-            )
-        except SyntaxError:
-            assume(False)
+    trace = in_a_child(recorded, code)
+    assume(trace is not None)
     # The one exception: a value whose own text is `..`, which reads as a reference to nothing.
     assume(
         all(
@@ -169,6 +170,12 @@ def test_recorded_programs_are_allowed(code: str, seed: int) -> None:
 def test_recorded_traces_are_allowed_in_a_large_vocabulary(llama, llama_grammar) -> None:
     for trace in levels(TRACE):
         check_allowed(llama_grammar, llama, trace, random.Random(0))
+
+
+def test_a_frame_without_a_line_is_allowed() -> None:
+    trace = cwm.record_source("def f():\n    try:\n        1 / 0\n    except* KeyError:\n        pass\n", "f()")
+    assert any(frame.line == "" for frame in trace.frames)
+    check_allowed(SMALL_GRAMMAR, SMALL, trace, random.Random(0))
 
 
 def test_a_program_with_comments_like_the_mark() -> None:

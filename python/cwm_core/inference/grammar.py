@@ -39,6 +39,7 @@ class TraceGrammar:
     def for_context(self, context: str) -> TraceGrammar:
         """This grammar with action lines held to those of a context, with or without its ``# << START_OF_TRACE``.
 
+        An empty line remains allowed: it stands for one that is not known, as of instructions that come from no line.
         The vocabulary is not compiled again. Raises ValueError for a context without lines.
         """
         grammar = TraceGrammar.__new__(TraceGrammar)

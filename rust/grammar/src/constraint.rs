@@ -117,10 +117,11 @@ impl Constraint {
         !self.is_within_line() && self.after(special).is_some()
     }
 
-    /// Whether what is written of the current LINE begins lines of the source, but is none.
+    /// Whether what is written of the current LINE begins lines of the source, but is none. Nothing stands for a line
+    /// that is not known, as that of instructions that come from no line.
     fn is_within_line(&self) -> bool {
         match (self.line, &self.lines) {
-            (Some(node), Some(lines)) => !lines.is_end(node),
+            (Some(node), Some(lines)) => node != Node::ROOT && !lines.is_end(node),
             _ => false,
         }
     }

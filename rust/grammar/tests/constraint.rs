@@ -226,7 +226,7 @@ proptest! {
         if held {
             let ids: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
             let trace = TOKENIZER.parse_trace(&ids).trace;
-            prop_assert!(trace.lines().iter().all(|line| SOURCE.contains(&line.text.as_str())));
+            prop_assert!(trace.lines().iter().all(|line| line.text.is_empty() || SOURCE.contains(&line.text.as_str())));
         }
     }
 
