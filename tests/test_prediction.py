@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import cwm_core as cwm
 import numpy as np
 import pytest
@@ -35,23 +37,44 @@ class Scripted:
 
     def __init__(self, tokenizer: cwm.Tokenizer, truth: np.ndarray, wrong: dict[int, int] | None = None) -> None:
         self.tokenizer, self.truth, self.wrong = tokenizer, truth.tolist(), wrong or {}
+        self.model = SimpleNamespace(config=SimpleNamespace(vocab_size=tokenizer.vocab_size + 3))
 
-    def generate(self, prompts, max_new_tokens, stop_ids, *, on_token=None):
+    def generate(self, prompts, max_new_tokens, stop_ids, *, on_token=None, constraints=None):
+        self.constraints = constraints
         return [self._one(i, list(prompt), max_new_tokens, set(stop_ids), on_token) for i, prompt in enumerate(prompts)]
 
     def _one(self, i, prompt, limit, stops, on_token):
         assert prompt == self.truth[: len(prompt)]
+        constraint = self.constraints[i] if self.constraints else Unconstrained(self.model.config.vocab_size)
         ids, supplied = [], []
         while len(ids) < limit and not (ids and ids[-1] in stops):
             at = len(prompt) + len(ids)
             ids.append(self.wrong.get(at, self.truth[at]))
+            assert constraint.allowed()[ids[-1]]
+            constraint.advance(ids[-1])
             supplied.append(False)
             if on_token and ids[-1] not in stops:
                 more = on_token(i, ids) or []
+                for token in more:
+                    constraint.advance(token)
                 ids += more
                 supplied += [True] * len(more)
         self.supplied = np.array(supplied)
-        return cwm.inference.Generation(np.array(ids, np.int32), np.zeros(len(ids), np.float32), self.supplied, "stop")
+        logprobs = np.where(self.supplied, np.nan, -1.0).astype(np.float32)
+        return cwm.inference.Generation(np.array(ids, np.int32), logprobs, self.supplied, "stop")
+
+
+class Unconstrained:
+    """A constraint that allows everything."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.mask = np.ones(vocab_size, bool)
+
+    def allowed(self) -> np.ndarray:
+        return self.mask
+
+    def advance(self, token: int) -> None:
+        """Anything goes."""
 
 
 def contents(frames) -> list[tuple]:
@@ -62,7 +85,10 @@ def test_free_prediction_continues_after_the_first_frame(tokenizer: cwm.Tokenize
     engine = Scripted(tokenizer, tokenizer.encode_trace(trace))
     for prediction in (
         cwm.inference.predict_traces(engine, [trace])[0],
+        cwm.inference.predict_traces(engine, [trace], constrained=True)[0],
         cwm.inference.predict_trace(engine, CODE, "f(3)"),
+        cwm.inference.predict_trace(engine, CODE, "f(3)", constrained=False),
+        cwm.inference.predict_trace(engine, CODE, "f(3)", source_lines=True),
     ):
         assert prediction.parsed.complete
         assert contents(prediction.parsed.frames) == contents(trace.frames)[1:]
@@ -84,8 +110,67 @@ def test_a_model_that_breaks_the_form_is_stopped(tokenizer: cwm.Tokenizer, trace
     spans, _ = tokenizer.trace_spans(trace)
     at = int(spans[5, 0, 0])
     engine = Scripted(tokenizer, truth, {at: tokenizer.special_tokens["<|call_sep|>"]})
-    parsed = cwm.inference.predict_states(engine, [trace])[0].parsed
+    parsed = cwm.inference.predict_states(engine, [trace], constrained=False)[0].parsed
     assert len(parsed.frames) == 4 and not parsed.complete and parsed.error == "no action"
+
+
+def test_a_guide_knows_the_lines(tokenizer: cwm.Tokenizer, trace: cwm.Trace) -> None:
+    engine = Scripted(tokenizer, tokenizer.encode_trace(trace))
+    asked = []
+
+    def guide(frames):
+        asked.append(contents(frames))
+        return None if len(frames) == len(trace) else (trace.frames[len(frames)].event, trace.frames[len(frames)].line)
+
+    prompt = cwm.inference.trace_prompt(tokenizer, CODE, "f(3)")
+    prediction = cwm.inference.predict_guided(engine, [prompt], [guide])[0]
+    assert contents(prediction.parsed.frames) == contents(trace.frames)[1:] and prediction.parsed.complete
+    assert asked == [contents(trace.frames)[:n] for n in range(1, len(trace) + 1)]
+    with pytest.raises(ValueError, match="'jump'"):
+        cwm.inference.predict_guided(engine, [prompt], [lambda frames: ("jump", "")])
+
+
+def test_probabilities_of_parts_and_output(tokenizer: cwm.Tokenizer, trace: cwm.Trace) -> None:
+    engine = Scripted(tokenizer, tokenizer.encode_trace(trace))  # every token has the log probability -1
+    output = cwm.inference.predict_output(engine, CODE, "f(3)")
+    assert output.value == trace.result
+    spans, _ = tokenizer.trace_spans(trace)
+    lengths = (spans[1:, :, 1] - spans[1:, :, 0]).astype(float)
+    lengths[spans[1:, :, 0] < 0] = np.nan
+    expected = -np.concatenate([np.ones((len(trace) - 1, 1)), lengths + 1], axis=1)
+    # A RETURN or EXCEPTION frame has no state; its <|action_sep|> counts nowhere.
+    np.testing.assert_array_equal(output.prediction.frame_logprobs(tokenizer), expected)
+    assert output.probability == pytest.approx(np.exp(expected[-1, 3]))
+
+    along = cwm.inference.predict_states(engine, [trace])[0].frame_logprobs(tokenizer)
+    expected[:, [0, 2]] = np.nan
+    np.testing.assert_array_equal(along, expected)
+
+
+def test_one_step(tokenizer: cwm.Tokenizer, trace: cwm.Trace) -> None:
+    ids = tokenizer.encode_trace(trace)
+    engine = Scripted(tokenizer, ids)
+    spans, _ = tokenizer.trace_spans(trace)
+    ends = spans[:, :, 1].max(1) + 1
+    for i in (0, 4, len(trace) - 2):
+        parsed = cwm.inference.predict_step(engine, ids[: ends[i]]).parsed
+        assert contents(parsed.frames) == contents(trace.frames[i + 1 : i + 2])
+    assert cwm.inference.predict_step(engine, ids[: ends[-1]]).parsed.complete
+    cut = cwm.Recorder(max_frames=3).record_source(CODE, "f(3)")
+    assert contents(cwm.inference.predict_step(engine, cut).parsed.frames) == contents(trace.frames[3:4])
+
+
+def test_an_untrained_model_keeps_the_form(tokenizer: cwm.Tokenizer, trace: cwm.Trace) -> None:
+    torch.manual_seed(0)
+    config = cwm.model.preset("tiny", vocab_size=tokenizer.vocab_size + 5)
+    engine = cwm.inference.Engine(cwm.model.Transformer(config), tokenizer)
+    lines = {frame.line for frame in trace.frames}
+    for source_lines in (False, True):
+        prediction = cwm.inference.predict_trace(engine, CODE, "f(3)", max_new_tokens=200, source_lines=source_lines)
+        assert prediction.parsed.error in (None, "frame not closed")
+    prediction = cwm.inference.predict_states(engine, [trace], max_new_tokens=200)[0]
+    assert prediction.parsed.error in (None, "frame not closed")
+    assert lines >= {frame.line for frame in prediction.parsed.frames}
 
 
 def test_an_untrained_model_is_scored(tokenizer: cwm.Tokenizer, trace: cwm.Trace) -> None:

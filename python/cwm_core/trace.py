@@ -264,6 +264,15 @@ def source_context(code: str, call: str) -> str:
     return _mark(lines, len(lines) - str(call).count("\n") - 1)
 
 
+def source_lines(context: str) -> list[str]:
+    """The lines of a context as actions show them: each ends in a newline, none carries the mark of the entry."""
+    lines = [line + "\n" for line in context.removesuffix("\n").split("\n")] if context else []
+    marked = [line for line in lines if line.endswith(_MARK + "\n")]
+    # Where a program has such comments of its own, any of them may be the mark.
+    kept = marked if len(marked) > 1 else []
+    return [line.removesuffix(_MARK + "\n") + "\n" if line in marked else line for line in lines] + kept
+
+
 def _main_lines(code: str, call: str) -> list[str]:
     """The module that ``record_source`` runs, by physical lines: they end at ``\\n``, ``\\r\\n`` or ``\\r`` only."""
     return io.StringIO(f"\n{code}\ndef main():\n    return {call}\n", newline=None).readlines()

@@ -1,30 +1,27 @@
-"""Running models: batched generation with a key/value cache, prediction of executions, and a debugger of them.
+"""Running models: generation with a key/value cache, prediction of executions, and a debugger of them. Needs PyTorch."""
 
-Needs PyTorch.
-"""
-
+from .cache import cache_bytes
+from .constraint import Constraint
 from .debugger import Breakpoint, Debugger, DebuggerError, Scope, Step, Stop, Verification
-from .engine import Engine, Generation
+from .engine import Engine, Event, Generation, Handle, Request
 from .frames import EngineFrames, FrameSource, ServerFrames, SourceError
-from .prediction import Prediction, predict_states, predict_trace, predict_traces, trace_prompt
+from .grammar import TraceConstraint, TraceGrammar
+from .prediction import (
+    Guide,
+    Output,
+    Prediction,
+    predict_guided,
+    predict_output,
+    predict_states,
+    predict_step,
+    predict_trace,
+    predict_traces,
+    trace_prompt,
+)
 
 __all__ = [
-    "Breakpoint",
-    "Debugger",
-    "DebuggerError",
-    "Engine",
-    "EngineFrames",
-    "FrameSource",
-    "Generation",
-    "Prediction",
-    "Scope",
-    "ServerFrames",
-    "SourceError",
-    "Step",
-    "Stop",
-    "Verification",
-    "predict_states",
-    "predict_trace",
-    "predict_traces",
-    "trace_prompt",
-]
+    "Breakpoint", "Constraint", "Debugger", "DebuggerError", "Engine", "EngineFrames", "Event", "FrameSource",
+    "Generation", "Guide", "Handle", "Output", "Prediction", "Request", "Scope", "ServerFrames", "SourceError", "Step",
+    "Stop", "TraceConstraint", "TraceGrammar", "Verification", "cache_bytes", "predict_guided", "predict_output",
+    "predict_states", "predict_step", "predict_trace", "predict_traces", "trace_prompt",
+]  # fmt: skip

@@ -1,5 +1,6 @@
 //! Python bindings: one file a room, each only converting types, releasing the GIL and mapping errors.
 
+mod grammar;
 mod packing;
 mod recorder;
 mod store;
@@ -16,5 +17,6 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     store::register(m)?;
     recorder::register(m)?;
     tokenizer::register(m)?;
+    grammar::register(m)?;
     packing::register(m)
 }

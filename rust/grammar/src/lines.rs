@@ -1,0 +1,28 @@
+//! The lines that actions may show.
+
+use crate::trie::{Node, Trie};
+
+/// The lines of a source, as actions show them: each with its newline. To be shared by the constraints of one context.
+#[derive(Debug)]
+pub struct Lines(Trie);
+
+impl Lines {
+    /// `None` where there are none to choose from, the empty line aside. Together they have less than 4 GiB.
+    pub fn new<'a>(lines: impl IntoIterator<Item = &'a str>) -> Option<Lines> {
+        let mut lines = lines.into_iter().filter(|line| !line.is_empty()).peekable();
+        lines.peek()?;
+        Some(Lines(Trie::new(lines.map(|line| (line.as_bytes(), 0)))))
+    }
+
+    pub(crate) fn child(&self, node: Node, byte: u8) -> Option<Node> {
+        self.0.child(node, byte)
+    }
+
+    pub(crate) fn descend(&self, node: Node, text: &[u8]) -> Option<Node> {
+        text.iter().try_fold(node, |node, &byte| self.child(node, byte))
+    }
+
+    pub(crate) fn is_end(&self, node: Node) -> bool {
+        self.0.is_end(node)
+    }
+}
