@@ -34,7 +34,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.layers))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, config.norm_eps)
         self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tied:
@@ -109,11 +109,11 @@ class Transformer(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, index: int) -> None:
-        """Layer `index` of a model."""
+    def __init__(self, config: ModelConfig) -> None:
+        """Of the sizes in `config`."""
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.width, config.norm_eps)
-        self.self_attn = Attention(config, index)
+        self.self_attn = Attention(config)
         self.post_attention_layernorm = nn.RMSNorm(config.width, config.norm_eps)
         self.mlp = FeedForward(config)
 
@@ -126,11 +126,9 @@ class Layer(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, config: ModelConfig, index: int) -> None:
-        """Layer `index` of a model."""
+    def __init__(self, config: ModelConfig) -> None:
+        """Of the sizes in `config`."""
         super().__init__()
-        self.index = index
-        self.window = config.layer_windows[index]
         self.head_size = config.head_size
         self.q_proj = nn.Linear(config.width, config.heads * config.head_size, bias=False)
         self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_size, bias=False)
