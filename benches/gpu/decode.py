@@ -5,7 +5,8 @@
 Rows "prefill": a prompt of that many tokens, read in pieces; floor_s, its FLOPs at the measured speed of a large
 product. Rows "decode": a step of `batch` sequences after prompts of that many tokens; floor_s, the bytes of the weights
 and of what is cached within the windows at the measured speed of reading memory. speed is tokens a second of all
-sequences; allocated_bytes is what PyTorch holds at the peak, weights included; of_floor is floor_s over the time measured.
+sequences; allocated_bytes is what PyTorch holds at the peak, weights included; of_floor is floor_s over the time
+measured.
 
 Theirs is transformers' CwmForCausalLM with the same weights, its forward pass with its own cache, greedily. The first
 tokens after the shortest prompt are compared: `agree` is the share of them that are equal (in bfloat16 near-ties go

@@ -159,7 +159,7 @@ class Decoder:
 
 
 def normalize(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-    """What the module gives. On a CPU it is nine operations, whose overhead is most of what they cost for few tokens."""
+    """What the module gives; on a CPU that is nine operations, and for few tokens each costs what starting it costs."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return norm(x)
     mean_root = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.shape[-1] ** -0.5)
