@@ -1,26 +1,36 @@
-"""Batched generation, one token a step for every running sequence, with a key/value cache.
+"""Generation with a key/value cache: sequences join and leave between steps, each step gives every one a token.
 
-Sequences occupy slots of one preallocated cache. The running ones always hold the first slots, so that a step works on
-views; when a sequence ends, the last one moves into its slot and a waiting prompt takes the end. Local layers keep all
-keys and mask those outside their window.
+Sequences occupy slots of one cache, the running ones always the first, so that a step works on views: when one ends,
+the last moves into its slot. Long prompts are read in pieces between the steps of the others.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..model import Transformer
-from ..model.attention.sdpa import causal_attention
+from .cache import KeyValueCache, cache_bytes, reusable
+from .constraint import Constraint
+from .decoder import Decoder, Piece, power_of_two
+from .prefixes import Prefixes, common_prefix
+from .quantize import quantize_weights
+from .sampling import Sampling, choose
 
-# Cache positions that a decoding step reads are rounded up to this, so that few shapes of masks occur.
-CACHE_BLOCK = 64
+# Tokens of prompts in one pass. Products of so many rows are bound by arithmetic on every GPU, and the activations of
+# the 32 B model take under 1 GB: all that weights and the cache of 131,072 tokens leave of 80 GB is 4.
+PREFILL_CHUNK = 2048
+
+# Copying a shorter prefix than this from another sequence is not worth its operations.
+SHORTEST_PREFIX = 16
 
 OnToken = Callable[[int, list[int]], list[int] | None]
 
@@ -36,45 +46,98 @@ class Generation:
     supplied: np.ndarray
     """bool [n]: tokens that came from `on_token`, not from the model."""
     finish_reason: str
-    """"stop" (a stop token) or "length"."""
+    """"stop" (a stop token), "length", "constraint" (which allowed no token) or "cancelled"."""
 
 
-@dataclass
-class _Sequence:
-    index: int
+@dataclass(frozen=True)
+class Request:
+    """A prompt and how to go on from it."""
+
+    prompt: Sequence[int] | np.ndarray | str
+    """Tokens, or a text where the engine has a tokenizer."""
+    max_new_tokens: int
+    """The sequence ends with reason "length" after so many, or at the engine's `max_length`."""
+    stop_ids: Iterable[int] | None = None
+    """Tokens that end it; None: the model's own."""
+    temperature: float = 0.0
+    """0 takes the most likely token; otherwise logits are divided by it, and tokens drawn."""
+    top_p: float = 1.0
+    """Draw from the smallest set of most likely tokens whose probability reaches this."""
+    top_k: int = 0
+    """Draw from so many most likely tokens; 0: from all."""
+    seed: int | Sequence[int] = 0
+    """What is drawn depends on this and the number of tokens after the prompt, whatever else runs."""
+    top_logprobs: int = 0
+    """How many most likely tokens to report with each token."""
+    constraint: Constraint | None = None
+    """Which tokens may come; log probabilities remain those of the model without it."""
+    on_token: Callable[[list[int]], list[int] | None] | None = None
+    """Called after each token the model chose, but a last one, with all after the prompt so far; what it returns is
+    appended as if the model had chosen it."""
+
+
+@dataclass(eq=False)
+class Handle:
+    """A request on its way: what it was, and what came of it so far."""
+
+    request: Request
+    prompt: np.ndarray
+    """int32 [n]: the prompt's tokens."""
+    limit: int
+    sampling: Sampling
+    stop_ids: frozenset[int]
+    uniforms: np.ndarray
+    """One random number in [0, 1) for each token to draw; empty at temperature 0."""
     pending: list[int]
     """Tokens that the cache does not hold yet."""
-    limit: int
-    uniforms: np.ndarray
-    """One random number in [0, 1) for each token to sample, the sequence's own, whatever else is in the batch."""
     ids: list[int] = field(default_factory=list)
+    """Tokens after the prompt."""
     logprobs: list[float] = field(default_factory=list)
+    """See `Generation`."""
     supplied: list[bool] = field(default_factory=list)
-    finish_reason: str = ""
+    """See `Generation`."""
+    finish_reason: str | None = None
+    """None while it runs; see `Generation`."""
+    reused: int = 0
+    """How many tokens of the prompt were copied from another sequence's cache."""
 
-    def append(self, token: int, logprob: float, stop_ids: frozenset[int], supplied: bool = False) -> None:
-        if self.finish_reason:
-            return
-        self.ids.append(token)
-        self.logprobs.append(logprob)
-        self.supplied.append(supplied)
-        self.pending.append(token)
-        if token in stop_ids:
-            self.finish_reason = "stop"
-        elif len(self.ids) >= self.limit:
-            self.finish_reason = "length"
+    @property
+    def tokens(self) -> np.ndarray:
+        """int32 [n]: the prompt and all after it."""
+        return np.concatenate([self.prompt, np.array(self.ids, np.int32)])
 
     def generation(self) -> Generation:
+        """What was generated so far."""
         return Generation(
             np.array(self.ids, np.int32),
             np.array(self.logprobs, np.float32),
             np.array(self.supplied, bool),
-            self.finish_reason,
+            self.finish_reason or "",
         )
 
 
+@dataclass(frozen=True)
+class Event:
+    """A token that a step appended to a sequence, or its end without one."""
+
+    handle: Handle
+    token: int | None
+    """None where the constraint allowed no token."""
+    logprob: float
+    """In nats, at temperature 1 and without the constraint; NaN where the token was supplied, or is None."""
+    supplied: bool
+    top: list[tuple[int, float]]
+    """The `top_logprobs` most likely tokens and their log probabilities, falling; empty where it was supplied."""
+    finish_reason: str | None
+    """Set on a sequence's last event."""
+
+
 class Engine:
-    """Generates with a model, `max_batch` sequences at a time."""
+    """Generates with a model, up to `max_batch` sequences at a time.
+
+    `submit`, `fork` and `cancel` may be called from any thread and from callbacks; `step` and `generate` from one thread
+    at a time.
+    """
 
     def __init__(
         self,
@@ -82,13 +145,43 @@ class Engine:
         tokenizer: Any = None,
         device: str | torch.device | None = None,
         max_batch: int = 64,
+        *,
+        max_length: int | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
+        max_cache_bytes: int | None = None,
+        prefix_bytes: int = 0,
+        quantize: str | None = None,
     ) -> None:
-        """Move `model` to `device` (None: where it is); with a `tokenizer`, prompts may be texts."""
+        """Move `model` to `device` (None: where it is); with a `tokenizer`, prompts may be texts.
+
+        `max_length` bounds prompt and continuation together (None: the model's). At most `prefill_chunk` tokens of
+        prompts are read in a step. A sequence waits while the cache would take more than `max_cache_bytes` with it.
+        Copies of caches of up to `prefix_bytes` are kept of what was read and written, for later prompts that begin
+        the same. `quantize` turns the model's weights into "int8" or "float8", see `quantize_weights`.
+
+        Raises ValueError for sizes below 1 and as `quantize_weights`.
+        """
         self.model = model.to(device) if device is not None else model
         self.tokenizer = tokenizer
         self.max_batch = max_batch
+        self.max_length = max_length or model.config.max_length
+        self.prefill_chunk = prefill_chunk
+        self.max_cache_bytes = max_cache_bytes
+        if min(max_batch, prefill_chunk, self.max_length) < 1 or prefix_bytes < 0:
+            raise ValueError(
+                "need max_batch, prefill_chunk and max_length >= 1 and prefix_bytes >= 0, "
+                f"got {max_batch}, {prefill_chunk}, {self.max_length} and {prefix_bytes}"
+            )
+        if quantize is not None:
+            quantize_weights(self.model, quantize)
+        weight = model.embed_tokens.weight
+        self._cache = KeyValueCache(model.config, weight.dtype, weight.device)
+        self._decoder = Decoder(self.model, self._cache)
+        self._prefixes = Prefixes(model.config, prefix_bytes)
+        self._waiting: deque[Handle] = deque()
+        self._running: list[Handle] = []
+        self._stepping = threading.Lock()
 
-    @torch.inference_mode()
     def generate(
         self,
         prompts: Iterable[Sequence[int] | np.ndarray | str],
@@ -111,172 +204,288 @@ class Engine:
 
         Raises ValueError for an empty prompt, a token outside the vocabulary, or settings out of range.
         """
-        if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
-            raise ValueError(
-                f"need max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, "
-                f"got {max_new_tokens}, {temperature} and {top_p}"
-            )
-        stops = frozenset(self.model.config.stop_tokens if stop_ids is None else stop_ids)
-        sequences = [
-            _Sequence(
-                i, self._prompt(i, prompt), max_new_tokens, np.random.default_rng([seed, i]).random(max_new_tokens)
-            )
-            for i, prompt in enumerate(prompts)
-        ]
-        if not sequences:
-            return []
-        capacity = max(len(sequence.pending) for sequence in sequences) + max_new_tokens
-        cache = KeyValueCache(self.model, min(self.max_batch, len(sequences)), capacity)
-        waiting, running = sequences[::-1], []
-        was_training = self.model.training
-        self.model.eval()
+        stops = None if stop_ids is None else frozenset(stop_ids)
+        handles: list[Handle] = []
         try:
-            while waiting or running:
-                while waiting and len(running) < cache.slots:
-                    cache.lengths[len(running)] = 0
-                    running.append(waiting.pop())
-                cache.catch_up(self.model, [sequence.pending[:-1] for sequence in running])
-                logits = cache.decode(self.model, [sequence.pending[-1] for sequence in running])
-                tokens, logprobs = _sample(logits, running, temperature, top_p)
-                for sequence, token, logprob in zip(running, tokens, logprobs, strict=True):
-                    sequence.pending.clear()
-                    sequence.append(token, logprob, stops)
-                    if on_token and not sequence.finish_reason:
-                        for supplied in on_token(sequence.index, list(sequence.ids)) or ():
-                            sequence.append(self._checked(supplied), float("nan"), stops, supplied=True)
-                for slot in reversed(range(len(running))):
-                    if running[slot].finish_reason:
-                        cache.move(len(running) - 1, slot)
-                        running[slot] = running[-1]
-                        running.pop()
+            for i, prompt in enumerate(prompts):
+                supply = None if on_token is None else partial(on_token, i)
+                tokens = self._tokens(prompt, f"prompt {i}")
+                request = Request(tokens, max_new_tokens, stops, temperature, top_p, seed=(seed, i), on_token=supply)
+                handles.append(self.submit(request))
+            while any(handle.finish_reason is None for handle in handles):
+                self.step()
         finally:
-            self.model.train(was_training)
-        return [sequence.generation() for sequence in sequences]
+            for handle in handles:
+                self.cancel(handle)
+        return [handle.generation() for handle in handles]
 
-    def _prompt(self, index: int, prompt: Sequence[int] | np.ndarray | str) -> list[int]:
+    def submit(self, request: Request) -> Handle:
+        """Queue a request: it takes part in steps as soon as there is room for it.
+
+        Raises ValueError for an empty prompt, one that leaves no room for a token within `max_length`, a token outside
+        the vocabulary, settings out of range, or a cache that would not fit `max_cache_bytes` even alone.
+        """
+        sampling = Sampling(request.temperature, request.top_p, request.top_k)
+        if request.max_new_tokens < 1 or not 0 <= request.top_logprobs <= self.model.config.vocab_size:
+            raise ValueError(
+                "need max_new_tokens >= 1 and top_logprobs between 0 and the vocabulary's size, "
+                f"got {request.max_new_tokens} and {request.top_logprobs}"
+            )
+        prompt = self._tokens(request.prompt, "the prompt")
+        limit = min(request.max_new_tokens, self.max_length - len(prompt))
+        if limit < 1:
+            raise ValueError(f"a prompt of {len(prompt)} tokens leaves no room within max_length, {self.max_length}")
+        if self.max_cache_bytes is not None and self._bytes(1, len(prompt) + limit) > self.max_cache_bytes:
+            raise ValueError(f"{len(prompt) + limit} tokens need a cache of more than {self.max_cache_bytes} bytes")
+        stop_ids = self.model.config.stop_tokens if request.stop_ids is None else request.stop_ids
+        uniforms = np.random.default_rng(request.seed).random(limit if request.temperature else 0)
+        handle = Handle(request, prompt, limit, sampling, frozenset(stop_ids), uniforms, prompt.tolist())
+        self._waiting.append(handle)
+        return handle
+
+    def cancel(self, handle: Handle) -> None:
+        """End a sequence with reason "cancelled", if it has not ended, and free its slot: at once, or after this step.
+
+        No event tells of it.
+        """
+        if handle.finish_reason is None:
+            handle.finish_reason = "cancelled"
+        if self._stepping.acquire(blocking=False):
+            try:
+                self._remove_finished()
+            finally:
+                self._stepping.release()
+
+    def fork(self, handle: Handle, at: int, **changes: Any) -> Handle:
+        """Submit a sequence of the first `at` tokens, prompt included, of another one, which goes on unless cancelled.
+
+        Its request is the other's with `changes`; its constraint cannot be shared, so a new one, or None, must be among
+        them. What is cached of the first is copied where that is possible, else the tokens are read again.
+        Raises ValueError where `at` is not between 1 and the tokens there are, and as `submit`.
+        """
+        tokens = handle.tokens
+        if not 1 <= at <= len(tokens):
+            raise ValueError(f"cannot fork at {at}: the sequence has {len(tokens)} tokens")
+        if handle.request.constraint is not None and "constraint" not in changes:
+            raise ValueError("a fork of a constrained sequence needs a constraint of its own")
+        return self.submit(replace(handle.request, **{"prompt": tokens[:at]} | changes))
+
+    @property
+    def unfinished(self) -> int:
+        """How many sequences run or wait."""
+        return sum(handle.finish_reason is None for handle in [*self._running, *self._waiting])
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Read up to `prefill_chunk` tokens of prompts, then give each sequence whose prompt is read its next token.
+
+        Returns what was appended, in order for each sequence: its token, and those that `on_token` supplied after it.
+        Raises RuntimeError when a step is under way, and what callbacks raise: their sequences are cancelled.
+        """
+        if not self._stepping.acquire(blocking=False):
+            raise RuntimeError("a step is under way")
+        try:
+            self._remove_finished()
+            self._admit()
+            self._prefill()
+            ready = [i for i, handle in enumerate(self._running) if len(handle.pending) == 1]
+            events = self._decode(ready) if ready else []
+            self._remove_finished()
+            return events
+        finally:
+            self._stepping.release()
+
+    def _tokens(self, prompt: Sequence[int] | np.ndarray | str, name: str) -> np.ndarray:
         if isinstance(prompt, str):
             if self.tokenizer is None:
-                raise ValueError(f"prompt {index} is a text, but the engine has no tokenizer")
+                raise ValueError(f"{name} is a text, but the engine has no tokenizer")
             prompt = self.tokenizer.encode(prompt)
-        ids = [self._checked(token) for token in prompt]
-        if not ids:
-            raise ValueError(f"prompt {index} is empty")
-        return ids
+        ids = np.asarray(prompt)
+        if not len(ids):
+            raise ValueError(f"{name} is empty")
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"{name} must be whole numbers in a row, got {ids.dtype} of shape {list(ids.shape)}")
+        for token in (ids.min(), ids.max()):
+            self._check(token)
+        return ids.astype(np.int32)
 
-    def _checked(self, token: int) -> int:
+    def _check(self, token: int) -> None:
         if not 0 <= token < self.model.config.vocab_size:
             raise ValueError(f"token {token} is outside the vocabulary of {self.model.config.vocab_size}")
-        return int(token)
+
+    def _bytes(self, slots: int, capacity: int) -> int:
+        return cache_bytes(self.model.config, capacity, slots, self._cache.dtype)
+
+    @torch.inference_mode()
+    def _remove_finished(self) -> None:
+        """Free the slots of sequences that ended; the last ones move into them."""
+        for slot in reversed(range(len(self._running))):
+            handle = self._running[slot]
+            if handle.finish_reason is not None:
+                if handle.finish_reason != "cancelled":
+                    self._keep_prefix(slot)
+                last = self._running.pop()
+                self._cache.move(len(self._running), slot)
+                if last is not handle:
+                    self._running[slot] = last
+
+    def _admit(self) -> None:
+        """Let waiting sequences in, as far as slots and memory allow, and make the cache large enough."""
+        if self._waiting and not self._running:
+            self._decoder.join_weights()
+        capacity = max((len(handle.prompt) + handle.limit for handle in self._running), default=0)
+        while self._waiting and len(self._running) < self.max_batch:
+            handle = self._waiting[0]
+            if handle.finish_reason is None:
+                larger = max(capacity, len(handle.prompt) + handle.limit)
+                fits = self._fits(len(self._running) + 1, larger)
+                if self._running and not fits:
+                    break
+                capacity = larger
+                self._running.append(handle)
+            self._waiting.popleft()
+        slots, cache = len(self._running), self._cache
+        if slots > cache.slots or capacity > cache.capacity:
+            # Ahead of need, so that it seldom moves, but not where that would be too much.
+            ahead = max(cache.slots, min(power_of_two(slots), self.max_batch)), max(cache.capacity, capacity)
+            self._decoder.resize(*(ahead if self._fits(*ahead) else (slots, capacity)))
+
+    def _fits(self, slots: int, capacity: int) -> bool:
+        return self.max_cache_bytes is None or self._bytes(slots, capacity) <= self.max_cache_bytes
+
+    def _prefill(self) -> None:
+        """Read tokens of sequences that have more than one pending: the last is left to decode."""
+        room, pieces = self.prefill_chunk, []
+        for slot, handle in enumerate(self._running):
+            if len(handle.pending) == 1 or not room:
+                continue
+            if not self._cache.lengths[slot] and not handle.ids and not self._copy_prefix(slot):
+                continue
+            count = min(room, len(handle.pending) - 1)
+            if count:
+                pieces.append(Piece(slot, handle.pending[:count]))
+                room -= count
+        if pieces:
+            self._decoder.prefill(pieces)
+        for piece in pieces:
+            handle = self._running[piece.slot]
+            del handle.pending[: len(piece.tokens)]
+            if len(handle.pending) == 1 and not handle.ids:
+                self._keep_prefix(piece.slot)
+
+    def _copy_prefix(self, slot: int) -> bool:
+        """Begin an empty slot with what is cached of the same tokens elsewhere; False where that is being read now."""
+        handle, cache = self._running[slot], self._cache
+        wanted = handle.prompt[:-1]
+        snapshot, length = self._prefixes.find(wanted)
+        source, soon = None, 0
+        for other, running in enumerate(self._running):
+            if other != slot:
+                prefix = common_prefix(running.tokens if running.ids else running.prompt, wanted)
+                cached = int(cache.lengths[other])
+                if other < slot and len(running.pending) > 1:
+                    soon = max(soon, min(prefix, len(running.prompt) - 1))
+                if min(prefix, cached) > length and reusable(cache.config, cached, min(prefix, cached)):
+                    source, length = other, min(prefix, cached)
+        if soon >= SHORTEST_PREFIX and soon > length:
+            return False
+        if length >= SHORTEST_PREFIX:
+            if source is not None:
+                cache.copy(source, slot, length)
+            elif snapshot is not None:
+                cache.restore(slot, snapshot, length)
+            handle.reused = length
+            del handle.pending[:length]
+        return True
+
+    def _keep_prefix(self, slot: int) -> None:
+        """Keep a copy of what a slot holds for later prompts, where that is wanted and not kept already."""
+        length = int(self._cache.lengths[slot])
+        if self._prefixes.limit and length >= SHORTEST_PREFIX:
+            tokens = self._running[slot].tokens[:length]
+            if self._prefixes.find(tokens)[1] < length and self._bytes(1, length) <= self._prefixes.limit:
+                self._prefixes.add(self._cache.snapshot(slot, tokens))
+
+    def _decode(self, ready: list[int]) -> list[Event]:
+        """One token for each of the slots `ready`."""
+        count = ready[-1] + 1
+        logits = self._decoder.decode([handle.pending[0] for handle in self._running[:count]])
+        self._cache.lengths[ready] += 1
+        handles = [self._running[slot] for slot in ready]
+        logits = (logits if len(ready) == count else logits[ready]).float()
+        allowed, ended = self._constrained(logits, handles)
+        uniforms = [float(h.uniforms[len(h.ids)]) if h.sampling.temperature else 0.0 for h in handles]
+        tokens = choose(allowed, [handle.sampling for handle in handles], uniforms)
+        normalizer = logits.logsumexp(-1, keepdim=True)
+        logprobs = (logits.gather(1, tokens[:, None]) - normalizer)[:, 0].tolist()
+        tops = top_tokens(logits, normalizer, [handle.request.top_logprobs for handle in handles])
+        events: list[Event] = []
+        for i, (handle, token, logprob) in enumerate(zip(handles, tokens.tolist(), logprobs, strict=True)):
+            handle.pending.clear()
+            if i in ended:
+                handle.finish_reason = "constraint"
+                events.append(Event(handle, None, float("nan"), False, [], handle.finish_reason))
+            elif handle.finish_reason is None:  # not cancelled meanwhile
+                self._append(handle, token, logprob, tops[i], events)
+        return events
+
+    def _constrained(self, logits: Tensor, handles: list[Handle]) -> tuple[Tensor, set[int]]:
+        """Logits without what constraints forbid, and the rows to which they allow nothing."""
+        rows, masks, ended = [], [], set()
+        for i, handle in enumerate(handles):
+            if handle.request.constraint is not None:
+                allowed = handle.request.constraint.allowed()
+                if allowed is None:
+                    continue
+                mask = torch.as_tensor(allowed, dtype=torch.bool)
+                if mask.any():
+                    rows.append(i)
+                    masks.append(mask)
+                else:
+                    ended.add(i)
+        if not rows:
+            return logits, ended
+        forbidden = ~torch.stack(masks).to(logits.device)
+        logits = logits.clone()
+        logits[rows] = logits[rows].masked_fill(forbidden, float("-inf"))
+        return logits, ended
+
+    def _append(
+        self, handle: Handle, token: int, logprob: float, top: list[tuple[int, float]], events: list[Event]
+    ) -> None:
+        """Append the model's token to a sequence, and what its callback supplies after it."""
+        try:
+            self._append_one(handle, token, logprob, top, events)
+            if handle.request.on_token and handle.finish_reason is None:
+                for supplied in handle.request.on_token(list(handle.ids)) or ():
+                    if handle.finish_reason is None:
+                        self._check(supplied)
+                        self._append_one(handle, int(supplied), float("nan"), None, events)
+        except BaseException:
+            handle.finish_reason = "cancelled"
+            raise
+
+    def _append_one(
+        self, handle: Handle, token: int, logprob: float, top: list[tuple[int, float]] | None, events: list[Event]
+    ) -> None:
+        handle.ids.append(token)
+        handle.logprobs.append(logprob)
+        handle.supplied.append(top is None)
+        handle.pending.append(token)
+        if token in handle.stop_ids:
+            handle.finish_reason = "stop"
+        elif len(handle.ids) >= handle.limit:
+            handle.finish_reason = "length"
+        if handle.request.constraint is not None:
+            handle.request.constraint.advance(token)
+        events.append(Event(handle, token, logprob, top is None, top or [], handle.finish_reason))
 
 
-class KeyValueCache:
-    """Keys and values of up to `slots` sequences of up to `capacity` tokens each.
-
-    Memory is 2 x layers x slots x kv_heads x capacity x head_size values of the model's type.
-    """
-
-    def __init__(self, model: Transformer, slots: int, capacity: int) -> None:
-        """An empty cache, on the device and in the type of the model's weights."""
-        config, weight = model.config, model.lm_head.weight
-        self.slots = slots
-        capacity = -(-capacity // CACHE_BLOCK) * CACHE_BLOCK
-        shape = (config.layers, slots, config.kv_heads, capacity, config.head_size)
-        # Zeros, not uninitialized: masked positions get weight 0, and 0 times a stray NaN would still be NaN.
-        self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        self.values = torch.zeros_like(self.keys)
-        self.lengths = np.zeros(slots, np.int64)
-        self._windows = sorted({w for w in config.layer_windows if w is not None})
-        self._attend: Callable[..., Tensor]
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        """Called by the model's layers; see `cwm_core.model.transformer.Cache`."""
-        return self._attend(layer, q, k, v, window)
-
-    def move(self, source: int, target: int) -> None:
-        """Copy the sequence in slot `source` over slot `target`."""
-        if source != target:
-            length = self.lengths[target] = self.lengths[source]
-            self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
-            self.values[:, target, :, :length] = self.values[:, source, :, :length]
-
-    def catch_up(self, model: Transformer, tokens: list[list[int]]) -> None:
-        """Append `tokens[slot]`, of any lengths and possibly none, to the first slots, all in one pass."""
-        slots = [slot for slot, new in enumerate(tokens) if new]
-        if not slots:
-            return
-        counts = [len(tokens[slot]) for slot in slots]
-        starts = self.lengths[slots]
-        positions = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, counts, strict=True)])
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-            outputs = []
-            splits = zip(slots, starts, q.split(counts, -2), k.split(counts, -2), v.split(counts, -2), strict=True)
-            for slot, start, queries, new_keys, new_values in splits:
-                end = start + queries.shape[-2]
-                keys, values = self.keys[layer, slot, :, :end], self.values[layer, slot, :, :end]
-                keys[:, start:] = new_keys[0]
-                values[:, start:] = new_values[0]
-                outputs.append(causal_attention(queries, keys[None], values[None], window))
-            return torch.cat(outputs, -2)
-
-        self._attend = attend
-        flat = torch.tensor([[token for slot in slots for token in tokens[slot]]], device=self.keys.device)
-        model.hidden(flat, position_ids=torch.from_numpy(positions).to(flat.device)[None], cache=self)
-        self.lengths[slots] += counts
-
-    def decode(self, model: Transformer, tokens: list[int]) -> Tensor:
-        """Append one token to each of the first `len(tokens)` slots; returns the next tokens' logits [slots, vocab]."""
-        n, device = len(tokens), self.keys.device
-        longest = int(self.lengths[:n].max()) + 1
-        span = min(-(-longest // CACHE_BLOCK) * CACHE_BLOCK, self.keys.shape[3])
-        positions = torch.from_numpy(self.lengths[:n]).to(device)
-        masks = self._decode_masks(positions, span)
-        rows = torch.arange(n, device=device)
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-            keys, values = self.keys[layer, :n], self.values[layer, :n]
-            keys[rows, :, positions] = k[:, :, 0]
-            values[rows, :, positions] = v[:, :, 0]
-            # The query heads that share a key head look at the same keys under the same mask: as a sequence of queries
-            # they need no copy of the keys.
-            grouped = q.view(n, keys.shape[1], -1, q.shape[-1])
-            out = F.scaled_dot_product_attention(
-                grouped, keys[:, :, :span], values[:, :, :span], attn_mask=masks[window]
-            )
-            return out.reshape(q.shape)
-
-        self._attend = attend
-        logits = model(torch.tensor(tokens, device=device)[:, None], position_ids=positions[:, None], cache=self)
-        self.lengths[:n] += 1
-        return logits[:, 0]
-
-    def _decode_masks(self, positions: Tensor, span: int) -> dict[int | None, Tensor]:
-        """For each window, what is added to the scores [n, 1, 1, span] of a query at `positions` [n]."""
-        distance = positions[:, None, None, None] - torch.arange(span, device=positions.device)
-        zero = torch.zeros((), dtype=self.keys.dtype, device=positions.device)
-        masks: dict[int | None, Tensor] = {None: torch.where(distance >= 0, zero, float("-inf"))}
-        for window in self._windows:
-            masks[window] = (
-                masks[None] if span <= window else masks[None].masked_fill(distance >= window, float("-inf"))
-            )
-        return masks
-
-
-def _sample(
-    logits: Tensor, sequences: list[_Sequence], temperature: float, top_p: float
-) -> tuple[list[int], list[float]]:
-    """Choose a token for each row of `logits` [n, vocab]; returns tokens and log probabilities at temperature 1."""
-    logits = logits.float()
-    if temperature == 0:
-        tokens = logits.argmax(-1)
-    else:
-        probabilities, order = (logits / temperature).softmax(-1).sort(-1, descending=True)
-        cumulative = probabilities.double().cumsum(-1)
-        # A token belongs to the set while the probability before it has not reached top_p.
-        kept = (cumulative - probabilities < top_p).sum(-1, keepdim=True)
-        total = cumulative.gather(1, kept - 1)
-        drawn = torch.tensor([[s.uniforms[len(s.ids)]] for s in sequences], device=logits.device) * total
-        rank = torch.searchsorted(cumulative, drawn, right=True).minimum(kept - 1)
-        tokens = order.gather(1, rank)[:, 0]
-    logprobs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-    return tokens.tolist(), logprobs.tolist()
+def top_tokens(logits: Tensor, normalizer: Tensor, counts: list[int]) -> list[list[tuple[int, float]]]:
+    """For each row its `counts` most likely tokens with their log probabilities."""
+    most = max(counts)
+    if not most:
+        return [[]] * len(counts)
+    values, tokens = logits.topk(most, -1)
+    pairs = zip(tokens.tolist(), (values - normalizer).tolist(), counts, strict=True)
+    return [list(zip(ids[:n], logprobs[:n], strict=True)) for ids, logprobs, n in pairs]
