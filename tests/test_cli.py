@@ -29,7 +29,9 @@ if __name__ == "__main__":
         sys.exit(count(2))
 """
 
-VERBS = ("record", "view", "import", "export", "tokenize", "pack", "inspect", "plan", "train", "predict", "demo")
+VERBS = (
+    "record", "view", "import", "export", "tokenize", "pack", "inspect", "plan", "train", "predict", "serve", "demo",
+)  # fmt: skip
 
 RUN = """
     output = "run"

@@ -187,8 +187,11 @@ class Generate:
             except ApiError as error:
                 status = error.status
                 await _refuse(exchange, error)
-            except (Disconnected, asyncio.CancelledError):
+            except Disconnected:
                 raise
+            except asyncio.CancelledError:  # the server ends, and has waited long enough
+                status = 503
+                await _refuse(exchange, ApiError(503, "the server is stopping"))
             except Exception:
                 logger.exception("a request failed")
                 status = 500
@@ -271,8 +274,6 @@ async def _refuse(exchange: Exchange, error: ApiError) -> None:
     if exchange.status is None:
         headers = {"retry-after": "1"} if error.status == 429 else {}
         headers |= {"www-authenticate": "Bearer"} if error.status == 401 else {}
-        # What is left of the body is not waited for.
-        headers |= {"connection": "close"} if error.status in (408, 413) else {}
         await exchange.json(error.status, error.body(), headers)
     else:
         await exchange.event(error.body())

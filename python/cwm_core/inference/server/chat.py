@@ -1,7 +1,7 @@
 r"""Chats with reasoning and tools: messages to tokens, and what the model wrote to the protocol's fields.
 
-A call that the model writes is `<tool: NAME>`, CONTENT and `</tool>`, each on lines of its own; the protocol's is a name
-and a JSON object. Where a tool has a single parameter, CONTENT is its value as it is; else CONTENT is the object.
+A call that the model writes is `<tool: NAME>`, CONTENT and `</tool>`, each on lines of its own; the protocol's is a
+name and a JSON object. Where a tool has a single parameter, a string, CONTENT is its value as it is, else the object.
 """
 
 from __future__ import annotations
@@ -17,14 +17,11 @@ from ...chat import REASONING_SYSTEM_PROMPT
 # The name of the only argument where a call's content is no JSON object, and the schema names none.
 CONTENT = "content"
 
-TOOLS_PROMPT = """You can use tools. To call one, write its name and what it is given in exactly this form, each tag on a \
-line of its own:
-
-<tool: NAME>
-CONTENT
-</tool>
-
-Make one call in a message and end the message with it. The tools are:"""
+TOOLS_PROMPT = (
+    "You can use tools. To call one, write its name and what it is given in exactly this form, each tag on a line of "
+    "its own:\n\n<tool: NAME>\nCONTENT\n</tool>\n\nMake one call in a message and end the message with it. The tools are:"
+)
+"""What stands before the descriptions of tools in the system message."""
 
 # Names are bounded, so that a tag that never ends is not looked through again and again.
 _OPENING = re.compile(r"^<tool: (?=[^>\n]*[^>\s])([^>\n]{1,128})>[ \t]{0,8}\n", re.MULTILINE)

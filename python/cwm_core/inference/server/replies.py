@@ -72,12 +72,17 @@ class CompletionChoice:
         def text(token: int | None) -> str:
             return token_text(self._tokenizer, -1 if token is None else token).decode("utf-8", "replace")
 
+        def top(event: Event) -> dict[str, float]:
+            # Of tokens with the same text, as parts of characters are, the likeliest.
+            likeliest: dict[str, float] = {}
+            for token, logprob in event.top:
+                likeliest.setdefault(text(token), _finite(logprob))
+            return likeliest
+
         return {
             "tokens": [text(event.token) for event in delta.events],
             "token_logprobs": [_finite(event.logprob) for event in delta.events],
-            "top_logprobs": [{text(t): _finite(p) for t, p in reversed(event.top)} for event in delta.events]
-            if self._options.logprobs
-            else None,
+            "top_logprobs": [top(event) for event in delta.events] if self._options.logprobs else None,
             "text_offset": list(delta.offsets),
         }
 
