@@ -60,8 +60,8 @@ def test_no_more_is_held_back_than_may_become_a_stop_string(text, stops):
 
 
 PIECES = st.sampled_from([
-    "<think>", "</think>", "<tool: bash>", "<tool: edit >\t", "<tool: >", "<tool:", "</tool>", "</tool> ", "<", ">", "\n",
-    "\n", "\n\n", " ", "x", "ls -l", '{"a": 1}', "é",
+    "<think>", "</think>", "<tool: bash>", "<tool: edit >\t", "<tool: >", "<tool:", "</tool>", "</tool> ", "<", ">",
+    "\n", "\n", "\n\n", " ", "x", "ls -l", '{"a": 1}', "é",
 ])  # fmt: skip
 ANSWERS = st.lists(PIECES, max_size=16).map("".join)
 CALL = re.compile(r"^<tool: (?=[^>\n]*[^>\s])([^>\n]+)>[ \t]*\n(.*?)^</tool>[ \t]*(?:\n|\Z)", re.MULTILINE | re.DOTALL)
@@ -74,12 +74,16 @@ def split_at_once(text, prefix, tools):
     """The definition, on the whole text."""
     reasoning, is_fresh = "", False
     whole = prefix + text
-    if whole.lstrip().startswith("<think>") and "</think>" not in prefix and (not prefix.strip() or "<think>" in prefix):
+    if (
+        whole.lstrip().startswith("<think>")
+        and "</think>" not in prefix
+        and (not prefix.strip() or "<think>" in prefix)
+    ):
         thought, tag, text = whole.lstrip().removeprefix("<think>").partition("</think>")
         said = prefix.lstrip().removeprefix("<think>")
         # What the prefix holds of it is not said again.
         if said.strip():
-            thought = (thought[len(said) :] if tag or len(thought) >= len(said) else "")
+            thought = thought[len(said) :] if tag or len(thought) >= len(said) else ""
             reasoning = thought.rstrip()
         else:
             reasoning = thought.strip()

@@ -70,9 +70,7 @@ def _serve(args: argparse.Namespace) -> int:
         engine = inference.Engine(
             loaded, tokenizer, max_batch=args.max_batch, max_length=args.max_length, max_cache_bytes=cache_bytes
         )
-        limits = server.Limits(
-            max_queue=args.max_queue, max_tokens=args.max_tokens, request_seconds=args.max_seconds
-        )
+        limits = server.Limits(max_queue=args.max_queue, max_tokens=args.max_tokens, request_seconds=args.max_seconds)
         name = args.name or args.model.resolve().name
         app = server.create_app(engine, tokenizer, name=name, limits=limits, api_key=key)
         host, port = listener.getsockname()[:2]
