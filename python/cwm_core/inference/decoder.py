@@ -17,7 +17,7 @@ from ..model import Transformer
 from ..model.attention.sdpa import causal_attention
 from ..model.attention.varlen import find_kernel
 from ..model.transformer import rotary, rotate
-from .cache import KeyValueCache, layer_length, rounded
+from .cache import KeyValueCache, rounded
 
 # Thread blocks that fill a large GPU twice over: attention of few sequences is cut along the keys until there are so
 # many (flash-decoding, https://pytorch.org/blog/flash-decoding).
@@ -115,23 +115,24 @@ class Decoder:
         cache, heads, size = self.cache, self.config.kv_heads, self.config.head_size
         positions = self._positions[:n]
         rotation = self._rotation_at(positions)
-        # Per window: where in a layer keys go, and what is added to the scores.
-        rows, masks = {}, {}
-        first_rows = torch.arange(n * heads, device=cache.device)
-        for window in set(self.config.layer_windows):
-            length = layer_length(window, cache.capacity)
-            rows[window] = first_rows * length + (positions % length).repeat_interleave(heads)
-            masks[window] = decode_mask(positions, min(span, length), length, window, cache.dtype)
+        first_rows = torch.arange(n * heads, device=cache.device).view(n, heads)
         splits = key_splits(n * heads, span) if cache.device.type == "cuda" else 1
+        # Per kind of layer: its rows where keys go, and what is added to the scores.
+        kinds: dict[tuple[int, int | None], tuple[Tensor, Tensor]] = {}
         x = self.model.embed_tokens(self._tokens[:n])
-        for i, (window, layer, flat) in enumerate(
-            zip(self.config.layer_windows, cache.layers, self._flat, strict=True)
-        ):
+        for i, (layer, flat) in enumerate(zip(cache.layers, self._flat, strict=True)):
+            length, window = layer.shape[3], self.config.layer_windows[i]
+            kind = length, None if window is not None and window >= span else window
+            if kind not in kinds:
+                rows = (first_rows * length + (positions % length)[:, None]).flatten()
+                mask = decode_mask(positions, min(span, length), *kind, cache.dtype)
+                kinds[kind] = rows, mask[:, None].expand(-1, heads, -1).flatten(0, 1)[:, None]
+            rows, mask = kinds[kind]
             q, k, v = self._project(i, x, rotation)
-            flat[0].index_copy_(0, rows[window], k.reshape(-1, size))
-            flat[1].index_copy_(0, rows[window], v.reshape(-1, size))
-            keys, values = layer[:, :n, :, : masks[window].shape[-1]].flatten(1, 2).unbind()
-            out = split_attention(q.reshape(n * heads, -1, size), keys, values, masks[window], splits)
+            flat[0].index_copy_(0, rows, k.reshape(-1, size))
+            flat[1].index_copy_(0, rows, v.reshape(-1, size))
+            keys, values = layer[:, :n, :, : mask.shape[-1]].flatten(1, 2).unbind()
+            out = split_attention(q.reshape(n * heads, -1, size), keys, values, mask, splits)
             x = self._finish(i, x, out.view(n, -1, size))
         return self.model.lm_head(self.model.norm(x))
 
@@ -252,26 +253,24 @@ def key_splits(blocks: int, span: int) -> int:
 def split_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, splits: int) -> Tensor:
     """Attention of `q` [n x kv_heads, group, head_size], one position each, to `keys`, `values` [.., span, head_size].
 
-    `mask` [n, span] is added to the scores. Keys are cut into `splits` parts, or fewer where they do not divide, which
-    are attended to side by side; each part's output counts by its sum of exponentials.
+    `mask` [n x kv_heads, 1, span] is added to the scores. Keys are cut into `splits` parts, or fewer where they do not
+    divide, which are attended to side by side; each part's output counts by its sum of exponentials.
     """
-    rows, group, size = q.shape
+    _, group, size = q.shape
     span = keys.shape[1]
     while span % (8 * splits) and splits > 1:  # CUDA's kernels read masks in units of 16 bytes
         splits -= 1
     if splits == 1 and q.device.type == "cpu":
-        heads = rows // len(mask)
-        added = mask[:, None, None].expand(-1, heads, 1, -1).reshape(rows, 1, span)
-        scores = torch.baddbmm(added, q, keys.transpose(1, 2), alpha=size**-0.5)
-        return scores.softmax(-1) @ values
-    parts = [t.unflatten(1, (splits, -1)).transpose(0, 1) for t in (keys, values)]
-    added = mask.repeat_interleave(rows // len(mask), 0).unflatten(1, (splits, -1)).transpose(0, 1)[:, :, None]
-    added = added.expand(-1, -1, group, -1)
+        return torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=size**-0.5).softmax(-1) @ values
+    key_parts, value_parts = (t.unflatten(1, (splits, -1)).transpose(0, 1) for t in (keys, values))
+    added = mask.unflatten(2, (splits, -1)).movedim(2, 0).expand(-1, -1, group, -1)
     queries = q.expand(splits, *q.shape)
     if q.device.type == "cpu":
-        out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(queries, *parts, attn_mask=added)
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, sums = kernel(queries, key_parts, value_parts, attn_mask=added)
     else:
-        out, sums, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(queries, *parts, added, True)
+        kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+        out, sums, *_ = kernel(queries, key_parts, value_parts, added, compute_log_sumexp=True)
     weights = sums[:, :, :group].softmax(0)[..., None]
     return (out * weights).sum(0).to(q.dtype)
 

@@ -136,8 +136,8 @@ class Event:
 class Engine:
     """Generates with a model, up to `max_batch` sequences at a time.
 
-    `submit`, `fork` and `cancel` may be called from any thread and from callbacks; `step` and `generate` from one thread
-    at a time.
+    `submit`, `fork` and `cancel` may be called from any thread and from callbacks; `step` and `generate` from one
+    thread at a time.
     """
 
     def __init__(
@@ -434,11 +434,11 @@ class Engine:
         allowed, ended = self._constrained(logits, handles)
         uniforms = [float(h.uniforms[len(h.ids)]) if h.sampling.temperature else 0.0 for h in handles]
         tokens = choose(allowed, [handle.sampling for handle in handles], uniforms)
-        normalizer = logits.logsumexp(-1, keepdim=True)
-        logprobs = (logits.gather(1, tokens[:, None]) - normalizer)[:, 0].tolist()
-        tops = top_tokens(logits, normalizer, [handle.request.top_logprobs for handle in handles])
+        logprobs = logits.log_softmax(-1)
+        tops = top_tokens(logprobs, [handle.request.top_logprobs for handle in handles])
+        chosen = zip(handles, tokens.tolist(), logprobs.gather(1, tokens[:, None])[:, 0].tolist(), strict=True)
         events: list[Event] = []
-        for i, (handle, token, logprob) in enumerate(zip(handles, tokens.tolist(), logprobs, strict=True)):
+        for i, (handle, token, logprob) in enumerate(chosen):
             handle.pending.clear()
             if i in ended:
                 handle.finish_reason = "constraint"
@@ -499,11 +499,11 @@ class Engine:
         events.append(Event(handle, token, logprob, top is None, top or [], handle.finish_reason))
 
 
-def top_tokens(logits: Tensor, normalizer: Tensor, counts: list[int]) -> list[list[tuple[int, float]]]:
-    """For each row its `counts` most likely tokens with their log probabilities."""
+def top_tokens(logprobs: Tensor, counts: list[int]) -> list[list[tuple[int, float]]]:
+    """For each row of `logprobs` [n, vocab] its `counts` most likely tokens with their log probabilities."""
     most = max(counts)
     if not most:
         return [[]] * len(counts)
-    values, tokens = logits.topk(most, -1)
-    pairs = zip(tokens.tolist(), (values - normalizer).tolist(), counts, strict=True)
-    return [list(zip(ids[:n], logprobs[:n], strict=True)) for ids, logprobs, n in pairs]
+    values, tokens = logprobs.topk(most, -1)
+    rows = zip(tokens.tolist(), values.tolist(), counts, strict=True)
+    return [list(zip(ids[:n], of_ids[:n], strict=True)) for ids, of_ids, n in rows]

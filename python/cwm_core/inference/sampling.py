@@ -50,17 +50,12 @@ def choose(logits: Tensor, settings: list[Sampling], uniforms: list[float]) -> T
 def draw(logits: Tensor, settings: list[Sampling], uniforms: list[float]) -> Tensor:
     """As `choose`, of rows that all have a temperature: by the inverse of the distribution function, sorted."""
     vocab = logits.shape[1]
-    temperature, top_p, top_k, uniform = (
-        torch.tensor(
-            [[s.temperature, s.top_p, s.top_k or vocab, u] for s, u in zip(settings, uniforms, strict=True)],
-            dtype=torch.float64,
-        )
-        .T[..., None]
-        .to(logits.device)
-    )
+    table = [(s.temperature, s.top_p, s.top_k or vocab, u) for s, u in zip(settings, uniforms, strict=True)]
+    columns = torch.tensor(table, dtype=torch.float64).to(logits.device).split(1, 1)
+    temperature, top_p, top_k, uniform = columns
     # From the largest, which a temperature near 0 would otherwise make infinite.
     scaled = (logits - logits.amax(-1, keepdim=True)) / temperature.float()
-    probabilities, order = scaled.softmax(-1).sort(-1, descending=True, stable=True)
+    probabilities, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
     cumulative = probabilities.double().cumsum(-1)
     top_k = top_k.long().clamp(max=vocab)
     # A token belongs to the set while the probability before it has not reached top_p (of what top_k leaves).
