@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import threading
 import time
 from types import SimpleNamespace
@@ -118,7 +119,7 @@ def running_server(app, **options):
     try:
         while not server.started:
             time.sleep(0.01)
-        yield "http://127.0.0.1:{}".format(listener.getsockname()[1])
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(30)
@@ -128,8 +129,6 @@ def running_server(app, **options):
 
 def events_of(text):
     """The data of server-sent events, strictly: every event one line, the last `[DONE]`."""
-    import json
-
     assert text.endswith("\n\n"), text[-100:]
     events = text[:-2].split("\n\n")
     assert all(event.startswith("data: ") and "\n" not in event for event in events)

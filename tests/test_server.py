@@ -330,7 +330,8 @@ JSON = st.recursive(
 )
 NAMES = st.sampled_from([
     "prompt", "messages", "max_tokens", "temperature", "top_p", "top_k", "n", "stop", "stop_token_ids", "stream",
-    "seed", "stream_options", "logprobs", "top_logprobs", "echo", "tools", "tool_choice", "model", "chat_template_kwargs",
+    "seed", "stream_options", "logprobs", "top_logprobs", "echo", "tools", "tool_choice", "model",
+    "chat_template_kwargs",
 ])  # fmt: skip
 MESSAGE = st.dictionaries(
     st.sampled_from(["role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content"]),

@@ -20,8 +20,8 @@ def add_serve(verbs: Any) -> None:
         _serve,
         "Serve a model over HTTP with the OpenAI protocol: completions, chats, streams, metrics.",
         "cwm serve runs/tiny --port 8000",
-        "Only this machine can reach it, unless --host says otherwise; then clients need the key of --api-key-file, or\n"
-        f"of the variable {KEY_VARIABLE}. Ctrl-C and SIGTERM end it after the requests that run.",
+        "Only this machine can reach it, unless --host says otherwise; then clients need the key of --api-key-file,\n"
+        f"or of the variable {KEY_VARIABLE}. Ctrl-C and SIGTERM end it after the requests that run.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model with its tokenizer.json")
     parser.add_argument("--name", help="what requests call the model (default: the folder's name)")

@@ -19,7 +19,8 @@ CONTENT = "content"
 
 TOOLS_PROMPT = (
     "You can use tools. To call one, write its name and what it is given in exactly this form, each tag on a line of "
-    "its own:\n\n<tool: NAME>\nCONTENT\n</tool>\n\nMake one call in a message and end the message with it. The tools are:"
+    "its own:\n\n<tool: NAME>\nCONTENT\n</tool>\n\n"
+    "Make one call in a message and end the message with it. The tools are:"
 )
 """What stands before the descriptions of tools in the system message."""
 

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 # After so many steps in a row that raised, the engine is taken for broken, as CUDA is after a failed kernel.
 MAX_FAILURES = 3
 
+# So many tokens of a request may wait for its client to read those before; memory, some 500 bytes each.
+MAX_UNREAD = 65_536
+
 
 class Ticket:
     """The sequences of one HTTP request."""
@@ -32,6 +35,11 @@ class Ticket:
         self._events: list[tuple[int, Event]] = []
         self._error: ApiError | None = None
         self._news = asyncio.Event()
+
+    @property
+    def unread(self) -> int:
+        """Events that wait for `read`."""
+        return len(self._events)
 
     async def read(self) -> list[tuple[int, Event]]:
         """All events since the last call, each with its choice; waits for one. Raises `ApiError` where it failed."""
@@ -51,6 +59,7 @@ class Ticket:
     def fail(self, error: ApiError) -> None:
         """Let `read` raise."""
         self.open.clear()
+        self._events.clear()
         self._error = error
         self._news.set()
 
@@ -134,6 +143,10 @@ class Worker:
                 ticket.fail(news)
                 continue
             ticket.put(choice, news)
+            if ticket.unread > MAX_UNREAD:
+                self.cancel(ticket)
+                ticket.fail(ApiError(503, "the client reads too slowly"))
+                continue
             if news.finish_reason and choice in ticket.open:
                 ticket.open.discard(choice)
                 self.open -= 1
