@@ -3,11 +3,12 @@
 import asyncio
 import json
 
-import httpx
 import pytest
 
 pytest.importorskip("starlette")
+pytest.importorskip("httpx")
 
+import httpx
 from cwm_core.chat import REASONING_SYSTEM_PROMPT
 from cwm_core.inference import Engine
 from cwm_core.model import preset
@@ -495,6 +496,23 @@ def test_a_failing_step_is_an_error_and_not_the_end(caplog):
     assert_error(health, 503, "the engine has failed")
     assert_error(refused, 503, "the engine has failed")
     assert "secret" not in whole.text + streamed.text + health.text
+
+
+def test_a_broken_engine_is_an_error(monkeypatch):
+    engine = says("hello")
+    app = app_of(engine, TOKENIZER)
+
+    async def run():
+        async with client_of(app) as client:
+            monkeypatch.setattr(engine, "submit", lambda request: 1 / 0)
+            answers = await asyncio.gather(*(client.post("/v1/completions", json=completion(n=2)) for _ in range(5)))
+            return answers, await client.get("/health")
+
+    answers, health = asyncio.run(run())
+    assert {answer.status_code for answer in answers} <= {500, 503}
+    assert all(set(answer.json()["error"]) == {"message", "type", "param", "code"} for answer in answers)
+    assert_error(health, 503, "the engine has failed")
+    assert app.state.service.worker.open == 0
 
 
 def test_a_bug_is_an_error_without_a_traceback(monkeypatch):

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("starlette")
+pytest.importorskip("httpx")
 
 import httpx
 from cwm_core.inference import Engine
@@ -129,7 +130,7 @@ def test_hundreds_of_clients_of_all_kinds(kind):
     if kind == "model":
         assert not engine._cache.lengths.any()
     # Later rounds find what the first allocated; a leaked answer of each client would be some megabytes a round.
-    assert memory[-1] - memory[0] < 32 << 20, memory
+    assert rounds == 1 or memory[-1] - memory[0] < 32 << 20, memory
 
 
 @pytest.mark.parametrize("stream", [False, True])

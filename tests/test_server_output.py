@@ -6,6 +6,7 @@ import re
 import pytest
 
 pytest.importorskip("starlette")
+pytest.importorskip("httpx")
 
 from cwm_core.chat import REASONING_SYSTEM_PROMPT
 from cwm_core.inference.server.chat import Call, Parts, Splitter, Tool, to_messages

@@ -97,12 +97,16 @@ def _is_loopback(host: str) -> bool:
 
 
 def _free_memory(device: str) -> int:
-    """Bytes."""
+    """Bytes that are free on a device once the model is there."""
     if device.startswith("cuda"):
         import torch
 
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    try:
+        available = Path("/proc/meminfo").read_text("ascii").partition("MemAvailable:")[2].split()[0]
+        return int(available) << 10
+    except (OSError, IndexError):  # not Linux: half of all there is
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _port(text: str) -> int:

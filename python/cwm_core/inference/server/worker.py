@@ -105,10 +105,10 @@ class Worker:
 
     def submit(self, requests: Sequence[Request]) -> Ticket:
         """Queue all of the requests, or raise `ApiError` and queue none."""
-        self.check_room(len(requests))
         ticket = Ticket(requests)
-        self.open += len(requests)
         with self._wake:
+            self.check_room(len(requests))  # under the lock: what is queued after the thread's end is never looked at
+            self.open += len(requests)
             self._submitted += [_Place(ticket, choice) for choice in ticket.open]
             self._wake.notify()
         return ticket
@@ -155,35 +155,45 @@ class Worker:
         """The thread."""
         places: dict[Handle, _Place] = {}
         handles: dict[_Place, Handle] = {}
-        failures = 0
-        while self._take_orders(places, handles):
-            try:
-                events = self.engine.step()
-                failures = 0
-            except Exception:
-                logger.exception("a step of the engine failed")
-                failures += 1
+        error = ApiError(503, "the server is stopping")
+        try:
+            failures = 0
+            while not self.failed and self._take_orders(places, handles):
+                failures = 0 if self._step(places, handles) else failures + 1
                 self.failed = failures >= MAX_FAILURES
-                self._drop(places, handles, ApiError(500, "generation failed", code="engine_error"))
-                continue
-            # What a cancelled sequence still gave has no place any more.
-            news = [(places[event.handle], event) for event in events if event.handle in places]
-            for event in events:
-                if event.finish_reason and event.handle in places:
-                    del handles[places.pop(event.handle)]
-            self._post(news)
-        self._drop(places, handles, ApiError(503, "the server is stopping"))
+        except Exception:
+            logger.exception("the engine cannot go on")
+            self.failed, error = True, ApiError(500, "generation failed", code="engine_error")
+        finally:
+            self._drop(places, handles, error)
+            with self._wake:
+                submitted, self._submitted = self._submitted, []
+            self._post([(place, error) for place in submitted])
+
+    def _step(self, places: dict[Handle, _Place], handles: dict[_Place, Handle]) -> bool:
+        """Hand out what a step of the engine gives; False where it failed, and everything with it."""
+        try:
+            events = self.engine.step()
+        except Exception:
+            logger.exception("a step of the engine failed")
+            self._drop(places, handles, ApiError(500, "generation failed", code="engine_error"))
+            return False
+        # What a cancelled sequence still gave has no place any more.
+        self._post([(places[event.handle], event) for event in events if event.handle in places])
+        for event in events:
+            if event.finish_reason and event.handle in places:
+                del handles[places.pop(event.handle)]
+        return True
 
     def _take_orders(self, places: dict[Handle, _Place], handles: dict[_Place, Handle]) -> bool:
         """Wait for something to do, submit and cancel; False at the end."""
         with self._wake:
             while not (self._stopping or self._submitted or self._cancelled or handles):
                 self._wake.wait()
+            if self._stopping:
+                return False
             submitted, self._submitted = self._submitted, []
             cancelled, self._cancelled = self._cancelled, []
-            if self._stopping:
-                self._outbox += [(place, ApiError(503, "the server is stopping")) for place in submitted]
-                return False
         dropped = set(cancelled)
         for place in dropped:
             if place in handles:
