@@ -199,7 +199,7 @@ class Worker:
             if place in handles:
                 handle = handles.pop(place)
                 del places[handle]
-                self.engine.cancel(handle)
+                self._forget(handle)
         for place in submitted:
             if place in dropped:
                 continue
@@ -207,6 +207,9 @@ class Worker:
                 handle = self.engine.submit(place.ticket.requests[place.choice])
             except ValueError as error:
                 self._post([(place, invalid(str(error)))])
+            except Exception:
+                logger.exception("a request could not be queued")
+                self._post([(place, ApiError(500, "generation failed", code="engine_error"))])
             else:
                 places[handle], handles[place] = place, handle
         return True
@@ -214,13 +217,16 @@ class Worker:
     def _drop(self, places: dict[Handle, _Place], handles: dict[_Place, Handle], error: ApiError) -> None:
         """Let everything in the engine fail."""
         for handle in places:
-            try:
-                self.engine.cancel(handle)
-            except Exception:
-                logger.exception("a sequence could not be cancelled")
+            self._forget(handle)
         self._post([(place, error) for place in handles])
         places.clear()
         handles.clear()
+
+    def _forget(self, handle: Handle) -> None:
+        try:
+            self.engine.cancel(handle)
+        except Exception:
+            logger.exception("a sequence could not be cancelled")
 
     def _post(self, news: Sequence[tuple[_Place, Event | ApiError]]) -> None:
         if not news:
