@@ -1,4 +1,4 @@
-"""A small model's training step and decoding, beside transformers' CwmForCausalLM with the same weights.
+"""A small model's training step, beside transformers' CwmForCausalLM with the same weights.
 
 Both train on the same packed documents: ours reads their offsets, transformers gets the same documents padded into
 a batch and sorted by length into `MICRO_BATCHES` groups, its cheaper way of not attending across them (the other, one
@@ -8,13 +8,11 @@ packed row with positions that start over, is measured too). Tokens are those of
 import numpy as np
 import pytest
 import torch
-from cwm_core.inference import Engine
 from cwm_core.model import Transformer, preset, save
 
 transformers = pytest.importorskip("transformers")
 
 ROWS, SEQ_LEN, MEAN_DOCUMENT, MICRO_BATCHES = 8, 1024, 200, 8
-BATCH, PROMPT, NEW_TOKENS = 64, 100, 64
 
 
 @pytest.fixture(scope="module")
@@ -145,34 +143,3 @@ def test_training_steps_agree(models, documents):
     for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
         assert loss == pytest.approx(losses[0], rel=1e-4)
         torch.testing.assert_close(gradient, gradients[0], atol=1e-5, rtol=1e-3)
-
-
-def test_decode_cwm_core(benchmark, models):
-    engine = Engine(models[0], max_batch=BATCH)
-    prompts = np.random.default_rng(0).integers(4096, size=(BATCH, PROMPT))
-
-    def decode():
-        return engine.generate(list(prompts), NEW_TOKENS, stop_ids=())
-
-    results = measure(benchmark, "decode", "cwm_core", BATCH * NEW_TOKENS, decode)
-    assert all(len(result.ids) == NEW_TOKENS for result in results)
-
-
-def test_decode_transformers(benchmark, models):
-    model = models[1]
-    prompts = torch.from_numpy(np.random.default_rng(0).integers(4096, size=(BATCH, PROMPT)))
-    model.eval()
-
-    def decode():
-        return model.generate(
-            prompts,
-            attention_mask=torch.ones_like(prompts),
-            max_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-
-    out = measure(benchmark, "decode", "transformers", BATCH * NEW_TOKENS, decode)
-    model.train()
-    assert out.shape == (BATCH, PROMPT + NEW_TOKENS)

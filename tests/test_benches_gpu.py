@@ -56,6 +56,20 @@ def test_train_step(tmp_path):
         assert "seem to be installed" in of_case["flash_attention_2"]["skipped"]
 
 
+def test_decode(tmp_path):
+    """Both generate from the same weights, and so the same."""
+    rows = rows_of("decode", tmp_path)
+    measured = [row for row in rows if "skipped" not in row]
+    assert [(row["model"], row["what"]) for row in measured] == [
+        (model, what) for model in ("ours", "transformers") for _ in range(3) for what in ("prefill", "decode")
+    ]
+    for row in measured:
+        tokens = row["batch"] * (row["prompt"] if row["what"] == "prefill" else 1)
+        assert row["speed"] == pytest.approx(tokens / row["time_s"])
+        assert row["of_floor"] == pytest.approx(row["floor_s"] / row["time_s"])
+    assert rows[0]["agree"] == 1.0
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_they_say_so(tmp_path):
     done = run("loss", tmp_path / "out.json")

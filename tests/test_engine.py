@@ -70,22 +70,6 @@ def test_supplied_tokens_run_through_the_model_as_if_sampled(prompts, max_new_to
         assert result.supplied.tolist() == np.isnan(logprobs).tolist()
 
 
-def test_greedy_equals_transformers(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    from cwm_core.model import save
-
-    model = make_model(seed=1, heads=4, kv_heads=2)
-    save(model, tmp_path)
-    oracle = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    rng = np.random.default_rng(0)
-    prompts = [rng.integers(VOCAB, size=n).tolist() for n in (1, 6, 7, 8, 40, 90)]
-    results = Engine(model, max_batch=4).generate(prompts, 30)
-    for prompt, result in zip(prompts, results, strict=True):
-        tokens = torch.tensor([prompt])
-        out = oracle.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=30, do_sample=False)
-        assert result.ids.tolist() == out[0, len(prompt) :].tolist()
-
-
 def test_long_generation_crosses_cache_blocks():
     result = Engine(MODEL).generate([[3], list(range(40))], 150)
     assert result[0].ids.tolist() == plain_greedy(MODEL, [3], 150)[0]

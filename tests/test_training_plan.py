@@ -337,7 +337,7 @@ def test_fsdp_keeps_and_moves_what_is_planned(four_ranks):
 
 def test_a_tensor_parallel_layer_keeps_and_moves_what_is_planned(four_ranks):
     config = dataclasses.replace(SAVING, layers=1, layer_windows=(), heads=8, kv_heads=4)
-    layer = Layer(config, 0)
+    layer = Layer(config)
     column, row, by_tokens, whole = ColwiseParallel(), RowwiseParallel(output_layouts=Shard(1)), Shard(1), Replicate()
     styles = {
         "input_layernorm": SequenceParallel(),

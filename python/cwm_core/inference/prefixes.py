@@ -24,10 +24,17 @@ class Prefixes:
         self.snapshots: list[Snapshot] = []
 
     def add(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot, and drop those used longest ago until all fit."""
+        """Keep a snapshot; drop those that it makes needless, and those used longest ago until all fit."""
+        self.snapshots = [kept for kept in self.snapshots if not self._covers(snapshot, kept)]
         self.snapshots.append(snapshot)
         while sum(kept.nbytes for kept in self.snapshots) > self.limit:
             self.snapshots.pop(0)
+
+    def _covers(self, snapshot: Snapshot, other: Snapshot) -> bool:
+        """Whether `snapshot` serves wherever `other` as a whole does."""
+        length = len(other.tokens)
+        begins = common_prefix(snapshot.tokens, other.tokens) == length
+        return begins and reusable(self.config, len(snapshot.tokens), length)
 
     def find(self, tokens: np.ndarray) -> tuple[Snapshot | None, int]:
         """The snapshot with the longest reusable prefix of `tokens`, and its length; it counts as used."""

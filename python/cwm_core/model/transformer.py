@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +16,6 @@ from .attention import Documents, Mask, choose_backend
 from .config import ModelConfig, RopeConfig
 from .initialization import deviation
 from .loss import Loss, cross_entropy
-
-
-class Cache(Protocol):
-    """Keys and values of earlier tokens, and how new tokens attend to them."""
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        """Keep `k`, `v` [1, kv_heads, n, head_size] and return the attention of `q` [1, heads, n, head_size]."""
-        ...
 
 
 class Transformer(nn.Module):
@@ -43,7 +34,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.layers))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, config.norm_eps)
         self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tied:
@@ -57,7 +48,6 @@ class Transformer(nn.Module):
         tokens: Tensor,
         cu_seqlens: Tensor | None = None,
         position_ids: Tensor | None = None,
-        cache: Cache | None = None,
         *,
         global_window: int | None = None,
     ) -> Tensor:
@@ -68,7 +58,7 @@ class Transformer(nn.Module):
         document. `global_window` caps how far the layers without a window of their own look, the token itself included.
         Raises ValueError when `cu_seqlens` does not cover the tokens, RuntimeError when `attention_backend` cannot run.
         """
-        return self.lm_head(self.hidden(tokens, cu_seqlens, position_ids, cache, global_window=global_window))
+        return self.lm_head(self.hidden(tokens, cu_seqlens, position_ids, global_window=global_window))
 
     def loss(
         self,
@@ -89,15 +79,12 @@ class Transformer(nn.Module):
         tokens: Tensor,
         cu_seqlens: Tensor | None = None,
         position_ids: Tensor | None = None,
-        cache: Cache | None = None,
         *,
         global_window: int | None = None,
     ) -> Tensor:
         """What the output layer reads, [..., width]; arguments as in `forward`."""
         if self.context_ranks > 1 and position_ids is None:
             raise ValueError("position_ids are needed where ranks share a row's tokens")
-        if cache is not None and global_window is not None:
-            raise ValueError("a cache knows no cap of the global window")
         shape = tokens.shape
         if cu_seqlens is not None:
             documents = Documents.from_offsets(cu_seqlens, tokens.numel() * self.context_ranks, tokens.device)
@@ -112,42 +99,36 @@ class Transformer(nn.Module):
         x = self.embed_tokens(tokens)
         rotation = rotary(position_ids.reshape(tokens.shape), self.config, x.dtype)
         windows = [global_window if window is None else window for window in self.config.layer_windows]
-        masks: dict[int | None, Mask | None] = dict.fromkeys(windows)
-        if cache is None:
-            backend = choose_backend(self.attention_backend, tokens.device)
-            masks = {window: backend(documents, window) for window in masks}
+        backend = choose_backend(self.attention_backend, tokens.device)
+        masks = {window: backend(documents, window) for window in dict.fromkeys(windows)}
         for layer, window in zip(self.layers, windows, strict=True):
-            x = layer(x, rotation, masks[window], cache)
+            x = layer(x, rotation, masks[window])
         return self.norm(x).view(*shape, -1)
 
 
 class Layer(nn.Module):
     """Attention and feed-forward, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, index: int) -> None:
-        """Layer `index` of a model."""
+    def __init__(self, config: ModelConfig) -> None:
+        """Of the sizes in `config`."""
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.width, config.norm_eps)
-        self.self_attn = Attention(config, index)
+        self.self_attn = Attention(config)
         self.post_attention_layernorm = nn.RMSNorm(config.width, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Mask | None, cache: Cache | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
         """Map the residual stream [batch, length, width] to itself."""
-        x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache)
+        x = x + self.self_attn(self.input_layernorm(x), rotation, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, config: ModelConfig, index: int) -> None:
-        """Layer `index` of a model."""
+    def __init__(self, config: ModelConfig) -> None:
+        """Of the sizes in `config`."""
         super().__init__()
-        self.index = index
-        self.window = config.layer_windows[index]
         self.head_size = config.head_size
         self.q_proj = nn.Linear(config.width, config.heads * config.head_size, bias=False)
         self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_size, bias=False)
@@ -155,18 +136,15 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.heads * config.head_size, config.width, bias=False)
         self.inner = InnerAttention()
 
-    def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Mask | None, cache: Cache | None = None
-    ) -> Tensor:
-        """Attend as the mask says, or as the cache does; [batch, length, width] to the same."""
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
+        """Attend as the mask says; [batch, length, width] to the same."""
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_size)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         # Under autocast products are bfloat16, but the stream's angles, and with them what they rotate, float32.
         q, k = (rotate(t, rotation).to(v.dtype).transpose(1, 2) for t in (q, k))
         v = v.transpose(1, 2)
-        out = self.inner(q, k, v, mask) if cache is None else cache.attend(self.index, q, k, v, self.window)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+        return self.o_proj(self.inner(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class InnerAttention(nn.Module):

@@ -1,0 +1,52 @@
+"""Greedy generation by small models, alone and in batches, beside transformers' `generate` with the same weights."""
+
+import numpy as np
+import pytest
+import torch
+from cwm_core.inference import Engine
+from cwm_core.model import Transformer, preset, save
+
+transformers = pytest.importorskip("transformers")
+
+PROMPT, NEW_TOKENS = 128, 256
+
+
+@pytest.fixture(scope="module", params=["tiny", "small"])
+def models(request, tmp_path_factory):
+    """1.8 and 8.4 million parameters."""
+    torch.manual_seed(0)
+    ours = Transformer(preset(request.param))
+    folder = tmp_path_factory.mktemp("model")
+    save(ours, folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    return request.param, ours, theirs.eval()
+
+
+def measure(benchmark, name, implementation, batch, function):
+    benchmark.group = f"generate, {name}, batch {batch}"
+    benchmark.extra_info = {"implementation": implementation, "tokens": batch * NEW_TOKENS}
+    return benchmark.pedantic(function, rounds=3, warmup_rounds=1)
+
+
+def prompts_of(batch):
+    return np.random.default_rng(0).integers(4096, size=(batch, PROMPT))
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32])
+def test_generate_cwm_core(benchmark, models, batch):
+    name, model, _ = models
+    engine, prompts = Engine(model), list(prompts_of(batch))
+    results = measure(benchmark, name, "cwm_core", batch, lambda: engine.generate(prompts, NEW_TOKENS, stop_ids=()))
+    assert all(len(result.ids) == NEW_TOKENS for result in results)
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32])
+def test_generate_transformers(benchmark, models, batch):
+    name, _, model = models
+    prompts = torch.from_numpy(prompts_of(batch))
+    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    mask = torch.ones_like(prompts)
+    out = measure(
+        benchmark, name, "transformers", batch, lambda: model.generate(prompts, attention_mask=mask, **options)
+    )
+    assert out.shape == (batch, PROMPT + NEW_TOKENS)

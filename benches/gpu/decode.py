@@ -1,0 +1,210 @@
+"""Generation with the whole 32 B model (random weights): prompts, steps alone and in batches, memory at full length.
+
+    python benches/gpu/decode.py [--tiny] [--json FILE]
+
+Rows "prefill": a prompt of that many tokens, read in pieces; floor_s, its FLOPs at the measured speed of a large
+product. Rows "decode": a step of `batch` sequences after prompts of that many tokens; floor_s, the bytes of the weights
+and of what is cached within the windows at the measured speed of reading memory. speed is tokens a second of all
+sequences; allocated_bytes is what PyTorch holds at the peak, weights included; of_floor is floor_s over the time
+measured.
+
+Theirs is transformers' CwmForCausalLM with the same weights, its forward pass with its own cache, greedily. The first
+tokens after the shortest prompt are compared: `agree` is the share of them that are equal (in bfloat16 near-ties go
+either way, and all after one differs).
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from cwm_core.inference import Engine, Handle, Request
+from cwm_core.inference.quantize import weight_bytes
+from cwm_core.model import ModelConfig, Transformer, initialize, preset
+from cwm_core.training.plan import unmasked
+from measure import arguments, attempt, peak_flops, report, time_of
+
+TINY = {"width": 64, "ffn_width": 128, "heads": 4, "kv_heads": 2, "head_size": 16, "window": 64, "vocab_size": 512}
+WARMUP, STEPS = 8, 32
+
+# (batch, prompt): alone at rising lengths up to the model's, and as many as fit beside the weights.
+GPU_CASES = ((1, 1024), (1, 16_384), (1, 131_000), (8, 1024), (32, 1024))
+TINY_CASES = ((1, 32), (1, 300), (4, 32))
+
+
+def main() -> None:
+    """Measure every case with both, print a table and write the figures."""
+    args = arguments(__doc__)
+    device = torch.device("cpu" if args.tiny else "cuda")
+    dtype = torch.float32 if args.tiny else torch.bfloat16
+    config = preset("cwm-32b", **(TINY | {"layers": 4} if args.tiny else {}))
+    peak, bandwidth = peak_flops(device, dtype), read_bandwidth(device)
+    with torch.device("meta"):
+        model = Transformer(config).to(dtype)
+    initialize(model, 0, device)
+    first: dict[str, list[int]] = {}
+    rows = []
+    for name in ("ours", "transformers"):
+        # One after the other: two copies of the weights do not fit. The second takes over the first's tensors.
+        runner = attempt(lambda: {"run": (Ours if name == "ours" else Theirs)(model, device)})  # noqa: B023
+        for batch, prompt in TINY_CASES if args.tiny else GPU_CASES:
+            what = {"model": name, "batch": batch, "prompt": prompt}
+            figures = attempt(lambda: runner["run"].measure(batch, prompt)) if "run" in runner else runner  # noqa: B023
+            if "skipped" in figures:
+                rows.append({"what": "decode"} | what | figures)
+                continue
+            first.setdefault(name, figures.pop("tokens"))
+            figures.pop("tokens", None)
+            rows += with_floors(what, figures, model, peak, bandwidth)
+        runner.clear()
+        gc.collect()
+    if len(first) == 2:
+        ours, theirs = first.values()
+        rows[0]["agree"] = sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours)
+    report("decode", device, peak, rows, args.json)
+
+
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes a second of a sum over a large tensor."""
+    numbers = torch.ones((1 << 30) if device.type == "cuda" else (1 << 22), dtype=torch.float32, device=device)
+    return numbers.nbytes / time_of(numbers.sum, device, repeats=20)
+
+
+def with_floors(
+    what: dict[str, Any], figures: dict[str, Any], model: Transformer, peak: float, bandwidth: float
+) -> list[dict[str, Any]]:
+    """Rows of the prompt and of a step, beside the least time that each can take."""
+    config, batch, prompt = model.config, what["batch"], what["prompt"]
+    pairs = sum(unmasked(prompt, window) for window in config.layer_windows)
+    weights = sum(p.numel() for p in model.layers.parameters())
+    flops = batch * (2 * weights * prompt + 4 * config.heads * config.head_size * pairs)
+    read = weight_bytes(model) - model.embed_tokens.weight.nbytes + batch * kept_bytes(model, prompt)
+    floors = {"prefill": flops / peak, "decode": read / bandwidth}
+    counts = {"prefill": batch * prompt, "decode": batch}
+    memory = {"allocated_bytes": figures["allocated_bytes"]}
+    return [
+        {"what": part}
+        | what
+        | {"time_s": figures[part], "floor_s": floors[part], "of_floor": floors[part] / figures[part]}
+        | {"speed": counts[part] / figures[part]}
+        | memory
+        for part in ("prefill", "decode")
+    ]
+
+
+def kept_bytes(model: Transformer, tokens: int) -> int:
+    """Bytes of keys and values that a step reads of one sequence."""
+    config: ModelConfig = model.config
+    positions = sum(tokens if window is None else min(tokens, window) for window in config.layer_windows)
+    return 2 * config.kv_heads * config.head_size * positions * model.embed_tokens.weight.itemsize
+
+
+def prompts_of(config: ModelConfig, batch: int, prompt: int) -> np.ndarray:
+    """Random tokens, [batch, prompt]."""
+    return np.random.default_rng(0).integers(config.vocab_size, size=(batch, prompt))
+
+
+class Ours:
+    """The engine."""
+
+    def __init__(self, model: Transformer, device: torch.device) -> None:
+        """Of this model."""
+        self.model, self.device = model, device
+
+    def measure(self, batch: int, prompt: int) -> dict[str, Any]:
+        """Seconds of the prompts and of a step, bytes at the peak, the first sequence's tokens."""
+        reset_peak()
+        engine = Engine(self.model, max_batch=batch)
+        prompts = prompts_of(self.model.config, batch, prompt)
+
+        def read() -> list[Handle]:
+            handles = [engine.submit(Request(ids, WARMUP + STEPS, ())) for ids in prompts]
+            while not all(handle.ids for handle in handles):
+                engine.step()
+            return handles
+
+        for handle in read():  # the cache is allocated, and steps are captured, before what is timed
+            engine.cancel(handle)
+        handles: list[Handle] = []
+        prefill = seconds(lambda: handles.extend(read()), self.device)
+        for _ in range(WARMUP):
+            engine.step()
+        count = WARMUP + STEPS - max(len(handle.ids) for handle in handles)
+        decode = seconds(lambda: [engine.step() for _ in range(count)], self.device) / count
+        tokens = handles[0].ids[:STEPS]
+        return {"prefill": prefill, "decode": decode, "tokens": tokens, "allocated_bytes": peak_bytes()}
+
+
+class Theirs:
+    """transformers, with the model's own tensors as its weights."""
+
+    def __init__(self, model: Transformer, device: torch.device) -> None:
+        """Of this model."""
+        from transformers import CwmConfig, CwmForCausalLM
+
+        shape = {k: v for k, v in model.config.to_hf().items() if k not in ("architectures", "eos_token_id")}
+        dtype = model.lm_head.weight.dtype
+        with torch.device("meta"):
+            theirs = CwmForCausalLM._from_config(
+                CwmConfig(**shape, bos_token_id=0), attn_implementation="sdpa", dtype=dtype
+            )
+        renamed = {f"model.{name}".replace("model.lm_head", "lm_head"): p for name, p in model.named_parameters()}
+        theirs.load_state_dict(renamed, assign=True)
+        rotary = theirs.model.rotary_emb  # its frequencies are no weights: made where the model is
+        theirs.model.rotary_emb = type(rotary)(theirs.config).to(device)
+        self.model, self.config, self.device = theirs.eval(), model.config, device
+
+    @torch.inference_mode()
+    def measure(self, batch: int, prompt: int) -> dict[str, Any]:
+        """As `Ours.measure`."""
+        reset_peak()
+        prompts = torch.from_numpy(prompts_of(self.config, batch, prompt)).to(self.device)
+        self.model(prompts, logits_to_keep=1)
+        out = None
+
+        def step(tokens: torch.Tensor) -> torch.Tensor:
+            nonlocal out
+            cache = None if out is None else out.past_key_values
+            out = self.model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            return out.logits[:, -1:].argmax(-1)
+
+        chosen = []
+        prefill = seconds(lambda: chosen.append(step(prompts)), self.device)
+        for _ in range(WARMUP):
+            chosen.append(step(chosen[-1]))
+        count = STEPS - len(chosen)
+        decode = seconds(lambda: [chosen.append(step(chosen[-1])) for _ in range(count)], self.device) / count
+        tokens = torch.cat(chosen, 1)[0].tolist()
+        return {"prefill": prefill, "decode": decode, "tokens": tokens, "allocated_bytes": peak_bytes()}
+
+
+def seconds(function: Callable[[], Any], device: torch.device) -> float:
+    """Of one call, to the end of what it starts on the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def reset_peak() -> None:
+    """Free what earlier cases left, and count the peak anew."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_bytes() -> int | None:
+    """Bytes held at the peak; None on a CPU."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+if __name__ == "__main__":
+    main()
