@@ -103,7 +103,7 @@ async def one_of_many(client, number, seen):
 @pytest.mark.parametrize("kind", ["scripted", "model"])
 def test_hundreds_of_clients_of_all_kinds(kind):
     if kind == "scripted":
-        engine, rounds, clients = ScriptedEngine(TOKENIZER, max_batch=32, seconds=0.001), 3, 250
+        engine, rounds, clients = ScriptedEngine(TOKENIZER, max_batch=32, seconds=0.001), 3, 200
     else:
         engine, rounds, clients = Engine(random_model(TINY), TOKENIZER, max_batch=32, max_length=512), 1, 100
     threads = threading.active_count()
