@@ -31,7 +31,7 @@ if __name__ == "__main__":
 
 VERBS = (
     "record", "view", "import", "export", "tokenize", "pack", "inspect", "plan", "train", "predict", "debug", "eval",
-    "demo",
+    "serve", "demo",
 )  # fmt: skip
 
 RUN = """

@@ -14,6 +14,7 @@ from .exchange import add_export, add_import
 from .models import add_demo, add_predict, add_train
 from .plan import add_plan
 from .record import add_record, add_view
+from .serve import add_serve
 from .shards import add_inspect, add_pack, add_tokenize
 from .shared import EXTRAS, FAILED, INTERRUPTED, say, sentence
 
@@ -67,6 +68,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         add_predict,
         add_debug,
         add_eval,
+        add_serve,
         add_demo,
     )
     for add in adds:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -263,6 +264,8 @@ class Engine:
             handle.finish_reason = "cancelled"
         if self._stepping.acquire(blocking=False):
             try:
+                with suppress(ValueError):
+                    self._waiting.remove(handle)
                 self._remove_finished()
             finally:
                 self._stepping.release()
@@ -285,6 +288,21 @@ class Engine:
     def unfinished(self) -> int:
         """How many sequences run or wait."""
         return sum(handle.finish_reason is None for handle in [*self._running, *self._waiting])
+
+    @property
+    def running(self) -> int:
+        """How many sequences have a slot."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """How many sequences wait for one."""
+        return len(self._waiting)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that the cache takes now, used or not."""
+        return sum(layer.nbytes for layer in self._cache.layers)
 
     @torch.inference_mode()
     def step(self) -> list[Event]:

@@ -1,0 +1,115 @@
+"""`cwm serve`."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+from pathlib import Path
+from typing import Any
+
+from .shared import OK, add_verb, load_tokenizer, positive, say, seconds
+
+KEY_VARIABLE = "CWM_API_KEY"
+
+
+def add_serve(verbs: Any) -> None:
+    """Add `cwm serve`."""
+    parser = add_verb(
+        verbs,
+        _serve,
+        "Serve a model over HTTP with the OpenAI protocol: completions, chats, streams, metrics.",
+        "cwm serve runs/tiny --port 8000",
+        "Only this machine can reach it, unless --host says otherwise; then clients need the key of --api-key-file,\n"
+        f"or of the variable {KEY_VARIABLE}. Ctrl-C and SIGTERM end it after the requests that run.",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model with its tokenizer.json")
+    parser.add_argument("--name", help="what requests call the model (default: the folder's name)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=_port, default=8000, help="port to listen on, 0 for a free one (default: 8000)")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute, as cuda (default: cpu)")
+    parser.add_argument(
+        "--max-batch", type=positive, default=64, metavar="N", help="sequences generated together (default: 64)"
+    )
+    parser.add_argument(
+        "--max-queue", type=positive, default=256, metavar="N", help="sequences that may wait beyond (default: 256)"
+    )
+    parser.add_argument(
+        "--max-length", type=positive, metavar="N", help="tokens of prompt and answer (default: the model's)"
+    )
+    parser.add_argument("--max-tokens", type=positive, metavar="N", help="tokens of an answer (default: what is left)")
+    parser.add_argument(
+        "--cache-gib", type=positive, metavar="N", help="memory for keys and values (default: 80%% of what is free)"
+    )
+    parser.add_argument(
+        "--max-seconds", type=seconds, default=600.0, metavar="S", help="time of a request (default: 600)"
+    )
+    parser.add_argument(
+        "--drain-seconds", type=seconds, default=30.0, metavar="S", help="time to finish requests at the end (30)"
+    )
+    key = parser.add_mutually_exclusive_group()
+    key.add_argument("--api-key-file", type=Path, metavar="FILE", help="file that holds the key clients must send")
+    key.add_argument("--no-api-key", action="store_true", help="let other machines in without a key")
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from cwm_core import inference, model
+    from cwm_core.inference import server
+
+    key = _api_key(args)
+    if key is None and not args.no_api_key and not _is_loopback(args.host):
+        args.error(f"other machines can reach {args.host}: give --api-key-file FILE, or --no-api-key")
+    listener = server.listen(args.host, args.port)  # before the model takes its time
+    with listener:
+        tokenizer = load_tokenizer(args.model)
+        try:
+            loaded = model.load(args.model, device=args.device)
+        except (RuntimeError, AssertionError) as error:  # RuntimeError: PyTorch has no such device
+            raise ValueError(f"{args.model}: {error}") from None
+        cache_bytes = (args.cache_gib or 0) << 30 or _free_memory(args.device) * 8 // 10
+        engine = inference.Engine(
+            loaded, tokenizer, max_batch=args.max_batch, max_length=args.max_length, max_cache_bytes=cache_bytes
+        )
+        limits = server.Limits(max_queue=args.max_queue, max_tokens=args.max_tokens, request_seconds=args.max_seconds)
+        name = args.name or args.model.resolve().name
+        app = server.create_app(engine, tokenizer, name=name, limits=limits, api_key=key)
+        host, port = listener.getsockname()[:2]
+        say(args, f"{name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1; Ctrl-C ends it")
+        server.serve(app, listener, stall_seconds=limits.stall_seconds, drain_seconds=args.drain_seconds)
+    say(args, "ended")
+    return OK
+
+
+def _api_key(args: argparse.Namespace) -> str | None:
+    if args.no_api_key:
+        return None
+    key = args.api_key_file.read_text("utf-8").strip() if args.api_key_file else os.environ.get(KEY_VARIABLE)
+    if key is not None and not key.strip():
+        raise ValueError(f"{args.api_key_file or KEY_VARIABLE}: the API key is empty")
+    return key
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _free_memory(device: str) -> int:
+    """Bytes that are free on a device once the model is there."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        available = Path("/proc/meminfo").read_text("ascii").partition("MemAvailable:")[2].split()[0]
+        return int(available) << 10
+    except (OSError, IndexError):  # not Linux: half of all there is
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port")
+    return int(text)

@@ -1,0 +1,6 @@
+"""Serving a model with the OpenAI protocol, on ASGI. Needs the extra `serve`; see `docs/serving.md`."""
+
+from .app import Limits, create_app
+from .process import listen, make_server, serve
+
+__all__ = ["Limits", "create_app", "listen", "make_server", "serve"]

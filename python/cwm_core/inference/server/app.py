@@ -1,0 +1,355 @@
+"""The ASGI application: routes, the way of a request through them, and what all of it may take."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from ...tokenizer import Tokenizer
+from ..engine import Engine, Request
+from .chat import to_messages
+from .exchange import Disconnected, Exchange
+from .metrics import Metrics
+from .protocol import ApiError, Chat, Completion, check_ids, invalid, read_chat, read_completion
+from .replies import ChatChoice, Choice, CompletionChoice, Envelope
+from .worker import Ticket, Worker
+
+logger = logging.getLogger(__name__)
+
+# Bodies from this size on are parsed and encoded outside of the event loop.
+LARGE_BODY = 16_384
+CLIENT_GONE = 499
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may take."""
+
+    max_queue: int = 256
+    """Sequences that wait while the engine's batch is full."""
+    max_choices: int = 128
+    """Sequences of one request: its prompts times n."""
+    max_tokens: int | None = None
+    """Generated tokens of a sequence; None: as many as the model's length leaves."""
+    body_bytes: int = 4 << 20
+    request_seconds: float = 600.0
+    """From the body's arrival to the last token, the queue included."""
+    stall_seconds: float = 30.0
+    """How long a client may take to send its request, and may leave its response unread."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request ready for the engine."""
+
+    request: Completion | Chat
+    prompts: list[list[int]]
+    sequences: list[Request]
+    prefix: str = ""
+    """Of a chat: what of the assistant's message is in the prompt."""
+
+    def choices(self, tokenizer: Tokenizer) -> list[Choice]:
+        """One for each sequence."""
+        request, n = self.request, self.request.options.n
+        indexed = enumerate(prompt for prompt in self.prompts for _ in range(n))
+        if isinstance(request, Completion):
+            return [CompletionChoice(i, tokenizer, request, prompt) for i, prompt in indexed]
+        return [ChatChoice(i, tokenizer, request, prompt, self.prefix) for i, prompt in indexed]
+
+
+class Service:
+    """Everything that the routes share."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str, limits: Limits, api_key: str | None) -> None:
+        """See `create_app`."""
+        self.engine, self.tokenizer, self.name, self.limits = engine, tokenizer, name, limits
+        self.worker = Worker(engine, limits.max_queue)
+        self.metrics = Metrics(self.worker)
+        self.created = int(time.time())
+        self._key = None if api_key is None else _digest(api_key)
+        special = tokenizer.special_tokens
+        self._end_of_turn = [special[name] for name in ("<|eot_id|>", "<|end_of_text|>") if name in special]
+
+    def check_key(self, authorization: str) -> None:
+        """Raise `ApiError` unless the header holds the key, if there is one."""
+        scheme, _, key = authorization.partition(" ")
+        if self._key is None:
+            return
+        # Of digests, so that neither content nor length of the key shows in the time it takes.
+        if not hmac.compare_digest(_digest(key.strip()), self._key) or scheme.lower() != "bearer":
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+    def completion(self, body: bytes) -> Job:
+        """The job of a request to `/v1/completions`. Raises `ApiError`."""
+        request = read_completion(body)
+        self._check(request, len(request.prompts))
+        prompts = []
+        for prompt in request.prompts:
+            if isinstance(prompt, str):
+                prompts.append(self.tokenizer.encode(prompt).tolist())
+            else:
+                prompts.append(list(prompt))
+                check_ids(prompt, self.engine.model.config.vocab_size, "prompt")
+        return Job(request, prompts, self._sequences(request, prompts, ()))
+
+    def chat(self, body: bytes) -> Job:
+        """The job of a request to `/v1/chat/completions`. Raises `ApiError`."""
+        request = read_chat(body)
+        self._check(request, 1)
+        try:
+            messages = to_messages(request.messages, request.tools, request.reasoning)
+            ids, _ = self.tokenizer.encode_chat(messages, reasoning=request.reasoning, add_generation_prompt=True)
+        except ValueError as error:
+            raise invalid(str(error), "messages") from None
+        is_continued = bool(messages) and messages[-1]["role"] == "assistant"
+        prefix = _continued(messages[-1]) if is_continued else "<think>\n" if request.reasoning else ""
+        prompts = [ids.tolist()]
+        return Job(request, prompts, self._sequences(request, prompts, self._end_of_turn), prefix)
+
+    def _check(self, request: Completion | Chat, prompts: int) -> None:
+        options = request.options
+        if options.model is not None and options.model != self.name:
+            raise ApiError(404, f"there is no model {options.model[:200]!r}", "model", "model_not_found")
+        if prompts * options.n > self.limits.max_choices:
+            raise invalid(f"prompts times n may be at most {self.limits.max_choices}", "n")
+        check_ids(options.stop_ids, self.engine.model.config.vocab_size, "stop_token_ids")
+
+    def _sequences(self, request: Completion | Chat, prompts: list[list[int]], ends: Any) -> list[Request]:
+        options, config = request.options, self.engine.model.config
+        stop_ids = frozenset(options.stop_ids).union(() if options.ignore_eos else {*config.stop_tokens, *ends})
+        seed = secrets.randbits(63) if options.seed is None else options.seed % 2**64
+        sequences = []
+        for prompt in prompts:
+            max_tokens = self._max_tokens(len(prompt), options.max_tokens)
+            for _ in range(options.n):
+                sequences.append(
+                    Request(
+                        prompt,
+                        max_tokens,
+                        stop_ids,
+                        options.temperature,
+                        options.top_p,
+                        options.top_k,
+                        seed=(seed, len(sequences)),
+                        top_logprobs=min(options.logprobs or 0, config.vocab_size),
+                    )
+                )
+        return sequences
+
+    def _max_tokens(self, prompt: int, wanted: int | None) -> int:
+        limit, length = self.limits.max_tokens, self.engine.max_length
+        if not prompt:
+            raise invalid("the prompt is empty", "prompt")
+        if prompt + (wanted or 1) > length:
+            raise invalid(
+                f"the prompt of {prompt} tokens and {wanted or 1} more exceed the model's length of {length}",
+                "max_tokens" if prompt < length else None,
+                "context_length_exceeded",
+            )
+        if wanted is None:
+            return min(length - prompt, limit or length)
+        if limit is not None and wanted > limit:
+            raise invalid(f"max_tokens may be at most {limit}", "max_tokens")
+        return wanted
+
+
+class Generate:
+    """A route that generates."""
+
+    def __init__(self, service: Service, kind: type[Choice], prepare: Callable[[bytes], Job]) -> None:
+        """`prepare` makes a job of a body, or raises `ApiError`."""
+        self._service, self._kind, self._prepare = service, kind, prepare
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; whatever happens, with what the protocol has for it."""
+        service, began = self._service, time.monotonic()
+        exchange = Exchange(scope, receive, send, service.limits.stall_seconds)
+        status = CLIENT_GONE
+        try:
+            try:
+                await self._serve(exchange, began)
+                status = exchange.status or CLIENT_GONE
+            except ApiError as error:
+                status = error.status
+                await _refuse(exchange, error)
+            except Disconnected:
+                raise
+            except asyncio.CancelledError:  # the server ends, and has waited long enough
+                status = 503
+                await _refuse(exchange, ApiError(503, "the server is stopping"))
+            except Exception:
+                logger.exception("a request failed")
+                status = 500
+                await _refuse(exchange, ApiError(500, "the server failed"))
+        except Disconnected:
+            status = CLIENT_GONE
+        finally:
+            service.metrics.requests.labels(scope["path"], status).inc()
+            service.metrics.request_seconds.observe(time.monotonic() - began)
+
+    async def _serve(self, exchange: Exchange, began: float) -> None:
+        service = self._service
+        service.check_key(exchange.header("authorization"))
+        service.worker.check_room()  # before the body takes memory
+        body = await exchange.body(service.limits.body_bytes)
+        job = await asyncio.to_thread(self._prepare, body) if len(body) >= LARGE_BODY else self._prepare(body)
+        ticket = service.worker.submit(job.sequences)
+        service.metrics.prompt_tokens.inc(sum(map(len, job.prompts)))
+        try:
+            await exchange.while_connected(self._answer(exchange, job, ticket, began))
+        finally:
+            service.worker.cancel(ticket)
+
+    async def _answer(self, exchange: Exchange, job: Job, ticket: Ticket, began: float) -> None:
+        service, options = self._service, job.request.options
+        choices = job.choices(service.tokenizer)
+        prompt_tokens = sum(map(len, job.prompts))
+        envelope = Envelope(self._kind, service.name, int(time.time()), options, prompt_tokens)
+        if options.stream:
+            await exchange.begin_events()
+            for choice in choices:
+                if first := choice.first_chunk():
+                    await exchange.event(envelope.chunk(first))
+        seconds = service.limits.request_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await self._generate(exchange, envelope, choices, ticket, began)
+        except TimeoutError:
+            raise ApiError(504, f"not done within {seconds:g} seconds", code="request_timeout") from None
+        if not options.stream:
+            return await exchange.json(200, envelope.whole(choices, job.prompts))
+        if options.include_usage:
+            await exchange.event(envelope.usage_chunk(choices))
+        await exchange.event("[DONE]")
+        return await exchange.end_events()
+
+    async def _generate(
+        self, exchange: Exchange, envelope: Envelope, choices: list[Choice], ticket: Ticket, began: float
+    ) -> None:
+        """Feed the choices until all have ended; streamed, send what each says."""
+        worker, metrics = self._service.worker, self._service.metrics
+        firsts: dict[int, float] = {}
+        unfinished = set(range(len(choices)))
+        while unfinished:
+            news: dict[int, list[Any]] = {}
+            for index, event in await ticket.read():
+                news.setdefault(index, []).append(event)
+            now = time.monotonic()
+            for index, events in news.items():
+                if index not in unfinished:
+                    continue
+                if not firsts:
+                    metrics.first_token.observe(now - began)
+                firsts.setdefault(index, now)
+                choice = choices[index]
+                before = choice.tokens
+                delta = choice.feed(events)
+                metrics.generated_tokens.inc(choice.tokens - before)
+                if delta.finish_reason:
+                    unfinished.discard(index)
+                    worker.cancel(ticket, index)
+                    if choice.tokens > 1 and now > firsts[index]:
+                        metrics.token_rate.observe((choice.tokens - 1) / (now - firsts[index]))
+                if choice.is_streamed and (chunk := choice.chunk(delta)):
+                    await exchange.event(envelope.chunk(chunk))
+
+
+async def _refuse(exchange: Exchange, error: ApiError) -> None:
+    """Say what went wrong, in the way that the response began."""
+    if exchange.status is None:
+        headers = {"retry-after": "1"} if error.status == 429 else {}
+        headers |= {"www-authenticate": "Bearer"} if error.status == 401 else {}
+        await exchange.json(error.status, error.body(), headers)
+    else:
+        await exchange.event(error.body())
+        await exchange.event("[DONE]")
+        await exchange.end_events()
+
+
+def create_app(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    *,
+    name: str,
+    limits: Limits | None = None,
+    api_key: str | None = None,
+) -> Starlette:
+    """An ASGI application that serves the engine's model under `name`, with the OpenAI protocol.
+
+    The engine belongs to it while its lifespan runs. With an `api_key`, `/v1/` answers only requests that bear it.
+    `app.state.service` is what the routes share.
+    """
+    service = Service(engine, tokenizer, name, limits or Limits(), api_key)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        service.worker.start()
+        try:
+            yield
+        finally:
+            await service.worker.stop()
+
+    async def models(request: HttpRequest) -> Response:
+        service.check_key(request.headers.get("authorization", ""))
+        model = {"id": name, "object": "model", "created": service.created, "owned_by": "cwm-core"}
+        return JSONResponse({"object": "list", "data": [model | {"max_model_len": engine.max_length}]})
+
+    async def health(request: HttpRequest) -> Response:
+        try:
+            service.worker.check_room(0)
+        except ApiError as error:
+            return JSONResponse(error.body(), error.status)
+        return JSONResponse({"status": "ok"})
+
+    async def metrics(request: HttpRequest) -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    app = Starlette(
+        routes=[
+            Route("/v1/completions", Generate(service, CompletionChoice, service.completion), methods=["POST"]),
+            Route("/v1/chat/completions", Generate(service, ChatChoice, service.chat), methods=["POST"]),
+            Route("/v1/models", models),
+            Route("/health", health),
+            Route("/metrics", metrics),
+        ],
+        exception_handlers={HTTPException: _http_error, ApiError: _api_error},
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    return app
+
+
+async def _http_error(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse(ApiError(error.status_code, error.detail).body(), error.status_code, error.headers)
+
+
+async def _api_error(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return JSONResponse(error.body(), error.status)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _continued(message: dict[str, str]) -> str:
+    """What the model continues, as far as the splitter needs to know."""
+    if message.get("reasoning_content"):
+        return f"<think>\n\n</think>\n{message['content']}"
+    return message["content"]
