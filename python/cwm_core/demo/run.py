@@ -142,7 +142,7 @@ class Demo:
         ):
             with self.console.status(f"Predicting {len(traces)} unseen executions, {name} model"):
                 free = predict_traces(engine, traces, max_new_tokens=longest)
-                along = predict_states(engine, traces, max_new_tokens=longest)
+                along = predict_states(engine, traces, max_new_tokens=longest, constrained=False)
             scores[f"{name}, free"] = _mean(traces, free)
             scores[f"{name}, lines given"] = _mean(traces, along)
         scores["same state, next line"] = mean_scores(map(next_line_baseline, traces))

@@ -1,4 +1,7 @@
-"""Running models: generation with a key/value cache, prediction of executions, and a debugger of them. Needs PyTorch."""
+"""Running models: generation with a key/value cache, prediction of executions, a debugger of them, and a server.
+
+Needs PyTorch.
+"""
 
 from .cache import cache_bytes
 from .constraint import Constraint
