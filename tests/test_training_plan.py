@@ -342,8 +342,8 @@ def test_a_tensor_parallel_layer_keeps_and_moves_what_is_planned(four_ranks):
     styles = {
         "input_layernorm": SequenceParallel(),
         "self_attn": PrepareModuleInput(
-            input_layouts=(by_tokens, None, None, None),
-            desired_input_layouts=(whole, None, None, None),
+            input_layouts=(by_tokens, None, None),
+            desired_input_layouts=(whole, None, None),
         ),
         "self_attn.o_proj": row,
         "post_attention_layernorm": SequenceParallel(),
