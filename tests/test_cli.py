@@ -11,6 +11,7 @@ from pathlib import Path
 import cwm_core as cwm
 import numpy as np
 import pytest
+from cwm_core import sandbox
 from cwm_core.cli import main
 from cwm_core.training.traces import encode_for_training, training_texts
 
@@ -353,7 +354,8 @@ def test_the_whole_way(shards, capsys):
     assert predicted.context == cwm.record_source(PROGRAM, "count(2)").context
     assert predicted.frames[0].line == "def main():\n"
 
-    assert main([*predict, "--verify"]) == 0
+    backend = "process" if sandbox.bubblewrap_refusal() else "bubblewrap"
+    assert main([*predict, "--verify", "--sandbox", backend, "--source-lines"]) == 0
     out = capsys.readouterr().out
     assert "differ" in out and "valid_format" in out
     assert main(["view", "traces/2.cwmtrace", "--predicted", "predicted.cwmtrace"]) == 0

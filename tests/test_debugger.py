@@ -518,7 +518,9 @@ def engine():
 
 
 def test_a_random_model(engine):
-    subject = Debugger(EngineFrames(engine, max_frame_tokens=30), TOKENIZER, CODE, CALL, temperature=1.0)
+    subject = Debugger(
+        EngineFrames(engine, max_frame_tokens=30, constrained=False), TOKENIZER, CODE, CALL, temperature=1.0
+    )
     stop = subject.continue_to()
     assert stop.reason == "malformed" and ", cut after 30 tokens" in stop.message
     subject.restart(0)
@@ -527,16 +529,29 @@ def test_a_random_model(engine):
     assert subject.continue_to() != stop
 
 
+def test_constrained_frames_are_well_formed_or_cut(engine):
+    """Of a model that knows nothing: no frame is malformed but one that grew too long."""
+    subject = Debugger(EngineFrames(engine, max_frame_tokens=60), TOKENIZER, CODE, CALL, temperature=1.0)
+    reasons = []
+    for seed in range(30):
+        subject.restart(seed)
+        reasons.append(subject.step())
+    assert {stop.reason for stop in reasons} <= {"step", "end", "malformed"}
+    assert all(", cut after 60 tokens" in stop.message for stop in reasons if stop.reason == "malformed")
+    assert any(stop.reason == "step" for stop in reasons)
+
+
 def test_an_engine_gives_whole_frames_as_it_generates_them(engine):
     prompt = cwm.inference.trace_prompt(TOKENIZER, CODE, CALL)
-    ids, logprobs = EngineFrames(engine, max_frame_tokens=100, top_p=0.5).next_frame(prompt, 3, 2.0)
+    frames = EngineFrames(engine, max_frame_tokens=100, constrained=False, top_p=0.5)
+    ids, logprobs = frames.next_frame(prompt, 3, 2.0)
     stops = [FRAME_SEP, END]
     (expected,) = engine.generate([prompt], 100, stops, temperature=2.0, top_p=0.5, seed=3)
     assert np.array_equal(ids, expected.ids) and np.array_equal(logprobs, expected.logprobs)
 
 
 def test_a_full_context(engine):
-    frames = EngineFrames(engine)
+    frames = EngineFrames(engine, constrained=False)
     ids, _ = frames.next_frame(np.zeros(690, np.int32), 0, 0.0)
     assert len(ids) <= 10
     with pytest.raises(SourceError, match="the model's context of 700 tokens is full"):
@@ -610,12 +625,12 @@ def test_verify_says_a_wrong_length():
 @pytest.mark.parametrize(
     ("code", "why"),
     [
-        ("raise ValueError('no')\ndef f():\n    pass\n", "ValueError: no"),
+        ("raise ValueError('no')\ndef f():\n    pass\n", "raised before the call"),
         ("import os\nos._exit(3)\ndef f():\n    pass\n", "gave no trace"),
         ("import os\nos.mkfifo('real.cwmtrace')\nos._exit(0)\n", "gave no trace"),
         ("import os\nos.symlink('/etc/passwd', 'real.cwmtrace')\nos._exit(0)\n", "gave no trace"),
         ("import os\nopen('real.cwmtrace', 'w').write('x')\nos._exit(0)\n", "gave no trace"),
-        ("while True:\n    pass\ndef f():\n    pass\n", "over its limit of seconds"),
+        ("while True:\n    pass\ndef f():\n    pass\n", "limit: seconds"),
     ],
 )
 def test_verify_programs_that_give_no_trace(code, why):

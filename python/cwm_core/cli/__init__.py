@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from ..sandbox import SandboxError
 from .debug import add_debug
 from .evaluate import add_eval
 from .exchange import add_export, add_import
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who read our output has seen enough; the flush at exit must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except (OSError, ValueError, SyntaxError, FloatingPointError, ModuleNotFoundError) as error:
+    except (OSError, ValueError, SyntaxError, FloatingPointError, ModuleNotFoundError, SandboxError) as error:
         is_ours = not isinstance(error, ModuleNotFoundError) or error.name in EXTRAS
         if not is_ours or os.environ.get("CWM_TRACEBACK"):
             raise

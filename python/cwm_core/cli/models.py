@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..trace import ParsedTrace, Recorder, Trace
-from .shared import INTERRUPTED, OK, add_verb, load_tokenizer, new_file, positive, program, record_call, say, write
+from ..trace import ParsedTrace, Trace
+from .shared import INTERRUPTED, OK, add_verb, load_tokenizer, new_file, positive, program, say, write
 
 if TYPE_CHECKING:
     from cwm_core.inference import Engine
@@ -59,8 +58,8 @@ def add_predict(verbs: Any) -> None:
         _predict,
         "Predict the execution of a call with a model, without running the program.",
         "cwm predict runs/tiny sort.py --call 'bubble_sort([3, 1, 2])' --verify",
-        "With --verify the program is also run and recorded, in this process and unprotected, to show where the\n"
-        "prediction differs and how it scores; the program's output then goes to standard error.",
+        "With --verify the program is also run and recorded, in a sandbox, to show where the prediction differs and\n"
+        "how it scores. There it can import the packages installed here, but nothing that lies beside FILE.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model with its tokenizer.json")
     parser.add_argument("file", metavar="FILE", help="the program")
@@ -70,7 +69,14 @@ def add_predict(verbs: Any) -> None:
         "--max-new-tokens", type=positive, default=4096, metavar="N", help="stop after N tokens (default: 4096)"
     )
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute, as cuda (default: cpu)")
-    parser.add_argument("--verify", action="store_true", help="RUN FILE's code here, unprotected, and compare")
+    parser.add_argument("--verify", action="store_true", help="run FILE's code in a sandbox, and compare")
+    parser.add_argument(
+        "--sandbox",
+        choices=("bubblewrap", "process"),
+        default="bubblewrap",
+        help="of --verify; process limits FILE's code but does not isolate it, for code you trust",
+    )
+    parser.add_argument("--source-lines", action="store_true", help="hold predicted lines to those of FILE")
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -80,7 +86,9 @@ def _predict(args: argparse.Namespace) -> int:
     target = new_file(args.output) if args.output else None
     engine = load_engine(args.model, args.device)
     real = _run_for_real(args, code) if args.verify else None
-    prediction = inference.predict_trace(engine, code, args.call, max_new_tokens=args.max_new_tokens)
+    prediction = inference.predict_trace(
+        engine, code, args.call, max_new_tokens=args.max_new_tokens, source_lines=args.source_lines
+    )
     # As a whole trace, with what stood in the prompt, which is how it is stored and shown.
     prompt = inference.trace_prompt(engine.tokenizer, code, args.call)
     whole = engine.tokenizer.parse_trace(np.concatenate([prompt, prediction.ids]))
@@ -98,10 +106,15 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _run_for_real(args: argparse.Namespace, code: str) -> Trace:
+    from cwm_core.sandbox.programs import check_sandbox, installed_packages, record_program
+
+    check_sandbox(args.sandbox)
     # A frame takes several tokens: no prediction can reach further than this.
-    recorder = Recorder(max_frames=args.max_new_tokens)
-    with redirect_stdout(sys.stderr), redirect_stderr(sys.stderr):
-        return record_call(recorder, args.file, code, args.call)
+    frames, packages = args.max_new_tokens, installed_packages()
+    outcome = record_program(code, args.call, max_frames=frames, backend=args.sandbox, paths=packages)
+    if outcome.value is None:
+        raise ValueError(f"{args.file} gave no trace to compare with: {outcome.reason}")
+    return outcome.value
 
 
 def load_engine(folder: Path, device: str) -> Engine:

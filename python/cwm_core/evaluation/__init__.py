@@ -3,9 +3,9 @@
 from cwm_core.evaluation.calls import evaluate_input, evaluate_output
 from cwm_core.evaluation.executions import evaluate_termination, evaluate_traces
 from cwm_core.evaluation.problems import Problem, read_problems
-from cwm_core.evaluation.programs import DEFAULT_LIMITS
 from cwm_core.evaluation.report import Measure, Report
 from cwm_core.evaluation.traces import TraceScores, mean_scores, next_line_baseline, score_trace
+from cwm_core.sandbox.programs import DEFAULT_LIMITS
 
 __all__ = [
     "DEFAULT_LIMITS",

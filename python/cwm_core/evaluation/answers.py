@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..sandbox.programs import parse_expression
 from .problems import Problem
-from .programs import parse_expression
 
 if TYPE_CHECKING:
     from ..inference import Engine

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..sandbox import Backend, Limits, literals_equal
+from ..sandbox.programs import DEFAULT_LIMITS, Outcome, check_sandbox, evaluate_with_arguments, in_parallel
 from ..trace import ParsedTrace
 from .answers import Style, arguments_of_answer, ask, fields_of, fill, load_template, output_of_answer
 from .executions import How, check_how, predict_calls
 from .problems import Problem
-from .programs import DEFAULT_LIMITS, Outcome, check_sandbox, evaluate_with_arguments, in_parallel
 from .report import Report, Result, count_left_out, measure
 from .results import digest, limit_settings, run_batches
 from .statistics import pass_at_k

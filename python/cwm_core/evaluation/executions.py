@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..sandbox import Backend, Limits, literals_equal
+from ..sandbox.programs import DEFAULT_LIMITS, Outcome, check_sandbox, in_parallel, record_program
 from ..trace import ParsedTrace, Trace
 from .answers import answer_logprobs, completion_prompt, fields_of, fill, load_template
 from .problems import Problem
-from .programs import DEFAULT_LIMITS, Outcome, check_sandbox, in_parallel, record_program
 from .report import Measure, Report, Result, count_left_out, measure
 from .results import digest, limit_settings, run_batches
 from .statistics import bootstrap_interval

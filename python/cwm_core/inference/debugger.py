@@ -5,21 +5,15 @@ from __future__ import annotations
 import ast
 import json
 import math
-import os
-import stat
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-import cwm_core
-
 from .. import sandbox
+from ..sandbox.programs import DEFAULT_LIMITS, check_sandbox, installed_packages, record_program
 from ..tokenizer import Tokenizer
 from ..trace import Trace, source_context
 from ..view import Difference, differences
@@ -35,17 +29,8 @@ Reason = Literal["step", "breakpoint", "end", "malformed", "limit", "paused"]
 UNCHANGED = ".."
 _SHOWN_CHARS = 300
 
+
 # Run in the sandbox: records the program that standard input names into a file of the working folder.
-_RECORD = """
-import json, sys
-sys.path[:0] = json.loads(sys.argv[1])
-from cwm_core.trace import Recorder
-options = json.load(sys.stdin)
-code, call = options.pop("code"), options.pop("call")
-Recorder(**options).record_source(code, call).save("real.cwmtrace")
-"""
-
-
 class DebuggerError(Exception):
     """What was asked cannot be done where the debugger stands; says why."""
 
@@ -320,7 +305,9 @@ class Debugger:
 
     # ---- reality
 
-    def verify(self, *, backend: sandbox.Backend = "bubblewrap", limits: sandbox.Limits | None = None) -> Verification:
+    def verify(
+        self, *, backend: sandbox.Backend = "bubblewrap", limits: sandbox.Limits = DEFAULT_LIMITS
+    ) -> Verification:
         """Run the program in a sandbox, record it, and say where the frames so far first differ from it.
 
         The program sees the Python packages that this process has, and none of the files beside it. With frames that
@@ -331,8 +318,18 @@ class Debugger:
             DebuggerError: the program gave no trace: its module body failed, or it ended itself or hit a limit.
         """
         predicted = [step.frame for step in self._steps]
-        limits = limits or sandbox.Limits()
-        real = _record(self.code, self.call, len(predicted) + 1, backend, limits)
+        check_sandbox(backend)
+        outcome = record_program(
+            self.code,
+            self.call,
+            max_frames=len(predicted) + 1,
+            limits=limits,
+            backend=backend,
+            paths=installed_packages(),
+        )
+        if outcome.value is None:
+            raise DebuggerError(f"the program gave no trace: {outcome.reason}")
+        real = outcome.value
         count = len(predicted)
         frames = list(real.frames)
         if not self.finished:
@@ -493,36 +490,3 @@ def _element(text: str, keys: list[object]) -> str:
     except (ValueError, TypeError, LookupError) as error:
         raise DebuggerError(f"no such element: {error}") from None
     return repr(value)
-
-
-def _record(code: str, call: str, max_frames: int, backend: sandbox.Backend, limits: sandbox.Limits) -> Trace:
-    """A recording made in a sandbox."""
-    # Where cwm_core and numpy are, should they not be beside the interpreter.
-    paths = sorted({str(Path(module.__file__ or "").resolve().parents[1]) for module in (cwm_core, np)})
-    options = {"code": code, "call": call, "max_frames": max_frames, "max_seconds": limits.seconds / 2}
-    folder = tempfile.mkdtemp(prefix="cwm-")
-    try:
-        done = sandbox.run(
-            [sys.executable, "-I", "-c", _RECORD, json.dumps(paths)],
-            stdin=json.dumps(options).encode(),
-            limits=limits,
-            folder=folder,
-            backend=backend,
-            readable=paths,
-        )
-        try:
-            return Trace.from_bytes(_read(Path(folder, "real.cwmtrace"), limits.file_bytes))
-        except (OSError, ValueError):
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            why = f"over its limit of {done.exceeded}" if done.exceeded else said[-1][:_SHOWN_CHARS] if said else "?"
-            raise DebuggerError(f"the program gave no trace: {why}") from None
-    finally:
-        sandbox.remove_tree(folder)
-
-
-def _read(path: Path, limit: int) -> bytes:
-    """A file that a program left: it may have put a link or a pipe in its place. Raises OSError, ValueError."""
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("not a file")
-        return file.read(limit)

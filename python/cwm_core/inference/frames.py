@@ -13,6 +13,7 @@ import numpy as np
 
 from ..tokenizer import Tokenizer
 from .engine import Engine
+from .grammar import TraceGrammar
 
 # An answer of a server holds at most this many bytes for each token asked for, and some more.
 _ANSWER_BYTES_PER_TOKEN, _ANSWER_BYTES = 1 << 10, 1 << 20
@@ -46,13 +47,21 @@ def frame_ends(tokenizer: Tokenizer) -> tuple[int, int]:
 class EngineFrames:
     """Frames from an `Engine` in this process."""
 
-    def __init__(self, engine: Engine, *, max_frame_tokens: int = 4096, **options: Any) -> None:
-        """`options` go to `Engine.generate`. Raises ValueError when the engine has no tokenizer, or as `frame_ends`."""
+    def __init__(
+        self, engine: Engine, *, max_frame_tokens: int = 4096, constrained: bool = True, **options: Any
+    ) -> None:
+        """`constrained` frames are well formed, if not cut. `options` go to `Engine.generate`.
+
+        Raises ValueError when the engine has no tokenizer, or as `frame_ends`.
+        """
         if engine.tokenizer is None:
             raise ValueError("predicting frames needs an engine with a tokenizer")
         self.engine = engine
         self.max_frame_tokens = max_frame_tokens
         self.options = options
+        self._grammar = (
+            TraceGrammar(engine.tokenizer, vocab_size=engine.model.config.vocab_size) if constrained else None
+        )
         # Where a model's own stop tokens come, its frame is over, if not well formed.
         self._stop_ids = {*frame_ends(engine.tokenizer), *engine.model.config.stop_tokens}
 
@@ -62,8 +71,15 @@ class EngineFrames:
         if room < 1:
             raise SourceError(f"the model's context of {len(ids) + room:,} tokens is full")
         limit = min(self.max_frame_tokens, room)
+        constraints = [self._grammar.constraint(ids)] if self._grammar else None
         generation = self.engine.generate(
-            [ids], limit, self._stop_ids, temperature=temperature, seed=seed, **self.options
+            [ids],
+            limit,
+            self._stop_ids,
+            temperature=temperature,
+            seed=seed,
+            constraints=constraints,
+            **self.options,
         )[0]
         return generation.ids, generation.logprobs
 

@@ -1,11 +1,10 @@
-"""Running what is not trusted for an evaluation: recordings equal those made here, and hostile programs lose."""
+"""Programs that are not trusted, in a sandbox: recordings equal those made here, and hostile programs lose."""
 
 import cwm_core as cwm
 import pytest
 from cwm_core import sandbox
-from cwm_core.evaluation import programs
-from cwm_core.evaluation.programs import Outcome, evaluate_call, evaluate_with_arguments, record_program
-from cwm_core.sandbox import Limits
+from cwm_core.sandbox import Limits, programs
+from cwm_core.sandbox.programs import Outcome, evaluate_call, evaluate_with_arguments, record_program
 from evaluation_problems import HARMLESS, HOSTILE, PROBLEMS
 
 BACKEND = "process" if sandbox.bubblewrap_refusal() else "bubblewrap"
@@ -40,6 +39,14 @@ def test_programs_that_misbehave_are_recorded(problem):
 def test_what_programs_raise_is_recorded():
     for what in ("ValueError(1)", "SystemExit(0)", "KeyboardInterrupt()"):
         assert recorded(f"def f(x):\n    raise {what}\n", "f(1)").value.exception == what
+
+
+def test_programs_import_from_the_folders_given(tmp_path):
+    (tmp_path / "beside.py").write_text("number = 7\n")
+    code = "import beside\ndef f(x):\n    return beside.number\n"
+    assert recorded(code, "f(1)") == Outcome(None, "raised before the call")
+    outcome = record_program(code, "f(1)", max_frames=99, limits=LIMITS, backend=BACKEND, paths=[str(tmp_path)])
+    assert outcome.value.result == "7"
 
 
 def test_another_trace_is_not_taken(monkeypatch):

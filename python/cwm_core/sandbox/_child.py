@@ -24,6 +24,7 @@ def record(order: dict) -> bytes:
     sys.modules["cwm_core"] = package
     from cwm_core.trace import Recorder
 
+    sys.path += order["paths"]
     recorder = Recorder(max_frames=order["max_frames"], max_bytes=order["max_bytes"])
     try:
         recorder.record_source(order["code"], order["call"])

@@ -1,4 +1,4 @@
-"""Running the programs of a data set, and what models answer: in a sandbox, a fresh process each."""
+"""Recording and evaluating programs that are not trusted: in a sandbox, a fresh process each."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from .. import sandbox
-from ..sandbox import Backend, Limits, SandboxError, evaluate_literal
 from ..trace import Trace, source_context
 from . import _child
+from .literals import evaluate_literal
+from .process import Backend, Limits, SandboxError, run
 
 DEFAULT_LIMITS = Limits(seconds=10.0, cpu_seconds=10, memory_bytes=1 << 30, processes=32, file_bytes=1 << 20)
-"""What a program of a data set may use, unless a caller says otherwise."""
+"""What a program may use, unless a caller says otherwise."""
 
 # Of a recording, in the program's process and unpacked in this one.
 _MAX_TRACE_BYTES = 64 << 20
@@ -39,21 +39,35 @@ class Outcome(Generic[Value]):
     reason: str | None = None
 
 
+def installed_packages() -> list[str]:
+    """The folders of packages that this process imports from: for programs that may import what is installed here."""
+    return [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages") and Path(path).is_dir()]
+
+
 def check_sandbox(backend: Backend) -> None:
     """Raise SandboxError, with the reason, where this machine cannot run programs in that sandbox."""
-    sandbox.run(["true"], backend=backend)
+    run(["true"], backend=backend)
 
 
 def record_program(
-    code: str, call: str, *, max_frames: int, limits: Limits = DEFAULT_LIMITS, backend: Backend = "bubblewrap"
+    code: str,
+    call: str,
+    *,
+    max_frames: int,
+    limits: Limits = DEFAULT_LIMITS,
+    backend: Backend = "bubblewrap",
+    paths: Sequence[str] = (),
 ) -> Outcome[Trace]:
     """The trace of `record_source(code, call)`, recorded in a sandbox; what the program prints goes nowhere.
+
+    The program can import from the folders `paths`, which the sandbox can read, and from the standard library.
 
     A trace cut at a limit of the recorder is a value, too: see its `truncated`. Reasons why there is none: the code
     does not compile, the module's body raised, the program ended its process, a limit of the sandbox, or an answer that
     is not a trace of this program. Never raises for what the program does.
     """
     order = {"do": "record", "code": code, "call": call, "max_frames": max_frames, "max_bytes": _MAX_TRACE_BYTES}
+    order["paths"] = list(paths)
     answer = _run(order, replace(limits, output_bytes=_MAX_ANSWER_BYTES), backend)
     if answer.value is None:
         return Outcome(None, "raised before the call" if answer.reason == "raised" else answer.reason)
@@ -142,12 +156,12 @@ def _is_literal(node: ast.expr) -> bool:
 
 def _run(order: dict[str, Any], limits: Limits, backend: Backend) -> Outcome[bytes]:
     try:
-        done = sandbox.run(
+        done = run(
             [sys.executable, "-I", _child.__file__],
             stdin=json.dumps(order).encode(),
             limits=limits,
             backend=backend,
-            readable=[Path(_child.__file__).parents[1]],
+            readable=[str(Path(_child.__file__).parents[1]), *order.get("paths", ())],
         )
     except SandboxError:
         return Outcome(None, "ended its sandbox")
