@@ -52,8 +52,15 @@ class Demo:
 
     def run(self) -> None:
         """All of it."""
-        began = time.monotonic()
+        threads = torch.get_num_threads()
         torch.set_num_threads(THREADS)
+        try:
+            self._run()
+        finally:
+            torch.set_num_threads(threads)
+
+    def _run(self) -> None:
+        began = time.monotonic()
         self.out.mkdir(parents=True, exist_ok=True)
         train, held_out = self.record()
         tokenizer, shards = self.tokenize(train)
