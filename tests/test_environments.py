@@ -5,10 +5,20 @@ import json
 import os
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from cwm_core import sandbox
-from cwm_core.environments import ActionError, Environment, Shell, Task, parse_action
+from cwm_core.environments import (
+    ActionError,
+    Environment,
+    SandboxBackend,
+    Shell,
+    Task,
+    parse_action,
+    read_tasks,
+    write_tasks,
+)
 
 REFUSAL = sandbox.bubblewrap_refusal()
 BACKENDS = ["process"] if REFUSAL else ["bubblewrap", "process"]
@@ -37,12 +47,18 @@ def task(tmp_path):
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-qm", "x"], check=True)
-    return Task(folder, "add() subtracts. Repair it.", "PYTHONPATH=. python -B tests/check.py", ("tests",))
+    return Task(
+        "sums",
+        "add() subtracts. Repair it.",
+        folder,
+        test_command="PYTHONPATH=. python -B tests/check.py",
+        protected=("tests",),
+    )
 
 
 @pytest.fixture
 def environment(backend, task):
-    with Environment(backend=backend, limits=LIMITS, command_seconds=10) as environment:
+    with Environment(SandboxBackend(backend, limits=LIMITS), command_seconds=10) as environment:
         assert environment.start(task) == task.prompt
         yield environment
 
@@ -257,22 +273,21 @@ def test_edit_keeps_bytes_mode_and_can_delete(environment):
 
 
 def test_command_time_limit_is_told(environment, backend, task):
-    with Environment(backend=backend, limits=LIMITS, command_seconds=0.3) as environment:
+    with Environment(SandboxBackend(backend, limits=LIMITS), command_seconds=0.3) as environment:
         environment.start(task)
         assert "[interrupted after 0.3 seconds" in said(environment.step(call("bash", "sleep 60")))
         assert "[the shell was lost: it exited with code 2; a new one" in said(environment.step(call("bash", "exit 2")))
 
 
 def test_episode_ends_after_its_turns(backend, task):
-    with Environment(backend=backend, limits=LIMITS, max_turns=2) as environment:
+    with Environment(SandboxBackend(backend, limits=LIMITS), max_turns=2) as environment:
         environment.start(task)
         assert not environment.step(call("bash", "true")).done
         assert environment.step(call("bash", "true")).done
 
 
 def test_episode_ends_with_its_time(backend, task):
-    limits = dataclasses.replace(LIMITS, seconds=0.5)
-    with Environment(backend=backend, limits=limits) as environment:
+    with Environment(SandboxBackend(backend, limits=LIMITS), seconds=0.5) as environment:
         environment.start(task)
         transition = environment.step(call("bash", "sleep 30"))
     assert transition.done
@@ -281,7 +296,7 @@ def test_episode_ends_with_its_time(backend, task):
 
 def test_close_leaves_nothing(backend, task, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with Environment(backend=backend, limits=LIMITS) as environment:
+    with Environment(SandboxBackend(backend, limits=LIMITS)) as environment:
         environment.start(task)
         environment.step(call("bash", "chmod 000 tests; sleep 1234.5 & setsid sleep 1234.5 &"))
         assert list(tmp_path.glob("cwm-*"))
@@ -299,3 +314,37 @@ def test_the_default_backend_refuses_without_bubblewrap(task, tmp_path, monkeypa
     with pytest.raises(sandbox.SandboxError, match="bubblewrap sandbox is not possible here"):
         Environment().start(task)
     assert not list(tmp_path.glob("cwm-*"))
+
+
+TASK = Task(
+    "a",
+    "Do \udcff.",
+    Path("/r"),
+    patch="diff \udc80",
+    fail_to_pass=("t.py::a",),
+    protected=("tests",),
+    provenance={"seed": 1},
+)
+
+
+def test_tasks_are_written_and_read(tmp_path):
+    tasks = [TASK, Task("b", "Do.", image="i", workdir="/w")]
+    write_tasks(tmp_path / "tasks.jsonl", tasks)
+    assert list(read_tasks(tmp_path / "tasks.jsonl")) == tasks
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[]", "line 2: a task is a JSON object, not list"),
+        ("{", "line 2: Expecting"),
+        ('{"name": "a"}', "line 2: a task's prompt is a string"),
+        ('{"name": "a", "prompt": "b", "patch": null}', "line 2: a task's patch is a string"),
+        ('{"name": "a", "prompt": "b", "protected": "tests"}', "line 2: a task's protected is a list of strings"),
+        ('{"name": "a", "prompt": "b", "colour": 1}', "line 2: a task has no field 'colour'"),
+    ],
+)
+def test_bad_tasks_are_refused_with_their_line(tmp_path, line, message):
+    (tmp_path / "t.jsonl").write_text(f"{TASK.to_json()}\n{line}\n")
+    with pytest.raises(ValueError, match=message):
+        list(read_tasks(tmp_path / "t.jsonl"))

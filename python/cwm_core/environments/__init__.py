@@ -1,7 +1,27 @@
 """What an agent acts in: a task's repository behind tools, one action a turn, a reward at the end."""
 
-from .environment import Environment, Step, Task, Transition
+from .backends import Backend, Machine, SandboxBackend
+from .environment import Environment, Step, Transition
+from .rewards import Reward, judge
 from .shell import Shell, ShellResult
+from .tasks import Task, read_tasks, write_tasks
 from .tools import ActionError, Call, parse_action
 
-__all__ = ["ActionError", "Call", "Environment", "Shell", "ShellResult", "Step", "Task", "Transition", "parse_action"]
+__all__ = [
+    "ActionError",
+    "Backend",
+    "Call",
+    "Environment",
+    "Machine",
+    "Reward",
+    "SandboxBackend",
+    "Shell",
+    "ShellResult",
+    "Step",
+    "Task",
+    "Transition",
+    "judge",
+    "parse_action",
+    "read_tasks",
+    "write_tasks",
+]

@@ -1,0 +1,80 @@
+"""What an agent is asked to do, and which tests tell whether it did."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """A repository to work on, a request, and the tests that decide.
+
+    The repository is `folder`, copied for each episode, or the folder `workdir` of the Docker image `image`. Diffs
+    are as `git apply` reads them; a byte that is not UTF-8 stands as a surrogate (``errors="surrogateescape"``).
+    """
+
+    name: str
+    """Unique among tasks, and a valid file name."""
+    prompt: str
+    folder: Path | None = None
+    image: str | None = None
+    """None: the backend's own image, with `folder` copied into it."""
+    workdir: str | None = None
+    patch: str = ""
+    """Applied before the agent starts: what broke the repository."""
+    test_command: str = "python -m pytest -q"
+    """Run with bash at the root of a fresh repository with `patch` and the submitted diff applied. Where tests are
+    named, it is pytest's command, and their names are appended; else exit code 0 is success."""
+    fail_to_pass: tuple[str, ...] = ()
+    """pytest's names of tests that fail before, and must pass after."""
+    pass_to_pass: tuple[str, ...] = ()
+    """Tests that pass before, and must go on to."""
+    protected: tuple[str, ...] = ()
+    """Paths in the repository (its tests) that are put back as they were before the tests run."""
+    solution: str = ""
+    """A diff that solves it."""
+    kind: str = ""
+    """How it was made, such as "swap-arguments" or "issue-fix"."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Where it is from: repository, commit, licence, seed."""
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self) | {"folder": None if self.folder is None else os.fspath(self.folder)})
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> "Task":
+        """Read what `to_json` wrote. Raises ValueError that names a missing, unknown or mistyped field."""
+        values = json.loads(line)
+        if not isinstance(values, dict):
+            raise ValueError(f"a task is a JSON object, not {type(values).__name__}")
+        if unknown := values.keys() - {f.name for f in fields(cls)}:
+            raise ValueError(f"a task has no field {min(unknown)!r}")
+        for name in ("fail_to_pass", "pass_to_pass", "protected"):
+            if not isinstance(values.get(name, []), list) or not all(isinstance(x, str) for x in values.get(name, [])):
+                raise ValueError(f"a task's {name} is a list of strings")
+            values[name] = tuple(values.get(name, ()))
+        for name in {"name", "prompt"} | {f.name for f in fields(cls) if f.type is str} & values.keys():
+            if not isinstance(values.get(name), str):
+                raise ValueError(f"a task's {name} is a string")
+        folder = values.get("folder")
+        return cls(**values | {"folder": None if folder is None else Path(folder)})
+
+
+def write_tasks(path: str | os.PathLike[str], tasks: Iterable[Task]) -> None:
+    """Write tasks as JSONL."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(f"{task.to_json()}\n" for task in tasks)
+
+
+def read_tasks(path: str | os.PathLike[str]) -> Iterator[Task]:
+    """Read a JSONL file of tasks. Raises ValueError that names the line."""
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield Task.from_json(line)
+            except ValueError as error:
+                raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
