@@ -21,11 +21,11 @@ def interpreter() -> str:
     return os.path.realpath(sys.executable)
 
 
-def command(folder: str, *, scratch_bytes: int, readable: Sequence[str] = ()) -> list[str]:
+def command(folder: str | None, *, scratch_bytes: int, readable: Sequence[str] = ()) -> list[str]:
     """Arguments that put what follows them into a sandbox where only `folder` is writable.
 
     `folder` and `readable` (shown read-only) are absolute and appear under their own paths. /tmp and /dev/shm are
-    private, in memory, and hold `scratch_bytes` each.
+    private, in memory, and hold `scratch_bytes` each; without a `folder` they are all that can be written.
     """
     # /proc read-only: settings like core_pattern go by user id alone, and root without privileges is still root there.
     shown = [*SYSTEM, sys.base_prefix, sys.prefix, *readable]
@@ -35,7 +35,7 @@ def command(folder: str, *, scratch_bytes: int, readable: Sequence[str] = ()) ->
         "--proc", "/proc", "--remount-ro", "/proc",
         "--dev", "/dev", *size, "/dev/shm", "--remount-ro", "/dev", *size, "/tmp",
         *(argument for path in shown for argument in ("--ro-bind-try", path, path)),
-        "--bind", folder, folder, "--remount-ro", "/", "--chdir", folder, "--",
+        *(("--bind", folder, folder) if folder else ()), "--remount-ro", "/", "--chdir", folder or "/tmp", "--",
     ]  # fmt: skip
 
 

@@ -102,23 +102,28 @@ class HeadTail:
 class Process:
     """A running program in a sandbox; a context manager that ends it and all its processes.
 
-    Raises `SandboxError` when the backend is not possible on this machine, ValueError for an unknown backend and
-    NotADirectoryError for a missing folder.
+    Raises `SandboxError` when the backend is not possible on this machine, ValueError for an unknown backend or one
+    that needs a folder, and NotADirectoryError for a missing folder.
     """
 
     def __init__(
         self,
         argv: Sequence[str],
         *,
-        folder: str | os.PathLike[str],
+        folder: str | os.PathLike[str] | None,
         limits: Limits,
         backend: Backend = "bubblewrap",
         env: Mapping[str, str] | None = None,
         readable: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
-        """Start `argv` in `folder`. `env` is added to a minimal environment; `readable` paths are shown read-only."""
-        where = os.path.realpath(folder)
-        if not os.path.isdir(where):
+        """Start `argv` in `folder`; None, under bubblewrap only, is the sandbox's own /tmp.
+
+        `env` is added to a minimal environment; `readable` paths are shown read-only.
+        """
+        where = os.path.realpath(folder) if folder is not None else None
+        if where is None and backend == "process":
+            raise ValueError("the process backend needs a folder to work in")
+        if where is not None and not os.path.isdir(where):
             raise NotADirectoryError(f"sandbox folder {where} is not a directory")
         prefix = _prefix(backend, where, limits, readable)
         with contextlib.ExitStack() as stack:
@@ -252,7 +257,7 @@ def _urgent() -> Iterator[None]:
         os.sched_setscheduler(0, *before)
 
 
-def _prefix(backend: str, folder: str, limits: Limits, readable: Sequence[str | os.PathLike[str]]) -> list[str]:
+def _prefix(backend: str, folder: str | None, limits: Limits, readable: Sequence[str | os.PathLike[str]]) -> list[str]:
     """Command that the backend puts before the supervisor's."""
     if backend == "process":
         return []
@@ -266,7 +271,7 @@ def _prefix(backend: str, folder: str, limits: Limits, readable: Sequence[str | 
     return bubblewrap.command(folder, scratch_bytes=limits.file_bytes, readable=[os.path.realpath(p) for p in readable])
 
 
-def _environment(folder: str, backend: str) -> dict[str, str]:
+def _environment(folder: str | None, backend: str) -> dict[str, str]:
     """Variables of a sandboxed program; nothing of this process's own, which may hold keys."""
     home = "/tmp" if backend == "bubblewrap" else folder  # the former is private, and keeps caches out of the folder
     path = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin"

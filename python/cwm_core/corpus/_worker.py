@@ -1,0 +1,262 @@
+"""What runs in a corpus sandbox: a fresh forked child for each order on standard input; see `workers.py`.
+
+Started as ``python -s -S -P _worker.py SETTINGS``: isolated but for PYTHONHASHSEED, and without what `site` brings,
+which differs from one environment to the next and doubles the cost of a fork. SETTINGS is JSON. Orders are framed by
+four bytes of length before their JSON, answers by two such lengths before their JSON and their trace. This process
+itself runs nothing of an order, unless told to ``preload`` a module: it then belongs to that module's samples.
+
+A child shares the sandbox with this process and may end it, which the other side sees; it cannot read or change it
+(not dumpable, so not to be traced), and nothing that a child leaves behind outlives its order.
+"""
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import io
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import site
+import struct
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+LENGTH = struct.Struct("<I")
+SHARED_FOLDERS = ("/tmp", "/dev/shm")
+IPC_LISTS = ("/proc/sysvipc/msg", "/proc/sysvipc/sem", "/proc/sysvipc/shm")
+PR_SET_DUMPABLE = 4  # linux/prctl.h
+WATCH_SECONDS = 0.5  # after which a child's end is asked for again
+MAX_REASON_BYTES = 200
+
+
+class Worker:
+    """Obeys orders until its input ends."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        """Keep input and output from children's reach, and import what every order needs."""
+        self.settings = settings
+        self.orders, self.answers = os.dup(0), os.dup(1)
+        self.null = os.open(os.devnull, os.O_RDWR)
+        for standard in range(2):
+            os.dup2(self.null, standard)
+        # Ending every other process is right in a sandbox's own process namespace, and nowhere else.
+        self.isolated = os.readlink("/proc/self/ns/pid") != settings["pid_namespace"]
+        self.prctl = ctypes.CDLL(None).prctl
+        self.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+        package = types.ModuleType("cwm_core")  # without its __init__, which would import NumPy
+        package.__path__ = [str(Path(__file__).parents[1])]
+        sys.modules["cwm_core"] = package
+        self.recorder = importlib.import_module("cwm_core.trace").Recorder
+        site.setquit()  # of what `site` brings, programs use exit()
+        gc.collect()
+        gc.freeze()  # pages that children share stay shared
+
+    def serve(self) -> None:
+        """Answer each order in turn."""
+        with os.fdopen(self.orders, "rb", closefd=False) as orders:
+            while head := orders.read(LENGTH.size):
+                order = json.loads(orders.read(LENGTH.unpack(head)[0]))
+                started = time.monotonic()
+                header, trace = self.preload(order) if "preload" in order else self.child(order)
+                header["seconds"] = time.monotonic() - started
+                text = json.dumps(header).encode()
+                write(self.answers, LENGTH.pack(len(text)) + LENGTH.pack(len(trace)) + text + trace)
+
+    def preload(self, order: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """Import a module that later orders call into."""
+        sys.path += order["paths"]
+        try:
+            importlib.import_module(order["preload"])
+        except BaseException as error:
+            return {"reason": f"it raised {type(error).__name__}"}, b""
+        gc.collect()
+        gc.freeze()
+        return {"reason": None}, b""
+
+    def child(self, order: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """Obey an order in a fresh process, and leave nothing of it."""
+        read, write_end = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(read)
+            become_sample(self, order, write_end)
+        os.close(write_end)
+        said, status = watch(child, read, order["seconds"], order["answer_bytes"])
+        os.close(read)
+        self.end_all(child, ended=status is not None)
+        if status is None:
+            return {"reason": "limit: seconds"}, b""
+        if status < 0:
+            return {"reason": f"ended by signal {-status}"}, b""
+        if status > 0:
+            return {"reason": f"ended by exit code {status}"}, b""
+        if len(said) > order["answer_bytes"]:
+            return {"reason": "answer too large"}, b""
+        return parse_answer(said)
+
+    def end_all(self, child: int, *, ended: bool) -> None:
+        """Kill whatever the child left running, and remove whatever it left lying about.
+
+        What cannot be undone ends this process: the next one starts in a fresh sandbox.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            if self.isolated:
+                os.kill(-1, signal.SIGKILL)  # all but this process and process 1
+            else:
+                os.killpg(child, signal.SIGKILL)
+        if not ended:
+            os.waitpid(child, 0)
+        os.chdir("/")
+        for folder in SHARED_FOLDERS if self.isolated else (self.settings["folder"],):
+            wipe(folder, self.settings["mounted"])
+        if self.isolated and any(has_entries(path) for path in IPC_LISTS):
+            raise RuntimeError("System V IPC objects were left")
+
+
+def become_sample(worker: Worker, order: dict[str, Any], answer: int) -> None:
+    """In the child: obey the order, write the answer, and end at once."""
+    try:
+        os.setsid()
+        os.dup2(worker.null, 2)
+        os.close(worker.orders)
+        os.close(worker.answers)
+        worker.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+        for limit in ("CPU", "DATA", "FSIZE"):
+            kind = getattr(resource, f"RLIMIT_{limit}")
+            hard = resource.getrlimit(kind)[1]
+            wanted = order["limits"][limit]
+            value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(kind, (value, value))
+        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        work = "/tmp/work" if worker.isolated else os.path.join(worker.settings["folder"], "work")
+        os.mkdir(work)
+        os.chdir(work)
+        process = os.getpid()
+        data = obey(worker, order)
+        if os.getpid() == process:  # not in a copy that the program forked
+            write(answer, data)
+    finally:
+        os._exit(0)
+
+
+def obey(worker: Worker, order: dict[str, Any]) -> bytes:
+    """Record what the order names: the header's JSON, a newline, and the stored trace."""
+    recorder = worker.recorder(**order["options"])
+    reason = None
+    try:
+        give_input(order["stdin"])
+        if order["call"] is None:
+            Path("main.py").write_text(order["code"], encoding="utf-8", errors="surrogatepass")
+            recorder.record_file("main.py")
+        else:
+            recorder.record_source(order["code"], order["call"])
+    except SyntaxError:
+        reason = "does not compile"
+    except BaseException:
+        reason = "raised before the call"
+    if recorder.last is None:
+        return json.dumps({"reason": reason or "no trace"}).encode() + b"\n"
+    return json.dumps({"reason": None}).encode() + b"\n" + recorder.last.to_bytes()
+
+
+def give_input(text: str) -> None:
+    """Make the text standard input, for descriptors and `sys.stdin` alike."""
+    if text:
+        source = os.memfd_create("stdin")
+        write(source, text.encode("utf-8", "surrogatepass"))
+        os.lseek(source, 0, os.SEEK_SET)
+        os.dup2(source, 0)
+        os.close(source)
+    sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8", "surrogatepass")
+    sys.argv = [""]
+
+
+def watch(child: int, read: int, seconds: float, most: int) -> tuple[bytes, int | None]:
+    """What the child says, up to one byte more than `most`, and how it ended (as `waitstatus_to_exitcode`).
+
+    None for a child that has not ended in time. What it started may hold the pipe open: that is not waited for.
+    """
+    said = bytearray()
+    deadline = time.monotonic() + seconds
+    ended = os.pidfd_open(child)
+    try:
+        os.set_blocking(read, False)
+        poll = select.poll()
+        poll.register(read, select.POLLIN)
+        poll.register(ended, select.POLLIN)
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return bytes(said), None
+            ready = {fd for fd, _ in poll.poll(min(left, WATCH_SECONDS) * 1000)}
+            if read in ready and not take(read, said, most):
+                poll.unregister(read)
+            if ended in ready:
+                take(read, said, most)
+                return bytes(said), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        os.close(ended)
+
+
+def take(read: int, said: bytearray, most: int) -> bool:
+    """Read what there is, keeping `most` + 1 bytes; False at the end of the stream."""
+    try:
+        while chunk := os.read(read, 1 << 20):
+            said += chunk[: most + 1 - len(said)]
+    except BlockingIOError:
+        return True
+    return False
+
+
+def parse_answer(said: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header, in known form, and the trace of an answer; a program can forge what it says of itself."""
+    line, _, trace = said.partition(b"\n")
+    try:
+        reason = json.loads(line)["reason"]
+        if reason is None and trace:
+            return {"reason": None}, trace
+        return {"reason": str(reason)[:MAX_REASON_BYTES]}, b""
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {"reason": "ended without a result"}, b""
+
+
+def wipe(folder: str, mounted: list[str]) -> None:
+    """Remove everything in a folder but what is mounted there, and the folders on the way to it."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if path in mounted:
+            continue
+        if any(other.startswith(path + os.sep) for other in mounted):
+            wipe(path, mounted)
+        elif os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+
+
+def has_entries(path: str) -> bool:
+    """Whether a list of /proc has more than its heading."""
+    try:
+        with open(path) as file:
+            return len(file.readlines()) > 1
+    except OSError:
+        return False
+
+
+def write(fd: int, data: bytes) -> None:
+    """Write all of it."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
+if __name__ == "__main__":
+    Worker(json.loads(sys.argv[1])).serve()
