@@ -185,6 +185,23 @@ def test_modules_are_imported_once(tmp_path):
             Worker(backend=backend, paths=[str(tmp_path)], preload=name)
 
 
+def test_calls_in_a_module_of_a_package(tmp_path):
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("SCALE = 3\n")
+    source = "from . import SCALE\n\ndef main(x):\n    y = x * SCALE\n    return y"
+    (tmp_path / "pack" / "part.py").write_text(source)
+    order = Order(source, "main(2)", module="pack.part")
+    for preload in (None, "pack.part"):
+        with Worker(backend="process" if REFUSAL else "bubblewrap", paths=[str(tmp_path)], preload=preload) as worker:
+            [answer] = worker.run([order])
+        assert answer.trace.result == "6"
+        lines = (source + "\ndef main():\n    return main(2)\n").splitlines(keepends=True)
+        assert answer.trace.context.splitlines()[5] == "def main():  # << START_OF_TRACE"
+        assert all(frame.line == lines[frame.lineno - 1] for frame in answer.trace.frames)
+        events = [frame.event for frame in answer.trace.frames]
+        assert events == ["call", "line", "call", "line", "line", "return", "return"]
+
+
 def test_closing_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     worker = Worker(backend="process" if REFUSAL else "bubblewrap")

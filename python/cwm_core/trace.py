@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import CodeType, ModuleType, TracebackType
+from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any
 
 from cwm_core._native import ParsedTrace, Recording, RecordingLimit, Trace
@@ -119,6 +119,31 @@ class Recorder:
             return lines if filename == _SOURCE_NAME else _lines(filename)
 
         return self._run(recording, module["main"], (), {}, own_lines)
+
+    def record_call(self, module: ModuleType, call: str) -> Trace:
+        """Records the expression ``call`` in an imported module, wrapped in ``def main()`` at the end of its source.
+
+        Names are the module's, which keeps the ones that it has. ``main`` and the module's file are recorded, whatever
+        the scope.
+
+        Raises:
+            SyntaxError: the call does not compile.
+            TypeError: the module has no source.
+        """
+        filename, lines = module.__file__, linecache.getlines(module.__file__ or "")
+        if filename is None or not lines:
+            raise TypeError(f"the module {module.__name__} has no source")
+        shown = _call_lines("".join(lines), call)
+        blank = "\n" * (len(shown) - call.count("\n") - 2)
+        names: dict[str, Any] = {}
+        exec(compile(f"{blank}def main():\n    return {call}\n", _SOURCE_NAME, "exec", dont_inherit=True), names)
+        main = FunctionType(names["main"].__code__, vars(module))  # whose own main, if any, the call finds
+        recording = Recording([_SOURCE_NAME, filename], [], **self._options)
+
+        def own_lines(name: str) -> list[str]:
+            return shown if name in (_SOURCE_NAME, filename) else _lines(name)
+
+        return self._run(recording, main, (), {}, own_lines)
 
     def record_file(self, path: str | os.PathLike[str], argv: Sequence[str] = ()) -> Trace:
         """Records a script from its module's first frame, as ``python PATH ARGV...`` runs it.
@@ -264,6 +289,12 @@ def source_context(code: str, call: str) -> str:
     return _mark(lines, len(lines) - str(call).count("\n") - 1)
 
 
+def call_context(code: str, call: str) -> str:
+    """The context of ``record_call`` in a module of the source ``code``, without running anything."""
+    lines = _call_lines(code, call)
+    return _mark(lines, len(lines) - str(call).count("\n") - 1)
+
+
 def source_lines(context: str) -> list[str]:
     """The lines of a context as actions show them: each ends in a newline, none carries the mark of the entry."""
     lines = [line + "\n" for line in context.removesuffix("\n").split("\n")] if context else []
@@ -276,6 +307,12 @@ def source_lines(context: str) -> list[str]:
 def _main_lines(code: str, call: str) -> list[str]:
     """The module that ``record_source`` runs, by physical lines: they end at ``\\n``, ``\\r\\n`` or ``\\r`` only."""
     return io.StringIO(f"\n{code}\ndef main():\n    return {call}\n", newline=None).readlines()
+
+
+def _call_lines(code: str, call: str) -> list[str]:
+    """The source of a module, and ``main`` after it, by physical lines."""
+    end = "" if code.endswith("\n") else "\n"
+    return io.StringIO(f"{code}{end}def main():\n    return {call}\n", newline=None).readlines()
 
 
 def _lines(filename: str) -> list[str]:

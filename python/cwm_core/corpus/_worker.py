@@ -50,6 +50,7 @@ class Worker:
         self.isolated = os.readlink("/proc/self/ns/pid") != settings["pid_namespace"]
         self.prctl = ctypes.CDLL(None).prctl
         self.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+        sys.path += settings["paths"]
         package = types.ModuleType("cwm_core")  # without its __init__, which would import NumPy
         package.__path__ = [str(Path(__file__).parents[1])]
         sys.modules["cwm_core"] = package
@@ -71,7 +72,6 @@ class Worker:
 
     def preload(self, order: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """Import a module that later orders call into."""
-        sys.path += order["paths"]
         try:
             importlib.import_module(order["preload"])
         except BaseException as error:
@@ -156,6 +156,8 @@ def obey(worker: Worker, order: dict[str, Any]) -> bytes:
         if order["call"] is None:
             Path("main.py").write_text(order["code"], encoding="utf-8", errors="surrogatepass")
             recorder.record_file("main.py")
+        elif order["module"] is not None:
+            recorder.record_call(importlib.import_module(order["module"]), order["call"])
         else:
             recorder.record_source(order["code"], order["call"])
     except SyntaxError:

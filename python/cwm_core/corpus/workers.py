@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .. import sandbox
-from ..trace import Trace, source_context
+from ..trace import Trace, call_context, source_context
 from . import _worker
 from ._worker import LENGTH
 
@@ -39,6 +39,8 @@ class Order:
     code: str
     call: str | None = None
     """An expression, recorded as by `record_source`; None: the whole program, as by `Recorder.record_file`."""
+    module: str | None = None
+    """The module of a package that the call is in, by `Recorder.record_call`; `code` is its source."""
     stdin: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     """Of `Recorder`."""
@@ -110,6 +112,7 @@ class Worker:
         settings = {
             "pid_namespace": os.readlink("/proc/self/ns/pid"),
             "folder": self._folder,
+            "paths": [os.path.realpath(path) for path in self._paths],
             "mounted": [os.path.realpath(path) for path in [*readable, sys.prefix, sys.base_prefix]],
         }
         self._received = bytearray()
@@ -122,7 +125,7 @@ class Worker:
             readable=readable,
         )
         if self._preload is not None:
-            order = {"preload": self._preload, "paths": [os.path.realpath(path) for path in self._paths]}
+            order = {"preload": self._preload}
             answers = self._exchange(_framed(order), _START_SECONDS)
             reason = answers[0][0]["reason"] if answers else self._reason()
             if reason is not None:
@@ -155,6 +158,7 @@ class Worker:
         return {
             "code": order.code,
             "call": order.call,
+            "module": order.module,
             "stdin": order.stdin,
             "options": {"max_bytes": _MAX_TRACE_BYTES} | order.options,
             "seconds": limits.seconds,
@@ -236,8 +240,10 @@ def _answer(order: Order, header: dict[str, Any], data: bytes) -> Answer:
                 trace = Trace.from_bytes(data)
         except ValueError:
             reason = "no whole trace"
-    if trace is not None and order.call is not None and trace.context != source_context(order.code, order.call):
-        trace, reason = None, "no whole trace"
+    if trace is not None and order.call is not None:
+        context = source_context if order.module is None else call_context
+        if trace.context != context(order.code, order.call):
+            trace, reason = None, "no whole trace"
     return Answer(trace, reason, header["seconds"])
 
 
