@@ -52,7 +52,7 @@ class Context:
 
 
 def physical_lines(source: str) -> list[str]:
-    """The lines of a source as the interpreter counts them, by ``\\n``, ``\\r\\n`` and ``\\r``; all end in ``\\n`` here."""
+    """The lines of a source as the interpreter counts them (``\\n``, ``\\r\\n``, ``\\r``); here all end in ``\\n``."""
     return io.StringIO(source, newline=None).readlines()
 
 
