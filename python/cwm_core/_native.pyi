@@ -64,6 +64,8 @@ class Trace:
         Every CALL and LINE frame shown has the ``state`` that it has here. Context, outcome and ``truncated`` stay.
 
         Raises ValueError for a depth or budget below the least."""
+    def with_context(self, context: str) -> Trace:
+        """The same execution, shown with another source text. Where that is to have the entry's mark, it brings it."""
     def to_text(self) -> str:
         """The text form of the whole document. It escapes nothing: only the stored and token forms are lossless."""
     @staticmethod

@@ -166,6 +166,12 @@ impl Trace {
         Ok(Trace::from(py.detach(|| cwm_trace::coarsen(&self.inner, &level))))
     }
 
+    fn with_context(&self, py: Python<'_>, context: String) -> Trace {
+        let mut trace = py.detach(|| (*self.inner).clone());
+        trace.context = context;
+        Trace::from(trace)
+    }
+
     fn to_text<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
         let mut renderer = Renderer::new(&self.inner);
         if !renderer.is_ascii() {

@@ -1,0 +1,68 @@
+"""Programs that do not do the same twice: two recordings of one call are compared."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import NamedTuple
+
+from ...trace import Trace
+from ..sample import Drop, Sample
+
+
+class Difference(NamedTuple):
+    """Where two recordings differ first."""
+
+    where: str
+    """``"context"``, ``"frame N"`` (from 0), ``"result"``, ``"exception"``, ``"truncated"`` or ``"output"``."""
+    first: str
+    second: str
+
+
+def first_difference(first: Trace, second: Trace) -> Difference | None:
+    """The first difference of two recordings, None where they are equal.
+
+    Recordings cut by the limit of time are compared as far as the shorter one goes: where it cuts is chance.
+    """
+    if first == second:
+        return None
+    if first.context != second.context:
+        return Difference("context", *_apart(first.context, second.context))
+    by_time = "max_seconds" in (first.truncated, second.truncated)
+    for number, (one, other) in enumerate(zip_longest(first.frames, second.frames)):
+        if one != other and not (by_time and (one is None or other is None)):
+            return Difference(f"frame {number}", *map(_shown, (one, other)))
+    for name in () if by_time else ("truncated", "result", "exception", "output"):
+        one, other = getattr(first, name), getattr(second, name)
+        if one != other:
+            return Difference(name, *_apart(repr(one), repr(other)))
+    return None
+
+
+def deterministic(sample: Sample) -> Drop | None:
+    """Drop a sample whose two recordings differ; reason ``"not deterministic"``.
+
+    Raises ValueError for a sample that was recorded once only.
+    """
+    if sample.again is None:
+        raise ValueError(f"{sample.id}: no second recording to compare with")
+    difference = first_difference(sample.trace, sample.again)
+    if difference is None:
+        return None
+    return Drop("not deterministic", f"{difference.where}: {difference.first} | {difference.second}")
+
+
+def _shown(frame: object) -> str:
+    if frame is None:
+        return "no frame"
+    parts = [getattr(frame, name) for name in ("event", "locals", "line", "arg")]
+    return _cut(" ".join(str(part).strip() for part in parts if part is not None))
+
+
+def _apart(first: str, second: str) -> tuple[str, str]:
+    """Both texts from a little before where they part."""
+    at = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    return _cut(first[max(at - 20, 0) :]), _cut(second[max(at - 20, 0) :])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 200 else text[:200] + "..."

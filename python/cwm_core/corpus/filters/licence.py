@@ -1,0 +1,192 @@
+"""Under which licence code may be used: found out, and compared with a list of those that are allowed.
+
+Licences are SPDX expressions, as ``"MIT"`` or ``"Apache-2.0 OR BSD-2-Clause"``. Where they are stated in other words, a
+statement that may mean several licences is taken as all of them at once (``AND``), so that each must be allowed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import Distribution, PackageMetadata
+from pathlib import Path
+from typing import Any
+
+from ..sample import Drop, Sample
+from .extra import missing_extra
+
+PERMISSIVE = frozenset(
+    {
+        "0BSD", "Apache-2.0", "BlueOak-1.0.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "HPND", "ISC", "MIT",
+        "MIT-0", "MIT-CMU", "NCSA", "PostgreSQL", "PSF-2.0", "Python-2.0", "Unlicense", "UPL-1.0", "X11", "Zlib",
+    }
+)  # fmt: skip
+"""Licences that allow any use and ask for no more than their notice."""
+
+# Trove classifiers, by what follows "License :: ". One that is not here says nothing that can be relied on.
+_CLASSIFIERS = {
+    "CC0 1.0 Universal (CC0 1.0) Public Domain Dedication": "CC0-1.0",
+    "OSI Approved :: Academic Free License (AFL)": "AFL-3.0",
+    "OSI Approved :: Apache Software License": "Apache-2.0",
+    "OSI Approved :: BSD License": "BSD-2-Clause AND BSD-3-Clause",
+    "OSI Approved :: Boost Software License 1.0 (BSL-1.0)": "BSL-1.0",
+    "OSI Approved :: GNU Affero General Public License v3": "AGPL-3.0-only",
+    "OSI Approved :: GNU Affero General Public License v3 or later (AGPLv3+)": "AGPL-3.0-or-later",
+    "OSI Approved :: GNU General Public License v2 (GPLv2)": "GPL-2.0-only",
+    "OSI Approved :: GNU General Public License v2 or later (GPLv2+)": "GPL-2.0-or-later",
+    "OSI Approved :: GNU General Public License v3 (GPLv3)": "GPL-3.0-only",
+    "OSI Approved :: GNU General Public License v3 or later (GPLv3+)": "GPL-3.0-or-later",
+    "OSI Approved :: GNU Lesser General Public License v2 (LGPLv2)": "LGPL-2.0-only",
+    "OSI Approved :: GNU Lesser General Public License v2 or later (LGPLv2+)": "LGPL-2.0-or-later",
+    "OSI Approved :: GNU Lesser General Public License v3 (LGPLv3)": "LGPL-3.0-only",
+    "OSI Approved :: GNU Lesser General Public License v3 or later (LGPLv3+)": "LGPL-3.0-or-later",
+    "OSI Approved :: Historical Permission Notice and Disclaimer (HPND)": "HPND",
+    "OSI Approved :: ISC License (ISCL)": "ISC",
+    "OSI Approved :: MIT License": "MIT",
+    "OSI Approved :: MIT No Attribution License (MIT-0)": "MIT-0",
+    "OSI Approved :: Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "OSI Approved :: PostgreSQL License": "PostgreSQL",
+    "OSI Approved :: Python Software Foundation License": "PSF-2.0",
+    "OSI Approved :: The Unlicense (Unlicense)": "Unlicense",
+    "OSI Approved :: Universal Permissive License (UPL)": "UPL-1.0",
+    "OSI Approved :: University of Illinois/NCSA Open Source License": "NCSA",
+    "OSI Approved :: zlib/libpng License": "Zlib",
+}
+_HEADER = re.compile(r"SPDX-License-Identifier:[ \t]*([^\n\r]*?)[ \t]*(?:\*/|-->)?[ \t]*$", re.MULTILINE)
+_HEADER_LINES = 50
+_FILE_NAME = re.compile(r"(?i)(?:un)?licen[cs]e|copying")
+
+
+def normalized(expression: str) -> str | None:
+    """The SPDX expression as the list of SPDX writes it, None for what is none. Raises ImportError without the extra."""
+    parsed = _parse(expression)
+    return None if parsed is None else str(parsed)
+
+
+def allowed(expression: str, allow: Collection[str] = PERMISSIVE) -> bool:
+    """Whether an SPDX expression lets its user keep to licences in `allow`: one side of an ``OR``, all of an ``AND``.
+
+    An exception (``WITH``) only adds permissions. What is no SPDX expression is not allowed.
+    """
+    parsed = _parse(expression)
+    return parsed is not None and _allowed(parsed, allow)
+
+
+def of_source(code: str) -> str | None:
+    """What a source says of itself by an ``SPDX-License-Identifier`` within its first lines."""
+    head = "\n".join(code.split("\n", _HEADER_LINES)[:_HEADER_LINES])
+    return _all_of(normalized(found) for found in _HEADER.findall(head))
+
+
+def of_file(path: str | os.PathLike[str]) -> str | None:
+    """The licence whose text a file holds, up to the copyright line and 5 % of edits; None for none that is known.
+
+    Raises OSError when it cannot be read.
+    """
+    try:
+        import ukkonen  # noqa: F401  # `identify` needs it for this only
+        from identify.identify import license_id
+    except ImportError as error:
+        raise missing_extra("recognizing the text of a licence", error) from None
+    try:
+        found = license_id(os.fspath(path))
+    except UnicodeDecodeError:
+        return None
+    return None if found is None else normalized(found)
+
+
+def of_folder(folder: str | os.PathLike[str]) -> str | None:
+    """The licence that the files of a repository's top folder hold, ``LICENSE`` and the like.
+
+    Several are taken together; None where there is none or one that is not known.
+    """
+    return _of_files(path for path in Path(folder).iterdir() if path.is_file())
+
+
+def of_metadata(metadata: PackageMetadata) -> str | None:
+    """The licence that a package's metadata state, None where they do not do so in words that are known.
+
+    Asked in this order: ``License-Expression``, ``License`` if it is an SPDX expression, the classifiers. A classifier
+    that is not known makes the last two void.
+    """
+    if (expression := metadata.get("License-Expression")) is not None:
+        return normalized(expression)
+    classifiers = [c.removeprefix("License :: ") for c in metadata.get_all("Classifier") or [] if c.startswith("License")]
+    found = [_CLASSIFIERS.get(classifier) for classifier in classifiers if classifier != "OSI Approved"]
+    if None in found:
+        return None
+    return normalized(metadata.get("License") or "") or _all_of(found)
+
+
+def of_package(distribution: Distribution) -> str | None:
+    """The licence of an installed package: its metadata's, else that of the licence files it brings."""
+    files = (file for file in distribution.files or [] if file.suffix not in (".py", ".pyc"))
+    return of_metadata(distribution.metadata) or _of_files(Path(str(distribution.locate_file(file))) for file in files)
+
+
+@dataclass(frozen=True)
+class Licences:
+    """Drop samples whose licence is not allowed.
+
+    Looked at are `licence` of the provenance and the sample's own header, which must both be allowed where both are
+    there. Reasons: ``"no known licence"``, ``"licence not allowed"``.
+    """
+
+    allow: Collection[str] = PERMISSIVE
+
+    def __call__(self, sample: Sample) -> Drop | None:
+        """The reason to drop the sample, or None."""
+        stated = [sample.provenance.get("licence"), of_source(sample.code)]
+        found = [str(licence) for licence in stated if licence is not None]
+        if not found:
+            return Drop("no known licence")
+        refused = next((licence for licence in found if not allowed(licence, self.allow)), None)
+        return None if refused is None else Drop("licence not allowed", refused)
+
+
+def _of_files(paths: Iterable[Path]) -> str | None:
+    return _all_of(of_file(path) for path in sorted(paths) if _FILE_NAME.match(path.name) and path.is_file())
+
+
+def _all_of(licences: Iterable[str | None]) -> str | None:
+    """All licences at once; None where there is none, or one that is not known."""
+    found = list(licences)
+    if not found or None in found:
+        return None
+    return normalized(" AND ".join(sorted({f"({licence})" for licence in found})))
+
+
+@cache
+def _licensing() -> Any:
+    try:
+        from license_expression import get_spdx_licensing
+    except ImportError as error:
+        raise missing_extra("reading licences", error) from None
+    return get_spdx_licensing()
+
+
+def _parse(expression: str) -> Any:
+    """The tree of an expression of SPDX's own licences, None for anything else."""
+    licensing = _licensing()
+    from license_expression import ExpressionError
+
+    try:
+        parsed = licensing.parse(expression, validate=True)
+    except (ExpressionError, ValueError, RecursionError):  # its own parse errors are not all ExpressionErrors
+        return None
+    return parsed
+
+
+def _allowed(node: Any, allow: Collection[str]) -> bool:
+    if hasattr(node, "license_symbol"):
+        return _allowed(node.license_symbol, allow)
+    if hasattr(node, "key"):
+        return node.key in allow
+    return (any if node.operator.strip() == "OR" else all)(_parts(node, allow))
+
+
+def _parts(node: Any, allow: Collection[str]) -> Iterator[bool]:
+    return (_allowed(part, allow) for part in node.args)

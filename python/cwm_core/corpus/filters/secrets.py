@@ -1,0 +1,119 @@
+"""Secrets and personal data in the code and in the values of a trace."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+from ...trace import Trace
+from ..sample import Drop, Sample
+from .extra import missing_extra
+
+# Detectors of detect-secrets that are left out: those of random-looking strings find alphabets and test vectors in
+# code, and addresses are looked for below.
+_LEFT_OUT = frozenset({"Base64HighEntropyString", "HexHighEntropyString", "IPPublicDetector"})
+
+_EMAIL = re.compile(r"[\w.+-]{1,64}@((?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24})(?![\w-])")
+# Domains for documentation and tests: RFC 2606, RFC 6761.
+_RESERVED = re.compile(r"(?i)(?:^|\.)(?:example(?:\.(?:com|net|org))?|test|invalid|localhost|local)$")
+# Numbers with a country code: others are not told from any numbers.
+_PHONE = re.compile(r"(?<![\w+])\+[1-9][\d ()/-]{6,18}\d(?![\w.])")
+_IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.])")
+# Of IPv6, the public internet has 2000::/3. Shorter forms than these are slices and scopes in most code.
+_IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:.])")
+
+
+class Finding(NamedTuple):
+    """What was found, without the thing itself."""
+
+    kind: str
+    """``"secret"``, ``"e-mail address"``, ``"phone number"`` or ``"IP address"``."""
+    what: str
+    """The detector's word for it, as ``"AWS Access Key"``; for personal data how many characters it has."""
+    line: int
+    """Of the text, from 1."""
+
+
+def find(text: str) -> Iterator[Finding]:
+    """What looks like a secret or personal data in a text, kind by kind.
+
+    Secrets: all detectors of detect-secrets that know a form of token or key, and passwords by the name they are
+    assigned to; not those that judge by entropy. Personal data: e-mail addresses except those of domains reserved for
+    documentation, phone numbers with a country code that are valid in their country's plan, addresses of the public
+    internet. Not found: names, postal addresses, numbers without a country code.
+
+    Raises ImportError without the extra `corpus`.
+    """
+    for detector in _detectors():
+        if found := set(detector.analyze_string(text)):
+            first = min(max(text.find(str(secret)), 0) for secret in found)
+            yield _finding("secret", detector.secret_type, text, first)
+    for match in _EMAIL.finditer(text):
+        if not _RESERVED.search(match[1]):
+            yield _finding("e-mail address", f"{len(match[0])} characters", text, match.start())
+    for match in _PHONE.finditer(text):
+        if _is_phone_number(match[0]):
+            yield _finding("phone number", f"{len(match[0])} characters", text, match.start())
+    for pattern in (_IPV4, _IPV6):
+        for match in pattern.finditer(text):
+            if _is_public_address(match[0]):
+                yield _finding("IP address", f"{len(match[0])} characters", text, match.start())
+
+
+def secrets(sample: Sample) -> Drop | None:
+    """Drop samples with secrets or personal data in the code, the call or the values of the trace.
+
+    Reasons are the kinds of `Finding`; the detail says what it is and where, and does not hold it.
+    """
+    for place, text in (("code", sample.code), ("call", sample.call), ("values", values_text(sample.trace))):
+        for found in find(text):
+            where = f", line {found.line}" if place == "code" else ""
+            return Drop(found.kind, f"{found.what} in the {place}{where}")
+    return None
+
+
+def values_text(trace: Trace) -> str:
+    """Each value that a trace shows once, with the name of its variable, a line each; and what was printed."""
+    values: dict[str, None] = {}
+    for frame in trace.frames:
+        for name, value in (frame.locals or {}).items():
+            if value != "..":
+                values[f"{name} = {value}"] = None
+        if frame.arg is not None:
+            values[frame.arg] = None
+    return "\n".join([*values, trace.output or ""])
+
+
+@cache
+def _detectors() -> list[Any]:
+    try:
+        from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+    except ImportError as error:
+        raise missing_extra("looking for secrets", error) from None
+    classes = get_mapping_from_secret_type_to_class().values()
+    return [plugin() for plugin in sorted(classes, key=lambda c: c.__name__) if plugin.__name__ not in _LEFT_OUT]
+
+
+def _is_phone_number(text: str) -> bool:
+    try:
+        import phonenumbers
+    except ImportError as error:
+        raise missing_extra("looking for phone numbers", error) from None
+    try:
+        return phonenumbers.is_valid_number(phonenumbers.parse(text, None))
+    except phonenumbers.NumberParseException:
+        return False
+
+
+def _is_public_address(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).is_global
+    except ValueError:
+        return False
+
+
+def _finding(kind: str, what: str, text: str, at: int) -> Finding:
+    return Finding(kind, what, text.count("\n", 0, at) + 1)
