@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import workloads
 from cwm_core.corpus.generator import generate
-from cwm_core.training.traces import encode_for_training
+from cwm_core.data.traces import encode_for_training
 from llama3 import SPECIAL, rank_path, tiktoken_encoding
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

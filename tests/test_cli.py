@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cwm_core import sandbox
 from cwm_core.cli import main
-from cwm_core.training.traces import encode_for_training, training_texts
+from cwm_core.data.traces import encode_for_training, training_texts
 
 PROGRAM = """
 import sys

@@ -13,7 +13,7 @@ from ..corpus.split import distinct
 from ..data import ShardWriter
 from ..tokenizer import Tokenizer
 from ..trace import Recorder, Trace
-from ..training.traces import encode_for_training, training_texts
+from ..data.traces import encode_for_training, training_texts
 from .recipe import PATTERN, SPECIAL_TOKENS, Recipe
 
 # Generated programs with seeds from here on are for evaluation.

@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .config import TrainConfig
-from .traces import encode_for_training, training_texts
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoints, latest
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
     from .world import World
 
 __all__ = [
-    "Checkpoints", "Progress", "TrainConfig", "Trainer", "World", "clip_grad_norm", "encode_for_training", "latest",
-    "parallelize", "training_texts",
+    "Checkpoints", "Progress", "TrainConfig", "Trainer", "World", "clip_grad_norm", "latest",
+    "parallelize",
 ]  # fmt: skip
 
 _LAZY = {

@@ -11,7 +11,7 @@ import numpy as np
 from ..exchange import read_traces, rows, stored_trace
 from ..store import StoredTrace
 from ..tokenizer import Tokenizer
-from .traces import TrainingDocument, encode_for_training, training_texts
+from ..data.traces import TrainingDocument, encode_for_training, training_texts
 
 _COLUMNS = ("text", "messages", "source", "key", "metadata", "trace")
 

@@ -114,7 +114,9 @@ def of_metadata(metadata: PackageMetadata) -> str | None:
     """
     if (expression := metadata.get("License-Expression")) is not None:
         return normalized(expression)
-    classifiers = [c.removeprefix("License :: ") for c in metadata.get_all("Classifier") or [] if c.startswith("License")]
+    classifiers = [
+        c.removeprefix("License :: ") for c in metadata.get_all("Classifier") or [] if c.startswith("License")
+    ]
     found = [_CLASSIFIERS.get(classifier) for classifier in classifiers if classifier != "OSI Approved"]
     if None in found:
         return None
