@@ -15,7 +15,6 @@ import linecache
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any
 
@@ -153,7 +152,8 @@ class Recorder:
             SyntaxError: the file does not compile.
         """
         name = os.path.abspath(path)
-        compiled = compile(Path(name).read_bytes(), name, "exec", dont_inherit=True)
+        with open(name, "rb") as file:  # from here, so that this reading is told from the program's
+            compiled = compile(file.read(), name, "exec", dont_inherit=True)
         module = ModuleType("__main__")
         vars(module).update(__file__=name, __builtins__=__builtins__)
         old_argv, old_path, old_main = sys.argv, sys.path, sys.modules["__main__"]

@@ -15,6 +15,7 @@ import gc
 import importlib
 import io
 import json
+import linecache
 import os
 import resource
 import select
@@ -31,9 +32,10 @@ from typing import Any
 LENGTH = struct.Struct("<I")
 SHARED_FOLDERS = ("/tmp", "/dev/shm")
 IPC_LISTS = ("/proc/sysvipc/msg", "/proc/sysvipc/sem", "/proc/sysvipc/shm")
+PROGRAM = "main.py"
 PR_SET_DUMPABLE = 4  # linux/prctl.h
 WATCH_SECONDS = 0.5  # after which a child's end is asked for again
-MAX_REASON_BYTES = 200
+MAX_WORD, MAX_EFFECTS = 100, 20  # of what a program says about itself
 
 
 class Worker:
@@ -55,6 +57,7 @@ class Worker:
         package.__path__ = [str(Path(__file__).parents[1])]
         sys.modules["cwm_core"] = package
         self.recorder = importlib.import_module("cwm_core.trace").Recorder
+        self.effects = importlib.import_module("cwm_core.corpus.filters.effects").Effects
         site.setquit()  # of what `site` brings, programs use exit()
         gc.collect()
         gc.freeze()  # pages that children share stay shared
@@ -75,10 +78,10 @@ class Worker:
         try:
             importlib.import_module(order["preload"])
         except BaseException as error:
-            return {"reason": f"it raised {type(error).__name__}"}, b""
+            return failed(f"it raised {type(error).__name__}"), b""
         gc.collect()
         gc.freeze()
-        return {"reason": None}, b""
+        return {"reason": None, "effects": []}, b""
 
     def child(self, order: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """Obey an order in a fresh process, and leave nothing of it."""
@@ -92,13 +95,13 @@ class Worker:
         os.close(read)
         self.end_all(child, ended=status is not None)
         if status is None:
-            return {"reason": "limit: seconds"}, b""
+            return failed("limit: seconds"), b""
         if status < 0:
-            return {"reason": f"ended by signal {-status}"}, b""
+            return failed(f"ended by signal {-status}"), b""
         if status > 0:
-            return {"reason": f"ended by exit code {status}"}, b""
+            return failed(f"ended by exit code {status}"), b""
         if len(said) > order["answer_bytes"]:
-            return {"reason": "answer too large"}, b""
+            return failed("answer too large"), b""
         return parse_answer(said)
 
     def end_all(self, child: int, *, ended: bool) -> None:
@@ -150,23 +153,40 @@ def become_sample(worker: Worker, order: dict[str, Any], answer: int) -> None:
 def obey(worker: Worker, order: dict[str, Any]) -> bytes:
     """Record what the order names: the header's JSON, a newline, and the stored trace."""
     recorder = worker.recorder(**order["options"])
+    effects = worker.effects(clocks=order["effects"] == "all") if order["effects"] != "none" else None
     reason = None
+    give_input(order["stdin"])
     try:
-        give_input(order["stdin"])
-        if order["call"] is None:
-            Path("main.py").write_text(order["code"], encoding="utf-8", errors="surrogatepass")
-            recorder.record_file("main.py")
-        elif order["module"] is not None:
-            recorder.record_call(importlib.import_module(order["module"]), order["call"])
-        else:
-            recorder.record_source(order["code"], order["call"])
+        prepare(order)
+        with effects or contextlib.nullcontext():
+            record(recorder, order)
     except SyntaxError:
         reason = "does not compile"
     except BaseException:
         reason = "raised before the call"
+    header = {"reason": None, "effects": sorted(effects.names) if effects else []}
     if recorder.last is None:
-        return json.dumps({"reason": reason or "no trace"}).encode() + b"\n"
-    return json.dumps({"reason": None}).encode() + b"\n" + recorder.last.to_bytes()
+        return json.dumps(header | {"reason": reason or "no trace"}).encode() + b"\n"
+    return json.dumps(header).encode() + b"\n" + recorder.last.to_bytes()
+
+
+def prepare(order: dict[str, Any]) -> None:
+    """Read and write what recording needs, before effects are watched."""
+    if order["call"] is None:
+        Path(PROGRAM).write_text(order["code"], encoding="utf-8", errors="surrogatepass")
+        linecache.getlines(os.path.abspath(PROGRAM))
+    elif order["module"] is not None:
+        linecache.getlines(importlib.import_module(order["module"]).__file__ or "")
+
+
+def record(recorder: Any, order: dict[str, Any]) -> None:
+    """Record a call in a source, in a module, or a whole program."""
+    if order["call"] is None:
+        recorder.record_file(PROGRAM)
+    elif order["module"] is not None:
+        recorder.record_call(sys.modules[order["module"]], order["call"])
+    else:
+        recorder.record_source(order["code"], order["call"])
 
 
 def give_input(text: str) -> None:
@@ -222,12 +242,18 @@ def parse_answer(said: bytes) -> tuple[dict[str, Any], bytes]:
     """The header, in known form, and the trace of an answer; a program can forge what it says of itself."""
     line, _, trace = said.partition(b"\n")
     try:
-        reason = json.loads(line)["reason"]
+        header = json.loads(line)
+        reason, effects = header["reason"], [str(name)[:MAX_WORD] for name in header["effects"][:MAX_EFFECTS]]
         if reason is None and trace:
-            return {"reason": None}, trace
-        return {"reason": str(reason)[:MAX_REASON_BYTES]}, b""
+            return {"reason": None, "effects": effects}, trace
+        return failed(str(reason)[:MAX_WORD]), b""
     except (ValueError, KeyError, TypeError, RecursionError):
-        return {"reason": "ended without a result"}, b""
+        return failed("ended without a result"), b""
+
+
+def failed(reason: str) -> dict[str, Any]:
+    """The header of an answer without a trace."""
+    return {"reason": reason, "effects": []}
 
 
 def wipe(folder: str, mounted: list[str]) -> None:

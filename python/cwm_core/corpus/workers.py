@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from .. import sandbox
 from ..trace import Trace, call_context, source_context
@@ -42,6 +42,8 @@ class Order:
     module: str | None = None
     """The module of a package that the call is in, by `Recorder.record_call`; `code` is its source."""
     stdin: str = ""
+    effects: Literal["none", "io", "all"] = "none"
+    """What of the run's `Effects` to watch: input and output, or clocks and randomness too."""
     options: dict[str, Any] = field(default_factory=dict)
     """Of `Recorder`."""
 
@@ -57,6 +59,8 @@ class Answer:
 
     trace: Trace | None
     reason: str | None
+    effects: frozenset[str]
+    """As of `filters.effects.Effects`, where they were to be watched."""
     seconds: float
     """Wall clock, from the fork to the end of every process of it; 0 where the sandbox ended."""
 
@@ -149,7 +153,7 @@ class Worker:
             sent -= len(answers)
             if not answers:
                 pending.popleft()
-                yield Answer(None, self._reason(), 0.0)
+                yield Answer(None, self._reason(), frozenset(), 0.0)
                 self._restart()
                 sent = 0
 
@@ -160,6 +164,7 @@ class Worker:
             "call": order.call,
             "module": order.module,
             "stdin": order.stdin,
+            "effects": order.effects,
             "options": {"max_bytes": _MAX_TRACE_BYTES} | order.options,
             "seconds": limits.seconds,
             "answer_bytes": limits.output_bytes,
@@ -244,7 +249,7 @@ def _answer(order: Order, header: dict[str, Any], data: bytes) -> Answer:
         context = source_context if order.module is None else call_context
         if trace.context != context(order.code, order.call):
             trace, reason = None, "no whole trace"
-    return Answer(trace, reason, header["seconds"])
+    return Answer(trace, reason, frozenset(header["effects"]), header["seconds"])
 
 
 def _ignore(chunk: bytes) -> None:

@@ -11,9 +11,9 @@ from ..corpus.algorithms import ALGORITHMS
 from ..corpus.generator import Program, generate
 from ..corpus.split import distinct
 from ..data import ShardWriter
+from ..data.traces import encode_for_training, training_texts
 from ..tokenizer import Tokenizer
 from ..trace import Recorder, Trace
-from ..data.traces import encode_for_training, training_texts
 from .recipe import PATTERN, SPECIAL_TOKENS, Recipe
 
 # Generated programs with seeds from here on are for evaluation.

@@ -1,4 +1,4 @@
-"""The trainer, its settings and its checkpoints, parallelism; traces as training data.
+"""The trainer, its settings and its checkpoints, parallelism.
 
 Training needs PyTorch, which is imported when the trainer or a checkpoint is first named: preparing data does not.
 """

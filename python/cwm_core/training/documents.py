@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..data.traces import TrainingDocument, encode_for_training, training_texts
 from ..exchange import read_traces, rows, stored_trace
 from ..store import StoredTrace
 from ..tokenizer import Tokenizer
-from ..data.traces import TrainingDocument, encode_for_training, training_texts
 
 _COLUMNS = ("text", "messages", "source", "key", "metadata", "trace")
 

@@ -1,0 +1,113 @@
+"""Making a corpus: items through a pool of recording processes into numbered parts, to be resumed at any moment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache, partial
+from itertools import chain, islice
+from typing import Any, TypeVar
+
+from ..tokenizer import Tokenizer
+from .filters.drops import Drops
+from .output import Corpus
+from .pool import Pool, in_order
+from .recording import Kept, Left, Recording, Settings
+from .unit import Unit
+
+Item = TypeVar("Item")
+
+Prepare = Callable[[Any, Recording], Sequence[Unit]]
+"""Makes the units of an item, in a recording process: the place for what takes long, such as looking for inputs."""
+
+PART_ITEMS = 1024
+"""Items of the source in a part: what a killed run loses at most."""
+CHUNK_ITEMS = 16
+"""Items that a process takes at a time."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a corpus has."""
+
+    items: int
+    tokens: int
+    by_clock: int
+    """Samples dropped because a clock said so: another run may keep them, and differ in that."""
+    drops: Drops
+
+
+def units_of(item: Unit, recording: Recording) -> Sequence[Unit]:
+    """`Prepare` for items that are units."""
+    return (item,)
+
+
+def make_corpus(
+    folder: str | os.PathLike[str],
+    items: Iterable[Any],
+    settings: Settings,
+    *,
+    description: Mapping[str, Any],
+    prepare: Prepare = units_of,
+    pool: Pool,
+    progress: Callable[[Summary], None] = lambda summary: None,
+    part_items: int = PART_ITEMS,
+) -> Summary:
+    """Record what the items hold and keep what passes the filters, in `folder`; see `output.py`.
+
+    Goes on where an earlier run ended, by whatever: the corpus is the same as of one run, and the same for every pool.
+    `items` must come in the same order then, and `description` say what they are, in JSON: it is kept in the folder
+    with the settings, and compared. `prepare` and items are pickled, for pools of several processes. `progress` is
+    called after each part.
+
+    Raises as `Corpus`, `Recording`, `Worker` and `prepare`; finished parts stay.
+    """
+    vocab_size = Tokenizer.load(settings.tokenizer).vocab_size
+    described = {"items": dict(description), "settings": _as_json(settings), "part_items": part_items}
+    with Corpus(folder, described, vocab_size, settings.near_duplicates) as corpus:
+        left = islice(iter(items), corpus.items, None)
+        results = in_order(pool, partial(_samples_of, settings, prepare), _in_chunks(left, part_items))
+        while part := list(_take_part(results, part_items)):
+            done = corpus.items + sum(count for count, _ in part)
+            corpus.add_part(chain.from_iterable(samples for _, samples in part), done)
+            progress(_summary(corpus))
+        return _summary(corpus)
+
+
+def _summary(corpus: Corpus) -> Summary:
+    return Summary(corpus.items, corpus.tokens, corpus.by_clock, corpus.drops)
+
+
+def _take_part(results: Iterator[tuple[int, list[Kept | Left]]], items: int) -> Iterator[tuple[int, list[Kept | Left]]]:
+    """Chunks' results until they make up a part: chunks never cross its end."""
+    taken = 0
+    while taken < items and (result := next(results, None)) is not None:
+        taken += result[0]
+        yield result
+
+
+def _in_chunks(items: Iterator[Item], part_items: int) -> Iterator[list[Item]]:
+    taken = 0
+    while chunk := list(islice(items, min(CHUNK_ITEMS, part_items - taken))):
+        taken = (taken + len(chunk)) % part_items
+        yield chunk
+
+
+def _samples_of(settings: Settings, prepare: Prepare, items: list[Any]) -> tuple[int, list[Kept | Left]]:
+    """In a recording process: how many items these were, and what became of them."""
+    recording = _recording(settings)
+    units = [unit for item in items for unit in prepare(item, recording)]
+    return len(items), recording.samples(units)
+
+
+@lru_cache(maxsize=1)
+def _recording(settings: Settings) -> Recording:
+    """One for each process: its sandboxes end with it."""
+    return Recording(settings)
+
+
+def _as_json(settings: Settings) -> dict[str, Any]:
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    values["limits"] = {field.name: getattr(settings.limits, field.name) for field in fields(settings.limits)}
+    return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in values.items()}

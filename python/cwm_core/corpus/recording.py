@@ -1,0 +1,228 @@
+"""From units to what is kept of them: recording twice, filters, context, tokens. Runs in a pool's processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any, Literal, NamedTuple, Self
+
+from .. import sandbox
+from ..data.traces import TrainingDocument, encode_for_training
+from ..tokenizer import Tokenizer
+from .context import ContextTooLarge, narrow
+from .filters.decontamination import Decontamination
+from .filters.deterministic import deterministic
+from .filters.duplicates import Sketch, sketch
+from .filters.effects import NoEffects
+from .filters.licence import PERMISSIVE, Licences
+from .filters.limits import SizeLimits, terminates
+from .filters.secrets import secrets
+from .sample import Drop, Filter, Sample
+from .unit import Unit
+from .workers import LIMITS, Answer, Order, Worker
+
+HASH_SEEDS = (0, 1)
+"""Of the two worker families that a call is recorded in."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is kept, and in which form."""
+
+    tokenizer: str
+    """Path of the vocabulary, as of `Tokenizer.load`."""
+    max_frames: int = 2000
+    """A trace that goes on is dropped: the limit that decides is this one, never a clock."""
+    min_frames: int = 4
+    max_tokens: int | None = 32768
+    context_tokens: int | None = None
+    """Show of a source what its trace touched, within so many tokens; None: the whole file."""
+    allow_effects: frozenset[str] = frozenset()
+    """As of `NoEffects`."""
+    licences: frozenset[str] | None = PERMISSIVE
+    """SPDX identifiers, None for any licence or none."""
+    evaluation_sets: tuple[str, ...] = ()
+    """JSONL files of problems that samples must not contain."""
+    look_for_secrets: bool = True
+    near_duplicates: float = 0.8
+    """Estimated Jaccard similarity from which two traces are nearly the same; see `Duplicates`."""
+    limits: sandbox.Limits = LIMITS
+    backend: sandbox.Backend = "bubblewrap"
+
+
+class Kept(NamedTuple):
+    """A sample that passed every filter that looks at it alone."""
+
+    id: str
+    stored: bytes
+    """Its trace, with the context to show."""
+    document: TrainingDocument
+    sketch: Sketch
+    metadata: dict[str, Any]
+
+
+class Left(NamedTuple):
+    """A sample that did not."""
+
+    id: str
+    drop: Drop
+
+
+@dataclass
+class Recorders:
+    """Two workers, of two hash seeds, for the calls of one module, or for any source; a context manager."""
+
+    settings: Settings
+    module: str | None = None
+    paths: tuple[str, ...] = ()
+    workers: list[Worker] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Start them. Raises as `Worker`."""
+        try:
+            for seed in HASH_SEEDS:
+                worker = Worker(
+                    limits=self.settings.limits,
+                    backend=self.settings.backend,
+                    hash_seed=seed,
+                    paths=self.paths,
+                    preload=self.module,
+                )
+                self.workers.append(worker)
+        except BaseException:
+            self.close()
+            raise
+
+    def record(self, orders: Sequence[tuple[Unit, Order]]) -> Iterator[tuple[Answer, Answer]]:
+        """Both recordings of each order: the second one watches clocks and randomness too, and costs more."""
+        first, second = self.workers
+        once = list(first.run(self._order(order, "io") for _, order in orders))
+        # What failed is not tried again: it is dropped whatever a second run does.
+        worth = [order for (_, order), answer in zip(orders, once, strict=True) if answer.trace is not None]
+        again = second.run(self._order(order, "all") for order in worth)
+        return ((answer, answer if answer.trace is None else next(again)) for answer in once)
+
+    def _order(self, order: Order, effects: Literal["io", "all"]) -> Order:
+        options = {"max_frames": self.settings.max_frames} | order.options
+        return replace(order, effects=effects, options=options)
+
+    def close(self) -> None:
+        """End both."""
+        while self.workers:
+            self.workers.pop().close()
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close."""
+        self.close()
+
+
+class Recording:
+    """Makes samples of units, in the settings' form; keeps the sandboxes of the last module, and those of no module."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Load the vocabulary and the evaluation sets. Raises what loading them raises."""
+        self.settings = settings
+        self.tokenizer = Tokenizer.load(settings.tokenizer)
+        self._filters = list(_filters(settings))
+        self._recorders: dict[tuple[str | None, tuple[str, ...]], Recorders] = {}
+
+    def recorders(self, module: str | None, paths: tuple[str, ...]) -> Recorders:
+        """The workers for a module's calls. Raises as `Worker`."""
+        key = module, paths
+        if key not in self._recorders:
+            for other in [k for k in self._recorders if k != (None, ())]:
+                self._recorders.pop(other).close()
+            self._recorders[key] = Recorders(self.settings, module, paths)
+        return self._recorders[key]
+
+    def samples(self, units: Sequence[Unit]) -> list[Kept | Left]:
+        """What becomes of each call of each unit, in order."""
+        results: list[Kept | Left] = []
+        for key, group in groupby(units, lambda unit: (unit.module, unit.paths)):
+            orders = [(unit, order) for unit in group for order in orders_of(unit)]
+            try:
+                answers = list(self.recorders(*key).record(orders))
+            except ImportError as error:
+                results += [
+                    Left(_id(unit, i), Drop("cannot be imported", str(error))) for i, (unit, _) in _numbered(orders)
+                ]
+                continue
+            for (number, (unit, order)), answer in zip(_numbered(orders), answers, strict=True):
+                results.append(self._sample(_id(unit, number), unit, order, *answer))
+        return results
+
+    def _sample(self, id: str, unit: Unit, order: Order, first: Answer, second: Answer) -> Kept | Left:
+        for answer in (first, second):
+            if answer.trace is None:
+                return Left(id, Drop("limit of a clock" if answer.by_clock else str(answer.reason), id))
+        trace, effects = first.trace, first.effects | second.effects
+        sample = Sample(id, unit.code, order.call or "", trace, unit.provenance, second.trace, effects)
+        for filter in (terminates, deterministic, NoEffects(self.settings.allow_effects)):
+            if (drop := filter(sample)) is not None:
+                return Left(id, drop)
+        return self.kept(sample)
+
+    def kept(self, sample: Sample) -> Kept | Left:
+        """The sample in its final form, or which filter drops it: those that need one recording alone."""
+        try:
+            sample = self._narrowed(sample)
+        except ContextTooLarge as error:
+            return Left(sample.id, Drop("context too large", str(error)))
+        for filter in self._filters:
+            if (drop := filter(sample)) is not None:
+                return Left(sample.id, drop)
+        document = encode_for_training(self.tokenizer, sample.trace)
+        limit = self.settings.max_tokens
+        if limit is not None and len(document.ids) > limit:
+            return Left(sample.id, Drop("too many tokens", f"{len(document.ids)} > {limit}"))
+        metadata = {"source": "corpus", **sample.provenance, "call": sample.call}
+        return Kept(sample.id, sample.trace.to_bytes(), document, sketch(sample.trace), metadata)
+
+    def _narrowed(self, sample: Sample) -> Sample:
+        budget = self.settings.context_tokens
+        if budget is not None:
+            count = lambda text: len(self.tokenizer.encode(text))  # noqa: E731
+            sample = replace(sample, trace=narrow(sample.trace, budget=budget, count_tokens=count))
+        return replace(sample, code=sample.trace.context)
+
+    def close(self) -> None:
+        """End every sandbox."""
+        while self._recorders:
+            self._recorders.popitem()[1].close()
+
+
+def orders_of(unit: Unit) -> Iterator[Order]:
+    """The runs of a unit."""
+    for call in unit.calls:
+        yield Order(unit.code, call, unit.module)
+    for text in unit.inputs:
+        yield Order(unit.code, stdin=text, options={"capture_output": True})
+
+
+def _filters(settings: Settings) -> Iterator[Filter]:
+    """Those that look at the sample as it would be kept, the cheapest first."""
+    yield SizeLimits(min_frames=settings.min_frames)
+    if settings.licences is not None:
+        yield Licences(settings.licences)
+    if settings.evaluation_sets:
+        sets = Decontamination()
+        for path in settings.evaluation_sets:
+            sets.add_jsonl(path)
+        yield sets
+    if settings.look_for_secrets:
+        yield secrets
+
+
+def _numbered(orders: Sequence[tuple[Unit, Order]]) -> Iterator[tuple[int, tuple[Unit, Order]]]:
+    """Each order with its number within its unit."""
+    for _, group in groupby(orders, lambda pair: pair[0].id):
+        yield from enumerate(group)
+
+
+def _id(unit: Unit, number: int) -> str:
+    return f"{unit.id}#{number}"
