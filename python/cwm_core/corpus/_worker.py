@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import gc
 import importlib
-import io
 import json
 import linecache
 import os
@@ -59,6 +58,8 @@ class Worker:
         self.recorder = importlib.import_module("cwm_core.trace").Recorder
         self.effects = importlib.import_module("cwm_core.corpus.filters.effects").Effects
         site.setquit()  # of what `site` brings, programs use exit()
+        sys.argv, sys.stdin = [""], open(0, encoding="utf-8", errors="surrogatepass", closefd=False)  # noqa: SIM115
+        self.recorder().record_source("def f(x):\n    return [x]\n", "f(1)").to_bytes()  # what is made at first use
         gc.collect()
         gc.freeze()  # pages that children share stay shared
 
@@ -155,7 +156,8 @@ def obey(worker: Worker, order: dict[str, Any]) -> bytes:
     recorder = worker.recorder(**order["options"])
     effects = worker.effects(clocks=order["effects"] == "all") if order["effects"] != "none" else None
     reason = None
-    give_input(order["stdin"])
+    if order["stdin"]:
+        give_input(order["stdin"])
     try:
         prepare(order)
         with effects or contextlib.nullcontext():
@@ -191,14 +193,11 @@ def record(recorder: Any, order: dict[str, Any]) -> None:
 
 def give_input(text: str) -> None:
     """Make the text standard input, for descriptors and `sys.stdin` alike."""
-    if text:
-        source = os.memfd_create("stdin")
-        write(source, text.encode("utf-8", "surrogatepass"))
-        os.lseek(source, 0, os.SEEK_SET)
-        os.dup2(source, 0)
-        os.close(source)
-    sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8", "surrogatepass")
-    sys.argv = [""]
+    source = os.memfd_create("stdin")
+    write(source, text.encode("utf-8", "surrogatepass"))
+    os.lseek(source, 0, os.SEEK_SET)
+    os.dup2(source, 0)
+    os.close(source)
 
 
 def watch(child: int, read: int, seconds: float, most: int) -> tuple[bytes, int | None]:
