@@ -17,7 +17,7 @@ from .filters.duplicates import Sketch, sketch
 from .filters.effects import NoEffects
 from .filters.licence import PERMISSIVE, Licences
 from .filters.limits import SizeLimits, terminates
-from .filters.secrets import secrets
+from .filters.secrets import no_secrets
 from .sample import Drop, Filter, Sample
 from .unit import Unit
 from .workers import LIMITS, Answer, Order, Worker
@@ -215,7 +215,7 @@ def _filters(settings: Settings) -> Iterator[Filter]:
             sets.add_jsonl(path)
         yield sets
     if settings.look_for_secrets:
-        yield secrets
+        yield no_secrets
 
 
 def _numbered(orders: Sequence[tuple[Unit, Order]]) -> Iterator[tuple[int, tuple[Unit, Order]]]:

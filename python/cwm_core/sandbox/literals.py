@@ -45,19 +45,19 @@ def _check_depth(tree: ast.AST) -> None:
         level = [child for node in level for child in ast.iter_child_nodes(node)]
 
 
-def _identity(value: object) -> Hashable:
-    """Equal for values of equal types and contents, NaN included, and only for those."""
+def identity(value: object) -> Hashable:
+    """What is equal for values of equal types and contents, NaN included, and only for those."""
     kind = type(value).__name__
     if isinstance(value, float):
         return kind, "nan" if math.isnan(value) else value
     if isinstance(value, complex):
-        return kind, _identity(value.real), _identity(value.imag)
+        return kind, identity(value.real), identity(value.imag)
     if isinstance(value, (list, tuple)):
-        return kind, tuple(map(_identity, value))
+        return kind, tuple(map(identity, value))
     if isinstance(value, set):
-        return kind, frozenset(Counter(map(_identity, value)).items())
+        return kind, frozenset(Counter(map(identity, value)).items())
     if isinstance(value, dict):
-        return kind, frozenset(Counter((_identity(key), _identity(item)) for key, item in value.items()).items())
+        return kind, frozenset(Counter((identity(key), identity(item)) for key, item in value.items()).items())
     return kind, value
 
 
@@ -68,6 +68,6 @@ def literals_equal(a: str, b: str) -> bool:
     compare without order. Never raises.
     """
     try:
-        return _identity(evaluate_literal(a)) == _identity(evaluate_literal(b))
+        return identity(evaluate_literal(a)) == identity(evaluate_literal(b))
     except ValueError:
         return a.strip() == b.strip()

@@ -38,7 +38,7 @@ def first_difference(first: Trace, second: Trace) -> Difference | None:
     return None
 
 
-def deterministic(sample: Sample) -> Drop | None:
+def is_deterministic(sample: Sample) -> Drop | None:
     """Drop a sample whose two recordings differ; reason ``"not deterministic"``.
 
     Raises ValueError for a sample that was recorded once only.

@@ -9,6 +9,7 @@ from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -126,7 +127,7 @@ class Duplicates:
                 loaded._keep(str(id), one, _minhash(one.near))
                 at += length
             return loaded
-        except (ValueError, KeyError, TypeError, EOFError) as error:
+        except (ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
             raise ValueError(f"{os.fspath(path)}: no state of kept traces: {error}") from None
 
     def _keep(self, id: str, sketch: Sketch, minhash: Any) -> None:

@@ -90,9 +90,9 @@ class Effects:
     """Watches what runs in the ``with`` block; `names` are the effects seen, also by other threads.
 
     Names: ``"file"``, ``"network"``, ``"process"``, ``"environment"``, ``"input"``, ``"thread"``, ``"native code"``,
-    ``"id"`` (an object's address was read), ``"random"`` (the global generator of `random` was used, seeded or not), and
-    with `clocks` ``"clock"`` and ``"entropy"``. What the import system does to import a module is none; what a module's
-    body does is.
+    ``"id"`` (an object's address was read), ``"random"`` (the global generator of `random` was used, seeded or not),
+    and with `clocks` ``"clock"`` and ``"entropy"``. What the import system does to import a module is none; what a
+    module's body does is. On Python 3.11 threads that end before the block does are seen with `clocks` alone.
 
     The audit hook stays in the process, asleep outside the block, since the interpreter takes none back. One block
     watches at a time.

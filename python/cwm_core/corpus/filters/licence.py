@@ -20,8 +20,8 @@ from .extra import missing_extra
 
 PERMISSIVE = frozenset(
     {
-        "0BSD", "Apache-2.0", "BlueOak-1.0.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "HPND", "ISC", "MIT",
-        "MIT-0", "MIT-CMU", "NCSA", "PostgreSQL", "PSF-2.0", "Python-2.0", "Unlicense", "UPL-1.0", "X11", "Zlib",
+        "0BSD", "Apache-2.0", "BlueOak-1.0.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "HPND", "ISC",
+        "MIT", "MIT-0", "MIT-CMU", "NCSA", "PostgreSQL", "PSF-2.0", "Python-2.0", "Unlicense", "UPL-1.0", "X11", "Zlib",
     }
 )  # fmt: skip
 """Licences that allow any use and ask for no more than their notice."""
@@ -61,7 +61,7 @@ _FILE_NAME = re.compile(r"(?i)(?:un)?licen[cs]e|copying")
 
 
 def normalized(expression: str) -> str | None:
-    """The SPDX expression as the list of SPDX writes it, None for what is none. Raises ImportError without the extra."""
+    """The SPDX expression in SPDX's own spelling, None for what is none. Raises ImportError without the extra."""
     parsed = _parse(expression)
     return None if parsed is None else str(parsed)
 
@@ -114,9 +114,8 @@ def of_metadata(metadata: PackageMetadata) -> str | None:
     """
     if (expression := metadata.get("License-Expression")) is not None:
         return normalized(expression)
-    classifiers = [
-        c.removeprefix("License :: ") for c in metadata.get_all("Classifier") or [] if c.startswith("License")
-    ]
+    licences = [line for line in metadata.get_all("Classifier") or [] if line.startswith("License :: ")]
+    classifiers = [line.removeprefix("License :: ") for line in licences]
     found = [_CLASSIFIERS.get(classifier) for classifier in classifiers if classifier != "OSI Approved"]
     if None in found:
         return None

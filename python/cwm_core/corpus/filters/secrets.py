@@ -37,7 +37,7 @@ class Finding(NamedTuple):
     """Of the text, from 1."""
 
 
-def find(text: str) -> Iterator[Finding]:
+def find_secrets(text: str) -> Iterator[Finding]:
     """What looks like a secret or personal data in a text, kind by kind.
 
     Secrets: all detectors of detect-secrets that know a form of token or key, and passwords by the name they are
@@ -63,13 +63,13 @@ def find(text: str) -> Iterator[Finding]:
                 yield _finding("IP address", f"{len(match[0])} characters", text, match.start())
 
 
-def secrets(sample: Sample) -> Drop | None:
+def no_secrets(sample: Sample) -> Drop | None:
     """Drop samples with secrets or personal data in the code, the call or the values of the trace.
 
     Reasons are the kinds of `Finding`; the detail says what it is and where, and does not hold it.
     """
     for place, text in (("code", sample.code), ("call", sample.call), ("values", values_text(sample.trace))):
-        for found in find(text):
+        for found in find_secrets(text):
             where = f", line {found.line}" if place == "code" else ""
             return Drop(found.kind, f"{found.what} in the {place}{where}")
     return None

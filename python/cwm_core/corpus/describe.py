@@ -1,0 +1,362 @@
+"""Traces in natural language: a model is asked for a description, and what it says is compared with the trace.
+
+A description states values between backticks. What it must state, the *key values*, and what it may state are defined
+by `key_values` and `faults`. Nothing that a model wrote is run.
+"""
+
+from __future__ import annotations
+
+import ast
+import http.client
+import json
+import re
+import urllib.error
+import urllib.request
+import warnings
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ..sandbox.literals import evaluate_literal, identity
+from ..trace import Trace
+
+Message = dict[str, str]
+Generate = Callable[[Sequence[Message]], str]
+"""Answers a chat, messages of ``role`` and ``content``."""
+
+TEMPLATE = """\
+Here is a Python program and a record of one execution of it, step by step.
+
+Program:
+```
+{code}
+```
+
+Execution:
+{steps}
+
+Describe in English what happens, in the order in which it happens, so that a reader could follow it without running the
+program. State the arguments of the function that is called, how its variables change, and how it ends.
+
+Write every value and every piece of code between backticks. Write values exactly as Python writes them, as in `x` is
+`[1, 'a']`. State no value that is not in the program or in its execution; where you count something yourself, write the
+number as a word."""
+
+RETRY_TEMPLATE = """\
+Some of this does not agree with the execution:
+{faults}
+Write the whole description again without these faults."""
+
+MAX_VALUE_CHARS = 200
+"""A longer value need not be stated."""
+
+_ANSWER_BYTES = 1 << 20
+_SPAN = re.compile(r"```[^\n]*\n(.*?)```|(`+)(.+?)\2(?!`)", re.DOTALL)
+_NUMBERS = re.compile(r"(?:(?<![\w)\]])-)?(?<![\w.])\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\w|\.\d)")
+_STRINGS = re.compile(r"""(?<!\w)('(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")""")
+# What numbers the description itself: items of a list, headings, and references to steps and lines.
+_ORDINALS = re.compile(
+    r"^[ \t]*(?:[#>*-]+[ \t]*)?\d+[.):](?=\s)|\b(?:steps?|lines?|frames?)[ \t]+\d+(?:(?: and | to |, |[-–])\d+)*",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+class KeyValue(NamedTuple):
+    """A value that a description must state."""
+
+    what: str
+    """``"argument n"``, ``"final n"``, ``"return value"``, ``"exception"`` or ``"result"``."""
+    value: str
+
+
+class Fault(NamedTuple):
+    """What is wrong with a description."""
+
+    reason: str
+    """``"missing value"``: a key value is not stated. ``"unsupported value"``: what is stated is not in the trace.
+    ``"empty"``: nothing is stated. ``"no answer"``: the endpoint failed."""
+    detail: str
+
+
+def key_values(trace: Trace) -> list[KeyValue]:
+    """The values that a description must state, in order of the trace.
+
+    They are those of the first activation that has variables (for `record_source`, the function that is called, where
+    it has arguments or variables): its arguments, its variables before its last line, and its return value or the
+    exception that left it; and the result or exception of the whole. Left out are values that are shown in part, longer
+    than `MAX_VALUE_CHARS`, or written ``<...>``.
+    """
+    states = trace.states()
+    found: list[KeyValue] = []
+    if (inside := next((number for number, state in enumerate(states) if state), None)) is not None:
+        frames = _activation(trace, inside)
+        own = [states[number] or {} for number in frames if states[number] is not None]
+        found += [KeyValue(f"argument {name}", value) for name, value in own[0].items()]
+        found += [KeyValue(f"final {name}", value) for name, value in own[-1].items()]
+        found += _end(trace, frames)
+    if trace.result is not None:
+        found.append(KeyValue("result", trace.result))
+    if trace.exception is not None:
+        found.append(KeyValue("exception", trace.exception))
+    return [key for key in dict.fromkeys(found) if _can_be_stated(key.value)]
+
+
+def faults(trace: Trace, description: str) -> list[Fault]:
+    """What a description gets wrong; empty where it agrees with the trace.
+
+    *Stated* are the Python literals in the code between backticks, the largest ones (a list, not its elements), and the
+    numbers in the prose, except those that number items, steps or lines.
+
+    - A key value that is a literal must be equal to one that is stated or to a part of it, in types too; any other must
+      stand in the description as text.
+    - A literal that is stated must be equal to one in the trace: in its values, their parts, and its source; or the
+      code between the backticks is a piece of that source. A number in the prose must be equal to a number there, of
+      any type.
+    """
+    if not description.strip():
+        return [Fault("empty", "")]
+    source = _source(trace)
+    spans = [(match[1] or match[3]).strip() for match in _SPAN.finditer(description)]
+    prose = _ORDINALS.sub(" ", _SPAN.sub(" ` ", description))
+    numbers = {float(number) for number in _NUMBERS.findall(prose)}
+
+    said = {literal for span in spans for literal in _literals(span, parts=True)}
+    found = [
+        Fault("missing value", f"{key.what}: {key.value}")
+        for key in key_values(trace)
+        if not _states(key.value, said, numbers, description)
+    ]
+    known = {literal for value in _values(trace) for literal in _literals(value, parts=True)}
+    for text in (source, *(frame.line for frame in trace.frames)):
+        known.update(_literals(text, parts=True))
+    for span in spans:
+        if span and not _is_code_of(span, source):
+            wrong = set(_literals(span, parts=False)) - known
+            found += [Fault("unsupported value", span)] if wrong else []
+    known_numbers = {float(value) for kind, value in known if kind in ("int", "float") and _fits(value)}
+    found += [Fault("unsupported value", f"{number:g}") for number in sorted(numbers - known_numbers)]
+    return list(dict.fromkeys(found))
+
+
+def steps(trace: Trace) -> str:
+    """The execution as text for a prompt: a numbered line for each frame, with the variables that changed."""
+    lines = []
+    for number, frame in enumerate(trace.frames, 1):
+        changed = ", ".join(f"{name} = {value}" for name, value in (frame.locals or {}).items() if value != "..")
+        if frame.arg is not None:
+            changed = {"return": "returns ", "exception": "raises "}[frame.event] + frame.arg
+        lines.append(f"{number}. {frame.event}: {frame.line.strip()}" + (f"    # {changed}" if changed else ""))
+    return "\n".join(lines)
+
+
+class Describer:
+    """Asks for descriptions, and again where one has faults.
+
+    `failures` counts the attempts that failed, by the reason of their first fault; `described` and `given_up` count
+    traces.
+    """
+
+    def __init__(self, generate: Generate, *, attempts: int = 3, template: str = TEMPLATE) -> None:
+        """`template` has the fields ``{code}`` and ``{steps}``.
+
+        Raises ValueError for a template without them or less than one attempt.
+        """
+        if attempts < 1:
+            raise ValueError(f"there is to be at least one attempt, not {attempts}")
+        if missing := [field for field in ("{code}", "{steps}") if field not in template]:
+            raise ValueError(f"the template lacks {missing[0]}")
+        self.failures: Counter[str] = Counter()
+        self.described = 0
+        self.given_up = 0
+        self._generate = generate
+        self._attempts = attempts
+        self._template = template
+
+    def __call__(self, trace: Trace) -> str | None:
+        """A description without faults, None where no attempt gave one. What `generate` raises goes on, but for
+        `EndpointError`, which is a failed attempt.
+        """
+        fields = {"{code}": _source(trace).strip("\n"), "{steps}": steps(trace)}
+        question = re.sub(r"\{code\}|\{steps\}", lambda match: fields[match[0]], self._template)
+        asked: list[Message] = [{"role": "user", "content": question}]
+        messages = asked
+        for _ in range(self._attempts):
+            try:
+                answer = self._generate(messages)
+            except EndpointError as error:
+                wrong = [Fault("no answer", str(error))]
+            else:
+                wrong = faults(trace, answer)
+                said = "\n".join(f"- {fault.reason}: {fault.detail}" for fault in wrong[:10])
+                # Only the last attempt is shown, so that the chat does not grow.
+                messages = [
+                    *asked,
+                    {"role": "assistant", "content": answer},
+                    {"role": "user", "content": RETRY_TEMPLATE.replace("{faults}", said)},
+                ]
+            if not wrong:
+                self.described += 1
+                return answer
+            self.failures[wrong[0].reason] += 1
+        self.given_up += 1
+        return None
+
+
+class EndpointError(RuntimeError):
+    """The endpoint cannot be reached, refused, or did not answer as one."""
+
+
+class Endpoint:
+    """A `Generate` over HTTP: any server with OpenAI's ``POST BASE_URL/chat/completions``."""
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        temperature: float = 0.7,
+        max_tokens: int = 4096,
+        timeout: float = 120.0,
+    ) -> None:
+        """`base_url` as ``http://localhost:8000/v1``; `timeout` is in seconds. Raises ValueError for another scheme."""
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"a server's address begins with http:// or https://, unlike {base_url!r}")
+        self.url = base_url.rstrip("/") + "/chat/completions"
+        self.timeout = timeout
+        self._settings = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._opener = urllib.request.build_opener(_NoRedirects)
+
+    def __call__(self, messages: Sequence[Message]) -> str:
+        """The text of the answer. Raises EndpointError."""
+        body = json.dumps(self._settings | {"messages": list(messages)}).encode()
+        try:
+            request = urllib.request.Request(self.url, body, self._headers)
+            with self._opener.open(request, timeout=self.timeout) as response:
+                data = response.read(_ANSWER_BYTES + 1)
+        except urllib.error.HTTPError as error:
+            said = " ".join(error.read(500).decode(errors="replace").split())
+            raise EndpointError(f"{self.url}: {error.code} {error.reason}: {said}") from None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise EndpointError(f"{self.url}: {getattr(error, 'reason', error)!r}") from None
+        if len(data) > _ANSWER_BYTES:
+            raise EndpointError(f"{self.url}: the answer is longer than {_ANSWER_BYTES:,} bytes")
+        try:
+            text = json.loads(data)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise EndpointError(f"{self.url}: the answer is no chat completion: {error!r}") from None
+        if not isinstance(text, str):
+            raise EndpointError(f"{self.url}: the answer has no text")
+        return text
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: following it would hand the key to another server."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """No request to follow with."""
+
+
+def _source(trace: Trace) -> str:
+    return trace.context.replace("  # << START_OF_TRACE\n", "\n")
+
+
+def _activation(trace: Trace, inside: int) -> list[int]:
+    """The frames of the activation that a frame belongs to, from its call to its return."""
+    depth, depths, events = 0, [], [frame.event for frame in trace.frames]
+    for event in events:
+        depth += event == "call"
+        depths.append(depth)
+        depth -= event == "return"
+    own = [number for number, other in enumerate(depths) if other == depths[inside]]
+    begin = max((number for number in own if number <= inside and events[number] == "call"), default=own[0])
+    end = min((number for number in own if number >= inside and events[number] == "return"), default=own[-1])
+    return [number for number in own if begin <= number <= end]
+
+
+def _end(trace: Trace, frames: Sequence[int]) -> list[KeyValue]:
+    """How the activation of these frames ended: none where the trace ends before it does."""
+    last = trace.frames[frames[-1]]
+    if last.event != "return":
+        return []
+    # An activation that an exception leaves returns None, and the exception goes on in its caller.
+    raised = last.arg == "None" and any(trace.frames[number].event == "exception" for number in frames)
+    after = trace.frames[frames[-1] + 1] if frames[-1] + 1 < len(trace) else None
+    if raised and after is None and trace.exception is not None:
+        return []  # that of the whole
+    if raised and after is not None and after.event == "exception":
+        return [KeyValue("exception", after.arg or "")]
+    return [KeyValue("return value", last.arg or "")]
+
+
+def _can_be_stated(value: str) -> bool:
+    return len(value) <= MAX_VALUE_CHARS and not value.startswith("<") and not value.endswith("...")
+
+
+def _states(value: str, said: set[Hashable], numbers: set[float], description: str) -> bool:
+    try:
+        literal = evaluate_literal(value)
+    except ValueError:
+        return value in description
+    if identity(literal) in said:
+        return True
+    return type(literal) in (int, float) and _fits(literal) and float(literal) in numbers
+
+
+def _values(trace: Trace) -> set[str]:
+    values = {value for frame in trace.frames for value in (frame.locals or {}).values()}
+    values |= {frame.arg for frame in trace.frames if frame.arg is not None}
+    return (values | {trace.result or "", trace.exception or ""}) - {"..", ""}
+
+
+def _is_code_of(span: str, source: str) -> bool:
+    """Whether a span is a piece of the source that is more than one literal: whole words of it."""
+    try:
+        evaluate_literal(span)
+    except ValueError:
+        return re.search(rf"(?<!\w){re.escape(span)}(?!\w)", source) is not None
+    return False
+
+
+def _literals(text: str, *, parts: bool) -> Iterator[Hashable]:
+    """The identities of the literals in a piece of code: with `parts` of those within others, too."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the parser, about "\d" and the like
+            pending: list[ast.AST] = [ast.parse(text.strip())]
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        for found in [*_NUMBERS.findall(_STRINGS.sub(" ", text)), *_STRINGS.findall(text)]:
+            yield from _identity_of(found)
+        return
+    while pending:
+        node = pending.pop()
+        children = list(ast.iter_child_nodes(node))
+        if isinstance(node, ast.expr):
+            try:
+                value = ast.literal_eval(node)
+            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+                pass
+            else:
+                yield identity(value)
+                if not parts or not isinstance(node, ast.List | ast.Tuple | ast.Set | ast.Dict):
+                    continue
+        pending += children
+
+
+def _identity_of(text: str) -> Iterator[Hashable]:
+    try:
+        yield identity(evaluate_literal(text))
+    except ValueError:
+        return
+
+
+def _fits(value: Any) -> bool:
+    """Whether a number can be compared as a float."""
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True

@@ -1,0 +1,250 @@
+"""Correct descriptions pass, corrupted ones do not, and what fails is asked for again."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import cwm_core as cwm
+import pytest
+from cwm_core.corpus.describe import (
+    Describer,
+    Endpoint,
+    EndpointError,
+    Fault,
+    KeyValue,
+    faults,
+    key_values,
+    steps,
+)
+from cwm_core.corpus.generator import generate
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+CODE = """\
+def f(n, s):
+    out = []
+    for i in range(n):
+        out.append((i, s))
+    if n > 5:
+        raise ValueError(n)
+    return out
+"""
+GOOD = (
+    "1. The function `f` is called with `n = 2` and `s` as `'a'`.\n2. It loops over `range(n)`: first `i` is `0`, "
+    "then 1 on line 4. In the end `out` is `[(0, 'a'), (1, 'a')]`, which it returns."
+)
+
+seeds = st.integers(0, 10**6)
+
+
+def described(trace: cwm.Trace) -> list[str]:
+    """A correct description, in sentences: every change, then how it ends."""
+    sentences = ["The program runs step by step."]
+    for number, (frame, state) in enumerate(zip(trace.frames, trace.states(), strict=True), 1):
+        if state is not None:
+            changed = [f"`{name}` is `{state[name]}`" for name, value in (frame.locals or {}).items() if value != ".."]
+            sentences.append(
+                f"{number}. At `{frame.line.strip()}` " + " and ".join(changed or ["nothing changed"]) + "."
+            )
+        else:
+            sentences.append(f"Then `{frame.line.strip()}` ends with `{frame.arg}`.")
+    if trace.exception is not None:
+        sentences.append(f"It raises `{trace.exception}`.")
+    return sentences
+
+
+@given(seeds)
+def test_correct_descriptions_have_no_faults(seed: int) -> None:
+    trace = cwm.record_source(*generate(seed))
+    assert faults(trace, "\n".join(described(trace))) == []
+
+
+@given(seeds, st.data())
+def test_a_value_that_is_not_in_the_trace_is_a_fault(seed: int, data: st.DataObject) -> None:
+    trace = cwm.record_source(*generate(seed))
+    sentences = described(trace)
+    wrong = data.draw(
+        st.sampled_from(["`987654`", "`'not there'`", "`x` is `[987654]`", "987654", "`-98765`", "`9876.5`"])
+    )
+    sentences.insert(data.draw(st.integers(0, len(sentences))), f"Now it is {wrong}.")
+    assert {fault.reason for fault in faults(trace, "\n".join(sentences))} == {"unsupported value"}
+
+
+@given(seeds, st.data())
+def test_a_key_value_that_is_not_stated_is_a_fault(seed: int, data: st.DataObject) -> None:
+    trace = cwm.record_source(*generate(seed))
+    keys = key_values(trace)
+    assume(keys)
+    gone = data.draw(st.sampled_from(keys)).value
+    kept = [sentence for sentence in described(trace) if gone not in sentence]
+    found = faults(trace, "\n".join(kept))
+    assert {fault.reason for fault in found} <= {"missing value"}
+    assert {f"{key.what}: {key.value}" for key in keys if key.value == gone} <= {fault.detail for fault in found}
+
+
+def test_key_values() -> None:
+    assert key_values(cwm.record_source(CODE, "f(1, 'a')")) == [
+        KeyValue("argument n", "1"),
+        KeyValue("argument s", "'a'"),
+        KeyValue("final n", "1"),
+        KeyValue("final s", "'a'"),
+        KeyValue("final out", "[(0, 'a')]"),
+        KeyValue("final i", "0"),
+        KeyValue("return value", "[(0, 'a')]"),
+        KeyValue("result", "[(0, 'a')]"),
+    ]
+    raised = key_values(cwm.record_source(CODE, "f(6, 'a')"))
+    assert [key.value for key in raised if key.what == "exception"] == ["ValueError(6)"]
+    assert "return value" not in {key.what for key in raised}
+    caught = "def f(n): return 1 // n\ndef g(n):\n    try:\n        return f(n)\n    except ArithmeticError:\n        return n\n"
+    assert [key.what for key in key_values(cwm.record_source(caught, "g(0)"))] == [
+        "argument n",
+        "final n",
+        "return value",
+        "result",
+    ]
+    assert [key.what for key in key_values(cwm.record_source(caught, "f(0)"))] == ["argument n", "final n", "exception"]
+    long = key_values(cwm.record_source("def f(n):\n    text = 'x' * n\n    return f\n", "f(300)"))
+    assert [key.what for key in long] == ["argument n", "final n"]
+    assert key_values(cwm.record_source("", "3")) == [KeyValue("result", "3")]
+    cut = cwm.Recorder(max_frames=6).record_source(CODE, "f(3, 'a')")
+    assert {key.what.split()[0] for key in key_values(cut)} == {"argument", "final"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reasons"),
+    [
+        ("", "", set()),
+        ("`n = 2`", "`n` being 2", set()),
+        ("`n = 2`", "`n = 2.0`", {"missing value", "unsupported value"}),  # types count between backticks
+        ("`'a'`", '`"a"`', set()),
+        ("`0`", "`4`", {"unsupported value"}),
+        ("then 1", "then 7", {"unsupported value"}),
+        ("line 4", "line 12", set()),
+        ("`range(n)`", "`range(3)`", {"unsupported value"}),
+        ("(1, 'a')]`", "(1, 'b')]`", {"missing value", "unsupported value"}),
+        ("(1, 'a')]`", "(1, 'a')`", {"missing value"}),  # it does not parse: its parts are looked at
+        ("`out` is `[(0, 'a'), (1, 'a')]`", "`out` has two items", {"missing value"}),
+        ("`range(n)`", "`for i in range(n):`", set()),
+        ("It loops", "It's a loop, and doesn't stop: 'now'; it loops", set()),
+    ],
+)
+def test_faults(old: str, new: str, reasons: set[str]) -> None:
+    trace = cwm.record_source(CODE, "f(2, 'a')")
+    assert old in GOOD
+    assert {fault.reason for fault in faults(trace, GOOD.replace(old, new))} == reasons
+
+
+@given(st.text(max_size=200))
+def test_any_text_can_be_judged(text: str) -> None:
+    trace = cwm.record_source(CODE, "f(2, 'a')")
+    found = faults(trace, f"{text} `{text}` ```\n{text}\n```")
+    assert found and {fault.reason for fault in found} <= {"missing value", "unsupported value", "empty"}
+    assert faults(trace, " \n") == [Fault("empty", "")]
+
+
+def test_steps_name_what_changes() -> None:
+    assert steps(cwm.record_source(CODE, "f(1, 'a')")).split("\n")[2:5] == [
+        "3. call: def f(n, s):    # n = 1, s = 'a'",
+        "4. line: out = []",
+        "5. line: for i in range(n):    # out = []",
+    ]
+
+
+def test_attempts_go_on_until_one_is_right() -> None:
+    trace = cwm.record_source(CODE, "f(2, 'a')")
+    answers = iter(["", EndpointError("busy"), GOOD.replace("`0`", "`4`"), GOOD, "never asked for"])
+    asked: list[Sequence[dict[str, str]]] = []
+
+    def generate(messages: Sequence[dict[str, str]]) -> str:
+        asked.append(messages)
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    describe = Describer(generate, attempts=4)
+    assert describe(trace) == GOOD
+    assert describe.failures == {"empty": 1, "no answer": 1, "unsupported value": 1}
+    assert (describe.described, describe.given_up) == (1, 0)
+    assert CODE.strip() in asked[0][0]["content"] and "START_OF_TRACE" not in asked[0][0]["content"]
+    assert "unsupported value: 4" in asked[3][-1]["content"] and len(asked[3]) == 3
+
+    stubborn = Describer(lambda _: "It returns.", attempts=2)
+    assert stubborn(trace) is None and stubborn.failures == {"missing value": 2} and stubborn.given_up == 1
+
+
+def test_templates_and_attempts_that_are_none() -> None:
+    with pytest.raises(ValueError, match=r"lacks \{steps\}"):
+        Describer(str, template="{code}")
+    with pytest.raises(ValueError, match="at least one attempt"):
+        Describer(str, attempts=0)
+    got: list[str] = []
+    template = "{code}|{steps}"
+    braces = cwm.record_source("def f():\n    return '{steps}'\n", "f()")
+    Describer(lambda messages: got.append(messages[0]["content"]) or "", attempts=1, template=template)(braces)
+    assert got[0].count("return '{steps}'") == 3  # in the code and at two steps: nothing is filled in twice
+
+
+@contextmanager
+def server(status: int, body: bytes) -> Iterator[tuple[str, list[dict]]]:
+    requests: list[dict] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+            requests.append({"path": self.path, "key": self.headers["Authorization"], **json.loads(data)})
+            self.send_response(status)
+            self.send_header("Location", "/elsewhere")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{http.server_port}/v1/", requests
+        finally:
+            http.shutdown()
+            thread.join()
+
+
+def test_an_endpoint_that_answers() -> None:
+    body = json.dumps({"choices": [{"message": {"content": GOOD}}]}).encode()
+    with server(200, body) as (url, requests):
+        endpoint = Endpoint(url, "m", api_key="k", temperature=0.1)
+        assert Describer(endpoint)(cwm.record_source(CODE, "f(2, 'a')")) == GOOD
+    [request] = requests
+    assert (request["path"], request["key"]) == ("/v1/chat/completions", "Bearer k")
+    assert (request["model"], request["temperature"], len(request["messages"])) == ("m", 0.1, 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (500, b"out of\nmemory", "500 Internal Server Error: out of memory"),
+        (302, b"", "302"),
+        (200, b"no json", "no chat completion"),
+        (200, b'{"choices": []}', "no chat completion"),
+        (200, b'{"choices": [{"message": {"content": null}}]}', "no text"),
+        (200, b" " * (1 << 20) + b"{}", "longer than"),
+    ],
+)
+def test_an_endpoint_that_fails(status: int, body: bytes, said: str) -> None:
+    with server(status, body) as (url, _), pytest.raises(EndpointError, match=said):
+        Endpoint(url, "m")([{"role": "user", "content": "x"}])
+
+
+def test_endpoints_that_are_none() -> None:
+    with pytest.raises(ValueError, match="begins with http"):
+        Endpoint("file:///etc/passwd", "m")
+    with pytest.raises(EndpointError):
+        Endpoint("http://127.0.0.1:9/v1", "m", timeout=2)([])
