@@ -52,9 +52,10 @@ class Worker:
         self.prctl = ctypes.CDLL(None).prctl
         self.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
         sys.path += settings["paths"]
-        package = types.ModuleType("cwm_core")  # without its __init__, which would import NumPy
-        package.__path__ = [str(Path(__file__).parents[1])]
-        sys.modules["cwm_core"] = package
+        for name in ("cwm_core", "cwm_core.corpus", "cwm_core.corpus.filters"):
+            package = types.ModuleType(name)  # without its __init__, which would import NumPy
+            package.__path__ = [str(Path(__file__).parents[1].joinpath(*name.split(".")[1:]))]
+            sys.modules[name] = package
         self.recorder = importlib.import_module("cwm_core.trace").Recorder
         self.effects = importlib.import_module("cwm_core.corpus.filters.effects").Effects
         site.setquit()  # of what `site` brings, programs use exit()

@@ -20,8 +20,7 @@ from ..data import ShardWriter
 from ..durable import sync
 from ..store import TraceWriter
 from ..trace import Trace
-from .filters.drops import Drops
-from .filters.duplicates import Duplicates, Sketch
+from .filters import Drops, Duplicates, Sketch
 from .recording import Kept, Left
 
 _TRACES, _TOKENS, _SKETCHES = "traces", "tokens", "sketches"
@@ -49,7 +48,10 @@ class Corpus:
     def __init__(
         self, folder: str | os.PathLike[str], description: Mapping[str, Any], vocab_size: int, near: float
     ) -> None:
-        """Open or make `folder`; `near` is the threshold of `Duplicates`, `description` is what makes two corpora different: sources and settings, as JSON.
+        """Open or make `folder`.
+
+        `description` is what makes two corpora different, sources and settings, as JSON; `near` is the threshold of
+        `Duplicates`.
 
         Raises BlockingIOError while another writer has it, ValueError where it holds a corpus of another description or
         its files are damaged, OSError if it cannot be written.

@@ -10,7 +10,7 @@ from itertools import chain, islice
 from typing import Any, TypeVar
 
 from ..tokenizer import Tokenizer
-from .filters.drops import Drops
+from .filters import Drops
 from .output import Corpus
 from .pool import Pool, in_order
 from .recording import Kept, Left, Recording, Settings

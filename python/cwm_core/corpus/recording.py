@@ -11,13 +11,18 @@ from .. import sandbox
 from ..data.traces import TrainingDocument, encode_for_training
 from ..tokenizer import Tokenizer
 from .context import ContextTooLarge, narrow
-from .filters.decontamination import Decontamination
-from .filters.deterministic import deterministic
-from .filters.duplicates import Sketch, sketch
-from .filters.effects import NoEffects
-from .filters.licence import PERMISSIVE, Licences
-from .filters.limits import SizeLimits, terminates
-from .filters.secrets import no_secrets
+from .filters import (
+    PERMISSIVE,
+    Decontamination,
+    Licences,
+    NoEffects,
+    SizeLimits,
+    Sketch,
+    is_deterministic,
+    no_secrets,
+    sketch,
+    terminates,
+)
 from .sample import Drop, Filter, Sample
 from .unit import Unit
 from .workers import LIMITS, Answer, Order, Worker
@@ -162,7 +167,7 @@ class Recording:
                 return Left(id, Drop("limit of a clock" if answer.by_clock else str(answer.reason), id))
         trace, effects = first.trace, first.effects | second.effects
         sample = Sample(id, unit.code, order.call or "", trace, unit.provenance, second.trace, effects)
-        for filter in (terminates, deterministic, NoEffects(self.settings.allow_effects)):
+        for filter in (terminates, is_deterministic, NoEffects(self.settings.allow_effects)):
             if (drop := filter(sample)) is not None:
                 return Left(id, drop)
         return self.kept(sample)
