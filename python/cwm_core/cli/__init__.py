@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from ..sandbox import SandboxError
+from .corpus import add_corpus
 from .debug import add_debug
 from .evaluate import add_eval
 from .exchange import add_export, add_import
@@ -57,6 +58,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"cwm {version('cwm-core')}")
     verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
     adds = (
+        add_corpus,
         add_record,
         add_view,
         add_import,

@@ -19,7 +19,8 @@ OK, FAILED, INTERRUPTED = 0, 1, 130
 
 EXTRAS = {
     "torch": "train", "rich": "train", "safetensors": "train", "pyarrow": "parquet", "tensorboard": "tensorboard",
-    "torchao": "float8", "starlette": "serve", "uvicorn": "serve", "prometheus_client": "serve",
+    "torchao": "float8", "starlette": "serve", "uvicorn": "serve", "prometheus_client": "serve", "rensa": "corpus",
+    "license_expression": "corpus", "detect_secrets": "corpus", "phonenumbers": "corpus",
 }  # fmt: skip
 
 

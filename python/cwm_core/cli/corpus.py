@@ -1,0 +1,151 @@
+"""`cwm corpus`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .shared import OK, add_verb, not_negative, positive, say, seconds
+
+if TYPE_CHECKING:
+    from cwm_core.corpus.pipeline import Prepare, Summary
+    from cwm_core.corpus.pool import Pool
+    from cwm_core.corpus.recording import Settings
+
+
+def add_corpus(verbs: Any) -> None:
+    """Add `cwm corpus`."""
+    parser = add_verb(
+        verbs,
+        _corpus,
+        "Make a corpus: run code that nobody vouches for, keep the traces that teach.",
+        "cwm corpus contests problems.jsonl --licence CC-BY-4.0 --tokenizer vocabulary -o corpus",
+        "Every program runs in a process of its own in a sandbox, twice, under two hash seeds. OUT holds traces and\n"
+        "token shards, ready for training. Ctrl-C, or any other end, keeps what is done; the same command goes on.\n"
+        "docs/corpus.md says what is kept and why.",
+    )
+    kinds = parser.add_subparsers(title="what to record", dest="kind", metavar="KIND", required=True)
+    _add_contests(kinds)
+
+
+def _add_contests(kinds: Any) -> None:
+    purpose = "Solutions of contests with their tests (JSONL as of CodeContests or APPS), right and wrong ones."
+    parser = kinds.add_parser("contests", help=purpose, description=purpose)
+    parser.set_defaults(make=_contests)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="*.jsonl")
+    parser.add_argument("--licence", required=True, metavar="SPDX", help="of the data set; it is allowed")
+    parser.add_argument("--solutions", type=positive, default=4, metavar="N", help="of a problem (default: 4)")
+    parser.add_argument("--inputs", type=positive, default=2, metavar="N", help="of a solution (default: 2)")
+    _add_common(parser)
+
+
+def _contests(args: argparse.Namespace) -> Summary:
+    from cwm_core.corpus.contests import read_contests, units
+
+    problems = (problem for file in args.files for problem in read_contests(file))
+    options = {"licence": args.licence, "seed": args.seed, "solutions": args.solutions, "inputs": args.inputs}
+    description = {"contests": _named(args.files), **options}
+    settings = _settings(args, licences={args.licence}, effects={"input"})
+    return _make(args, units(problems, **options), settings, description)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-o", "--output", required=True, type=Path, metavar="OUT", help="folder of the corpus")
+    add("--tokenizer", required=True, type=Path, metavar="FOLDER", help="a folder with tokenizer.json, or a rank file")
+    add("--seed", type=not_negative, default=0, metavar="N", help="of all that is drawn (default: 0)")
+    add("--workers", type=positive, default=os.cpu_count(), metavar="N", help="processes (default: one a processor)")
+    add("--ray", action="store_true", help="work on a Ray cluster (RAY_ADDRESS, else this machine)")
+    add("--max-frames", type=positive, default=2000, metavar="N", help="longer traces are dropped (default: 2000)")
+    add("--max-tokens", type=positive, default=32768, metavar="N", help="so are longer documents (default: 32768)")
+    add(
+        "--context-tokens", type=positive, metavar="N",
+        help="show of the source what a trace touches, in so many tokens (default: the whole file)",
+    )  # fmt: skip
+    add("--max-seconds", type=seconds, default=5.0, metavar="S", help="of a program (default: 5)")
+    add("--any-licence", action="store_true", help="keep code of any licence, or of none that is known")
+    add(
+        "--evaluation-set", type=Path, action="append", default=[], metavar="FILE",
+        help="*.jsonl of problems that must not be in the corpus",
+    )  # fmt: skip
+    add(
+        "--allow-effect", action="append", default=[], metavar="NAME",
+        help="keep programs that do more than compute: file, process, random, clock, ...",
+    )  # fmt: skip
+    add("--keep-secrets", action="store_true", help="do not look for secrets and personal data")
+    add(
+        "--sandbox", choices=("bubblewrap", "process"), default="bubblewrap",
+        help="'process' only limits programs and does not isolate: for those you trust",
+    )  # fmt: skip
+
+
+def _settings(args: argparse.Namespace, licences: Iterable[str] = (), effects: Iterable[str] = ()) -> Settings:
+    from dataclasses import replace
+
+    from cwm_core.corpus.filters import PERMISSIVE
+    from cwm_core.corpus.recording import LIMITS, Settings
+
+    return Settings(
+        tokenizer=str(args.tokenizer.absolute()),
+        max_frames=args.max_frames,
+        max_tokens=args.max_tokens,
+        context_tokens=args.context_tokens,
+        allow_effects=frozenset([*args.allow_effect, *effects]),
+        licences=None if args.any_licence else PERMISSIVE | frozenset(licences),
+        evaluation_sets=tuple(str(path.absolute()) for path in args.evaluation_set),
+        look_for_secrets=not args.keep_secrets,
+        limits=replace(LIMITS, seconds=args.max_seconds),
+        backend=args.sandbox,
+    )
+
+
+def _make(
+    args: argparse.Namespace,
+    items: Iterable[Any],
+    settings: Settings,
+    description: dict[str, Any],
+    prepare: Prepare | None = None,
+) -> Summary:
+    from cwm_core.corpus.pipeline import make_corpus, units_of
+
+    started = time.monotonic()
+
+    def report(summary: Summary) -> None:
+        kept = f"{summary.drops.kept:,} of {summary.drops.total:,} samples kept, {summary.tokens:,} tokens"
+        say(args, f"{summary.items:,} items, {kept}, {time.monotonic() - started:.0f} s")
+
+    with _pool(args) as pool:
+        return make_corpus(
+            args.output,
+            items,
+            settings,
+            description=description,
+            prepare=prepare or units_of,
+            pool=pool,
+            progress=report,
+        )
+
+
+def _pool(args: argparse.Namespace) -> AbstractContextManager[Pool]:
+    from cwm_core.corpus.pool import processes, ray_cluster
+
+    return ray_cluster() if args.ray else processes(args.workers)
+
+
+def _named(paths: Iterable[Path]) -> list[str]:
+    return [os.fspath(path.absolute()) for path in paths]
+
+
+def _corpus(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    summary = args.make(args)
+    Console().print(summary.drops.table())
+    if summary.by_clock:
+        say(args, f"{summary.by_clock:,} samples were dropped by a clock: another run may keep them")
+    return OK
