@@ -381,7 +381,7 @@ def test_secrets_are_found_in_code_and_in_values(find, secret: str) -> None:
 
     code = f"TEXT = {secret!r}\ndef f():\n    text = TEXT\n    return len(text)\n"
     drop = no_secrets(sample(code, "f()"))
-    assert drop is not None and drop.reason == "secret" and "in the code, line 1" in drop.detail
+    assert drop is not None and drop.reason == "secret" and "in the context, line 2" in drop.detail
     assert secret[-12:] not in drop.detail
 
     joined = "def f(a, b):\n    text = a + b\n    return text\n"
