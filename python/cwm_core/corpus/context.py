@@ -125,7 +125,7 @@ def narrow(trace: Trace, *, budget: int | None = None, count_tokens: Callable[[s
     """The trace with what it touched of its context, for one whose context is the whole file, as a recorder gives it.
 
     Frames stay as they are; so do their line numbers, which are those of the file. Frames of other files are not looked
-    at. Arguments and errors are those of `touched`.
+    at. Arguments and errors are those of `touched`; the mark of the entry does not count against the budget.
     """
     entry = entry_line(trace)
     source = physical_lines(trace.context)
