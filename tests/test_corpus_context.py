@@ -300,6 +300,11 @@ def test_the_file_of_a_decorated_function_with_marks_of_its_own(tmp_path: Path) 
     assert cut.context == f"def keep(function):\n    return function\n\n@keep\ndef f(n):{MARK}\n    return n\n"
 
 
+def test_long_expressions() -> None:
+    source = "a = 1\nb = " + " + ".join(["a"] * 900) + "\ndef f():\n    return b\n"
+    assert touched(source, [4]).code == source
+
+
 def test_random_order_of_lines_makes_no_difference() -> None:
     source = source_of(modules()[len(modules()) // 2])
     lines = executable_lines(source)[:40]
