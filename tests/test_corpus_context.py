@@ -300,8 +300,23 @@ def test_the_file_of_a_decorated_function_with_marks_of_its_own(tmp_path: Path) 
     assert cut.context == f"def keep(function):\n    return function\n\n@keep\ndef f(n):{MARK}\n    return n\n"
 
 
+def test_long_expressions() -> None:
+    source = "a = 1\nb = " + " + ".join(["a"] * 900) + "\ndef f():\n    return b\n"
+    assert touched(source, [4]).code == source
+
+
 def test_random_order_of_lines_makes_no_difference() -> None:
     source = source_of(modules()[len(modules()) // 2])
     lines = executable_lines(source)[:40]
     shuffled = random.Random(1).sample(lines, len(lines))
     assert touched(source, lines) == touched(source, shuffled)
+
+
+@pytest.mark.parametrize("limit", [None, 4])
+def test_another_context_changes_nothing_else(limit: int | None) -> None:
+    recorder = cwm.Recorder(max_frames=limit, capture_output=True)
+    trace = recorder.record_source("def f():\n    print(1)\n    return [2]\n", "f()")
+    other = trace.with_context("é\n")
+    assert other.context == "é\n" and other != trace and other.with_context(trace.context) == trace
+    assert (other.result, other.truncated, other.output) == (trace.result, trace.truncated, trace.output)
+    assert cwm.Trace.from_bytes(other.to_bytes()) == other

@@ -33,6 +33,16 @@ def f(n, s):
         raise ValueError(n)
     return out
 """
+CAUGHT = """\
+def f(n):
+    return 1 // n
+
+def g(n):
+    try:
+        return f(n)
+    except ArithmeticError:
+        return n
+"""
 GOOD = (
     "1. The function `f` is called with `n = 2` and `s` as `'a'`.\n2. It loops over `range(n)`: first `i` is `0`, "
     "then 1 on line 4. In the end `out` is `[(0, 'a'), (1, 'a')]`, which it returns."
@@ -100,14 +110,13 @@ def test_key_values() -> None:
     raised = key_values(cwm.record_source(CODE, "f(6, 'a')"))
     assert [key.value for key in raised if key.what == "exception"] == ["ValueError(6)"]
     assert "return value" not in {key.what for key in raised}
-    caught = "def f(n): return 1 // n\ndef g(n):\n    try:\n        return f(n)\n    except ArithmeticError:\n        return n\n"
-    assert [key.what for key in key_values(cwm.record_source(caught, "g(0)"))] == [
+    assert [key.what for key in key_values(cwm.record_source(CAUGHT, "g(0)"))] == [
         "argument n",
         "final n",
         "return value",
         "result",
     ]
-    assert [key.what for key in key_values(cwm.record_source(caught, "f(0)"))] == ["argument n", "final n", "exception"]
+    assert [key.what for key in key_values(cwm.record_source(CAUGHT, "f(0)"))] == ["argument n", "final n", "exception"]
     long = key_values(cwm.record_source("def f(n):\n    text = 'x' * n\n    return f\n", "f(300)"))
     assert [key.what for key in long] == ["argument n", "final n"]
     assert key_values(cwm.record_source("", "3")) == [KeyValue("result", "3")]

@@ -381,7 +381,7 @@ def test_secrets_are_found_in_code_and_in_values(find, secret: str) -> None:
 
     code = f"TEXT = {secret!r}\ndef f():\n    text = TEXT\n    return len(text)\n"
     drop = no_secrets(sample(code, "f()"))
-    assert drop is not None and drop.reason == "secret" and "in the code, line 1" in drop.detail
+    assert drop is not None and drop.reason == "secret" and "in the context, line 2" in drop.detail
     assert secret[-12:] not in drop.detail
 
     joined = "def f(a, b):\n    text = a + b\n    return text\n"
@@ -419,6 +419,26 @@ def test_generated_programs_have_neither(find) -> None:
 
 
 # ---- what all of them are
+
+
+@pytest.mark.parametrize(
+    "library", ["rensa", "detect_secrets", "phonenumbers", "license_expression", "ukkonen", "rich.table"]
+)
+def test_a_library_that_is_missing_is_named_with_its_extra(library: str, tmp_path: Path) -> None:
+    use = {
+        "rensa": "Duplicates()",
+        "detect_secrets": "list(find_secrets('x'))",
+        "phonenumbers": "secrets._is_phone_number('+49 30 901820')",
+        "license_expression": "licence.allowed('MIT')",
+        "ukkonen": "licence.of_file('x')",
+        "rich.table": "Drops().table()",
+    }[library]
+    code = f"import sys; sys.modules[{library!r}] = None\nfrom cwm_core.corpus.filters import *\n"
+    code += f"from cwm_core.corpus.filters import licence, secrets\n{use}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("ImportError: ") and f"needs {library}" in message
+    assert message.endswith("install cwm-core[corpus]")
 
 
 def test_a_chain_of_filters_stops_at_the_first_reason() -> None:

@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ..trace import Trace
 
@@ -91,7 +92,7 @@ def touched(
     """
     if budget is not None and count_tokens is None:
         raise ValueError("a budget needs count_tokens")
-    file = _File(source)
+    file = _file(source)
     distances = file.distances(set(lines))
     order = sorted(distances, key=lambda part: (distances[part], part.start))
     context = file.context(order)
@@ -125,7 +126,7 @@ def narrow(trace: Trace, *, budget: int | None = None, count_tokens: Callable[[s
     """The trace with what it touched of its context, for one whose context is the whole file, as a recorder gives it.
 
     Frames stay as they are; so do their line numbers, which are those of the file. Frames of other files are not looked
-    at. Arguments and errors are those of `touched`.
+    at. Arguments and errors are those of `touched`; the mark of the entry does not count against the budget.
     """
     entry = entry_line(trace)
     source = physical_lines(trace.context)
@@ -299,6 +300,11 @@ class _File:
         return names | {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
 
 
+@lru_cache(maxsize=16)  # a file has many functions, and each of them many traces
+def _file(source: str) -> _File:
+    return _File(source)
+
+
 def _functions(table: symtable.SymbolTable) -> Iterator[tuple[tuple[str, int], set[str]]]:
     """The global names that each function and what is defined in it uses, by the function's name and line."""
     for child in table.get_children():
@@ -322,29 +328,30 @@ def _is_future_import(node: ast.stmt) -> bool:
     return isinstance(node, ast.ImportFrom) and node.module == "__future__"
 
 
-def _bound_names(node: ast.AST) -> Iterator[str]:
+def _bound_names(statement: ast.stmt) -> Iterator[str]:
     """The names that a statement binds or changes in its scope, ``*`` for an import of everything."""
-    match node:
-        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-            yield name
-            return  # what is within binds names of its own
-        case ast.Lambda():
-            return
-        case ast.Import(names=names) | ast.ImportFrom(names=names):
-            yield from (alias.asname or alias.name.split(".")[0] for alias in names)
-        case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
-            yield name
-        case (
-            ast.Attribute(value=ast.Name(id=name), ctx=ast.Store())
-            | ast.Subscript(value=ast.Name(id=name), ctx=ast.Store())
-        ):
-            yield name
-        case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
-            yield name
-        case ast.MatchMapping(rest=str(name)):
-            yield name
-    for child in ast.iter_child_nodes(node):
-        yield from _bound_names(child)
+    pending: list[ast.AST] = [statement]
+    while pending:
+        node = pending.pop()
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+                continue  # what is within binds names of its own
+            case ast.Lambda():
+                continue
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                yield from (alias.asname or alias.name.split(".")[0] for alias in names)
+            case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
+                yield name
+            case ast.Attribute(value=ast.Name(id=name), ctx=ast.Store()):
+                yield name
+            case ast.Subscript(value=ast.Name(id=name), ctx=ast.Store()):
+                yield name
+            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                yield name
+            case ast.MatchMapping(rest=str(name)):
+                yield name
+        pending.extend(ast.iter_child_nodes(node))
 
 
 def _attributes(node: ast.stmt) -> Iterator[tuple[str | None, str]]:

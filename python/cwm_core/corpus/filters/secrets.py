@@ -64,13 +64,14 @@ def find_secrets(text: str) -> Iterator[Finding]:
 
 
 def no_secrets(sample: Sample) -> Drop | None:
-    """Drop samples with secrets or personal data in the code, the call or the values of the trace.
+    """Drop samples whose trace shows secrets or personal data: in its context, in the call, or in its values.
 
     Reasons are the kinds of `Finding`; the detail says what it is and where, and does not hold it.
     """
-    for place, text in (("code", sample.code), ("call", sample.call), ("values", values_text(sample.trace))):
+    trace = sample.trace
+    for place, text in (("context", trace.context), ("call", sample.call), ("values", values_text(trace))):
         for found in find_secrets(text):
-            where = f", line {found.line}" if place == "code" else ""
+            where = f", line {found.line}" if place == "context" else ""
             return Drop(found.kind, f"{found.what} in the {place}{where}")
     return None
 
