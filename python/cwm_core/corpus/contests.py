@@ -128,7 +128,7 @@ def judge(trace: Trace, expected: str, *, call: bool = False, tolerance: float |
     """Whether a recorded run gives the answer of a test (`Test.output`), by the rules of contests.
 
     A program (recorded with `capture_output`) must end by itself, without an exception or an exit code, and print the
-    same words; where `tolerance` is given, numbers may differ by it, absolutely or relative to the expected one. A call
+    same words; where `tolerance` is given, numbers may differ by it, absolutely or relatively. A call
     must return the same value; a tuple stands for a list, and a list of one element for that element. Never raises for
     what the program printed or returned.
     """
@@ -237,7 +237,7 @@ def _close(word: str, wanted: str, tolerance: float) -> bool:
         number, other = float(word), float(wanted)
     except ValueError:
         return False
-    return abs(number - other) <= tolerance * max(1.0, abs(other))
+    return math.isclose(number, other, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def _parsed(text: str | bytes) -> Any:

@@ -71,6 +71,8 @@ pub struct Log {
     pub watchdog: Option<Watchdog>,
     /// Whether each activation that begins while none runs starts a trace of its own.
     split: bool,
+    /// Whether the current trace is that of a chosen call.
+    begun: bool,
     pub finished: Vec<Recorded>,
     pub current: Recorded,
     generation: u64,
@@ -92,6 +94,7 @@ impl Log {
             style,
             watchdog: None,
             split,
+            begun: false,
             finished: Vec::new(),
             current: Recorded::new(),
             generation: 1,
@@ -105,18 +108,48 @@ impl Log {
         }
     }
 
+    /// The limit that is reached now.
+    #[inline]
+    fn limit(&self) -> Option<&'static str> {
+        let trace = &self.current.trace;
+        if trace.len() >= self.limits.frames || trace.is_full() {
+            Some("max_frames")
+        } else if trace.frame_bytes() >= self.limits.bytes {
+            Some("max_bytes")
+        } else if self.watchdog.as_ref().is_some_and(Watchdog::is_expired) {
+            Some("max_seconds")
+        } else {
+            None
+        }
+    }
+
     /// Whether a limit was reached, now or before: no event is recorded from then on.
     #[inline]
     pub fn is_full(&mut self) -> bool {
-        let trace = &self.current.trace;
-        if trace.len() >= self.limits.frames || trace.is_full() {
-            self.truncated.get_or_insert("max_frames");
-        } else if trace.frame_bytes() >= self.limits.bytes {
-            self.truncated.get_or_insert("max_bytes");
-        } else if self.watchdog.as_ref().is_some_and(Watchdog::is_expired) {
-            self.truncated.get_or_insert("max_seconds");
-        }
+        let limit = self.limit(); // asked each time: the watchdog wants to know that events come
+        self.truncated = self.truncated.or(limit);
         self.truncated.is_some()
+    }
+
+    /// Ends the current trace, and it alone, where a limit is reached.
+    #[inline]
+    pub fn cut_at_limit(&mut self) -> bool {
+        self.limit().map(|limit| self.cut(limit)).is_some()
+    }
+
+    /// Ends the current trace, and it alone; the activations that run are none of the next one's.
+    #[cold]
+    pub fn cut(&mut self, reason: &str) {
+        self.current.trace.truncated = Some(reason.to_owned());
+        self.stack.end_others(&[], &mut self.tapes);
+    }
+
+    /// Begins a trace of a chosen call.
+    pub fn begin_trace(&mut self) {
+        if self.begun {
+            self.next_trace();
+        }
+        self.begun = true;
     }
 
     /// What stops a program whose recording is full.
