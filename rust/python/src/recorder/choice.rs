@@ -57,7 +57,7 @@ impl Choice {
         };
         let place = (inner, code.number);
         // One whose end was not seen, and another one in its place.
-        if begins && self.root == Some(place) {
+        if begins && self.root.is_some_and(|(root, _)| root == inner) {
             self.root = None;
         }
         if self.root.is_none() {
@@ -65,7 +65,7 @@ impl Choice {
                 return Ok(false);
             }
             if begins {
-                self.traced.take_if(|traced| *traced == place);
+                self.traced.take_if(|(traced, _)| *traced == inner);
                 self.taken = unsafe { self.asks(py, frame)? };
                 if self.taken {
                     log.begin_trace();
@@ -81,7 +81,7 @@ impl Choice {
             self.traced = None;
         }
         if !self.taken {
-            self.note_end(event, inner);
+            self.note_end(event == Event::Return, inner);
         }
         Ok(self.taken)
     }
@@ -96,12 +96,14 @@ impl Choice {
         }
     }
 
-    /// Notes whether the outermost activation ended, or was suspended, by this event.
+    /// Whether it is the outermost activation that ended or was suspended. One that did not end is found again.
     #[inline]
-    pub fn note_end(&mut self, event: Event, frame: InterpreterFrame) {
-        if event == Event::Return && self.root.is_some_and(|(root, _)| root == frame) {
+    pub fn note_end(&mut self, ended: bool, frame: InterpreterFrame) -> bool {
+        let is_root = ended && self.root.is_some_and(|(root, _)| root == frame);
+        if is_root {
             self.root = None;
         }
+        is_root
     }
 
     /// Another trace function saw events instead; `running` are the frames that run now, with their codes' numbers.

@@ -157,6 +157,11 @@ impl Code {
         Ok(())
     }
 
+    /// Whether it is that of a generator or coroutine, where [`Code::find_start`] was asked.
+    pub fn suspends(&self) -> bool {
+        self.start.is_some()
+    }
+
     /// Whether the frame, at the beginning of a step of a generator or coroutine, goes on after an earlier one.
     ///
     /// # Safety

@@ -193,8 +193,12 @@ impl Session {
                 }
             };
             self.busy = false;
-            if let Some(choice) = &mut self.choice {
-                choice.note_end(event, inner);
+            if let Some(choice) = &mut self.choice
+                && choice.note_end(event == Event::Return || recorded.is_err(), inner)
+                && recorded.is_ok()
+                && !code.suspends()
+            {
+                self.log.keep_outcome(arg.is_null());
             }
             recorded
         }

@@ -4,7 +4,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use rustc_hash::FxHashMap;
 
-use cwm_trace::{Event, Line, Trace};
+use cwm_trace::{Event, Line, Outcome, Trace};
 
 use super::activation::Stack;
 use super::code::Code;
@@ -142,6 +142,32 @@ impl Log {
     pub fn cut(&mut self, reason: &str) {
         self.current.trace.truncated = Some(reason.to_owned());
         self.stack.end_others(&[], &mut self.tapes);
+    }
+
+    /// Keeps how a chosen call, whose last frame was just written, ended.
+    pub fn keep_outcome(&mut self, raised: bool) {
+        let trace = &mut self.current.trace;
+        let Some(last) = trace.len().checked_sub(1) else {
+            return;
+        };
+        if !raised {
+            trace.outcome = trace.frame(last).arg().map(|text| Outcome::Returned(text.to_vec()));
+            return;
+        }
+        // The last exception of the outermost activation, whose own frames lie between those of what it called.
+        let mut depth = 0;
+        for index in (0..last).rev() {
+            let frame = trace.frame(index);
+            match frame.event() {
+                Event::Return => depth += 1,
+                Event::Call => depth -= 1,
+                Event::Exception if depth == 0 => {
+                    trace.outcome = frame.arg().map(|text| Outcome::Raised(text.to_vec()));
+                    return;
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Begins a trace of a chosen call.
