@@ -1,12 +1,14 @@
 """Code world models: record program executions, turn them into tokens, train on them, predict and verify them."""
 
 from importlib import import_module
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from cwm_core.data import PackedLoader, Shards, ShardWriter
 from cwm_core.store import TraceReader, TraceWriter
-from cwm_core.tokenizer import Tokenizer
 from cwm_core.trace import ParsedTrace, Recorder, RecordingLimit, Trace, record, record_source
+
+if TYPE_CHECKING:
+    from cwm_core.data import PackedLoader, Shards, ShardWriter
+    from cwm_core.tokenizer import Tokenizer
 
 __all__ = [
     "PackedLoader",
@@ -23,12 +25,28 @@ __all__ = [
     "record_source",
 ]
 
-# Some of these need PyTorch, which `import cwm_core` must not: they are imported when first named.
-_LAZY = ("corpus", "environments", "evaluation", "inference", "model", "sandbox", "training", "view")
+# Imported when first named: `import cwm_core`, which every pytest does where this is installed, takes neither PyTorch
+# nor NumPy.
+_LAZY = (
+    "chat",
+    "corpus",
+    "data",
+    "environments",
+    "evaluation",
+    "inference",
+    "model",
+    "sandbox",
+    "tokenizer",
+    "training",
+    "view",
+)
+_LAZY_NAMES = {"PackedLoader": "data", "ShardWriter": "data", "Shards": "data", "Tokenizer": "tokenizer"}
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     """Import a subpackage on first use, so that `cwm_core.model` works after `import cwm_core`."""
     if name in _LAZY:
         return import_module(f".{name}", __name__)
+    if name in _LAZY_NAMES:
+        return getattr(import_module(f".{_LAZY_NAMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

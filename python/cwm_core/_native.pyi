@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -188,7 +189,11 @@ class Recording:
         calls_only: bool = False,
         max_depth: int | None = None,
         split: bool = False,
-    ) -> Recording: ...
+        choose: Callable[[FrameType], bool] | None = None,
+    ) -> Recording:
+        """With `choose`, which is called with the first frame of each outermost activation in scope, those that it
+        chooses are recorded, one trace each; steps of a generator or coroutine that follow each other belong together.
+        A limit then ends a trace, not the program. ValueError with `split` or `max_seconds`."""
     def start(self) -> None:
         """Installs the hook on this thread; RuntimeError when a recording already runs on it."""
     def stop(self) -> None:
@@ -201,7 +206,8 @@ class Recording:
         context: Callable[[str, str, int, int], str],
         output: str | None = None,
     ) -> list[Trace]:
-        """The traces recorded; the last one keeps what was printed."""
+        """The traces recorded; where calls are chosen, one for each, in their order. The last one keeps what was
+        printed."""
 
 def call_with_empty_hook(function: Callable[[], Any]) -> Any:
     """Calls ``function()`` under a trace function that does nothing: the floor that recordings are measured against."""

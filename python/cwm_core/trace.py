@@ -192,11 +192,7 @@ class Recorder:
         recording, traces = self._block
         recording.stop()
         self._block = None
-        traces.extend(
-            trace
-            for trace in recording.finish(_lines, functools.partial(_context, _lines))
-            if len(trace) or trace.truncated
-        )
+        traces.extend(trace for trace in finish(recording) if len(trace) or trace.truncated)
         return kind is RecordingLimit
 
     def _run(
@@ -257,6 +253,11 @@ def record(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Trace:
 def record_source(code: str, call: str) -> Trace:
     """Records the expression ``call`` in the module ``code``, without limits: ``Recorder().record_source``."""
     return Recorder().record_source(code, call)
+
+
+def finish(recording: Recording) -> list[Trace]:
+    """The traces of a recording that has stopped, with the sources as they are in files now."""
+    return recording.finish(_lines, functools.partial(_context, _lines))
 
 
 def _code_of(function: Callable[..., Any]) -> CodeType:

@@ -2,7 +2,8 @@
 
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyString};
 use rustc_hash::FxHashMap;
 
 use cwm_trace::Trace;
@@ -11,6 +12,8 @@ use super::layout::{InterpreterFrame, slot_names};
 use super::leaf::unicode;
 
 const CO_OPTIMIZED: u32 = 0x1;
+/// CO_GENERATOR, CO_COROUTINE and CO_ASYNC_GENERATOR.
+const CO_SUSPENDED: u32 = 0x20 | 0x80 | 0x200;
 /// Bits of a slot's kind, from CPython's `pycore_code.h`.
 const CO_FAST_LOCAL: u8 = 0x20;
 const CO_FAST_CELL: u8 = 0x40;
@@ -61,6 +64,8 @@ pub struct Code {
     shape_ids: FxHashMap<u32, u32>,
     names: Vec<u32>,
     lines: Vec<u32>,
+    /// Where a generator or coroutine begins, in bytes of its instructions; see [`Code::find_start`].
+    start: Option<usize>,
 }
 
 /// An order in which the variables of a function are shown; which are bound follows.
@@ -91,6 +96,7 @@ impl Code {
             shape_ids: FxHashMap::default(),
             names: Vec::new(),
             lines: Vec::new(),
+            start: None,
         }
     }
 
@@ -125,7 +131,46 @@ impl Code {
             shape_ids: FxHashMap::default(),
             names: Vec::new(),
             lines: Vec::new(),
+            start: None,
         })
+    }
+
+    /// Looks up where a generator or coroutine begins: at the first instruction RESUME.
+    pub fn find_start(&mut self, object: &Bound<'_, PyAny>) -> PyResult<()> {
+        static RESUME: PyOnceLock<u8> = PyOnceLock::new();
+        let py = object.py();
+        if object.getattr("co_flags")?.extract::<u32>()? & CO_SUSPENDED == 0 {
+            return Ok(());
+        }
+        let resume = *RESUME.get_or_try_init(py, || {
+            py.import("opcode")?
+                .getattr("opmap")?
+                .get_item("RESUME")?
+                .extract::<u8>()
+        })?;
+        let code = object.getattr("co_code")?.cast_into::<PyBytes>()?;
+        self.start = code
+            .as_bytes()
+            .chunks(2)
+            .position(|unit| unit[0] == resume)
+            .map(|unit| 2 * unit);
+        Ok(())
+    }
+
+    /// Whether it is that of a generator or coroutine, where [`Code::find_start`] was asked.
+    pub fn suspends(&self) -> bool {
+        self.start.is_some()
+    }
+
+    /// Whether the frame, at the beginning of a step of a generator or coroutine, goes on after an earlier one.
+    ///
+    /// # Safety
+    /// `frame` is a live frame object of this code, and the GIL is held.
+    #[inline]
+    pub unsafe fn goes_on(&self, frame: *mut ffi::PyFrameObject) -> bool {
+        // SAFETY: the caller's promise.
+        let at = || unsafe { ffi::PyFrame_GetLasti(frame) };
+        self.start.is_some_and(|start| at() > start as i32)
     }
 
     /// Forgets the ids of an earlier trace and interns the names in `trace`.

@@ -13,6 +13,7 @@ use rustc_hash::FxHashMap;
 
 use cwm_trace::Event;
 
+use super::choice::Choice;
 use super::code::Code;
 use super::identity;
 use super::layout::{InterpreterFrame, line_number, running_frames};
@@ -53,6 +54,8 @@ impl Scope {
 pub struct Session {
     scope: Scope,
     pub log: Log,
+    /// Where only chosen calls are recorded.
+    pub choice: Option<Choice>,
     /// The names of the files in scope that were met.
     pub files: Vec<Vec<u8>>,
     file_ids: FxHashMap<Vec<u8>, u32>,
@@ -67,10 +70,11 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn new(scope: Scope, log: Log) -> Session {
+    pub fn new(scope: Scope, log: Log, choice: Option<Choice>) -> Session {
         Session {
             scope,
             log,
+            choice,
             files: Vec::new(),
             file_ids: FxHashMap::default(),
             codes: FxHashMap::default(),
@@ -116,12 +120,24 @@ impl Session {
                 (files.len() - 1) as u32
             });
             // SAFETY: the promise of `code`.
-            unsafe { Code::read(&object, number, id)? }
+            let mut code = unsafe { Code::read(&object, number, id)? };
+            if self.choice.is_some() {
+                code.find_start(&object)?;
+            }
+            code
         } else {
             Code::outside(number)
         };
         let entry = self.codes.entry(pointer).insert_entry(Box::new(code));
         Ok(&raw mut **entry.into_mut())
+    }
+
+    /// Ends what another trace function saw the end of; `running` are the frames that run, with their codes' numbers.
+    fn end_unseen(&mut self, running: &[(InterpreterFrame, usize)]) {
+        if let Some(choice) = &mut self.choice {
+            choice.end_unseen(running, &mut self.log);
+        }
+        self.log.end_unseen(running);
     }
 
     /// Records one event.
@@ -150,7 +166,14 @@ impl Session {
                 ffi::PyTrace_EXCEPTION => Event::Exception,
                 _ => return Ok(()),
             };
-            if self.log.is_full() {
+            if let Some(choice) = &mut self.choice {
+                self.busy = true;
+                let taken = choice.takes(py, event, frame, code, &mut self.log);
+                self.busy = false;
+                if !taken? {
+                    return Ok(());
+                }
+            } else if self.log.is_full() {
                 // The code around a block goes on: it is to end the recording.
                 return match event != Event::Call && self.log.is_enclosing(inner) {
                     true => Ok(()),
@@ -170,6 +193,13 @@ impl Session {
                 }
             };
             self.busy = false;
+            if let Some(choice) = &mut self.choice
+                && choice.note_end(event == Event::Return || recorded.is_err(), inner)
+                && recorded.is_ok()
+                && !code.suspends()
+            {
+                self.log.keep_outcome(arg.is_null());
+            }
             recorded
         }
     }
@@ -278,7 +308,7 @@ impl Hook {
                 ));
             }
             ffi::PyEval_SetTrace(Some(hook), slf.as_ptr());
-            (*session).log.end_unseen(&running);
+            (*session).end_unseen(&running);
             (*session).event(slf.py(), frame.as_ptr().cast(), what, arg.as_ptr())?;
         }
         Ok(slf.clone())

@@ -4,7 +4,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use rustc_hash::FxHashMap;
 
-use cwm_trace::{Event, Line, Trace};
+use cwm_trace::{Event, Line, Outcome, Trace};
 
 use super::activation::Stack;
 use super::code::Code;
@@ -71,6 +71,8 @@ pub struct Log {
     pub watchdog: Option<Watchdog>,
     /// Whether each activation that begins while none runs starts a trace of its own.
     split: bool,
+    /// Whether the current trace is that of a chosen call.
+    begun: bool,
     pub finished: Vec<Recorded>,
     pub current: Recorded,
     generation: u64,
@@ -92,6 +94,7 @@ impl Log {
             style,
             watchdog: None,
             split,
+            begun: false,
             finished: Vec::new(),
             current: Recorded::new(),
             generation: 1,
@@ -105,18 +108,74 @@ impl Log {
         }
     }
 
+    /// The limit that is reached now.
+    #[inline]
+    fn limit(&self) -> Option<&'static str> {
+        let trace = &self.current.trace;
+        if trace.len() >= self.limits.frames || trace.is_full() {
+            Some("max_frames")
+        } else if trace.frame_bytes() >= self.limits.bytes {
+            Some("max_bytes")
+        } else if self.watchdog.as_ref().is_some_and(Watchdog::is_expired) {
+            Some("max_seconds")
+        } else {
+            None
+        }
+    }
+
     /// Whether a limit was reached, now or before: no event is recorded from then on.
     #[inline]
     pub fn is_full(&mut self) -> bool {
-        let trace = &self.current.trace;
-        if trace.len() >= self.limits.frames || trace.is_full() {
-            self.truncated.get_or_insert("max_frames");
-        } else if trace.frame_bytes() >= self.limits.bytes {
-            self.truncated.get_or_insert("max_bytes");
-        } else if self.watchdog.as_ref().is_some_and(Watchdog::is_expired) {
-            self.truncated.get_or_insert("max_seconds");
-        }
+        let limit = self.limit(); // asked each time: the watchdog wants to know that events come
+        self.truncated = self.truncated.or(limit);
         self.truncated.is_some()
+    }
+
+    /// Ends the current trace, and it alone, where a limit is reached.
+    #[inline]
+    pub fn cut_at_limit(&mut self) -> bool {
+        self.limit().map(|limit| self.cut(limit)).is_some()
+    }
+
+    /// Ends the current trace, and it alone; the activations that run are none of the next one's.
+    #[cold]
+    pub fn cut(&mut self, reason: &str) {
+        self.current.trace.truncated = Some(reason.to_owned());
+        self.stack.end_others(&[], &mut self.tapes);
+    }
+
+    /// Keeps how a chosen call, whose last frame was just written, ended.
+    pub fn keep_outcome(&mut self, raised: bool) {
+        let trace = &mut self.current.trace;
+        let Some(last) = trace.len().checked_sub(1) else {
+            return;
+        };
+        if !raised {
+            trace.outcome = trace.frame(last).arg().map(|text| Outcome::Returned(text.to_vec()));
+            return;
+        }
+        // The last exception of the outermost activation, whose own frames lie between those of what it called.
+        let mut depth = 0;
+        for index in (0..last).rev() {
+            let frame = trace.frame(index);
+            match frame.event() {
+                Event::Return => depth += 1,
+                Event::Call => depth -= 1,
+                Event::Exception if depth == 0 => {
+                    trace.outcome = frame.arg().map(|text| Outcome::Raised(text.to_vec()));
+                    return;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Begins a trace of a chosen call.
+    pub fn begin_trace(&mut self) {
+        if self.begun {
+            self.next_trace();
+        }
+        self.begun = true;
     }
 
     /// What stops a program whose recording is full.

@@ -2,6 +2,7 @@
 
 mod activation;
 mod attributes;
+mod choice;
 mod code;
 mod cursor;
 mod hook;
@@ -28,6 +29,7 @@ use pyo3::types::{PyDict, PyString, PyTuple};
 use cwm_trace::Outcome;
 
 use crate::trace::{Trace, text};
+use choice::Choice;
 use cursor::Variables;
 use hook::{Hook, RecordingLimit, Scope, Session, call_with_empty_hook, is_recording};
 use leaf::unicode;
@@ -67,7 +69,7 @@ impl Recording {
     #[new]
     #[pyo3(signature = (
         files, folders, *, max_frames=None, max_bytes=None, max_seconds=None, max_value_chars=1000, object_state=false,
-        calls_only=false, max_depth=None, split=false
+        calls_only=false, max_depth=None, split=false, choose=None
     ))]
     #[expect(clippy::too_many_arguments, reason = "the options of a recording, by keyword")]
     fn new(
@@ -81,7 +83,13 @@ impl Recording {
         calls_only: bool,
         max_depth: Option<usize>,
         split: bool,
+        choose: Option<Py<PyAny>>,
     ) -> PyResult<Recording> {
+        if choose.is_some() && (max_seconds.is_some() || split) {
+            return Err(PyValueError::new_err(
+                "choose splits by itself, and stops no program: it goes with neither split nor max_seconds",
+            ));
+        }
         let time = max_seconds.map(Duration::try_from_secs_f64).transpose();
         let time = time.map_err(|_| PyValueError::new_err("max_seconds must be a number of seconds, 0 or more"))?;
         if max_value_chars > MAX_VALUE_CHARS {
@@ -108,7 +116,7 @@ impl Recording {
             files: files.iter().map(unicode).collect(),
             folders: folders.iter().map(unicode).collect(),
         };
-        let session = Session::new(scope, Log::new(limits, levels, style, split));
+        let session = Session::new(scope, Log::new(limits, levels, style, split), choose.map(Choice::new));
         Ok(Recording {
             session: Some(OwnedSession(Box::new(session))),
             thread: thread::current().id(),
@@ -154,8 +162,11 @@ impl Recording {
         unsafe { ffi::PyEval_SetTrace(None, std::ptr::null_mut()) };
         if let Some(OwnedSession(session)) = &mut self.session {
             session.log.end_watch(py);
-            if replaced {
-                session.log.truncated.get_or_insert("settrace");
+            let Session { log, choice, .. } = &mut **session;
+            match choice {
+                _ if !replaced => {}
+                Some(choice) => choice.lose(log),
+                None => drop(log.truncated.get_or_insert("settrace")),
             }
         }
         if !previous.is_none(py) {
@@ -203,7 +214,7 @@ impl Recording {
         }
     }
 
-    /// The traces recorded. `lines(filename)` gives a file's lines; `context(filename, name, first_line, line)` the
+    /// The traces recorded: where calls are chosen one for each, in their order. `lines(filename)` gives a file's lines; `context(filename, name, first_line, line)` the
     /// context of a trace that entered there; `output` is what the program printed, kept with the last trace. May be
     /// called once, when the recording does not run.
     #[pyo3(signature = (lines, context, output=None))]
@@ -228,7 +239,9 @@ impl Recording {
         for file in &files {
             texts.push(lines.call1((file,))?.extract::<Vec<String>>()?);
         }
-        log.current.trace.truncated = log.truncated.map(str::to_owned);
+        if let Some(limit) = log.truncated {
+            log.current.trace.truncated = Some(limit.to_owned());
+        }
         log.current.trace.outcome = self.outcome.take();
         let mut recorded = log.finished;
         recorded.push(log.current);

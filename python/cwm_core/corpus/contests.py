@@ -1,0 +1,400 @@
+"""Solutions of programming contests, right and wrong ones, as units to record; and whether a recorded run passes.
+
+`read_contests` takes JSON lines in the forms of CodeContests and of APPS, which may be mixed in a file:
+
+- CodeContests (Li et al. 2022, Competition-level code generation with AlphaCode): `name`; `public_tests`,
+  `private_tests`, `generated_tests`; `solutions`, `incorrect_solutions`. Tests are ``{"input": [...], "output":
+  [...]}``, solutions ``{"language": [...], "solution": [...]}``, or either is a list of objects with these fields.
+- APPS (Hendrycks et al. 2021, Measuring coding challenge competence with APPS): `question`, `solutions`,
+  `input_output`, the last two as JSON in a string or as such. It has no wrong solutions.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import math
+import os
+import random
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..trace import Trace
+from .unit import Unit
+
+MAX_LINE_BYTES = 256 << 20
+"""Of a problem with all its solutions and tests."""
+_PYTHON3 = (3, "PYTHON3")  # of CodeContests' enumeration
+_MAX_INT_DIGITS = 4000  # CPython converts 4300 at most, unless told otherwise
+_ENDED_WELL = (None, "SystemExit()", "SystemExit(0)", "SystemExit(None)")
+_SMALLEST = 4  # inputs are drawn from the smallest, this many times as many as are wanted
+
+
+class Test(NamedTuple):
+    """What a solution is given, and what it must answer."""
+
+    input: str
+    """Standard input; where a function is called, the text between the parentheses."""
+    output: str
+    """What it must print; where a function is called, what it must return, as JSON."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A problem with solutions in Python 3."""
+
+    name: str
+    source: str
+    """The form it was read from: "codecontests" or "apps"."""
+    tests: tuple[Test, ...]
+    right: tuple[str, ...]
+    """Solutions that the data set says are accepted. Not all are: see `judge`."""
+    wrong: tuple[str, ...] | None
+    """Solutions that the data set says are not; None where it never has any."""
+    function: str | None = None
+    """What is called; None: solutions are whole programs."""
+    difficulty: str | int | None = None
+    url: str | None = None
+
+
+def read_contests(path: str | os.PathLike[str]) -> Iterator[Contest]:
+    """Read a file of JSON lines. Solutions that do not compile as Python 3, as those in Python 2, are left out.
+
+    So are tests that Python cannot write as literals (infinite numbers, integers of thousands of digits).
+
+    Raises ValueError that names the file, the line and what is wrong with it; OSError when it cannot be read.
+    """
+    with open(path, "rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            try:
+                if len(line) > MAX_LINE_BYTES:
+                    raise ValueError(f"more than {MAX_LINE_BYTES} bytes")
+                if line.strip():
+                    yield _contest(_parsed(line), number)
+            except ValueError as error:
+                raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
+
+
+def units(
+    contests: Iterable[Contest],
+    *,
+    licence: str,
+    seed: int = 0,
+    solutions: int = 4,
+    inputs: int = 2,
+    max_input_chars: int = 1000,
+    max_code_chars: int = 10_000,
+) -> Iterator[Unit]:
+    """The units to record: of each problem at most `solutions`, as many right as wrong, on the same `inputs`.
+
+    Of a data set that has no wrong solutions, right ones alone. Solutions of more than `max_code_chars` and inputs of
+    more than `max_input_chars` are left out; inputs are drawn from the smallest of those that are left. Problems
+    without tests or solutions left give none. What is drawn depends on `seed` and the problem, not on its place.
+
+    Provenance has `source`, `licence`, `problem`, `label` ("right" or "wrong": what the data set says), `expected` (for
+    each run the digest of the answer, for `judge_digest`), `seed`, and `difficulty` and `url` where they are known.
+    """
+    if solutions < 2 or inputs < 1:
+        raise ValueError("a problem gives at least two solutions and an input")
+    seen: Counter[str] = Counter()
+    for contest in contests:
+        seen[contest.name] += 1
+        times = seen[contest.name]
+        name = contest.name if times == 1 else f"{contest.name}#{times}"
+        draw = random.Random(f"{seed}/{name}")
+        tests = _small(contest.tests, inputs, max_input_chars, draw)
+        right = _distinct(contest.right, max_code_chars)
+        wrong = [(n, code) for n, code in _distinct(contest.wrong or (), max_code_chars) if code not in contest.right]
+        if contest.wrong is None:
+            each = {"right": draw.sample(right, min(solutions, len(right)))}
+        else:
+            count = min(solutions // 2, len(right), len(wrong))
+            each = {"right": draw.sample(right, count), "wrong": draw.sample(wrong, count)}
+        if not tests:
+            continue
+        for label, chosen in each.items():
+            for index, code in sorted(chosen):
+                provenance = {"source": contest.source, "licence": licence, "problem": contest.name, "label": label}
+                yield _unit(f"{name}/{label}/{index}", contest, code, tests, provenance | {"seed": seed})
+
+
+def judge(trace: Trace, expected: str, *, call: bool = False, tolerance: float | None = None) -> bool:
+    """Whether a recorded run gives the answer of a test (`Test.output`), by the rules of contests.
+
+    A program (recorded with `capture_output`) must end by itself, without an exception or an exit code, and print the
+    same words; where `tolerance` is given, numbers may differ by it, absolutely or relatively. A call
+    must return the same value; a tuple stands for a list, and a list of one element for that element. Never raises for
+    what the program printed or returned.
+    """
+    answer = _answer(trace, call)
+    if answer is None:
+        return False
+    wanted = _wanted(expected, call)
+    if answer == wanted or tolerance is None or call:
+        return answer == wanted
+    words, others = answer.split(" "), wanted.split(" ")
+    return len(words) == len(others) and all(map(lambda a, b: _close(a, b, tolerance), words, others))
+
+
+def judge_digest(trace: Trace, expected: str, *, call: bool = False) -> bool:
+    """`judge` without a tolerance, for the digest of the answer that `units` keeps in `provenance["expected"]`."""
+    answer = _answer(trace, call)
+    return answer is not None and _digest(answer) == expected
+
+
+def _unit(id: str, contest: Contest, code: str, tests: Sequence[Test], provenance: dict[str, Any]) -> Unit:
+    if contest.difficulty is not None:
+        provenance["difficulty"] = contest.difficulty
+    if contest.url is not None:
+        provenance["url"] = contest.url
+    called = contest.function is not None
+    provenance["expected"] = [_digest(_wanted(test.output, called)) for test in tests]
+    given = tuple(test.input for test in tests)
+    if not called:
+        return Unit(id, code, inputs=given, provenance=provenance)
+    callee = _callee(code, contest.function or "")
+    return Unit(id, code, calls=tuple(f"{callee}({arguments})" for arguments in given), provenance=provenance)
+
+
+def _callee(code: str, function: str) -> str:
+    """How a function is named from the module: as a method of a class `Solution`, where that has it."""
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.ClassDef) and node.name == "Solution":
+            methods = [part.name for part in node.body if isinstance(part, ast.FunctionDef)]
+            if function in methods:
+                return f"Solution().{function}"
+    return function
+
+
+def _small(tests: Iterable[Test], count: int, most: int, draw: random.Random) -> list[Test]:
+    """Some of the tests with the smallest inputs, the smallest first."""
+    by_input = {test.input: test for test in tests if len(test.input) <= most}
+    smallest = sorted(by_input.values(), key=lambda test: (len(test.input), test.input))[: _SMALLEST * count]
+    return sorted(draw.sample(smallest, min(count, len(smallest))), key=lambda test: len(test.input))
+
+
+def _distinct(codes: Iterable[str], most: int) -> list[tuple[int, str]]:
+    """The codes that are not too long, each once, with its number."""
+    first: dict[str, int] = {}
+    for index, code in enumerate(codes):
+        if len(code) <= most:
+            first.setdefault(code, index)
+    return [(index, code) for code, index in first.items()]
+
+
+def _answer(trace: Trace, call: bool) -> str | None:
+    """What a run answered, in the form that is compared; None where it did not come to an end."""
+    if trace.truncated is not None:
+        return None
+    if not call:
+        return _words(trace.output) if trace.exception in _ENDED_WELL and trace.output is not None else None
+    try:
+        return _value(ast.literal_eval(trace.result or ""))
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def _wanted(expected: str, call: bool) -> str:
+    return _value(_parsed(expected)) if call else _words(expected)
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _value(value: Any) -> str:
+    """A returned value in the form that is compared: APPS wraps results in a list, some of them."""
+    while isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    return _canonical(value)
+
+
+def _canonical(value: Any) -> str:
+    """A value as text: equal values have equal texts, and tuples those of lists."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_canonical, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(sorted(f"{_canonical(key)}: {_canonical(item)}" for key, item in value.items())) + "}"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return repr(value)
+
+
+def _digest(answer: str) -> str:
+    return hashlib.blake2b(answer.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _close(word: str, wanted: str, tolerance: float) -> bool:
+    if word == wanted:
+        return True
+    try:
+        number, other = float(word), float(wanted)
+    except ValueError:
+        return False
+    return math.isclose(number, other, rel_tol=tolerance, abs_tol=tolerance)
+
+
+def _parsed(text: str | bytes) -> Any:
+    """What a JSON text holds; integers of too many digits become infinite."""
+    try:
+        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _MAX_INT_DIGITS else math.inf)
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+
+
+def _contest(row: Any, number: int) -> Contest:
+    if not isinstance(row, dict):
+        raise ValueError(f"a problem is a JSON object, not {_kind(row)}")
+    if "input_output" in row:
+        return _apps(row, number)
+    if "public_tests" in row or "incorrect_solutions" in row:
+        return _code_contests(row)
+    raise ValueError("neither CodeContests (which has 'public_tests') nor APPS (which has 'input_output')")
+
+
+def _code_contests(row: dict[str, Any]) -> Contest:
+    tests: list[Test] = []
+    for field in ("public_tests", "private_tests", "generated_tests"):
+        tests += map(Test._make, _pairs(row, field, ("input", "output"), (str,)))
+    sources = {
+        field: _python3(code for language, code in _pairs(row, field, ("language", "solution")) if language in _PYTHON3)
+        for field in ("solutions", "incorrect_solutions")
+    }
+    return Contest(
+        _text(row, "name"),
+        "codecontests",
+        tuple(tests),
+        sources["solutions"],
+        sources["incorrect_solutions"],
+        difficulty=_optional(row, "difficulty", (str, int)),
+        url=_optional(row, "url", (str,)),
+    )
+
+
+def _pairs(row: dict[str, Any], field: str, names: tuple[str, str], first: tuple[type, ...] = (str, int)) -> Iterator:
+    """The pairs of values of an object of two lists, or of a list of objects; the second value is a string."""
+    given = row.get(field)
+    if given is None:
+        return
+    if isinstance(given, dict):
+        columns = [given.get(name) for name in names]
+        if not all(isinstance(column, list) for column in columns) or len(columns[0]) != len(columns[1]):
+            raise ValueError(f"{field!r} has no lists {names[0]!r} and {names[1]!r} of one length")
+        pairs = zip(*columns, strict=True)
+    elif isinstance(given, list) and all(isinstance(item, dict) for item in given):
+        pairs = ((item.get(names[0]), item.get(names[1])) for item in given)
+    else:
+        raise ValueError(f"{field!r} must be an object of lists or a list of objects, not {_kind(given)}")
+    for index, (a, b) in enumerate(pairs):
+        for name, value, types in ((names[0], a, first), (names[1], b, (str,))):
+            if not isinstance(value, types) or isinstance(value, bool):
+                raise ValueError(f"{field!r}: {name!r} number {index} is {_kind(value)}")
+        yield a, b
+
+
+def _apps(row: dict[str, Any], number: int) -> Contest:
+    solutions = _unpacked(row, "solutions", list) or []
+    tests = _unpacked(row, "input_output", dict) or {}
+    function = _optional(tests, "fn_name", (str,))
+    if function is not None and not function.isidentifier():
+        raise ValueError(f"'fn_name' is no name: {function[:100]!r}")
+    inputs, outputs = tests.get("inputs", []), tests.get("outputs", [])
+    if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
+        raise ValueError("'input_output' has no lists 'inputs' and 'outputs' of one length")
+    if not all(isinstance(code, str) for code in solutions):
+        raise ValueError("'solutions' must be strings")
+    read = _program_test if function is None else _call_test
+    given = [read(index, pair) for index, pair in enumerate(zip(inputs, outputs, strict=True))]
+    identity = next(
+        (row[field] for field in ("problem_id", "id", "name") if isinstance(row.get(field), str | int)), None
+    )
+    return Contest(
+        f"apps/{number if identity is None else identity}",
+        "apps",
+        tuple(test for test in given if test is not None),
+        _python3(solutions),
+        None,
+        function,
+        _optional(row, "difficulty", (str, int)),
+        _optional(row, "url", (str,)),
+    )
+
+
+def _unpacked(row: dict[str, Any], field: str, kind: type) -> Any:
+    """A field that is given as such or as JSON; None where it is empty."""
+    value = row.get(field)
+    if isinstance(value, str):
+        try:
+            value = _parsed(value) if value.strip() else None
+        except ValueError as error:
+            raise ValueError(f"{field!r} is no JSON: {error}") from None
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{field!r} must hold {'a list' if kind is list else 'an object'}, not {_kind(value)}")
+    return value
+
+
+def _program_test(index: int, pair: tuple[Any, Any]) -> Test:
+    texts = []
+    for value in pair:
+        lines = value if isinstance(value, list) else [value]
+        if not all(isinstance(line, str) for line in lines):
+            raise ValueError(f"'input_output': number {index} must be strings, or lists of lines")
+        texts.append("\n".join(lines))
+    return Test(*texts)
+
+
+def _call_test(index: int, pair: tuple[Any, Any]) -> Test | None:
+    arguments, value = pair
+    if not isinstance(arguments, list):
+        raise ValueError(f"'input_output': the arguments number {index} must be a list")
+    if not _is_finite(arguments) or not _is_finite(value):
+        return None
+    return Test(", ".join(map(repr, arguments)), json.dumps(value))
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _python3(codes: Iterable[str]) -> tuple[str, ...]:
+    return tuple(code for code in codes if _compiles(code))
+
+
+def _compiles(code: str) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the compiler, about "\d" and the like
+            compile(code, "<solution>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError):
+        return False
+    return True
+
+
+def _text(row: dict[str, Any], field: str) -> str:
+    value = row.get(field)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{field!r} must be a string, not {_kind(value)}")
+    return value
+
+
+def _optional(row: dict[str, Any], field: str, types: tuple[type, ...]) -> Any:
+    value = row.get(field)
+    if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
+        raise ValueError(f"{field!r} is {_kind(value)}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls a value."""
+    names = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return "missing" if value is None else names[type(value)]

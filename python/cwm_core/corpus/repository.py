@@ -1,0 +1,244 @@
+"""Recording what a repository's own tests make its packages do, on a machine of the environments.
+
+with SandboxBackend(readable=[...]).open(Task("project", "", folder=path)) as machine:
+    suite = record_repository(machine, folder, packages=["package"])
+for sample in read_recording(folder, licence="MIT"):
+    ...
+
+What runs there is the plugin `cwm_core.pytest_plugin`. What comes back from the machine is the suite's word about
+itself, and no more than that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import secrets
+import shlex
+import sysconfig
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import sandbox
+from ..store import TraceReader
+from ..trace import Trace, source_lines
+from .calls import SUFFIX, CallSample, priority
+
+if TYPE_CHECKING:
+    from ..environments.backends.protocol import Machine
+    from .sample import Sample
+
+MAX_FILES = 256
+CHUNK_BYTES = 16 << 20  # asked for at once; halved where a machine keeps less of what is written
+FILE_SECONDS = 60.0
+_PACKAGE = Path(__file__).parents[1]
+_NEEDED = ("corpus/_suite.py", "corpus/calls.py", "pytest_plugin.py", "store.py", "trace.py")
+_EXTENSION = re.compile(r"_native\..*\.so")
+_STORE = re.compile(r"[A-Za-z0-9_-]{1,64}" + re.escape(SUFFIX))
+_UNPACK = """
+import sys, sysconfig, tarfile
+tarfile.open(fileobj=sys.stdin.buffer, mode="r|").extractall(sys.argv[1])
+print(sysconfig.get_config_var("EXT_SUFFIX"))
+"""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What came of running a suite."""
+
+    completed: sandbox.Completed
+    """Of pytest: its outcome is that of the suite."""
+    stores: tuple[Path, ...]
+    """The recordings, one of each process; they hold what the suite says, and may be damaged."""
+    lost: tuple[str, ...]
+    """Recordings that did not come back, with the reason."""
+
+
+def record_repository(
+    machine: Machine,
+    folder: str | os.PathLike[str],
+    *,
+    packages: Sequence[str] = (),
+    python: str = "python3",
+    arguments: Sequence[str] = (),
+    options: Mapping[str, str | int | float] | None = None,
+    seed: int = 0,
+    seconds: float = 600.0,
+    max_bytes: int = 1 << 30,
+    wheel: str | os.PathLike[str] | None = None,
+) -> Suite:
+    """Run ``PYTHON -m pytest ARGUMENTS`` at the machine's root, recording; the stores go to `folder`.
+
+    The machine needs bash, coreutils, and a CPython with pytest and what the suite needs; of this package it gets the
+    recorder and the plugin alone, in a hidden folder of the repository that is removed afterwards. They are those that
+    run here, so that `python` must be of the same version and platform; for another one give a `wheel` of cwm-core.
+
+    Args:
+        packages: The packages to record; empty: those at the root, or in its ``src``.
+        options: Further ones of the plugin, by name: ``{"per-site": 2}`` is ``--cwm-per-site 2``.
+        seed: Of the choice among calls, and PYTHONHASHSEED.
+        seconds: That the suite may take.
+        max_bytes: Of all stores together; what is beyond is lost.
+
+    Raises ValueError when the machine cannot use what it gets, FileExistsError when `folder` has stores already, and
+    `sandbox.SandboxError` when the machine broke down. What the suite does is no error.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob(f"*{SUFFIX}")):
+        raise FileExistsError(f"{folder} has a recording already")
+    hidden = f".cwm-{secrets.token_hex(8)}"
+    try:
+        _send_plugin(machine, hidden, python, wheel)
+        given = {"package": None, "seed": seed} | dict(options or {})
+        flags = [f"--cwm-package={name}" for name in packages]
+        flags += [f"--cwm-{name}={value}" for name, value in given.items() if value is not None]
+        command = shlex.join([*shlex.split(python), "-m", "pytest", "-p", "cwm_core.pytest_plugin", *flags, *arguments])
+        completed = machine.run(
+            f'export PYTHONHASHSEED={seed % 2**32} PYTHONPATH="$PWD/{hidden}/packages${{PYTHONPATH:+:$PYTHONPATH}}"\n'
+            f'exec {command} --cwm-record "$PWD/{hidden}/stores"',
+            seconds=seconds,
+        )
+        stores, lost = _fetch(machine, f"{hidden}/stores", folder, max_bytes)
+    finally:
+        machine.run(f"rm -rf {hidden}", seconds=FILE_SECONDS)
+    return Suite(completed, tuple(stores), tuple(lost))
+
+
+def read_recording(
+    folder: str | os.PathLike[str],
+    *,
+    licence: str | None = None,
+    per_site: int = 1,
+    per_function: int = 20,
+    provenance: Mapping[str, Any] | None = None,
+) -> Iterator[Sample]:
+    """The sample of the calls that the processes of a suite kept, as samples in the order of their ids.
+
+    A sample's `id` names the test, the function, the call site and which call it is. `code` is the file that the call
+    entered; `call` shows its arguments as they were recorded, and is an expression where these are. Provenance is what
+    the plugin says, `provenance` and, where it is given, `licence`. With the numbers that the suite was recorded with,
+    the samples are the same however its tests were spread over processes; smaller ones take fewer.
+
+    What is damaged or no recording of the plugin's is left out. Raises OSError when the folder cannot be read.
+    """
+    from .sample import Sample
+
+    found: list[tuple[int, str, str, str, Path, int]] = []
+    for path in sorted(Path(folder).glob(f"*{SUFFIX}")):
+        with contextlib.suppress(ValueError):
+            reader = TraceReader(path)
+            for index in range(len(reader)):
+                if (call := _call(reader, index)) is not None:
+                    found.append((*call, path, index))
+    kept, sample = {}, CallSample(per_site, per_function)
+    for rank, function, site, key, path, index in sorted(found):
+        if key not in kept and sample.add(function, site, rank):
+            kept[key] = (path, index)
+    readers: dict[Path, TraceReader] = {}
+    for key, (path, index) in sorted(kept.items()):
+        reader = readers.setdefault(path, TraceReader(path))
+        try:
+            trace, metadata = reader[index], reader.metadata(index)
+        except ValueError:
+            continue
+        if len(trace) and trace.context:
+            described = metadata | dict(provenance or {}) | ({"licence": licence} if licence is not None else {})
+            yield Sample(key, "".join(source_lines(trace.context)), _expression(trace, metadata), trace, described)
+
+
+def _send_plugin(machine: Machine, hidden: str, python: str, wheel: str | os.PathLike[str] | None) -> None:
+    """Put the recorder and the plugin where the machine's interpreter can import them."""
+    files = _own_files() if wheel is None else _wheel_files(wheel)
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tree:
+        for name, data in {**files, "__init__.py": b"", "corpus/__init__.py": b""}.items():  # not what ours import
+            entry = tarfile.TarInfo(f"cwm_core/{name}")
+            entry.size, entry.mode = len(data), 0o755
+            tree.addfile(entry, io.BytesIO(data))
+    command = f"mkdir -p {hidden}/stores && {python} -c {shlex.quote(_UNPACK)} {hidden}/packages"
+    done = machine.run(command, stdin=archive.getvalue(), seconds=FILE_SECONDS)
+    if done.exit_code != 0:
+        said = done.stderr[-500:].decode(errors="replace").strip()
+        raise ValueError(f"{python} does not run on the machine: {said or done.exceeded or done.exit_code}")
+    suffix = done.stdout.decode(errors="replace").strip()
+    if f"_native{suffix}" not in files and "_native.abi3.so" not in files:
+        raise ValueError(f"{python} on the machine loads modules *{suffix}: give a wheel of cwm-core for it")
+
+
+def _own_files() -> dict[str, bytes]:
+    names = (*_NEEDED, f"_native{sysconfig.get_config_var('EXT_SUFFIX')}")
+    return {name: (_PACKAGE / name).read_bytes() for name in names}
+
+
+def _wheel_files(wheel: str | os.PathLike[str]) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name.removeprefix("cwm_core/"): name for name in archive.namelist() if name.startswith("cwm_core/")}
+        chosen = {name for name in files if name in _NEEDED or _EXTENSION.fullmatch(name)}
+        return {name: archive.read(files[name]) for name in chosen}
+
+
+def _fetch(machine: Machine, source: str, folder: Path, max_bytes: int) -> tuple[list[Path], list[str]]:
+    """Copy the stores to a folder here, without trusting what the machine says of them."""
+    listed = machine.run(f"cd {source} && stat -c '%s %n' -- *{SUFFIX}", seconds=FILE_SECONDS)
+    stores, lost = [], []
+    for line in listed.stdout.decode(errors="replace").splitlines()[:MAX_FILES]:
+        size, _, name = line.partition(" ")
+        if not size.isdecimal() or len(size) > 18 or not _STORE.fullmatch(name):
+            lost.append(f"{line[:200]!r} is no store")
+        elif int(size) > max_bytes:
+            lost.append(f"{name} takes {size} bytes; {max_bytes} are left")
+        else:
+            max_bytes -= int(size)
+            with open(folder / name, "xb") as file:
+                if _copy(machine, f"{source}/{name}", int(size), file):
+                    stores.append(folder / name)
+                    continue
+            os.unlink(folder / name)
+            lost.append(f"{name} could not be read")
+    return stores, lost
+
+
+def _copy(machine: Machine, path: str, size: int, file: io.BufferedWriter) -> bool:
+    """Copy this many bytes of a file of the machine, in pieces that it gives whole."""
+    offset, chunk = 0, CHUNK_BYTES
+    while offset < size:
+        wanted = min(chunk, size - offset)
+        command = f"tail -c +{offset + 1} -- {path} | head -c {wanted}"
+        done = machine.run(command, seconds=FILE_SECONDS)
+        if len(done.stdout) == wanted and not done.truncated:
+            file.write(done.stdout)
+            offset += wanted
+        elif done.truncated and chunk > 1:
+            chunk //= 2
+        else:
+            return False
+    return True
+
+
+def _call(reader: TraceReader, index: int) -> tuple[int, str, str, str] | None:
+    """The priority of a recorded call, its function and site, and its key; None for what no plugin wrote."""
+    key, metadata = reader.key(index), reader.metadata(index)
+    texts = [metadata.get(name) for name in ("test", "function", "site")]
+    seed, number = metadata.get("seed"), metadata.get("call")
+    if (
+        key is None
+        or not all(isinstance(text, str) for text in texts)
+        or type(seed) is not int
+        or type(number) is not int
+    ):
+        return None
+    test, function, site = texts
+    return priority(seed, test, function, site, number), function, site, key
+
+
+def _expression(trace: Trace, metadata: Mapping[str, Any]) -> str:
+    """The call with its arguments as they were when it began."""
+    arguments = ", ".join(f"{name}={text}" for name, text in (trace.state(0) or {}).items())
+    return f"{metadata['function'].rpartition(':')[2]}({arguments})"
