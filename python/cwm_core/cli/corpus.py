@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .shared import OK, add_verb, not_negative, positive, say, seconds
 
 if TYPE_CHECKING:
-    from cwm_core.corpus.pipeline import Prepare, Summary
+    from cwm_core.corpus.pipeline import Summary, Work
     from cwm_core.corpus.pool import Pool
     from cwm_core.corpus.recording import Settings
 
@@ -31,6 +32,7 @@ def add_corpus(verbs: Any) -> None:
     )
     kinds = parser.add_subparsers(title="what to record", dest="kind", metavar="KIND", required=True)
     _add_contests(kinds)
+    _add_repository(kinds)
 
 
 def _add_contests(kinds: Any) -> None:
@@ -52,6 +54,54 @@ def _contests(args: argparse.Namespace) -> Summary:
     description = {"contests": _named(args.files), **options}
     settings = _settings(args, licences={args.licence}, effects={"input"})
     return _make(args, units(problems, **options), settings, description)
+
+
+def _add_repository(kinds: Any) -> None:
+    purpose = "What a repository's own tests make its packages do."
+    parser = kinds.add_parser("repository", help=purpose, description=purpose)
+    parser.set_defaults(make=_repository)
+    add = parser.add_argument
+    add("path", type=Path, metavar="PATH", help="the repository; it is copied")
+    add("--package", action="append", default=[], metavar="NAME", help="to record (default: those of the repository)")
+    add("--licence", metavar="SPDX", help="of the repository (default: what its licence files say)")
+    add("--python", default=sys.executable, metavar="PYTHON", help="that runs the tests (default: this one)")
+    add("--test", action="append", default=[], metavar="ARG", help="given to pytest, as --test=-k --test=parse")
+    add("--per-site", type=positive, default=1, metavar="N", help="traces of a call site (default: 1)")
+    add("--per-function", type=positive, default=20, metavar="N", help="traces of a function (default: 20)")
+    add("--suite-seconds", type=seconds, default=600.0, metavar="S", help="that the tests may take (default: 600)")
+    _add_common(parser)
+
+
+def _repository(args: argparse.Namespace) -> Summary:
+    from cwm_core.corpus.filters.licence import of_folder
+    from cwm_core.corpus.pipeline import judge_samples
+    from cwm_core.corpus.repository import recorded_twice
+    from cwm_core.environments import SandboxBackend, Task
+    from cwm_core.sandbox.programs import installed_packages
+
+    licence = args.licence or of_folder(args.path)
+    options = {"per-site": args.per_site, "per-function": args.per_function, "max-frames": args.max_frames + 1}
+    description = {
+        "repository": os.fspath(args.path.absolute()),
+        "packages": args.package,
+        "licence": licence,
+        "tests": args.test,
+        "seed": args.seed,
+        "options": options,
+    }
+    backend = SandboxBackend(args.sandbox, readable=installed_packages())
+    samples = recorded_twice(
+        lambda: backend.open(Task(args.path.name, "", folder=args.path)),
+        args.output / "recordings",
+        packages=args.package,
+        python=args.python,
+        arguments=args.test,
+        options={**options, "seed": args.seed},
+        seconds=args.suite_seconds,
+        licence=licence,
+    )
+    licences = [args.licence] if args.licence else []
+    return _make(args, samples, _settings(args, licences), description, judge_samples)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -109,9 +159,9 @@ def _make(
     items: Iterable[Any],
     settings: Settings,
     description: dict[str, Any],
-    prepare: Prepare | None = None,
+    work: Work | None = None,
 ) -> Summary:
-    from cwm_core.corpus.pipeline import make_corpus, units_of
+    from cwm_core.corpus.pipeline import make_corpus, record_units
 
     started = time.monotonic()
 
@@ -125,7 +175,7 @@ def _make(
             items,
             settings,
             description=description,
-            prepare=prepare or units_of,
+            work=work or record_units,
             pool=pool,
             progress=report,
         )

@@ -14,12 +14,13 @@ from .filters import Drops
 from .output import Corpus
 from .pool import Pool, in_order
 from .recording import Kept, Left, Recording, Settings
+from .sample import Sample
 from .unit import Unit
 
 Item = TypeVar("Item")
 
-Prepare = Callable[[Any, Recording], Sequence[Unit]]
-"""Makes the units of an item, in a recording process: the place for what takes long, such as looking for inputs."""
+Work = Callable[[Sequence[Any], Recording], list[Kept | Left]]
+"""What becomes of items, in a recording process: the place for what takes long."""
 
 PART_ITEMS = 1024
 """Items of the source in a part: what a killed run loses at most."""
@@ -38,9 +39,14 @@ class Summary:
     drops: Drops
 
 
-def units_of(item: Unit, recording: Recording) -> Sequence[Unit]:
-    """`Prepare` for items that are units."""
-    return (item,)
+def record_units(units: Sequence[Unit], recording: Recording) -> list[Kept | Left]:
+    """`Work` for items that are units."""
+    return recording.samples(units)
+
+
+def judge_samples(samples: Sequence[Sample], recording: Recording) -> list[Kept | Left]:
+    """`Work` for items that were recorded already."""
+    return [recording.judged(sample) for sample in samples]
 
 
 def make_corpus(
@@ -49,7 +55,7 @@ def make_corpus(
     settings: Settings,
     *,
     description: Mapping[str, Any],
-    prepare: Prepare = units_of,
+    work: Work = record_units,
     pool: Pool,
     progress: Callable[[Summary], None] = lambda summary: None,
     part_items: int = PART_ITEMS,
@@ -58,16 +64,16 @@ def make_corpus(
 
     Goes on where an earlier run ended, by whatever: the corpus is the same as of one run, and the same for every pool.
     `items` must come in the same order then, and `description` say what they are, in JSON: it is kept in the folder
-    with the settings, and compared. `prepare` and items are pickled, for pools of several processes. `progress` is
+    with the settings, and compared. `work` and items are pickled, for pools of several processes. `progress` is
     called after each part.
 
-    Raises as `Corpus`, `Recording`, `Worker` and `prepare`; finished parts stay.
+    Raises as `Corpus`, `Recording`, `Worker` and `work`; finished parts stay.
     """
     vocab_size = Tokenizer.load(settings.tokenizer).vocab_size
     described = {"items": dict(description), "settings": _as_json(settings), "part_items": part_items}
     with Corpus(folder, described, vocab_size, settings.near_duplicates) as corpus:
         left = islice(iter(items), corpus.items, None)
-        results = in_order(pool, partial(_samples_of, settings, prepare), _in_chunks(left, part_items))
+        results = in_order(pool, partial(_results_of, settings, work), _in_chunks(left, part_items))
         while part := list(_take_part(results, part_items)):
             done = corpus.items + sum(count for count, _ in part)
             corpus.add_part(chain.from_iterable(samples for _, samples in part), done)
@@ -94,11 +100,9 @@ def _in_chunks(items: Iterator[Item], part_items: int) -> Iterator[list[Item]]:
         yield chunk
 
 
-def _samples_of(settings: Settings, prepare: Prepare, items: list[Any]) -> tuple[int, list[Kept | Left]]:
+def _results_of(settings: Settings, work: Work, items: list[Any]) -> tuple[int, list[Kept | Left]]:
     """In a recording process: how many items these were, and what became of them."""
-    recording = _recording(settings)
-    units = [unit for item in items for unit in prepare(item, recording)]
-    return len(items), recording.samples(units)
+    return len(items), work(items, _recording(settings))
 
 
 @lru_cache(maxsize=1)

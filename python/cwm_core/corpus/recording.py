@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Self
 from .. import sandbox
 from ..data.traces import TrainingDocument, encode_for_training
 from ..tokenizer import Tokenizer
+from .contests import judge_digest
 from .context import ContextTooLarge, narrow
 from .filters import (
     PERMISSIVE,
@@ -24,11 +25,8 @@ from .filters import (
     terminates,
 )
 from .sample import Drop, Filter, Sample
-from .unit import Unit
+from .unit import HASH_SEEDS, Unit
 from .workers import LIMITS, Answer, Order, Worker
-
-HASH_SEEDS = (0, 1)
-"""Of the two worker families that a call is recorded in."""
 
 
 @dataclass(frozen=True)
@@ -158,22 +156,30 @@ class Recording:
                 ]
                 continue
             for (number, (unit, order)), answer in zip(_numbered(orders), answers, strict=True):
-                results.append(self._sample(_id(unit, number), unit, order, *answer))
+                results.append(self._sample(unit, number, order, *answer))
         return results
 
-    def _sample(self, id: str, unit: Unit, order: Order, first: Answer, second: Answer) -> Kept | Left:
+    def _sample(self, unit: Unit, number: int, order: Order, first: Answer, second: Answer) -> Kept | Left:
+        id = _id(unit, number)
         for answer in (first, second):
             if answer.trace is None:
                 return Left(id, Drop("limit of a clock" if answer.by_clock else str(answer.reason), id))
-        trace, effects = first.trace, first.effects | second.effects
-        sample = Sample(id, unit.code, order.call or "", trace, unit.provenance, second.trace, effects)
+        provenance = dict(unit.provenance)
+        if (expected := provenance.pop("expected", None)) is not None:
+            provenance["passes"] = judge_digest(first.trace, expected[number], call=order.call is not None)
+        effects = first.effects | second.effects
+        return self.judged(Sample(id, unit.code, order.call or "", first.trace, provenance, second.trace, effects))
+
+    def judged(self, sample: Sample) -> Kept | Left:
+        """The sample in its final form, or which filter drops it; its second recording is in `Sample.again`."""
+        if sample.again is None:
+            return Left(sample.id, Drop("not deterministic", "not in the second recording"))
         for filter in (terminates, is_deterministic, NoEffects(self.settings.allow_effects)):
             if (drop := filter(sample)) is not None:
-                return Left(id, drop)
-        return self.kept(sample)
+                return Left(sample.id, drop)
+        return self._kept(sample)
 
-    def kept(self, sample: Sample) -> Kept | Left:
-        """The sample in its final form, or which filter drops it: those that need one recording alone."""
+    def _kept(self, sample: Sample) -> Kept | Left:
         try:
             sample = self._narrowed(sample)
         except ContextTooLarge as error:

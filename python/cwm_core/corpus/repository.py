@@ -17,11 +17,12 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import sysconfig
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from .. import sandbox
 from ..store import TraceReader
 from ..trace import Trace, source_lines
 from .calls import SUFFIX, CallSample, priority
+from .unit import HASH_SEEDS
 
 if TYPE_CHECKING:
     from ..environments.backends.protocol import Machine
@@ -109,6 +111,42 @@ def record_repository(
     finally:
         machine.run(f"rm -rf {hidden}", seconds=FILE_SECONDS)
     return Suite(completed, tuple(stores), tuple(lost))
+
+
+def recorded_twice(
+    open_machine: Callable[[], Machine],
+    folder: str | os.PathLike[str],
+    *,
+    options: Mapping[str, str | int | float],
+    licence: str | None = None,
+    **suite: Any,
+) -> Iterator[Sample]:
+    """Run a suite under two hash seeds, each on a machine of its own; the first run's samples, with the second's.
+
+    The recordings stay in `folder`, and are not made again when they are there. `suite` are keywords of
+    `record_repository`; `options` hold the `seed` of the choice among calls. Raises as `record_repository`, and
+    ValueError where the suite did not run or gave no recording.
+    """
+    runs = [Path(folder) / str(seed) for seed in HASH_SEEDS]
+    for seed, run in zip(HASH_SEEDS, runs, strict=True):
+        if run.is_dir():
+            continue
+        partial = run.with_name(f"{run.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        machine = open_machine()
+        try:
+            result = record_repository(machine, partial, seed=seed, options=options, **suite)
+        finally:
+            machine.close()
+        if not result.stores:
+            said = (result.completed.stdout + result.completed.stderr)[-1000:].decode(errors="replace").strip()
+            raise ValueError(f"the suite gave no recording; it said: {said or 'nothing'}")
+        partial.rename(run)
+    numbers = {name: int(options[f"per-{name}"]) for name in ("site", "function") if f"per-{name}" in options}
+    limits = {f"per_{name}": number for name, number in numbers.items()}
+    again = {sample.id: sample.trace for sample in read_recording(runs[1], **limits)}
+    for sample in read_recording(runs[0], licence=licence, **limits):
+        yield replace(sample, again=again.get(sample.id))
 
 
 def read_recording(

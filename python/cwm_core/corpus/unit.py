@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+HASH_SEEDS = (0, 1)
+"""Of the two recordings of each run, which must agree: what depends on the order of a set is not to be learned."""
+
 
 @dataclass(frozen=True)
 class Unit:
