@@ -1,0 +1,69 @@
+"""`cwm corpus`: what users type, end to end."""
+
+import json
+
+import cwm_core as cwm
+import pytest
+from cwm_core import sandbox
+from cwm_core.cli import main
+from llama3 import rank_path
+
+for library in ("rich", "rensa", "license_expression", "detect_secrets"):
+    pytest.importorskip(library)
+
+BACKEND = "process" if sandbox.bubblewrap_refusal() else "bubblewrap"
+RIGHT = "n = int(input())\ntotal = 0\nfor i in range(n):\n    total += int(input())\nprint(total)\n"
+WRONG = RIGHT.replace("range(n)", "range(n - 1)")
+
+
+def corpus(kind, *arguments, out):
+    common = ["--tokenizer", str(rank_path()), "-o", str(out), "--workers", "1", "--sandbox", BACKEND]
+    return main(["corpus", kind, *map(str, arguments), *common])
+
+
+def entries(out):
+    return [entry for path in sorted((out / "traces").iterdir()) for entry in cwm.TraceReader(path).entries()]
+
+
+def test_contests(tmp_path, capsys):
+    problem = {
+        "name": "sum",
+        "public_tests": {"input": ["2\n3\n4\n", "1\n5\n"], "output": ["7\n", "5\n"]},
+        "solutions": {"language": [3, 3], "solution": [RIGHT, RIGHT.replace("total", "s")]},
+        "incorrect_solutions": {"language": [3, 2], "solution": [WRONG, "print 1"]},
+    }
+    (tmp_path / "problems.jsonl").write_text(json.dumps(problem) + "\n")
+    out = tmp_path / "out"
+    assert corpus("contests", tmp_path / "problems.jsonl", "--licence", "CC-BY-4.0", out=out) == 0
+    shown = capsys.readouterr()
+    assert "kept" in shown.out and "samples kept" in shown.err
+    passes = {entry.key: entry.metadata["passes"] for entry in entries(out)}
+    assert any(passes.values()) and not all(passes.values())
+    assert all(("right" in key) == value for key, value in passes.items())
+    assert cwm.Shards(out / "tokens").sources == ["codecontests"]
+    assert corpus("contests", tmp_path / "problems.jsonl", "--licence", "CC-BY-4.0", out=out) == 0
+    assert {entry.key: entry.metadata["passes"] for entry in entries(out)} == passes
+    assert corpus("contests", tmp_path / "problems.jsonl", "--licence", "MIT", out=out) == 1
+    assert "other sources or settings" in capsys.readouterr().err
+
+
+def test_repository(tmp_path, capsys):
+    project = tmp_path / "project"
+    (project / "pack").mkdir(parents=True)
+    (project / "tests").mkdir()
+    (project / "pack" / "__init__.py").write_text(
+        "def total(xs):\n    s = 0\n    for x in xs:\n        s += x\n    return s\n\n\n"
+        "def letters(text):\n    found = set(text)\n    order = list(found)\n    return order\n"
+    )
+    (project / "tests" / "test_pack.py").write_text(
+        "from pack import letters, total\n\ndef test_total():\n    assert total([1, 2, 3]) == 6\n\n"
+        "def test_letters():\n    assert len(letters('abcdefgh')) == 8\n"
+    )
+    out = tmp_path / "out"
+    assert corpus("repository", project, "--licence", "MIT", out=out) == 0
+    [kept] = entries(out)
+    assert kept.metadata["function"].endswith("total") and kept.trace.frames[-1].arg == "6"
+    assert "not deterministic" in capsys.readouterr().out
+    (project / "tests" / "test_pack.py").write_text("def test_nothing():\n    pass\n")
+    assert corpus("repository", project, "--licence", "MIT", out=tmp_path / "empty") == 1
+    assert "gave no recording" in capsys.readouterr().err
