@@ -20,6 +20,7 @@ from cwm_core.corpus.describe import (
     key_values,
     steps,
 )
+from cwm_core.corpus.descriptions import describe_stores
 from cwm_core.corpus.generator import generate
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -257,3 +258,50 @@ def test_endpoints_that_are_none() -> None:
         Endpoint("file:///etc/passwd", "m")
     with pytest.raises(EndpointError):
         Endpoint("http://127.0.0.1:9/v1", "m", timeout=2)([])
+
+
+def store_of(path, seeds):
+    with cwm.TraceWriter(path) as writer:
+        for seed in seeds:
+            program = generate(seed)
+            writer.add(cwm.record_source(program.code, program.call), None if seed == 3 else f"t{seed}", source="s")
+    return path
+
+
+def test_stores_are_described_and_runs_go_on(tmp_path) -> None:
+    store = store_of(tmp_path / "a.cwmtraces", range(12))
+    asked = []
+
+    def answer(messages):
+        text = messages[0]["content"]
+        asked.append(text)
+        index = next(i for i, trace in enumerate(cwm.TraceReader(store)) if steps(trace) in text)
+        return "no values" if index == 5 else "\n".join(described(cwm.TraceReader(store)[index]))
+
+    out, whole = tmp_path / "chats.jsonl", tmp_path / "whole.jsonl"
+    seen = []
+    counts = describe_stores([store], whole, Describer(answer, attempts=2), parallel=3, progress=seen.append)
+    assert counts == (11, 1) == seen[-1] and len(seen) == 12
+    rows = [json.loads(line) for line in whole.read_text().splitlines()]
+    assert [row["key"] for row in rows] == [f"t{i}" if i != 3 else "a.cwmtraces#3" for i in range(12) if i != 5]
+    assert all(row["source"] == "s" and [m["role"] for m in row["messages"]] == ["user", "assistant"] for row in rows)
+    assert all("START_OF_TRACE" not in row["messages"][0]["content"] for row in rows)
+
+    class Stop(Exception):
+        pass
+
+    def stop(counts):
+        if counts.described == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        describe_stores([store], out, Describer(answer, attempts=2), parallel=2, progress=stop)
+    with open(out, "ab") as file:
+        file.write(b'{"key": "to')
+    asked.clear()
+    assert describe_stores([store], out, Describer(answer, attempts=2), parallel=2) == (11, 1)
+    assert len(asked) == 9
+    assert out.read_bytes() == whole.read_bytes()
+    out.write_text("{\n")
+    with pytest.raises(ValueError, match="row 1"):
+        describe_stores([store], out, Describer(answer))

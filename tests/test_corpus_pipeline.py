@@ -78,7 +78,7 @@ def test_every_drop_has_its_reason(tmp_path):
     assert [key for key, *_ in traces] == ["sorts#0", "short#0", "raises#0"]
     assert summary.drops.kept == len(traces) == len(tokens)
     assert summary.tokens == sum(len(document[0]) for document in tokens)
-    key, metadata, trace = traces[0]
+    _, metadata, trace = traces[0]
     assert trace == cwm.record_source(UNITS[0].code, UNITS[0].calls[0])
     assert metadata["source"] == "test" and metadata["licence"] == "MIT" and metadata["call"] == "f([3, 1, 2])"
 

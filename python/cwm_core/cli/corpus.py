@@ -11,7 +11,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .shared import OK, add_verb, not_negative, positive, say, seconds
+from ..exchange import STORE, trace_files
+from .shared import FAILED, OK, add_verb, counter, not_negative, positive, say, seconds
 
 if TYPE_CHECKING:
     from cwm_core.corpus.pipeline import Summary, Work
@@ -33,6 +34,7 @@ def add_corpus(verbs: Any) -> None:
     kinds = parser.add_subparsers(title="what to record", dest="kind", metavar="KIND", required=True)
     _add_contests(kinds)
     _add_repository(kinds)
+    _add_describe(kinds)
 
 
 def _add_contests(kinds: Any) -> None:
@@ -102,6 +104,41 @@ def _repository(args: argparse.Namespace) -> Summary:
     )
     licences = [args.licence] if args.licence else []
     return _make(args, samples, _settings(args, licences), description, judge_samples)
+
+
+def _add_describe(kinds: Any) -> None:
+    purpose = "Ask a model to describe traces in words, and keep the descriptions that agree with them."
+    parser = kinds.add_parser("describe", help=purpose, description=purpose)
+    parser.set_defaults(run=_describe)
+    add = parser.add_argument
+    add("inputs", nargs="+", type=Path, metavar="IN", help="*.cwmtraces, or a folder of them")
+    add("-o", "--output", required=True, type=Path, metavar="FILE", help="chats, a JSON object a line (*.jsonl)")
+    add("--endpoint", required=True, metavar="URL", help="of an OpenAI-compatible server, as http://localhost:8000/v1")
+    add("--model", required=True, metavar="NAME", help="its name there")
+    add("--attempts", type=positive, default=3, metavar="N", help="for a trace (default: 3)")
+    add("--parallel", type=positive, default=8, metavar="N", help="traces at a time (default: 8)")
+
+
+def _describe(args: argparse.Namespace) -> int:
+    from cwm_core.corpus.describe import Describer, Endpoint
+    from cwm_core.corpus.descriptions import describe_stores
+
+    describer = Describer(
+        Endpoint(args.endpoint, args.model, api_key=os.environ.get("CWM_API_KEY")), attempts=args.attempts
+    )
+    stores = [path for path in trace_files(args.inputs) if path.suffix == STORE]
+    with counter("traces") as show:
+        counts = describe_stores(
+            stores,
+            args.output,
+            describer,
+            parallel=args.parallel,
+            progress=lambda counts: show(sum(counts)) if show else None,
+        )
+    say(args, f"{counts.described:,} traces described, {counts.given_up:,} given up")
+    for reason, times in describer.failures.most_common():
+        say(args, f"{times:,} attempts: {reason}")
+    return OK if counts.described else FAILED
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

@@ -115,7 +115,7 @@ def faults(trace: Trace, description: str) -> list[Fault]:
     """
     if not description.strip():
         return [Fault("empty", "")]
-    source = _source(trace)
+    source = source_of(trace)
     spans = [(match[1] or match[3]).strip() for match in _SPAN.finditer(description)]
     prose = _ORDINALS.sub(" ", _SPAN.sub(" ` ", description))
     numbers = {float(number) for number in _NUMBERS.findall(prose)}
@@ -176,7 +176,7 @@ class Describer:
         """A description without faults, None where no attempt gave one. What `generate` raises goes on, but for
         `EndpointError`, which is a failed attempt.
         """
-        fields = {"{code}": _source(trace).strip("\n"), "{steps}": steps(trace)}
+        fields = {"{code}": source_of(trace).strip("\n"), "{steps}": steps(trace)}
         question = re.sub(r"\{code\}|\{steps\}", lambda match: fields[match[0]], self._template)
         asked: list[Message] = [{"role": "user", "content": question}]
         messages = asked
@@ -260,7 +260,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         """No request to follow with."""
 
 
-def _source(trace: Trace) -> str:
+def source_of(trace: Trace) -> str:
+    """The context without the mark of the entry."""
     return trace.context.replace("  # << START_OF_TRACE\n", "\n")
 
 
