@@ -20,11 +20,11 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = "cwm-core-test"
-PROGRAMS = (
-    "awk base64 basename bash cat chmod chown cmp cp cut date dd diff dirname du env expr false find git grep gzip head "
-    "id kill ln ls mkdir mkfifo mktemp mv nohup od patch printf ps pwd readlink realpath rm rmdir sed seq setsid "
-    "sha256sum sleep sort stat tail tar tee test timeout touch tr true uniq wc whoami xargs yes"
-).split()
+PROGRAMS = """
+awk base64 basename bash cat chmod chown cmp cp cut date dd diff dirname du env expr false find git grep gzip
+head id kill ln ls mkdir mkfifo mktemp mv nohup od patch printf ps pwd readlink realpath rm rmdir sed seq
+setsid sha256sum sleep sort stat tail tar tee test timeout touch tr true uniq wc whoami xargs yes
+"""
 PACKAGES = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments")
 UNUSED = {"test", "tests", "idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "site-packages", "dist-packages"}
 PASSWD = "root:x:0:0::/:/bin/bash\nnobody:x:65534:65534::/:/bin/bash\n"
@@ -72,7 +72,7 @@ def _files() -> dict[str, Path]:
     """The image's regular files: path there, path here."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     library = f"usr/local/lib/{version}"
-    binaries = {f"usr/bin/{name}": Path(found) for name in PROGRAMS if (found := shutil.which(name))}
+    binaries = {f"usr/bin/{name}": Path(found) for name in PROGRAMS.split() if (found := shutil.which(name))}
     binaries[f"usr/local/bin/{version}"] = Path(os.path.realpath(sys.executable))
     files = dict(binaries)
     _add_tree(files, library, Path(sysconfig.get_path("stdlib")))

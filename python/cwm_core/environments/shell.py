@@ -19,10 +19,15 @@ SETUP = "PS1= PS2= PROMPT_COMMAND=; set +o history; set +H; exec 3>&2 4>&1 2>&1\
 INTERRUPT_SECONDS = 1.0  # that a command has to end after each stage of interrupting it
 STATE_SECONDS = 30.0
 STATE_BYTES = 8 << 20
-# Options and aliases come last: `set -e` would end the shell at the first variable that cannot be set again.
+# Aliases and options come last: `set -e` would end the shell at the first variable that cannot be set again. Options are
+# named because a bash without line editing ends at ``set +o emacs``.
+OPTIONS = (
+    "allexport errexit errtrace functrace ignoreeof keyword noclobber noglob nounset physical pipefail verbose xtrace"
+)
 STATE = (
-    "{ declare -p; shopt -p; declare -f; declare -xF; trap -p; printf 'builtin cd -- %q\\n' \"$PWD\"; "
-    "alias -p; set +o; } 2>/dev/null"
+    "{ declare -p; shopt -p; declare -f; declare -xF; trap -p; "
+    'printf \'builtin cd -- %q; OLDPWD=%q\\n\' "$PWD" "${OLDPWD-}"; alias -p; '
+    f"shopt -po {OPTIONS}; }} 2>/dev/null"
 )
 
 

@@ -33,9 +33,9 @@ class SandboxError(RuntimeError):
 class Limits:
     """What a run may use.
 
-    `seconds` (wall clock), `memory_bytes` (resident) and `processes` (with threads) bound all processes together and
-    end the run; `cpu_seconds`, `memory_bytes` (private and writable) and `file_bytes` bound each process.
-    `output_bytes` is what is kept of each stream. The number of files in the folder is not bounded.
+    `seconds` (wall clock), `memory_bytes` (resident), `processes` (with threads) and `disk_bytes` (of the folder) bound
+    all processes together and end the run; `cpu_seconds`, `memory_bytes` (private and writable) and `file_bytes` bound
+    each process. `output_bytes` is what is kept of each stream. The number of files in the folder is not bounded.
     """
 
     seconds: float = 10.0
@@ -43,6 +43,7 @@ class Limits:
     memory_bytes: int = 1 << 30
     processes: int = 256
     file_bytes: int = 64 << 20
+    disk_bytes: int = 1 << 30
     output_bytes: int = 1 << 20
 
 
@@ -51,7 +52,7 @@ class Completed:
     """How a run ended.
 
     Either `exit_code` or `signal` is set. `exceeded` names the limit that ended it: "seconds", "memory_bytes",
-    "processes"; a process over its own limits sees that itself (SIGXCPU, SIGXFSZ, failing allocations).
+    "processes", "disk_bytes"; a process over its own limits sees that itself (SIGXCPU, SIGXFSZ, failing allocations).
     """
 
     exit_code: int | None

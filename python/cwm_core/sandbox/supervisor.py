@@ -16,6 +16,7 @@ import os
 import resource
 import select
 import signal
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -59,10 +60,54 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
-def exceeded_limit(settings: dict[str, Any], started: float) -> str | None:
+def free_bytes() -> int:
+    """Free space of the file system that the folder is on."""
+    found = os.statvfs(".")
+    return found.f_bfree * found.f_frsize
+
+
+def folder_bytes() -> int:
+    """Space that the folder takes, with that of deleted files which a process has open."""
+    blocks, pending, device = {}, ["."], os.stat(".").st_dev
+    while pending:
+        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                found = entry.stat(follow_symlinks=False)
+                blocks[found.st_ino] = found.st_blocks
+                if stat.S_ISDIR(found.st_mode):
+                    pending.append(entry.path)
+    for pid, _ in descendants():
+        with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
+            for entry in entries:
+                found = entry.stat()
+                if found.st_dev == device and not found.st_nlink:
+                    blocks[found.st_ino] = found.st_blocks
+    return 512 * sum(blocks.values())
+
+
+class DiskWatch:
+    """Whether the folder holds too much; it is read only when the file system has lost what it may still grow by."""
+
+    def __init__(self, limit: int) -> None:
+        """Begin; `limit` is in bytes."""
+        self._limit, self._room, self._free = limit, limit, free_bytes()
+
+    def exceeded(self) -> bool:
+        """Whether the folder takes more than the limit."""
+        free = free_bytes()
+        if self._free - free < self._room:
+            return False
+        used, self._free = folder_bytes(), free
+        self._room = max(self._limit - used, 0)
+        return used > self._limit
+
+
+def exceeded_limit(settings: dict[str, Any], started: float, disk: DiskWatch) -> str | None:
     """Name of the limit that the processes together are over, if any."""
     if time.monotonic() - started > settings["seconds"]:
         return "seconds"
+    if disk.exceeded():
+        return "disk_bytes"
     threads = memory = 0
     for pid, count in descendants():
         threads += count
@@ -168,7 +213,7 @@ def main() -> None:
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    started = time.monotonic()
+    disk, started = DiskWatch(settings["disk_bytes"]), time.monotonic()
     child = start(sys.argv[2:], settings)
     os.write(report, b"%d\n" % child)
     null = os.open(os.devnull, os.O_RDWR)
@@ -185,7 +230,7 @@ def main() -> None:
                 break
             obey(order, child)
         status, _ = reap(child)
-        exceeded = exceeded_limit(settings, started) if status is None else None
+        exceeded = exceeded_limit(settings, started, disk) if status is None else None
     ended = kill_all(child)
     code = os.waitstatus_to_exitcode(status if status is not None else ended or 0)
     outcome = {

@@ -68,8 +68,8 @@ class DockerBackend:
     """Opens containers of tasks' images, or of `image` with tasks' folders copied into it.
 
     Of `limits`, `seconds` is a container's life, `processes` and `memory_bytes` bound a container, `cpu_seconds` and
-    `file_bytes` each process in it. `disk_bytes` bounds the repository, and /tmp again; what they hold counts as
-    memory, beside `memory_bytes`. `cpus` is processor time a second.
+    `file_bytes` each process in it. `disk_bytes` bounds the repository, and /tmp again; what they hold is memory,
+    beside `memory_bytes`. `cpus` is processor time a second.
     """
 
     def __init__(
@@ -77,7 +77,6 @@ class DockerBackend:
         image: str | None = None,
         *,
         limits: sandbox.Limits = LIMITS,
-        disk_bytes: int = 1 << 30,
         cpus: float = 2.0,
     ) -> None:
         """Find the engine and remove what dead processes left there.
@@ -85,7 +84,7 @@ class DockerBackend:
         The engine is found as the `docker` command finds it. Raises `sandbox.SandboxError` when the Python package
         docker (extra ``docker``) or the engine is missing.
         """
-        self.image, self.limits, self.disk_bytes, self.cpus = image, limits, disk_bytes, cpus
+        self.image, self.limits, self.cpus = image, limits, cpus
         client = connect()
         with _engine():
             for container in client.containers(all=True, filters={"label": LABEL}):
@@ -149,8 +148,8 @@ class DockerMachine:
             security_opt=["no-new-privileges"],
             mounts=[self._memory(self.root, "755"), self._memory("/tmp", "1777")],
             pids_limit=limits.processes,
-            mem_limit=limits.memory_bytes + 2 * backend.disk_bytes,
-            memswap_limit=limits.memory_bytes + 2 * backend.disk_bytes,
+            mem_limit=limits.memory_bytes + 2 * limits.disk_bytes,
+            memswap_limit=limits.memory_bytes + 2 * limits.disk_bytes,
             ulimits=[
                 {"Name": name, "Soft": bound, "Hard": bound}
                 for name, bound in (("cpu", limits.cpu_seconds), ("fsize", limits.file_bytes), ("core", 0))
@@ -176,7 +175,7 @@ class DockerMachine:
 
     def _memory(self, target: str, mode: str) -> dict[str, Any]:
         """A volume without a name, which goes with the container; a plain tmpfs mount is closed to archives."""
-        options = f"size={self._backend.disk_bytes},uid={USER},gid={USER},mode={mode},nosuid,nodev"
+        options = f"size={self._backend.limits.disk_bytes},uid={USER},gid={USER},mode={mode},nosuid,nodev"
         driver = {"Name": "local", "Options": {"type": "tmpfs", "device": "tmpfs", "o": options}}
         return {"Type": "volume", "Target": target, "VolumeOptions": {"NoCopy": True, "DriverConfig": driver}}
 
@@ -394,11 +393,11 @@ class _ContainerShell:
         """Start it."""
         self._machine = machine
         self._exec = machine.execute(["bash", "-c", 'echo $$ && exec "$@"', "cwm", *ARGV])
-        self.exchange, said = self._exec.exchange, bytearray()
-        self.exchange(b"", said.extend, said.extend, seconds=GRACE, until=lambda: said.endswith(b"\n"))
-        if not (pid := said.strip()).isdigit():
+        self.exchange, pid, said = self._exec.exchange, bytearray(), bytearray()
+        self.exchange(b"", pid.extend, said.extend, seconds=GRACE, until=lambda: pid.endswith(b"\n"))
+        if not pid.strip().isdigit():
             self._exec.close()
-            reason = said.decode(errors="replace").strip()
+            reason = (pid + said).decode(errors="replace").strip()
             raise sandbox.SandboxError(f"no shell starts in the container: {reason or 'it does not answer'}")
         self._pid = int(pid)
         machine.shell_pids.add(self._pid)
