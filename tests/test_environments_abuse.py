@@ -57,7 +57,7 @@ def test_fork_bomb_of_sessions(environment):
     bomb = "while 1:\n try: os.fork(); os.setsid()\n except OSError: pass"
     code = f"import os, signal\nsignal.signal(2, signal.SIG_IGN)\n{bomb}"
     told = bash(environment, f"python3 -c '{code}'")
-    assert "the limit processes was exceeded" in told or "[interrupted" in told
+    assert "the shell was lost: the limit" in told or "[interrupted" in told
     assert bash(environment, "echo on").endswith("on")
 
 
@@ -68,9 +68,10 @@ def test_memory_bomb(environment):
 
 
 def test_memory_bomb_of_many(environment):
-    code = "import os, time\nfor _ in range(9): os.fork()\nx = b'x' * (5 << 20)\ntime.sleep(9)"
-    assert bash(environment, f'python3 -c "{code}"; echo done')
-    assert bash(environment, "echo on") == "on"
+    code = "import os, time\nfor _ in range(6): os.fork()\nx = b'x' * (20 << 20)\ntime.sleep(9)"
+    told = bash(environment, f'python3 -c "{code}"')
+    assert "Killed" in told or "the limit memory_bytes was exceeded" in told or "[interrupted" in told
+    assert bash(environment, "echo on").endswith("on")
 
 
 def test_disk_filling(environment):

@@ -19,8 +19,8 @@ SETUP = "PS1= PS2= PROMPT_COMMAND=; set +o history; set +H; exec 3>&2 4>&1 2>&1\
 INTERRUPT_SECONDS = 1.0  # that a command has to end after each stage of interrupting it
 STATE_SECONDS = 30.0
 STATE_BYTES = 8 << 20
-# Aliases and options come last: `set -e` would end the shell at the first variable that cannot be set again. Options are
-# named because a bash without line editing ends at ``set +o emacs``.
+# Aliases and options come last: `set -e` would end the shell at the first variable that cannot be set again. Options
+# are named because a bash without line editing ends at ``set +o emacs``.
 OPTIONS = (
     "allexport errexit errtrace functrace ignoreeof keyword noclobber noglob nounset physical pipefail verbose xtrace"
 )

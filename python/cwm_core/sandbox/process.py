@@ -1,7 +1,9 @@
 """Starting a program in a sandbox, exchanging bytes with it, ending it."""
 
+import ast
 import contextlib
-import json
+import functools
+import marshal
 import os
 import re
 import selectors
@@ -14,13 +16,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any, Literal, Self
 
 from . import bubblewrap, supervisor
 
 Backend = Literal["bubblewrap", "process"]
 
-SUPERVISOR = Path(supervisor.__file__).read_text(encoding="utf-8")
+# Runs what `_supervisor_code` compiled: compiling it at every start would cost milliseconds.
+SUPERVISOR = """
+import marshal, sys
+code, settings = marshal.loads(bytes.fromhex(sys.argv[1]))
+names = {"__name__": "supervisor"}
+exec(code, names)
+names["main"](settings, sys.argv[2:])
+"""
 PIPE_BYTES = 1 << 20  # the most a pipe can hold without privilege (/proc/sys/fs/pipe-max-size)
 GRACE = 10.0  # seconds that a supervisor has to start, and to end what it started, before it is given up
 
@@ -126,7 +136,8 @@ class Process:
             control_read, control_write = (stack.enter_context(os.fdopen(fd, m, 0)) for fd, m in _pipe())
             report_read, report_write = (stack.enter_context(os.fdopen(fd, m, 0)) for fd, m in _pipe())
             settings = asdict(limits) | {"control": control_read.fileno(), "report": report_write.fileno()}
-            code = [bubblewrap.interpreter(), "-I", "-S", "-c", SUPERVISOR, json.dumps(settings)]
+            order = marshal.dumps((_supervisor_code(), settings)).hex()
+            code = [bubblewrap.interpreter(), "-I", "-S", "-c", SUPERVISOR, order]
             with _urgent():
                 self._popen = subprocess.Popen(
                     [*prefix, *code, *argv],
@@ -209,8 +220,10 @@ class Process:
 
     def outcome(self) -> dict[str, Any] | None:
         """exit_code, signal, exceeded and seconds once the program has ended and `exchange` saw it, else None."""
-        lines = self._report_text.splitlines()
-        return json.loads(lines[1]) if len(lines) == 2 else None
+        lines = self._report_text.decode().splitlines()
+        if len(lines) != 2:
+            return None
+        return dict(zip(("exit_code", "signal", "exceeded", "seconds"), ast.literal_eval(lines[1]), strict=True))
 
     def close(self) -> None:
         """End the program and every process that it started. Safe to call again."""
@@ -236,6 +249,12 @@ class Process:
     def __exit__(self, *exception: object) -> None:
         """Close."""
         self.close()
+
+
+@functools.cache
+def _supervisor_code() -> CodeType:
+    source = Path(supervisor.__file__).read_text(encoding="utf-8")
+    return compile(source, supervisor.__file__, "exec", dont_inherit=True)
 
 
 @contextlib.contextmanager
