@@ -267,6 +267,10 @@ class DockerMachine:
             raise sandbox.SandboxError(f"the container of image {self._image} was lost: {said}")
         return answer.decode().removeprefix("done").strip()
 
+    def is_crowded(self) -> bool:
+        """Whether the container holds more than half the processes that it may."""
+        return 2 * len(self.order("list").split()) > self._backend.limits.processes
+
     def kill_others(self) -> None:
         """Kill all that is neither a shell nor `INIT`."""
         self.order("only " + " ".join(map(str, self.shell_pids)))
@@ -409,10 +413,9 @@ class _ContainerShell:
 
     def order(self, order: bytes) -> None:
         """See `Program.order`."""
-        if order == supervisor.INTERRUPT:
-            self._machine.order("interrupt")
-            return
-        self._machine.kill_others()
+        # A fork bomb may outlive an interrupt, which bash's background processes ignore.
+        if order == supervisor.KILL_OTHERS or self._machine.is_crowded():
+            self._machine.kill_others()
         self._machine.order("interrupt")
 
     def outcome(self) -> dict[str, Any] | None:
