@@ -413,10 +413,11 @@ class _ContainerShell:
 
     def order(self, order: bytes) -> None:
         """See `Program.order`."""
-        # A fork bomb may outlive an interrupt, which bash's background processes ignore.
-        if order == supervisor.KILL_OTHERS or self._machine.is_crowded():
-            self._machine.kill_others()
+        # A fork bomb outlives an interrupt, which bash's background processes ignore.
+        crowded = self._machine.is_crowded()
         self._machine.order("interrupt")
+        if order == supervisor.KILL_OTHERS or crowded:
+            self._machine.kill_others()
 
     def outcome(self) -> dict[str, Any] | None:
         """See `Program.outcome`; a signal is known as an exit code above 128."""
