@@ -166,6 +166,25 @@ def test_file_size_limit(backend):
     assert done.exit_code != 0
 
 
+@pytest.mark.parametrize("script", ["cat big > $i", "cat big >&9"], ids=["files", "deleted files"])
+@linux
+def test_folder_size_limit(backend, script, tmp_path):
+    """Files below the size limit of one; those that are deleted go on taking space while they are open."""
+    program = (
+        f"head -c 8000000 /dev/urandom > big; exec 9>gone; rm gone; for i in 1 2 3 4 5 6; do {script}; done; sleep 60"
+    )
+    limits = Limits(seconds=30, disk_bytes=32 << 20)
+    assert (
+        sandbox.run(["bash", "-c", program], limits=limits, folder=tmp_path, backend=backend).exceeded == "disk_bytes"
+    )
+
+
+def test_folder_that_is_large_already_may_be_used(backend, tmp_path):
+    (tmp_path / "large").write_bytes(bytes(40 << 20))
+    limits = Limits(disk_bytes=32 << 20)
+    assert sandbox.run(["sh", "-c", "sleep 0.1; ls"], limits=limits, folder=tmp_path, backend=backend).exit_code == 0
+
+
 @linux
 def test_no_process_is_left_behind(backend):
     marker = f"7{os.getpid()}.25"

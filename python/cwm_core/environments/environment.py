@@ -1,14 +1,20 @@
 """The environment that a model acts in: text actions in, text observations and a reward out."""
 
+import re
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from .backends import Backend, Machine, SandboxBackend
+from .profile import DEFAULT, Profile
 from .rewards import judge
 from .shell import Shell
 from .tasks import Task
 from .tools import ActionError, Call, parse_action, parse_create, parse_edit
+
+# What a terminal would obey, and a model should see: C0 without tab and line ends, delete, and C1.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,8 @@ class Step:
 class Transition:
     """What follows an action.
 
-    `info` holds `role` (of the observation's message), `exit_code` and, at the end, `test`: why the reward is what
-    it is.
+    `info` holds `role` (of the observation's message), `exit_code`, `malformed` (whether the action was) and, at the
+    end, `test`: why the reward is what it is.
     """
 
     observation: str
@@ -35,30 +41,43 @@ class Transition:
     info: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class _Episode:
+    """All that an episode is made of."""
+
+    task: Task
+    machine: Machine
+    shell: Shell
+    deadline: float
+    tokens: int
+    diff: bytes | None = None
+    done: bool = False
+
+
 class Environment:
     """A copy of a task's repository behind the tools bash, edit, create and submit; a context manager.
 
-    An episode ends with a message without a tool call, after `max_turns`, or when its `seconds` are
-    spent. The reward comes then, 0 until: 1.0 if the submitted diff passes the task's tests in
-    a fresh sandbox, else 0.0. `trajectory` holds every step, ready for ``dataclasses.asdict`` and JSON.
-
-    The defaults of turns and times are those of the Code World Model report's software engineering environment.
+    An episode ends with a message without a tool call, or when its turns, its seconds or its context are spent. The
+    reward comes then, 0 until: 1.0 if the submitted diff passes the task's tests in a fresh machine, else 0.0.
+    `trajectory` holds every step, ready for ``dataclasses.asdict`` and JSON.
     """
 
     def __init__(
         self,
         backend: Backend | None = None,
+        profile: Profile = DEFAULT,
         *,
-        seconds: float = 2400.0,
-        command_seconds: float = 120.0,
-        max_turns: int = 128,
+        count_tokens: Callable[[str], int] | None = None,
+        **changes: Any,
     ) -> None:
-        """Set up; `backend` None is `SandboxBackend()`, `seconds` are an episode's."""
+        """Set up; `backend` None is `SandboxBackend()`, `changes` are fields of `profile`, such as ``max_turns=20``.
+
+        `count_tokens` is how long a text is for the model; without it the context is not watched.
+        """
         self._backend = SandboxBackend() if backend is None else backend
-        self._seconds, self._command_seconds, self._max_turns = seconds, command_seconds, max_turns
-        self._task: Task | None = None
-        self._machine: Machine | None = None
-        self._shell: Shell | None = None
+        self._profile = replace(profile, **changes)
+        self._count_tokens = count_tokens
+        self._episode: _Episode | None = None
         self.trajectory: list[Step] = []
 
     def start(self, task: Task) -> str:
@@ -67,77 +86,130 @@ class Environment:
         Raises as `Backend.open`.
         """
         self.close()
+        machine = self._backend.open(task)
         try:
-            self._machine = self._backend.open(task)
-            self._shell = self._machine.shell()
+            deadline = time.monotonic() + self._profile.seconds
+            self._episode = _Episode(task, machine, machine.shell(), deadline, self._tokens(task.prompt))
         except BaseException:
-            self.close()
+            machine.close()
             raise
-        self._task, self._diff, self._done = task, None, False
-        self._deadline = time.monotonic() + self._seconds
         self.trajectory = []
         return task.prompt
 
+    def clone(self) -> "Environment":
+        """An environment of its own that goes on from here: the same turns, seconds, submission, files and shell.
+
+        Of the files, the repository is copied, in a container /tmp too. Of the shell, working directory, variables,
+        functions, aliases, traps and options are; processes and open files are not. Where the copy has another path
+        (`SandboxBackend`), the working directory and variables follow it, and absolute paths inside files do not.
+        Raises RuntimeError when no episode is running, `sandbox.SandboxError` where the shell or the machine fails.
+        """
+        episode = self._running()
+        state = episode.shell.state()
+        machine = episode.machine.clone()
+        try:
+            shell = machine.shell()
+            shell.restore(state.replace(episode.machine.root.encode(), machine.root.encode()))
+        except BaseException:
+            machine.close()
+            raise
+        other = Environment(self._backend, self._profile, count_tokens=self._count_tokens)
+        other._episode = replace(episode, machine=machine, shell=shell)
+        other.trajectory = list(self.trajectory)
+        return other
+
     def step(self, action_text: str) -> Transition:
-        """Do what a message asks for. Raises RuntimeError before `start` and after the episode's end."""
-        if self._shell is None or self._done:
-            raise RuntimeError("no episode is running: call start(task) first")
+        """Do what a message asks for.
+
+        Raises RuntimeError before `start` and after the episode's end, `sandbox.SandboxError` when the machine was
+        lost.
+        """
+        episode, profile = self._running(), self._profile
         started = time.monotonic()
-        call, exit_code = None, None
+        call, exit_code, malformed = None, None, False
         try:
             call = parse_action(action_text)
-            said, exit_code = self._call(call) if call else ("", None)
-            role = f"tool: {call.tool}" if call else "user"
+            said, exit_code = self._call(episode, call) if call else ("", None)
         except ActionError as error:
-            said, role, call = str(error), "user", Call("", "")
-        left = self._max_turns - len(self.trajectory) - 1
-        self._done = call is None or left <= 0 or time.monotonic() >= self._deadline
-        seconds = max(self._deadline - time.monotonic(), 0.0)
-        budget = f"<budget>\n{left} turns and {seconds:.0f} seconds are left\n</budget>"
-        observation = f"<output>\n{said}\n</output>\n{budget}" if call else ""
+            said, malformed = str(error), True
+        left = profile.max_turns - len(self.trajectory) - 1
+        seconds = max(episode.deadline - time.monotonic(), 0.0)
+        observation = self._observation(said, f"{left} turns and {seconds:.0f} seconds are left")
+        if call is None and not malformed:
+            observation = ""
+        episode.tokens += self._tokens(action_text) + self._tokens(observation)
+        spent = left <= 0 or seconds <= 0 or episode.tokens >= profile.context_tokens
+        episode.done = spent or (profile.malformed_ends if malformed else call is None)
         self.trajectory.append(Step(action_text, observation, exit_code, time.monotonic() - started))
-        info: dict[str, Any] = {"role": role, "exit_code": exit_code}
+        role = f"tool: {call.tool}" if call and not malformed else "user"
+        info: dict[str, Any] = {"role": role, "exit_code": exit_code, "malformed": malformed}
         reward = 0.0
-        if self._done:
-            self._shell.close()
-            verdict = judge(self._task, self._diff, self._backend, seconds=self._command_seconds)
+        if episode.done:
+            episode.shell.close()
+            verdict = judge(episode.task, episode.diff, self._backend, seconds=profile.command_seconds)
             reward, info["test"] = verdict.value, verdict.reason
-        return Transition(observation, reward, self._done, info)
+        return Transition(observation, reward, episode.done, info)
 
-    def _call(self, call: Call) -> tuple[str, int | None]:
+    def _running(self) -> _Episode:
+        if self._episode is None or self._episode.done:
+            raise RuntimeError("no episode is running: call start(task) first")
+        return self._episode
+
+    def _call(self, episode: _Episode, call: Call) -> tuple[str, int | None]:
         """Run a tool: what the model is told, and the exit code if it was a command."""
+        machine = episode.machine
         if call.tool == "bash":
-            return self._bash(call.content)
+            return self._bash(episode, call.content)
         if call.tool == "edit":
             edit = parse_edit(call.content)
-            return self._machine.file("edit", edit.path, search=edit.search, replace=edit.replace)[1], None
+            return machine.file("edit", edit.path, search=edit.search, replace=edit.replace)[1], None
         if call.tool == "create":
             path, content = parse_create(call.content)
-            return self._machine.file("create", path, content=content)[1], None
-        done, said = self._machine.file("submit", call.content.strip())
+            return machine.file("create", path, content=content)[1], None
+        done, said = machine.file("submit", call.content.strip())
         if not done:
             return said, None
-        self._diff = said.encode(errors="surrogateescape")
+        episode.diff = said.encode(errors="surrogateescape")
         return "Submitted. Submit again to replace it; a message without a tool call ends the work.", None
 
-    def _bash(self, command: str) -> tuple[str, int | None]:
-        seconds = max(min(self._command_seconds, self._deadline - time.monotonic()), 0.0)
-        result = self._shell.run(command, seconds=seconds)
-        notes = [result.output.decode(errors="backslashreplace").removesuffix("\n")]
-        if result.timed_out:
+    def _bash(self, episode: _Episode, command: str) -> tuple[str, int | None]:
+        profile = self._profile
+        seconds = max(min(profile.command_seconds, episode.deadline - time.monotonic()), 0.0)
+        result = episode.shell.run(
+            command, seconds=seconds, output_bytes=profile.output_bytes, keep_shell=profile.keep_shell
+        )
+        notes = [_shown(result.output.decode(errors="backslashreplace").removesuffix("\n"))]
+        if result.timed_out and not result.restarted:
             notes.append(f"[interrupted after {seconds:.3g} seconds, the time limit of a command]")
         if result.restarted:
             lost = f"the shell was lost: {result.restarted}"
-            notes.append(f"[{lost}; a new one starts in {self._machine.root}, without earlier variables]")
+            notes.append(f"[{lost}; a new one starts in {episode.machine.root}, without earlier variables]")
         elif result.exit_code:
             notes.append(f"[exit code {result.exit_code}]")
         return "\n".join(note for note in notes if note), result.exit_code
 
+    def _observation(self, said: str, budget: str) -> str:
+        """The message, without the middle of `said` where it would be too long."""
+        limit, kept = self._profile.observation_tokens, len(said)
+        count = self._count_tokens or (lambda text: len(text.encode(errors="replace")))
+        part = said
+        while True:
+            observation = f"<output>\n{part}\n</output>\n<budget>\n{budget}\n</budget>"
+            tokens = count(observation)
+            if tokens <= limit or kept == 0:
+                return observation
+            kept = kept * min(limit, tokens - 1) // tokens * 15 // 16
+            head, tail = said[: kept - kept // 2], said[len(said) - kept // 2 :]
+            part = f"{head}\n[... {len(said) - kept} characters left out ...]\n{tail}"
+
+    def _tokens(self, text: str) -> int:
+        return self._count_tokens(text) if self._count_tokens else 0
+
     def close(self) -> None:
-        """End the episode's processes and remove its work tree. Safe to call again."""
-        if self._machine is not None:
-            self._machine.close()
-            self._machine = self._shell = None
+        """End the episode's processes and remove its files. Safe to call again."""
+        if self._episode is not None:
+            self._episode.machine.close()
+            self._episode = None
 
     def __enter__(self) -> Self:
         """The environment itself."""
@@ -146,3 +218,8 @@ class Environment:
     def __exit__(self, *exception: object) -> None:
         """Close."""
         self.close()
+
+
+def _shown(text: str) -> str:
+    """Text with control characters written as escapes, so that no terminal obeys them."""
+    return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

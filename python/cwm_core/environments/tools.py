@@ -9,8 +9,12 @@ FORMS = {
     "create": "<tool: create>\nPATH\nCONTENT\n</tool>",
     "submit": "<tool: submit>\nPATH OF A DIFF\n</tool>",
 }
-_OPENING = re.compile(r"^<tool: ([^>\n]*)>[ \t]*\n", re.MULTILINE)
-_CLOSING = re.compile(r"^</tool>[ \t]*$", re.MULTILINE)
+_OPENING = re.compile(r"^<tool: ([^>\n]*)>[ \t\r]*\n", re.MULTILINE)
+_CLOSING = re.compile(r"^</tool>[ \t\r]*$", re.MULTILINE)
+_TAGS_IN_CONTENT = (
+    "Were tags part of the content? A line of a call cannot be a tag; write such a line with bash instead, its tag in "
+    "two parts: printf '%s%s\\n' '</to' 'ol>' >> FILE"
+)
 
 
 class ActionError(ValueError):
@@ -42,8 +46,9 @@ class Edit:
 def parse_action(text: str) -> Call | None:
     """The tool call of a message; None for a message without one, which ends the episode.
 
-    A message that begins with ``<think>`` is read from its ``</think>`` on. Raises `ActionError` for more than one
-    call, unpaired or misplaced tags, an unknown tool, and an empty call.
+    A message that begins with ``<think>`` is read from its ``</think>`` on. Where the opening tag's line ends in CRLF,
+    every CRLF of the call is read as a line feed. Raises `ActionError` for more than one call, unpaired or misplaced
+    tags, an unknown tool, an empty call, and a blank path.
     """
     if text.lstrip().startswith("<think>"):
         _, closed, text = text.partition("</think>")
@@ -56,7 +61,7 @@ def parse_action(text: str) -> Call | None:
         return None
     if len(openings) > 1 or len(closings) > 1:
         counts = f"{len(openings)} opening and {len(closings)} closing tags"
-        raise ActionError(f"Exactly one tool call is allowed per message; this one had {counts}.")
+        raise ActionError(f"Exactly one tool call is allowed per message; this one had {counts}. {_TAGS_IN_CONTENT}")
     tool = openings[0][1].strip() if openings else None
     if not closings or not openings or closings[0].start() < openings[0].end():
         missing = "</tool>" if openings else "<tool: NAME>"
@@ -65,9 +70,16 @@ def parse_action(text: str) -> Call | None:
         raise ActionError(f"There is no tool {tool!r}; the tools are {', '.join(FORMS)}.")
     if text[closings[0].end() :].strip():
         raise ActionError(f"Text followed the {tool} call; </tool> must end the message.", tool)
-    content = text[openings[0].end() : closings[0].start()].removesuffix("\n")
+    content = text[openings[0].end() : closings[0].start()]
+    if openings[0][0].endswith("\r\n"):
+        content = content.replace("\r\n", "\n")
+    content = content.removesuffix("\n")
     if not content.strip():
         raise ActionError(f"The {tool} call was empty.", tool)
+    if tool != "bash" and not content.partition("\n")[0].strip():
+        raise ActionError(f"The first line of the {tool} call was blank; it must be a path.", tool)
+    if tool == "submit" and "\n" in content.strip():
+        raise ActionError("The submit call had more than one line; it takes the path of a diff and no more.", tool)
     return Call(tool, content)
 
 
@@ -78,7 +90,9 @@ def parse_edit(content: str) -> Edit:
     for marker in ("<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE"):
         at = [index for index, line in enumerate(lines) if line.rstrip() == marker]
         if len(at) != 1:
-            raise ActionError(f"An edit takes one block with exactly one line {marker!r}; found {len(at)}.", "edit")
+            only = f"An edit takes one block with exactly one line {marker!r}; found {len(at)}."
+            more = " Make several changes in several messages, and change lines like these with bash." if at else ""
+            raise ActionError(only + more, "edit")
         marks += at
     begin, middle, end = marks
     if begin != 0 or not begin < middle < end or end != len(lines) - 1:

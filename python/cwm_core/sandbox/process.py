@@ -1,7 +1,9 @@
 """Starting a program in a sandbox, exchanging bytes with it, ending it."""
 
+import ast
 import contextlib
-import json
+import functools
+import marshal
 import os
 import re
 import selectors
@@ -14,13 +16,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any, Literal, Self
 
 from . import bubblewrap, supervisor
 
 Backend = Literal["bubblewrap", "process"]
 
-SUPERVISOR = Path(supervisor.__file__).read_text(encoding="utf-8")
+# Runs what `_supervisor_code` compiled: compiling it at every start would cost milliseconds.
+SUPERVISOR = """
+import marshal, sys
+code, settings = marshal.loads(bytes.fromhex(sys.argv[1]))
+names = {"__name__": "supervisor"}
+exec(code, names)
+names["main"](settings, sys.argv[2:])
+"""
 PIPE_BYTES = 1 << 20  # the most a pipe can hold without privilege (/proc/sys/fs/pipe-max-size)
 GRACE = 10.0  # seconds that a supervisor has to start, and to end what it started, before it is given up
 
@@ -33,9 +43,9 @@ class SandboxError(RuntimeError):
 class Limits:
     """What a run may use.
 
-    `seconds` (wall clock), `memory_bytes` (resident) and `processes` (with threads) bound all processes together and
-    end the run; `cpu_seconds`, `memory_bytes` (private and writable) and `file_bytes` bound each process.
-    `output_bytes` is what is kept of each stream. The number of files in the folder is not bounded.
+    `seconds` (wall clock), `memory_bytes` (resident), `processes` (with threads) and `disk_bytes` (of the folder) bound
+    all processes together and end the run; `cpu_seconds`, `memory_bytes` (private and writable) and `file_bytes` bound
+    each process. `output_bytes` is what is kept of each stream. The number of files in the folder is not bounded.
     """
 
     seconds: float = 10.0
@@ -43,6 +53,7 @@ class Limits:
     memory_bytes: int = 1 << 30
     processes: int = 256
     file_bytes: int = 64 << 20
+    disk_bytes: int = 1 << 30
     output_bytes: int = 1 << 20
 
 
@@ -51,7 +62,7 @@ class Completed:
     """How a run ended.
 
     Either `exit_code` or `signal` is set. `exceeded` names the limit that ended it: "seconds", "memory_bytes",
-    "processes"; a process over its own limits sees that itself (SIGXCPU, SIGXFSZ, failing allocations).
+    "processes", "disk_bytes"; a process over its own limits sees that itself (SIGXCPU, SIGXFSZ, failing allocations).
     """
 
     exit_code: int | None
@@ -130,7 +141,8 @@ class Process:
             control_read, control_write = (stack.enter_context(os.fdopen(fd, m, 0)) for fd, m in _pipe())
             report_read, report_write = (stack.enter_context(os.fdopen(fd, m, 0)) for fd, m in _pipe())
             settings = asdict(limits) | {"control": control_read.fileno(), "report": report_write.fileno()}
-            code = [bubblewrap.interpreter(), "-I", "-S", "-c", SUPERVISOR, json.dumps(settings)]
+            order = marshal.dumps((_supervisor_code(), settings)).hex()
+            code = [bubblewrap.interpreter(), "-I", "-S", "-c", SUPERVISOR, order]
             with _urgent():
                 self._popen = subprocess.Popen(
                     [*prefix, *code, *argv],
@@ -213,8 +225,10 @@ class Process:
 
     def outcome(self) -> dict[str, Any] | None:
         """exit_code, signal, exceeded and seconds once the program has ended and `exchange` saw it, else None."""
-        lines = self._report_text.splitlines()
-        return json.loads(lines[1]) if len(lines) == 2 else None
+        lines = self._report_text.decode().splitlines()
+        if len(lines) != 2:
+            return None
+        return dict(zip(("exit_code", "signal", "exceeded", "seconds"), ast.literal_eval(lines[1]), strict=True))
 
     def close(self) -> None:
         """End the program and every process that it started. Safe to call again."""
@@ -240,6 +254,12 @@ class Process:
     def __exit__(self, *exception: object) -> None:
         """Close."""
         self.close()
+
+
+@functools.cache
+def _supervisor_code() -> CodeType:
+    source = Path(supervisor.__file__).read_text(encoding="utf-8")
+    return compile(source, supervisor.__file__, "exec", dont_inherit=True)
 
 
 @contextlib.contextmanager

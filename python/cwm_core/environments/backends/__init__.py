@@ -3,7 +3,8 @@
 A `Backend` opens a `Machine` for a task: the task's repository, its patch applied, on which commands run.
 """
 
+from .docker import DockerBackend
 from .protocol import Backend, Machine
 from .sandboxed import SandboxBackend
 
-__all__ = ["Backend", "Machine", "SandboxBackend"]
+__all__ = ["Backend", "DockerBackend", "Machine", "SandboxBackend"]

@@ -6,9 +6,11 @@ from ... import sandbox
 from ..shell import Shell
 from ..tasks import Task
 
+PATCH_SECONDS = 60.0
+
 
 class Machine(Protocol):
-    """One task's repository, and the processes that work on it."""
+    """One task's repository, and the processes that work on it. Used by one thread at a time."""
 
     root: str
     """The repository's path as commands see it."""
@@ -17,8 +19,13 @@ class Machine(Protocol):
         """A new persistent shell at `root`; `close` ends it."""
         ...
 
-    def run(self, command: str, *, stdin: bytes = b"", seconds: float) -> sandbox.Completed:
-        """Run a bash command of its own at `root`, and end every process that it started."""
+    def run(
+        self, command: str, *, stdin: bytes = b"", seconds: float, output_bytes: int | None = None
+    ) -> sandbox.Completed:
+        """Run a bash command of its own at `root`, and end every process that it started.
+
+        `output_bytes` is what is kept of each stream; None: what the backend's limits say.
+        """
         ...
 
     def file(self, tool: str, path: str, **arguments: str) -> tuple[bool, str]:
@@ -26,7 +33,7 @@ class Machine(Protocol):
         ...
 
     def clone(self) -> Self:
-        """A machine of its own with a copy of the files as they are now; processes are not copied."""
+        """A machine of its own with a copy of the repository as it is now; processes are not copied."""
         ...
 
     def close(self) -> None:
@@ -44,3 +51,14 @@ class Backend(Protocol):
         open or whose patch does not apply, OSError when the folder cannot be copied.
         """
         ...
+
+
+def apply_patch(machine: Machine, task: Task) -> None:
+    """Apply the task's `patch`, if it has one. Raises ValueError where it does not apply."""
+    if not task.patch:
+        return
+    diff = task.patch.encode(errors="surrogateescape")
+    done = machine.run("git apply --whitespace=nowarn -", stdin=diff, seconds=PATCH_SECONDS)
+    if done.exit_code != 0:
+        said = done.stderr[-500:].decode(errors="replace")
+        raise ValueError(f"the patch of task {task.name} does not apply: {said}")

@@ -1,24 +1,21 @@
 """Machines of this machine: copied work trees in a sandbox, no Docker needed."""
 
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Self
 
 from ... import sandbox
 from .. import files
-from ..shell import Shell
+from ..shell import ARGV, Shell
 from ..tasks import Task
+from .protocol import apply_patch
 
-FILES = Path(files.__file__).read_text(encoding="utf-8")
 LIMITS = sandbox.Limits(
     seconds=2400.0, cpu_seconds=600, memory_bytes=4 << 30, processes=512, file_bytes=1 << 30, output_bytes=1 << 16
 )
-FILE_SECONDS = 60.0
 
 
 class SandboxBackend:
@@ -40,11 +37,7 @@ class SandboxBackend:
             raise ValueError(f"task {task.name} has no folder: the sandbox cannot open Docker images")
         machine = SandboxMachine(self, task.folder)
         try:
-            if task.patch:
-                diff = task.patch.encode(errors="surrogateescape")
-                result = machine.run("git apply --whitespace=nowarn -", stdin=diff, seconds=FILE_SECONDS)
-                if result.exit_code != 0:
-                    raise ValueError(f"the patch of task {task.name} does not apply: {result.stderr.decode()[-500:]}")
+            apply_patch(machine, task)
         except BaseException:
             machine.close()
             raise
@@ -68,25 +61,26 @@ class SandboxMachine:
     def shell(self) -> Shell:
         """See `Machine.shell`."""
         b = self._backend
-        self._shells.append(Shell(self.root, limits=b.limits, backend=b.kind, readable=b.readable))
+
+        def start() -> sandbox.Process:
+            return sandbox.Process(ARGV, folder=self.root, limits=b.limits, backend=b.kind, readable=b.readable)
+
+        self._shells.append(Shell(start, output_bytes=b.limits.output_bytes))
         return self._shells[-1]
 
-    def run(self, command: str, *, stdin: bytes = b"", seconds: float) -> sandbox.Completed:
+    def run(
+        self, command: str, *, stdin: bytes = b"", seconds: float, output_bytes: int | None = None
+    ) -> sandbox.Completed:
         """See `Machine.run`."""
         b = self._backend
-        limits = replace(b.limits, seconds=min(seconds, b.limits.seconds))
+        kept = b.limits.output_bytes if output_bytes is None else output_bytes
+        limits = replace(b.limits, seconds=min(seconds, b.limits.seconds), output_bytes=kept)
         argv = ["bash", "-c", command]
         return sandbox.run(argv, stdin=stdin, limits=limits, folder=self.root, backend=b.kind, readable=b.readable)
 
     def file(self, tool: str, path: str, **arguments: str) -> tuple[bool, str]:
         """See `Machine.file`."""
-        stdin = json.dumps({"tool": tool, "path": path, **arguments}).encode()
-        limits = replace(self._backend.limits, seconds=FILE_SECONDS, output_bytes=4 * files.MAX_DIFF_BYTES)
-        result = sandbox.run_python(FILES, stdin=stdin, limits=limits, folder=self.root, backend=self._backend.kind)
-        if result.exit_code not in (0, 1) or not result.stdout:
-            end = f"limit {result.exceeded}" if result.exceeded else f"exit code {result.exit_code or result.signal}"
-            return False, f"{tool} failed ({end}): {result.stderr.decode(errors='replace')[-500:]}"
-        return result.exit_code == 0, result.stdout.decode(errors="surrogateescape")
+        return files.use(self.run, self.root, tool, path, **arguments)
 
     def clone(self) -> Self:
         """See `Machine.clone`."""

@@ -1,0 +1,540 @@
+"""Machines that are Docker containers: any image with bash and the coreutils (GNU's or BusyBox's), nothing else in it.
+
+A container has no network and a base that cannot be written; the repository and /tmp are file systems in memory, whose
+size bounds the disk space on every storage driver. What runs for an agent is an unprivileged user without capabilities.
+
+Process 1 is `INIT`, ours, as a root that may do nothing but signal. It lives as long as its standard input is open, so
+that the container ends, and is removed, with the process that opened it, however that ends. A container that was left
+all the same, because its owner died before it could start it, is removed when the next `DockerBackend` is made.
+"""
+
+import contextlib
+import io
+import os
+import platform
+import posixpath
+import selectors
+import signal
+import socket
+import struct
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import IO, Any, Self
+
+from ... import sandbox
+from ...sandbox import supervisor
+from ...sandbox.process import GRACE
+from .. import files
+from ..shell import ARGV, Shell
+from ..tasks import Task
+from .protocol import apply_patch
+from .sandboxed import LIMITS
+
+LABEL = "cwm-core.owner"
+USER = 65534  # nobody, in nearly every image
+WORKDIR = "/workspace"
+TIMEOUT = 120.0  # seconds that the engine has for an answer
+READ_BYTES = 1 << 16
+POLL_SECONDS = 0.02
+FRAME = struct.Struct(">B3xI")  # of the engine's multiplexed streams: which stream, how many bytes
+
+# Obeys orders, one a line, and answers each with a line. It needs no process of its own for any of them, because a fork
+# bomb leaves none, and stops all before it kills some, because a fork bomb is faster. $1 is how long it lives at most.
+INIT = r"""
+trap '' HUP INT QUIT TERM
+while read -r -t "$(($1 - SECONDS))" order rest; do
+  pids=
+  case $order in
+    interrupt) kill -s INT -- -1 ;;
+    list) for path in /proc/[0-9]*; do pids+=" ${path#/proc/}"; done ;;
+    only)
+      kill -s STOP -- -1
+      for path in /proc/[0-9]*; do
+        case " 1 $rest " in *" ${path#/proc/} "*) ;; *) kill -s KILL "${path#/proc/}" ;; esac
+      done
+      kill -s CONT -- -1
+      ;;
+  esac
+  echo "done$pids"
+done 2>/dev/null
+"""
+
+
+class DockerBackend:
+    """Opens containers of tasks' images, or of `image` with tasks' folders copied into it.
+
+    Of `limits`, `seconds` is a container's life, `processes` and `memory_bytes` bound a container, `cpu_seconds` and
+    `file_bytes` each process in it. `disk_bytes` bounds the repository, and /tmp again; what they hold is memory,
+    beside `memory_bytes`. `cpus` is processor time a second.
+    """
+
+    def __init__(
+        self,
+        image: str | None = None,
+        *,
+        limits: sandbox.Limits = LIMITS,
+        cpus: float = 2.0,
+    ) -> None:
+        """Find the engine and remove what dead processes left there.
+
+        The engine is found as the `docker` command finds it. Raises `sandbox.SandboxError` when the Python package
+        docker (extra ``docker``) or the engine is missing.
+        """
+        self.image, self.limits, self.cpus = image, limits, cpus
+        client = connect()
+        with _engine():
+            for container in client.containers(all=True, filters={"label": LABEL}):
+                if _is_dead(container["Labels"][LABEL]):
+                    _remove(client, container["Id"])
+            client.close()
+
+    def open(self, task: Task) -> "DockerMachine":
+        """A fresh container; see `Backend.open`. The task's image must be there already: nothing is pulled."""
+        image = task.image or self.image
+        if image is None:
+            raise ValueError(f"task {task.name} names no image, and neither did DockerBackend")
+        if task.folder is None and task.image is None:
+            raise ValueError(f"task {task.name} has neither an image nor a folder")
+        machine = DockerMachine(self, image, task.workdir)
+        try:
+            with tempfile.TemporaryFile() as archive:
+                if task.folder is None:
+                    machine.write_image_tree(archive)
+                else:
+                    with tarfile.open(fileobj=archive, mode="w") as tree:
+                        tree.add(task.folder, ".", filter=_owned)
+                machine.put(machine.root, archive)
+            apply_patch(machine, task)
+        except BaseException:
+            machine.close()
+            raise
+        return machine
+
+
+class DockerMachine:
+    """A container; see `Machine`. Interrupting one of its shells interrupts whatever else runs in it."""
+
+    def __init__(self, backend: DockerBackend, image: str, workdir: str | None) -> None:
+        """Start it with an empty folder `workdir` (None: the image's, or `WORKDIR`)."""
+        self._backend, self._image = backend, image
+        self._client = connect()
+        self._id: str | None = None
+        self._init: _Stream | None = None
+        self.shell_pids: set[int] = set()
+        try:
+            with _engine(image):
+                workdir = workdir or self._client.inspect_image(image)["Config"].get("WorkingDir") or WORKDIR
+            self.root = posixpath.normpath(workdir)
+            if not self.root.startswith("/") or self.root in ("/", "//", "/tmp"):
+                raise ValueError(f"the folder {workdir} of image {image} cannot be a repository")
+            with _engine(image):
+                self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        backend, limits, client = self._backend, self._backend.limits, self._client
+        host = client.create_host_config(
+            auto_remove=True,
+            network_mode="none",
+            read_only=True,
+            cap_drop=["ALL"],
+            cap_add=["KILL"],  # of process 1; other users' processes have none
+            security_opt=["no-new-privileges"],
+            mounts=[self._memory(self.root, "755"), self._memory("/tmp", "1777")],
+            pids_limit=limits.processes,
+            mem_limit=limits.memory_bytes + 2 * limits.disk_bytes,
+            memswap_limit=limits.memory_bytes + 2 * limits.disk_bytes,
+            ulimits=[
+                {"Name": name, "Soft": bound, "Hard": bound}
+                for name, bound in (("cpu", limits.cpu_seconds), ("fsize", limits.file_bytes), ("core", 0))
+            ],
+            nano_cpus=int(min(backend.cpus, os.cpu_count() or 1) * 1e9),
+            log_config={"Type": "none"},
+        )
+        life = str(int(limits.seconds + GRACE))
+        self._id = client.create_container(
+            self._image,
+            entrypoint=["bash", "-c", INIT, "cwm-init", life],
+            command=[],
+            user="0:0",
+            stdin_open=True,
+            detach=False,  # standard input closes with the connection
+            environment={"HOME": "/tmp", "LANG": "C.UTF-8"},
+            labels={LABEL: _owner()},
+            working_dir=self.root,
+            host_config=host,
+        )["Id"]
+        self._init = _Stream(client.attach_socket(self._id, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}))
+        client.start(self._id)
+
+    def _memory(self, target: str, mode: str) -> dict[str, Any]:
+        """A volume without a name, which goes with the container; a plain tmpfs mount is closed to archives."""
+        options = f"size={self._backend.limits.disk_bytes},uid={USER},gid={USER},mode={mode},nosuid,nodev"
+        driver = {"Name": "local", "Options": {"type": "tmpfs", "device": "tmpfs", "o": options}}
+        return {"Type": "volume", "Target": target, "VolumeOptions": {"NoCopy": True, "DriverConfig": driver}}
+
+    def put(self, folder: str, archive: IO[bytes]) -> None:
+        """Unpack an archive into a writable folder of the container."""
+        archive.seek(0)
+        with _engine():
+            self._client.put_archive(self._id, folder, archive)
+
+    def write_image_tree(self, archive: IO[bytes]) -> None:
+        """Write what the image holds at `root` as an archive of files that are the agent's."""
+        client = self._client
+        with _engine(self._image):
+            whole = client.create_container(self._image, command=["true"], labels={LABEL: _owner()})["Id"]
+            try:
+                chunks, _ = client.get_archive(whole, self.root + "/.", chunk_size=1 << 20)
+                _own(io.BufferedReader(_Chunks(chunks)), archive)
+            except _docker().errors.NotFound:
+                raise ValueError(f"image {self._image} has no folder {self.root}") from None
+            finally:
+                _remove(client, whole)
+
+    def shell(self) -> Shell:
+        """See `Machine.shell`."""
+        return Shell(lambda: _ContainerShell(self), output_bytes=self._backend.limits.output_bytes)
+
+    def run(
+        self, command: str, *, stdin: bytes = b"", seconds: float, output_bytes: int | None = None
+    ) -> sandbox.Completed:
+        """See `Machine.run`. A signal that ended a command shows as exit code 128 and its number."""
+        kept = self._backend.limits.output_bytes if output_bytes is None else output_bytes
+        stdout, stderr = sandbox.HeadTail(kept), sandbox.HeadTail(kept)
+        started = time.monotonic()
+        before = self.order("list")
+        with contextlib.closing(self.execute(["bash", "-c", command])) as program:
+            program.exchange(stdin, stdout.add, stderr.add, seconds=seconds, close_stdin=True)
+            exit_code = program.exit_code(started + seconds - time.monotonic())
+            self.order(f"only {before}")
+            program.exchange(b"", stdout.add, stderr.add, seconds=GRACE)
+        return sandbox.Completed(
+            exit_code=exit_code,
+            signal=signal.SIGKILL if exit_code is None else None,
+            stdout=stdout.value(),
+            stderr=stderr.value(),
+            exceeded="seconds" if exit_code is None else None,
+            truncated=bool(stdout.left_out or stderr.left_out),
+            seconds=time.monotonic() - started,
+        )
+
+    def file(self, tool: str, path: str, **arguments: str) -> tuple[bool, str]:
+        """See `Machine.file`."""
+        return files.use(self.run, self.root, tool, path, **arguments)
+
+    def clone(self) -> Self:
+        """See `Machine.clone`; /tmp is copied, too."""
+        other = type(self)(self._backend, self._image, self.root)
+        try:
+            for folder in (self.root, "/tmp"):
+                with tempfile.TemporaryFile() as archive:
+                    with _engine():
+                        archive.writelines(self._client.get_archive(self._id, folder + "/.")[0])
+                    other.put(folder, archive)
+        except BaseException:
+            other.close()
+            raise
+        return other
+
+    def execute(self, argv: Sequence[str]) -> "_Exec":
+        """Start a program of the agent's at `root`."""
+        # It waits for a line: the client loses what comes so early that it arrives with the engine's reply.
+        waiting = ["bash", "-c", 'read -r && exec "$@"', "cwm", *argv]
+        with _engine():
+            user = f"{USER}:{USER}"
+            key = self._client.exec_create(self._id, waiting, stdin=True, user=user, workdir=self.root)["Id"]
+            return _Exec(self._client, key)
+
+    def order(self, order: str) -> str:
+        """Have `INIT` do something: what it answers. Raises SandboxError when the container has ended."""
+        answer = bytearray()
+        self._init.exchange(
+            f"{order}\n".encode(),
+            answer.extend,
+            answer.extend,
+            seconds=GRACE,
+            until=lambda: answer.endswith(b"\n"),
+        )
+        if not answer.startswith(b"done") or not answer.endswith(b"\n"):
+            said = answer.decode(errors="replace").strip() or "it does not answer"
+            raise sandbox.SandboxError(f"the container of image {self._image} was lost: {said}")
+        return answer.decode().removeprefix("done").strip()
+
+    def is_crowded(self) -> bool:
+        """Whether the container holds more than half the processes that it may."""
+        return 2 * len(self.order("list").split()) > self._backend.limits.processes
+
+    def kill_others(self) -> None:
+        """Kill all that is neither a shell nor `INIT`."""
+        self.order("only " + " ".join(map(str, self.shell_pids)))
+
+    def close(self) -> None:
+        """See `Machine.close`."""
+        if self._init is not None:
+            self._init.close()
+            self._init = None
+        if self._id is not None:
+            with _engine():
+                _remove(self._client, self._id)
+            self._id = None
+        self._client.close()
+
+
+class _Stream:
+    """Both ends of the standard streams of a program in a container, over one connection to the engine."""
+
+    def __init__(self, connection: Any) -> None:
+        """Take over what `attach_socket` and `exec_start` return."""
+        self._connection = connection  # its reply goes with it, and the socket with that
+        self._socket: socket.socket = getattr(connection, "_sock", connection)
+        self._socket.setblocking(False)
+        self._received = bytearray()
+        self.ended = False
+
+    def exchange(
+        self,
+        data: bytes,
+        on_stdout: Callable[[bytes], Any],
+        on_stderr: Callable[[bytes], Any],
+        *,
+        seconds: float,
+        until: Callable[[], bool] = lambda: False,
+        close_stdin: bool = False,
+    ) -> None:
+        """See `Program.exchange`."""
+        deadline = time.monotonic() + seconds
+        pending = memoryview(data)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
+            while not self.ended and not until() and (left := deadline - time.monotonic()) > 0:
+                for _, events in selector.select(left):
+                    if events & selectors.EVENT_WRITE:
+                        pending = self._send(pending)
+                        if not pending:
+                            selector.modify(self._socket, selectors.EVENT_READ)
+                            if close_stdin:
+                                self._end_input()
+                    if events & selectors.EVENT_READ:
+                        self._receive(on_stdout, on_stderr)
+
+    def _send(self, pending: memoryview) -> memoryview:
+        """Send what fits; the rest. A program that has ended gets no more of it."""
+        try:
+            return pending[self._socket.send(pending) :] if pending else pending
+        except BlockingIOError:
+            return pending
+        except OSError:
+            return pending[:0]
+
+    def _end_input(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def _receive(self, on_stdout: Callable[[bytes], Any], on_stderr: Callable[[bytes], Any]) -> None:
+        """Hand on the frames that have come: 1 for output or 2 for errors, three zeros, the length, the bytes."""
+        try:
+            chunk = self._socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            chunk = b""
+        self.ended = not chunk
+        self._received += chunk
+        at = 0
+        while len(self._received) >= at + FRAME.size:
+            stream, length = FRAME.unpack_from(self._received, at)
+            end = at + FRAME.size + length
+            if len(self._received) < end:
+                break
+            (on_stderr if stream == 2 else on_stdout)(bytes(self._received[at + FRAME.size : end]))
+            at = end
+        del self._received[:at]
+
+    def close(self) -> None:
+        """Close the connection; safe to call again."""
+        self.ended = True
+        self._socket.close()
+        with contextlib.suppress(OSError):
+            self._connection.close()
+
+
+class _Exec(_Stream):
+    """A program that was started in a running container."""
+
+    def __init__(self, client: Any, key: str) -> None:
+        """Start it."""
+        super().__init__(client.exec_start(key, socket=True))
+        self._client, self._key = client, key
+        self._send(memoryview(b"\n"))
+
+    def exit_code(self, seconds: float) -> int | None:
+        """Its exit code, for which this waits; None when it runs on or went with its container."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with _engine():
+                try:
+                    state = self._client.exec_inspect(self._key)
+                except _docker().errors.NotFound:
+                    return None
+            if not state["Running"]:
+                return state["ExitCode"]
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(POLL_SECONDS)
+
+
+class _ContainerShell:
+    """A bash in a container; see `Program`."""
+
+    def __init__(self, machine: DockerMachine) -> None:
+        """Start it."""
+        self._machine = machine
+        self._exec = machine.execute(["bash", "-c", 'echo $$ && exec "$@"', "cwm", *ARGV])
+        self.exchange, pid, said = self._exec.exchange, bytearray(), bytearray()
+        self.exchange(b"", pid.extend, said.extend, seconds=GRACE, until=lambda: pid.endswith(b"\n"))
+        if not pid.strip().isdigit():
+            self._exec.close()
+            reason = (pid + said).decode(errors="replace").strip()
+            raise sandbox.SandboxError(f"no shell starts in the container: {reason or 'it does not answer'}")
+        self._pid = int(pid)
+        machine.shell_pids.add(self._pid)
+
+    @property
+    def ended(self) -> bool:
+        """See `Program.ended`."""
+        return self._exec.ended
+
+    def order(self, order: bytes) -> None:
+        """See `Program.order`."""
+        # A fork bomb outlives an interrupt, which bash's background processes ignore.
+        crowded = self._machine.is_crowded()
+        self._machine.order("interrupt")
+        if order == supervisor.KILL_OTHERS or crowded:
+            self._machine.kill_others()
+
+    def outcome(self) -> dict[str, Any] | None:
+        """See `Program.outcome`; a signal is known as an exit code above 128."""
+        code = self._exec.exit_code(GRACE)
+        if code is None:
+            return None
+        return {"exit_code": code, "signal": code - 128 if code > 128 else None, "exceeded": None}
+
+    def close(self) -> None:
+        """See `Program.close`."""
+        self._machine.shell_pids.discard(self._pid)
+        with contextlib.suppress(sandbox.SandboxError):
+            self._machine.kill_others()
+        self._exec.close()
+
+
+class _Chunks(io.RawIOBase):
+    """A stream over chunks of bytes."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks, self._left = iter(chunks), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._left = self._left or next(self._chunks, b"")
+        length = min(len(buffer), len(self._left))
+        buffer[:length], self._left = self._left[:length], self._left[length:]
+        return length
+
+
+def connect() -> Any:
+    """A client of the engine that DOCKER_HOST names, else of this machine's.
+
+    Raises `sandbox.SandboxError` when the Python package docker (extra ``docker``) or the engine is missing.
+    """
+    docker = _docker()
+    with _engine():
+        return docker.from_env(timeout=TIMEOUT).api
+
+
+def _docker() -> Any:
+    try:
+        import docker
+    except ImportError:
+        said = "Docker machines need the Python package docker: pip install 'cwm-core[docker]'"
+        raise sandbox.SandboxError(said) from None
+    return docker
+
+
+@contextlib.contextmanager
+def _engine(image: str | None = None) -> Iterator[None]:
+    """Turn the client's exceptions into ours."""
+    errors = _docker().errors
+    try:
+        yield
+    except errors.ImageNotFound:
+        raise ValueError(f"image {image} is not on the Docker engine; pull or build it first") from None
+    except (errors.DockerException, OSError) as error:  # those of the client's HTTP library are OSErrors
+        raise sandbox.SandboxError(f"the Docker engine does not do it: {error}") from error
+
+
+def _remove(client: Any, container: str) -> None:
+    """Remove a container and its volumes; it may be going already."""
+    errors = _docker().errors
+    try:
+        client.remove_container(container, v=True, force=True)
+    except errors.NotFound:
+        pass
+    except errors.APIError as error:
+        if error.status_code != HTTPStatus.CONFLICT:
+            raise
+        with contextlib.suppress(errors.NotFound):
+            client.wait(container, condition="removed")
+
+
+def _owned(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """The entry as the agent's; None for what is neither a file, nor a folder, nor a link."""
+    if not (entry.isreg() or entry.isdir() or entry.issym() or entry.islnk()):
+        return None
+    entry.uid = entry.gid = USER
+    entry.uname = entry.gname = ""
+    entry.mode &= 0o777
+    entry.pax_headers = {}
+    return entry
+
+
+def _own(source: IO[bytes], target: IO[bytes]) -> None:
+    """Copy an archive with every entry as the agent's."""
+    with tarfile.open(fileobj=source, mode="r|") as old, tarfile.open(fileobj=target, mode="w") as new:
+        for entry in old:
+            data = old.extractfile(entry) if entry.isreg() else None
+            if _owned(entry):
+                new.addfile(entry, data)
+
+
+def _owner() -> str:
+    """Where this process runs and which it is, for a container's label."""
+    return f"{_place()} {os.getpid()} {_start_of(os.getpid())}"
+
+
+def _is_dead(owner: str) -> bool:
+    """Whether an `_owner` was a process of this machine that has ended; False where that cannot be known."""
+    place, pid, start = owner.rsplit(" ", 2)
+    return place == _place() and start != str(_start_of(int(pid)))
+
+
+def _place() -> str:
+    """This machine, and the process ids that are valid here."""
+    with contextlib.suppress(OSError):
+        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
+    return platform.node()
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process started, in ticks since the machine did; None when there is none, or no /proc."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return None
