@@ -29,7 +29,7 @@ export PYTEST_ADDOPTS="${{PYTEST_ADDOPTS:-}} -p {plugin} --continue-on-collectio
 ( {command}
 ) </dev/null >&2
 code=$?
-mv "$box/report" {kept} 2>/dev/null && head -c {chunk} {kept}
+mv "$box/report" {kept} 2>/dev/null && head -c {chunk} {kept} && [ "$(wc -c < {kept})" -ge {chunk} ] || rm -f {kept}
 rm -rf "$box"
 exit $code
 """
@@ -66,7 +66,7 @@ def run_tests(
     data = completed.stdout
     if len(data) >= CHUNK:
         data += _read(machine, kept, CHUNK)
-    machine.run(f"rm -f {kept}", seconds=READ_SECONDS)
+        machine.run(f"rm -f {kept}", seconds=READ_SECONDS)
     if not data:
         return TestRun({}, f"pytest made no report (exit code {completed.exit_code})", completed)
     try:

@@ -33,8 +33,8 @@ def make_diff(path: str, before: bytes, after: bytes) -> str:
         *(("+", line) for line in new[head:end_new]),
         *((" ", line) for line in old[end_old : end_old + shared]),
     ]
-    ranges = [(start + 1, end + shared - start) for end in (end_old, end_new)]
-    header = "@@ -%d,%d +%d,%d @@\n" % (*ranges[0], *ranges[1])
+    sizes = (end_old + shared - start, end_new + shared - start)
+    header = f"@@ -{start + 1},{sizes[0]} +{start + 1},{sizes[1]} @@\n"
     return f"diff --git a/{path} b/{path}\n--- a/{path}\n+++ b/{path}\n{header}" + "".join(
         mark + (line if line.endswith("\n") else line + "\n\\ No newline at end of file\n") for mark, line in hunk
     )
@@ -78,7 +78,7 @@ def touched(diff: str) -> list[str]:
 
 
 def _name(line: str) -> str:
-    return re.sub(r"^[ab]/", "", line[4:].split("\t")[0].rstrip())
+    return re.sub(r"^[ab]/", "", line[4:].split("\t", maxsplit=1)[0].rstrip())
 
 
 def normalize(diff: str) -> str:

@@ -53,7 +53,9 @@ def judge(
         if not task.fail_to_pass and not task.pass_to_pass:
             result = machine.run(task.test_command, seconds=seconds)
             passed = result.exit_code == 0
-            return Reward(float(passed), "the tests passed" if passed else _failure("the tests failed", result), {}, {}, alike)
+            return Reward(
+                float(passed), "the tests passed" if passed else _failure("the tests failed", result), {}, {}, alike
+            )
         names = (*task.fail_to_pass, *task.pass_to_pass)
         files = dict.fromkeys(name.partition("::")[0] for name in names)
         return _graded(task, run_tests(machine, task.test_command, files=files, seconds=seconds), alike)

@@ -122,23 +122,19 @@ def forage(
     return harvest
 
 
+@dataclass
 class _Run:
     """The state of going through candidates."""
 
-    def __init__(
-        self,
-        pool: ThreadPoolExecutor,
-        workers: int,
-        backend: Backend,
-        journal: Journal,
-        seed: int,
-        harvest: Harvest,
-        tasks: "_Tasks",
-        count: int,
-        progress: Callable[[int, int], object] | None,
-    ) -> None:
-        self.pool, self.workers, self.backend, self.journal, self.seed = pool, workers, backend, journal, seed
-        self.harvest, self.tasks, self.count, self.progress = harvest, tasks, count, progress
+    pool: ThreadPoolExecutor
+    workers: int
+    backend: Backend
+    journal: Journal
+    seed: int
+    harvest: Harvest
+    tasks: "_Tasks"
+    count: int
+    progress: Callable[[int, int], object] | None
 
     def fill(self, streams: dict[str, Sequence[Any]], mix: Mapping[str, float]) -> None:
         """Take tasks by quota; what a kind lacks, the others give."""

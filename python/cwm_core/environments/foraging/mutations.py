@@ -161,7 +161,8 @@ class _Finder(cst.CSTVisitor):
         """Of whole lines, with the comments above."""
         lines: CodeRange = self.get_metadata(WhitespaceInclusivePositionProvider, node)
         start = self.line_starts[lines.start.line - 1]
-        end = self.line_starts[lines.end.line - 1] if lines.end.column == 0 else len(self.source)
+        has_end = lines.end.column == 0 and lines.end.line <= len(self.line_starts)
+        end = self.line_starts[lines.end.line - 1] if has_end else len(self.source)
         text = b""
         if sole:
             at = self.span(node)[0]

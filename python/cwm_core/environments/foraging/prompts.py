@@ -3,9 +3,7 @@
 import random
 from collections.abc import Sequence
 
-MAX_TOKENS = 8192
-"""Of a prompt (CWM report). Ours have no more bytes, of which a byte-level tokenizer makes no more tokens."""
-
+# Of the names of tests; what else is in a prompt has less than half a kilobyte.
 _SHOWN_BYTES = 4096
 _SHOWN_NAMES = 12
 
@@ -26,7 +24,10 @@ REQUESTS = (
 
 
 def write_prompt(failing: Sequence[str], command: str, seed: str) -> str:
-    """A text of at most `MAX_TOKENS` bytes that names failing tests or their number; drawn by `seed`."""
+    """A text that names failing tests or their number, drawn by `seed`.
+
+    It has at most `MAX_PROMPT_TOKENS` bytes, of which a byte-level tokenizer makes no more tokens.
+    """
     rng = random.Random(seed)
     one = len(failing) == 1
     count = "one test" if one else f"{len(failing)} tests"

@@ -5,18 +5,14 @@ import io
 import re
 import secrets
 import tarfile
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ..backends import Backend, Machine
 from ..outcomes import READ_SECONDS, Outcome, read_file, run_tests
+from ..protection import is_test, protected_paths
 from ..tasks import Task
-
-TEST_FOLDERS = frozenset({"test", "tests", "testing"})
-SETTINGS = ("conftest.py", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
-"""What pytest reads of a folder besides tests."""
 
 LIST = "git ls-files -z '*.py' 2>/dev/null || find . -name '*.py' -type f -print0"
 
@@ -37,9 +33,7 @@ class Repository:
 
     def task(self, name: str, prompt: str = "", **fields: Any) -> Task:
         """A task in it."""
-        return Task(
-            name, prompt, self.folder, self.image, self.workdir, test_command=self.test_command, **fields
-        )
+        return Task(name, prompt, self.folder, self.image, self.workdir, test_command=self.test_command, **fields)
 
 
 @dataclass(frozen=True)
@@ -117,30 +111,3 @@ def read_modules(machine: Machine) -> dict[str, bytes]:
             if member.isfile() and re.fullmatch(r"[\w./+-]+", path, re.ASCII) and (file := archive.extractfile(member)):
                 modules[path] = file.read()
     return dict(sorted(modules.items()))
-
-
-def is_test(path: str) -> bool:
-    """Whether a file is of the tests, by the conventions of pytest and of folders."""
-    parts = PurePosixPath(path).parts
-    name = parts[-1]
-    return (
-        not TEST_FOLDERS.isdisjoint(parts[:-1])
-        or name == "conftest.py"
-        or name.startswith("test_")
-        or name.endswith("_test.py")
-    )
-
-
-def protected_paths(tests: Iterable[str]) -> tuple[str, ...]:
-    """What no submission may change: tests, folders of tests, and what pytest reads from the folders above them.
-
-    Paths that do not exist are among them: they may not be made either.
-    """
-    found: set[str] = set()
-    for test in tests:
-        path = PurePosixPath(test)
-        folders = [folder for folder in reversed(path.parents) if folder.name in TEST_FOLDERS]
-        top = folders[0] if folders else path
-        found.add(str(top))
-        found.update(str(folder / name) for folder in top.parents for name in SETTINGS)
-    return tuple(sorted(found))

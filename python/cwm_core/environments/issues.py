@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..patches import touched
-from ..tasks import Task
-from .prompts import MAX_TOKENS
-from .repository import SETTINGS
+from .patches import touched
+from .protection import SETTINGS
+from .tasks import Task
+
+MAX_PROMPT_TOKENS = 8192
+"""Of the Code World Model's software engineering environment (arXiv 2510.02387)."""
 
 IMAGE = "swebench/sweb.eval.x86_64.{}:latest"
 """How the images of SWE-bench are called on Docker Hub, which allows no "__" in names."""
@@ -52,7 +54,7 @@ def read_issues(
         reason = None
         if not task.fail_to_pass or not all("::" in name for name in (*task.fail_to_pass, *task.pass_to_pass)):
             reason = "its tests are not pytest's"
-        elif count_tokens(task.prompt) > MAX_TOKENS:
+        elif count_tokens(task.prompt) > MAX_PROMPT_TOKENS:
             reason = "its prompt is too long"
         if reason is None:
             yield task
