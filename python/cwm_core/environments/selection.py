@@ -16,7 +16,10 @@ CandidateTest = Callable[[Machine], bool]
 
 @dataclass(frozen=True)
 class Selection:
-    """The index of the chosen candidate, and by candidate the tests passed and how many have an equal patch."""
+    """The index of the chosen candidate; by candidate, the tests passed, and the votes.
+
+    Votes are of those candidates that pass most tests: how many of them have an equal patch; 0 for the others.
+    """
 
     index: int
     passed: tuple[int, ...]
@@ -37,11 +40,13 @@ def select(patches: Sequence[str], outcomes: Sequence[Sequence[bool]]) -> Select
     if len(outcomes) != len(patches) or len({len(row) for row in outcomes}) > 1:
         raise ValueError(f"{len(patches)} patches need as many rows of outcomes, all of one length")
     normalized = [normalize(patch) for patch in patches]
-    counts = Counter(normalized)
     passed = tuple(sum(map(bool, row)) for row in outcomes)
-    votes = tuple(counts[text] for text in normalized)
-    order = sorted(range(len(patches)), key=lambda i: (not normalized[i], -passed[i], -votes[i], len(patches[i]), i))
-    return Selection(order[0], passed, votes)
+    real = [i for i, text in enumerate(normalized) if text] or list(range(len(patches)))
+    most = max(passed[i] for i in real)
+    counts = Counter(normalized[i] for i in real if passed[i] == most)
+    votes = tuple(counts[text] if n == most else 0 for text, n in zip(normalized, passed, strict=True))
+    index = min(real, key=lambda i: (-votes[i], len(patches[i]), i))
+    return Selection(index, passed, votes)
 
 
 def judge_candidates(
