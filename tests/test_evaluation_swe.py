@@ -1,6 +1,9 @@
 """Predicted patches: files that SWE-bench's harness reads, judging without it, its reports."""
 
+import io
 import json
+import tarfile
+import tempfile
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -274,3 +277,69 @@ def test_the_command(files, tmp_path, capsys):
     assert report["measures"][0]["value"] == 0.25
     assert main([*argv, "--by", "harness"]) == 1
     assert "harness cannot run: not all tasks are SWE-bench's" in capsys.readouterr().err
+
+
+# ---- both, on the same tasks
+
+
+@pytest.fixture(scope="module")
+def testbed():
+    """The name of an image with the repository of small texts at /testbed, as SWE-bench's images have theirs."""
+    docker_image = pytest.importorskip("docker_image")
+    docker = pytest.importorskip("docker")
+    base, client = docker_image.image(), docker.from_env()
+    with tempfile.TemporaryDirectory() as folder:
+        copy_repository("ledger", folder)
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            tar.add(Path(folder) / "ledger", "testbed", filter=lambda entry: entry.replace(uid=0, gid=0))
+    container = client.containers.create(base, ["bash"])
+    try:
+        container.put_archive("/", buffer.getvalue())
+        yield container.commit("cwm-core-test-swe", "1").tags[0]
+    finally:
+        container.remove()
+        client.images.remove("cwm-core-test-swe:1", force=True)
+        client.close()
+
+
+@needs_harness
+def test_the_harness_and_machines_agree(testbed, tmp_path):
+    from cwm_core.environments.backends import DockerBackend
+
+    where = Path(__file__).with_name("repositories") / "ledger"
+    rows, tests = (where / "ledger/rows.py").read_bytes(), (where / "tests/test_rows.py").read_bytes()
+    fixed = rows.replace(b"def cents", b"def euros(text):\n    return cents(text) / 100\n\n\ndef cents")
+    tested = tests + b"\n\ndef test_euros():\n    from ledger.rows import euros\n\n    assert euros('1.5') == 1.5\n"
+    test_patch = make_diff("tests/test_rows.py", tests, tested)
+    command = "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python -m pytest -rA"
+    script = f"""#!/bin/bash
+set -uxo pipefail
+cd /testbed
+git apply -v - <<'END'
+{test_patch}END
+: '>>>>> Start Test Output'
+{command} tests/test_rows.py
+: '>>>>> End Test Output'
+git checkout HEAD tests/test_rows.py
+"""
+    row = ROW | {
+        "image": testbed, "patch": make_diff("ledger/rows.py", rows, fixed), "test_patch": test_patch,
+        "FAIL_TO_PASS": ["tests/test_rows.py::test_euros"], "PASS_TO_PASS": ["tests/test_rows.py::test_join"],
+        "eval_script": script,
+    }  # fmt: skip
+    wrong = make_diff("ledger/rows.py", rows, fixed.replace(b"/ 100", b"/ 10"))
+    breaks = make_diff("ledger/rows.py", rows, fixed.replace(b"separator.join(out)", b"out"))
+    patches = {"a__b-1": row["patch"], "a__b-2": wrong, "a__b-3": breaks, "a__b-4": "nonsense", "a__b-5": ""}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row | {"instance_id": id}) + "\n" for id in [*patches, "a__b-6"]))
+    predictions = [Prediction(id, "lab/model", patch) for id, patch in patches.items()]
+    harness = evaluate_swe(path, predictions, folder=tmp_path / "harness", workers=2, seconds=60)
+    machines = evaluate_swe(
+        path, predictions, by="machines", backend=DockerBackend(), folder=tmp_path / "machines", seconds=60
+    )
+    assert (harness.settings["by"], machines.settings["by"]) == ("harness", "machines")
+    assert machines.left_out == {}
+    for report in (harness, machines):
+        assert [result["resolved"] for result in report.results] == [True, False, False, False, False, False]
+    assert [result["submitted"] for result in harness.results] == [result["submitted"] for result in machines.results]
