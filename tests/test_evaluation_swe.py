@@ -288,11 +288,16 @@ def testbed():
     docker_image = pytest.importorskip("docker_image")
     docker = pytest.importorskip("docker")
     base, client = docker_image.image(), docker.from_env()
+
+    def of_root(entry):
+        entry.uid = entry.gid = 0
+        return entry
+
     with tempfile.TemporaryDirectory() as folder:
         copy_repository("ledger", folder)
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
-            tar.add(Path(folder) / "ledger", "testbed", filter=lambda entry: entry.replace(uid=0, gid=0))
+            tar.add(Path(folder) / "ledger", "testbed", filter=of_root)
     container = client.containers.create(base, ["bash"])
     try:
         container.put_archive("/", buffer.getvalue())
@@ -312,7 +317,7 @@ def test_the_harness_and_machines_agree(testbed, tmp_path):
     fixed = rows.replace(b"def cents", b"def euros(text):\n    return cents(text) / 100\n\n\ndef cents")
     tested = tests + b"\n\ndef test_euros():\n    from ledger.rows import euros\n\n    assert euros('1.5') == 1.5\n"
     test_patch = make_diff("tests/test_rows.py", tests, tested)
-    command = "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python -m pytest -rA"
+    command = "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python -m pytest --no-header -rA"
     script = f"""#!/bin/bash
 set -uxo pipefail
 cd /testbed
