@@ -31,7 +31,7 @@ def add_eval(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _eval,
-        "Evaluate a model on a file of programs: executions, outputs, inputs, termination.",
+        "Evaluate a model on a file of programs: executions, outputs, inputs, termination; and patches on tasks.",
         "cwm eval traces runs/tiny problems.jsonl -o results/traces",
         "FILE has a JSON object a line: `code` that defines f, `input` for its arguments, `output` for the repr of\n"
         "its result. Programs and what the model writes run only in a sandbox. Ctrl-C keeps what is done; the same\n"
@@ -40,6 +40,27 @@ def add_eval(verbs: Any) -> None:
     tasks = parser.add_subparsers(title="what to evaluate", dest="task", metavar="TASK", required=True)
     for task, purpose in TASKS.items():
         _add_task(tasks, task, purpose)
+    _add_swe(tasks)
+
+
+def _add_swe(tasks: Any) -> None:
+    purpose = "Tell how many tasks of software engineering predicted patches resolve."
+    parser = tasks.add_parser("swe", help=purpose, description=purpose)
+    parser.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="patches as SWE-bench has them, *.jsonl")
+    parser.add_argument("file", type=Path, metavar="TASKS", help="rows of SWE-bench, or tasks of foraging, *.jsonl")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder for the results")
+    parser.add_argument(
+        "--by", choices=("auto", "harness", "machines"), default="auto",
+        help="SWE-bench's own harness, or our tests in machines (default: the harness where it can run)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--machines", choices=("bubblewrap", "docker", "process"), default="bubblewrap",
+        help="for --by machines; 'process' does not isolate: for patches that you trust (default: bubblewrap)",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="tasks at a time (default: 1)")
+    parser.add_argument("--max-seconds", type=seconds, default=1800.0, metavar="S", help="of a task (default: 1800)")
+    parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of the bootstrap (default: 0)")
+    parser.set_defaults(run=_eval_swe)
 
 
 def _add_task(tasks: Any, task: str, purpose: str) -> None:
@@ -107,6 +128,43 @@ def _eval(args: argparse.Namespace) -> int:
         return INTERRUPTED
     except SandboxError as error:
         raise ValueError(str(error)) from None
+    return _finish(args, report)
+
+
+def _eval_swe(args: argparse.Namespace) -> int:
+    from cwm_core import evaluation
+    from cwm_core.environments import backends
+    from cwm_core.sandbox.programs import check_sandbox, installed_packages
+
+    predictions = evaluation.read_predictions(args.predictions)
+    backend: backends.Backend
+    if args.machines == "docker":
+        backend = backends.DockerBackend()
+    else:
+        if args.by == "machines":
+            check_sandbox(args.machines)
+        backend = backends.SandboxBackend(args.machines, readable=installed_packages())
+    try:
+        with _bar() as progress:
+            report = evaluation.evaluate_swe(
+                args.file,
+                predictions,
+                by=args.by,
+                folder=args.output,
+                backend=backend,
+                workers=args.workers,
+                seconds=args.max_seconds,
+                seed=args.seed,
+                progress=progress,
+                settings={"machines": args.machines},
+            )
+    except KeyboardInterrupt:
+        say(args, f"interrupted; the same command goes on from the results in {args.output}")
+        return INTERRUPTED
+    return _finish(args, report)
+
+
+def _finish(args: argparse.Namespace, report: Report) -> int:
     report.save(args.output / "report.json")
     _show(report)
     say(args, f"{args.output}: report.json, with every problem's result")

@@ -27,7 +27,9 @@ class Task:
     """Applied before the agent starts: what broke the repository."""
     test_command: str = "python -m pytest -q"
     """Run with bash at the root of a fresh repository with `patch` and the submitted diff applied. Where tests are
-    named, it is pytest's command, and their names are appended; else exit code 0 is success."""
+    named, it is pytest's command, and the files that they are in are appended; else exit code 0 is success."""
+    test_patch: str = ""
+    """A diff of tests that the agent does not see: applied after the submitted one."""
     fail_to_pass: tuple[str, ...] = ()
     """pytest's names of tests that fail before, and must pass after."""
     pass_to_pass: tuple[str, ...] = ()

@@ -4,21 +4,26 @@ from cwm_core.evaluation.calls import evaluate_input, evaluate_output
 from cwm_core.evaluation.executions import evaluate_termination, evaluate_traces
 from cwm_core.evaluation.problems import Problem, read_problems
 from cwm_core.evaluation.report import Measure, Report
+from cwm_core.evaluation.swe import Prediction, evaluate_swe, read_predictions, write_predictions
 from cwm_core.evaluation.traces import TraceScores, mean_scores, next_line_baseline, score_trace
 from cwm_core.sandbox.programs import DEFAULT_LIMITS
 
 __all__ = [
     "DEFAULT_LIMITS",
     "Measure",
+    "Prediction",
     "Problem",
     "Report",
     "TraceScores",
     "evaluate_input",
     "evaluate_output",
+    "evaluate_swe",
     "evaluate_termination",
     "evaluate_traces",
     "mean_scores",
     "next_line_baseline",
+    "read_predictions",
     "read_problems",
     "score_trace",
+    "write_predictions",
 ]
