@@ -15,6 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What a shell starts in the background inherits an ignored SIGINT; tests of Ctrl-C need what a terminal gives.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Packages to work on, with tests of their own.
+collect_ignore = ["repositories"]
+
 HAVE_TORCH = find_spec("torch") is not None
 
 # Wall-clock health checks and deadlines would make a slow or shared machine look like a failing test.
