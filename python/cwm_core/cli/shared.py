@@ -20,6 +20,7 @@ OK, FAILED, INTERRUPTED = 0, 1, 130
 EXTRAS = {
     "torch": "train", "rich": "train", "safetensors": "train", "pyarrow": "parquet", "tensorboard": "tensorboard",
     "torchao": "float8", "starlette": "serve", "uvicorn": "serve", "prometheus_client": "serve",
+    "ray": "ray",
 }  # fmt: skip
 
 
