@@ -129,10 +129,10 @@ def _budget(args: argparse.Namespace) -> Budget:
 
 def _backend(args: argparse.Namespace) -> Backend:
     from cwm_core.environments import SandboxBackend
-    from cwm_core.sandbox.programs import check_sandbox
+    from cwm_core.sandbox.programs import check_sandbox, installed_packages
 
     check_sandbox(args.backend)
-    return SandboxBackend(args.backend)
+    return SandboxBackend(args.backend, readable=installed_packages())  # tests want pytest
 
 
 def _make_agent(args: argparse.Namespace) -> Agent:

@@ -15,6 +15,7 @@ from .agents import (
     system_prompt,
 )
 from .backends import Backend, Machine, SandboxBackend
+from .distinct import NearDuplicates, distinct
 from .encoding import EncodedTrajectory, encode_trajectory, write_shards
 from .environment import Environment, Step, Transition
 from .rewards import Reward, judge
@@ -40,6 +41,7 @@ __all__ = [
     "Generate",
     "Machine",
     "Message",
+    "NearDuplicates",
     "OutOfBudget",
     "ProcessWorker",
     "Reply",
@@ -57,6 +59,7 @@ __all__ = [
     "Turn",
     "Worker",
     "WorkerError",
+    "distinct",
     "encode_trajectory",
     "judge",
     "parse_action",
