@@ -42,6 +42,9 @@ class EngineAgent:
         if engine.tokenizer is None:
             raise ValueError("an agent's engine needs a tokenizer")
         self._engine, self._tokenizer = engine, engine.tokenizer
+        special = engine.tokenizer.special_tokens
+        ends = [special[name] for name in ("<|eot_id|>", "<|end_of_text|>") if name in special]
+        self._stop_ids = frozenset([*engine.model.config.stop_tokens, *ends])
         self._temperature, self._top_p, self._reasoning = temperature, top_p, reasoning
         self._more = settings or {}
         self._turn_of = threading.Condition()
@@ -121,6 +124,7 @@ class _Conversation:
         request = Request(
             prompt,
             min(budget.action_tokens, room),
+            agent._stop_ids,
             temperature=agent._temperature,
             top_p=agent._top_p,
             seed=(self._seed, self._replies),
