@@ -253,7 +253,9 @@ def test_a_bad_rollout_harms_no_other(quick_tasks, tmp_path):
     assert summary["ends"] == {"done": 5, "failed": 3} and summary["reasons"] == {"the tests passed": 5}
 
 
-def test_a_killed_worker_fails_its_rollout_and_no_other(quick_tasks, tmp_path):
+def test_a_killed_worker_fails_its_rollout_and_no_other(quick_tasks, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where it leaves its work tree
+
     def actions(task):
         look = ["<tool: bash>\nkill -9 $(ps -o ppid= -p $PPID)\n</tool>"]
         return (look if task.name.endswith("-1") else []) + solution_actions(task)
