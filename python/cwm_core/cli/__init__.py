@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from ..sandbox import SandboxError
+from .agent import add_agent
 from .corpus import add_corpus
 from .debug import add_debug
 from .evaluate import add_eval
@@ -72,6 +73,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         add_debug,
         add_eval,
         add_serve,
+        add_agent,
         add_demo,
     )
     for add in adds:

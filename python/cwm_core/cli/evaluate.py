@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .models import load_engine
+from .models import fingerprint, load_engine
 from .shared import INTERRUPTED, OK, add_verb, not_negative, positive, say, seconds
 
 if TYPE_CHECKING:
     from cwm_core.evaluation import Report
-    from cwm_core.inference import Engine
 
 TASKS = {
     "traces": "Predict executions and score them against real ones.",
@@ -120,7 +118,7 @@ def _eval(args: argparse.Namespace) -> int:
                 problems,
                 folder=args.output,
                 progress=progress,
-                settings={"model": str(args.model), "weights": _fingerprint(engine)},
+                settings={"model": str(args.model), "weights": fingerprint(engine)},
                 **_options(args),
             )
     except KeyboardInterrupt:
@@ -185,15 +183,6 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         options["limits"] = dataclasses.replace(DEFAULT_LIMITS, seconds=args.max_seconds, cpu_seconds=cpu_seconds)
         options["backend"] = args.sandbox
     return options
-
-
-def _fingerprint(engine: Engine) -> str:
-    """Tells a model from one trained further in the same folder: a digest of some weights of each parameter."""
-    digest = hashlib.sha256()
-    for name, parameter in engine.model.named_parameters():
-        some = parameter.detach().flatten()[:64].float().cpu().numpy()
-        digest.update(f"{name} {tuple(parameter.shape)}".encode() + some.tobytes())
-    return digest.hexdigest()[:16]
 
 
 @contextmanager

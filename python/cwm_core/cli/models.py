@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -117,15 +118,34 @@ def _run_for_real(args: argparse.Namespace, code: str) -> Trace:
     return outcome.value
 
 
-def load_engine(folder: Path, device: str) -> Engine:
-    """An engine of a model's folder. Raises ValueError that names the folder for what is wrong in it or the device."""
+def load_engine(folder: Path, device: str, *, keep_prefixes: bool = False) -> Engine:
+    """An engine of a model's folder. Raises ValueError that names the folder for what is wrong in it or the device.
+
+    With `keep_prefixes`, of the memory that the model leaves, half is for what is being generated, and three tenths
+    for conversations that go on later.
+    """
     from cwm_core import inference, model
+
+    from .serve import free_memory
 
     tokenizer = load_tokenizer(folder)
     try:
-        return inference.Engine(model.load(folder, device=device), tokenizer)
+        loaded = model.load(folder, device=device)
     except (RuntimeError, AssertionError) as error:  # RuntimeError: PyTorch has no such device
         raise ValueError(f"{folder}: {error}") from None
+    if not keep_prefixes:
+        return inference.Engine(loaded, tokenizer)
+    free = free_memory(device)
+    return inference.Engine(loaded, tokenizer, max_cache_bytes=free // 2, prefix_bytes=free * 3 // 10)
+
+
+def fingerprint(engine: Engine) -> str:
+    """Tells a model from one trained further in the same folder: a digest of some weights of each parameter."""
+    digest = hashlib.sha256()
+    for name, parameter in engine.model.named_parameters():
+        some = parameter.detach().flatten()[:64].float().cpu().numpy()
+        digest.update(f"{name} {tuple(parameter.shape)}".encode() + some.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _verdict(parsed: ParsedTrace, limit: int, tokens: int) -> str:

@@ -66,7 +66,7 @@ def _serve(args: argparse.Namespace) -> int:
             loaded = model.load(args.model, device=args.device)
         except (RuntimeError, AssertionError) as error:  # RuntimeError: PyTorch has no such device
             raise ValueError(f"{args.model}: {error}") from None
-        cache_bytes = (args.cache_gib or 0) << 30 or _free_memory(args.device) * 8 // 10
+        cache_bytes = (args.cache_gib or 0) << 30 or free_memory(args.device) * 8 // 10
         engine = inference.Engine(
             loaded, tokenizer, max_batch=args.max_batch, max_length=args.max_length, max_cache_bytes=cache_bytes
         )
@@ -96,7 +96,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _free_memory(device: str) -> int:
+def free_memory(device: str) -> int:
     """Bytes that are free on a device once the model is there."""
     if device.startswith("cuda"):
         import torch

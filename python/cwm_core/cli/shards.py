@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data import Shards, ShardWriter
 from ..exchange import trace_files
 from ..tokenizer import GPT2_PATTERN, LLAMA3_PATTERN, Tokenizer
-from .shared import OK, add_verb, counter, load_tokenizer, not_negative, positive, say, write
+from .shared import OK, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
+
+if TYPE_CHECKING:
+    from cwm_core.training.documents import Item
 
 _PATTERNS = {"llama3": LLAMA3_PATTERN, "gpt2": GPT2_PATTERN}
 
@@ -20,12 +24,13 @@ def add_tokenize(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _tokenize,
-        "Turn traces, texts and chats into a folder of token shards, ready for training.",
+        "Turn traces, texts, chats and trajectories into a folder of token shards, ready for training.",
         "cwm tokenize traces/ --tokenizer vocabulary --train-vocab 4096 -o shards",
         "Rows of JSONL and Parquet files have messages (a chat), a trace (as `cwm export` writes it) or text.\n"
         "All of a text is learned, of a chat what the assistant says, and of a trace what follows its first frame:\n"
-        "what stands before that is the prompt of a prediction. A document's source is that of its metadata in a\n"
-        "store or its row's, else the name of the folder that its file lies in.",
+        "what stands before that is the prompt of a prediction. Of a trajectory, as `cwm agent` writes it, actions\n"
+        "are learned, and half of the observations, chosen at random. A document's source is that of its metadata in\n"
+        "a store or its row's, else the name of the folder that its file lies in.",
     )
     parser.add_argument(
         "inputs",
@@ -59,6 +64,18 @@ def add_tokenize(verbs: Any) -> None:
         help="go on behind the shards that an interrupted run over the same files left",
     )
 
+    rollouts = parser.add_argument_group("trajectories")
+    rollouts.add_argument(
+        "--observations", type=share, default=0.5, metavar="P", help="part of the observations to learn (default: 0.5)"
+    )
+    rollouts.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of which ones (default: 0)")
+    rollouts.add_argument(
+        "--max-jaccard",
+        type=share,
+        metavar="J",
+        help="leave out those as similar to an earlier one, as 0.5; needs cwm-core[corpus]",
+    )
+
 
 def _tokenize(args: argparse.Namespace) -> int:
     from cwm_core.training.documents import encode_item, item_texts, read_items
@@ -78,15 +95,25 @@ def _tokenize(args: argparse.Namespace) -> int:
     else:
         tokenizer = load_tokenizer(args.tokenizer)
     items = (item for file in files for item in read_items(file))
+    if args.max_jaccard is not None:
+        items = _distinct(items, args.max_jaccard)
     with ShardWriter(args.output, tokenizer, append=args.resume) as writer, counter() as progress:
         for item in islice(items, writer.documents, None):
-            ids, loss_mask, spans = encode_item(tokenizer, item)
+            ids, loss_mask, spans = encode_item(tokenizer, item, seed=args.seed, observations=args.observations)
             writer.add(ids, loss_mask, item.source, spans)
             if progress:
                 progress(writer.documents)
     shards = Shards(args.output)
     say(args, f"{args.output}: {shards.tokens:,} tokens of {len(shards):,} documents")
     return OK
+
+
+def _distinct(items: Iterator[Item], threshold: float) -> Iterator[Item]:
+    """The items without trajectories that nearly equal an earlier one."""
+    from cwm_core.environments import NearDuplicates, Trajectory
+
+    seen = NearDuplicates(threshold)
+    return (item for item in items if not isinstance(item.content, Trajectory) or seen.check(item.content) is None)
 
 
 def add_pack(verbs: Any) -> None:

@@ -1,17 +1,37 @@
 """What an agent acts in: a task's repository behind tools, one action a turn, a reward at the end."""
 
+from .agents import (
+    Agent,
+    Budget,
+    EndpointAgent,
+    EndpointError,
+    EngineAgent,
+    Generate,
+    Message,
+    OutOfBudget,
+    Reply,
+    ScriptedAgent,
+    solution_actions,
+    system_prompt,
+)
 from .backends import Backend, DockerBackend, Machine, SandboxBackend
+from .distinct import NearDuplicates, distinct
+from .encoding import EncodedTrajectory, encode_trajectory, write_shards
 from .environment import Environment, Step, Transition
-from .profile import CWM, CWM_TRAINING, DEFAULT, PROFILES, Profile
 from .history import forget_history
 from .issues import issue_task, read_issues
 from .outcomes import TestRun, run_tests
 from .patches import make_diff, normalize, similarity
+from .profile import CWM, CWM_TRAINING, DEFAULT, PROFILES, Profile
 from .rewards import Reward, judge
+from .rollouts import rollout, run_rollouts
 from .selection import Selection, judge_candidates, select, written_test
 from .shell import Shell, ShellResult
+from .summary import summarize
 from .tasks import Task, read_tasks, write_tasks
 from .tools import ActionError, Call, parse_action
+from .trajectories import Trajectory, TrajectoryReader, TrajectoryWriter, Turn, read_trajectories
+from .workers import ProcessWorker, Worker, WorkerError
 
 __all__ = [
     "CWM",
@@ -19,21 +39,42 @@ __all__ = [
     "DEFAULT",
     "PROFILES",
     "ActionError",
+    "Agent",
     "Backend",
+    "Budget",
     "Call",
     "DockerBackend",
+    "EncodedTrajectory",
+    "EndpointAgent",
+    "EndpointError",
+    "EngineAgent",
     "Environment",
+    "Generate",
     "Machine",
+    "Message",
+    "NearDuplicates",
+    "OutOfBudget",
+    "ProcessWorker",
     "Profile",
+    "Reply",
     "Reward",
     "SandboxBackend",
+    "ScriptedAgent",
     "Selection",
     "Shell",
     "ShellResult",
     "Step",
     "Task",
     "TestRun",
+    "Trajectory",
+    "TrajectoryReader",
+    "TrajectoryWriter",
     "Transition",
+    "Turn",
+    "Worker",
+    "WorkerError",
+    "distinct",
+    "encode_trajectory",
     "forget_history",
     "issue_task",
     "judge",
@@ -43,9 +84,16 @@ __all__ = [
     "parse_action",
     "read_issues",
     "read_tasks",
+    "read_trajectories",
+    "rollout",
+    "run_rollouts",
     "run_tests",
     "select",
     "similarity",
+    "solution_actions",
+    "summarize",
+    "system_prompt",
+    "write_shards",
     "write_tasks",
     "written_test",
 ]

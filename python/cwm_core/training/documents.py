@@ -1,4 +1,4 @@
-"""What training reads, as it lies in files: traces, texts and chats; which tokens of each are learned."""
+"""What training reads, as it lies in files: traces, texts, chats and trajectories; which tokens of each are learned."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.traces import TrainingDocument, encode_for_training, training_texts
+from ..environments.encoding import encode_trajectory
+from ..environments.trajectories import Trajectory, TrajectoryReader, is_trajectory_file
 from ..exchange import read_traces, rows, stored_trace
 from ..store import StoredTrace
 from ..tokenizer import Tokenizer
@@ -31,17 +33,18 @@ class Chat(NamedTuple):
 class Item(NamedTuple):
     """One document before it is tokens, its source, and where it is."""
 
-    content: StoredTrace | Text | Chat
+    content: StoredTrace | Text | Chat | Trajectory
     source: str
     where: str
 
 
 def read_items(file: Path) -> Iterator[Item]:
-    """Go through the documents of a file: a stored trace, a store of traces, or rows of JSONL or Parquet.
+    """Go through the documents of a file: a stored trace, a store of traces, trajectories, or rows of JSONL or Parquet.
 
-    A row has `messages`, a chat; or `trace`, as `cwm export` writes it; or else `text`. The source of a trace in a
-    store or row is that of its metadata, and of other rows the string `source`; where there is none, it is the name of
-    the folder that the file lies in.
+    Of trajectories, those of rollouts that failed are left out. A row has `messages`, a chat; or `trace`, as `cwm
+    export` writes it; or else `text`. The source of a trace in a store or row is that of its metadata, and of other
+    rows the string `source`; where there is none, and for trajectories, it is the name of the folder that the file lies
+    in.
 
     Raises OSError, and ValueError, saying where, for what is damaged or none of these.
     """
@@ -49,6 +52,11 @@ def read_items(file: Path) -> Iterator[Item]:
     if file.suffix not in (".jsonl", ".parquet"):
         for entry in read_traces(file):
             yield Item(entry, _source(entry.metadata, folder), str(file))
+        return
+    if file.suffix == ".jsonl" and is_trajectory_file(file):
+        for trajectory in TrajectoryReader(file):
+            if trajectory.failure is None:
+                yield Item(trajectory, folder, f"{file}, trajectory {trajectory.name}")
         return
     for where, row in rows(file, _COLUMNS):
         if row.get("messages") is not None:
@@ -62,10 +70,11 @@ def read_items(file: Path) -> Iterator[Item]:
             raise ValueError(f"{where}: there is no 'messages', 'trace' or 'text'")
 
 
-def encode_item(tokenizer: Tokenizer, item: Item) -> TrainingDocument:
+def encode_item(tokenizer: Tokenizer, item: Item, *, seed: int = 0, observations: float = 0.5) -> TrainingDocument:
     """Tokens, loss mask and spans of a document; raises ValueError, saying where it is, for one that has none.
 
-    A text is put between `<|begin_of_text|>` and `<|end_of_text|>`, as far as the vocabulary has them.
+    A text is put between `<|begin_of_text|>` and `<|end_of_text|>`, as far as the vocabulary has them. `seed` and
+    `observations` are for `encode_trajectory`.
     """
     try:
         match item.content:
@@ -73,6 +82,8 @@ def encode_item(tokenizer: Tokenizer, item: Item) -> TrainingDocument:
                 return _encode_text(tokenizer, text)
             case Chat(messages):
                 return TrainingDocument(*tokenizer.encode_chat(messages), {})
+            case Trajectory() as trajectory:
+                return TrainingDocument(*encode_trajectory(tokenizer, trajectory, seed=seed, observations=observations))
             case StoredTrace(trace=trace):
                 return encode_for_training(tokenizer, trace)
     except ValueError as error:
@@ -86,6 +97,8 @@ def item_texts(item: Item) -> Iterator[str]:
             yield text
         case Chat(messages):
             yield from (message["content"] for message in messages)
+        case Trajectory() as trajectory:
+            yield from (message["content"] for message in trajectory.conversation())
         case StoredTrace(trace=trace):
             yield from training_texts(trace)
 

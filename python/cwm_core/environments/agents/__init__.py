@@ -1,0 +1,22 @@
+"""What acts in an environment: scripts, a model on the built-in engine, a model behind an HTTP endpoint."""
+
+from .endpoint import EndpointAgent, EndpointError
+from .engine import EngineAgent
+from .prompt import system_prompt
+from .protocol import Agent, Budget, Generate, Message, OutOfBudget, Reply
+from .scripted import ScriptedAgent, solution_actions
+
+__all__ = [
+    "Agent",
+    "Budget",
+    "EndpointAgent",
+    "EndpointError",
+    "EngineAgent",
+    "Generate",
+    "Message",
+    "OutOfBudget",
+    "Reply",
+    "ScriptedAgent",
+    "solution_actions",
+    "system_prompt",
+]

@@ -1,0 +1,153 @@
+"""A model on the built-in engine, which reads of a conversation only what is new."""
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..tasks import Task
+from .protocol import Budget, Generate, Message, OutOfBudget, Reply
+
+if TYPE_CHECKING:
+    from ...inference import Engine
+    from ...inference.engine import Handle, Request
+    from ...tokenizer import Tokenizer
+
+
+class EngineAgent:
+    """Replies of a model on an `Engine` that has a tokenizer; the rollouts of several threads are generated together.
+
+    A conversation is kept as tokens: each prompt is the one before, the tokens that the model generated as they are,
+    and those of the observation. An engine with `prefix_bytes` so reads an observation and no more.
+    """
+
+    def __init__(
+        self,
+        engine: "Engine",
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        reasoning: bool = False,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        """Sample as `inference.engine.Request` says.
+
+        `reasoning`: let each reply begin with ``<think>``; the system message has to ask for it, see `system_prompt`.
+        `settings`: more that replies depend on, such as the model's name. Nothing else may step the engine meanwhile.
+        """
+        if engine.tokenizer is None:
+            raise ValueError("an agent's engine needs a tokenizer")
+        self._engine, self._tokenizer = engine, engine.tokenizer
+        special = engine.tokenizer.special_tokens
+        ends = [special[name] for name in ("<|eot_id|>", "<|end_of_text|>") if name in special]
+        self._stop_ids = frozenset([*engine.model.config.stop_tokens, *ends])
+        self._temperature, self._top_p, self._reasoning = temperature, top_p, reasoning
+        self._more = settings or {}
+        self._turn_of = threading.Condition()
+        self._is_stepping = False
+        self._handles: set[Handle] = set()
+        """What is being generated."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See `Agent.settings`."""
+        sampling = {"temperature": self._temperature, "top_p": self._top_p, "reasoning": self._reasoning}
+        return {"agent": "engine", **sampling, **self._more}
+
+    def start(self, task: Task, seed: int, budget: Budget) -> Generate:
+        """See `Agent.start`."""
+        return _Conversation(self, seed, budget)
+
+    def interrupt(self) -> None:
+        """See `Agent.interrupt`."""
+        for handle in list(self._handles):
+            self._engine.cancel(handle)
+
+    def _run(self, request: "Request", deadline: float) -> "Handle":
+        """Generate: whichever thread waits steps the engine, for all of them."""
+        with self._turn_of:
+            handle = self._engine.submit(request)
+            self._handles.add(handle)
+            try:
+                while handle.finish_reason is None:
+                    if time.monotonic() >= deadline:
+                        raise OutOfBudget("seconds")
+                    if self._is_stepping:
+                        self._turn_of.wait(max(deadline - time.monotonic(), 0.0))
+                    else:
+                        self._step()
+            finally:
+                self._handles.discard(handle)
+                if handle.finish_reason is None:
+                    self._engine.cancel(handle)
+            if handle.finish_reason == "cancelled":
+                raise RuntimeError("the agent was interrupted")
+            return handle
+
+    def _step(self) -> None:
+        self._is_stepping = True
+        self._turn_of.release()
+        try:
+            self._engine.step()
+        finally:
+            self._turn_of.acquire()
+            self._is_stepping = False
+            self._turn_of.notify_all()
+
+
+class _Conversation:
+    """One rollout's messages, as tokens."""
+
+    def __init__(self, agent: EngineAgent, seed: int, budget: Budget) -> None:
+        self._agent, self._seed, self._budget = agent, seed, budget
+        self._deadline = time.monotonic() + budget.seconds
+        self._ids, _ = agent._tokenizer.encode_chat([])
+        self._messages = 0
+        """How many messages `_ids` holds."""
+        self._replies = 0
+
+    def __call__(self, messages: Sequence[Message]) -> Reply:
+        from ...inference.engine import Request
+
+        agent, budget, tokenizer = self._agent, self._budget, self._agent._tokenizer
+        prefix = "<think>\n" if agent._reasoning else ""
+        prompt = np.concatenate([self._ids, _continuation(tokenizer, messages[self._messages :], prefix)])
+        if self._replies == 0 and len(prompt) > budget.prompt_tokens:
+            raise OutOfBudget("prompt tokens")
+        room = min(budget.context_tokens, agent._engine.max_length) - len(prompt)
+        if room < 1:
+            raise OutOfBudget("context tokens")
+        request = Request(
+            prompt,
+            min(budget.action_tokens, room),
+            agent._stop_ids,
+            temperature=agent._temperature,
+            top_p=agent._top_p,
+            seed=(self._seed, self._replies),
+        )
+        handle = agent._run(request, self._deadline)
+        stopped = handle.finish_reason == "stop"
+        said = handle.ids[:-1] if stopped else handle.ids
+        # Whatever token ended the reply, the chat's format has this one.
+        end = tokenizer.special_tokens["<|eot_id|>"]
+        self._ids = np.concatenate([prompt, np.array([*said, end], np.int32)])
+        self._messages, self._replies = len(messages) + 1, self._replies + 1
+        return Reply(
+            prefix + tokenizer.decode(said),
+            "stop" if stopped else "length",
+            tuple(handle.ids),
+            tuple(logprob if math.isfinite(logprob) else None for logprob in handle.logprobs),
+            len(handle.ids),
+            len(prompt),
+            handle.reused,
+        )
+
+
+def _continuation(tokenizer: "Tokenizer", messages: Sequence[Message], prefix: str) -> NDArray[np.int32]:
+    """Tokens of further messages and the beginning of the assistant's next one: int32 [n]."""
+    ids, _ = tokenizer.encode_chat([*messages, {"role": "assistant", "content": prefix}], add_generation_prompt=True)
+    return ids[1:]  # without what a chat begins with

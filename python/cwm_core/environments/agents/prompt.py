@@ -1,0 +1,24 @@
+"""What an agent is told before its task."""
+
+from ...chat import REASONING_SYSTEM_PROMPT
+from ..tools import FORMS
+
+_PURPOSES = {
+    "bash": "Runs commands in a shell that keeps its working directory and variables from call to call.",
+    "edit": "Replaces lines of a file. The lines to find must occur in it exactly once, as they are.",
+    "create": "Writes a new file into a folder that exists.",
+    "submit": "Hands in a diff of all changes, a file as `git diff` writes it. Submitting again replaces it.",
+}
+
+
+def system_prompt(*, reasoning: bool = False) -> str:
+    """The system message: the tools and how a rollout goes; with `reasoning`, first what switches that on."""
+    tools = "\n\n".join(f"{_PURPOSES[tool]}\n{form}" for tool, form in FORMS.items())
+    parts = [
+        "You work on a repository with tools; its root is the shell's first working directory. Call exactly one tool "
+        "in a message, at its end, with each tag on a line of its own:",
+        tools,
+        "Each call is answered with what it printed and what is left of your budget. When the work is done, submit it, "
+        "then end with a message that calls no tool.",
+    ]
+    return "\n\n".join([REASONING_SYSTEM_PROMPT, *parts] if reasoning else parts)

@@ -1,0 +1,321 @@
+"""Rollouts: agents at work on tasks, several at a time, each to a trajectory in a file."""
+
+import contextlib
+import hashlib
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from .agents import Agent, Budget, Generate, Message, OutOfBudget, Reply, system_prompt
+from .backends import Backend
+from .environment import Transition
+from .tasks import Task
+from .trajectories import Trajectory, TrajectoryWriter, Turn, task_digest
+from .workers import EXTRA_SECONDS, ProcessWorker, Worker, ray_workers
+
+FILE = "trajectories.jsonl"
+LAST_WORDS = 2.0  # seconds that an interrupted agent has to notice
+
+
+class Episode(Protocol):
+    """What a rollout needs of an `Environment`, or of a `Worker`."""
+
+    def start(self, task: Task) -> str:
+        """The first observation."""
+        ...
+
+    def step(self, action_text: str, /) -> Transition:
+        """What follows an action."""
+        ...
+
+
+def rollout(
+    environment: Episode,
+    agent: Agent,
+    task: Task,
+    *,
+    name: str,
+    seed: int,
+    budget: Budget | None = None,
+    system: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Trajectory:
+    """Let an agent work on a task until the episode or the agent's budget ends. Never raises for what goes wrong.
+
+    Where the agent can say no more, what it has submitted is judged. `system`: the system message; None is
+    `system_prompt()`, "" is none. `settings`: more to record.
+    """
+    budget = budget or Budget()
+    system = system_prompt() if system is None else system
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    turns: list[Turn] = []
+    started, clock = time.time(), time.monotonic()
+    reward, reason, end, failure = 0.0, "", "failed", None
+    try:
+        messages.append({"role": "user", "content": environment.start(task)})
+        generate = agent.start(task, seed, budget)
+        last, end = _converse(environment, generate, messages, turns, budget)
+        reward, reason = float(last.reward), str(last.info.get("test", ""))
+    except Exception as error:
+        end, failure = "failed", f"{type(error).__name__}: {error}"
+    first = 2 if system else 1
+    everything = _settings(agent, budget, settings or {})
+    seconds = time.monotonic() - clock
+    return Trajectory(
+        name, task, seed, everything, tuple(messages[:first]), tuple(turns), reward, reason, end, failure, started,
+        seconds,
+    )  # fmt: skip
+
+
+def _converse(
+    environment: Episode, generate: Generate, messages: list[Message], turns: list[Turn], budget: Budget
+) -> tuple[Transition, str]:
+    """Turn after turn; the last transition, and what ended the rollout."""
+    clock = time.monotonic()
+    while True:
+        before = time.monotonic()
+        try:
+            reply = _checked(generate(messages))
+        except OutOfBudget as spent:
+            return environment.step(""), str(spent)
+        between = time.monotonic()
+        said = (reply.finish, reply.ids, reply.logprobs, reply.tokens, reply.prompt_tokens, reply.cached_tokens)
+        if reply.finish == "length":
+            turns.append(Turn(reply.text, "", "user", None, 0.0, between - before, *said))
+            return environment.step(""), "action tokens"
+        after = environment.step(reply.text)
+        seconds, role = time.monotonic() - between, after.info["role"]
+        turns.append(
+            Turn(reply.text, after.observation, role, after.info["exit_code"], seconds, between - before, *said)
+        )
+        messages.append({"role": "assistant", "content": reply.text})
+        if after.observation:
+            messages.append({"role": role, "content": after.observation})
+        if after.done:
+            return after, _end(after, len(turns), time.monotonic() - clock, budget)
+
+
+def _checked(reply: Reply | str) -> Reply:
+    """What a file of trajectories can hold. Raises TypeError for another kind of reply."""
+    reply = Reply(reply) if isinstance(reply, str) else reply
+    if not isinstance(reply, Reply) or not isinstance(reply.text, str):
+        raise TypeError(f"an agent replies with a text or a Reply, not {type(reply).__name__}")
+    ids = None if reply.ids is None else tuple(int(token) for token in reply.ids)
+    logprobs = reply.logprobs
+    if logprobs is not None:
+        logprobs = tuple(None if value is None else float(value) for value in logprobs)
+    return replace(reply, ids=ids, logprobs=logprobs)
+
+
+def _end(last: Transition, turns: int, seconds: float, budget: Budget) -> str:
+    if not last.observation:
+        return "done"
+    if turns >= budget.turns:
+        return "turns"
+    if seconds >= budget.seconds:
+        return "seconds"
+    return "malformed" if last.info["role"] == "user" else "context tokens"
+
+
+@dataclass(frozen=True)
+class _Job:
+    name: str
+    task: Task
+    seed: int
+
+
+def run_rollouts(
+    tasks: Iterable[Task],
+    agent: Agent,
+    folder: str | os.PathLike[str],
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    budget: Budget | None = None,
+    backend: Backend | None = None,
+    workers: int | None = None,
+    ray: bool = False,
+    system: str | None = None,
+    environment: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int, Trajectory | None], object] | None = None,
+) -> int:
+    """Roll out an agent on each task, into ``trajectories.jsonl`` of `folder`; how many trajectories that adds.
+
+    Those that the file holds are not made again, so that after an interruption, of whatever kind, the same call goes
+    on. What goes wrong in a rollout is recorded as its failure. However this function is left, no process stays.
+
+    Args:
+        tasks: With names that occur once.
+        agent: Asked from a thread for each worker.
+        folder: Made if need be.
+        samples: Rollouts of each task, named ``TASK/0``, ``TASK/1``, ...
+        seed: That of a rollout depends on this and its name.
+        budget: Of each rollout.
+        backend: As of `Environment`; sent to other processes.
+        workers: Rollouts at a time; None: one a processor.
+        ray: Let the environments run on a Ray cluster (see `ray_workers`). The agent stays here. The tasks' folders
+            must be there under the same paths.
+        system: As of `rollout`.
+        environment: More arguments of `Environment`.
+        settings: More to record, and to hold against the file's.
+        progress: Called with the numbers of rollouts done and of all, and the newest trajectory, at first None.
+
+    Raises ValueError for names that occur twice, and for a file of other settings or a damaged one; BlockingIOError
+    while another run writes to it; KeyboardInterrupt when interrupted.
+    """
+    budget = budget or Budget()
+    options = {"seconds": budget.seconds, "command_seconds": budget.command_seconds, "max_turns": budget.turns}
+    options |= environment or {}
+    jobs = _jobs(tasks, samples, seed)
+    system = system_prompt() if system is None else system
+    digest = hashlib.sha256(system.encode(errors="surrogatepass")).hexdigest()[:16]
+    more = {"system": digest, "seed": seed, **(settings or {})}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with TrajectoryWriter(Path(folder) / FILE) as writer:
+        _check_same(folder, writer, _settings(agent, budget, more), jobs)
+        todo = [job for job in jobs if job.name not in writer.names]
+        done = len(jobs) - len(todo)
+        if progress:
+            progress(done, len(jobs), None)
+        if not todo:
+            return 0
+        seconds = budget.seconds + EXTRA_SECONDS
+        if ray:
+            connect, workers = ray_workers(backend, options, seconds, workers)
+        else:
+
+            def connect() -> Worker:
+                return ProcessWorker(backend, options, seconds)
+
+            workers = workers or os.cpu_count() or 1
+
+        def work(worker: Worker, job: _Job) -> Trajectory:
+            return rollout(
+                worker, agent, job.task, name=job.name, seed=job.seed, budget=budget, system=system, settings=more
+            )
+
+        crew = _Crew(work, todo, connect, min(workers, len(todo)), agent.interrupt)
+        with crew:
+            for trajectory in crew:
+                writer.add(trajectory)
+                done += 1
+                if progress:
+                    progress(done, len(jobs), trajectory)
+        return len(todo)
+
+
+def _jobs(tasks: Iterable[Task], samples: int, seed: int) -> list[_Job]:
+    jobs: dict[str, _Job] = {}
+    for task in tasks:
+        for number in range(samples):
+            name = f"{task.name}/{number}"
+            if name in jobs:
+                raise ValueError(f"there are two tasks named {task.name!r}")
+            digest = hashlib.sha256(f"{seed} {name}".encode(errors="surrogatepass")).digest()
+            jobs[name] = _Job(name, task, int.from_bytes(digest[:6], "big"))
+    return list(jobs.values())
+
+
+def _settings(agent: Agent, budget: Budget, more: Mapping[str, Any]) -> dict[str, Any]:
+    """As a file gives them back. Raises ValueError or TypeError for what JSON does not have."""
+    return json.loads(json.dumps({**agent.settings, "budget": asdict(budget), **more}, allow_nan=False))
+
+
+def _check_same(
+    folder: str | os.PathLike[str], writer: TrajectoryWriter, settings: dict[str, Any], jobs: Sequence[_Job]
+) -> None:
+    """Raise ValueError where the file's trajectories are not what these jobs would give."""
+    old = settings if writer.settings is None else writer.settings
+    for name in [*settings, *(old.keys() - settings.keys())]:
+        if old.get(name) != settings.get(name):
+            raise ValueError(
+                f"{os.fspath(folder)} holds rollouts with {name} = {old.get(name)!r}, not {settings.get(name)!r}; "
+                "choose another folder or the same settings"
+            )
+    for job in jobs:
+        if writer.names.get(job.name, digest := task_digest(job.task)) != digest:
+            raise ValueError(f"{os.fspath(folder)} holds a rollout of another task named {job.task.name!r}")
+
+
+class _Crew:
+    """Threads with a worker each, and what they finish; a context manager that ends all of it at once."""
+
+    def __init__(
+        self,
+        work: Callable[[Worker, _Job], Trajectory],
+        jobs: Sequence[_Job],
+        connect: Callable[[], Worker],
+        count: int,
+        interrupt: Callable[[], None],
+    ) -> None:
+        self._work, self._connect, self._interrupt, self._jobs = work, connect, interrupt, len(jobs)
+        self._waiting: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        for job in jobs:
+            self._waiting.put(job)
+        self._finished: queue.SimpleQueue[Trajectory | BaseException] = queue.SimpleQueue()
+        self._stopping = False
+        self._changing = threading.Lock()
+        """Held while a worker comes or goes, so that none comes once all are told to go."""
+        self._workers: dict[int, Worker] = {}
+        self._threads = [threading.Thread(target=self._serve, args=(i,), daemon=True) for i in range(count)]
+
+    def _serve(self, place: int) -> None:
+        try:
+            with contextlib.suppress(queue.Empty):
+                while worker := self._worker(place):
+                    trajectory = self._work(worker, self._waiting.get_nowait())
+                    if trajectory.failure is not None:  # perhaps the worker's, and a new one is cheap
+                        self._discard(place)
+                    self._finished.put(trajectory)
+        except BaseException as error:
+            self._finished.put(error)
+        finally:
+            self._discard(place)
+
+    def _worker(self, place: int) -> Worker | None:
+        with self._changing:
+            if self._stopping:
+                return None
+            if place not in self._workers:
+                self._workers[place] = self._connect()
+            return self._workers[place]
+
+    def _discard(self, place: int) -> None:
+        with self._changing:
+            worker = self._workers.pop(place, None)
+        if worker:
+            worker.close()
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        for _ in range(self._jobs):
+            outcome = self._finished.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._changing:
+            self._stopping = True
+            workers = list(self._workers.values())
+        closers = [threading.Thread(target=worker.close) for worker in workers]
+        for thread in closers:
+            thread.start()
+        for thread in closers:
+            thread.join()
+        # What is left waits for the agent. Threads that an endpoint keeps waiting end with this process.
+        deadline = time.monotonic() + LAST_WORDS
+        while time.monotonic() < deadline and any(thread.is_alive() for thread in self._threads):
+            self._interrupt()
+            time.sleep(0.02)
