@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..model import Transformer
-from .cache import KeyValueCache, cache_bytes, reusable
+from .cache import KeyValueCache, cache_bytes
 from .constraint import Constraint
 from .decoder import Decoder, Piece, power_of_two
 from .prefixes import Prefixes, common_prefix
@@ -61,8 +61,8 @@ class Engine:
 
         `max_length` bounds prompt and continuation together (None: the model's). At most `prefill_chunk` tokens of
         prompts are read in a step. A sequence waits while the cache would take more than `max_cache_bytes` with it.
-        Copies of caches of up to `prefix_bytes` are kept of what was read and written, for later prompts that begin
-        the same. `quantize` turns the model's weights into "int8" or "float8", see `quantize_weights`.
+        Copies of up to `prefix_bytes` are kept of what was read and written, for later prompts that begin the same.
+        `quantize` turns the model's weights into "int8" or "float8", see `quantize_weights`.
 
         Raises ValueError for sizes below 1 and as `quantize_weights`.
         """
@@ -82,7 +82,7 @@ class Engine:
         weight = model.embed_tokens.weight
         self._cache = KeyValueCache(model.config, weight.dtype, weight.device)
         self._decoder = Decoder(self.model, self._cache)
-        self._prefixes = Prefixes(model.config, prefix_bytes)
+        self._prefixes = Prefixes(self._cache, prefix_bytes)
         self._waiting: deque[Handle] = deque()
         self._running: list[Handle] = []
         self._stepping = threading.Lock()
@@ -255,8 +255,6 @@ class Engine:
         for slot in reversed(range(len(self._running))):
             handle = self._running[slot]
             if handle.finish_reason is not None:
-                if handle.finish_reason != "cancelled":
-                    self._keep_prefix(slot)
                 last = self._running.pop()
                 self._cache.move(len(self._running), slot)
                 if last is not handle:
@@ -295,6 +293,9 @@ class Engine:
             if not self._cache.lengths[slot] and not handle.ids and not self._copy_prefix(slot):
                 continue
             count = min(room, len(handle.pending) - 1)
+            if self._prefixes.limit:  # a block is copied before a ring forgets its beginning
+                whole = int(self._cache.lengths[slot]) % self._cache.block
+                count = min([count, *(ring - whole for ring in self._cache.rings)])
             if count:
                 pieces.append(Piece(slot, handle.pending[:count]))
                 room -= count
@@ -303,47 +304,46 @@ class Engine:
         for piece in pieces:
             handle = self._running[piece.slot]
             del handle.pending[: len(piece.tokens)]
-            if len(handle.pending) == 1 and not handle.ids:
-                self._keep_prefix(piece.slot)
+            self._keep_blocks(piece.slot, len(piece.tokens))
 
     def _copy_prefix(self, slot: int) -> bool:
         """Begin an empty slot with what is cached of the same tokens elsewhere; False where that is being read now."""
         handle, cache = self._running[slot], self._cache
         wanted = handle.prompt[:-1]
-        snapshot, length = self._prefixes.find(wanted)
+        length = self._prefixes.find(wanted)
         source, soon = None, 0
         for other, running in enumerate(self._running):
             if other != slot:
                 prefix = common_prefix(running.tokens if running.ids else running.prompt, wanted)
-                cached = int(cache.lengths[other])
+                cached = min(prefix, int(cache.lengths[other]))
                 if other < slot and len(running.pending) > 1:
                     soon = max(soon, min(prefix, len(running.prompt) - 1))
-                if min(prefix, cached) > length and reusable(cache.config, cached, min(prefix, cached)):
-                    source, length = other, min(prefix, cached)
+                if cached > length and cache.reusable(other, cached):
+                    source, length = other, cached
         if soon >= SHORTEST_PREFIX and soon > length:
             return False
         if length >= SHORTEST_PREFIX:
             if source is not None:
                 cache.copy(source, slot, length)
-            elif snapshot is not None:
-                cache.restore(slot, snapshot, length)
+            else:
+                self._prefixes.restore(slot, wanted[:length])
             handle.reused = length
             del handle.pending[:length]
         return True
 
-    def _keep_prefix(self, slot: int) -> None:
-        """Keep a copy of what a slot holds for later prompts, where that is wanted and not kept already."""
+    def _keep_blocks(self, slot: int, new: int) -> None:
+        """Keep copies of the blocks that the last `new` tokens of a slot made whole, where that is wanted."""
         length = int(self._cache.lengths[slot])
-        if self._prefixes.limit and length >= SHORTEST_PREFIX:
-            tokens = self._running[slot].tokens[:length]
-            if self._prefixes.find(tokens)[1] < length and self._bytes(1, length) <= self._prefixes.limit:
-                self._prefixes.add(self._cache.snapshot(slot, tokens))
+        if self._prefixes.limit and length % self._cache.block < new:
+            self._prefixes.keep(slot, self._running[slot].tokens[:length], length - new)
 
     def _decode(self, ready: list[int]) -> list[Event]:
         """One token for each of the slots `ready`."""
         count = ready[-1] + 1
         logits = self._decoder.decode([handle.pending[0] for handle in self._running[:count]])
         self._cache.lengths[ready] += 1
+        for slot in ready:
+            self._keep_blocks(slot, 1)
         handles = [self._running[slot] for slot in ready]
         logits = (logits if len(ready) == count else logits[ready]).float()
         allowed, ended = self._constrained(logits, handles)
