@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from cwm_core.inference import Engine, Request, cache, cache_bytes
+from cwm_core.inference.attention import decode_mask, split_attention
 from cwm_core.inference.cache import KeyValueCache
-from cwm_core.inference.decoder import decode_mask, joined, split_attention
+from cwm_core.inference.decoder import joined
 from cwm_core.inference.prefixes import common_prefix
 from cwm_core.inference.quantize import weight_bytes
 from cwm_core.inference.sampling import Sampling, choose
@@ -448,9 +449,10 @@ def test_attention_in_splits_equals_the_formula(splits, window):
     slots, heads, group, length, size = 3, 2, 4, 64, 8
     positions = torch.tensor([0, 63, 31] if window is None else [5, 200, 63])
     q = torch.randn(slots * heads, group, size)
-    keys, values = torch.randn(2, slots * heads, length, size).unbind()
+    cached = torch.randn(2, slots, heads, length, size)
+    keys, values = cached.flatten(1, 2).unbind()
     mask = decode_mask(positions, length, length, window, torch.float32)
-    out = split_attention(q, keys, values, mask.repeat_interleave(heads, 0)[:, None], splits)
+    out = split_attention(q, cached, mask.repeat_interleave(heads, 0)[:, None], splits)
     for slot, position in enumerate(positions.tolist()):
         # What a ring holds at each place: the latest position that falls there.
         held = [position - (position - place) % length for place in range(length)]
@@ -458,6 +460,28 @@ def test_attention_in_splits_equals_the_formula(splits, window):
         for row in range(slot * heads, (slot + 1) * heads):
             scores = (q[row] @ keys[row].T * size**-0.5).masked_fill(~seen, float("-inf"))
             torch.testing.assert_close(out[row], scores.softmax(-1) @ values[row], atol=1e-5, rtol=1e-4)
+
+
+def varlen_attn(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, enable_gqa, seqused_k):
+    """What PyTorch documents of its own, which runs on CUDA alone."""
+    assert enable_gqa and max_q == 1 and {x.dtype for x in (cu_seq_q, cu_seq_k, seqused_k)} == {torch.int32}
+    assert len(cu_seq_q) == len(cu_seq_k) == len(seqused_k) + 1 and cu_seq_q[-1] == len(q) and cu_seq_k[-1] == len(k)
+    out = torch.empty_like(q)
+    for row, first, used in zip(cu_seq_q.tolist(), cu_seq_k.tolist(), seqused_k.tolist(), strict=False):
+        assert 0 < used <= max_k
+        keys, values = k[first : first + used, 0], v[first : first + used, 0]
+        out[row] = (q[row] @ keys.T * q.shape[-1] ** -0.5).softmax(-1) @ values
+    return out
+
+
+def test_a_kernel_that_counts_keys_attends_where_places_are_filled_in_order():
+    spans = []
+    engine = Engine(MODEL)
+    engine._decoder.kernel = lambda *args, **options: (spans.append(args[6]), varlen_attn(*args, **options))[1]
+    prompts = [random_prompt(n, n) for n in (3, 20, 1)]
+    for prompt, result in zip(prompts, engine.generate(prompts, 12, ()), strict=True):
+        assert result.ids.tolist() == plain_greedy(MODEL, prompt, 12)[0]
+    assert len(spans) == 2 * 12 and max(spans) == 32  # two layers of the three are global
 
 
 def test_joined_weights_are_the_models_own(tmp_path):
