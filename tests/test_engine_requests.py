@@ -511,7 +511,7 @@ def test_quantized_weights(kind, error):
     pytest.importorskip("torchao")
     config = preset("tiny", vocab_size=64, width=128, ffn_width=256)
     exact, model = random_model(config, seed=1), random_model(config, seed=1)
-    engine = Engine(model, quantize=kind)
+    engine = Engine(model, device="cpu", quantize=kind)
     handle = engine.submit(Request(list(range(50)), 1, (), top_logprobs=64))
     event = run(engine, [handle])[handle][0]
     expected = exact(torch.arange(50))[-1].log_softmax(-1).detach().numpy()

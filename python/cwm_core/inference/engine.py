@@ -66,7 +66,7 @@ class Engine:
 
         Raises ValueError for sizes below 1 and as `quantize_weights`.
         """
-        self.model = model.to(device) if device is not None else model
+        self.model = model
         self.tokenizer = tokenizer
         self.max_batch = max_batch
         self.max_length = max_length or model.config.max_length
@@ -78,7 +78,9 @@ class Engine:
                 f"got {max_batch}, {prefill_chunk}, {self.max_length} and {prefix_bytes}"
             )
         if quantize is not None:
-            quantize_weights(self.model, quantize)
+            quantize_weights(model, quantize, device)
+        if device is not None:
+            model.to(device)
         weight = model.embed_tokens.weight
         self._cache = KeyValueCache(model.config, weight.dtype, weight.device)
         self._decoder = Decoder(self.model, self._cache)
