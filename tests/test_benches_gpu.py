@@ -57,11 +57,14 @@ def test_train_step(tmp_path):
 
 
 def test_decode(tmp_path):
-    """Both generate from the same weights, and so the same."""
+    """All generate from the same weights, and so the same."""
     rows = rows_of("decode", tmp_path)
     measured = [row for row in rows if "skipped" not in row]
     assert [(row["model"], row["what"]) for row in measured] == [
-        (model, what) for model in ("ours", "transformers") for _ in range(3) for what in ("prefill", "decode")
+        (model, what)
+        for model in ("ours", "masked", "transformers")
+        for _ in range(3)
+        for what in ("prefill", "decode")
     ]
     for row in measured:
         tokens = row["batch"] * (row["prompt"] if row["what"] == "prefill" else 1)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from cwm_core.inference import Engine, Request, cache, cache_bytes
+from cwm_core.inference.attention import decode_mask, split_attention
 from cwm_core.inference.cache import KeyValueCache
-from cwm_core.inference.decoder import decode_mask, joined, split_attention
+from cwm_core.inference.decoder import joined
+from cwm_core.inference.prefixes import common_prefix
 from cwm_core.inference.quantize import weight_bytes
 from cwm_core.inference.sampling import Sampling, choose
 from cwm_core.model import Transformer, preset, save
@@ -16,14 +18,14 @@ from hypothesis import strategies as st
 from random_models import random_model
 from test_engine import VOCAB, assert_greedy, make_model, plain_greedy
 
-# Rings of 16 places come round within the tests; the margin leaves 9 of them to a window of 7.
+# Rings of 16 places come round within the tests; the margin leaves 8 of them to a window of 7, and to blocks of 8.
 WINDOW = 7
 MODEL = make_model(seed=2, heads=4, kv_heads=2)
 
 
 @pytest.fixture(autouse=True)
 def small_rings(monkeypatch):
-    monkeypatch.setattr(cache, "BLOCK", 16)
+    monkeypatch.setattr(cache, "BLOCK", 8)
     monkeypatch.setattr(cache, "MARGIN", 5)
     monkeypatch.setattr("cwm_core.inference.engine.SHORTEST_PREFIX", 2)
 
@@ -56,7 +58,7 @@ def test_greedy_equals_transformers(small_oracle, data):
         ours,
         max_batch=data.draw(st.integers(1, 5)),
         prefill_chunk=data.draw(st.integers(1, 60)),
-        prefix_bytes=data.draw(st.sampled_from([0, 100_000])),
+        prefix_bytes=data.draw(st.sampled_from([0, 15_000, 100_000])),
     )
     for _ in range(2):  # the second time from remembered prefixes
         for prompt, result in zip(prompts, engine.generate(prompts, new_tokens), strict=True):
@@ -82,7 +84,7 @@ def test_sequences_join_leave_fork_and_are_cancelled(data):
         MODEL,
         max_batch=data.draw(st.integers(1, 4)),
         prefill_chunk=data.draw(st.integers(1, 40)),
-        prefix_bytes=data.draw(st.sampled_from([0, 20_000, 1_000_000])),
+        prefix_bytes=data.draw(st.sampled_from([0, 5000, 20_000, 1_000_000])),
         max_cache_bytes=data.draw(st.sampled_from([None, cache_bytes(MODEL.config, 128, 2, torch.float32)])),
     )
     handles, forks = [], []
@@ -149,13 +151,12 @@ def test_a_shared_prefix_is_read_once():
     engine._decoder.prefill = lambda pieces: (read.extend(len(piece.tokens) for piece in pieces), prefill(pieces))
     prompt = random_prompt(40)
     results = engine.generate([prompt] * 8, 20)
-    assert read == [39]
+    assert read == [16, 16, 7]  # a ring at a time
+    read.clear()
     engine.generate([[*prompt, *results[0].ids[:19]]], 1)  # a next turn
-    assert read == [39]
-    engine.generate([[*prompt[:-3], 1, 2]], 1)  # within the margin of 9 places
-    assert read == [39, 1]
+    engine.generate([[*prompt[:-3], 1, 2]], 1)
     engine.generate([[*prompt[:20], 1]], 1)  # the rings have forgotten position 13
-    assert read == [39, 1, 20]
+    assert read == [58 - 56, 38 - 32, 20 - 16]
     no_memory = Engine(MODEL)
     for _ in range(2):
         handle = no_memory.submit(Request(prompt, 1))
@@ -163,18 +164,70 @@ def test_a_shared_prefix_is_read_once():
         assert handle.reused == 0
 
 
-def test_prefixes_used_longest_ago_go_first():
-    one = cache_bytes(MODEL.config, 48, dtype=torch.float32)
-    engine = Engine(MODEL, prefix_bytes=2 * one)
-    prompts = [random_prompt(40, seed) for seed in range(3)]
+def test_what_a_ring_lost_is_not_copied_from_a_copy():
+    """A sequence taken up again near its end is shorter than a ring, and yet its first positions are gone."""
+    engine = Engine(MODEL)
+    prompts = [random_prompt(20), [*random_prompt(20)[:14], 0], [*random_prompt(20)[:5], 0, 0]]
+    handles = []
+    for prompt in prompts:
+        handles.append(engine.submit(Request(prompt, 30, ())))
+        engine.step()
+    assert [handle.reused for handle in handles] == [0, 14, 0]
+    run(engine, handles)
+    assert [handle.ids for handle in handles] == [plain_greedy(MODEL, prompt, 30)[0] for prompt in prompts]
 
-    def reused(i):
-        handle = engine.submit(Request(prompts[i], 1))
+
+def test_a_step_may_overwrite_the_first_place_of_a_ring_that_is_just_full():
+    engine = Engine(MODEL, prefill_chunk=8)
+    prompts = [random_prompt(25), [7], [*random_prompt(25)[:3], 0]]
+    handles = [engine.submit(Request(prompt, 30, ())) for prompt in prompts[:2]]
+    engine.step()
+    engine.step()  # the second goes on while the first reads what fills a ring
+    assert engine._cache.lengths[0] == 16
+    engine.prefill_chunk = 20  # the third is read at once
+    handles.append(engine.submit(Request(prompts[2], 30, ())))
+    run(engine, handles)
+    for handle, prompt in zip(handles, prompts, strict=True):
+        np.testing.assert_allclose(handle.logprobs, plain_greedy(MODEL, prompt, 30)[1], atol=1e-4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_prompts_that_leave_a_known_one_anywhere_reuse_all_whole_blocks(data):
+    engine = Engine(MODEL, prefill_chunk=data.draw(st.integers(1, 60)), prefix_bytes=1_000_000)
+    known = [random_prompt(90)]
+    engine.generate(known, 1)
+    for i in range(data.draw(st.integers(1, 6))):
+        other = data.draw(st.sampled_from(known))
+        at = data.draw(st.integers(0, len(other)))
+        prompt = other[:at] + random_prompt(data.draw(st.integers(1, 30)), seed=i + 1)
+        handle = engine.submit(Request(prompt, 10, ()))
         run(engine, [handle])
+        shared = max(common_prefix(np.array(prompt[:-1]), np.array(tokens)) for tokens in known)
+        assert handle.reused == shared // 8 * 8
+        assert_greedy(MODEL, prompt, handle.ids, plain_greedy(MODEL, prompt, 10)[0])
+        known.append(handle.tokens[:-1].tolist())
+
+
+def test_parts_of_prefixes_used_longest_ago_go_first():
+    """There is room for two prompts and a third: each takes 48 tokens in three layers, a cache 48 in two and 16."""
+    limit = 3 * cache_bytes(MODEL.config, 48, dtype=torch.float32)
+    engine = Engine(MODEL, prefix_bytes=limit)
+    prompts = [random_prompt(49, seed) for seed in range(3)]
+
+    def reused(i, at=49):
+        handle = engine.submit(Request([*prompts[i][:at], 0], 1))
+        run(engine, [handle])
+        parts = engine._prefixes._parts.values()
+        assert engine._prefixes.nbytes == sum(part.nbytes for part in parts) <= limit
         return handle.reused
 
-    assert [reused(i) for i in (0, 1, 0, 2, 0, 1)] == [0, 0, 39, 0, 39, 0]
-    assert sum(snapshot.nbytes for snapshot in engine._prefixes.snapshots) <= 2 * one
+    assert [reused(0), reused(1), reused(0, 20), reused(0)] == [0, 0, 16, 48]
+    assert reused(2) == 0  # in place of what the first prompt needs in its middle, and of the second
+    assert [reused(0, 30), reused(0, 30), reused(1)] == [16, 24, 0]
+    small = Engine(MODEL, prefix_bytes=limit // 6)  # of a prompt that it has no room for it keeps the beginning
+    small.generate([prompts[0]], 1)
+    assert small._prefixes.find(np.array(prompts[0], np.int32)) == 16
 
 
 def test_cancelling_frees_the_slot_at_once():
@@ -396,9 +449,10 @@ def test_attention_in_splits_equals_the_formula(splits, window):
     slots, heads, group, length, size = 3, 2, 4, 64, 8
     positions = torch.tensor([0, 63, 31] if window is None else [5, 200, 63])
     q = torch.randn(slots * heads, group, size)
-    keys, values = torch.randn(2, slots * heads, length, size).unbind()
+    cached = torch.randn(2, slots, heads, length, size)
+    keys, values = cached.flatten(1, 2).unbind()
     mask = decode_mask(positions, length, length, window, torch.float32)
-    out = split_attention(q, keys, values, mask.repeat_interleave(heads, 0)[:, None], splits)
+    out = split_attention(q, cached, mask.repeat_interleave(heads, 0)[:, None], splits)
     for slot, position in enumerate(positions.tolist()):
         # What a ring holds at each place: the latest position that falls there.
         held = [position - (position - place) % length for place in range(length)]
@@ -406,6 +460,28 @@ def test_attention_in_splits_equals_the_formula(splits, window):
         for row in range(slot * heads, (slot + 1) * heads):
             scores = (q[row] @ keys[row].T * size**-0.5).masked_fill(~seen, float("-inf"))
             torch.testing.assert_close(out[row], scores.softmax(-1) @ values[row], atol=1e-5, rtol=1e-4)
+
+
+def varlen_attn(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, enable_gqa, seqused_k):
+    """What PyTorch documents of its own, which runs on CUDA alone."""
+    assert enable_gqa and max_q == 1 and {x.dtype for x in (cu_seq_q, cu_seq_k, seqused_k)} == {torch.int32}
+    assert len(cu_seq_q) == len(cu_seq_k) == len(seqused_k) + 1 and cu_seq_q[-1] == len(q) and cu_seq_k[-1] == len(k)
+    out = torch.empty_like(q)
+    for row, first, used in zip(cu_seq_q.tolist(), cu_seq_k.tolist(), seqused_k.tolist(), strict=False):
+        assert 0 < used <= max_k
+        keys, values = k[first : first + used, 0], v[first : first + used, 0]
+        out[row] = (q[row] @ keys.T * q.shape[-1] ** -0.5).softmax(-1) @ values
+    return out
+
+
+def test_a_kernel_that_counts_keys_attends_where_places_are_filled_in_order():
+    spans = []
+    engine = Engine(MODEL)
+    engine._decoder.kernel = lambda *args, **options: (spans.append(args[6]), varlen_attn(*args, **options))[1]
+    prompts = [random_prompt(n, n) for n in (3, 20, 1)]
+    for prompt, result in zip(prompts, engine.generate(prompts, 12, ()), strict=True):
+        assert result.ids.tolist() == plain_greedy(MODEL, prompt, 12)[0]
+    assert len(spans) == 2 * 12 and max(spans) == 32  # two layers of the three are global
 
 
 def test_joined_weights_are_the_models_own(tmp_path):
@@ -435,7 +511,7 @@ def test_quantized_weights(kind, error):
     pytest.importorskip("torchao")
     config = preset("tiny", vocab_size=64, width=128, ffn_width=256)
     exact, model = random_model(config, seed=1), random_model(config, seed=1)
-    engine = Engine(model, quantize=kind)
+    engine = Engine(model, device="cpu", quantize=kind)
     handle = engine.submit(Request(list(range(50)), 1, (), top_logprobs=64))
     event = run(engine, [handle])[handle][0]
     expected = exact(torch.arange(50))[-1].log_softmax(-1).detach().numpy()

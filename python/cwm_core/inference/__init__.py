@@ -6,7 +6,7 @@ Needs PyTorch.
 from .cache import cache_bytes
 from .constraint import Constraint
 from .debugger import Breakpoint, Debugger, DebuggerError, Scope, Step, Stop, Verification
-from .engine import Engine, Event, Generation, Handle, Request
+from .engine import Engine
 from .frames import EngineFrames, FrameSource, ServerFrames, SourceError
 from .grammar import TraceConstraint, TraceGrammar
 from .prediction import (
@@ -21,6 +21,7 @@ from .prediction import (
     predict_traces,
     trace_prompt,
 )
+from .requests import Event, Generation, Handle, Request
 
 __all__ = [
     "Breakpoint", "Constraint", "Debugger", "DebuggerError", "Engine", "EngineFrames", "Event", "FrameSource",

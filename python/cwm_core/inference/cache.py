@@ -2,12 +2,10 @@
 
 A local layer's positions lie in a ring: position p at p % length. The ring is `MARGIN` longer than the window, so that
 a sequence may be taken up again up to `MARGIN` tokens before its end. As long as it has not come round, nothing in it
-is lost, and the sequence may be taken up anywhere: see `reusable`.
+is lost, and the sequence may be taken up anywhere: see `KeyValueCache.reusable`.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,30 +35,6 @@ def cache_bytes(config: ModelConfig, tokens: int, slots: int = 1, dtype: torch.d
     return 2 * slots * config.kv_heads * config.head_size * positions * dtype.itemsize
 
 
-def reusable(config: ModelConfig, length: int, prefix: int) -> bool:
-    """Whether what is cached of a sequence of `length` tokens serves one that has the first `prefix` in common."""
-    # One less than the margin: a step may write the next position of a sequence that it is not yet the turn of.
-    return all(
-        length <= layer_length(window, length) or length - prefix < layer_length(window, length) - window
-        for window in set(config.layer_windows) - {None}
-    )
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A copy of what is cached of one sequence."""
-
-    tokens: np.ndarray
-    """int32 [n]: the tokens whose keys and values these are."""
-    layers: list[Tensor]
-    """For each layer keys and values, [2, kv_heads, kept positions, head_size]."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the copies."""
-        return sum(layer.nbytes for layer in self.layers)
-
-
 class KeyValueCache:
     """Keys and values of up to `slots` sequences of up to `capacity` tokens each; empty until `resize`."""
 
@@ -72,6 +46,11 @@ class KeyValueCache:
         """For each layer keys and values, [2, slots, kv_heads, length, head_size]."""
         self.lengths = np.zeros(0, np.int64)
         """How many tokens each slot holds."""
+        self.begins = self.lengths.copy()
+        """The first position that a slot was given in local layers, which may have lost it since."""
+        self.block = BLOCK
+        self.rings = {rounded(window + MARGIN) for window in config.layer_windows if window is not None}
+        """How many positions local layers keep."""
 
     def resize(self, slots: int, capacity: int) -> None:
         """Make room for `slots` sequences of `capacity` tokens (rounded up), keeping what the first slots hold.
@@ -91,31 +70,60 @@ class KeyValueCache:
             length = min(self.layers[i].shape[3], shape[3])
             new[:, :kept, :, :length] = self.layers[i][:, :kept, :, :length]
             self.layers[i] = new
-        lengths = np.zeros(slots, np.int64)
-        lengths[:kept] = self.lengths[:kept]
-        self.slots, self.lengths = slots, lengths
+        self.slots = slots
+        self.lengths, self.begins = (
+            np.concatenate([numbers[:kept], np.zeros(slots - kept, np.int64)])
+            for numbers in (self.lengths, self.begins)
+        )
 
     def move(self, source: int, target: int) -> None:
         """Take the sequence in slot `source` to slot `target`, over what that holds."""
         if source != target:
             self.copy(source, target, int(self.lengths[source]))
-        self.lengths[source] = 0
+        self.lengths[source] = self.begins[source] = 0
+
+    def first_kept(self, slot: int, ring: int) -> int:
+        """The first position of a slot that a local layer of `ring` positions still holds."""
+        # One fewer than it has room for: a step may write the next position of a sequence whose turn it is not.
+        return max(int(self.begins[slot]), int(self.lengths[slot]) + 1 - ring)
+
+    def reusable(self, slot: int, prefix: int) -> bool:
+        """Whether what a slot holds serves a sequence that has the first `prefix` tokens in common with it."""
+        for window in set(self.config.layer_windows) - {None}:
+            # All that the next token sees, and the block that the prefix ends in, to be copied once it is whole.
+            needed = max(0, prefix - max(window, self.block))
+            if needed < self.first_kept(slot, rounded(window + MARGIN)):
+                return False
+        return True
 
     def copy(self, source: int, target: int, prefix: int) -> None:
         """Begin slot `target` with the first `prefix` tokens of slot `source`, where that is `reusable`."""
-        self._fill(target, [layer[:, source] for layer in self.layers], int(self.lengths[source]), prefix)
-
-    def restore(self, target: int, snapshot: Snapshot, prefix: int) -> None:
-        """Begin slot `target` with the first `prefix` tokens of a snapshot, where that is `reusable`."""
-        self._fill(target, snapshot.layers, len(snapshot.tokens), prefix)
-
-    def _fill(self, target: int, layers: list[Tensor], length: int, prefix: int) -> None:
-        for window, layer, copied in zip(self.config.layer_windows, self.layers, layers, strict=True):
+        for layer in self.layers:
             # All of a ring that has come round, else only the prefix.
-            positions = prefix if length <= layer_length(window, length) else copied.shape[2]
-            layer[:, target, :, :positions] = copied[:, :, :positions]
+            length = layer.shape[3]
+            positions = prefix if self.lengths[source] <= length else length
+            layer[:, target, :, :positions] = layer[:, source, :, :positions]
+        self.begins[target] = max((self.first_kept(source, ring) for ring in self.rings), default=0)
         self.lengths[target] = prefix
 
-    def snapshot(self, slot: int, tokens: np.ndarray) -> Snapshot:
-        """A copy of what slot `slot` holds: `tokens`."""
-        return Snapshot(tokens, [layer[:, slot, :, : len(tokens)].clone() for layer in self.layers])
+    def copy_block(self, slot: int, start: int, local: bool) -> Tensor:
+        """A copy of what the local, or the global, layers hold of a slot's positions `start` to `start` + `block`.
+
+        [layers, 2, kv_heads, block, head_size]; `start` is a multiple of `block`.
+        """
+        views = self._block_views(slot, start, local)
+        return torch.stack(views) if views else torch.empty(0)
+
+    def restore_block(self, slot: int, start: int, local: bool, block: Tensor) -> None:
+        """Put back what `copy_block` gave, into any slot."""
+        for view, copied in zip(self._block_views(slot, start, local), block, strict=True):
+            view.copy_(copied)
+
+    def _block_views(self, slot: int, start: int, local: bool) -> list[Tensor]:
+        places = ((layer, start % layer.shape[3]) for layer in self.layers)
+        windows = self.config.layer_windows
+        return [
+            layer[:, slot, :, place : place + self.block]
+            for window, (layer, place) in zip(windows, places, strict=True)
+            if (window is not None) == local
+        ]

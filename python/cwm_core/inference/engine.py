@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from ..model import Transformer
-from .cache import KeyValueCache, cache_bytes, reusable
+from .cache import KeyValueCache, cache_bytes
 from .constraint import Constraint
 from .decoder import Decoder, Piece, power_of_two
 from .prefixes import Prefixes, common_prefix
 from .quantize import quantize_weights
+from .requests import Event, Generation, Handle, Request
 from .sampling import Sampling, choose
 
 # Tokens of prompts in one pass. Products of so many rows are bound by arithmetic on every GPU, and the activations of
@@ -34,103 +35,6 @@ PREFILL_CHUNK = 2048
 SHORTEST_PREFIX = 16
 
 OnToken = Callable[[int, list[int]], list[int] | None]
-
-
-@dataclass
-class Generation:
-    """What was generated for one prompt."""
-
-    ids: np.ndarray
-    """int32 [n], without the prompt, with the stop token if one ended it."""
-    logprobs: np.ndarray
-    """float32 [n]: the log probability, in nats at temperature 1, of each token; NaN where it was supplied."""
-    supplied: np.ndarray
-    """bool [n]: tokens that came from `on_token`, not from the model."""
-    finish_reason: str
-    """"stop" (a stop token), "length", "constraint" (which allowed no token) or "cancelled"."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt and how to go on from it."""
-
-    prompt: Sequence[int] | np.ndarray | str
-    """Tokens, or a text where the engine has a tokenizer."""
-    max_new_tokens: int
-    """The sequence ends with reason "length" after so many, or at the engine's `max_length`."""
-    stop_ids: Iterable[int] | None = None
-    """Tokens that end it; None: the model's own."""
-    temperature: float = 0.0
-    """0 takes the most likely token; otherwise logits are divided by it, and tokens drawn."""
-    top_p: float = 1.0
-    """Draw from the smallest set of most likely tokens whose probability reaches this."""
-    top_k: int = 0
-    """Draw from so many most likely tokens; 0: from all."""
-    seed: int | Sequence[int] = 0
-    """What is drawn depends on this and the number of tokens after the prompt, whatever else runs."""
-    top_logprobs: int = 0
-    """How many most likely tokens to report with each token."""
-    constraint: Constraint | None = None
-    """Which tokens may come; log probabilities remain those of the model without it."""
-    on_token: Callable[[list[int]], list[int] | None] | None = None
-    """Called after each token the model chose, but a last one, with all after the prompt so far; what it returns is
-    appended as if the model had chosen it."""
-
-
-@dataclass(eq=False)
-class Handle:
-    """A request on its way: what it was, and what came of it so far."""
-
-    request: Request
-    prompt: np.ndarray
-    """int32 [n]: the prompt's tokens."""
-    limit: int
-    sampling: Sampling
-    stop_ids: frozenset[int]
-    uniforms: np.ndarray
-    """One random number in [0, 1) for each token to draw; empty at temperature 0."""
-    pending: list[int]
-    """Tokens that the cache does not hold yet."""
-    ids: list[int] = field(default_factory=list)
-    """Tokens after the prompt."""
-    logprobs: list[float] = field(default_factory=list)
-    """See `Generation`."""
-    supplied: list[bool] = field(default_factory=list)
-    """See `Generation`."""
-    finish_reason: str | None = None
-    """None while it runs; see `Generation`."""
-    reused: int = 0
-    """How many tokens of the prompt were copied from another sequence's cache."""
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """int32 [n]: the prompt and all after it."""
-        return np.concatenate([self.prompt, np.array(self.ids, np.int32)])
-
-    def generation(self) -> Generation:
-        """What was generated so far."""
-        return Generation(
-            np.array(self.ids, np.int32),
-            np.array(self.logprobs, np.float32),
-            np.array(self.supplied, bool),
-            self.finish_reason or "",
-        )
-
-
-@dataclass(frozen=True)
-class Event:
-    """A token that a step appended to a sequence, or its end without one."""
-
-    handle: Handle
-    token: int | None
-    """None where the constraint allowed no token."""
-    logprob: float
-    """In nats, at temperature 1 and without the constraint; NaN where the token was supplied, or is None."""
-    supplied: bool
-    top: list[tuple[int, float]]
-    """The `top_logprobs` most likely tokens and their log probabilities, falling; empty where it was supplied."""
-    finish_reason: str | None
-    """Set on a sequence's last event."""
 
 
 class Engine:
@@ -157,12 +61,12 @@ class Engine:
 
         `max_length` bounds prompt and continuation together (None: the model's). At most `prefill_chunk` tokens of
         prompts are read in a step. A sequence waits while the cache would take more than `max_cache_bytes` with it.
-        Copies of caches of up to `prefix_bytes` are kept of what was read and written, for later prompts that begin
-        the same. `quantize` turns the model's weights into "int8" or "float8", see `quantize_weights`.
+        Copies of up to `prefix_bytes` are kept of what was read and written, for later prompts that begin the same.
+        `quantize` turns the model's weights into "int8" or "float8", see `quantize_weights`.
 
         Raises ValueError for sizes below 1 and as `quantize_weights`.
         """
-        self.model = model.to(device) if device is not None else model
+        self.model = model
         self.tokenizer = tokenizer
         self.max_batch = max_batch
         self.max_length = max_length or model.config.max_length
@@ -174,11 +78,13 @@ class Engine:
                 f"got {max_batch}, {prefill_chunk}, {self.max_length} and {prefix_bytes}"
             )
         if quantize is not None:
-            quantize_weights(self.model, quantize)
+            quantize_weights(model, quantize, device)
+        if device is not None:
+            model.to(device)
         weight = model.embed_tokens.weight
         self._cache = KeyValueCache(model.config, weight.dtype, weight.device)
         self._decoder = Decoder(self.model, self._cache)
-        self._prefixes = Prefixes(model.config, prefix_bytes)
+        self._prefixes = Prefixes(self._cache, prefix_bytes)
         self._waiting: deque[Handle] = deque()
         self._running: list[Handle] = []
         self._stepping = threading.Lock()
@@ -351,8 +257,6 @@ class Engine:
         for slot in reversed(range(len(self._running))):
             handle = self._running[slot]
             if handle.finish_reason is not None:
-                if handle.finish_reason != "cancelled":
-                    self._keep_prefix(slot)
                 last = self._running.pop()
                 self._cache.move(len(self._running), slot)
                 if last is not handle:
@@ -391,6 +295,9 @@ class Engine:
             if not self._cache.lengths[slot] and not handle.ids and not self._copy_prefix(slot):
                 continue
             count = min(room, len(handle.pending) - 1)
+            if self._prefixes.limit:  # a block is copied before a ring forgets its beginning
+                whole = int(self._cache.lengths[slot]) % self._cache.block
+                count = min([count, *(ring - whole for ring in self._cache.rings)])
             if count:
                 pieces.append(Piece(slot, handle.pending[:count]))
                 room -= count
@@ -399,47 +306,46 @@ class Engine:
         for piece in pieces:
             handle = self._running[piece.slot]
             del handle.pending[: len(piece.tokens)]
-            if len(handle.pending) == 1 and not handle.ids:
-                self._keep_prefix(piece.slot)
+            self._keep_blocks(piece.slot, len(piece.tokens))
 
     def _copy_prefix(self, slot: int) -> bool:
         """Begin an empty slot with what is cached of the same tokens elsewhere; False where that is being read now."""
         handle, cache = self._running[slot], self._cache
         wanted = handle.prompt[:-1]
-        snapshot, length = self._prefixes.find(wanted)
+        length = self._prefixes.find(wanted)
         source, soon = None, 0
         for other, running in enumerate(self._running):
             if other != slot:
                 prefix = common_prefix(running.tokens if running.ids else running.prompt, wanted)
-                cached = int(cache.lengths[other])
+                cached = min(prefix, int(cache.lengths[other]))
                 if other < slot and len(running.pending) > 1:
                     soon = max(soon, min(prefix, len(running.prompt) - 1))
-                if min(prefix, cached) > length and reusable(cache.config, cached, min(prefix, cached)):
-                    source, length = other, min(prefix, cached)
+                if cached > length and cache.reusable(other, cached):
+                    source, length = other, cached
         if soon >= SHORTEST_PREFIX and soon > length:
             return False
         if length >= SHORTEST_PREFIX:
             if source is not None:
                 cache.copy(source, slot, length)
-            elif snapshot is not None:
-                cache.restore(slot, snapshot, length)
+            else:
+                self._prefixes.restore(slot, wanted[:length])
             handle.reused = length
             del handle.pending[:length]
         return True
 
-    def _keep_prefix(self, slot: int) -> None:
-        """Keep a copy of what a slot holds for later prompts, where that is wanted and not kept already."""
+    def _keep_blocks(self, slot: int, new: int) -> None:
+        """Keep copies of the blocks that the last `new` tokens of a slot made whole, where that is wanted."""
         length = int(self._cache.lengths[slot])
-        if self._prefixes.limit and length >= SHORTEST_PREFIX:
-            tokens = self._running[slot].tokens[:length]
-            if self._prefixes.find(tokens)[1] < length and self._bytes(1, length) <= self._prefixes.limit:
-                self._prefixes.add(self._cache.snapshot(slot, tokens))
+        if self._prefixes.limit and length % self._cache.block < new:
+            self._prefixes.keep(slot, self._running[slot].tokens[:length], length - new)
 
     def _decode(self, ready: list[int]) -> list[Event]:
         """One token for each of the slots `ready`."""
         count = ready[-1] + 1
         logits = self._decoder.decode([handle.pending[0] for handle in self._running[:count]])
         self._cache.lengths[ready] += 1
+        for slot in ready:
+            self._keep_blocks(slot, 1)
         handles = [self._running[slot] for slot in ready]
         logits = (logits if len(ready) == count else logits[ready]).float()
         allowed, ended = self._constrained(logits, handles)

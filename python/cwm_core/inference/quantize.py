@@ -8,9 +8,11 @@ from torch import nn
 from ..model import Transformer
 
 
-def quantize_weights(model: Transformer, kind: str) -> None:
+def quantize_weights(model: Transformer, kind: str, device: str | torch.device | None = None) -> None:
     """Replace the weights of all layers' linear maps, in place, by "int8" or "float8" (e4m3) and a scale a row.
 
+    The layers come to lie on `device` (None: where they are), each map quantized as soon as it is there: the device
+    need never hold the model in full.
     Activations and products stay in the model's type. Embedding and output layer stay as they are: they are 5 % of the
     32 B model's weights, and errors of the output layer go straight into the logits. The model cannot be trained after.
     Raises ValueError for another kind, ImportError where torchao is not installed.
@@ -22,7 +24,7 @@ def quantize_weights(model: Transformer, kind: str) -> None:
     except ImportError:
         raise ImportError("quantization needs torchao: pip install cwm-core[float8]") from None
     config = Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig()
-    quantize_(model.layers, config, lambda module, _: isinstance(module, nn.Linear))
+    quantize_(model.layers, config, lambda module, _: isinstance(module, nn.Linear), device=device)
 
 
 def weight_bytes(model: nn.Module) -> int:
