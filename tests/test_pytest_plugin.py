@@ -245,7 +245,7 @@ import json, re
 def pytest_configure(config):
     config.told = []
 def pytest_runtest_logreport(report):
-    longrepr = re.sub("0x[0-9a-f]+", "0x", report.longreprtext)
+    longrepr = re.sub(r"0x[0-9a-f]+|\\[gw\\d\\]", "", report.longreprtext)
     TOLD.append([report.nodeid, report.when, report.outcome, longrepr, report.sections, hasattr(report, "wasxfail")])
 def pytest_warning_recorded(warning_message, when, nodeid, location):
     TOLD.append(["warning", str(warning_message.message), when, nodeid])
@@ -283,9 +283,9 @@ def run(root, *arguments, plugins=()):
         text=True,
         check=False,
     )
-    output = re.sub(r"in \d+\.\d+s|0x[0-9a-f]+|\d+\.\d+s (call|setup|teardown)", "", done.stdout)
+    output = re.sub(r"in \d+\.\d+s|0x[0-9a-f]+|\d+\.\d+s (call|setup|teardown)", "", done.stdout + done.stderr)
     told = root / "told.json"
-    return output, json.loads(told.read_text()) if told.exists() else done.stderr
+    return output, json.loads(told.read_text()) if told.exists() else None
 
 
 def recorded(root, name, *arguments, **options):
@@ -325,24 +325,24 @@ def test_the_outcome_is_unchanged(plain, store):
     exit_status, told = plain[1]
     assert exit_status == 1
     outcomes = Counter(outcome for _, _, outcome, *_ in (entry for entry in told if entry[0] != "warning"))
-    assert outcomes["failed"] == 8 and outcomes["skipped"] > 2 and outcomes["passed"] > 60
-    assert len(store) > 40
+    assert outcomes["failed"] == 7 and outcomes["skipped"] > 2 and outcomes["passed"] > 60
+    assert len(store) > 30
 
 
 def test_a_trace_is_an_outermost_call(store):
     [trace] = of(store, "test_passes", "total")
-    assert trace.context.splitlines()[8] == "def total(xs):  # << START_OF_TRACE"
+    assert trace.context.splitlines()[7] == "def total(xs):  # << START_OF_TRACE"
     assert [frame.event for frame in trace.frames] == ["call"] + 7 * ["line"] + ["return"]
     assert trace.state(0) == {"xs": "[1, 2]"} and trace.result == "3"
     [trace] = of(store, "test_puts_the_tracer_back", "outer")
-    assert [frame.lineno for frame in trace.frames if frame.event == "call"] == [15, 18]
+    assert [frame.lineno for frame in trace.frames if frame.event == "call"] == [14, 17]
     assert not of(store, "test_puts_the_tracer_back", "inner")
     [trace] = of(store, "test_raises", "fails")
     assert trace.exception == "ValueError('b')" and trace.result is None
     [metadata] = [m for key, m, _ in store.entries() if m["test"].endswith("test_passes")]
     assert metadata == metadata | {
-        "function": "pack.core:total", "module": "pack.core", "path": "pack/core.py", "line": 9, "call": 1,
-        "site": "tests/test_core.py:7", "package": "pack", "version": None, "seed": 0, "outcome": "returned",
+        "function": "pack.core:total", "module": "pack.core", "path": "pack/core.py", "line": 8, "call": 1,
+        "site": "tests/test_core.py:8", "package": "pack", "version": None, "seed": 0, "outcome": "returned",
     }  # fmt: skip
 
 
@@ -351,15 +351,18 @@ def test_limits_cut_a_trace_and_not_the_program(store):
         [trace] = of(store, "test_long_loops", function)
         assert len(trace) == 500 and trace.truncated == "max_frames" and trace.result is None
     first, second = of(store, "test_recursion", "deep")
-    assert first.truncated == second.truncated or {first.truncated, second.truncated} == {None, "max_frames"}
+    assert (first.truncated, second.truncated, second.result) == ("max_frames", None, "100")
 
 
 def test_steps_of_generators_and_coroutines(store):
     [trace] = of(store, "test_warns", "squares")
     assert [frame.arg for frame in trace.frames if frame.event == "return"] == ["0", "1", "4", "None"]
     assert trace.truncated is None
-    # Of two that take turns, each trace ends where the other one's begins.
-    assert all(len(trace) == 4 for trace in of(store, "test_generators_interleave", "squares"))
+    # Of two that take turns the first one's trace ends where the second one's begins.
+    steps = [
+        len([f for f in t.frames if f.event == "return"]) for t in of(store, "test_generators_interleave", "squares")
+    ]
+    assert steps == [1, 4, 2]  # a generator that is closed returns
     assert {trace.state(0)["x"] for trace in of(store, "test_async", "later")} == {"1", "2"}
 
 
@@ -371,12 +374,15 @@ def test_other_tracers(store):
 
 def test_samples_by_call_site(project, store):
     sites = Counter((m["function"], m["site"]) for _, m, _ in store.entries())
-    assert sites["pack.core:total", "tests/test_core.py:60"] >= 2
+    line = SUITE[: SUITE.index("assert total(range(n)) < 3")].count("\n") + 1
+    assert sites["pack.core:total", f"tests/test_core.py:{line}"] >= 2
     assert max(sites.values()) <= 4  # two, and some that were displaced later
     recorded(project, "again", "--cwm-max-frames", "500", "--cwm-per-site", "2")
     again = cwm.TraceReader(project / "again" / "main.cwmtraces")
     assert [(e.key, e.metadata) for e in again.entries()] == [(e.key, e.metadata) for e in store.entries()]
-    assert list(again) == list(store)
+    # A thread shows its number.
+    traces = [[e.trace for e in one.entries() if "test_threads" not in e.key] for one in (store, again)]
+    assert traces[0] == traces[1] and len(traces[0]) == len(store) - 1
 
 
 def test_a_trace_a_test(project):
@@ -385,7 +391,7 @@ def test_a_trace_a_test(project):
     functions = Counter(m["function"] for _, m, _ in store.entries())
     assert functions["tests/test_core.py:test_passes"] == functions["tests/test_core.py:Case.test_method"] == 1
     [trace] = [e.trace for e in store.entries() if e.metadata["test"].endswith("test_passes")]
-    assert [f.lineno for f in trace.frames if f.event == "call"] == [6, 9]
+    assert [f.line.strip() for f in trace.frames if f.event == "call"] == ["def test_passes():", "def total(xs):"]
     assert "def test_passes():  # << START_OF_TRACE\n" in trace.context
 
 
@@ -398,7 +404,6 @@ def test_budgets(project):
 
 
 def test_wrong_options(project):
-    (project / "told.json").unlink()
     (project / "full").mkdir()
     (project / "full" / "x.cwmtraces").write_text("")
     for arguments, said in (
@@ -406,8 +411,8 @@ def test_wrong_options(project):
         (["new1", "--cwm-per-site", "0"], "--cwm-per-site must be at least 1"),
         (["new2", "--cwm-package", "absent"], "there is no package absent"),
     ):
-        output, error = recorded(project, *arguments)
-        assert said in output + str(error)
+        output, _ = recorded(project, *arguments)
+        assert said in output
 
 
 @pytest.mark.skipif(find_spec("xdist") is None, reason="no pytest-xdist")
@@ -431,10 +436,10 @@ def test_xdist(project, store, plain):
         for name in ("gw0", "gw1")
         for entry in cwm.TraceReader(project / "workers" / f"{name}.cwmtraces").entries()
     ]
-    assert len(found) > 40
+    assert len(found) > 30
     of_one = {entry.key: entry.trace for entry in store.entries()}
-    shared = [entry for entry in found if entry.key in of_one]
-    assert len(shared) > 30 and all(of_one[entry.key] == entry.trace for entry in shared)
+    shared = [entry for entry in found if entry.key in of_one and "test_threads" not in entry.key]
+    assert len(shared) > 25 and all(of_one[entry.key] == entry.trace for entry in shared)
 
 
 @pytest.mark.skipif(find_spec("pytest_cov") is None, reason="no pytest-cov")
@@ -455,11 +460,11 @@ def test_async_tests(tmp_path):
     (tmp_path / "test_it.py").write_text(
         "import pack, pytest\n@pytest.mark.asyncio\nasync def test_it():\n    assert await pack.f(3) == 3\n"
     )
-    output, _ = recorded(tmp_path, "out", plugins=["pytest_asyncio"])
+    output, _ = recorded(tmp_path, "out", plugins=["pytest_asyncio.plugin"])
     assert "1 passed" in output
     [entry] = cwm.TraceReader(tmp_path / "out" / "main.cwmtraces").entries()
     # Its steps follow each other: nothing else of the package runs.
-    assert [frame.event for frame in entry.trace.frames if frame.event != "line"] == ["call", "return"] * 2
+    assert [f.event for f in entry.trace.frames if f.event in ("call", "return")] == ["call", "return"] * 2
 
 
 @pytest.mark.skipif(find_spec("toolz") is None, reason="no toolz")

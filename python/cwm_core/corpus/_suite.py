@@ -100,7 +100,7 @@ class SuiteRecorder:
         self._process = getpid()
         self._runs: Counter[str] = Counter()
         self._test: _Test | None = None
-        self._hooks: set[Any] = set()  # of tests that are over
+        self._hooks: dict[int, Any] = {}  # of tests that are over, by `id`
         self._bytes, self._seconds, self._flushed = 0, 0.0, monotonic()
         self._traced = 0  # tests that ran under another trace function
         self._over: str | None = None  # why nothing more is recorded
@@ -141,7 +141,7 @@ class SuiteRecorder:
         test.start()
         yield
         self._seconds += test.stop()
-        self._hooks.add(test.hook)
+        self._hooks[id(test.hook)] = test.hook
 
     def pytest_sessionfinish(self) -> None:
         """Close the store."""
@@ -164,14 +164,12 @@ class SuiteRecorder:
         return f"{module or self.short(code.co_filename)}:{code.co_qualname}"
 
     def short(self, file: str) -> str:
-        """A file's path from the root of the tests, or from the folder that it is imported from."""
+        """A file's path from the root of the tests; of an installed one from the folder that it is imported from."""
         if file not in self._short:
-            found = [
-                folder
-                for folder in (str(self._root), *sys.path)
-                if type(folder) is str and file.startswith(folder + os.sep)
-            ]
-            self._short[file] = file[len(max(found, key=len)) + 1 :] if found else file
+            installed = "site-packages" in file
+            folders = [folder for folder in sys.path if type(folder) is str] if installed else [str(self._root)]
+            found = [folder for folder in folders if folder and file.startswith(folder + os.sep)]
+            self._short[file] = file[len(max(found, key=len)) + 1 :] if found else os.path.basename(file)
         return self._short[file]
 
     def _is_over(self) -> bool:
@@ -182,7 +180,7 @@ class SuiteRecorder:
             self._over = "--cwm-max-seconds"
         if self._over is not None or getpid() != self._process:
             return True
-        if gettrace() in self._hooks:
+        if id(gettrace()) in self._hooks:
             settrace(None)  # a test that was over put our hook back: without us there would be none
         self._traced += gettrace() is not None
         return gettrace() is not None

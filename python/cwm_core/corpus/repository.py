@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .sample import Sample
 
 MAX_FILES = 256
-CHUNK_BYTES = 16 << 20  # asked for at once; halved where a machine keeps less of what is written
+CHUNK_BYTES = 4 << 20  # asked for at once; halved where a machine keeps less of what is written
 FILE_SECONDS = 60.0
 _PACKAGE = Path(__file__).parents[1]
 _NEEDED = ("corpus/_suite.py", "corpus/calls.py", "pytest_plugin.py", "store.py", "trace.py")
@@ -245,7 +245,7 @@ def _fetch(machine: Machine, source: str, folder: Path, max_bytes: int) -> tuple
 
 def _copy(machine: Machine, path: str, size: int, file: io.BufferedWriter) -> bool:
     """Copy this many bytes of a file of the machine, in pieces that it gives whole."""
-    offset, chunk = 0, CHUNK_BYTES
+    offset, chunk = 0, min(CHUNK_BYTES, size)
     while offset < size:
         wanted = min(chunk, size - offset)
         command = f"tail -c +{offset + 1} -- {path} | head -c {wanted}"

@@ -242,7 +242,9 @@ impl Recording {
         if let Some(limit) = log.truncated {
             log.current.trace.truncated = Some(limit.to_owned());
         }
-        log.current.trace.outcome = self.outcome.take();
+        if let Some(outcome) = self.outcome.take() {
+            log.current.trace.outcome = Some(outcome);
+        }
         let mut recorded = log.finished;
         recorded.push(log.current);
         recorded
