@@ -500,14 +500,18 @@ def _is_text(node: ast.expr) -> bool:
 
 
 def literals(node: ast.AST) -> tuple[str, ...]:
-    """The numbers and short texts that stand in the source of a function, without its documentation."""
+    """The numbers and short texts that stand in the source of a function, without documentation and messages."""
     found: dict[str, None] = {}
-    documentation = ast.get_docstring(node, clean=False) if isinstance(node, _Function) else None
-    for child in ast.walk(node):
+    pending = list(ast.iter_child_nodes(node))
+    while pending:
+        child = pending.pop(0)
+        if isinstance(child, ast.Raise | ast.JoinedStr) or (
+            isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
+        ):
+            continue
+        pending.extend(ast.iter_child_nodes(child))
         if isinstance(child, ast.Constant) and isinstance(child.value, str | int | float | bytes):
-            value = child.value
-            if value == documentation or (isinstance(value, str | bytes) and len(value) > 40):
-                continue
-            if not isinstance(value, bool):
-                found[repr(value)] = None
+            short = not isinstance(child.value, str | bytes) or len(child.value) <= 40
+            if short and not isinstance(child.value, bool):
+                found[repr(child.value)] = None
     return tuple(found)
