@@ -42,6 +42,12 @@ def test_answers_come_in_order(worker):
     assert all(answer.seconds > 0 for answer in answers)
 
 
+def test_orders_may_be_larger_than_a_pipe(worker):
+    padding = "# " + "x" * 100_000 + "\n"
+    answers = list(worker.run(Order(padding + TOTAL, f"f(range({n}))") for n in range(40)))
+    assert [answer.trace.result for answer in answers] == [str(sum(range(n))) for n in range(40)]
+
+
 @given(st.lists(st.integers(0, 10**9).map(generate), max_size=3))
 def test_any_program_is_recorded_as_without_a_sandbox(worker, drawn):
     answers = list(worker.run(Order(code, call) for code, call in drawn))

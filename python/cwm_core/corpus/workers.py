@@ -119,7 +119,7 @@ class Worker:
             "paths": [os.path.realpath(path) for path in self._paths],
             "mounted": [os.path.realpath(path) for path in [*readable, sys.prefix, sys.base_prefix]],
         }
-        self._received = bytearray()
+        self._received, self._unsent = bytearray(), b""
         self._process = sandbox.Process(
             [sys.executable, "-s", "-S", "-P", _worker.__file__, json.dumps(settings)],
             folder=self._folder,
@@ -160,7 +160,7 @@ class Worker:
     def _described(self, order: Order) -> dict[str, Any]:
         limits = self._limits
         return {
-            "code": order.code,
+            "code": order.code if order.module is None else "",
             "call": order.call,
             "module": order.module,
             "stdin": order.stdin,
@@ -173,12 +173,15 @@ class Worker:
 
     def _exchange(self, data: bytes, seconds: float) -> list[tuple[dict[str, Any], bytes]]:
         """Send orders; the answers that are complete once there is one, none if the sandbox ended or is stuck."""
-        if not _complete(self._received):
+        self._unsent = bytes(
             self._process.exchange(
-                data, self._received.extend, _ignore, seconds=seconds, until=lambda: _complete(self._received)
+                self._unsent + data,
+                self._received.extend,
+                _ignore,
+                seconds=seconds,
+                until=lambda: _complete(self._received),
             )
-        else:
-            self._process.exchange(data, self._received.extend, _ignore, seconds=0.0)
+        )
         answers = []
         while _complete(self._received):
             answers.append(_take(self._received))

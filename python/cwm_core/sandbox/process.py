@@ -173,8 +173,11 @@ class Process:
         seconds: float,
         until: Callable[[], bool] = lambda: False,
         close_stdin: bool = False,
-    ) -> None:
-        """Write `data` and hand on what comes back until `until()`, the program's end, or `seconds` have passed."""
+    ) -> memoryview:
+        """Write `data` and hand on what comes back until `until()`, the program's end, or `seconds` have passed.
+
+        Gives what of `data` was not written by then.
+        """
         deadline = time.monotonic() + seconds
         pending = memoryview(data)
         with selectors.DefaultSelector() as selector:
@@ -203,6 +206,7 @@ class Process:
         # goes on writing must not keep this reading.
         on_stdout(_read(self._stdout.fileno()))
         on_stderr(_read(self._stderr.fileno()))
+        return pending
 
     def _write(self, pending: memoryview) -> memoryview:
         """Write what fits; the rest. A program that closed its input gets no more of it."""

@@ -1,0 +1,138 @@
+"""Where functions come from: files, folders of packages, installed packages, snippets. Nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.machinery import PathFinder
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+from typing import Any
+
+from ..inputs.slices import Names
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text of a module, or of a snippet, which has no name to be imported by."""
+
+    name: str | None
+    path: str
+    """Relative to where its package lies; for a snippet, the file and the line, from 1."""
+    code: str
+    paths: tuple[str, ...] = ()
+    """Folders to import it from."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    call: str | None = None
+    """That a snippet came with."""
+
+    @cached_property
+    def tree(self) -> ast.Module | None:
+        """What it parses to; None where it does not."""
+        return parse(self.code)
+
+    @cached_property
+    def names(self) -> Names:
+        """Of its namespace; it must have a tree."""
+        return Names(self.tree, self.name, is_package=self.path.endswith("__init__.py"))
+
+    @property
+    def is_test(self) -> bool:
+        """Whether it belongs to a test suite, by its name."""
+        parts = (self.name or "").split(".")
+        return any(part in ("tests", "test", "testing", "conftest") or part.startswith("test_") for part in parts)
+
+
+def parse(code: str) -> ast.Module | None:
+    """The tree of a module, None for what is no Python."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def read_sources(source: str | os.PathLike[str], *, paths: Sequence[str] | None = None) -> list[Source]:
+    """The modules of a source, by name; the snippets of a file in its order.
+
+    Args:
+        source: A ``.py`` file, a ``.jsonl`` file of snippets (``{"code": ...}``, optional: ``"call"``, an expression,
+            or ``"input"``, the arguments of its function ``f``; ``"licence"``; ``"id"``), a folder, or the name that
+            an installed package is imported by.
+        paths: Where installed packages lie; `sys.path` by default.
+
+    Raises FileNotFoundError for a source that is none of these, ValueError for a line of snippets that is not JSON or
+    has no code.
+    """
+    path = Path(source)
+    if path.suffix == ".jsonl" and path.is_file():
+        return list(_snippets(path))
+    if path.is_dir() or (path.suffix == ".py" and path.is_file()):
+        return list(_modules(path.resolve()))
+    spec = PathFinder.find_spec(str(source), paths) if str(source).isidentifier() else None
+    if spec is None or (spec.origin is None and not spec.submodule_search_locations):
+        raise FileNotFoundError(f"{source} is no file, no folder and no package that is installed")
+    if spec.submodule_search_locations:
+        return list(_modules(Path(next(iter(spec.submodule_search_locations))).resolve()))
+    if not str(spec.origin).endswith(".py"):
+        raise FileNotFoundError(f"{source} has no source in Python")
+    return list(_modules(Path(str(spec.origin)).resolve()))
+
+
+def _modules(path: Path) -> Iterator[Source]:
+    root = path if path.is_dir() and not (path / "__init__.py").exists() else path.parent
+    while (root / "__init__.py").exists():
+        root = root.parent
+    facts = {str(path.relative_to(root)): _package(root, path)} if path != root else {}
+    for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        relative = file.relative_to(root)
+        parts = relative.with_suffix("").parts
+        if not all(part.isidentifier() for part in parts):
+            continue
+        try:
+            code = file.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError):
+            continue
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+        if parts[0] not in facts:
+            facts[parts[0]] = _package(root, root / parts[0])
+        yield Source(name, str(relative), code, (str(root),), facts[parts[0]])
+
+
+def _package(root: Path, path: Path) -> dict[str, Any]:
+    """What the metadata of an installed package say of it."""
+    top = path.relative_to(root).parts[0].removesuffix(".py")
+    for distribution in distributions(path=[str(root)]):
+        if top in _top_level(distribution):
+            metadata = distribution.metadata
+            return {
+                "package": metadata["Name"],
+                "version": distribution.version,
+                "licence": metadata.get("License-Expression"),
+            }
+    return {"package": top}
+
+
+def _top_level(distribution: Distribution) -> set[str]:
+    return {file.parts[0].removesuffix(".py") for file in distribution.files or () if file.suffix == ".py"}
+
+
+def _snippets(path: Path) -> Iterator[Source]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                code = row["code"]
+                if not isinstance(code, str):
+                    raise TypeError
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}:{number}: not a snippet: an object with the text of its `code`") from error
+            call = row.get("call") or (f"f({row['input']})" if isinstance(row.get("input"), str) else None)
+            provenance = {"package": path.name, "id": row.get("id", number), "licence": row.get("licence")}
+            yield Source(None, f"{path.name}:{number}", code, (), provenance, call)

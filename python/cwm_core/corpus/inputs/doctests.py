@@ -1,0 +1,37 @@
+"""Calls in the examples of documentation."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+from collections.abc import Collection, Iterator
+
+from .callsites import calls_in
+from .slices import Names
+
+
+def calls(tree: ast.Module, names: Names, wanted: Collection[str]) -> Iterator[tuple[str, ast.expr]]:
+    """The calls of wanted functions and methods in a module's docstrings, as of `callsites.calls`.
+
+    An example sees what those before it in its docstring bind.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            documentation = ast.get_docstring(node, clean=False)
+            if documentation and ">>>" in documentation:
+                yield from calls_in(_examples(documentation), wanted, names.resolve, names.module)
+
+
+def _examples(documentation: str) -> list[ast.stmt]:
+    """The statements of the examples that parse."""
+    statements: list[ast.stmt] = []
+    try:
+        examples = doctest.DocTestParser().get_examples(documentation)
+    except ValueError:  # inconsistent indentation
+        return statements
+    for example in examples:
+        try:
+            statements += ast.parse(example.source).body
+        except (SyntaxError, ValueError):
+            continue
+    return statements

@@ -1,0 +1,157 @@
+"""Small changes of a call's text: of its literals, of its containers, of the arguments themselves."""
+
+from __future__ import annotations
+
+import ast
+import random
+from collections.abc import Sequence
+
+from .slices import text
+
+_INTEGERS = (0, 1, -1, 2, 3, 7, 10, 100)
+_CHARACTERS = "aB0 _-.,:/()[]=%<\n"
+
+
+def mutate(call: str, other: str, literals: Sequence[str], chance: random.Random) -> str | None:
+    """A call that differs in one or two places; None where nothing came of it.
+
+    Args:
+        call: An expression.
+        other: Another call of the same function, whose parts may be taken.
+        literals: To be used in place of the call's own, as text.
+        chance: Decides; the same state gives the same call.
+    """
+    tree = ast.parse(call, mode="eval").body
+    donors = _values(ast.parse(other, mode="eval").body)
+    for _ in range(chance.choice((1, 1, 2))):
+        places = _places(tree)
+        if not places:
+            return None
+        node, field, index = chance.choice(places)
+        old = getattr(node, field) if index is None else getattr(node, field)[index]
+        new = _changed(old, donors, literals, chance)
+        if new is None:
+            if index is not None and isinstance(node, ast.List | ast.Set | ast.Tuple):
+                del getattr(node, field)[index]
+        elif index is None:
+            setattr(node, field, new)
+        else:
+            getattr(node, field)[index] = new
+    return text(tree)
+
+
+_Place = tuple[ast.AST, str, int | None]
+
+
+def _places(tree: ast.expr) -> list[_Place]:
+    """Where a value stands that may be another one: arguments and elements, at any depth."""
+    found: list[_Place] = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id="__import__" | "setattr" | "getattr")):
+                continue
+            case ast.Call():
+                found += [(node, "args", i) for i, a in enumerate(node.args) if not _is_fixed(a)]
+                found += [(keyword, "value", None) for keyword in node.keywords if not _is_fixed(keyword.value)]
+            case ast.List() | ast.Set() | ast.Tuple():
+                found += [(node, "elts", i) for i, item in enumerate(node.elts) if not _is_fixed(item)]
+            case ast.Dict():
+                found += [(node, "values", i) for i in range(len(node.values))]
+                found += [(node, "keys", i) for i, key in enumerate(node.keys) if key is not None]
+            case ast.NamedExpr():
+                found.append((node, "value", None))
+            case ast.UnaryOp(operand=ast.Constant()):
+                found.append((node, "operand", None))
+            case ast.BinOp(left=left, right=right):
+                found += [(node, "left", None)] if isinstance(left, ast.Constant) else []
+                found += [(node, "right", None)] if isinstance(right, ast.Constant) else []
+    return found
+
+
+def _is_fixed(node: ast.expr) -> bool:
+    """Whether a part of a call holds the whole together: what binds names, and what is unpacked."""
+    return isinstance(node, ast.Starred | ast.NamedExpr) or any(isinstance(n, ast.NamedExpr) for n in ast.walk(node))
+
+
+def _values(tree: ast.expr) -> list[ast.expr]:
+    """The arguments and elements of a call that stand by themselves."""
+    found = []
+    for node, field, index in _places(tree):
+        value = getattr(node, field) if index is None else getattr(node, field)[index]
+        if not any(isinstance(n, ast.NamedExpr) for n in ast.walk(value)):
+            found.append(value)
+    return found
+
+
+def _changed(
+    node: ast.expr, donors: Sequence[ast.expr], literals: Sequence[str], chance: random.Random
+) -> ast.expr | None:
+    """A value near this one, or another one altogether; None to leave it out."""
+    way = chance.random()
+    if donors and way < 0.25:
+        return chance.choice(donors)
+    if literals and way < 0.4:
+        return ast.parse(chance.choice(literals), mode="eval").body
+    match node:
+        case ast.Constant(value=bool() | None as value):
+            return ast.Constant(chance.choice([v for v in (True, False, None, 0, "", 1) if v is not value]))
+        case ast.Constant(value=int(value)):
+            return _number(chance.choice((value + 1, value - 1, -value, value * 2, value // 2, *_INTEGERS)))
+        case ast.Constant(value=float(value)):
+            return _number(chance.choice((-value, value / 2, value + 1, 0.0, 1e9, float(chance.randint(-5, 5)))))
+        case ast.Constant(value=str(value)):
+            return ast.Constant(_text(value, literals, chance))
+        case ast.Constant(value=bytes(value)):
+            return ast.Constant(_text(value.decode("latin-1"), (), chance).encode("utf-8"))
+        case ast.List(elts=items) | ast.Set(elts=items) | ast.Tuple(elts=items):
+            return _container(node, items, donors, chance)
+        case ast.Dict(keys=keys) if keys and chance.random() < 0.5:
+            gone = chance.randrange(len(keys))
+            return ast.Dict(keys[:gone] + keys[gone + 1 :], node.values[:gone] + node.values[gone + 1 :])
+    return ast.Constant(chance.choice((None, 0, 1, "", "a", True)))
+
+
+def _number(value: float) -> ast.expr:
+    """As it is written: negative ones are an operation."""
+    return ast.parse(repr(value) if value == value and abs(value) != float("inf") else "0", mode="eval").body
+
+
+def _container(node: ast.expr, items: list[ast.expr], donors: Sequence[ast.expr], chance: random.Random) -> ast.expr:
+    """One element less or more, the order changed, or none left."""
+    items = list(items)
+    way = chance.randrange(5)
+    if not items or way == 0:
+        items.insert(chance.randint(0, len(items)), chance.choice(donors) if donors else ast.Constant(0))
+    elif way == 1:
+        del items[chance.randrange(len(items))]
+    elif way == 2:
+        items.insert(chance.randint(0, len(items)), chance.choice(items))
+    elif way == 3:
+        chance.shuffle(items)
+    else:
+        items = items[: chance.randint(0, 1)]
+    if isinstance(node, ast.Set) and not items:
+        return ast.Call(ast.Name("set", ast.Load()), [], [])
+    return type(node)(items, ast.Load()) if not isinstance(node, ast.Set) else ast.Set(items)
+
+
+def _text(value: str, literals: Sequence[str], chance: random.Random) -> str:
+    """One edit: of a character, of the case, or with what the function itself has."""
+    at = chance.randint(0, len(value))
+    texts = [t for t in map(ast.literal_eval, literals) if isinstance(t, str)]
+    if texts and chance.random() < 0.3:
+        return value[:at] + chance.choice(texts) + value[at:]
+    match chance.randrange(7):
+        case 0:
+            return value[:at] + value[at + 1 :]
+        case 1:
+            return value[:at] + chance.choice(_CHARACTERS) + value[at:]
+        case 2:
+            return value[:at] + value[:at] + value[at:]
+        case 3:
+            return value.swapcase()
+        case 4:
+            return value[at:]
+        case 5:
+            return value[:at]
+    return value[:at] + chance.choice(_CHARACTERS) + value[at + 1 :]

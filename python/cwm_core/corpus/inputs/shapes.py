@@ -1,0 +1,517 @@
+"""What an argument may be: read off annotations, defaults, documentation, names, and how a function uses it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+
+from .slices import Names, canonical, text
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+_DEPTH = 2  # of constructors within constructors
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A set of expressions that an argument may be.
+
+    `kind` is "int", "float", "complex", "bool", "str", "bytes", "none", "callable", "file", "any"; "list", "set",
+    "frozenset", "dict", "tuple" (any length), "record" (a tuple with these elements), "iterator", with `of` their
+    elements; "values", of which `values` are all; "new", the call of `name` with `arguments`.
+    """
+
+    kind: str
+    of: tuple[Shape, ...] = ()
+    values: tuple[str, ...] = ()
+    name: str = ""
+    arguments: tuple[Argument, ...] = ()
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What a function or class takes at one place."""
+
+    name: str
+    kind: str
+    """"positional", "any" (also by keyword), "keyword", "*" or "**"."""
+    default: str | None
+    """As text; None where it must be given."""
+    shapes: tuple[Shape, ...]
+
+
+ANY = Shape("any")
+_SIMPLE = {
+    "int": "int", "float": "float", "complex": "complex", "bool": "bool", "str": "str", "bytes": "bytes",
+    "bytearray": "bytes", "None": "none", "AnyStr": "str", "Text": "str", "LiteralString": "str", "Number": "float",
+    "Real": "float", "Integral": "int", "SupportsIndex": "int", "SupportsInt": "int", "SupportsFloat": "float",
+    "PathLike": "str", "Path": "str", "StrPath": "str", "string": "str", "integer": "int", "boolean": "bool",
+    "number": "float", "Pattern": "str", "Hashable": "str", "Callable": "callable", "function": "callable",
+    "callable": "callable", "IO": "file", "TextIO": "file", "StringIO": "file", "file": "file",
+}  # fmt: skip
+_CONTAINERS = {
+    "list": "list", "List": "list", "Sequence": "list", "MutableSequence": "list", "Iterable": "list",
+    "Collection": "list", "Container": "list", "Sized": "list", "Reversible": "list", "Iterator": "iterator",
+    "Generator": "iterator", "iterator": "iterator", "iterable": "list", "sequence": "list", "tuple": "tuple",
+    "Tuple": "tuple", "set": "set", "Set": "set", "AbstractSet": "set", "MutableSet": "set",
+    "frozenset": "frozenset", "FrozenSet": "frozenset", "dict": "dict", "Dict": "dict", "Mapping": "dict",
+    "MutableMapping": "dict", "DefaultDict": "dict", "OrderedDict": "dict", "Counter": "dict", "dictionary": "dict",
+    "lists": "list", "dicts": "dict",
+}  # fmt: skip
+_WRAPPERS = ("Optional", "Final", "Annotated", "Required", "NotRequired", "ClassVar", "Type")
+_NAMES = (
+    (r"n|m|k|i|j|size|count|num|index|idx|start|stop|step|width|height|depth|level|length|limit|offset|max\w*|min\w*"
+     r"|n_\w+|num_\w+|\w+_(count|size|width|len|length|index)|nbits|bits|prec|position|pos|indent|age|year|port", "int"),
+    (r"x|y|z|a|b|c|value|val|number|num|ratio|weight|alpha|beta|eps|tol|seconds|delta|scale", "float"),
+    (r"s|text|string|str|name|word|line|title|label|key|prefix|suffix|sep|delimiter|msg|message|source|src|code|content"
+     r"|html|markup|path|filename|fname|url|uri|pattern|encoding|fmt|format|lang|locale|\w+_(name|str|text|string|path)"
+     r"|tag|char|ch|s1|s2|left|right|token|expr_str|data", "str"),
+    (r"xs|ys|items|seq|sequence|iterable|lst|list|values|elements|args|lines|words|rows|data|it|l|seqs|iterables|nums"
+     r"|keys|names|cols|columns|arr|array|points|tokens|table|\w+_list|parts|coeffs", "list"),
+    (r"d|dct|dict|mapping|kwargs|options|opts|config|params|attrs|headers|env|context|settings|\w+_(dict|map)", "dict"),
+    (r"f|func|fn|function|callback|key|predicate|pred|default_factory|transform|\w+_(func|fn|key)|handler", "callable"),
+    (r"is_\w+|has_\w+|use_\w+|verbose|strict|reverse|inplace|copy|force|recursive|ignore_\w+|allow_\w+|flag", "bool"),
+    (r"fp|file|fileobj|stream|fd|f|infile|outfile", "file"),
+)  # fmt: skip
+_ATTRIBUTES = {
+    kind: frozenset(dir(value))
+    for kind, value in (
+        ("str", ""), ("list", []), ("dict", {}), ("set", set()), ("int", 0), ("float", 0.0), ("bytes", b""),
+        ("tuple", ()),
+    )
+}  # fmt: skip
+_FILE = frozenset(("read", "readline", "readlines", "write", "seek", "close", "flush", "tell", "writelines", "name"))
+
+
+@dataclass
+class Class:
+    """A class of a package, as its text has it."""
+
+    name: str
+    names: Names
+    node: ast.ClassDef
+    path: str = ""
+    members: dict[str, ast.stmt] = field(default_factory=dict)
+    attributes: frozenset[str] = frozenset()
+    bases: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, node: ast.ClassDef, names: Names) -> Class:
+        """The class that a statement of a module defines."""
+        members: dict[str, ast.stmt] = {}
+        attributes = set()
+        for statement in node.body:
+            if isinstance(statement, _Function | ast.ClassDef):
+                members[statement.name] = statement
+            elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                members[statement.target.id] = statement
+            elif isinstance(statement, ast.Assign):
+                members |= {t.id: statement for t in statement.targets if isinstance(t, ast.Name)}
+        for child in ast.walk(node):
+            match child:
+                case ast.Attribute(value=ast.Name(id="self"), attr=attribute, ctx=ast.Store()):
+                    attributes.add(attribute)
+        bases = [base for base in map(last_name, node.bases) if base]
+        return cls(node.name, names, node, "", members, frozenset(attributes) | set(members), bases)
+
+
+class Classes:
+    """All classes of a package, and what has been seen of their instances."""
+
+    def __init__(self, classes: Iterable[Class]) -> None:
+        """Index them by name."""
+        self._named: dict[str, list[Class]] = {}
+        self._derived: dict[str, list[Class]] = {}
+        self.seen: dict[str, dict[str, ast.expr]] = {}  # by the name of the class: text to canonical expression
+        for found in classes:
+            self._named.setdefault(found.name, []).append(found)
+            for base in found.bases:
+                self._derived.setdefault(base, []).append(found)
+        self._all = [found for every in self._named.values() for found in every]
+
+    @property
+    def names(self) -> Set[str]:
+        """Of all classes."""
+        return self._named.keys()
+
+    def find(self, name: str, names: Names) -> Class | None:
+        """The class that a module means by a name."""
+        found = self._named.get(names.imports.get(name, ("", name))[1] or name, [])
+        return next((c for c in found if c.names is names), found[0] if found else None)
+
+    def line(self, of: Class, seen: frozenset[str] = frozenset()) -> Iterator[Class]:
+        """The class and its bases within the package, nearest first."""
+        yield of
+        for name in of.bases:
+            base = self.find(name, of.names)
+            if base is not None and base is not of and name not in seen:
+                yield from self.line(base, seen | {name})
+
+    def derived(self, of: Class) -> list[Class]:
+        """Classes that name it as a base."""
+        return self._derived.get(of.name, [])
+
+    def with_attributes(self, wanted: set[str], names: Names) -> list[Class]:
+        """Up to three classes that have all these attributes, those of the same module first."""
+        found = [c for c in self._all if c.attributes and wanted <= self.attributes(c)]
+        found.sort(key=lambda c: (c.names is not names, len(c.attributes)))
+        return found[:3]
+
+    def attributes(self, of: Class) -> frozenset[str]:
+        """All names that its instances have."""
+        return frozenset().union(*(c.attributes for c in self.line(of)))
+
+    def is_abstract(self, of: Class) -> bool:
+        """Whether it cannot have instances of its own."""
+        if "Protocol" in of.bases:
+            return True
+        concrete: set[str] = set()
+        for c in self.line(of):
+            for name, member in c.members.items():
+                if isinstance(member, _Function) and "abstractmethod" in decorators(member):
+                    if name not in concrete:
+                        return True
+                else:
+                    concrete.add(name)
+        return False
+
+    def instances(self, of: Class, names: Names, depth: int = _DEPTH) -> list[Shape]:
+        """Expressions for an instance, in the names of a module."""
+        shapes = []
+        seen = [text(names.localised(node)) for node in list(self.seen.get(of.name, {}).values())[:12]]
+        if values := tuple(value for value in seen if value is not None):
+            shapes.append(Shape("values", values=values))
+        if depth == 0:
+            return shapes
+        if self.is_abstract(of):
+            return shapes + [shape for c in self.derived(of)[:3] for shape in self.instances(c, names, depth - 1)]
+        name = text(names.localised(canonical(of.names.module, of.name) if of.names.module else ast.Name(of.name)))
+        if name is None:
+            return shapes
+        if any(base.endswith(("Enum", "Flag")) for c in self.line(of) for base in c.bases):
+            fields = [field for field, m in of.members.items() if isinstance(m, ast.Assign) and field[0] != "_"]
+            return [Shape("values", values=tuple(f"{name}.{field}" for field in fields[:20]))] if fields else shapes
+        taken = tuple(self.constructor(of, names, depth - 1))
+        return [*shapes, Shape("new", name=name, arguments=taken)]
+
+    def constructor(self, of: Class, names: Names, depth: int = _DEPTH - 1) -> Iterator[Argument]:
+        """What the class is called with."""
+        fields: dict[str, Argument] = {}
+        for c in self.line(of):
+            for special in ("__init__", "__new__"):
+                found = c.members.get(special)
+                if isinstance(found, _Function):
+                    yield from arguments(found, self, c.names, names, method=True, depth=depth)
+                    return
+            if _has_fields(c):
+                own = {f.name: f for f in _fields(c, self, names, depth)}
+                fields = {**own, **{name: f for name, f in fields.items() if name not in own}}
+        yield from sorted(fields.values(), key=lambda f: (f.kind == "keyword", f.default is not None))
+
+
+def _has_fields(of: Class) -> bool:
+    marks = {"dataclass", "define", "frozen", "mutable", "attrs", "s", "NamedTuple", "attributes"}
+    return bool(marks & {*decorators(of.node), *of.bases})
+
+
+def _fields(of: Class, classes: Classes, names: Names, depth: int) -> Iterator[Argument]:
+    for name, member in of.members.items():
+        match member:
+            case ast.AnnAssign(annotation=annotation, value=value) if last_name(annotation) != "ClassVar":
+                shapes = _of_annotation(annotation, classes, of.names, names, depth)
+                if value is None or _is_required_field(value):
+                    yield Argument(name, "any", None, tuple(shapes) or (ANY,))
+            case ast.Assign(value=ast.Call(func=function) as value) if last_name(function) in ("ib", "field", "attrib"):
+                if _is_required_field(value):
+                    yield Argument(name.lstrip("_"), "any", None, tuple(_of_name(name)) or (ANY,))
+
+
+def _is_required_field(value: ast.expr) -> bool:
+    match value:
+        case ast.Call(func=function, keywords=keywords) if last_name(function) in ("ib", "field", "attrib"):
+            return not {k.arg for k in keywords} & {"default", "factory", "default_factory", "init"}
+    return False
+
+
+def decorators(node: _Function | ast.ClassDef) -> list[str]:
+    """The last names of a definition's decorators."""
+    called = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
+    return [name for name in map(last_name, called) if name]
+
+
+def last_name(node: ast.expr | None) -> str | None:
+    """``c`` of ``a.b.c``, and of ``a.b.c[...]``."""
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+        case ast.Subscript(value=value):
+            return last_name(value)
+        case ast.Constant(value=str(name)):
+            return name
+    return None
+
+
+def arguments(
+    function: _Function,
+    classes: Classes,
+    home: Names,
+    names: Names,
+    *,
+    method: bool = False,
+    depth: int = _DEPTH,
+    pool: Mapping[str, Sequence[str]] | None = None,
+    functions: Mapping[str, _Function] | None = None,
+) -> Iterator[Argument]:
+    """What a function takes.
+
+    Args:
+        function: Its definition, in the module of the names `home`.
+        classes: Those of its package.
+        home: Names that its annotations are in.
+        names: Names that the expressions shall be in.
+        method: Whether its first argument is not passed.
+        depth: Of constructors in what it takes.
+        pool: Expressions seen as arguments, by the name of the parameter.
+        functions: Those of the module, by name: what they say of what is passed on to them counts.
+    """
+    spec = function.args
+    positional = [*spec.posonlyargs, *spec.args]
+    defaults = [None] * (len(positional) - len(spec.defaults)) + list(spec.defaults)
+    kinds = ["positional"] * len(spec.posonlyargs) + ["any"] * len(spec.args)
+    every = list(zip(positional, kinds, defaults, strict=True))[method:]
+    every += [(spec.vararg, "*", None)] if spec.vararg else []
+    every += [(a, "keyword", d) for a, d in zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
+    documented = _documented(ast.get_docstring(function, clean=False) or "")
+    for argument, kind, default in every:
+        shapes = list(_of_annotation(argument.annotation, classes, home, names, depth)) if argument.annotation else []
+        if not shapes or shapes == [ANY]:
+            shapes = [
+                *_of_default(default),
+                *_of_words(documented.get(argument.arg, ""), classes, home, names, depth),
+                *_of_usage(function, argument.arg, classes, home, names, depth, functions or {}),
+            ] or _of_name(argument.arg)
+        if literals := _compared(function, argument.arg):
+            shapes.append(Shape("values", values=literals))
+        if pool is not None and (seen := pool.get(argument.arg)):
+            shapes.append(Shape("values", values=tuple(seen)))
+        written = None if default is None else text(default)
+        yield Argument(argument.arg, kind, written, tuple(dict.fromkeys(shapes)) or (ANY,))
+
+
+def _of_annotation(node: ast.expr | None, classes: Classes, home: Names, names: Names, depth: int) -> Iterator[Shape]:
+    def inner(child: ast.expr) -> Iterator[Shape]:
+        return _of_annotation(child, classes, home, names, depth)
+
+    match node:
+        case ast.Constant(value=None):
+            yield Shape("none")
+        case ast.Constant(value=str(written)):
+            try:
+                yield from inner(ast.parse(written, mode="eval").body)
+            except (SyntaxError, ValueError, RecursionError):
+                return
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            yield from inner(left)
+            yield from inner(right)
+        case ast.Subscript(value=value, slice=index):
+            items = index.elts if isinstance(index, ast.Tuple) else [index]
+            yield from _of_generic(last_name(value), items, inner)
+        case ast.Name() | ast.Attribute():
+            name = last_name(node) or ""
+            if name in _SIMPLE:
+                yield Shape(_SIMPLE[name])
+            elif name in _CONTAINERS:
+                yield Shape(_CONTAINERS[name], (ANY,))
+            elif (found := classes.find(name, home)) is not None:
+                yield from classes.instances(found, names, depth)
+            else:
+                yield ANY
+
+
+def _of_generic(
+    name: str | None, items: list[ast.expr], inner: Callable[[ast.expr], Iterator[Shape]]
+) -> Iterator[Shape]:
+    def one(child: ast.expr) -> Shape:
+        shapes = list(inner(child))
+        return shapes[0] if shapes else ANY
+
+    if name == "Literal":
+        yield Shape("values", values=tuple(ast.unparse(item) for item in items))
+    elif name == "Union" or name in _WRAPPERS:
+        for item in items if name == "Union" else items[:1]:
+            yield from inner(item)
+        if name == "Optional":
+            yield Shape("none")
+    elif name in ("tuple", "Tuple") and not (len(items) == 2 and isinstance(items[1], ast.Constant)):
+        yield Shape("record", tuple(one(item) for item in items))
+    elif name in _CONTAINERS:
+        kind = _CONTAINERS[name]
+        yield Shape(kind, tuple(one(item) for item in items[: 2 if kind == "dict" else 1]))
+    elif name in _SIMPLE:
+        yield Shape(_SIMPLE[name])
+    else:
+        yield ANY
+
+
+def _of_default(default: ast.expr | None) -> Iterator[Shape]:
+    match default:
+        case None | ast.Constant(value=None):
+            return
+        case ast.Constant(value=value):
+            kind = type(value).__name__
+            if kind in _SIMPLE:
+                yield Shape(kind)
+        case ast.UnaryOp(operand=operand):
+            yield from _of_default(operand)
+        case ast.List() | ast.Tuple() | ast.Set() | ast.Dict():
+            yield Shape(type(default).__name__.lower(), (ANY,))
+        case ast.Lambda():
+            yield Shape("callable")
+
+
+def _documented(documentation: str) -> dict[str, str]:
+    """The words that documentation has for the type of a parameter: in NumPy's, Sphinx's and Google's style."""
+    found = dict(re.findall(r"^[ \t]*\*{0,2}(\w+) ?: (.{1,80})$", documentation, re.MULTILINE))
+    found |= {name: kind for kind, name in re.findall(r":param +(\w[\w.]*) +(\w+) *:", documentation)}
+    found |= dict(re.findall(r":type +(\w+): *(.{1,80})$", documentation, re.MULTILINE))
+    found |= dict(re.findall(r"^[ \t]+(\w+) \(([^)\n]{1,80})\):", documentation, re.MULTILINE))
+    return found
+
+
+def _of_words(words: str, classes: Classes, home: Names, names: Names, depth: int) -> Iterator[Shape]:
+    for word in dict.fromkeys(re.findall(r"\w+", words)):
+        if word in _SIMPLE:
+            yield Shape(_SIMPLE[word])
+        elif word in _CONTAINERS:
+            yield Shape(_CONTAINERS[word], (ANY,))
+        elif word[0].isupper() and (found := classes.find(word, home)) is not None:
+            yield from classes.instances(found, names, depth)
+
+
+def _of_name(name: str) -> list[Shape]:
+    of = (ANY,)
+    found = [kind for pattern, kind in _NAMES if re.fullmatch(pattern, name, re.IGNORECASE)]
+    return [Shape(kind, of if kind in ("list", "dict") else ()) for kind in found]
+
+
+def _of_usage(
+    function: _Function,
+    name: str,
+    classes: Classes,
+    home: Names,
+    names: Names,
+    depth: int,
+    functions: Mapping[str, _Function],
+) -> Iterator[Shape]:
+    """What the function does with the variable."""
+    attributes: dict[str, None] = {}
+    of = (ANY,)
+    for node in ast.walk(function):
+        match node:
+            case ast.Attribute(value=ast.Name(id=found), attr=attribute) if found == name:
+                attributes[attribute] = None
+            case ast.For(iter=ast.Name(id=found)) | ast.comprehension(iter=ast.Name(id=found)) if found == name:
+                yield Shape("list", of)
+            case ast.Call(func=ast.Name(id=found)) if found == name:
+                yield Shape("callable")
+            case ast.Call(func=ast.Name(id=called), args=[ast.Name(id=found), *_]) if found == name:
+                yield from _of_call(called)
+            case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[ast.Name(id=found), kinds]):
+                if found == name:
+                    for kind in kinds.elts if isinstance(kinds, ast.Tuple) else [kinds]:
+                        yield from _of_annotation(kind, classes, home, names, min(depth, 1))
+            case ast.Subscript(value=ast.Name(id=found), slice=index) if found == name:
+                yield Shape("dict", (Shape("str"), ANY)) if _is_text(index) else Shape("list", of)
+            case ast.BinOp(left=ast.Name(id=found), op=operation, right=other) if found == name:
+                yield Shape("str" if isinstance(operation, ast.Mod | ast.Add) and _is_text(other) else "int")
+            case ast.BinOp(left=other, op=operation, right=ast.Name(id=found)) if found == name:
+                yield Shape("str" if isinstance(operation, ast.Add) and _is_text(other) else "int")
+            case ast.Compare(left=ast.Name(id=found), ops=[ast.Lt() | ast.Gt() | ast.LtE() | ast.GtE(), *_]):
+                if found == name:
+                    yield Shape("int")
+    yield from _of_attributes(attributes, classes, home, names, depth)
+    for called, place in _passed_on(function, name):
+        callee = functions.get(called)
+        if callee is not None and callee is not function and place < len(callee.args.args):
+            passed = callee.args.args[place]
+            if passed.annotation is not None:
+                yield from _of_annotation(passed.annotation, classes, home, names, depth)
+            else:
+                yield from _of_usage(callee, passed.arg, classes, home, names, depth, {})
+
+
+def _of_call(called: str) -> Iterator[Shape]:
+    if called in ("len", "sorted", "list", "set", "tuple", "enumerate", "sum", "min", "max", "zip", "iter", "reversed"):
+        yield Shape("list", (ANY,))
+    elif called in ("int", "range", "chr", "abs", "divmod", "pow"):
+        yield Shape("int")
+    elif called in ("ord", "compile", "open"):
+        yield Shape("str")
+    elif called in ("float", "round"):
+        yield Shape("float")
+    elif called == "dict":
+        yield Shape("dict", (ANY, ANY))
+    elif called == "next":
+        yield Shape("iterator", (ANY,))
+
+
+def _of_attributes(
+    attributes: Iterable[str], classes: Classes, home: Names, names: Names, depth: int
+) -> Iterator[Shape]:
+    wanted = set(attributes)
+    if not wanted:
+        return
+    found = [kind for kind, own in _ATTRIBUTES.items() if wanted <= own]
+    yield from (Shape(kind, (ANY,) if kind in ("list", "dict", "set", "tuple") else ()) for kind in found)
+    if wanted <= _FILE:
+        yield Shape("file")
+    if not found and depth > 0:
+        for of in classes.with_attributes(wanted, home):
+            yield from classes.instances(of, names, depth)
+
+
+def _passed_on(function: _Function, name: str) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            for place, argument in enumerate(node.args):
+                if isinstance(argument, ast.Name) and argument.id == name:
+                    yield node.func.id, place
+
+
+def _compared(function: _Function, name: str) -> tuple[str, ...]:
+    """Literals that the variable is compared with."""
+    found: dict[str, None] = {}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id == name:
+            for other in node.comparators:
+                for item in other.elts if isinstance(other, ast.Tuple | ast.List | ast.Set) else [other]:
+                    if isinstance(item, ast.Constant):
+                        found[repr(item.value)] = None
+        elif isinstance(node, ast.Match) and isinstance(node.subject, ast.Name) and node.subject.id == name:
+            for case in ast.walk(node):
+                if isinstance(case, ast.MatchValue) and isinstance(case.value, ast.Constant):
+                    found[repr(case.value.value)] = None
+    return tuple(found)
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def literals(node: ast.AST) -> tuple[str, ...]:
+    """The numbers and short texts that stand in the source of a function, without documentation and messages."""
+    found: dict[str, None] = {}
+    pending = list(ast.iter_child_nodes(node))
+    while pending:
+        child = pending.pop(0)
+        if isinstance(child, ast.Raise | ast.JoinedStr) or (
+            isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
+        ):
+            continue
+        pending.extend(ast.iter_child_nodes(child))
+        if isinstance(child, ast.Constant) and isinstance(child.value, str | int | float | bytes):
+            short = not isinstance(child.value, str | bytes) or len(child.value) <= 40
+            if short and not isinstance(child.value, bool):
+                found[repr(child.value)] = None
+    return tuple(found)

@@ -1,0 +1,271 @@
+"""A call cut out of the code around it, as an expression that stands by itself.
+
+What the call needs of the statements before it becomes part of the expression; what it needs of a module is named in a
+canonical way, ``__import__('m', fromlist=['x']).x``, which `Names.localised` shortens to what a module has.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import copy
+from collections.abc import Callable, Iterable, Sequence
+
+MAX_CHARS = 600
+"""Of an expression; longer ones are not used."""
+
+_Origin = tuple[str, str | None]  # a module, and a name in it
+
+
+def canonical(module: str, name: str | None = None) -> ast.expr:
+    """The expression for a module, or for what a name in it means, wherever it is evaluated."""
+    if name is not None or "." in module:
+        base = f"__import__({module!r}, fromlist=[{name or module.rpartition('.')[2]!r}])"
+    else:
+        base = f"__import__({module!r})"
+    return ast.parse(base if name is None else f"{base}.{name}", mode="eval").body
+
+
+class Names:
+    """The names of a module's namespace, as far as its text tells."""
+
+    def __init__(self, tree: ast.Module, module: str | None, *, is_package: bool = False) -> None:
+        """Read them from the tree of the module of this name; `is_package` for an ``__init__.py``."""
+        self.module = module
+        self.own: set[str] = set()
+        self.imports: dict[str, _Origin] = {}
+        self.star = False
+        for statement in top_level(tree.body):
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                self.imports |= imports(statement, module, is_package)
+                self.star |= any(alias.name == "*" for alias in statement.names)
+            else:
+                self.own.update(bound(statement))
+
+    def has(self, name: str) -> bool:
+        """Whether the name may be read in the module."""
+        return name in self.own or name in self.imports or hasattr(builtins, name)
+
+    def resolve(self, name: str) -> ast.expr | None:
+        """What the name means in this module, in the canonical way; None for what it does not have."""
+        if name in self.imports:
+            return canonical(*self.imports[name])
+        if name in self.own and self.module is not None:
+            return canonical(self.module, name)
+        return ast.Name(name, ast.Load()) if name in self.own or hasattr(builtins, name) else None
+
+    def localised(self, node: ast.expr) -> ast.expr:
+        """The expression with this module's own names for what it has."""
+        return _Localise(self).visit(copy.deepcopy(node))
+
+    def local(self, module: str, name: str | None) -> str | None:
+        """This module's name for something of another one, or of itself."""
+        if name is not None and module == self.module:
+            return name
+        package = (self.module or "").split(".")[0]
+        if name is not None and module.split(".")[0] == package and (name in self.own or name in self.imports):
+            return name  # reexported: a name means the same throughout a package
+        return next((local for local, origin in self.imports.items() if origin == (module, name)), None)
+
+
+class _Localise(ast.NodeTransformer):
+    def __init__(self, names: Names) -> None:
+        self.names = names
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        origin = _imported(node.value)
+        if origin is not None and (local := self.names.local(origin, node.attr)) is not None:
+            return ast.Name(local, ast.Load())
+        return self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        origin = _imported(node)
+        if origin is not None and (local := self.names.local(origin, None)) is not None:
+            return ast.Name(local, ast.Load())
+        return self.generic_visit(node)
+
+
+def _imported(node: ast.expr) -> str | None:
+    """The module that a canonical expression means."""
+    match node:
+        case ast.Call(func=ast.Name(id="__import__"), args=[ast.Constant(value=str(module))]):
+            return module
+    return None
+
+
+def top_level(body: Iterable[ast.stmt]) -> Iterable[ast.stmt]:
+    """The statements of a module, those under ``if``, ``try`` and ``with`` too."""
+    for statement in body:
+        yield statement
+        if isinstance(statement, ast.If | ast.Try | ast.With):
+            for block in ("body", "orelse", "finalbody"):
+                yield from top_level(getattr(statement, block, ()))
+            for handler in getattr(statement, "handlers", ()):
+                yield from top_level(handler.body)
+
+
+def imports(node: ast.Import | ast.ImportFrom, module: str | None, is_package: bool = False) -> dict[str, _Origin]:
+    """What an import statement of a module binds."""
+    if isinstance(node, ast.Import):
+        return {
+            alias.asname or alias.name.split(".")[0]: (alias.name if alias.asname else alias.name.split(".")[0], None)
+            for alias in node.names
+        }
+    origin = node.module or ""
+    if node.level:
+        parts = (module or "").split(".")
+        parts = parts[: len(parts) - node.level + is_package]
+        origin = ".".join([*parts, *([node.module] if node.module else [])])
+    return {alias.asname or alias.name: (origin, alias.name) for alias in node.names if alias.name != "*"}
+
+
+def bound(statement: ast.stmt) -> set[str]:
+    """The names that a statement other than an import binds in its own scope."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    return {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
+
+def free(node: ast.AST) -> set[str]:
+    """The names that an expression or statement reads and does not bind by itself, as a comprehension does."""
+    read = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    own: set[str] = set()
+    for child in ast.walk(node):
+        if isinstance(child, ast.comprehension):
+            own |= {n.id for n in ast.walk(child.target) if isinstance(n, ast.Name)}
+        elif isinstance(child, ast.Lambda):
+            arguments = child.args
+            every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+            own |= {argument.arg for argument in every if argument is not None}
+    return read - own
+
+
+def cut(
+    call: ast.expr, before: Sequence[ast.stmt], resolve: Callable[[str], ast.expr | None], module: str | None
+) -> ast.expr | None:
+    """The call with what it needs of the statements before it, in canonical form; None where that is no expression.
+
+    Args:
+        call: What is cut out.
+        before: The statements that run before it, in their order.
+        resolve: Says what a name means that none of them binds; None: nothing.
+        module: The name of the module that they are in, for imports relative to it.
+    """
+    needed = free(call)
+    steps: list[tuple[str | None, ast.expr]] = []  # (name or None, value), from the last to the first
+    replaced: dict[str, ast.expr] = {}
+    for statement in reversed(before):
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            for name, origin in imports(statement, module).items():
+                if name in needed:
+                    replaced[name] = canonical(*origin)
+                    needed.discard(name)
+            continue
+        found = _steps(statement, needed)
+        if found is None:
+            return None
+        for name, value in reversed(found):
+            if name is not None and not isinstance(statement, ast.AugAssign):
+                needed.discard(name)
+            needed |= free(value)
+            steps.append((name, value))
+    names = {name for name, _ in steps}
+    for name in sorted(needed - names):
+        meaning = resolve(name)
+        if meaning is None:
+            return None
+        if not (isinstance(meaning, ast.Name) and meaning.id == name):
+            replaced[name] = meaning
+    steps.reverse()
+    substitute = _Substitute(replaced)
+    ready = [(name, substitute.visit(copy.deepcopy(value))) for name, value in steps]
+    return _joined(ready, substitute.visit(copy.deepcopy(call)))
+
+
+def _steps(statement: ast.stmt, needed: set[str]) -> list[tuple[str | None, ast.expr]] | None:
+    """What a statement does for the names that are needed, as expressions; None where it cannot be said so."""
+    stored = bound(statement)
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in needed:
+            return [(name, value)]
+        case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value) if name in needed:
+            return [(name, value)]
+        case ast.AugAssign(target=ast.Name(id=name), op=op, value=value) if name in needed:
+            return [(name, ast.BinOp(ast.Name(name, ast.Load()), op, value))]
+        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)) if stored & needed:
+            if len(targets) == len(values) and all(isinstance(target, ast.Name) for target in targets):
+                return [(target.id, v) for target, v in zip(targets, values, strict=True) if target.id in needed]
+            return None
+        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=value) if stored & needed:
+            if not all(isinstance(target, ast.Name) for target in targets):
+                return None
+            whole = "_".join(target.id for target in targets)
+            parts = [(t.id, _item(ast.Name(whole, ast.Load()), index)) for index, t in enumerate(targets)]
+            listed = ast.Call(ast.Name("list", ast.Load()), [value], [])
+            return [(whole, listed), *((name, part) for name, part in parts if name in needed)]
+        case ast.Assign(targets=[ast.Subscript(value=ast.Name(id=name) as base, slice=index)], value=value):
+            method = ast.Attribute(base, "__setitem__", ast.Load())
+            return [(None, ast.Call(method, [index, value], []))] if name in needed else []
+        case ast.Assign(targets=[ast.Attribute(value=ast.Name(id=name), attr=attribute)], value=value):
+            arguments = [ast.Name(name, ast.Load()), ast.Constant(attribute), value]
+            return [(None, ast.Call(ast.Name("setattr", ast.Load()), arguments, []))] if name in needed else []
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name))) as value) if name in needed:
+            return [(None, value)]
+        case ast.FunctionDef(name=name) if name in needed:
+            value = _as_lambda(statement)
+            return None if value is None else [(name, value)]
+    return None if stored & needed else []
+
+
+def _as_lambda(function: ast.FunctionDef) -> ast.expr | None:
+    match function.body:
+        case [ast.Return(value=ast.expr() as value)] if not function.decorator_list:
+            return ast.Lambda(_without_annotations(function.args), value)
+    return None
+
+
+def _without_annotations(arguments: ast.arguments) -> ast.arguments:
+    arguments = copy.deepcopy(arguments)
+    for node in ast.walk(arguments):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+    return arguments
+
+
+def _item(value: ast.expr, index: int) -> ast.expr:
+    return ast.Subscript(value, ast.Constant(index), ast.Load())
+
+
+class _Substitute(ast.NodeTransformer):
+    def __init__(self, replaced: dict[str, ast.expr]) -> None:
+        self.replaced = replaced
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if isinstance(node.ctx, ast.Load) and node.id in self.replaced:
+            return copy.deepcopy(self.replaced[node.id])
+        return node
+
+
+def _joined(steps: list[tuple[str | None, ast.expr]], call: ast.expr) -> ast.expr:
+    """One expression: names used once are replaced by their values, else all are bound in order."""
+    read = [n.id for node in [call, *(v for _, v in steps)] for n in ast.walk(node) if isinstance(n, ast.Name)]
+    names = [name for name, _ in steps]
+    if all(name is not None and names.count(name) == 1 and read.count(name) == 1 for name in names):
+        for position, (name, value) in enumerate(steps):
+            substitute = _Substitute({str(name): value})
+            steps = steps[: position + 1] + [(n, substitute.visit(v)) for n, v in steps[position + 1 :]]
+            call = substitute.visit(call)
+        return call
+    parts = [v if name is None else ast.NamedExpr(ast.Name(name, ast.Store()), v) for name, v in steps]
+    last = ast.UnaryOp(ast.USub(), ast.Constant(1))
+    return ast.Subscript(ast.Tuple([*parts, call], ast.Load()), last, ast.Load())
+
+
+def text(node: ast.expr) -> str | None:
+    """The expression as text on one line; None where it is too long or cannot be read back."""
+    try:
+        written = ast.unparse(ast.fix_missing_locations(node))
+        compile(written, "<call>", "eval", ast.PyCF_ONLY_AST, dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return written if len(written) <= MAX_CHARS and "\n" not in written else None
