@@ -6,7 +6,8 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +33,47 @@ def add_corpus(verbs: Any) -> None:
         "docs/corpus.md says what is kept and why.",
     )
     kinds = parser.add_subparsers(title="what to record", dest="kind", metavar="KIND", required=True)
+    _add_functions(kinds)
     _add_contests(kinds)
     _add_repository(kinds)
     _add_describe(kinds)
+
+
+def _add_functions(kinds: Any) -> None:
+    purpose = "Functions of files, packages and snippets, called with inputs that reach what there is to reach."
+    parser = kinds.add_parser("functions", help=purpose, description=purpose)
+    parser.set_defaults(make=_functions)
+    add = parser.add_argument
+    add("sources", nargs="+", metavar="SOURCE", help="a *.py, a package's name or folder, a *.jsonl of snippets")
+    add("--tests", type=Path, action="append", default=[], metavar="PATH", help="whose calls are looked at, too")
+    add("--licence", metavar="SPDX", help="of sources that do not state theirs")
+    add("--budget", type=positive, default=100, metavar="N", help="calls tried of a function (default: 100)")
+    add("--calls", type=positive, default=5, metavar="N", help="calls recorded of a function (default: 5)")
+    _add_common(parser)
+    parser.set_defaults(max_seconds=1.0)
+
+
+def _functions(args: argparse.Namespace) -> Summary:
+    from dataclasses import replace
+
+    from cwm_core.corpus.functions.discovery import find_functions
+    from cwm_core.corpus.functions.record import ExploreAndRecord
+
+    found = [find_functions(source, tests=args.tests) for source in args.sources]
+    skipped = sum((one.skipped for one in found), Counter())
+    functions = [function for one in found for function in one.functions]
+    say(args, f"{len(functions):,} functions; not called are {', '.join(f'{n:,} {why}' for why, n in skipped.items())}")
+    if args.licence:
+        functions = [replace(f, provenance={"licence": args.licence, **_known(f.provenance)}) for f in functions]
+    work = ExploreAndRecord(args.seed, args.budget, args.calls)
+    description = {"functions": [os.fspath(source) for source in args.sources], "tests": _named(args.tests)}
+    described = {"licence": args.licence, "seed": args.seed, "budget": args.budget, "calls": args.calls}
+    licences = [args.licence] if args.licence else []
+    return _make(args, functions, _settings(args, licences), description | described, work)
+
+
+def _known(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in provenance.items() if name != "licence" or value is not None}
 
 
 def _add_contests(kinds: Any) -> None:
@@ -154,7 +193,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--context-tokens", type=positive, metavar="N",
         help="show of the source what a trace touches, in so many tokens (default: the whole file)",
     )  # fmt: skip
-    add("--max-seconds", type=seconds, default=5.0, metavar="S", help="of a program (default: 5)")
+    add("--max-seconds", type=seconds, default=5.0, metavar="S", help="of a program (default: %(default)s)")
     add("--any-licence", action="store_true", help="keep code of any licence, or of none that is known")
     add(
         "--evaluation-set", type=Path, action="append", default=[], metavar="FILE",
