@@ -12,6 +12,7 @@ import pytest
 from cwm_core import sandbox
 from cwm_core.environments import DockerBackend, Environment, Task
 from cwm_core.environments.backends import docker as backend_module
+from cwm_core.environments.backends import engine as engine_module
 from machines import LIMITS
 
 REFUSAL = docker_image.refusal()
@@ -170,14 +171,14 @@ def test_clone_has_its_own_files_and_tmp(machine):
 def own_containers(client):
     """Containers that this process started."""
     everything = client.containers(all=True, filters={"label": backend_module.LABEL})
-    return [c["Id"] for c in everything if c["Labels"][backend_module.LABEL] == backend_module._owner()]
+    return [c["Id"] for c in everything if c["Labels"][backend_module.LABEL] == engine_module.owner_label()]
 
 
 @engine
 def test_containers_of_dead_processes_are_removed(client):
-    code = "from cwm_core.environments.backends import docker; print(docker._owner())"
+    code = "from cwm_core.environments.backends import engine; print(engine.owner_label())"
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    owners = [dead, backend_module._owner(), "another machine pid:[1] 1 1"]
+    owners = [dead, engine_module.owner_label(), "another machine pid:[1] 1 1"]
     made = [
         client.create_container(docker_image.image(), ["true"], labels={backend_module.LABEL: owner})["Id"]
         for owner in owners

@@ -11,18 +11,12 @@ all the same, because its owner died before it could start it, is removed when t
 import contextlib
 import io
 import os
-import platform
 import posixpath
-import selectors
 import signal
-import socket
-import struct
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from http import HTTPStatus
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import IO, Any, Self
 
 from ... import sandbox
@@ -31,16 +25,13 @@ from ...sandbox.process import GRACE
 from .. import files
 from ..shell import ARGV, Shell
 from ..tasks import Task
+from .engine import Exec, Stream, connect, docker_package, engine_errors, is_dead, owner_label, remove
 from .protocol import apply_patch
 from .sandboxed import LIMITS
 
 LABEL = "cwm-core.owner"
 USER = 65534  # nobody, in nearly every image
 WORKDIR = "/workspace"
-TIMEOUT = 120.0  # seconds that the engine has for an answer
-READ_BYTES = 1 << 16
-POLL_SECONDS = 0.02
-FRAME = struct.Struct(">B3xI")  # of the engine's multiplexed streams: which stream, how many bytes
 
 # Obeys orders, one a line, and answers each with a line. It needs no process of its own for any of them, because a fork
 # bomb leaves none, and stops all before it kills some, because a fork bomb is faster. $1 is how long it lives at most.
@@ -81,15 +72,15 @@ class DockerBackend:
     ) -> None:
         """Find the engine and remove what dead processes left there.
 
-        The engine is found as the `docker` command finds it. Raises `sandbox.SandboxError` when the Python package
-        docker (extra ``docker``) or the engine is missing.
+        The engine is the one that DOCKER_HOST names, else this machine's. Raises `sandbox.SandboxError` when the
+        Python package docker (extra ``docker``) or the engine is missing.
         """
         self.image, self.limits, self.cpus = image, limits, cpus
         client = connect()
-        with _engine():
+        with engine_errors():
             for container in client.containers(all=True, filters={"label": LABEL}):
-                if _is_dead(container["Labels"][LABEL]):
-                    _remove(client, container["Id"])
+                if is_dead(container["Labels"][LABEL]):
+                    remove(client, container["Id"])
             client.close()
 
     def open(self, task: Task) -> "DockerMachine":
@@ -123,15 +114,15 @@ class DockerMachine:
         self._backend, self._image = backend, image
         self._client = connect()
         self._id: str | None = None
-        self._init: _Stream | None = None
+        self._init: Stream | None = None
         self.shell_pids: set[int] = set()
         try:
-            with _engine(image):
+            with engine_errors(image):
                 workdir = workdir or self._client.inspect_image(image)["Config"].get("WorkingDir") or WORKDIR
             self.root = posixpath.normpath(workdir)
             if not self.root.startswith("/") or self.root in ("/", "//", "/tmp"):
                 raise ValueError(f"the folder {workdir} of image {image} cannot be a repository")
-            with _engine(image):
+            with engine_errors(image):
                 self._start()
         except BaseException:
             self.close()
@@ -166,11 +157,11 @@ class DockerMachine:
             stdin_open=True,
             detach=False,  # standard input closes with the connection
             environment={"HOME": "/tmp", "LANG": "C.UTF-8"},
-            labels={LABEL: _owner()},
+            labels={LABEL: owner_label()},
             working_dir=self.root,
             host_config=host,
         )["Id"]
-        self._init = _Stream(client.attach_socket(self._id, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}))
+        self._init = Stream(client.attach_socket(self._id, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}))
         client.start(self._id)
 
     def _memory(self, target: str, mode: str) -> dict[str, Any]:
@@ -182,21 +173,21 @@ class DockerMachine:
     def put(self, folder: str, archive: IO[bytes]) -> None:
         """Unpack an archive into a writable folder of the container."""
         archive.seek(0)
-        with _engine():
+        with engine_errors():
             self._client.put_archive(self._id, folder, archive)
 
     def write_image_tree(self, archive: IO[bytes]) -> None:
         """Write what the image holds at `root` as an archive of files that are the agent's."""
         client = self._client
-        with _engine(self._image):
-            whole = client.create_container(self._image, command=["true"], labels={LABEL: _owner()})["Id"]
+        with engine_errors(self._image):
+            whole = client.create_container(self._image, command=["true"], labels={LABEL: owner_label()})["Id"]
             try:
                 chunks, _ = client.get_archive(whole, self.root + "/.", chunk_size=1 << 20)
                 _own(io.BufferedReader(_Chunks(chunks)), archive)
-            except _docker().errors.NotFound:
+            except docker_package().errors.NotFound:
                 raise ValueError(f"image {self._image} has no folder {self.root}") from None
             finally:
-                _remove(client, whole)
+                remove(client, whole)
 
     def shell(self) -> Shell:
         """See `Machine.shell`."""
@@ -235,7 +226,7 @@ class DockerMachine:
         try:
             for folder in (self.root, "/tmp"):
                 with tempfile.TemporaryFile() as archive:
-                    with _engine():
+                    with engine_errors():
                         archive.writelines(self._client.get_archive(self._id, folder + "/.")[0])
                     other.put(folder, archive)
         except BaseException:
@@ -243,14 +234,14 @@ class DockerMachine:
             raise
         return other
 
-    def execute(self, argv: Sequence[str]) -> "_Exec":
+    def execute(self, argv: Sequence[str]) -> "Exec":
         """Start a program of the agent's at `root`."""
         # It waits for a line: the client loses what comes so early that it arrives with the engine's reply.
         waiting = ["bash", "-c", 'read -r && exec "$@"', "cwm", *argv]
-        with _engine():
+        with engine_errors():
             user = f"{USER}:{USER}"
             key = self._client.exec_create(self._id, waiting, stdin=True, user=user, workdir=self.root)["Id"]
-            return _Exec(self._client, key)
+            return Exec(self._client, key)
 
     def order(self, order: str) -> str:
         """Have `INIT` do something: what it answers. Raises SandboxError when the container has ended."""
@@ -281,113 +272,10 @@ class DockerMachine:
             self._init.close()
             self._init = None
         if self._id is not None:
-            with _engine():
-                _remove(self._client, self._id)
+            with engine_errors():
+                remove(self._client, self._id)
             self._id = None
         self._client.close()
-
-
-class _Stream:
-    """Both ends of the standard streams of a program in a container, over one connection to the engine."""
-
-    def __init__(self, connection: Any) -> None:
-        """Take over what `attach_socket` and `exec_start` return."""
-        self._connection = connection  # its reply goes with it, and the socket with that
-        self._socket: socket.socket = getattr(connection, "_sock", connection)
-        self._socket.setblocking(False)
-        self._received = bytearray()
-        self.ended = False
-
-    def exchange(
-        self,
-        data: bytes,
-        on_stdout: Callable[[bytes], Any],
-        on_stderr: Callable[[bytes], Any],
-        *,
-        seconds: float,
-        until: Callable[[], bool] = lambda: False,
-        close_stdin: bool = False,
-    ) -> None:
-        """See `Program.exchange`."""
-        deadline = time.monotonic() + seconds
-        pending = memoryview(data)
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
-            while not self.ended and not until() and (left := deadline - time.monotonic()) > 0:
-                for _, events in selector.select(left):
-                    if events & selectors.EVENT_WRITE:
-                        pending = self._send(pending)
-                        if not pending:
-                            selector.modify(self._socket, selectors.EVENT_READ)
-                            if close_stdin:
-                                self._end_input()
-                    if events & selectors.EVENT_READ:
-                        self._receive(on_stdout, on_stderr)
-
-    def _send(self, pending: memoryview) -> memoryview:
-        """Send what fits; the rest. A program that has ended gets no more of it."""
-        try:
-            return pending[self._socket.send(pending) :] if pending else pending
-        except BlockingIOError:
-            return pending
-        except OSError:
-            return pending[:0]
-
-    def _end_input(self) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
-
-    def _receive(self, on_stdout: Callable[[bytes], Any], on_stderr: Callable[[bytes], Any]) -> None:
-        """Hand on the frames that have come: 1 for output or 2 for errors, three zeros, the length, the bytes."""
-        try:
-            chunk = self._socket.recv(READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            chunk = b""
-        self.ended = not chunk
-        self._received += chunk
-        at = 0
-        while len(self._received) >= at + FRAME.size:
-            stream, length = FRAME.unpack_from(self._received, at)
-            end = at + FRAME.size + length
-            if len(self._received) < end:
-                break
-            (on_stderr if stream == 2 else on_stdout)(bytes(self._received[at + FRAME.size : end]))
-            at = end
-        del self._received[:at]
-
-    def close(self) -> None:
-        """Close the connection; safe to call again."""
-        self.ended = True
-        self._socket.close()
-        with contextlib.suppress(OSError):
-            self._connection.close()
-
-
-class _Exec(_Stream):
-    """A program that was started in a running container."""
-
-    def __init__(self, client: Any, key: str) -> None:
-        """Start it."""
-        super().__init__(client.exec_start(key, socket=True))
-        self._client, self._key = client, key
-        self._send(memoryview(b"\n"))
-
-    def exit_code(self, seconds: float) -> int | None:
-        """Its exit code, for which this waits; None when it runs on or went with its container."""
-        deadline = time.monotonic() + seconds
-        while True:
-            with _engine():
-                try:
-                    state = self._client.exec_inspect(self._key)
-                except _docker().errors.NotFound:
-                    return None
-            if not state["Running"]:
-                return state["ExitCode"]
-            if time.monotonic() > deadline:
-                return None
-            time.sleep(POLL_SECONDS)
 
 
 class _ContainerShell:
@@ -450,51 +338,6 @@ class _Chunks(io.RawIOBase):
         return length
 
 
-def connect() -> Any:
-    """A client of the engine that DOCKER_HOST names, else of this machine's.
-
-    Raises `sandbox.SandboxError` when the Python package docker (extra ``docker``) or the engine is missing.
-    """
-    docker = _docker()
-    with _engine():
-        return docker.from_env(timeout=TIMEOUT).api
-
-
-def _docker() -> Any:
-    try:
-        import docker
-    except ImportError:
-        said = "Docker machines need the Python package docker: pip install 'cwm-core[docker]'"
-        raise sandbox.SandboxError(said) from None
-    return docker
-
-
-@contextlib.contextmanager
-def _engine(image: str | None = None) -> Iterator[None]:
-    """Turn the client's exceptions into ours."""
-    errors = _docker().errors
-    try:
-        yield
-    except errors.ImageNotFound:
-        raise ValueError(f"image {image} is not on the Docker engine; pull or build it first") from None
-    except (errors.DockerException, OSError) as error:  # those of the client's HTTP library are OSErrors
-        raise sandbox.SandboxError(f"the Docker engine does not do it: {error}") from error
-
-
-def _remove(client: Any, container: str) -> None:
-    """Remove a container and its volumes; it may be going already."""
-    errors = _docker().errors
-    try:
-        client.remove_container(container, v=True, force=True)
-    except errors.NotFound:
-        pass
-    except errors.APIError as error:
-        if error.status_code != HTTPStatus.CONFLICT:
-            raise
-        with contextlib.suppress(errors.NotFound):
-            client.wait(container, condition="removed")
-
-
 def _owned(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
     """The entry as the agent's; None for what is neither a file, nor a folder, nor a link."""
     if not (entry.isreg() or entry.isdir() or entry.issym() or entry.islnk()):
@@ -513,28 +356,3 @@ def _own(source: IO[bytes], target: IO[bytes]) -> None:
             data = old.extractfile(entry) if entry.isreg() else None
             if _owned(entry):
                 new.addfile(entry, data)
-
-
-def _owner() -> str:
-    """Where this process runs and which it is, for a container's label."""
-    return f"{_place()} {os.getpid()} {_start_of(os.getpid())}"
-
-
-def _is_dead(owner: str) -> bool:
-    """Whether an `_owner` was a process of this machine that has ended; False where that cannot be known."""
-    place, pid, start = owner.rsplit(" ", 2)
-    return place == _place() and start != str(_start_of(int(pid)))
-
-
-def _place() -> str:
-    """This machine, and the process ids that are valid here."""
-    with contextlib.suppress(OSError):
-        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
-    return platform.node()
-
-
-def _start_of(pid: int) -> str | None:
-    """When a process started, in ticks since the machine did; None when there is none, or no /proc."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return None
