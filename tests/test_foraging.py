@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -351,7 +352,7 @@ def folders(tmp_path_factory):
 @pytest.fixture
 def repositories(folders, monkeypatch):
     # Loops without end are cut sooner than where suites may be slow.
-    monkeypatch.setattr("cwm_core.environments.foraging.forage.SLACK_SECONDS", 3.0)
+    monkeypatch.setattr("cwm_core.environments.foraging.harvest.SLACK_SECONDS", 3.0)
     return [Repository(name, folder, test_command=COMMAND) for name, folder in folders.items()]
 
 
@@ -402,7 +403,15 @@ def test_forage_is_repeatable_and_its_tasks_are_what_they_say(repositories, tmp_
     options = {"count": 10, "backend": BACKEND, "issues": issues, "seed": 3}
     seen = []
     harvest = forage(some, tmp_path / "one", workers=1, progress=lambda *done: seen.append(done), **options)
-    forage(some, tmp_path / "two", workers=3, **options)
+    code = "import pickle, sys; from cwm_core.environments.foraging import forage as f\n"
+    code += "import cwm_core.environments.foraging.harvest as module; module.SLACK_SECONDS = 3.0\n"
+    code += "some, output, options = pickle.load(sys.stdin.buffer); f(some, output, workers=3, **options)"
+    subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps((some, tmp_path / "two", options)),
+        env=os.environ | {"PYTHONHASHSEED": "7"},
+        check=True,
+    )
     data = (tmp_path / "one/tasks.jsonl").read_bytes()
     assert (tmp_path / "two/tasks.jsonl").read_bytes() == data
     assert seen == [(i, 10) for i in range(1, 11)]

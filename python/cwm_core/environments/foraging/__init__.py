@@ -1,7 +1,7 @@
 """Making tasks: repositories broken in one place, and issues that were fixed. Needs libcst."""
 
 from ..issues import issue_task, read_issues
-from .forage import Harvest, forage
+from .harvest import Harvest, forage
 from .mixture import MIX
 from .mutations import KINDS, Mutation, find_mutations
 from .repository import Repository, Survey, survey
