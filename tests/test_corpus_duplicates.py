@@ -5,10 +5,8 @@ from __future__ import annotations
 import pickle
 import random
 from itertools import pairwise
-from pathlib import Path
 
 import cwm_core as cwm
-import numpy as np
 import pytest
 
 pytest.importorskip("rensa")

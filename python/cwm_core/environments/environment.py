@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from .backends import Backend, Machine, SandboxBackend
+from .history import forget_history
 from .profile import DEFAULT, Profile
 from .rewards import judge
 from .shell import Shell
@@ -83,11 +84,13 @@ class Environment:
     def start(self, task: Task) -> str:
         """Begin an episode: the first observation, which is the task's prompt. Ends an earlier episode.
 
-        Raises as `Backend.open`.
+        The agent finds a git repository of one commit: what came before would tell how to repair what is broken.
+        Raises as `Backend.open` and `forget_history`.
         """
         self.close()
         machine = self._backend.open(task)
         try:
+            forget_history(machine)
             deadline = time.monotonic() + self._profile.seconds
             self._episode = _Episode(task, machine, machine.shell(), deadline, self._tokens(task.prompt))
         except BaseException:
