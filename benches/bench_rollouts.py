@@ -31,7 +31,7 @@ from cwm_core.environments import (
 )
 from cwm_core.sandbox.programs import installed_packages
 
-ROLLOUTS = 16
+ROLLOUTS = 8
 WORKERS = (1, 2, 4)
 REPOSITORY, FILE = Path(__file__).parents[1] / "tests" / "repositories" / "vending", "lights.py"
 TESTS = "python -m pytest -q -p no:cacheprovider"
