@@ -242,6 +242,9 @@ def _modules(package: str) -> dict[str, str]:
 
 
 def _version(package: str) -> str | None:
-    """The version of the distribution that a package is installed from."""
-    names = importlib.metadata.packages_distributions().get(package, [])
-    return importlib.metadata.version(names[0]) if names else None
+    """The version of the distribution that a package is installed from: mostly the one of its name."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        names = importlib.metadata.packages_distributions().get(package, [])
+        return importlib.metadata.version(names[0]) if names else None
