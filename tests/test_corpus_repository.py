@@ -149,11 +149,14 @@ def test_what_is_no_recording_is_left_out(tmp_path):
         writer.add(trace, **good)
         writer.add(trace, key="good", **good)
         writer.add(cwm.Recorder(max_frames=0).record_source("x = 1", "x"), key="empty", **(good | {"site": "s:2"}))
+        writer._native.add(trace, "deep", '{"a": ' * 50_000 + "1" + "}" * 50_000)
+        writer._native.add(trace, "list", "[]")
+        writer.add(trace, key="last", **(good | {"site": "s:3"}))
     (tmp_path / "b.cwmtraces").write_bytes((tmp_path / "a.cwmtraces").read_bytes())
     damaged = bytearray((tmp_path / "a.cwmtraces").read_bytes())
     damaged[100] ^= 255
     (tmp_path / "c.cwmtraces").write_bytes(damaged)
-    assert [sample.id for sample in read_recording(tmp_path)] == ["good"]
+    assert [sample.id for sample in read_recording(tmp_path)] == ["good", "last"]
 
 
 def test_interpreters_that_do_not_fit(project, tmp_path):

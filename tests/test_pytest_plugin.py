@@ -467,6 +467,28 @@ def test_async_tests(tmp_path):
     assert [f.event for f in entry.trace.frames if f.event in ("call", "return")] == ["call", "return"] * 2
 
 
+RERUN = """
+from _pytest.runner import runtestprotocol
+
+def pytest_runtest_protocol(item, nextitem):
+    for _ in range(2):
+        for report in runtestprotocol(item, nextitem=nextitem, log=False):
+            item.ihook.pytest_runtest_logreport(report=report)
+    return True
+"""
+
+
+def test_tests_that_run_again(tmp_path):
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("def f(x):\n    return x\n")
+    (tmp_path / "conftest.py").write_text(RERUN)
+    (tmp_path / "test_it.py").write_text("import pack\ndef test_it():\n    assert pack.f(3) == 3\n")
+    output, _ = recorded(tmp_path, "out", "--cwm-per-site", "9")
+    assert "2 passed" in output
+    names = [m["test"] for _, m, _ in cwm.TraceReader(tmp_path / "out" / "main.cwmtraces").entries()]
+    assert names == ["test_it.py::test_it", "test_it.py::test_it~2"]
+
+
 @pytest.mark.skipif(find_spec("toolz") is None, reason="no toolz")
 def test_the_suite_of_a_package(tmp_path):
     arguments = ["--pyargs", "toolz", "-p", "no:cacheprovider", "-q", "--rootdir", str(tmp_path)]

@@ -339,16 +339,18 @@ def _def_line(lines: list[str], name: str, first_line: int) -> int:
     begins_with_decorator = 0 < first_line <= len(lines) and lines[first_line - 1].lstrip().startswith("@")
     if name == "<lambda>" or not begins_with_decorator:
         return first_line
+    return _decorated("".join(lines)).get((name, first_line), first_line)
+
+
+@functools.lru_cache(maxsize=16)  # many traces enter a file
+def _decorated(source: str) -> dict[tuple[str, int], int]:
+    """The lines of ``def`` or ``class`` of what has decorators, by its name and the line of the first one."""
     try:
-        tree = ast.parse("".join(lines))
+        tree = ast.parse(source)
     except SyntaxError:
-        return first_line
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-            and node.decorator_list
-            and node.name == name
-            and node.decorator_list[0].lineno == first_line
-        ):
-            return node.lineno
-    return first_line
+        return {}
+    return {
+        (node.name, node.decorator_list[0].lineno): node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.decorator_list
+    }

@@ -99,7 +99,7 @@ class SuiteRecorder:
         self._short: dict[str, str] = {}
         self._process = getpid()
         self._runs: Counter[str] = Counter()
-        self._test: _Test | None = None
+        self._tests: list[_Test] = []  # of the item that runs, which a plugin may run again
         self._hooks: dict[int, Any] = {}  # of tests that are over, by `id`
         self._bytes, self._seconds, self._flushed = 0, 0.0, monotonic()
         self._traced = 0  # tests that ran under another trace function
@@ -122,8 +122,8 @@ class SuiteRecorder:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, None]:
         """Keep what a test recorded when all of it is over: what it patched is as it was."""
         yield
-        test, self._test = self._test, None
-        if test is not None and getpid() == self._process:
+        tests, self._tests = self._tests, []
+        for test in tests if getpid() == self._process else ():
             try:
                 self._keep(test)
             except Exception as error:  # whatever it is: the suite goes on
@@ -137,8 +137,9 @@ class SuiteRecorder:
             yield
             return
         self._runs[item.nodeid] += 1
-        self._test = test = _Test(self, item, self._runs[item.nodeid])
+        test = _Test(self, item, self._runs[item.nodeid])
         test.start()
+        self._tests.append(test)
         yield
         self._seconds += test.stop()
         self._hooks[id(test.hook)] = test.hook
@@ -242,6 +243,9 @@ def _modules(package: str) -> dict[str, str]:
 
 
 def _version(package: str) -> str | None:
-    """The version of the distribution that a package is installed from."""
-    names = importlib.metadata.packages_distributions().get(package, [])
-    return importlib.metadata.version(names[0]) if names else None
+    """The version of the distribution that a package is installed from: mostly the one of its name."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        names = importlib.metadata.packages_distributions().get(package, [])
+        return importlib.metadata.version(names[0]) if names else None

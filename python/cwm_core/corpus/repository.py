@@ -42,6 +42,7 @@ FILE_SECONDS = 60.0
 _PACKAGE = Path(__file__).parents[1]
 _NEEDED = ("corpus/_suite.py", "corpus/calls.py", "pytest_plugin.py", "store.py", "trace.py")
 _EXTENSION = re.compile(r"_native\..*\.so")
+_DAMAGE = (ValueError, RecursionError)  # the latter of JSON that is nested without end
 _STORE = re.compile(r"[A-Za-z0-9_-]{1,64}" + re.escape(SUFFIX))
 _UNPACK = """
 import sys, sysconfig, tarfile
@@ -184,7 +185,7 @@ def read_recording(
         reader = readers.setdefault(path, TraceReader(path))
         try:
             trace, metadata = reader[index], reader.metadata(index)
-        except ValueError:
+        except _DAMAGE:
             continue
         if len(trace) and trace.context:
             described = metadata | dict(provenance or {}) | ({"licence": licence} if licence is not None else {})
@@ -262,7 +263,10 @@ def _copy(machine: Machine, path: str, size: int, file: io.BufferedWriter) -> bo
 
 def _call(reader: TraceReader, index: int) -> tuple[int, str, str, str] | None:
     """The priority of a recorded call, its function and site, and its key; None for what no plugin wrote."""
-    key, metadata = reader.key(index), reader.metadata(index)
+    try:
+        key, metadata = reader.key(index), reader.metadata(index)
+    except _DAMAGE:
+        return None
     texts = [metadata.get(name) for name in ("test", "function", "site")]
     seed, number = metadata.get("seed"), metadata.get("call")
     if (

@@ -48,7 +48,7 @@ impl Choice {
         code: &Code,
         log: &mut Log,
     ) -> PyResult<bool> {
-        // SAFETY: the caller's promise, here and below.
+        // SAFETY: the caller's promise.
         let (inner, begins) = unsafe {
             (
                 InterpreterFrame::of(frame),
@@ -66,6 +66,7 @@ impl Choice {
             }
             if begins {
                 self.traced.take_if(|(traced, _)| *traced == inner);
+                // SAFETY: the caller's promise.
                 self.taken = unsafe { self.asks(py, frame)? };
                 if self.taken {
                     log.begin_trace();
