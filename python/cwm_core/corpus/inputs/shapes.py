@@ -152,6 +152,12 @@ class Classes:
         """Classes that name it as a base."""
         return self._derived.get(of.name, [])
 
+    def called_like(self, parameter: str) -> list[Class]:
+        """Up to two classes whose name is that of a parameter, or ends in it."""
+        word = parameter.replace("_", "").lower()
+        named = [c for name, every in self._named.items() if name.lower().endswith(word) for c in every]
+        return sorted(named, key=lambda c: len(c.name))[:2] if len(word) > 2 else []
+
     def with_attributes(self, wanted: set[str], names: Names) -> list[Class]:
         """Up to three classes that have all these attributes, those of the same module first."""
         found = [c for c in self._all if c.attributes and wanted <= self.attributes(c)]
@@ -305,6 +311,8 @@ def arguments(
                 *_of_words(documented.get(argument.arg, ""), classes, home, names, depth),
                 *_of_usage(function, argument.arg, classes, home, names, depth, functions or {}),
             ] or _of_name(argument.arg)
+            if default is None and depth > 0:
+                shapes += [s for c in classes.called_like(argument.arg) for s in classes.instances(c, names, depth)]
         if literals := _compared(function, argument.arg):
             shapes.append(Shape("values", values=literals))
         if pool is not None and (seen := pool.get(argument.arg)):
