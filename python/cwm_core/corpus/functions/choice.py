@@ -15,7 +15,7 @@ def choose(tried: Mapping[str, Reached], most: int) -> list[str]:
 
     First the returning ones, then those that raise, which are at most one more than `RAISING_SHARE` of the calls;
     where none returns, one that raises. Of those that reach equally many new steps, the one with the shortest trace
-    comes first, then the one with the shortest text.
+    comes first, then the one that was tried first.
     """
     returning = {call: r for call, r in tried.items() if not r.raised}
     raising = {call: r for call, r in tried.items() if r.raised}
@@ -32,7 +32,7 @@ def choose(tried: Mapping[str, Reached], most: int) -> list[str]:
 def _cover(tried: Mapping[str, Reached], most: int, seen: set[tuple[int, int]]) -> list[str]:
     """The greedy cover; adds to what has been seen."""
     chosen: list[str] = []
-    left: Sequence[str] = sorted(tried, key=lambda call: (tried[call].frames, len(call), call))
+    left: Sequence[str] = sorted(tried, key=lambda call: tried[call].frames)
     while len(chosen) < most:
         new = {call: len(tried[call].steps - seen) for call in left}
         left = [call for call in left if new[call]]

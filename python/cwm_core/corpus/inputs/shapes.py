@@ -152,6 +152,12 @@ class Classes:
         """Classes that name it as a base."""
         return self._derived.get(of.name, [])
 
+    def called_like(self, parameter: str) -> list[Class]:
+        """Up to two classes whose name is that of a parameter, or ends in it."""
+        word = parameter.replace("_", "").lower()
+        named = [c for name, every in self._named.items() if name.lower().endswith(word) for c in every]
+        return sorted(named, key=lambda c: len(c.name))[:2] if len(word) > 2 else []
+
     def with_attributes(self, wanted: set[str], names: Names) -> list[Class]:
         """Up to three classes that have all these attributes, those of the same module first."""
         found = [c for c in self._all if c.attributes and wanted <= self.attributes(c)]
@@ -192,8 +198,12 @@ class Classes:
         if any(base.endswith(("Enum", "Flag")) for c in self.line(of) for base in c.bases):
             fields = [field for field, m in of.members.items() if isinstance(m, ast.Assign) and field[0] != "_"]
             return [Shape("values", values=tuple(f"{name}.{field}" for field in fields[:20]))] if fields else shapes
-        taken = tuple(self.constructor(of, names, depth - 1))
-        return [*shapes, Shape("new", name=name, arguments=taken)]
+        shapes.append(Shape("new", name=name, arguments=tuple(self.constructor(of, names, depth - 1))))
+        for member in of.members.values():
+            if isinstance(member, _Function) and _is_factory(member, of.name):
+                taken = tuple(arguments(member, self, of.names, names, method=True, depth=depth - 1))
+                shapes.append(Shape("new", name=f"{name}.{member.name}", arguments=taken))
+        return shapes
 
     def constructor(self, of: Class, names: Names, depth: int = _DEPTH - 1) -> Iterator[Argument]:
         """What the class is called with."""
@@ -208,6 +218,16 @@ class Classes:
                 own = {f.name: f for f in _fields(c, self, names, depth)}
                 fields = {**own, **{name: f for name, f in fields.items() if name not in own}}
         yield from sorted(fields.values(), key=lambda f: (f.kind == "keyword", f.default is not None))
+
+
+def _is_factory(member: _Function, name: str) -> bool:
+    """Whether it is a class method that gives an instance."""
+    if "classmethod" not in decorators(member):
+        return False
+    return last_name(member.returns) in ("Self", name) or any(
+        isinstance(node, ast.Return) and isinstance(node.value, ast.Call) and last_name(node.value.func) == "cls"
+        for node in ast.walk(member)
+    )
 
 
 def _has_fields(of: Class) -> bool:
@@ -291,6 +311,8 @@ def arguments(
                 *_of_words(documented.get(argument.arg, ""), classes, home, names, depth),
                 *_of_usage(function, argument.arg, classes, home, names, depth, functions or {}),
             ] or _of_name(argument.arg)
+            if default is None and depth > 0:
+                shapes += [s for c in classes.called_like(argument.arg) for s in classes.instances(c, names, depth)]
         if literals := _compared(function, argument.arg):
             shapes.append(Shape("values", values=literals))
         if pool is not None and (seen := pool.get(argument.arg)):
