@@ -15,8 +15,6 @@ BUGS = {
     "wordsmith": ("wordsmith/distance.py", "cost = 0 if x == y else 1", "cost = 1 if x == y else 0"),
 }
 
-KEEP = "git -c user.name=agent -c user.email=agent@example.org commit -qam 'As found.' > /dev/null"
-
 
 def broken_tasks(folder: Path, names=tuple(BUGS)) -> list[Task]:
     """Tasks over git repositories made under `folder`; test names make it pytest's own business."""
@@ -55,7 +53,7 @@ def repair_actions(task: Task) -> list[str]:
     broken = line.replace(right, wrong)
     edit = f"{path}\n<<<<<<< SEARCH\n{broken}\n=======\n{line}\n>>>>>>> REPLACE"
     return [
-        f"Let me look.\n<tool: bash>\n{KEEP}; grep -n '{wrong}' {path}\n</tool>",
+        f"Let me look.\n<tool: bash>\ngrep -n '{wrong}' {path}\n</tool>",
         f"That is wrong.\n<tool: edit>\n{edit}\n</tool>",
         f"<tool: bash>\n{task.test_command} 2>&1 | tail -n 1 | cut -d' ' -f2; git diff > fix.diff\n</tool>",
         "<tool: submit>\nfix.diff\n</tool>",

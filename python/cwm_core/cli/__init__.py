@@ -14,6 +14,7 @@ from .corpus import add_corpus
 from .debug import add_debug
 from .evaluate import add_eval
 from .exchange import add_export, add_import
+from .forage import add_forage
 from .models import add_demo, add_predict, add_train
 from .plan import add_plan
 from .record import add_record, add_view
@@ -73,6 +74,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         add_debug,
         add_eval,
         add_serve,
+        add_forage,
         add_agent,
         add_demo,
     )

@@ -12,10 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .shared import INTERRUPTED, OK, add_verb, not_negative, positive, say, seconds, write
+from .shared import INTERRUPTED, OK, add_verb, machines, not_negative, positive, say, seconds, write
 
 if TYPE_CHECKING:
-    from cwm_core.environments import Agent, Backend, Budget, Trajectory
+    from cwm_core.environments import Agent, Budget, Trajectory
 
 
 def add_agent(verbs: Any) -> None:
@@ -38,9 +38,10 @@ def add_agent(verbs: Any) -> None:
     parser.add_argument("--workers", type=positive, metavar="N", help="rollouts at a time (default: one a processor)")
     parser.add_argument("--ray", action="store_true", help="run the environments on a Ray cluster; see RAY_ADDRESS")
     parser.add_argument(
-        "--backend", choices=("bubblewrap", "process"), default="bubblewrap",
+        "--backend", choices=("bubblewrap", "docker", "process"), default="bubblewrap",
         help="where commands run; 'process' only limits them and does not isolate: for agents you trust",
     )  # fmt: skip
+    parser.add_argument("--image", metavar="IMAGE", help="of containers, for tasks that name none (with docker)")
     parser.add_argument("--retry-failed", action="store_true", help="make rollouts again that failed")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
     _add_budget(parser)
@@ -100,7 +101,7 @@ def _agent(args: argparse.Namespace) -> int:
                 samples=args.samples,
                 seed=args.seed,
                 budget=budget,
-                backend=_backend(args),
+                backend=machines(args.backend, args.image),
                 workers=args.workers,
                 ray=args.ray,
                 system=system_prompt(reasoning=args.reasoning),
@@ -125,14 +126,6 @@ def _budget(args: argparse.Namespace) -> Budget:
     from cwm_core.environments import Budget
 
     return Budget(**{field.name: getattr(args, field.name) for field in fields(Budget)})
-
-
-def _backend(args: argparse.Namespace) -> Backend:
-    from cwm_core.environments import SandboxBackend
-    from cwm_core.sandbox.programs import check_sandbox, installed_packages
-
-    check_sandbox(args.backend)
-    return SandboxBackend(args.backend, readable=installed_packages())  # tests want pytest
 
 
 def _make_agent(args: argparse.Namespace) -> Agent:

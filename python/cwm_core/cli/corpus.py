@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..exchange import STORE, trace_files
-from .shared import FAILED, OK, add_verb, counter, not_negative, positive, say, seconds
+from .shared import FAILED, OK, add_verb, counter, machines, not_negative, positive, say, seconds
 
 if TYPE_CHECKING:
     from cwm_core.corpus.pipeline import Summary, Work
@@ -106,6 +106,7 @@ def _add_repository(kinds: Any) -> None:
     add("--package", action="append", default=[], metavar="NAME", help="to record (default: those of the repository)")
     add("--licence", metavar="SPDX", help="of the repository (default: what its licence files say)")
     add("--python", default=sys.executable, metavar="PYTHON", help="that runs the tests (default: this one)")
+    add("--image", metavar="IMAGE", help="run the tests in containers of this image, not in the sandbox")
     add("--test", action="append", default=[], metavar="ARG", help="given to pytest, as --test=-k --test=parse")
     add("--per-site", type=positive, default=1, metavar="N", help="traces of a call site (default: 1)")
     add("--per-function", type=positive, default=20, metavar="N", help="traces of a function (default: 20)")
@@ -117,8 +118,7 @@ def _repository(args: argparse.Namespace) -> Summary:
     from cwm_core.corpus.filters.licence import of_folder
     from cwm_core.corpus.pipeline import judge_samples
     from cwm_core.corpus.repository import recorded_twice
-    from cwm_core.environments import SandboxBackend, Task
-    from cwm_core.sandbox.programs import installed_packages
+    from cwm_core.environments import Task
 
     licence = args.licence or of_folder(args.path)
     options = {"per-site": args.per_site, "per-function": args.per_function, "max-frames": args.max_frames + 1}
@@ -130,7 +130,7 @@ def _repository(args: argparse.Namespace) -> Summary:
         "seed": args.seed,
         "options": options,
     }
-    backend = SandboxBackend(args.sandbox, readable=installed_packages())
+    backend = machines("docker" if args.image else args.sandbox, args.image)
     samples = recorded_twice(
         lambda: backend.open(Task(args.path.name, "", folder=args.path)),
         args.output / "recordings",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .models import fingerprint, load_engine
-from .shared import INTERRUPTED, OK, add_verb, not_negative, positive, say, seconds
+from .shared import INTERRUPTED, OK, add_verb, machines, not_negative, positive, say, seconds
 
 if TYPE_CHECKING:
     from cwm_core.evaluation import Report
@@ -131,17 +131,9 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _eval_swe(args: argparse.Namespace) -> int:
     from cwm_core import evaluation
-    from cwm_core.environments import backends
-    from cwm_core.sandbox.programs import check_sandbox, installed_packages
 
     predictions = evaluation.read_predictions(args.predictions)
-    backend: backends.Backend
-    if args.machines == "docker":
-        backend = backends.DockerBackend()
-    else:
-        if args.by == "machines":
-            check_sandbox(args.machines)
-        backend = backends.SandboxBackend(args.machines, readable=installed_packages())
+    backend = machines(args.machines)
     try:
         with _bar() as progress:
             report = evaluation.evaluate_swe(

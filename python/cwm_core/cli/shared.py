@@ -10,10 +10,13 @@ import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..tokenizer import Tokenizer
 from ..trace import Recorder, Trace
+
+if TYPE_CHECKING:
+    from ..environments import Backend
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -147,6 +150,17 @@ def counter(unit: str = "traces") -> Iterator[Callable[[int], None] | None]:
         yield show
     finally:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def machines(kind: str, image: str | None = None) -> Backend:
+    """The backend of environments that `--backend` names. Raises SandboxError where it is not possible."""
+    from ..environments import DockerBackend, SandboxBackend
+    from ..sandbox.programs import check_sandbox, installed_packages
+
+    if kind == "docker":
+        return DockerBackend(image)
+    check_sandbox(kind)
+    return SandboxBackend(kind, readable=installed_packages())  # tests want pytest
 
 
 def record_call(recorder: Recorder, file: str, code: str, call: str, program_args: Sequence[str] = ()) -> Trace:
