@@ -41,10 +41,16 @@ class Names:
                 self.star |= any(alias.name == "*" for alias in statement.names)
             else:
                 self.own.update(bound(statement))
+        present = {id(s) for s in top_level(tree.body, typing=False)}
+        self.absent: set[str] = set()  # imported for type checkers alone
+        for statement in top_level(tree.body):
+            if isinstance(statement, ast.Import | ast.ImportFrom) and id(statement) not in present:
+                self.absent |= imports(statement, module, is_package).keys()
 
     def has(self, name: str) -> bool:
         """Whether the name may be read in the module."""
-        return name in self.own or name in self.imports or hasattr(builtins, name)
+        present = name in self.imports and name not in self.absent
+        return name in self.own or present or hasattr(builtins, name)
 
     def resolve(self, name: str) -> ast.expr | None:
         """What the name means in this module, in the canonical way; None for what it does not have."""
@@ -63,9 +69,9 @@ class Names:
         if name is not None and module == self.module:
             return name
         package = (self.module or "").split(".")[0]
-        if name is not None and module.split(".")[0] == package and (name in self.own or name in self.imports):
+        if name is not None and module.split(".")[0] == package and self.has(name):
             return name  # reexported: a name means the same throughout a package
-        return next((local for local, origin in self.imports.items() if origin == (module, name)), None)
+        return next((local for local, origin in self.imports.items() if origin == (module, name) and self.has(local)), None)
 
 
 class _Localise(ast.NodeTransformer):
@@ -93,15 +99,18 @@ def _imported(node: ast.expr) -> str | None:
     return None
 
 
-def top_level(body: Iterable[ast.stmt]) -> Iterable[ast.stmt]:
-    """The statements of a module, those under ``if``, ``try`` and ``with`` too."""
+def top_level(body: Iterable[ast.stmt], *, typing: bool = True) -> Iterable[ast.stmt]:
+    """The statements of a module, those under ``if``, ``try`` and ``with`` too; not `typing`: those that run."""
     for statement in body:
         yield statement
+        if not typing and isinstance(statement, ast.If) and ast.unparse(statement.test).endswith("TYPE_CHECKING"):
+            yield from top_level(statement.orelse, typing=False)
+            continue
         if isinstance(statement, ast.If | ast.Try | ast.With):
             for block in ("body", "orelse", "finalbody"):
-                yield from top_level(getattr(statement, block, ()))
+                yield from top_level(getattr(statement, block, ()), typing=typing)
             for handler in getattr(statement, "handlers", ()):
-                yield from top_level(handler.body)
+                yield from top_level(handler.body, typing=typing)
 
 
 def imports(node: ast.Import | ast.ImportFrom, module: str | None, is_package: bool = False) -> dict[str, _Origin]:
