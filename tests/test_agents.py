@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cwm_core import Tokenizer
+from cwm_core import Tokenizer, endpoint
 from cwm_core.environments import (
     Budget,
     EndpointAgent,
@@ -22,7 +22,6 @@ from cwm_core.environments import (
     solution_actions,
     system_prompt,
 )
-from cwm_core.environments.agents import endpoint
 
 TEXTS = ["def f(x):\n    return x\n", "<tool: bash>\nls -l\n</tool>\n", "<output>\nx\n</output>\n"]
 TOKENIZER = Tokenizer.train(TEXTS, 300)

@@ -159,12 +159,11 @@ def _add_describe(kinds: Any) -> None:
 
 
 def _describe(args: argparse.Namespace) -> int:
-    from cwm_core.corpus.describe import Describer, Endpoint
+    from cwm_core.corpus.describe import Describer
     from cwm_core.corpus.descriptions import describe_stores
+    from cwm_core.endpoint import Endpoint, chat_model
 
-    describer = Describer(
-        Endpoint(args.endpoint, args.model, api_key=os.environ.get("CWM_API_KEY")), attempts=args.attempts
-    )
+    describer = Describer(chat_model(Endpoint(args.endpoint), args.model, temperature=0.7), attempts=args.attempts)
     stores = [path for path in trace_files(args.inputs) if path.suffix == STORE]
     with counter("traces") as show:
         counts = describe_stores(

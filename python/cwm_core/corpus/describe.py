@@ -7,16 +7,13 @@ by `key_values` and `faults`. Nothing that a model wrote is run.
 from __future__ import annotations
 
 import ast
-import http.client
-import json
 import re
-import urllib.error
-import urllib.request
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from ..endpoint import EndpointError
 from ..sandbox.literals import evaluate_literal, identity
 from ..trace import Trace
 
@@ -50,7 +47,6 @@ Write the whole description again without these faults."""
 MAX_VALUE_CHARS = 200
 """A longer value need not be stated."""
 
-_ANSWER_BYTES = 1 << 20
 _SPAN = re.compile(r"```[^\n]*\n(.*?)```|(`+)(.+?)\2(?!`)", re.DOTALL)
 _NUMBERS = re.compile(r"(?:(?<![\w)\]])-)?(?<![\w.])\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\w|\.\d)")
 _STRINGS = re.compile(r"""(?<!\w)('(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")""")
@@ -200,64 +196,6 @@ class Describer:
             self.failures[wrong[0].reason] += 1
         self.given_up += 1
         return None
-
-
-class EndpointError(RuntimeError):
-    """The endpoint cannot be reached, refused, or did not answer as one."""
-
-
-class Endpoint:
-    """A `Generate` over HTTP: any server with OpenAI's ``POST BASE_URL/chat/completions``."""
-
-    def __init__(
-        self,
-        base_url: str,
-        model: str,
-        *,
-        api_key: str | None = None,
-        temperature: float = 0.7,
-        max_tokens: int = 4096,
-        timeout: float = 120.0,
-    ) -> None:
-        """`base_url` as ``http://localhost:8000/v1``; `timeout` is in seconds. Raises ValueError for another scheme."""
-        if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"a server's address begins with http:// or https://, unlike {base_url!r}")
-        self.url = base_url.rstrip("/") + "/chat/completions"
-        self.timeout = timeout
-        self._settings = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
-        self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
-        self._opener = urllib.request.build_opener(_NoRedirects)
-
-    def __call__(self, messages: Sequence[Message]) -> str:
-        """The text of the answer. Raises EndpointError."""
-        body = json.dumps(self._settings | {"messages": list(messages)}).encode()
-        try:
-            request = urllib.request.Request(self.url, body, self._headers)
-            with self._opener.open(request, timeout=self.timeout) as response:
-                data = response.read(_ANSWER_BYTES + 1)
-        except urllib.error.HTTPError as error:
-            said = " ".join(error.read(500).decode(errors="replace").split())
-            raise EndpointError(f"{self.url}: {error.code} {error.reason}: {said}") from None
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise EndpointError(f"{self.url}: {getattr(error, 'reason', error)!r}") from None
-        if len(data) > _ANSWER_BYTES:
-            raise EndpointError(f"{self.url}: the answer is longer than {_ANSWER_BYTES:,} bytes")
-        try:
-            text = json.loads(data)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
-            raise EndpointError(f"{self.url}: the answer is no chat completion: {error!r}") from None
-        if not isinstance(text, str):
-            raise EndpointError(f"{self.url}: the answer has no text")
-        return text
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect is an error: following it would hand the key to another server."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """No request to follow with."""
 
 
 def source_of(trace: Trace) -> str:

@@ -1,6 +1,7 @@
 """What acts in an environment: scripts, a model on the built-in engine, a model behind an HTTP endpoint."""
 
-from .endpoint import EndpointAgent, EndpointError
+from ...endpoint import EndpointError
+from .endpoint import EndpointAgent
 from .engine import EngineAgent
 from .prompt import system_prompt
 from .protocol import Agent, Budget, Generate, Message, OutOfBudget, Reply
