@@ -77,6 +77,8 @@ class Worker:
     bomb, say) costs a fresh sandbox, and nobody else's answer.
     """
 
+    _script: tuple[str, ...] = (_worker.__file__,)
+
     def __init__(
         self,
         *,
@@ -121,7 +123,7 @@ class Worker:
         }
         self._received, self._unsent = bytearray(), b""
         self._process = sandbox.Process(
-            [sys.executable, "-s", "-S", "-P", _worker.__file__, json.dumps(settings)],
+            [sys.executable, "-s", "-S", "-P", *self._script, json.dumps(settings)],
             folder=self._folder,
             limits=limits,
             backend=self._backend,

@@ -1,0 +1,42 @@
+"""A corpus worker whose recorder is a Python trace function: what runs in the rival's sandbox in `bench_corpus.py`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests")]
+import oracle  # noqa: E402
+
+
+class PythonRecorder:
+    """Records with `sys.settrace`, `repr` and `json`; the trace is its text form."""
+
+    def __init__(self, **_: Any) -> None:
+        self.last: PythonRecorder | None = None
+
+    def record_source(self, code: str, call: str) -> PythonRecorder:
+        self.text = "".join(map(oracle.frame_text, oracle.record_source(code, call)))
+        self.last = self
+        return self
+
+    def to_bytes(self) -> bytes:
+        return self.text.encode("utf-8", "surrogatepass")
+
+
+def main() -> None:
+    spec = importlib.util.spec_from_file_location("_worker", sys.argv[1])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    worker = module.Worker(json.loads(sys.argv[2]))
+    worker.recorder = PythonRecorder
+    PythonRecorder().record_source("def f(x):\n    return [x]\n", "f(1)")
+    worker.serve()
+
+
+if __name__ == "__main__":
+    main()
