@@ -10,6 +10,11 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 RUST := $(shell find rust -name fuzz -prune -o -type f -print) Cargo.toml Cargo.lock
 
+TESTS ?= tests
+# Rooms without native code, slow to test: what they do on one CPython they do on the others.
+PURE := agents corpus_context corpus_contests corpus_describe corpus_duplicates corpus_filters corpus_functions \
+  corpus_inputs corpus_pipeline environments evaluation foraging rewards rollouts selection trajectories
+
 # zig links against the C library of manylinux2014 on whatever distribution this is.
 ifeq ($(shell uname -s),Linux)
 PORTABLE := --zig --compatibility manylinux2014
@@ -25,10 +30,11 @@ demo: $(INSTALLED) ## the whole way in little: record, tokenize, pack, train, pr
 	$(PY) -m cwm_core.demo --out build/demo
 
 test: $(INSTALLED) ## all Python tests
-	$(PY) -m pytest tests
+	$(PY) -m pytest $(TESTS)
 
 test-native: ## the Python tests that need no torch, in an environment without it: make test-native PYTHON=python3.13
-	$(MAKE) test EXTRAS=test VENV=.venv-native-$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+	$(MAKE) test EXTRAS=test VENV=.venv-native-$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') \
+	  TESTS="tests $(addprefix --ignore-glob=tests/test_,$(addsuffix *,$(PURE)))"
 
 lint: export PYO3_PYTHON = $(abspath $(PY))
 lint: $(INSTALLED) ## formatters and linters, changing nothing
