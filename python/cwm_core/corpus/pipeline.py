@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -74,10 +74,13 @@ def make_corpus(
     with Corpus(folder, described, vocab_size, settings.near_duplicates) as corpus:
         left = islice(iter(items), corpus.items, None)
         results = in_order(pool, partial(_results_of, settings, work), _in_chunks(left, part_items))
-        while part := list(_take_part(results, part_items)):
-            done = corpus.items + sum(count for count, _ in part)
-            corpus.add_part(chain.from_iterable(samples for _, samples in part), done)
-            progress(_summary(corpus))
+        try:
+            while part := list(_take_part(results, part_items)):
+                done = corpus.items + sum(count for count, _ in part)
+                corpus.add_part(chain.from_iterable(samples for _, samples in part), done)
+                progress(_summary(corpus))
+        finally:
+            _end_recording()
         return _summary(corpus)
 
 
@@ -105,10 +108,25 @@ def _results_of(settings: Settings, work: Work, items: list[Any]) -> tuple[int, 
     return len(items), work(items, _recording(settings))
 
 
-@lru_cache(maxsize=1)
 def _recording(settings: Settings) -> Recording:
-    """One for each process: its sandboxes end with it."""
-    return Recording(settings)
+    """The one of this process, whose sandboxes serve one chunk after the other."""
+    if _OfProcess.recording is None or _OfProcess.recording.settings != settings:
+        _end_recording()
+        _OfProcess.recording = Recording(settings)
+    return _OfProcess.recording
+
+
+def _end_recording() -> None:
+    """End this process's sandboxes, if it has any: in a pool's processes they end with these."""
+    if _OfProcess.recording is not None:
+        _OfProcess.recording.close()
+        _OfProcess.recording = None
+
+
+class _OfProcess:
+    """What a recording process keeps from one chunk to the next."""
+
+    recording: Recording | None = None
 
 
 def _as_json(settings: Settings) -> dict[str, Any]:

@@ -71,7 +71,9 @@ class Names:
         package = (self.module or "").split(".")[0]
         if name is not None and module.split(".")[0] == package and self.has(name):
             return name  # reexported: a name means the same throughout a package
-        return next((local for local, origin in self.imports.items() if origin == (module, name) and self.has(local)), None)
+        return next(
+            (local for local, origin in self.imports.items() if origin == (module, name) and self.has(local)), None
+        )
 
 
 class _Localise(ast.NodeTransformer):
