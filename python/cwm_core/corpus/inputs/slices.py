@@ -68,10 +68,12 @@ class Names:
         """This module's name for something of another one, or of itself."""
         if name is not None and module == self.module:
             return name
-        package = (self.module or "").split(".")[0]
-        if name is not None and module.split(".")[0] == package and self.has(name):
+        package = (self.module or "").partition(".")[0]
+        if name is not None and module.partition(".")[0] == package and self.has(name):
             return name  # reexported: a name means the same throughout a package
-        return next((local for local, origin in self.imports.items() if origin == (module, name) and self.has(local)), None)
+        return next(
+            (local for local, origin in self.imports.items() if origin == (module, name) and self.has(local)), None
+        )
 
 
 class _Localise(ast.NodeTransformer):
@@ -191,39 +193,49 @@ def cut(
     return _joined(ready, substitute.visit(copy.deepcopy(call)))
 
 
-def _steps(statement: ast.stmt, needed: set[str]) -> list[tuple[str | None, ast.expr]] | None:
+_Step = tuple[str | None, ast.expr]
+
+
+def _steps(statement: ast.stmt, needed: set[str]) -> list[_Step] | None:
     """What a statement does for the names that are needed, as expressions; None where it cannot be said so."""
     stored = bound(statement)
+    found: list[_Step] | None = None if stored & needed else []
     match statement:
         case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in needed:
-            return [(name, value)]
+            found = [(name, value)]
         case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value) if name in needed:
-            return [(name, value)]
+            found = [(name, value)]
         case ast.AugAssign(target=ast.Name(id=name), op=op, value=value) if name in needed:
-            return [(name, ast.BinOp(ast.Name(name, ast.Load()), op, value))]
-        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)) if stored & needed:
-            if len(targets) == len(values) and all(isinstance(target, ast.Name) for target in targets):
-                return [(target.id, v) for target, v in zip(targets, values, strict=True) if target.id in needed]
-            return None
+            found = [(name, ast.BinOp(ast.Name(name, ast.Load()), op, value))]
         case ast.Assign(targets=[ast.Tuple(elts=targets)], value=value) if stored & needed:
-            if not all(isinstance(target, ast.Name) for target in targets):
-                return None
-            whole = "_".join(target.id for target in targets)
-            parts = [(t.id, _item(ast.Name(whole, ast.Load()), index)) for index, t in enumerate(targets)]
-            listed = ast.Call(ast.Name("list", ast.Load()), [value], [])
-            return [(whole, listed), *((name, part) for name, part in parts if name in needed)]
+            found = _unpacked(targets, value, needed)
         case ast.Assign(targets=[ast.Subscript(value=ast.Name(id=name) as base, slice=index)], value=value):
-            method = ast.Attribute(base, "__setitem__", ast.Load())
-            return [(None, ast.Call(method, [index, value], []))] if name in needed else []
+            if name in needed:
+                found = [(None, ast.Call(ast.Attribute(base, "__setitem__", ast.Load()), [index, value], []))]
         case ast.Assign(targets=[ast.Attribute(value=ast.Name(id=name), attr=attribute)], value=value):
-            arguments = [ast.Name(name, ast.Load()), ast.Constant(attribute), value]
-            return [(None, ast.Call(ast.Name("setattr", ast.Load()), arguments, []))] if name in needed else []
+            if name in needed:
+                arguments = [ast.Name(name, ast.Load()), ast.Constant(attribute), value]
+                found = [(None, ast.Call(ast.Name("setattr", ast.Load()), arguments, []))]
         case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name))) as value) if name in needed:
-            return [(None, value)]
+            found = [(None, value)]
         case ast.FunctionDef(name=name) if name in needed:
             value = _as_lambda(statement)
-            return None if value is None else [(name, value)]
-    return None if stored & needed else []
+            found = None if value is None else [(name, value)]
+    return found
+
+
+def _unpacked(targets: list[ast.expr], value: ast.expr, needed: set[str]) -> list[_Step] | None:
+    """What ``a, b = value`` does."""
+    names = [target.id for target in targets if isinstance(target, ast.Name)]
+    if len(names) < len(targets):
+        return None
+    if isinstance(value, ast.Tuple):
+        pairs = list(zip(names, value.elts, strict=False))
+        return [(name, v) for name, v in pairs if name in needed] if len(value.elts) == len(names) else None
+    whole = "_".join(names)
+    parts = [(name, _item(ast.Name(whole, ast.Load()), index)) for index, name in enumerate(names)]
+    listed = ast.Call(ast.Name("list", ast.Load()), [value], [])
+    return [(whole, listed), *((name, part) for name, part in parts if name in needed)]
 
 
 def _as_lambda(function: ast.FunctionDef) -> ast.expr | None:
