@@ -381,7 +381,7 @@ def _parameters(node: _Definition) -> set[str]:
 
 
 def _localised(values: Mapping[str, ast.expr], names: Names) -> list[str]:
-    written = [text(names.localised(value)) for value in values.values()]
+    written = [names.written(value) for value in values.values()]
     return list(dict.fromkeys(w for w in written if w is not None))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -186,7 +187,7 @@ class Classes:
     def instances(self, of: Class, names: Names, depth: int = _DEPTH) -> list[Shape]:
         """Expressions for an instance, in the names of a module."""
         shapes = []
-        seen = [text(names.localised(node)) for node in list(self.seen.get(of.name, {}).values())[:12]]
+        seen = [names.written(node) for node in list(self.seen.get(of.name, {}).values())[:12]]
         if values := tuple(value for value in seen if value is not None):
             shapes.append(Shape("values", values=values))
         if depth == 0:
@@ -435,7 +436,7 @@ def _of_name(name: str) -> list[Shape]:
 def _of_usage(function: _Function, name: str, scope: _Scope, functions: Mapping[str, _Function]) -> Iterator[Shape]:
     """What the function does with the variable."""
     attributes: dict[str, None] = {}
-    for node in ast.walk(function):
+    for node in _nodes(function):
         match node:
             case ast.Attribute(value=ast.Name(id=found), attr=attribute) if found == name:
                 attributes[attribute] = None
@@ -454,6 +455,12 @@ def _of_usage(function: _Function, name: str, scope: _Scope, functions: Mapping[
                 yield from _of_annotation(passed.annotation, scope)
             else:
                 yield from _of_usage(callee, passed.arg, scope, {})
+
+
+@functools.lru_cache(maxsize=64)
+def _nodes(function: _Function) -> tuple[ast.AST, ...]:
+    """All of a function, which is gone through for each of its parameters."""
+    return tuple(ast.walk(function))
 
 
 def _of_operation(node: ast.AST, name: str) -> Iterator[Shape]:
@@ -505,7 +512,7 @@ def _of_attributes(attributes: Iterable[str], scope: _Scope) -> Iterator[Shape]:
 
 
 def _passed_on(function: _Function, name: str) -> Iterator[tuple[str, int]]:
-    for node in ast.walk(function):
+    for node in _nodes(function):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             for place, argument in enumerate(node.args):
                 if isinstance(argument, ast.Name) and argument.id == name:
@@ -515,7 +522,7 @@ def _passed_on(function: _Function, name: str) -> Iterator[tuple[str, int]]:
 def _compared(function: _Function, name: str) -> tuple[str, ...]:
     """Literals that the variable is compared with."""
     found: dict[str, None] = {}
-    for node in ast.walk(function):
+    for node in _nodes(function):
         if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id == name:
             for other in node.comparators:
                 for item in other.elts if isinstance(other, ast.Tuple | ast.List | ast.Set) else [other]:
