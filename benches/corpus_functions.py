@@ -12,11 +12,11 @@ import json
 import time
 from collections import Counter
 
+from coverage.exceptions import CoverageException
+from coverage.parser import PythonParser
 from cwm_core.corpus.functions.coverage import RETURNED
 from cwm_core.corpus.functions.discovery import find_functions
 from cwm_core.corpus.functions.explore import explore_all
-from coverage.exceptions import CoverageException
-from coverage.parser import PythonParser
 
 
 class Possible:
@@ -51,7 +51,9 @@ def mean(pairs):
 
 def measure(name, arguments):
     found = find_functions(name, paths=arguments.paths or None)
-    functions = found.functions[:: max(1, len(found.functions) // arguments.sample)] if arguments.sample else found.functions
+    functions = (
+        found.functions[:: max(1, len(found.functions) // arguments.sample)] if arguments.sample else found.functions
+    )
     possible, lines, branches = {}, [], []
     outcomes, kept, returning, none = Counter(), 0, 0, []
     started = time.monotonic()

@@ -176,7 +176,7 @@ def test_sources_that_are_none(tmp_path):
 def lines_of(qualname):
     lines = PART.splitlines()
     first = next(i for i, line in enumerate(lines) if f"def {qualname.rpartition('.')[2]}(" in line)
-    end = next((i for i in range(first + 1, len(lines)) if not lines[i].startswith((" " * 8, " " * 4)) or not lines[i]))
+    end = next(i for i in range(first + 1, len(lines)) if not lines[i].startswith((" " * 8, " " * 4)) or not lines[i])
     return {i + 1 for i in range(first + 1, end)}
 
 
@@ -271,7 +271,9 @@ def _functions(code):
 
 calls = st.dictionaries(
     st.text("abc", min_size=1),
-    st.builds(Reached, st.frozensets(st.tuples(st.integers(1, 5), st.integers(1, 5))), st.integers(1, 9), st.booleans()),
+    st.builds(
+        Reached, st.frozensets(st.tuples(st.integers(1, 5), st.integers(1, 5))), st.integers(1, 9), st.booleans()
+    ),
     max_size=12,
 )
 

@@ -124,7 +124,7 @@ def functions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("functions")
     (folder / "part.py").write_text(
         textwrap.dedent(
-            '''
+            """
             from __future__ import annotations
             import dataclasses, enum
 
@@ -146,7 +146,7 @@ def functions(tmp_path_factory):
                 if text == "magic":
                     return mapping["key"]
                 return callback(text.upper()[n:])
-            '''
+            """
         )
     )
     return {f.qualname: f for f in find_functions(folder / "part.py").functions}
@@ -207,10 +207,15 @@ def test_the_same_calls_in_every_process_and_no_folder(tmp_path):
 
 
 literals = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5) | st.binary(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=3), inner, max_size=3)
-    | st.tuples(inner, inner),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5)
+    | st.binary(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3) | st.tuples(inner, inner)
+    ),
     max_leaves=8,
 )
 

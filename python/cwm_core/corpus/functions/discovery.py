@@ -20,12 +20,75 @@ _MOST_UNRELATED = 5  # calls of a method's name on what may be of another class
 _MOST_SEEN = 60  # arguments of a name, in a package
 
 CALLED_AS_METHODS = frozenset(
-    "__call__ __len__ __getitem__ __setitem__ __delitem__ __contains__ __iter__ __next__ __reversed__ __missing__ "
-    "__bool__ __int__ __float__ __complex__ __index__ __str__ __repr__ __bytes__ __format__ __hash__ __eq__ __ne__ "
-    "__lt__ __le__ __gt__ __ge__ __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ "
-    "__truediv__ __rtruediv__ __floordiv__ __rfloordiv__ __mod__ __rmod__ __divmod__ __pow__ __rpow__ __neg__ __pos__ "
-    "__abs__ __invert__ __and__ __rand__ __iand__ __or__ __ror__ __ior__ __xor__ __rxor__ __ixor__ __lshift__ "
-    "__rshift__ __matmul__ __round__ __trunc__ __floor__ __ceil__ __copy__ __deepcopy__ __enter__".split()
+    [
+        "__call__",
+        "__len__",
+        "__getitem__",
+        "__setitem__",
+        "__delitem__",
+        "__contains__",
+        "__iter__",
+        "__next__",
+        "__reversed__",
+        "__missing__",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__complex__",
+        "__index__",
+        "__str__",
+        "__repr__",
+        "__bytes__",
+        "__format__",
+        "__hash__",
+        "__eq__",
+        "__ne__",
+        "__lt__",
+        "__le__",
+        "__gt__",
+        "__ge__",
+        "__add__",
+        "__radd__",
+        "__iadd__",
+        "__sub__",
+        "__rsub__",
+        "__isub__",
+        "__mul__",
+        "__rmul__",
+        "__imul__",
+        "__truediv__",
+        "__rtruediv__",
+        "__floordiv__",
+        "__rfloordiv__",
+        "__mod__",
+        "__rmod__",
+        "__divmod__",
+        "__pow__",
+        "__rpow__",
+        "__neg__",
+        "__pos__",
+        "__abs__",
+        "__invert__",
+        "__and__",
+        "__rand__",
+        "__iand__",
+        "__or__",
+        "__ror__",
+        "__ior__",
+        "__xor__",
+        "__rxor__",
+        "__ixor__",
+        "__lshift__",
+        "__rshift__",
+        "__matmul__",
+        "__round__",
+        "__trunc__",
+        "__floor__",
+        "__ceil__",
+        "__copy__",
+        "__deepcopy__",
+        "__enter__",
+    ]
 )
 """Special methods that are explored, by their names; of the others the interpreter expects too much."""
 
@@ -158,31 +221,28 @@ def _definitions(tree: ast.Module) -> Iterator[tuple[str, _Definition, str | Non
 
 
 def _reason_against(source: Source, node: _Definition, owner: str | None) -> str | None:
-    marks = decorators(node)
+    marks = set(decorators(node))
     module = (source.name or "").rpartition(".")[2]
-    if node.name.startswith("test_") or (owner or "").startswith("Test"):
-        return "test"
-    if "overload" in marks:
-        return "overload"
-    if "abstractmethod" in marks or "abstractproperty" in marks:
-        return "abstract"
-    if owner is None and (
-        node.name == "main" or module in ("__main__", "setup", "cli") or {"command", "group"} & {*marks}
-    ):
-        return "command line"
-    if node.name.startswith("__") and node.name.endswith("__") and not _explored_special(node, owner):
-        return "special method"
-    if "setter" in marks or "deleter" in marks:
-        return "special method"
+    is_command = node.name == "main" or module in ("__main__", "setup", "cli") or marks & {"command", "group"}
+    special = node.name.startswith("__") and node.name.endswith("__") and not _explored_special(node, owner)
     body = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+    reasons = {
+        "test": node.name.startswith("test_") or (owner or "").startswith("Test"),
+        "overload": "overload" in marks,
+        "abstract": marks & {"abstractmethod", "abstractproperty"} or _is_not_implemented(body),
+        "command line": owner is None and is_command,
+        "special method": special or marks & {"setter", "deleter"},
+        "empty": not body or (len(body) == 1 and isinstance(body[0], ast.Pass)),
+        "asynchronous generator": isinstance(node, ast.AsyncFunctionDef) and _is_generator(node),
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
+
+
+def _is_not_implemented(body: list[ast.stmt]) -> bool:
     match body:
-        case [] | [ast.Pass()]:
-            return "empty"
-        case [ast.Raise(exc=exc)] if last_name(exc.func if isinstance(exc, ast.Call) else exc) == "NotImplementedError":
-            return "abstract"
-    if isinstance(node, ast.AsyncFunctionDef) and _is_generator(node):
-        return "asynchronous generator"
-    return None
+        case [ast.Raise(exc=ast.Call(func=exception)) | ast.Raise(exc=exception)]:
+            return last_name(exception) == "NotImplementedError"
+    return False
 
 
 def _explored_special(node: _Definition, owner: str | None) -> bool:
@@ -321,7 +381,7 @@ def _parameters(node: _Definition) -> set[str]:
 
 
 def _localised(values: Mapping[str, ast.expr], names: Names) -> list[str]:
-    written = [text(names.localised(value)) for value in values.values()]
+    written = [names.written(value) for value in values.values()]
     return list(dict.fromkeys(w for w in written if w is not None))
 
 

@@ -7,7 +7,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from .slices import Names, bound, cut, top_level
+from .slices import Names, bound, copied, cut, top_level
 
 _MOST = 40  # calls of one name, from one module
 _ITEMS = 6  # of a literal list that a loop or a parametrized test goes through
@@ -154,11 +154,11 @@ def _class(node: ast.ClassDef) -> Iterator[tuple[ast.Call, list[ast.stmt]]]:
     methods = {s.name: s for s in node.body if isinstance(s, ast.FunctionDef | ast.AsyncFunctionDef)}
     setups = [methods[name] for name in ("setUp", "setup_method", "setup_class") if name in methods]
     names = _SelfNames()
-    setup = [names.visit(copy.deepcopy(s)) for function in setups for s in function.body]
+    setup = [names.visit(copied(s)) for function in setups for s in function.body]
     for function in methods.values():
         for bindings in _parametrized(function):
             if setups:
-                yield from _block(names.visit(copy.deepcopy(function)).body, [*bindings, *setup])
+                yield from _block(names.visit(copied(function)).body, [*bindings, *setup])
             else:
                 yield from _block(function.body, bindings)
 

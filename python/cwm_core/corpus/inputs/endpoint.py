@@ -30,14 +30,14 @@ def calls(function: Function, generate: Callable[[list[dict[str, str]]], str]) -
 
 def messages(function: Function) -> list[dict[str, str]]:
     """What to ask for calls of a function: chat messages with `role` and `content`."""
-    lines = function.code.splitlines(keepends=True)
-    source = "".join(lines[function.first_line - 1 : function.end_lineno])
+    source = "\n".join(function.code.split("\n")[function.first_line - 1 : function.end_lineno])
     where = f" of the module {function.module}" if function.module else ""
     around = f"The module:\n```python\n{function.code}\n```\n" if len(function.code) <= _MAX_SOURCE else ""
     question = (
-        f"{around}The function {function.qualname}{where}:\n```python\n{source}```\n"
-        f"Write {MAX_CALLS} calls of it which together run every line and both ways of every branch, one a line, each "
-        "a single Python expression that uses only the names of the module and builtins. Some may raise. Only the calls."
+        f"{around}The function {function.qualname}{where}:\n```python\n{source}\n```\n"
+        f"Write {MAX_CALLS} calls of it which together run every line and both ways of every branch, one a line, "
+        "each a single Python expression that uses only the names of the module and builtins. Some may raise. Write "
+        "only the calls."
     )
     return [{"role": "user", "content": question}]
 

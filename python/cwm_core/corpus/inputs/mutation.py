@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import random
 from collections.abc import Sequence
 
@@ -92,28 +93,29 @@ def _changed(
         return chance.choice(donors)
     if literals and way < 0.4:
         return ast.parse(chance.choice(literals), mode="eval").body
+    new: ast.expr = ast.Constant(chance.choice((None, 0, 1, "", "a", True)))
     match node:
         case ast.Constant(value=bool() | None as value):
-            return ast.Constant(chance.choice([v for v in (True, False, None, 0, "", 1) if v is not value]))
+            new = ast.Constant(chance.choice([v for v in (True, False, None, 0, "", 1) if v is not value]))
         case ast.Constant(value=int(value)):
-            return _number(chance.choice((value + 1, value - 1, -value, value * 2, value // 2, *_INTEGERS)))
+            new = _number(chance.choice((value + 1, value - 1, -value, value * 2, value // 2, *_INTEGERS)))
         case ast.Constant(value=float(value)):
-            return _number(chance.choice((-value, value / 2, value + 1, 0.0, 1e9, float(chance.randint(-5, 5)))))
+            new = _number(chance.choice((-value, value / 2, value + 1, 0.0, 1e9, float(chance.randint(-5, 5)))))
         case ast.Constant(value=str(value)):
-            return ast.Constant(_text(value, literals, chance))
+            new = ast.Constant(_text(value, literals, chance))
         case ast.Constant(value=bytes(value)):
-            return ast.Constant(_text(value.decode("latin-1"), (), chance).encode("utf-8"))
+            new = ast.Constant(_text(value.decode("latin-1"), (), chance).encode("utf-8"))
         case ast.List(elts=items) | ast.Set(elts=items) | ast.Tuple(elts=items):
-            return _container(node, items, donors, chance)
+            new = _container(node, items, donors, chance)
         case ast.Dict(keys=keys) if keys and chance.random() < 0.5:
             gone = chance.randrange(len(keys))
-            return ast.Dict(keys[:gone] + keys[gone + 1 :], node.values[:gone] + node.values[gone + 1 :])
-    return ast.Constant(chance.choice((None, 0, 1, "", "a", True)))
+            new = ast.Dict(keys[:gone] + keys[gone + 1 :], node.values[:gone] + node.values[gone + 1 :])
+    return new
 
 
 def _number(value: float) -> ast.expr:
     """As it is written: negative ones are an operation."""
-    return ast.parse(repr(value) if value == value and abs(value) != float("inf") else "0", mode="eval").body
+    return ast.parse(repr(value) if math.isfinite(value) else "0", mode="eval").body
 
 
 def _container(node: ast.expr, items: list[ast.expr], donors: Sequence[ast.expr], chance: random.Random) -> ast.expr:
@@ -141,17 +143,15 @@ def _text(value: str, literals: Sequence[str], chance: random.Random) -> str:
     texts = [t for t in map(ast.literal_eval, literals) if isinstance(t, str)]
     if texts and chance.random() < 0.3:
         return value[:at] + chance.choice(texts) + value[at:]
-    match chance.randrange(7):
-        case 0:
-            return value[:at] + value[at + 1 :]
-        case 1:
-            return value[:at] + chance.choice(_CHARACTERS) + value[at:]
-        case 2:
-            return value[:at] + value[:at] + value[at:]
-        case 3:
-            return value.swapcase()
-        case 4:
-            return value[at:]
-        case 5:
-            return value[:at]
-    return value[:at] + chance.choice(_CHARACTERS) + value[at + 1 :]
+    character = chance.choice(_CHARACTERS)
+    return chance.choice(
+        (
+            value[:at] + value[at + 1 :],
+            value[:at] + character + value[at:],
+            value[:at] + character + value[at + 1 :],
+            value[:at] + value[:at] + value[at:],
+            value.swapcase(),
+            value[at:],
+            value[:at],
+        )
+    )

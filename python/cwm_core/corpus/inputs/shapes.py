@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -62,7 +63,8 @@ _CONTAINERS = {
 _WRAPPERS = ("Optional", "Final", "Annotated", "Required", "NotRequired", "ClassVar", "Type")
 _NAMES = (
     (r"n|m|k|i|j|size|count|num|index|idx|start|stop|step|width|height|depth|level|length|limit|offset|max\w*|min\w*"
-     r"|n_\w+|num_\w+|\w+_(count|size|width|len|length|index)|nbits|bits|prec|position|pos|indent|age|year|port", "int"),
+     r"|n_\w+|num_\w+|\w+_(count|size|width|len|length|index)|nbits|bits|prec|position|pos|indent|age|year|port",
+     "int"),
     (r"x|y|z|a|b|c|value|val|number|num|ratio|weight|alpha|beta|eps|tol|seconds|delta|scale", "float"),
     (r"s|text|string|str|name|word|line|title|label|key|prefix|suffix|sep|delimiter|msg|message|source|src|code|content"
      r"|html|markup|path|filename|fname|url|uri|pattern|encoding|fmt|format|lang|locale|\w+_(name|str|text|string|path)"
@@ -185,7 +187,7 @@ class Classes:
     def instances(self, of: Class, names: Names, depth: int = _DEPTH) -> list[Shape]:
         """Expressions for an instance, in the names of a module."""
         shapes = []
-        seen = [text(names.localised(node)) for node in list(self.seen.get(of.name, {}).values())[:12]]
+        seen = [names.written(node) for node in list(self.seen.get(of.name, {}).values())[:12]]
         if values := tuple(value for value in seen if value is not None):
             shapes.append(Shape("values", values=values))
         if depth == 0:
@@ -239,7 +241,7 @@ def _fields(of: Class, classes: Classes, names: Names, depth: int) -> Iterator[A
     for name, member in of.members.items():
         match member:
             case ast.AnnAssign(annotation=annotation, value=value) if last_name(annotation) != "ClassVar":
-                shapes = _of_annotation(annotation, classes, of.names, names, depth)
+                shapes = _of_annotation(annotation, _Scope(classes, of.names, names, depth))
                 if value is None or _is_required_field(value):
                     yield Argument(name, "any", None, tuple(shapes) or (ANY,))
             case ast.Assign(value=ast.Call(func=function) as value) if last_name(function) in ("ib", "field", "attrib"):
@@ -272,6 +274,19 @@ def last_name(node: ast.expr | None) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Scope:
+    """Where types are looked up, and the names of the module that expressions are for."""
+
+    classes: Classes
+    home: Names
+    names: Names
+    depth: int
+
+    def instances(self, of: Class) -> list[Shape]:
+        return self.classes.instances(of, self.names, self.depth)
+
+
 def arguments(
     function: _Function,
     classes: Classes,
@@ -302,17 +317,18 @@ def arguments(
     every = list(zip(positional, kinds, defaults, strict=True))[method:]
     every += [(spec.vararg, "*", None)] if spec.vararg else []
     every += [(a, "keyword", d) for a, d in zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
+    scope = _Scope(classes, home, names, depth)
     documented = _documented(ast.get_docstring(function, clean=False) or "")
     for argument, kind, default in every:
-        shapes = list(_of_annotation(argument.annotation, classes, home, names, depth)) if argument.annotation else []
+        shapes = list(_of_annotation(argument.annotation, scope)) if argument.annotation else []
         if not shapes or shapes == [ANY]:
             shapes = [
                 *_of_default(default),
-                *_of_words(documented.get(argument.arg, ""), classes, home, names, depth),
-                *_of_usage(function, argument.arg, classes, home, names, depth, functions or {}),
+                *_of_words(documented.get(argument.arg, ""), scope),
+                *_of_usage(function, argument.arg, scope, functions or {}),
             ] or _of_name(argument.arg)
             if default is None and depth > 0:
-                shapes += [s for c in classes.called_like(argument.arg) for s in classes.instances(c, names, depth)]
+                shapes += [s for c in classes.called_like(argument.arg) for s in scope.instances(c)]
         if literals := _compared(function, argument.arg):
             shapes.append(Shape("values", values=literals))
         if pool is not None and (seen := pool.get(argument.arg)):
@@ -321,9 +337,9 @@ def arguments(
         yield Argument(argument.arg, kind, written, tuple(dict.fromkeys(shapes)) or (ANY,))
 
 
-def _of_annotation(node: ast.expr | None, classes: Classes, home: Names, names: Names, depth: int) -> Iterator[Shape]:
+def _of_annotation(node: ast.expr | None, scope: _Scope) -> Iterator[Shape]:
     def inner(child: ast.expr) -> Iterator[Shape]:
-        return _of_annotation(child, classes, home, names, depth)
+        return _of_annotation(child, scope)
 
     match node:
         case ast.Constant(value=None):
@@ -345,8 +361,8 @@ def _of_annotation(node: ast.expr | None, classes: Classes, home: Names, names: 
                 yield Shape(_SIMPLE[name])
             elif name in _CONTAINERS:
                 yield Shape(_CONTAINERS[name], (ANY,))
-            elif (found := classes.find(name, home)) is not None:
-                yield from classes.instances(found, names, depth)
+            elif (found := scope.classes.find(name, scope.home)) is not None:
+                yield from scope.instances(found)
             else:
                 yield ANY
 
@@ -401,14 +417,14 @@ def _documented(documentation: str) -> dict[str, str]:
     return found
 
 
-def _of_words(words: str, classes: Classes, home: Names, names: Names, depth: int) -> Iterator[Shape]:
+def _of_words(words: str, scope: _Scope) -> Iterator[Shape]:
     for word in dict.fromkeys(re.findall(r"\w+", words)):
         if word in _SIMPLE:
             yield Shape(_SIMPLE[word])
         elif word in _CONTAINERS:
             yield Shape(_CONTAINERS[word], (ANY,))
-        elif word[0].isupper() and (found := classes.find(word, home)) is not None:
-            yield from classes.instances(found, names, depth)
+        elif word[0].isupper() and (found := scope.classes.find(word, scope.home)) is not None:
+            yield from scope.instances(found)
 
 
 def _of_name(name: str) -> list[Shape]:
@@ -417,50 +433,54 @@ def _of_name(name: str) -> list[Shape]:
     return [Shape(kind, of if kind in ("list", "dict") else ()) for kind in found]
 
 
-def _of_usage(
-    function: _Function,
-    name: str,
-    classes: Classes,
-    home: Names,
-    names: Names,
-    depth: int,
-    functions: Mapping[str, _Function],
-) -> Iterator[Shape]:
+def _of_usage(function: _Function, name: str, scope: _Scope, functions: Mapping[str, _Function]) -> Iterator[Shape]:
     """What the function does with the variable."""
     attributes: dict[str, None] = {}
-    of = (ANY,)
-    for node in ast.walk(function):
+    for node in _nodes(function):
         match node:
             case ast.Attribute(value=ast.Name(id=found), attr=attribute) if found == name:
                 attributes[attribute] = None
-            case ast.For(iter=ast.Name(id=found)) | ast.comprehension(iter=ast.Name(id=found)) if found == name:
-                yield Shape("list", of)
-            case ast.Call(func=ast.Name(id=found)) if found == name:
-                yield Shape("callable")
-            case ast.Call(func=ast.Name(id=called), args=[ast.Name(id=found), *_]) if found == name:
-                yield from _of_call(called)
             case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[ast.Name(id=found), kinds]):
                 if found == name:
                     for kind in kinds.elts if isinstance(kinds, ast.Tuple) else [kinds]:
-                        yield from _of_annotation(kind, classes, home, names, min(depth, 1))
-            case ast.Subscript(value=ast.Name(id=found), slice=index) if found == name:
-                yield Shape("dict", (Shape("str"), ANY)) if _is_text(index) else Shape("list", of)
-            case ast.BinOp(left=ast.Name(id=found), op=operation, right=other) if found == name:
-                yield Shape("str" if isinstance(operation, ast.Mod | ast.Add) and _is_text(other) else "int")
-            case ast.BinOp(left=other, op=operation, right=ast.Name(id=found)) if found == name:
-                yield Shape("str" if isinstance(operation, ast.Add) and _is_text(other) else "int")
-            case ast.Compare(left=ast.Name(id=found), ops=[ast.Lt() | ast.Gt() | ast.LtE() | ast.GtE(), *_]):
-                if found == name:
-                    yield Shape("int")
-    yield from _of_attributes(attributes, classes, home, names, depth)
+                        yield from _of_annotation(kind, scope)
+            case _:
+                yield from _of_operation(node, name)
+    yield from _of_attributes(attributes, scope)
     for called, place in _passed_on(function, name):
         callee = functions.get(called)
         if callee is not None and callee is not function and place < len(callee.args.args):
             passed = callee.args.args[place]
             if passed.annotation is not None:
-                yield from _of_annotation(passed.annotation, classes, home, names, depth)
+                yield from _of_annotation(passed.annotation, scope)
             else:
-                yield from _of_usage(callee, passed.arg, classes, home, names, depth, {})
+                yield from _of_usage(callee, passed.arg, scope, {})
+
+
+@functools.lru_cache(maxsize=64)
+def _nodes(function: _Function) -> tuple[ast.AST, ...]:
+    """All of a function, which is gone through for each of its parameters."""
+    return tuple(ast.walk(function))
+
+
+def _of_operation(node: ast.AST, name: str) -> Iterator[Shape]:
+    """What one operation on the variable says of it."""
+    match node:
+        case ast.For(iter=ast.Name(id=found)) | ast.comprehension(iter=ast.Name(id=found)) if found == name:
+            yield Shape("list", (ANY,))
+        case ast.Call(func=ast.Name(id=found)) if found == name:
+            yield Shape("callable")
+        case ast.Call(func=ast.Name(id=called), args=[ast.Name(id=found), *_]) if found == name:
+            yield from _of_call(called)
+        case ast.Subscript(value=ast.Name(id=found), slice=index) if found == name:
+            yield Shape("dict", (Shape("str"), ANY)) if _is_text(index) else Shape("list", (ANY,))
+        case ast.BinOp(left=ast.Name(id=found), op=operation, right=other) if found == name:
+            yield Shape("str" if isinstance(operation, ast.Mod | ast.Add) and _is_text(other) else "int")
+        case ast.BinOp(left=other, op=operation, right=ast.Name(id=found)) if found == name:
+            yield Shape("str" if isinstance(operation, ast.Add) and _is_text(other) else "int")
+        case ast.Compare(left=ast.Name(id=found), ops=[ast.Lt() | ast.Gt() | ast.LtE() | ast.GtE(), *_]):
+            if found == name:
+                yield Shape("int")
 
 
 def _of_call(called: str) -> Iterator[Shape]:
@@ -478,9 +498,7 @@ def _of_call(called: str) -> Iterator[Shape]:
         yield Shape("iterator", (ANY,))
 
 
-def _of_attributes(
-    attributes: Iterable[str], classes: Classes, home: Names, names: Names, depth: int
-) -> Iterator[Shape]:
+def _of_attributes(attributes: Iterable[str], scope: _Scope) -> Iterator[Shape]:
     wanted = set(attributes)
     if not wanted:
         return
@@ -488,13 +506,13 @@ def _of_attributes(
     yield from (Shape(kind, (ANY,) if kind in ("list", "dict", "set", "tuple") else ()) for kind in found)
     if wanted <= _FILE:
         yield Shape("file")
-    if not found and depth > 0:
-        for of in classes.with_attributes(wanted, home):
-            yield from classes.instances(of, names, depth)
+    if not found and scope.depth > 0:
+        for of in scope.classes.with_attributes(wanted, scope.home):
+            yield from scope.instances(of)
 
 
 def _passed_on(function: _Function, name: str) -> Iterator[tuple[str, int]]:
-    for node in ast.walk(function):
+    for node in _nodes(function):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             for place, argument in enumerate(node.args):
                 if isinstance(argument, ast.Name) and argument.id == name:
@@ -504,7 +522,7 @@ def _passed_on(function: _Function, name: str) -> Iterator[tuple[str, int]]:
 def _compared(function: _Function, name: str) -> tuple[str, ...]:
     """Literals that the variable is compared with."""
     found: dict[str, None] = {}
-    for node in ast.walk(function):
+    for node in _nodes(function):
         if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id == name:
             for other in node.comparators:
                 for item in other.elts if isinstance(other, ast.Tuple | ast.List | ast.Set) else [other]:

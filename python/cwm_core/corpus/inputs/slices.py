@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ast
 import builtins
-import copy
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 MAX_CHARS = 600
 """Of an expression; longer ones are not used."""
@@ -34,11 +34,10 @@ class Names:
         self.module = module
         self.own: set[str] = set()
         self.imports: dict[str, _Origin] = {}
-        self.star = False
+        self._written: dict[ast.expr, str | None] = {}
         for statement in top_level(tree.body):
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 self.imports |= imports(statement, module, is_package)
-                self.star |= any(alias.name == "*" for alias in statement.names)
             else:
                 self.own.update(bound(statement))
         present = {id(s) for s in top_level(tree.body, typing=False)}
@@ -62,14 +61,20 @@ class Names:
 
     def localised(self, node: ast.expr) -> ast.expr:
         """The expression with this module's own names for what it has."""
-        return _Localise(self).visit(copy.deepcopy(node))
+        return _Localise(self).visit(copied(node))
+
+    def written(self, node: ast.expr) -> str | None:
+        """The same as `text`; kept, as an expression seen anywhere is asked for by many functions."""
+        if node not in self._written:
+            self._written[node] = text(self.localised(node))
+        return self._written[node]
 
     def local(self, module: str, name: str | None) -> str | None:
         """This module's name for something of another one, or of itself."""
         if name is not None and module == self.module:
             return name
-        package = (self.module or "").split(".")[0]
-        if name is not None and module.split(".")[0] == package and self.has(name):
+        package = (self.module or "").partition(".")[0]
+        if name is not None and module.partition(".")[0] == package and self.has(name):
             return name  # reexported: a name means the same throughout a package
         return next(
             (local for local, origin in self.imports.items() if origin == (module, name) and self.has(local)), None
@@ -189,43 +194,53 @@ def cut(
             replaced[name] = meaning
     steps.reverse()
     substitute = _Substitute(replaced)
-    ready = [(name, substitute.visit(copy.deepcopy(value))) for name, value in steps]
-    return _joined(ready, substitute.visit(copy.deepcopy(call)))
+    ready = [(name, substitute.visit(copied(value))) for name, value in steps]
+    return _joined(ready, substitute.visit(copied(call)))
 
 
-def _steps(statement: ast.stmt, needed: set[str]) -> list[tuple[str | None, ast.expr]] | None:
+_Step = tuple[str | None, ast.expr]
+
+
+def _steps(statement: ast.stmt, needed: set[str]) -> list[_Step] | None:
     """What a statement does for the names that are needed, as expressions; None where it cannot be said so."""
     stored = bound(statement)
+    found: list[_Step] | None = None if stored & needed else []
     match statement:
         case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in needed:
-            return [(name, value)]
+            found = [(name, value)]
         case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value) if name in needed:
-            return [(name, value)]
+            found = [(name, value)]
         case ast.AugAssign(target=ast.Name(id=name), op=op, value=value) if name in needed:
-            return [(name, ast.BinOp(ast.Name(name, ast.Load()), op, value))]
-        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)) if stored & needed:
-            if len(targets) == len(values) and all(isinstance(target, ast.Name) for target in targets):
-                return [(target.id, v) for target, v in zip(targets, values, strict=True) if target.id in needed]
-            return None
+            found = [(name, ast.BinOp(ast.Name(name, ast.Load()), op, value))]
         case ast.Assign(targets=[ast.Tuple(elts=targets)], value=value) if stored & needed:
-            if not all(isinstance(target, ast.Name) for target in targets):
-                return None
-            whole = "_".join(target.id for target in targets)
-            parts = [(t.id, _item(ast.Name(whole, ast.Load()), index)) for index, t in enumerate(targets)]
-            listed = ast.Call(ast.Name("list", ast.Load()), [value], [])
-            return [(whole, listed), *((name, part) for name, part in parts if name in needed)]
+            found = _unpacked(targets, value, needed)
         case ast.Assign(targets=[ast.Subscript(value=ast.Name(id=name) as base, slice=index)], value=value):
-            method = ast.Attribute(base, "__setitem__", ast.Load())
-            return [(None, ast.Call(method, [index, value], []))] if name in needed else []
+            if name in needed:
+                found = [(None, ast.Call(ast.Attribute(base, "__setitem__", ast.Load()), [index, value], []))]
         case ast.Assign(targets=[ast.Attribute(value=ast.Name(id=name), attr=attribute)], value=value):
-            arguments = [ast.Name(name, ast.Load()), ast.Constant(attribute), value]
-            return [(None, ast.Call(ast.Name("setattr", ast.Load()), arguments, []))] if name in needed else []
+            if name in needed:
+                arguments = [ast.Name(name, ast.Load()), ast.Constant(attribute), value]
+                found = [(None, ast.Call(ast.Name("setattr", ast.Load()), arguments, []))]
         case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name))) as value) if name in needed:
-            return [(None, value)]
+            found = [(None, value)]
         case ast.FunctionDef(name=name) if name in needed:
             value = _as_lambda(statement)
-            return None if value is None else [(name, value)]
-    return None if stored & needed else []
+            found = None if value is None else [(name, value)]
+    return found
+
+
+def _unpacked(targets: list[ast.expr], value: ast.expr, needed: set[str]) -> list[_Step] | None:
+    """What ``a, b = value`` does."""
+    names = [target.id for target in targets if isinstance(target, ast.Name)]
+    if len(names) < len(targets):
+        return None
+    if isinstance(value, ast.Tuple):
+        pairs = list(zip(names, value.elts, strict=False))
+        return [(name, v) for name, v in pairs if name in needed] if len(value.elts) == len(names) else None
+    whole = "_".join(names)
+    parts = [(name, _item(ast.Name(whole, ast.Load()), index)) for index, name in enumerate(names)]
+    listed = ast.Call(ast.Name("list", ast.Load()), [value], [])
+    return [(whole, listed), *((name, part) for name, part in parts if name in needed)]
 
 
 def _as_lambda(function: ast.FunctionDef) -> ast.expr | None:
@@ -236,7 +251,7 @@ def _as_lambda(function: ast.FunctionDef) -> ast.expr | None:
 
 
 def _without_annotations(arguments: ast.arguments) -> ast.arguments:
-    arguments = copy.deepcopy(arguments)
+    arguments = copied(arguments)
     for node in ast.walk(arguments):
         if isinstance(node, ast.arg):
             node.annotation = None
@@ -253,7 +268,7 @@ class _Substitute(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         if isinstance(node.ctx, ast.Load) and node.id in self.replaced:
-            return copy.deepcopy(self.replaced[node.id])
+            return copied(self.replaced[node.id])
         return node
 
 
@@ -272,10 +287,17 @@ def _joined(steps: list[tuple[str | None, ast.expr]], call: ast.expr) -> ast.exp
     return ast.Subscript(ast.Tuple([*parts, call], ast.Load()), last, ast.Load())
 
 
+def copied(node: Any) -> Any:
+    """A copy of a tree without its places in the text, at a fraction of the time of `copy.deepcopy`."""
+    if isinstance(node, ast.AST):
+        return type(node)(**{name: copied(value) for name, value in ast.iter_fields(node)})
+    return [copied(item) for item in node] if isinstance(node, list) else node
+
+
 def text(node: ast.expr) -> str | None:
     """The expression as text on one line; None where it is too long or cannot be read back."""
     try:
-        written = ast.unparse(ast.fix_missing_locations(node))
+        written = ast.unparse(node)
         compile(written, "<call>", "eval", ast.PyCF_ONLY_AST, dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import random
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -24,10 +25,11 @@ _BACKEND = "cwm-seeded"
 _INTEGERS = (0, 1, 2, 3, 5, -1, 10, 4, 7, 8, 12, 16, 6, 9, 20, 37, 64, 100, 255, 1000, -2, -7, -100, 65537, 10**12)
 _FLOATS = ("0.0", "1.0", "0.5", "-1.5", "2.0", "3.14159", "10.0", "1e-09", "100.25", "1e+16", "-0.25")
 _TEXTS = (
-    "", "a", "abc", "hello world", "Hello, World!", "1", "42", "-7", "3.14", "foo_bar", "FooBar", "a,b,c", "one\ntwo\n",
+    "",
+    "a", "abc", "hello world", "Hello, World!", "1", "42", "-7", "3.14", "foo_bar", "FooBar", "a,b,c", "one\ntwo\n",
     "  padded ", "é", "ABC", "x = 1", "2020-01-02", "12:30:45", "<b>bold</b>", "{name}", "%s %d", "a/b/c.txt", "aabbcc",
-    "key=value", "[1, 2]", "a-b-c", "the quick brown fox", "1.2.3", "http://example.com/a?b=c", "'q' \"d\"", "(a (b) c)",
-    "True", "None", "x**2 + 1", "# Title\n\ntext *a* `b`\n", "0x1f", "a\tb", "racecar", "ß",
+    "key=value", "[1, 2]", "a-b-c", "the quick brown fox", "1.2.3", "http://example.com/a?b=c",
+    "'q' \"d\"", "(a (b) c)", "True", "None", "x**2 + 1", "# Title\n\ntext *a* `b`\n", "0x1f", "a\tb", "racecar", "ß",
 )  # fmt: skip
 _ALPHABET = "abcxyzABZ019 _-.,:;/()[]{}<>+*=%#@!?\"'\n\\"
 _CALLABLES = (
@@ -146,44 +148,38 @@ class _Pools:
         """An expression of a shape."""
         match shape.kind:
             case "values":
-                return st.sampled_from(shape.values)
+                found = st.sampled_from(shape.values)
             case "new":
-                return self.arguments(shape.arguments).map(lambda arguments: f"{shape.name}({arguments})")
+                found = self.arguments(shape.arguments).map(lambda arguments: f"{shape.name}({arguments})")
             case "record":
-                return st.tuples(*(self.value((of,)) for of in shape.of)).map(
-                    lambda items: f"({', '.join(items)}{',' * (len(items) == 1)})"
-                )
-            case "list" | "tuple" | "set" | "frozenset" | "iterator":
-                return self.items(shape)
+                items = st.tuples(*(self.value((of,)) for of in shape.of))
+                found = items.map(lambda items: f"({', '.join(items)}{',' * (len(items) == 1)})")
             case "dict":
                 key = self.simple if not shape.of or shape.of[0] == ANY else self.value(shape.of[:1])
-                value = self.value(shape.of[1:2])
-                pairs = st.lists(st.tuples(key, value).map(": ".join), max_size=4)
-                return pairs.map(lambda pairs: f"{{{', '.join(pairs)}}}")
+                pairs = st.lists(st.tuples(key, self.value(shape.of[1:2])).map(": ".join), max_size=4)
+                found = pairs.map(lambda pairs: f"{{{', '.join(pairs)}}}")
+            case "list" | "tuple" | "set" | "frozenset" | "iterator":
+                found = self.items(shape)
             case "any":
-                return self.any()
-        return self.scalar(shape.kind)
+                found = self.any()
+            case kind:
+                found = self.scalars[kind]
+        return found
 
-    def scalar(self, kind: str) -> st.SearchStrategy[str]:
-        """An expression for a value without elements."""
-        match kind:
-            case "int":
-                return self.integers
-            case "float":
-                return st.one_of(self.floats, self.integers)
-            case "complex":
-                return st.builds(lambda a, b: f"complex({a}, {b})", self.floats, self.floats)
-            case "bool":
-                return st.sampled_from(("True", "False"))
-            case "str":
-                return self.texts
-            case "bytes":
-                return self.texts.map(lambda text: repr(ast.literal_eval(text).encode()))
-            case "callable":
-                return st.sampled_from(_CALLABLES)
-            case "file":
-                return self.texts.map(lambda text: f"__import__('io').StringIO({text})")
-        return st.just("None")
+    @cached_property
+    def scalars(self) -> dict[str, st.SearchStrategy[str]]:
+        """Expressions for values without elements."""
+        return {
+            "int": self.integers,
+            "float": st.one_of(self.floats, self.integers),
+            "complex": st.builds(lambda a, b: f"complex({a}, {b})", self.floats, self.floats),
+            "bool": st.sampled_from(("True", "False")),
+            "str": self.texts,
+            "bytes": self.texts.map(lambda text: repr(ast.literal_eval(text).encode())),
+            "callable": st.sampled_from(_CALLABLES),
+            "file": self.texts.map(lambda text: f"__import__('io').StringIO({text})"),
+            "none": st.just("None"),
+        }
 
     def items(self, shape: Shape) -> st.SearchStrategy[str]:
         """An expression for elements of one kind, as those of most programs are."""
@@ -195,14 +191,10 @@ class _Pools:
             kinds = [self.integers, self.texts, pair, row]
             item = st.one_of([st.lists(kind, max_size=5) for kind in kinds])
         listed = item.map(_listed)
-        match shape.kind:
-            case "tuple":
-                return listed.map(lambda text: f"tuple({text})")
-            case "set" | "frozenset":
-                return listed.map(lambda text: f"{shape.kind}({text})")
-            case "iterator":
-                return listed.map(lambda text: f"iter({text})")
-        return listed
+        if shape.kind == "list":
+            return listed
+        made = "iter" if shape.kind == "iterator" else shape.kind
+        return listed.map(lambda text: f"{made}({text})")
 
     def any(self) -> st.SearchStrategy[str]:
         """An expression for a value of which nothing is known."""
