@@ -70,12 +70,13 @@ def test_repository(tmp_path, capsys):
 
 
 def test_functions(tmp_path, capsys):
-    (tmp_path / "code.py").write_text(
+    (tmp_path / "shop.py").write_text(
         "def bigger(a: int, b: int) -> int:\n    if a > b:\n        return a\n    return b\n\n\n"
-        "def main():\n    print(bigger(1, 2))\n\n\ndef shout(text: str) -> str:\n    loud = text.upper()\n    return loud + '!'\n"
+        "def main():\n    print(bigger(1, 2))\n\n\ndef shout(text: str) -> str:\n"
+        "    loud = text.upper()\n    return loud + '!'\n"
     )
     out = tmp_path / "out"
-    assert corpus("functions", tmp_path / "code.py", "--licence", "MIT", "--calls", 3, "--budget", 20, out=out) == 0
+    assert corpus("functions", tmp_path / "shop.py", "--licence", "MIT", "--calls", 3, "--budget", 20, out=out) == 0
     assert "2 functions" in capsys.readouterr().err
     kept = entries(out)
     assert {entry.metadata["qualname"] for entry in kept} == {"bigger", "shout"}
@@ -83,7 +84,7 @@ def test_functions(tmp_path, capsys):
     assert {2, 3, 4} <= lines
     for key, metadata, trace in kept:
         assert key.endswith(tuple(["#0", "#1", "#2"]))
-        assert trace.result == repr(eval(metadata["call"], _names(tmp_path / "code.py")))
+        assert trace.result == repr(eval(metadata["call"], _names(tmp_path / "shop.py")))
 
 
 def _names(path):
