@@ -11,12 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+import docker_image
 import pytest
 from broken import BUGS, broken_tasks, repair_actions
 from cwm_core import PackedLoader, Tokenizer, sandbox
 from cwm_core.cli import main
 from cwm_core.environments import (
     Budget,
+    DockerBackend,
     OutOfBudget,
     ProcessWorker,
     Reply,
@@ -26,6 +28,7 @@ from cwm_core.environments import (
     TrajectoryWriter,
     Transition,
     WorkerError,
+    read_tasks,
     read_trajectories,
     rollout,
     run_rollouts,
@@ -36,10 +39,13 @@ from cwm_core.environments import (
 )
 from cwm_core.environments.backends.sandboxed import LIMITS
 from cwm_core.sandbox.programs import installed_packages
+from small_repositories import NAMES, copy_repository
 
 READABLE = installed_packages()  # pytest, for the repositories' tests
 ISOLATED = "process" if sandbox.bubblewrap_refusal() else "bubblewrap"
 BACKENDS = {ISOLATED: lambda: SandboxBackend(ISOLATED, readable=READABLE)}
+if docker_image.refusal() is None:
+    BACKENDS["docker"] = lambda: DockerBackend(docker_image.image())
 """What makes a backend, by its name; whatever can open tasks with a folder may join."""
 LIGHT = SandboxBackend("process", limits=replace(LIMITS, seconds=60.0))
 """For tests of what is around rollouts."""
@@ -132,6 +138,20 @@ def learn(trajectories, folder):
     Trainer(Transformer(config), loader, train, on_step=lambda progress: losses.append(progress.loss)).run()
     assert len(losses) == 30
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_foraged_tasks_are_solved_and_learned(tmp_path):
+    """The same from the command line, with tasks that nobody wrote."""
+    repositories = [str(copy_repository(name, tmp_path)) for name in NAMES]
+    out, tasks = tmp_path / "out", tmp_path / "tasks"
+    backend = ["--backend", ISOLATED]
+    assert main(["forage", *repositories, "--count", "6", "--out", str(tasks), *backend]) == 0
+    several = list(read_tasks(tasks / "tasks.jsonl"))
+    assert len(several) == 6 and len({task.folder for task in several}) >= 3
+    assert main(["agent", str(tasks / "tasks.jsonl"), "--agent", "script", "--out", str(out), *backend]) == 0
+    solved = list(read_trajectories(out / "trajectories.jsonl"))
+    assert len(solved) == 6 and all(one.reward == 1.0 for one in solved), [one.reason for one in solved]
+    learn(solved, tmp_path)
 
 
 # ---- one rollout
