@@ -130,6 +130,8 @@ class Classes:
             self._named.setdefault(found.name, []).append(found)
             for base in found.bases:
                 self._derived.setdefault(base, []).append(found)
+        self._attributes: dict[int, frozenset[str]] = {}
+        self._instances: dict[tuple[int, Names, int], list[Shape]] = {}
         self._all = [found for every in self._named.values() for found in every]
 
     @property
@@ -168,7 +170,9 @@ class Classes:
 
     def attributes(self, of: Class) -> frozenset[str]:
         """All names that its instances have."""
-        return frozenset().union(*(c.attributes for c in self.line(of)))
+        if id(of) not in self._attributes:
+            self._attributes[id(of)] = frozenset().union(*(c.attributes for c in self.line(of)))
+        return self._attributes[id(of)]
 
     def is_abstract(self, of: Class) -> bool:
         """Whether it cannot have instances of its own."""
@@ -185,7 +189,13 @@ class Classes:
         return False
 
     def instances(self, of: Class, names: Names, depth: int = _DEPTH) -> list[Shape]:
-        """Expressions for an instance, in the names of a module."""
+        """Expressions for an instance, in the names of a module; to be asked for once `seen` is complete."""
+        key = (id(of), names, depth)
+        if key not in self._instances:
+            self._instances[key] = self._made(of, names, depth)
+        return self._instances[key]
+
+    def _made(self, of: Class, names: Names, depth: int) -> list[Shape]:
         shapes = []
         seen = [names.written(node) for node in list(self.seen.get(of.name, {}).values())[:12]]
         if values := tuple(value for value in seen if value is not None):
