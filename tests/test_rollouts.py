@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -419,20 +420,22 @@ def test_an_engines_agent_in_threads_is_interrupted(quick_tasks, tmp_path):
     assert all(one.failure is None and one.turns[0].ids and one.turns[0].logprobs for one in results.values())
     long = replace(budget, action_tokens=15_000)
 
-    def stop(done, total, newest):
-        if newest is None:
-            signal.setitimer(signal.ITIMER_REAL, 3.0)
+    def ring_when_at_work():
+        while not engine.unfinished and time.monotonic() < deadline:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGALRM)
 
     def ring(*_):
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before, deadline = signal.signal(signal.SIGALRM, ring), time.monotonic() + 50
+    watcher = threading.Thread(target=ring_when_at_work)
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_rollouts(
-                quick_tasks, EngineAgent(engine), tmp_path / "b", backend=LIGHT, budget=long, workers=2, progress=stop
-            )
+            watcher.start()
+            run_rollouts(quick_tasks, EngineAgent(engine), tmp_path / "b", backend=LIGHT, budget=long, workers=2)
     finally:
+        watcher.join()
         signal.signal(signal.SIGALRM, before)
     assert not engine.unfinished
 

@@ -40,8 +40,12 @@ class Outcome(Generic[Value]):
 
 
 def installed_packages() -> list[str]:
-    """The folders of packages that this process imports from: for programs that may import what is installed here."""
-    return [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages") and Path(path).is_dir()]
+    """The folders of packages that this process imports from: for programs that may import what is installed here.
+
+    Among them the one with this package, wherever it lies: pytest imports its plugin.
+    """
+    folders = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    return [path for path in [*folders, str(Path(__file__).parents[2])] if Path(path).is_dir()]
 
 
 def check_sandbox(backend: Backend) -> None:

@@ -14,6 +14,7 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
+from ..filters.licence import of_package
 from ..inputs.slices import Names
 
 
@@ -110,11 +111,10 @@ def _package(root: Path, path: Path) -> dict[str, Any]:
     top = path.relative_to(root).parts[0].removesuffix(".py")
     for distribution in distributions(path=[str(root)]):
         if top in _top_level(distribution):
-            metadata = distribution.metadata
             return {
-                "package": metadata["Name"],
+                "package": distribution.metadata["Name"],
                 "version": distribution.version,
-                "licence": metadata.get("License-Expression"),
+                "licence": of_package(distribution),
             }
     return {"package": top}
 
