@@ -1,6 +1,7 @@
 """What hostile commands do in an environment: contained, told to the model, and nothing to the next task."""
 
 import dataclasses
+import itertools
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from cwm_core.environments import Environment, Task
 from machines import backend_of, kinds
 
 KINDS = kinds("bubblewrap", "docker")  # those that isolate
+numbers = itertools.count()
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def environment(kind, task):
         environment.start(task)
         yield environment
         environment.start(task)  # whatever was done before
-        alive = "cat file; ls -A; echo [$x]; pwd; for pid in /proc/[0-9]*; do echo process; done"
+        alive = "cat file; ls; echo [$x]; pwd; for pid in /proc/[0-9]*; do echo process; done"
         fresh = bash(environment, alive).splitlines()
         assert fresh[:3] == ["as it was", "file", "[]"]
         assert fresh.count("process") <= 2
@@ -193,9 +195,16 @@ def left(marker, pid):
     return found
 
 
+def wait_until(holds, said, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, said()
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("end", ["success", "failure", "SIGINT", "SIGTERM", "SIGKILL"])
 def test_nothing_is_left_of_a_process_that_ran_an_environment(kind, task, end, tmp_path):
-    marker = f"7{os.getpid()}.{len(end)}"
+    marker = f"7{os.getpid()}.{next(numbers)}"
     last = {"success": "", "failure": "raise ValueError"}.get(end, "time.sleep(60)")
     code = f"""
 import sys, time
@@ -211,23 +220,23 @@ with Environment(backend_of({kind!r})) as environment:
     {last}
 """
     here = Path(__file__).parent
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(here), *sys.path])},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )
-    assert process.stdout.readline() == b"ready\n"
-    assert len(left(marker, process.pid)) >= 2
-    process.stdin.write(b"\n")
-    process.stdin.flush()
-    if end.startswith("SIG"):
-        time.sleep(0.2)
-        process.send_signal(getattr(signal, end))
-    _, said = process.communicate(timeout=30)
+    ) as process:
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            wait_until(lambda: len(left(marker, process.pid)) >= 2, lambda: left(marker, process.pid))
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            if end.startswith("SIG"):
+                time.sleep(0.2)
+                process.send_signal(getattr(signal, end))
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == {"success": 0, "SIGTERM": -15, "SIGKILL": -9}.get(end, process.returncode), said
-    deadline = time.monotonic() + 15
-    while found := left(marker, process.pid):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.05)
+    wait_until(lambda: not left(marker, process.pid), lambda: left(marker, process.pid))

@@ -3,9 +3,9 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from ..jsonl import read_rows
 from .patches import touched
 from .protection import SETTINGS
 from .tasks import Task
@@ -60,21 +60,6 @@ def read_issues(
             yield task
         elif left_out is not None:
             left_out(task.name, reason)
-
-
-def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file with their line numbers. Raises ValueError that names the line of anything else."""
-    with Path(path).open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{os.fspath(path)}, line {number}: not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{os.fspath(path)}, line {number}: not a JSON object")
-            yield number, row
 
 
 def issue_task(row: Mapping[str, Any], *, test_command: str = TEST_COMMAND) -> Task:

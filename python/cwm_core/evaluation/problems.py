@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from ..jsonl import read_rows
 
 _FIELDS: dict[str, tuple[type, ...]] = {
     "code": (str,),
@@ -51,7 +53,7 @@ def read_problems(
     """
     problems: list[Problem] = []
     lines: dict[str, int] = {}
-    for number, row in _rows(path):
+    for number, row in read_rows(path):
         if limit is not None and len(problems) >= limit:
             break
         where = f"{os.fspath(path)}, line {number}"
@@ -70,17 +72,3 @@ def read_problems(
     if not problems:
         raise ValueError(f"{os.fspath(path)}: no problems in it")
     return problems
-
-
-def _rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, object]]]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{os.fspath(path)}, line {number}: not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{os.fspath(path)}, line {number}: not a JSON object")
-            yield number, row

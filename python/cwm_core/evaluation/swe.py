@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..environments import Backend, SandboxBackend, Task, issue_task, judge
-from ..environments.issues import read_rows
+from ..jsonl import read_rows
 from ..sandbox import SandboxError
 from ..sandbox.programs import installed_packages
 from .report import Report, Result, count_left_out, measure

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 
+from ...jsonl import read_rows
 from ..sample import Drop, Sample
 
 _WORD = re.compile(r"\w+")
@@ -58,22 +58,12 @@ class Decontamination:
         read.
         """
         name = os.path.basename(os.fspath(path))
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                where = f"{os.fspath(path)}, line {number}"
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise ValueError(f"{where}: not JSON: {error}") from None
-                if not isinstance(row, dict):
-                    raise ValueError(f"{where}: not a JSON object")
-                id = row.get("id", row.get("task_id", number))
-                for field in fields:
-                    if not isinstance(row.get(field), str):
-                        raise ValueError(f"{where}: {field!r} is missing or no text")
-                    self.add(f"{name}: {id}", row[field])
+        for number, row in read_rows(path):
+            id = row.get("id", row.get("task_id", number))
+            for field in fields:
+                if not isinstance(row.get(field), str):
+                    raise ValueError(f"{os.fspath(path)}, line {number}: {field!r} is missing or no text")
+                self.add(f"{name}: {id}", row[field])
 
     def match(self, text: str) -> str | None:
         """The problem that a text shares a run of words with, the first in the text; None where there is none."""
