@@ -109,7 +109,7 @@ HOSTILE = {
     "leaves a process": ("import subprocess\nsubprocess.Popen(['sleep', '1234.5'], start_new_session=True)", None),
     "replaces builtins": (
         "import builtins\nbuiltins.len = builtins.repr = builtins.print = lambda *_: 0",
-        "no whole trace",
+        "ended without a result",
     ),
     "patches json": ("import json\njson.dumps = json.loads = lambda *_: '{}'", "ended without a result"),
     "patches os": ("import os\nos.write = os._exit = os.getpid = lambda *_: 0", "ended by exit code 1"),
@@ -154,6 +154,36 @@ def test_hostile_programs_lose_only_themselves(isolated, name):
     assert after.trace == record_source(TOTAL, "f([2])")
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert "sleep 1234.5" not in running
+
+
+@given(st.lists(st.integers(0, 10**9).map(generate), min_size=2, max_size=6))
+def test_programs_that_share_a_child_are_recorded_alike(worker, drawn):
+    answers = list(worker.run((Order(code, call) for code, call in drawn), together=4))
+    assert [answer.trace for answer in answers] == [record_source(code, call) for code, call in drawn]
+
+
+def test_what_shares_a_child_is_seen_by_the_next(worker):
+    count = body("import sys\nsys.count = getattr(sys, 'count', 0) + 1\nreturn sys.count")
+    assert [answer.trace.result for answer in worker.run([count] * 5, together=2)] == ["1", "2", "1", "2", "1"]
+    assert [answer.trace.result for answer in worker.run([count] * 3)] == ["1"] * 3
+
+
+def test_failures_among_programs_that_share_a_child(worker):
+    orders = [order for failure, _ in FAILURES for order in (Order(TOTAL, "f([1])"), failure)]
+    answers = list(worker.run(orders, together=8))
+    assert [answer.reason for answer in answers] == [r for _, reason in FAILURES for r in (None, reason)]
+    assert all(answer.trace == record_source(TOTAL, "f([1])") for answer in answers[::2])
+
+
+@needs_bubblewrap
+def test_hostile_programs_among_those_that_share_a_child(isolated):
+    lost = [name for name, (_, reason) in HOSTILE.items() if reason not in (None, "limit: processes")]
+    orders = [Order(TOTAL, f"f([{number}])") for number in range(3)]
+    for name in lost:
+        answers = list(isolated.run([*orders, body(HOSTILE[name][0]), *orders], together=7))
+        assert [answer.trace for answer in answers[:3]] == [record_source(TOTAL, order.call) for order in orders], name
+        assert answers[3].reason == HOSTILE[name][1], name
+        assert answers[6].trace == record_source(TOTAL, orders[2].call), name
 
 
 @needs_bubblewrap

@@ -2,8 +2,9 @@
 
 Started as ``python -s -S -P _worker.py SETTINGS``: isolated but for PYTHONHASHSEED, and without what `site` brings,
 which differs from one environment to the next and doubles the cost of a fork. SETTINGS is JSON. Orders are framed by
-four bytes of length before their JSON, answers by two such lengths before their JSON and their trace. This process
-itself runs nothing of an order, unless told to ``preload`` a module: it then belongs to that module's samples.
+four bytes of length before their JSON, answers by two such lengths before their JSON and their trace. A list of orders
+shares a child as far as that gets. This process itself runs nothing of an order, unless told to ``preload`` a module:
+it then belongs to that module's samples.
 
 A child shares the sandbox with this process and may end it, which the other side sees; it cannot read or change it
 (not dumpable, so not to be traced), and nothing that a child leaves behind outlives its order.
@@ -34,6 +35,7 @@ IPC_LISTS = ("/proc/sysvipc/msg", "/proc/sysvipc/sem", "/proc/sysvipc/shm")
 PROGRAM = "main.py"
 PR_SET_DUMPABLE = 4  # linux/prctl.h
 WATCH_SECONDS = 0.5  # after which a child's end is asked for again
+NO_RESULT = "ended without a result"
 MAX_WORD, MAX_EFFECTS = 100, 20  # of what a program says about itself
 
 
@@ -68,43 +70,59 @@ class Worker:
         """Answer each order in turn."""
         with os.fdopen(self.orders, "rb", closefd=False) as orders:
             while head := orders.read(LENGTH.size):
-                order = json.loads(orders.read(LENGTH.unpack(head)[0]))
-                started = time.monotonic()
-                header, trace = self.preload(order) if "preload" in order else self.child(order)
-                header["seconds"] = time.monotonic() - started
-                text = json.dumps(header).encode()
-                write(self.answers, LENGTH.pack(len(text)) + LENGTH.pack(len(trace)) + text + trace)
+                message = json.loads(orders.read(LENGTH.unpack(head)[0]))
+                if isinstance(message, list):
+                    self.obey(message)
+                else:
+                    self.answer(self.preload(message["preload"]), b"")
 
-    def preload(self, order: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        """Import a module that later orders call into."""
+    def obey(self, orders: list[dict[str, Any]]) -> None:
+        """Answer orders that share a child; those that it did not get to share the next one."""
+        while orders:
+            started = time.monotonic()
+            answers = self.child(orders)
+            seconds = (time.monotonic() - started) / len(answers)
+            for header, trace in answers:
+                self.answer(header | {"seconds": seconds}, trace)
+            orders = orders[len(answers) :]
+
+    def answer(self, header: dict[str, Any], trace: bytes) -> None:
+        """Give one answer."""
+        text = json.dumps(header).encode()
+        write(self.answers, LENGTH.pack(len(text)) + LENGTH.pack(len(trace)) + text + trace)
+
+    def preload(self, name: str) -> dict[str, Any]:
+        """Import a module that later orders call into, and read its source, which recording them needs."""
         try:
-            importlib.import_module(order["preload"])
+            linecache.getlines(importlib.import_module(name).__file__ or "")
         except BaseException as error:
-            return failed(f"it raised {type(error).__name__}"), b""
+            return failed(f"it raised {type(error).__name__}")
         gc.collect()
         gc.freeze()
-        return {"reason": None, "effects": []}, b""
+        return {"reason": None, "effects": []}
 
-    def child(self, order: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        """Obey an order in a fresh process, and leave nothing of it."""
+    def child(self, orders: list[dict[str, Any]]) -> list[tuple[dict[str, Any], bytes]]:
+        """Obey orders in a fresh process, and leave nothing of them: the answers of the first, at least one.
+
+        The limits are those of the first order, for all that the process does. An order that it ends in has no answer
+        unless it is the first: what came before it may be the cause.
+        """
         read, write_end = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(read)
-            become_sample(self, order, write_end)
+            become_samples(self, orders, write_end)
         os.close(write_end)
-        said, status = watch(child, read, order["seconds"], order["answer_bytes"])
+        most = orders[0]["answer_bytes"]
+        said, status = watch(child, read, orders[0]["seconds"], most)
         os.close(read)
         self.end_all(child, ended=status is not None)
-        if status is None:
-            return failed("limit: seconds"), b""
-        if status < 0:
-            return failed(f"ended by signal {-status}"), b""
-        if status > 0:
-            return failed(f"ended by exit code {status}"), b""
-        if len(said) > order["answer_bytes"]:
-            return failed("answer too large"), b""
-        return parse_answer(said)
+        reason = failure(status, len(said) > most)
+        if reason is None or len(orders) > 1:
+            answers = parse_answers(said, len(orders))
+            if answers:
+                return answers
+        return [(failed(reason or NO_RESULT), b"")]
 
     def end_all(self, child: int, *, ended: bool) -> None:
         """Kill whatever the child left running, and remove whatever it left lying about.
@@ -125,8 +143,8 @@ class Worker:
             raise RuntimeError("System V IPC objects were left")
 
 
-def become_sample(worker: Worker, order: dict[str, Any], answer: int) -> None:
-    """In the child: obey the order, write the answer, and end at once."""
+def become_samples(worker: Worker, orders: list[dict[str, Any]], answers: int) -> None:
+    """In the child: obey the orders, write an answer after each, and end at once."""
     try:
         os.setsid()
         os.dup2(worker.null, 2)
@@ -136,7 +154,7 @@ def become_sample(worker: Worker, order: dict[str, Any], answer: int) -> None:
         for limit in ("CPU", "DATA", "FSIZE"):
             kind = getattr(resource, f"RLIMIT_{limit}")
             hard = resource.getrlimit(kind)[1]
-            wanted = order["limits"][limit]
+            wanted = orders[0]["limits"][limit]
             value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
             resource.setrlimit(kind, (value, value))
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
@@ -145,9 +163,11 @@ def become_sample(worker: Worker, order: dict[str, Any], answer: int) -> None:
         os.mkdir(work)
         os.chdir(work)
         process = os.getpid()
-        data = obey(worker, order)
-        if os.getpid() == process:  # not in a copy that the program forked
-            write(answer, data)
+        for order in orders:
+            data = obey(worker, order)
+            if os.getpid() != process:  # a copy that the program forked
+                break
+            write(answers, LENGTH.pack(len(data)) + data)
     finally:
         os._exit(0)
 
@@ -238,6 +258,33 @@ def take(read: int, said: bytearray, most: int) -> bool:
     return False
 
 
+def failure(status: int | None, too_large: bool) -> str | None:
+    """What is wrong with how a child ended (as of `watch`), or with how much it said."""
+    if status is None:
+        return "limit: seconds"
+    if status < 0:
+        return f"ended by signal {-status}"
+    if status > 0:
+        return f"ended by exit code {status}"
+    return "answer too large" if too_large else None
+
+
+def parse_answers(said: bytes, most: int) -> list[tuple[dict[str, Any], bytes]]:
+    """The answers of which all was said, up to one that is none: of that, what came before it may be the cause."""
+    answers: list[tuple[dict[str, Any], bytes]] = []
+    start = 0
+    while len(answers) < most and len(said) >= start + LENGTH.size:
+        end = start + LENGTH.size + LENGTH.unpack_from(said, start)[0]
+        if len(said) < end:
+            break
+        answer = parse_answer(said[start + LENGTH.size : end])
+        if answers and answer[0]["reason"] == NO_RESULT:
+            break
+        answers.append(answer)
+        start = end
+    return answers
+
+
 def parse_answer(said: bytes) -> tuple[dict[str, Any], bytes]:
     """The header, in known form, and the trace of an answer; a program can forge what it says of itself."""
     line, _, trace = said.partition(b"\n")
@@ -248,7 +295,7 @@ def parse_answer(said: bytes) -> tuple[dict[str, Any], bytes]:
             return {"reason": None, "effects": effects}, trace
         return failed(str(reason)[:MAX_WORD]), b""
     except (ValueError, KeyError, TypeError, RecursionError):
-        return failed("ended without a result"), b""
+        return failed(NO_RESULT), b""
 
 
 def failed(reason: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ sandbox either: a program that wants to hide what it does can.
 
 from __future__ import annotations
 
+import datetime
 import random
 import sys
 import threading
@@ -165,8 +166,6 @@ def _is_import() -> bool:
 
 def _profile_function(names: set[str]) -> Callable[[FrameType, str, Any], None]:
     """What `sys.setprofile` is to call: looks at calls of C functions alone."""
-    import datetime
-
     effects: dict[Any, str] = {}
     for table, effect in ((_CLOCKS, "clock"), (_ENTROPY, "entropy"), (_THREADS, "thread")):
         for module, functions in table.items():

@@ -26,6 +26,7 @@ every run, where a clock would not."""
 EXPLORING = replace(LIMITS, seconds=2.0, cpu_seconds=2)
 """Limits of a call that is tried."""
 
+_TOGETHER = 16  # calls that share a process
 _ROUND = 12  # mutated calls that are tried before their outcomes count
 _STALE = 3  # rounds without anything new, after which no more are tried
 _CLOCKS = 3  # calls ended by a clock, after which no more are tried
@@ -114,7 +115,7 @@ class _Trial:
         self.left -= len(fresh)
         new = False
         again = []
-        for call, answer in zip(fresh, self.worker.run(map(self.order, fresh)), strict=True):
+        for call, answer in zip(fresh, self.worker.run(map(self.order, fresh), together=_TOGETHER), strict=True):
             outcome = self.outcome(call, answer)
             self.outcomes[outcome] += 1
             if outcome == "cut: max_frames" and self.function.wrap == "list({})" and call.startswith("list("):

@@ -34,7 +34,9 @@ USER = 65534  # nobody, in nearly every image
 WORKDIR = "/workspace"
 
 # Obeys orders, one a line, and answers each with a line. It needs no process of its own for any of them, because a fork
-# bomb leaves none, and stops all before it kills some, because a fork bomb is faster. $1 is how long it lives at most.
+# bomb leaves none, and stops all before it kills some, because a fork bomb is faster. What is killed is there until it
+# has been scheduled, so it looks again, for two seconds at most; the dead that are not reaped have state Z or X. $1 is
+# how long it lives at most.
 INIT = r"""
 trap '' HUP INT QUIT TERM
 while read -r -t "$(($1 - SECONDS))" order rest; do
@@ -43,9 +45,15 @@ while read -r -t "$(($1 - SECONDS))" order rest; do
     interrupt) kill -s INT -- -1 ;;
     list) for path in /proc/[0-9]*; do pids+=" ${path#/proc/}"; done ;;
     only)
-      kill -s STOP -- -1
-      for path in /proc/[0-9]*; do
-        case " 1 $rest " in *" ${path#/proc/} "*) ;; *) kill -s KILL "${path#/proc/}" ;; esac
+      until=$((SECONDS + 2)) alive=yes
+      while [[ $alive && $SECONDS -le $until ]]; do
+        alive=
+        kill -s STOP -- -1
+        for path in /proc/[0-9]*; do
+          case " 1 $rest " in *" ${path#/proc/} "*) continue ;; esac
+          kill -s KILL "${path#/proc/}"
+          read -r state <"$path/stat" && [[ ${state##*) } != [ZX]* ]] && alive=yes
+        done
       done
       kill -s CONT -- -1
       ;;
