@@ -6,6 +6,7 @@ other checkouts may use them.
 
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import io
 import os
@@ -18,6 +19,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from cwm_core import _native
 
 REPOSITORY = "cwm-core-test"
 PROGRAMS = """
@@ -82,7 +84,11 @@ def _files() -> dict[str, Path]:
             _add_tree(files, f"{library}/site-packages/{package}", origin.parent)
         else:
             files[f"{library}/site-packages/{origin.name}"] = origin
+    for name in ("pluggy", "pytest"):  # pytest asks for their versions
+        facts = [file for file in importlib.metadata.files(name) if file.name == "METADATA"]
+        files |= {f"{library}/site-packages/{file}": Path(file.locate()) for file in facts}
     linked = [*binaries.values(), *(path for name, path in files.items() if "/lib-dynload/" in name)]
+    linked.append(Path(_native.__file__))  # brought when a suite is recorded
     said = subprocess.run(["ldd", *linked], capture_output=True, text=True, check=False).stdout
     for path in set(re.findall(r"(/\S+) \(0x", said)):
         files[path.lstrip("/")] = Path(path)

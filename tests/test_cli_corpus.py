@@ -3,10 +3,12 @@
 import json
 
 import cwm_core as cwm
+import docker_image
 import pytest
 from cwm_core import sandbox
 from cwm_core.cli import main
 from llama3 import rank_path
+from machines import kinds
 
 for library in ("rich", "rensa", "license_expression", "detect_secrets"):
     pytest.importorskip(library)
@@ -47,7 +49,9 @@ def test_contests(tmp_path, capsys):
     assert "other sources or settings" in capsys.readouterr().err
 
 
-def test_repository(tmp_path, capsys):
+@pytest.mark.parametrize("kind", kinds(BACKEND, "docker"))
+def test_repository(kind, tmp_path, capsys):
+    machine = ["--image", docker_image.image()] if kind == "docker" else []
     project = tmp_path / "project"
     (project / "pack").mkdir(parents=True)
     (project / "tests").mkdir()
@@ -60,12 +64,12 @@ def test_repository(tmp_path, capsys):
         "def test_letters():\n    assert len(letters('abcdefgh')) == 8\n"
     )
     out = tmp_path / "out"
-    assert corpus("repository", project, "--licence", "MIT", out=out) == 0
+    assert corpus("repository", project, "--licence", "MIT", *machine, out=out) == 0
     [kept] = entries(out)
     assert kept.metadata["function"].endswith("total") and kept.trace.frames[-1].arg == "6"
     assert "not deterministic" in capsys.readouterr().out
     (project / "tests" / "test_pack.py").write_text("def test_nothing():\n    pass\n")
-    assert corpus("repository", project, "--licence", "MIT", out=tmp_path / "empty") == 1
+    assert corpus("repository", project, "--licence", "MIT", *machine, out=tmp_path / "empty") == 1
     assert "gave no recording" in capsys.readouterr().err
 
 

@@ -16,6 +16,7 @@ from cwm_core.environments.backends import SandboxBackend
 from cwm_core.environments.backends.sandboxed import LIMITS
 from cwm_core.environments.tasks import Task
 from cwm_core.sandbox.programs import installed_packages
+from machines import backend_of, kinds
 
 KIND = "process" if sandbox.bubblewrap_refusal() else "bubblewrap"
 # Little output at once, so that a store takes several reads.
@@ -70,8 +71,8 @@ def opened(root, kind=KIND, limits=SMALL):
     return SandboxBackend(kind, limits=limits, readable=installed_packages()).open(Task("bank", "", folder=root))
 
 
-def recorded(machine, folder, **options):
-    return record_repository(machine, folder, python=sys.executable, seconds=60.0, **options)
+def recorded(machine, folder, python=sys.executable, **options):
+    return record_repository(machine, folder, python=python, seconds=60.0, **options)
 
 
 def test_a_suite_is_recorded(project, tmp_path):
@@ -105,6 +106,22 @@ def test_a_suite_is_recorded(project, tmp_path):
 
 
 COUNTS = {"per_site": 30, "per_function": 100}
+
+
+@pytest.mark.parametrize("kind", kinds("docker"))
+def test_containers_record_the_same(kind, project, tmp_path):
+    here, there = opened(project), backend_of(kind).open(Task("bank", "", folder=project))
+    try:
+        recorded(here, tmp_path / "here")
+        suite = recorded(there, tmp_path / "there", python="python3")
+        left = there.run("ls -A", seconds=10.0).stdout.decode().split()
+    finally:
+        here.close()
+        there.close()
+    assert suite.completed.exit_code == 1 and not suite.lost
+    assert not any(name.startswith(".cwm") for name in left)
+    samples = list(read_recording(tmp_path / "there"))
+    assert samples == list(read_recording(tmp_path / "here")) and len(samples) >= 4
 
 # A suite that forges, plants and destroys.
 HOSTILE = """

@@ -105,7 +105,7 @@ def _add_repository(kinds: Any) -> None:
     add("path", type=Path, metavar="PATH", help="the repository; it is copied")
     add("--package", action="append", default=[], metavar="NAME", help="to record (default: those of the repository)")
     add("--licence", metavar="SPDX", help="of the repository (default: what its licence files say)")
-    add("--python", default=sys.executable, metavar="PYTHON", help="that runs the tests (default: this one)")
+    add("--python", metavar="PYTHON", help="that runs the tests (default: this one, python3 of an image)")
     add("--image", metavar="IMAGE", help="run the tests in containers of this image, not in the sandbox")
     add("--test", action="append", default=[], metavar="ARG", help="given to pytest, as --test=-k --test=parse")
     add("--per-site", type=positive, default=1, metavar="N", help="traces of a call site (default: 1)")
@@ -135,7 +135,7 @@ def _repository(args: argparse.Namespace) -> Summary:
         lambda: backend.open(Task(args.path.name, "", folder=args.path)),
         args.output / "recordings",
         packages=args.package,
-        python=args.python,
+        python=args.python or ("python3" if args.image else sys.executable),
         arguments=args.test,
         options={**options, "seed": args.seed},
         seconds=args.suite_seconds,
