@@ -1,4 +1,4 @@
-"""A corpus worker whose recorder is a Python trace function: what runs in the rival's sandbox in `bench_corpus.py`."""
+"""A corpus worker whose recorder is a Python trace function, for `bench_corpus.py` and `corpus_oracle.py`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +21,13 @@ class PythonRecorder:
         self.last: PythonRecorder | None = None
 
     def record_source(self, code: str, call: str) -> PythonRecorder:
-        self.text = "".join(map(oracle.frame_text, oracle.record_source(code, call)))
+        return self.keep(oracle.record_source(code, call))
+
+    def record_call(self, module: ModuleType, call: str) -> PythonRecorder:
+        return self.keep(oracle.record_call(module, call))
+
+    def keep(self, frames: list[oracle.OracleFrame]) -> PythonRecorder:
+        self.text = "".join(map(oracle.frame_text, frames))
         self.last = self
         return self
 

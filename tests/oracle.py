@@ -11,6 +11,7 @@ import linecache
 import re
 import sys
 from collections.abc import Callable
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 # On 3.12.0 and 3.12.1 a Python tracer that looks at f_locals breaks comprehensions in class bodies.
@@ -204,6 +205,17 @@ def load_main(code: str, call: str) -> Callable[[], Any]:
 
 def record_source(code: str, call: str, limit: int = 1000, max_frames: int = 1_000_000) -> list[OracleFrame]:
     return trace(Tracer("<cwm>".__eq__, limit, max_frames), load_main(code, call))
+
+
+def record_call(module: ModuleType, call: str, limit: int = 1000, max_frames: int = 1_000_000) -> list[OracleFrame]:
+    """A call in an imported module, from a ``main`` at the end of its source."""
+    filename = module.__file__ or ""
+    lines = [*linecache.getlines(filename), "def main():\n", f"    return {call}\n"]
+    linecache.cache["<cwm>"] = (sum(map(len, lines)), None, lines, "<cwm>")
+    names: dict[str, Any] = {}
+    exec(compile("\n" * (len(lines) - 2) + "".join(lines[-2:]), "<cwm>", "exec", dont_inherit=True), names)
+    main = FunctionType(names["main"].__code__, vars(module))
+    return trace(Tracer({filename, "<cwm>"}.__contains__, limit, max_frames), main)
 
 
 # Whole, or without its beginning where reprlib has cut the middle out of the repr of an object.

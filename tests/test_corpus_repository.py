@@ -123,6 +123,7 @@ def test_containers_record_the_same(kind, project, tmp_path):
     samples = list(read_recording(tmp_path / "there"))
     assert samples == list(read_recording(tmp_path / "here")) and len(samples) >= 4
 
+
 # A suite that forges, plants and destroys.
 HOSTILE = """
 import os, pathlib
