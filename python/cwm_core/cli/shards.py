@@ -14,7 +14,7 @@ from ..tokenizer import GPT2_PATTERN, LLAMA3_PATTERN, Tokenizer
 from .shared import OK, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
 
 if TYPE_CHECKING:
-    from cwm_core.training.documents import Item
+    from cwm_core.documents import Item
 
 _PATTERNS = {"llama3": LLAMA3_PATTERN, "gpt2": GPT2_PATTERN}
 
@@ -78,7 +78,7 @@ def add_tokenize(verbs: Any) -> None:
 
 
 def _tokenize(args: argparse.Namespace) -> int:
-    from cwm_core.training.documents import encode_item, item_texts, read_items
+    from cwm_core.documents import encode_item, item_texts, read_items
 
     if args.pattern and not args.train_vocab:
         args.error("--pattern is for --train-vocab; a stored vocabulary has its own")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from cwm_core.cli import main
 from cwm_core.data.traces import encode_for_training
+from cwm_core.documents import Chat, Text, encode_item, item_texts, read_items
 from cwm_core.exchange import export_traces
-from cwm_core.training.documents import Chat, Text, encode_item, item_texts, read_items
 from hypothesis import given
 from hypothesis import strategies as st
 

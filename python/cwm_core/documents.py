@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.traces import TrainingDocument, encode_for_training, training_texts
-from ..environments.encoding import encode_trajectory
-from ..environments.trajectories import Trajectory, TrajectoryReader, is_trajectory_file
-from ..exchange import read_traces, rows, stored_trace
-from ..store import StoredTrace
-from ..tokenizer import Tokenizer
+from .data.traces import TrainingDocument, encode_for_training, training_texts
+from .environments.encoding import encode_trajectory
+from .environments.trajectories import Trajectory, TrajectoryReader, is_trajectory_file
+from .exchange import read_traces, rows, stored_trace
+from .store import StoredTrace
+from .tokenizer import Tokenizer
 
 _COLUMNS = ("text", "messages", "source", "key", "metadata", "trace")
 
