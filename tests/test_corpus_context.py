@@ -26,6 +26,7 @@ from pathlib import Path
 
 import cwm_core as cwm
 import pytest
+from cwm_core.corpus import context
 from cwm_core.corpus.context import (
     Context,
     ContextTooLarge,
@@ -320,3 +321,27 @@ def test_another_context_changes_nothing_else(limit: int | None) -> None:
     assert other.context == "é\n" and other != trace and other.with_context(trace.context) == trace
     assert (other.result, other.truncated, other.output) == (trace.result, trace.truncated, trace.output)
     assert cwm.Trace.from_bytes(other.to_bytes()) == other
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        "x = 1\n",
+        "class A:\n    y = 2\n    def m(self):\n        return x\n\n",
+        "@staticmethod\n",
+        "if x:\n    pass\n# end\n",
+    ],
+)
+def test_a_call_behind_a_file_is_parsed_as_with_it(before):
+    lines = [*before.splitlines(keepends=True), "def main():\n", "    return [A(y) for z in x]\n"]
+    body, functions = context._parsed(lines)
+    whole, whole_functions = context._parsed_file("".join(lines))
+    dump = lambda nodes: [ast.dump(node, include_attributes=True) for node in nodes]  # noqa: E731
+    assert dump(body) == dump(whole) and functions == whole_functions
+
+
+@pytest.mark.parametrize("before", ['"""\n', "x = (\n", "x = \\\n"])
+def test_what_does_not_end_before_a_call_is_told(before):
+    with pytest.raises(SyntaxError):
+        context._parsed([before, "def main():\n", "    return 1\n"])
