@@ -153,6 +153,16 @@ def test_problems_of_a_file(tmp_path: Path) -> None:
 
 # ---- effects
 
+SHOWN_BY_ID = """
+class A:
+    def __repr__(self):
+        return "A" if id(self) else ""
+def g():
+    a = A()
+    return a
+def f():
+    pass
+"""
 EFFECTS = [  # code, effects seen, those seen with clocks
     ("def f(): return sorted({3: 1}, key=str)", "", ""),
     ("def f():\n    import colorsys, wave, xml.dom.minidom", "", ""),  # an import is no input
@@ -162,6 +172,8 @@ EFFECTS = [  # code, effects seen, those seen with clocks
     ("import subprocess\ndef f(): subprocess.run(['true'])", "process", "process"),
     ("import os\ndef f(): os.environ['A'] = '1'", "environment", "environment"),
     ("def f(): return id(f)", "id", "id"),
+    (SHOWN_BY_ID + "RECORD = 'g()'", "", ""),  # the recorder shows the object, the program does not
+    (SHOWN_BY_ID + "RECORD = 'repr(g())'", "id", "id"),
     ("import random\ndef f(): return random.random()", "random", "random"),
     ("import random\ndef f(): return random.Random(3).random()", "", ""),
     ("import random\ndef f(): return random.Random()", "", "entropy"),
@@ -171,14 +183,16 @@ EFFECTS = [  # code, effects seen, those seen with clocks
     ("import datetime\nclass D(datetime.date): pass\ndef f(): return D.today()", "", "clock"),
 ]
 WATCH = """
-import json, sys
+import contextlib, json, sys
+import cwm_core as cwm
 from cwm_core.corpus.filters import Effects
 seen = []
 for code in json.loads(sys.argv[1]):
     names = {}
     exec(code, names)
-    with Effects(clocks=sys.argv[2] == "clocks") as effects:
+    with Effects(clocks=sys.argv[2] == "clocks") as effects, contextlib.suppress(KeyError):
         names["f"]()
+        cwm.record_source(code, names["RECORD"])
     seen.append(" ".join(sorted(effects.names)))
 print(json.dumps(seen))
 """

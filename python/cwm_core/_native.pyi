@@ -209,6 +209,9 @@ class Recording:
         """The traces recorded; where calls are chosen, one for each, in their order. The last one keeps what was
         printed."""
 
+def is_recorder_at_work() -> bool:
+    """Whether the recorder works on this thread: what runs then, a ``__repr__`` say, the program has not called."""
+
 def call_with_empty_hook(function: Callable[[], Any]) -> Any:
     """Calls ``function()`` under a trace function that does nothing: the floor that recordings are measured against."""
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
 
+from ..._native import is_recorder_at_work
 from ...trace import Recorder
 from ..sample import Drop, Sample
 
@@ -149,6 +150,8 @@ class NoEffects:
 
 def _audit(event: str, _: tuple[Any, ...]) -> None:
     if _watching is None or not (name := _EVENTS.get(event) or _EVENTS.get(event[: event.find(".") + 1])):
+        return
+    if is_recorder_at_work():  # it is a `__repr__` that only the recorder called
         return
     effects = _watching
     if name != "file" or not _is_import():

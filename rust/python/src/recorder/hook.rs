@@ -325,6 +325,27 @@ unsafe extern "C" fn empty_hook(
     0
 }
 
+thread_local! {
+    /// Whether a result is being rendered, after the recording.
+    static ENDING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does what belongs to the recording after its hook is gone.
+pub fn ending<T>(work: impl FnOnce() -> T) -> T {
+    let before = ENDING.replace(true);
+    let done = work();
+    ENDING.set(before);
+    done
+}
+
+/// Whether the recorder works on this thread: what runs then, a `__repr__` say, the program has not called.
+#[pyfunction]
+pub fn is_recorder_at_work() -> bool {
+    let session = ACTIVE.get();
+    // SAFETY: a session is alive while it is this thread's active one; only a flag is read through the pointer.
+    ENDING.get() || (!session.is_null() && unsafe { (*session).busy })
+}
+
 /// Calls `function()` under a trace function that does nothing: the floor that recordings are measured against.
 #[pyfunction]
 pub fn call_with_empty_hook<'py>(py: Python<'py>, function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {

@@ -31,7 +31,7 @@ use cwm_trace::Outcome;
 use crate::trace::{Trace, text};
 use choice::Choice;
 use cursor::Variables;
-use hook::{Hook, RecordingLimit, Scope, Session, call_with_empty_hook, is_recording};
+use hook::{Hook, RecordingLimit, Scope, Session, call_with_empty_hook, ending, is_recorder_at_work, is_recording};
 use leaf::unicode;
 use log::{Levels, Limits, Log, Recorded};
 use render::{Scratch, Style, render};
@@ -201,7 +201,7 @@ impl Recording {
             let (mut variables, mut scratch) = (Variables::Held, Scratch::default());
             let buffers = (&mut variables, &mut scratch);
             // SAFETY: `value` is held.
-            unsafe { render(py, value.as_ptr(), self.style, buffers, &mut text)? };
+            ending(|| unsafe { render(py, value.as_ptr(), self.style, buffers, &mut text) })?;
             self.outcome = Some(if raised {
                 Outcome::Raised(text)
             } else {
@@ -346,5 +346,6 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     identity::prepare();
     m.add("RecordingLimit", m.py().get_type::<RecordingLimit>())?;
     m.add_function(wrap_pyfunction!(call_with_empty_hook, m)?)?;
+    m.add_function(wrap_pyfunction!(is_recorder_at_work, m)?)?;
     m.add_class::<Recording>()
 }
