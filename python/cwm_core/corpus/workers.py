@@ -179,7 +179,7 @@ class Worker:
             "options": {"max_bytes": _MAX_TRACE_BYTES} | order.options,
             "seconds": limits.seconds,
             "answer_bytes": limits.output_bytes,
-            "limits": {"CPU": limits.cpu_seconds, "DATA": limits.memory_bytes, "FSIZE": limits.file_bytes},
+            "limits": [limits.cpu_seconds, limits.memory_bytes, limits.file_bytes],
         }
 
     def _exchange(self, data: bytes, seconds: float) -> list[tuple[dict[str, Any], bytes]]:

@@ -15,10 +15,10 @@ sandbox either: a program that wants to hide what it does can.
 
 from __future__ import annotations
 
+import _thread
 import datetime
 import random
 import sys
-import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import FrameType, TracebackType
@@ -116,7 +116,7 @@ class Effects:
             sys.addaudithook(_audit)
             _hooked = True
         self._random_state = random.getstate()
-        self._threads = threading.active_count()
+        self._threads = _thread._count()  # `threading` would run code of its own in each child of a worker
         _watching = self
         if self._clocks:
             sys.setprofile(_profile_function(self.names))
@@ -132,7 +132,7 @@ class Effects:
         _watching = None
         if random.getstate() != self._random_state:
             self.names.add("random")
-        if threading.active_count() > self._threads:
+        if _thread._count() > self._threads:
             self.names.add("thread")
 
 
