@@ -1,30 +1,32 @@
 """Making a corpus: what isolation costs, the parts alone and together, and the same pipeline around a Python tracer.
 
-Samples are short programs that a generator wrote (some 20 frames) and long ones (some 1,000). "two processes" is the
-whole pipeline as `cwm corpus` runs it: every program twice, each time in a forked child of its own in a sandbox, under
-two hash seeds, with filters, tokens and files. The rival forks in the same sandbox, once a program; its tracer is that
-of `tests/oracle.py` (`sys.settrace`, `repr`, `json`), its tokenizer tiktoken, and it has neither filters nor files.
+Samples are short programs that a generator wrote (some 20 frames) and long ones (some 1,000). "cwm_core" is the
+whole pipeline as `cwm corpus` runs it, in two processes: every program twice, each time in a forked child of its own in
+a sandbox, under two hash seeds, with filters, tokens and files. The rival is the same around the tracer of
+`tests/oracle.py` (`sys.settrace`, `repr`, `json`).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cwm_core as cwm
 import pytest
 from cwm_core import sandbox
-from cwm_core.corpus import _worker, workers
+from cwm_core.corpus import _worker, pipeline, recording, workers
 from cwm_core.corpus.generator import generate
 from cwm_core.corpus.pipeline import make_corpus
-from cwm_core.corpus.pool import processes
+from cwm_core.corpus.pool import Pool, processes
 from cwm_core.corpus.recording import Recorders, Recording, Settings
 from cwm_core.corpus.sample import Sample
 from cwm_core.corpus.unit import Unit
-from cwm_core.corpus.workers import Order, Worker
-from llama3 import rank_path, tiktoken_encoding
+from cwm_core.corpus.workers import Answer, Order, Worker
+from cwm_core.trace import source_context
+from llama3 import rank_path
 
 HERE = Path(__file__).parent
 COUNT = {"short": 400, "long": 40}
@@ -62,16 +64,29 @@ def measure(benchmark: Any, group: str, name: str, work: Callable[[], Any], samp
     return benchmark.pedantic(work, rounds=5, iterations=1, warmup_rounds=1)
 
 
+FORKS = """
+import os, sys
+for line in sys.stdin:
+    for _ in range(int(line)):
+        if (child := os.fork()) == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+    print(flush=True)
+"""
+
+
 def bench_fork(benchmark: Any) -> None:
-    """The floor: this process forks, and the child does nothing."""
+    """The floor: a Python process that has imported nothing forks, and the child does nothing."""
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
 
-    def fork() -> None:
-        for _ in range(COUNT["short"]):
-            if (child := os.fork()) == 0:
-                os._exit(0)
-            os.waitpid(child, 0)
+        def fork() -> None:
+            print(COUNT["short"], file=process.stdin, flush=True)
+            process.stdout.readline()
 
-    measure(benchmark, "short, 400 samples", "fork alone", fork, COUNT["short"])
+        measure(benchmark, "short, 400 samples", "fork alone", fork, COUNT["short"])
+        process.stdin.close()
 
 
 @pytest.mark.parametrize("length", COUNT)
@@ -101,28 +116,48 @@ def bench_isolated_twice(benchmark: Any, length: str) -> None:
 
 @pytest.mark.parametrize("length", COUNT)
 def bench_filters(benchmark: Any, length: str) -> None:
-    recording = Recording(Settings(str(rank_path())))
+    judging = Recording(Settings(str(rank_path()), max_tokens=None))
     samples = []
     for unit in units(length):
         trace = cwm.record_source(unit.code, unit.calls[0])
         samples.append(Sample(unit.id, unit.code, unit.calls[0], trace, unit.provenance, trace))
-    work = lambda: [recording.judged(sample) for sample in samples]  # noqa: E731
+    work = lambda: [judging.judged(sample) for sample in samples]  # noqa: E731
     measure(benchmark, f"{length}, {len(samples)} samples", "filters and tokens alone", work, len(samples))
 
 
+@pytest.fixture
+def warm(monkeypatch: Any) -> Iterator[None]:
+    """Sandboxes that last from the warm-up to the last round: starting them takes some 0.5 s."""
+    end = pipeline._end_recording
+    monkeypatch.setattr(pipeline, "_end_recording", lambda: None)
+    yield
+    end()
+
+
 @pytest.mark.parametrize("length", COUNT)
-def bench_pipeline(benchmark: Any, tmp_path: Path, length: str) -> None:
-    """With two processes; starting them and their sandboxes, some 0.5 s, is in the warm-up."""
+@pytest.mark.parametrize("workers", [2, 1])
+def bench_pipeline(benchmark: Any, tmp_path: Path, warm: None, length: str, workers: int) -> None:
+    with processes(workers) as pool:
+        measure_pipeline(benchmark, tmp_path, length, "cwm_core" if workers == 2 else "cwm_core, one process", pool)
+
+
+@pytest.mark.parametrize("length", COUNT)
+def bench_python_tracer(benchmark: Any, tmp_path: Path, warm: None, monkeypatch: Any, length: str) -> None:
+    """The pipeline in one process, with a recorder in Python: its traces come as texts, and are parsed."""
+    monkeypatch.setattr(recording, "Worker", PythonWorker)
+    monkeypatch.setattr(workers, "_answer", parsed)
+    with processes(1) as pool:
+        measure_pipeline(benchmark, tmp_path, length, "python tracer, one process", pool)
+
+
+def measure_pipeline(benchmark: Any, folder: Path, length: str, name: str, pool: Pool) -> None:
     made = units(length)
-    folders = (tmp_path / str(number) for number in range(10**6))
-    settings = Settings(str(rank_path()), near_duplicates=1.0)
-    with processes(2) as pool:
-
-        def work() -> Any:
-            return make_corpus(next(folders), made, settings, description={}, pool=pool)
-
-        summary = measure(benchmark, f"{length}, {len(made)} samples", "all, two processes", work, len(made))
-    assert summary.drops.total == len(made)
+    folders = (folder / str(number) for number in range(10**6))
+    # The rival's tracer asks for `id`.
+    settings = Settings(str(rank_path()), near_duplicates=1.0, max_tokens=None, allow_effects=frozenset({"id"}))
+    work = lambda: make_corpus(next(folders), made, settings, description={}, pool=pool)  # noqa: E731
+    summary = measure(benchmark, f"{length}, {len(made)} samples", name, work, len(made))
+    assert summary.drops.total == len(made) and summary.tokens > 0
     benchmark.extra_info["tokens"] = summary.tokens
 
 
@@ -131,17 +166,11 @@ class PythonWorker(Worker):
 
     _script = (str(HERE / "python_tracer.py"), _worker.__file__)
 
+    def __init__(self, *, paths: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(paths=[str(HERE), str(HERE.parent / "tests"), *paths], **options)
 
-@pytest.mark.parametrize("length", COUNT)
-def bench_python_tracer(benchmark: Any, monkeypatch: Any, length: str) -> None:
-    """Its answers are texts, which are not parsed."""
-    encoding = tiktoken_encoding()
-    orders = [Order(code, call) for code, call in programs(length)]
-    monkeypatch.setattr(workers, "_answer", lambda order, header, text: text)
 
-    def work() -> int:
-        return sum(len(encoding.encode(text.decode(), allowed_special="all")) for text in worker.run(orders))
-
-    with PythonWorker(paths=[str(HERE), str(HERE.parent / "tests")]) as worker:
-        tokens = measure(benchmark, f"{length}, {len(orders)} samples", "python tracer", work, len(orders))
-    benchmark.extra_info["tokens"] = tokens
+def parsed(order: Order, header: dict[str, Any], text: bytes) -> Answer:
+    """The answer of a `PythonWorker`."""
+    trace = cwm.Trace.parse(text.decode()).trace.with_context(source_context(order.code, order.call))
+    return Answer(trace, None, frozenset(header["effects"]), header["seconds"])

@@ -4,8 +4,8 @@
 
 OUT is what `cwm corpus functions` wrote; FOLDER is where the packages are installed. Each call of the sample runs in a
 process of its own, in the sandbox, under the tracer of `tests/oracle.py`: events, lines, variables and values must be
-those of the stored trace; the order of a frame's variables is not looked at. Calls that this tracer itself disturbs have
-no verdict.
+those of the stored trace; the order of a frame's variables is not looked at. Calls that this tracer itself disturbs
+have no verdict.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ def by_group(benchmarks: list[Benchmark]) -> dict[str, list[Benchmark]]:
 
 
 def is_ours(benchmark: Benchmark, group: list[Benchmark]) -> bool:
-    """Whether it measures this project: it says so, or nothing else is in its group."""
-    return len(group) == 1 or benchmark["extra_info"].get("implementation") == "cwm_core"
+    """Whether it measures this project: "cwm_core" or "cwm_core, how" says so, or nothing else is in its group."""
+    return len(group) == 1 or str(benchmark["extra_info"].get("implementation")).split(",")[0] == "cwm_core"
 
 
 def label(benchmark: Benchmark, group: list[Benchmark]) -> str:

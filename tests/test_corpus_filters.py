@@ -369,7 +369,7 @@ def test_samples_whose_licence_is_not_allowed(licence) -> None:
 # ---- secrets and personal data
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def find():
     pytest.importorskip("detect_secrets")
     pytest.importorskip("phonenumbers")
@@ -422,6 +422,23 @@ def test_secrets_are_found_in_code_and_in_values(find, secret: str) -> None:
 )
 def test_personal_data(find, text: str, kinds: list[str]) -> None:
     assert find(text) == kinds
+
+
+@given(
+    st.lists(st.sampled_from([*"0123456789[](){},.- _=<>", "abc", "True", "None", *SECRETS, "8.8.4.4", "AP3abcdefgh"]))
+)
+def test_values_that_are_passed_over_hold_nothing(find, parts: list[str]) -> None:
+    from cwm_core.corpus.filters.secrets import _may_hold
+
+    text = "".join(parts)
+    assert _may_hold(text) or find(f"value = {text}") == []
+
+
+def test_passwords_by_any_name_have_a_part_that_is_looked_for(find) -> None:
+    from cwm_core.corpus.filters.secrets import _KEYWORD_PARTS
+    from detect_secrets.plugins.keyword import DENYLIST
+
+    assert all(any(part in keyword for part in _KEYWORD_PARTS) for keyword in DENYLIST)
 
 
 def test_generated_programs_have_neither(find) -> None:

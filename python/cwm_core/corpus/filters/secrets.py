@@ -16,6 +16,14 @@ from .extra import missing_extra
 # code, and addresses are looked for below.
 _LEFT_OUT = frozenset({"Base64HighEntropyString", "HexHighEntropyString", "IPPublicDetector"})
 
+# What its keywords for passwords have in common: its expressions take most of the time, and most texts have none of it.
+_KEYWORD_PARTS = ("key", "pass", "pwd", "secret", "contrase")
+# Bytes of words as "w", those that begin or join what is looked for as "!", dots, and the rest.
+_KINDS = bytes(
+    ord("w" if chr(byte).isalnum() or byte in b"_" or byte > 127 else "!" if byte in b"'\"`@+:" else chr(byte))
+    for byte in range(256)
+)
+
 _EMAIL = re.compile(r"[\w.+-]{1,64}@((?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24})(?![\w-])")
 # Domains for documentation and tests: RFC 2606, RFC 6761.
 _RESERVED = re.compile(r"(?i)(?:^|\.)(?:example(?:\.(?:com|net|org))?|test|invalid|localhost|local)$")
@@ -47,7 +55,11 @@ def find_secrets(text: str) -> Iterator[Finding]:
 
     Raises ImportError without the extra `corpus`.
     """
+    lower = text.lower()
+    keywords = any(part in lower for part in _KEYWORD_PARTS)
     for detector in _detectors():
+        if not keywords and type(detector).__name__ == "KeywordDetector":
+            continue
         if found := set(detector.analyze_string(text)):
             first = min(max(text.find(str(secret)), 0) for secret in found)
             yield _finding("secret", detector.secret_type, text, first)
@@ -77,15 +89,24 @@ def no_secrets(sample: Sample) -> Drop | None:
 
 
 def values_text(trace: Trace) -> str:
-    """Each value that a trace shows once, with the name of its variable, a line each; and what was printed."""
+    """Each value that a trace shows once, with the name of its variable, a line each; and what was printed.
+
+    Without those that can hold nothing that is looked for, numbers and lists of them mostly.
+    """
     values: dict[str, None] = {}
     for frame in trace.frames:
         for name, value in (frame.locals or {}).items():
-            if value != "..":
+            if value != ".." and _may_hold(value):
                 values[f"{name} = {value}"] = None
-        if frame.arg is not None:
+        if frame.arg is not None and _may_hold(frame.arg):
             values[frame.arg] = None
     return "\n".join([*values, trace.output or ""])
+
+
+def _may_hold(value: str) -> bool:
+    """Whether a value has a quote, part of an address or a key, or a word as long as the shortest token with a form."""
+    kinds = value.encode(errors="surrogatepass").translate(_KINDS)
+    return b"!" in kinds or b"wwwwwwww" in kinds or b"-----" in kinds or kinds.count(b".") > 2
 
 
 @cache
