@@ -5,6 +5,7 @@ import json
 import cwm_core as cwm
 import docker_image
 import pytest
+from chat_server import server
 from cwm_core import sandbox
 from cwm_core.cli import main
 from llama3 import rank_path
@@ -89,6 +90,22 @@ def test_functions(tmp_path, capsys):
     for key, metadata, trace in kept:
         assert key.endswith(tuple(["#0", "#1", "#2"]))
         assert trace.result == repr(eval(metadata["call"], _names(tmp_path / "shop.py")))
+
+
+def test_functions_with_calls_of_a_model(tmp_path, capsys):
+    code = "def opens(key):\n    total = len(key)\n    if key == 'sesame-11':\n        return total\n    return 0\n"
+    (tmp_path / "doors.py").write_text(code)
+    command = ["functions", tmp_path / "doors.py", "--licence", "MIT", "--budget", 20, "--model", "m"]
+    answer = {"choices": [{"message": {"content": "opens('sesame-11')\nos.remove('x')"}}]}
+    with server(200, json.dumps(answer).encode()) as (url, requests):
+        assert corpus(*command, "--endpoint", url, out=tmp_path / "out") == 0
+    assert [request["model"] for request in requests] == ["m"] and "def opens(key)" in str(requests[0]["messages"])
+    assert "opens('sesame-11')" in {entry.metadata["call"] for entry in entries(tmp_path / "out")}
+    with server(400, b"no such model") as (url, _):
+        assert corpus(*command, "--endpoint", url, out=tmp_path / "other") == 1
+    assert "no such model; the same command goes on" in capsys.readouterr().err
+    assert corpus(*command, out=tmp_path / "third") == 1
+    assert "go together" in capsys.readouterr().err
 
 
 def _names(path):

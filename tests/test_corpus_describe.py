@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Sequence
 
 import cwm_core as cwm
 import pytest
+from chat_server import server
 from cwm_core.corpus.describe import (
     Describer,
     Fault,
@@ -199,33 +197,6 @@ def test_templates_and_attempts_that_are_none() -> None:
     assert got[0].count("return '{steps}'") == 3  # in the code and at two steps: nothing is filled in twice
 
 
-@contextmanager
-def server(status: int, body: bytes) -> Iterator[tuple[str, list[dict]]]:
-    requests: list[dict] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            data = self.rfile.read(int(self.headers["Content-Length"]))
-            requests.append({"path": self.path, "key": self.headers["Authorization"], **json.loads(data)})
-            self.send_response(status)
-            self.send_header("Location", "/elsewhere")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{http.server_port}/v1/", requests
-        finally:
-            http.shutdown()
-            thread.join()
-
-
 def test_a_model_behind_an_endpoint(monkeypatch) -> None:
     monkeypatch.setenv("CWM_API_KEY", "k")
     body = json.dumps({"choices": [{"message": {"content": GOOD}}]}).encode()
@@ -262,9 +233,12 @@ def test_stores_are_described_and_runs_go_on(tmp_path) -> None:
     store = store_of(tmp_path / "a.cwmtraces", range(12))
     asked = []
 
+    def recorded(messages):
+        asked.append(messages)
+        return answer(messages)
+
     def answer(messages):
         text = messages[0]["content"]
-        asked.append(text)
         index = next(i for i, trace in enumerate(cwm.TraceReader(store)) if steps(trace) in text)
         return "no values" if index == 5 else "\n".join(described(cwm.TraceReader(store)[index]))
 
@@ -288,8 +262,7 @@ def test_stores_are_described_and_runs_go_on(tmp_path) -> None:
         describe_stores([store], out, Describer(answer, attempts=2), parallel=2, progress=stop)
     with open(out, "ab") as file:
         file.write(b'{"key": "to')
-    asked.clear()
-    assert describe_stores([store], out, Describer(answer, attempts=2), parallel=2) == (11, 1)
+    assert describe_stores([store], out, Describer(recorded, attempts=2), parallel=2) == (11, 1)
     assert len(asked) == 9
     assert out.read_bytes() == whole.read_bytes()
     out.write_text("{\n")

@@ -49,6 +49,8 @@ def _add_functions(kinds: Any) -> None:
     add("--licence", metavar="SPDX", help="of sources that do not state theirs")
     add("--budget", type=positive, default=100, metavar="N", help="calls tried of a function (default: 100)")
     add("--calls", type=positive, default=5, metavar="N", help="calls recorded of a function (default: 5)")
+    add("--endpoint", metavar="URL", help="of an OpenAI-compatible server that is asked for calls, too")
+    add("--model", metavar="NAME", help="its name there")
     _add_common(parser)
     parser.set_defaults(max_seconds=1.0)
 
@@ -58,6 +60,7 @@ def _functions(args: argparse.Namespace) -> Summary:
 
     from cwm_core.corpus.functions.discovery import find_functions
     from cwm_core.corpus.functions.record import ExploreAndRecord
+    from cwm_core.endpoint import EndpointError
 
     found = [find_functions(source, tests=args.tests) for source in args.sources]
     skipped = sum((one.skipped for one in found), Counter())
@@ -65,11 +68,16 @@ def _functions(args: argparse.Namespace) -> Summary:
     say(args, f"{len(functions):,} functions; not called are {', '.join(f'{n:,} {why}' for why, n in skipped.items())}")
     if args.licence:
         functions = [replace(f, provenance={"licence": args.licence, **_known(f.provenance)}) for f in functions]
-    work = ExploreAndRecord(args.seed, args.budget, args.calls)
+    if (args.endpoint is None) != (args.model is None):
+        raise ValueError("--endpoint and --model go together")
+    work = ExploreAndRecord(args.seed, args.budget, args.calls, args.endpoint, args.model or "")
     description = {"functions": [os.fspath(source) for source in args.sources], "tests": _named(args.tests)}
-    described = {"licence": args.licence, "seed": args.seed, "budget": args.budget, "calls": args.calls}
+    described = {name: getattr(args, name) for name in ("licence", "seed", "budget", "calls", "model")}
     licences = [args.licence] if args.licence else []
-    return _make(args, functions, _settings(args, licences), description | described, work)
+    try:
+        return _make(args, functions, _settings(args, licences), description | described, work)
+    except EndpointError as error:
+        raise ConnectionError(f"{error}; the same command goes on") from error
 
 
 def _known(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from ...endpoint import ContextExceeded, Endpoint, chat_model
 from ..recording import Kept, Left, Recording
 from ..sample import Drop
 from .discovery import Function
-from .explore import explore
+from .explore import Generate, explore
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,13 @@ class ExploreAndRecord:
     """The most calls that are tried of a function."""
     most: int = 5
     """The most calls that are recorded of a function."""
+    endpoint: str | None = None
+    """Of an OpenAI-compatible server, as of `Endpoint`, whose `model` is asked for calls of each function, too."""
+    model: str = ""
 
     def __call__(self, functions: Sequence[Function], recording: Recording) -> list[Kept | Left]:
-        """What becomes of each call; of a function without one, why."""
+        """What becomes of each call; of a function without one, why. Raises `EndpointError`."""
+        generate = None if self.endpoint is None else _suggestions(self.endpoint, self.model)
         results: list[Kept | Left] = []
         for (module, paths), group in groupby(functions, lambda function: (function.module, function.paths)):
             try:
@@ -33,7 +38,9 @@ class ExploreAndRecord:
                 continue
             units = []
             for function in group:
-                explored = explore(function, worker, seed=self.seed, budget=self.budget, most=self.most)
+                explored = explore(
+                    function, worker, seed=self.seed, budget=self.budget, most=self.most, generate=generate
+                )
                 if explored.unit is None:
                     most_common = explored.outcomes.most_common(1)
                     results.append(Left(function.id, Drop("no call that ends well", str(dict(most_common)))))
@@ -41,3 +48,15 @@ class ExploreAndRecord:
                     units.append(explored.unit)
             results += recording.samples(units)
         return results
+
+
+def _suggestions(url: str, model: str) -> Generate:
+    ask = chat_model(Endpoint(url), model, temperature=0.7)
+
+    def generate(messages: list[dict[str, str]]) -> str:
+        try:
+            return ask(messages)
+        except ContextExceeded:  # by the function's source
+            return ""
+
+    return generate
