@@ -12,7 +12,7 @@ import torch
 from cwm_core.model.attention import BACKENDS, choose_backend
 from cwm_core.model.attention.documents import Documents
 from cwm_core.training.plan import unmasked
-from measure import arguments, attempt, documents, peak_flops, peak_memory, report, time_of
+from measure import arguments, attempt, distance, documents, peak_flops, peak_memory, report, time_of
 
 # The formula holds all scores: past this many tokens, tens of gigabytes of them.
 REFERENCE_TOKENS = 8192
@@ -50,10 +50,7 @@ def measure(backend, lengths, window, shape, device, dtype, peak, baseline):
         "floor_s": 3 * flops / peak,
         "both_bytes": peak_memory(both, device),
     }
-    results = both()
-    baseline.extend(results if not baseline else ())
-    distances = ((a - b).float().norm() / b.float().norm() for a, b in zip(results, baseline, strict=True))
-    return row | {"differs": max(distance.item() for distance in distances)}
+    return row | {"differs": distance(both(), baseline)}
 
 
 def main():

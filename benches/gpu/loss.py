@@ -10,7 +10,7 @@ weight; differs, how far loss and gradients are from those of the first row that
 import torch
 import torch.nn.functional as F
 from cwm_core.model import cross_entropy, loss
-from measure import arguments, attempt, peak_flops, peak_memory, report, time_of
+from measure import arguments, attempt, distance, peak_flops, peak_memory, report, time_of
 
 
 def plain(hidden, weight, targets):
@@ -33,10 +33,7 @@ def measure(chunk, hidden, weight, targets, peak, baseline):
         "floor_s": 6 * hidden.numel() * len(weight) / peak,
         "both_bytes": peak_memory(both, device),
     }
-    results = both()
-    baseline.extend(results if not baseline else ())
-    distances = ((a - b).float().norm() / b.float().norm() for a, b in zip(results, baseline, strict=True))
-    return row | {"differs": max(distance.item() for distance in distances)}
+    return row | {"differs": distance(both(), baseline)}
 
 
 def main():

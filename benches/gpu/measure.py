@@ -57,6 +57,13 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> int | None
     return torch.cuda.max_memory_allocated(device) - before
 
 
+def distance(results: tuple[torch.Tensor, ...], first: list[torch.Tensor]) -> float:
+    """The greatest relative distance of results from those that came first, which `first` is to keep."""
+    first.extend(results if not first else ())
+    distances = ((a - b).float().norm() / b.float().norm() for a, b in zip(results, first, strict=True))
+    return max(one.item() for one in distances)
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of one large product of square matrices: what a device of this clock and temperature gives today."""
     size = 8192 if device.type == "cuda" else 512

@@ -12,7 +12,24 @@ from .output import Delta, Output, token_text
 from .protocol import Chat, Completion, Options
 
 
-class CompletionChoice:
+class _Choice:
+    """What choices of both kinds have."""
+
+    _options: Options
+    _output: Output
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether `chunk` is wanted."""
+        return self._options.stream
+
+    @property
+    def tokens(self) -> int:
+        """Tokens generated."""
+        return self._output.tokens
+
+
+class CompletionChoice(_Choice):
     """One choice of an answer from `/v1/completions`, for `Reply`."""
 
     kind, chunk_kind, id_prefix = "text_completion", "text_completion", "cmpl"
@@ -24,16 +41,6 @@ class CompletionChoice:
         self._output = Output(tokenizer, options.stop, skip_special=options.skip_special_tokens)
         self._whole = Delta()
         self._is_first = True
-
-    @property
-    def is_streamed(self) -> bool:
-        """Whether `chunk` is wanted."""
-        return self._options.stream
-
-    @property
-    def tokens(self) -> int:
-        """Tokens generated."""
-        return self._output.tokens
 
     def feed(self, events: list[Event]) -> Delta:
         """Take tokens in."""
@@ -87,7 +94,7 @@ class CompletionChoice:
         }
 
 
-class ChatChoice:
+class ChatChoice(_Choice):
     """One choice of an answer from `/v1/chat/completions`, for `Reply`."""
 
     kind, chunk_kind, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
@@ -105,16 +112,6 @@ class ChatChoice:
         self._whole, self._parts, self._calls = Delta(), Parts(), 0
         self._new = Parts()
         self._is_first = True
-
-    @property
-    def is_streamed(self) -> bool:
-        """Whether `chunk` is wanted."""
-        return self._options.stream
-
-    @property
-    def tokens(self) -> int:
-        """Tokens generated."""
-        return self._output.tokens
 
     def feed(self, events: list[Event]) -> Delta:
         """Take tokens in."""
