@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 from cwm_core import PackedLoader
 from cwm_core.corpus.split import normalized
-from cwm_core.demo import data, main
+from cwm_core.demo import data, main, run
 from cwm_core.demo.recipe import FULL, SHORT
 from cwm_core.demo.run import Demo, with_first_frame
 from rich.console import Console
@@ -28,7 +28,8 @@ def test_training_and_held_out_programs_share_nothing() -> None:
     assert not {program.code for program in train} & {program.code for program in held_out}
 
 
-def test_the_short_demo(tmp_path, capsys) -> None:
+def test_the_short_demo(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(run, "THREADS", 1)  # two wait for each other wherever something else runs
     assert main(["--short", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
