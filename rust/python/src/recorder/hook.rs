@@ -7,7 +7,11 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyValueError};
 use pyo3::ffi;
+#[cfg(Py_3_12)]
+use pyo3::intern;
 use pyo3::prelude::*;
+#[cfg(Py_3_12)]
+use pyo3::types::PyBytes;
 use pyo3::types::{PyString, PyTuple};
 use rustc_hash::FxHashMap;
 
@@ -198,11 +202,46 @@ impl Session {
                 && recorded.is_ok()
                 && !code.suspends()
             {
-                self.log.keep_outcome(arg.is_null());
+                self.log.keep_outcome(unwinds(py, frame, arg)?);
             }
             recorded
         }
     }
+}
+
+/// Whether an exception ends `frame`, which has come to its RETURN event with `arg`.
+///
+/// # Safety
+/// `frame` is a live frame object of this interpreter, `arg` null or a live object, and the GIL is held.
+#[cfg(not(Py_3_12))]
+unsafe fn unwinds(_: Python<'_>, _: *mut ffi::PyFrameObject, arg: *mut ffi::PyObject) -> PyResult<bool> {
+    Ok(arg.is_null())
+}
+
+/// Whether an exception ends `frame`, which has come to its RETURN event with `arg`.
+///
+/// From 3.12 on the interpreter gives None for both an exception and a return of None; the instruction tells them apart.
+///
+/// # Safety
+/// `frame` is a live frame object of this interpreter, `arg` null or a live object, and the GIL is held.
+#[cfg(Py_3_12)]
+unsafe fn unwinds(py: Python<'_>, frame: *mut ffi::PyFrameObject, arg: *mut ffi::PyObject) -> PyResult<bool> {
+    /// RETURN_VALUE and RETURN_CONST, as `opcode.opmap` has them.
+    #[cfg(Py_3_13)]
+    const RETURNS: [u8; 2] = [36, 103];
+    #[cfg(not(Py_3_13))]
+    const RETURNS: [u8; 2] = [83, 121];
+    // SAFETY: the caller's promise; `PyFrame_GetCode` gives a new reference, which is handed on.
+    let (code, last) = unsafe {
+        if arg != ffi::Py_None() {
+            return Ok(arg.is_null());
+        }
+        let code = ffi::PyFrame_GetCode(frame).cast::<ffi::PyObject>();
+        (Bound::from_owned_ptr(py, code), ffi::PyFrame_GetLasti(frame))
+    };
+    let code = code.getattr(intern!(py, "co_code"))?.cast_into::<PyBytes>()?;
+    let opcode = usize::try_from(last).ok().and_then(|last| code.as_bytes().get(last));
+    Ok(opcode.is_none_or(|opcode| !RETURNS.contains(opcode)))
 }
 
 /// The trace function. Never lets a panic or a missing session reach the interpreter.

@@ -150,10 +150,7 @@ impl Log {
         let Some(last) = trace.len().checked_sub(1) else {
             return;
         };
-        // From 3.12 on the interpreter gives None when an exception unwinds the frame: its EXCEPTION then stands right
-        // before the RETURN, where one that was caught is followed by the line that goes on.
-        let unwound = last > 0 && trace.frame(last - 1).event() == Event::Exception;
-        if !raised && !unwound {
+        if !raised {
             trace.outcome = trace.frame(last).arg().map(|text| Outcome::Returned(text.to_vec()));
             return;
         }
