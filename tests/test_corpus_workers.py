@@ -216,7 +216,12 @@ def test_modules_are_imported_once(tmp_path):
         first, second = worker.run(orders)
     assert first.trace.result == second.trace.result
     (tmp_path / "broken.py").write_text("1 / 0\n")
-    for name, reason in (("broken", "it raised ZeroDivisionError"), ("absent", "it raised ModuleNotFoundError")):
+    (tmp_path / "queue.py").write_text("def f():\n    return 1\n")
+    for name, reason in (
+        ("broken", "it raised ZeroDivisionError"),
+        ("absent", "it raised ModuleNotFoundError"),
+        ("queue", "another module has its name"),
+    ):
         with pytest.raises(ImportError, match=f"cannot import {name} in the sandbox: {reason}"):
             Worker(backend=backend, paths=[str(tmp_path)], preload=name)
 

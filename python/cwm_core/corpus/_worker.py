@@ -101,9 +101,14 @@ class Worker:
     def preload(self, name: str) -> dict[str, Any]:
         """Import a module that later orders call into, and read its source, which recording them needs."""
         try:
-            linecache.getlines(importlib.import_module(name).__file__ or "")
+            file = importlib.import_module(name).__file__ or ""
+            linecache.getlines(file)
         except BaseException as error:
             return failed(f"it raised {type(error).__name__}")
+        # The paths come after the standard library, which everything else here needs.
+        paths = tuple(os.path.join(path, "") for path in self.settings["paths"])
+        if paths and not file.startswith(paths) and not os.path.realpath(file).startswith(paths):
+            return failed("another module has its name")
         gc.collect()
         gc.freeze()
         return {"reason": None, "effects": []}

@@ -90,8 +90,9 @@ class Worker:
     ) -> None:
         """Start it. `hash_seed` is PYTHONHASHSEED.
 
-        With `preload`, a module that can be imported from `paths` or the standard library, programs begin with it
-        imported; its code has then run in their common parent, and so only speaks for itself.
+        With `preload`, a module that can be imported from `paths` (without any, from the standard library), programs
+        begin with it imported; its code has then run in their common parent, and so only speaks for itself. A module of
+        `paths` whose name one of the standard library has cannot be imported.
 
         Raises `sandbox.SandboxError` when the sandbox is not possible here, ImportError when the module cannot be
         imported in it.
