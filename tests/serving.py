@@ -49,6 +49,7 @@ class ScriptedEngine:
             self.handles.remove(handle)
 
     def step(self):
+        assert self.handles, "a step with nothing to do"
         if self.seconds:
             time.sleep(self.seconds)
         if self.failures:

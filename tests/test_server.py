@@ -11,6 +11,7 @@ pytest.importorskip("httpx")
 import httpx
 from cwm_core.chat import REASONING_SYSTEM_PROMPT
 from cwm_core.inference import Engine
+from cwm_core.inference.server.worker import MAX_FAILURES
 from cwm_core.model import preset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -477,7 +478,7 @@ def test_a_failing_step_is_an_error_and_not_the_end(caplog):
             streamed = await client.post("/v1/completions", json=completion(stream=True))
             after = await client.post("/v1/completions", json=completion())
             assert (await client.get("/health")).status_code == 200
-            engine.failures = [RuntimeError("secret detail")] * 5
+            engine.failures = [RuntimeError("secret detail")] * MAX_FAILURES
             for _ in range(3):
                 await client.post("/v1/completions", json=completion())
             return (

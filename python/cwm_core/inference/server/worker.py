@@ -84,6 +84,7 @@ class Worker:
         self.failed = False
         self._loop: asyncio.AbstractEventLoop
         self._thread = threading.Thread(target=self._run, name="cwm-engine")
+        self._failures = 0  # in a row
         self._wake = threading.Condition()
         # Shared with the thread, under `_wake`:
         self._submitted: list[_Place] = []
@@ -157,10 +158,9 @@ class Worker:
         handles: dict[_Place, Handle] = {}
         error = ApiError(503, "the server is stopping")
         try:
-            failures = 0
             while not self.failed and self._take_orders(places, handles):
-                failures = 0 if self._step(places, handles) else failures + 1
-                self.failed = failures >= MAX_FAILURES
+                if handles:  # a step with nothing to do says nothing about the engine
+                    self._step(places, handles)
         except Exception:
             logger.exception("the engine cannot go on")
             self.failed, error = True, ApiError(500, "generation failed", code="engine_error")
@@ -170,20 +170,22 @@ class Worker:
                 submitted, self._submitted = self._submitted, []
             self._post([(place, error) for place in submitted])
 
-    def _step(self, places: dict[Handle, _Place], handles: dict[_Place, Handle]) -> bool:
-        """Hand out what a step of the engine gives; False where it failed, and everything with it."""
+    def _step(self, places: dict[Handle, _Place], handles: dict[_Place, Handle]) -> None:
+        """Hand out what a step of the engine gives; where it fails, everything does."""
         try:
             events = self.engine.step()
         except Exception:
             logger.exception("a step of the engine failed")
+            self._failures += 1
+            self.failed = self._failures >= MAX_FAILURES
             self._drop(places, handles, ApiError(500, "generation failed", code="engine_error"))
-            return False
+            return
+        self._failures = 0
         # What a cancelled sequence still gave has no place any more.
         self._post([(places[event.handle], event) for event in events if event.handle in places])
         for event in events:
             if event.finish_reason and event.handle in places:
                 del handles[places.pop(event.handle)]
-        return True
 
     def _take_orders(self, places: dict[Handle, _Place], handles: dict[_Place, Handle]) -> bool:
         """Wait for something to do, submit and cancel; False at the end."""
