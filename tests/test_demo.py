@@ -30,11 +30,13 @@ def test_training_and_held_out_programs_share_nothing() -> None:
 
 def test_the_short_demo(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(run, "THREADS", 1)  # two wait for each other wherever something else runs
+    recipe = replace(SHORT, steps=80, held_out=12)
+    monkeypatch.setattr(run, "SHORT", recipe)
     assert main(["--short", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
     losses = results["training"]["losses"]
-    assert len(losses) == SHORT.steps
+    assert len(losses) == recipe.steps
     assert sum(losses[-10:]) / 10 < 0.4 * losses[0]
     scores = results["scores"]
     assert scores["trained, lines given"]["state"] > scores["untrained, lines given"]["state"]
