@@ -1,0 +1,1 @@
+"""Shared building blocks: durable files, JSON lines, HTTP, process pools."""

@@ -1,0 +1,88 @@
+"""Write files so that neither a crash nor a full disk loses the previous content."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from secrets import token_hex
+from typing import BinaryIO
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Wait until a file's content, or a folder's list of names, is on disk.
+
+    Raises:
+        OSError: The path cannot be opened or synchronized.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a binary file that takes the place of `path` when the block ends without an exception.
+
+    The bytes go to a hidden file in the same folder, which is synchronized and then renamed. A reader sees the old
+    content or the new content, never a part of either. If the block raises, `path` is unchanged.
+
+    A symbolic link is followed: its target is replaced and the link stays. Devices, FIFOs, and other special files
+    cannot be replaced, so the bytes are written through to them, as they are to an open file that is named by its
+    descriptor (`/dev/stdout`). A new file gets the permissions that the umask
+    allows; an existing file keeps its permissions.
+
+    Raises:
+        OSError: The file cannot be written. `IsADirectoryError` if `path` is a folder.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        mode = os.stat(path).st_mode  # not `target`: /dev/stdout resolves to a name that cannot be opened
+    except FileNotFoundError:
+        mode = None
+    if mode is not None and (not stat.S_ISREG(mode) or _names_descriptor(path)):
+        with open(path, "wb") as file:
+            yield file
+        return
+    partial = target.with_name(f".{target.name[:200]}.{token_hex(4)}.partial")
+    try:
+        with open(partial, "xb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(mode))
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            partial.unlink()
+        raise
+    sync(target.parent)
+
+
+def write_file(path: str | os.PathLike[str], content: bytes | str) -> None:
+    """Replace the content of `path` at once, as `replacing` does. Text is encoded as UTF-8.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def _names_descriptor(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path leads to an open descriptor of a process, such as `/dev/stdout` or `/dev/fd/3`."""
+    path = os.path.abspath(path)
+    for _ in range(40):  # the kernel's own limit on links
+        folder = os.path.realpath(os.path.dirname(path))
+        if re.fullmatch(r"/proc/\d+(/task/\d+)?/fd", folder):
+            return True
+        if not os.path.islink(path):
+            return False
+        path = os.path.join(folder, os.readlink(path))
+    return False
