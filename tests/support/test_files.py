@@ -5,7 +5,6 @@ import stat
 import threading
 
 import pytest
-
 from cwm_core.support.files import replacing, write_file
 
 
