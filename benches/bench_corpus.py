@@ -16,15 +16,15 @@ from typing import Any
 
 import cwm_core as cwm
 import pytest
-from cwm_core import sandbox
+from cwm_core import machines
 from cwm_core.corpus import _worker, pipeline, recording, workers
 from cwm_core.corpus.generator import generate
 from cwm_core.corpus.pipeline import make_corpus
-from cwm_core.corpus.pool import Pool, processes
 from cwm_core.corpus.recording import Recorders, Recording, Settings
 from cwm_core.corpus.sample import Sample
 from cwm_core.corpus.unit import Unit
 from cwm_core.corpus.workers import Answer, Order, Worker
+from cwm_core.support.pool import Pool, processes
 from cwm_core.trace import source_context
 from llama3 import rank_path
 
@@ -54,7 +54,7 @@ def units(length: str) -> list[Unit]:
 
 @pytest.fixture(autouse=True)
 def isolated() -> None:
-    if reason := sandbox.bubblewrap_refusal():
+    if reason := machines.bubblewrap_refusal():
         pytest.skip(reason)
 
 

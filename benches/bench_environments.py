@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cwm_core import sandbox
-from cwm_core.environments import DockerBackend, SandboxBackend, Task
+from cwm_core import machines
+from cwm_core.environments import Task
+from cwm_core.machines import DockerBackend, SandboxBackend
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import docker_image
-from cwm_core.sandbox import bubblewrap
+from cwm_core.machines import bubblewrap
 
 COMMAND = "echo hello; cd .; x=1"
 
@@ -36,7 +37,7 @@ def task(tmp_path: Path) -> Task:
 def backend_of(kind: str) -> DockerBackend | SandboxBackend:
     if kind == "docker":
         return DockerBackend(docker_image.image())
-    if kind == "bubblewrap" and (reason := sandbox.bubblewrap_refusal()):
+    if kind == "bubblewrap" and (reason := machines.bubblewrap_refusal()):
         pytest.skip(reason)
     return SandboxBackend(kind)
 
@@ -48,7 +49,7 @@ def docker(*arguments: str) -> str:
 @pytest.mark.parametrize("kind", ["cwm_core", "cwm_core, process", "bwrap alone", "python alone"])
 def test_sandbox_start(benchmark, tmp_path: Path, kind: str) -> None:
     """`true` from start to report; `bwrap` and the supervisor's interpreter by themselves are the floor."""
-    if kind in ("cwm_core", "bwrap alone") and (reason := sandbox.bubblewrap_refusal()):
+    if kind in ("cwm_core", "bwrap alone") and (reason := machines.bubblewrap_refusal()):
         pytest.skip(reason)
     alone = {
         "bwrap alone": [*bubblewrap.command(str(tmp_path), scratch_bytes=1 << 20), "true"],
@@ -60,7 +61,7 @@ def test_sandbox_start(benchmark, tmp_path: Path, kind: str) -> None:
         benchmark(subprocess.run, alone[kind], check=True)
     else:
         backend = "process" if kind.endswith("process") else "bubblewrap"
-        assert benchmark(sandbox.run, ["true"], folder=tmp_path, backend=backend).exit_code == 0
+        assert benchmark(machines.run, ["true"], folder=tmp_path, backend=backend).exit_code == 0
 
 
 @pytest.mark.parametrize("kind", ["cwm_core, bubblewrap", "cwm_core, docker", "docker run"])

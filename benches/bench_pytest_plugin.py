@@ -13,7 +13,7 @@ TRACER = """
 import gzip, json, os, sys
 from pathlib import Path
 import pytest
-from cwm_core.corpus.calls import CallSample, priority
+from cwm_core.trace.calls import CallSample, priority
 
 FOLDER = os.environ["CWM_BENCH_FOLDER"] + os.sep
 MAX_FRAMES = 10_000
@@ -96,7 +96,7 @@ def test_record_a_suite(benchmark, tmp_path: Path, recorder: str) -> None:
     runs = iter(range(1000))
 
     def suite() -> str:
-        plugin = ["-p", "cwm_core.pytest_plugin", "--cwm-package", "toolz", "--cwm-record", f"stores{next(runs)}"]
+        plugin = ["-p", "cwm_core.trace.pytest_plugin", "--cwm-package", "toolz", "--cwm-record", f"stores{next(runs)}"]
         more = {"cwm_core": plugin, "sys.settrace tracer": ["-p", "settrace_tracer"], "unrecorded": []}[recorder]
         done = subprocess.run([*command, *more], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
         return done.stdout

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cwm_core import sandbox
+from cwm_core import machines
 from cwm_core.environments import (
-    SandboxBackend,
     ScriptedAgent,
     Task,
     TrajectoryReader,
@@ -29,7 +28,8 @@ from cwm_core.environments import (
     solution_actions,
     summarize,
 )
-from cwm_core.sandbox.programs import installed_packages
+from cwm_core.machines import SandboxBackend
+from cwm_core.machines.programs import installed_packages
 
 ROLLOUTS = 8
 WORKERS = (1, 2, 4)
@@ -67,8 +67,8 @@ def folders(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("kind", ["bubblewrap", "process"])
 @pytest.mark.parametrize("workers", WORKERS)
-def bench_rollouts(benchmark: Any, task: Task, folders: Iterator[Path], workers: int, kind: sandbox.Backend) -> None:
-    if kind == "bubblewrap" and sandbox.bubblewrap_refusal():
+def bench_rollouts(benchmark: Any, task: Task, folders: Iterator[Path], workers: int, kind: machines.Sandbox) -> None:
+    if kind == "bubblewrap" and machines.bubblewrap_refusal():
         pytest.skip("bubblewrap is not possible here")
     backend = SandboxBackend(kind, readable=installed_packages())
     tasks = [replace(task, name=f"vending-{n}") for n in range(ROLLOUTS)]

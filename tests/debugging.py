@@ -58,7 +58,7 @@ class Recorded:
 def debugger(code=CODE, call=CALL, **options):
     """A debugger whose model knows the program, and the program's trace."""
     trace = cwm.Recorder(max_frames=400, capture_output=True).record_source(code, call)
-    return cwm.inference.Debugger(Recorded(trace), TOKENIZER, code, call, **options), trace
+    return cwm.debugger.Debugger(Recorded(trace), TOKENIZER, code, call, **options), trace
 
 
 def stacks(trace):

@@ -4,12 +4,12 @@ import dataclasses
 
 import docker_image
 import pytest
-from cwm_core import sandbox
-from cwm_core.environments import Backend, DockerBackend, SandboxBackend
+from cwm_core import machines
+from cwm_core.machines import Backend, DockerBackend, SandboxBackend
 
-REFUSALS = {"bubblewrap": sandbox.bubblewrap_refusal(), "process": None, "docker": docker_image.refusal()}
+REFUSALS = {"bubblewrap": machines.bubblewrap_refusal(), "process": None, "docker": docker_image.refusal()}
 LIMITS = dataclasses.replace(
-    sandbox.Limits(),
+    machines.Limits(),
     seconds=60.0,
     output_bytes=4000,
     memory_bytes=512 << 20,
@@ -26,7 +26,7 @@ def kinds(*names: str) -> list:
     ]
 
 
-def backend_of(kind: str, limits: sandbox.Limits = LIMITS) -> Backend:
+def backend_of(kind: str, limits: machines.Limits = LIMITS) -> Backend:
     """A backend by its kind."""
     if kind == "docker":
         return DockerBackend(docker_image.image(), limits=limits)

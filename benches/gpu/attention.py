@@ -11,7 +11,7 @@ differs, the largest distance of output and gradients from the first backend's t
 import torch
 from cwm_core.model.attention import BACKENDS, choose_backend
 from cwm_core.model.attention.documents import Documents
-from cwm_core.training.plan import unmasked
+from cwm_core.planning.plan import unmasked
 from measure import arguments, attempt, distance, documents, peak_flops, peak_memory, report, time_of
 
 # The formula holds all scores: past this many tokens, tens of gigabytes of them.

@@ -28,7 +28,7 @@ import torch
 from cwm_core.inference import Engine, Handle, Request
 from cwm_core.inference.quantize import weight_bytes
 from cwm_core.model import ModelConfig, Transformer, initialize, preset
-from cwm_core.training.plan import unmasked
+from cwm_core.planning.plan import unmasked
 from measure import arguments, attempt, peak_flops, report, time_of
 
 TINY = {"width": 64, "ffn_width": 128, "heads": 4, "kv_heads": 2, "head_size": 16, "window": 64, "vocab_size": 512}

@@ -30,8 +30,8 @@ import numpy as np
 import torch
 from cwm_core.data import PackedLoader, ShardWriter
 from cwm_core.model import ModelConfig, Transformer, initialize, preset
+from cwm_core.model.flops import training_flops
 from cwm_core.training import Progress, TrainConfig, Trainer, World, parallelize
-from cwm_core.training.flops import training_flops
 from cwm_core.training.gpus import peak_flops as published_peak
 from cwm_core.training.metrics import peak_memory
 from measure import arguments, attempt, documents, peak_flops, report

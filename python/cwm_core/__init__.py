@@ -3,8 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cwm_core.store import TraceReader, TraceWriter
-from cwm_core.trace import ParsedTrace, Recorder, RecordingLimit, Trace, record, record_source
+from cwm_core.trace import ParsedTrace, Recorder, RecordingLimit, Trace, TraceReader, TraceWriter, record, record_source
 
 if TYPE_CHECKING:
     from cwm_core.data import PackedLoader, Shards, ShardWriter

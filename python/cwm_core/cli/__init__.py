@@ -8,19 +8,19 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from ..sandbox import SandboxError
+from ..machines import SandboxError
 from .agent import add_agent
+from .convert import add_export, add_import
 from .corpus import add_corpus
 from .debug import add_debug
 from .evaluate import add_eval
-from .exchange import add_export, add_import
 from .forage import add_forage
 from .models import add_demo, add_predict, add_train
+from .options import EXTRAS, FAILED, INTERRUPTED, say, sentence
 from .plan import add_plan
 from .record import add_record, add_view
 from .serve import add_serve
 from .shards import add_inspect, add_pack, add_tokenize
-from .shared import EXTRAS, FAILED, INTERRUPTED, say, sentence
 
 
 def main(argv: Sequence[str] | None = None) -> int:

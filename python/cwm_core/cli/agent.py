@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .shared import INTERRUPTED, OK, add_verb, machines, not_negative, positive, say, seconds, write
+from .options import INTERRUPTED, OK, add_verb, machines, not_negative, positive, say, seconds, write
 
 if TYPE_CHECKING:
     from cwm_core.environments import Agent, Budget, Trajectory

@@ -12,13 +12,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..exchange import STORE, trace_files
-from .shared import FAILED, OK, add_verb, counter, machines, not_negative, positive, say, seconds
+from ..formats.traces import STORE, trace_files
+from .options import FAILED, OK, add_verb, counter, machines, not_negative, positive, say, seconds
 
 if TYPE_CHECKING:
     from cwm_core.corpus.pipeline import Summary, Work
-    from cwm_core.corpus.pool import Pool
     from cwm_core.corpus.recording import Settings
+    from cwm_core.support.pool import Pool
 
 
 def add_corpus(verbs: Any) -> None:
@@ -60,7 +60,7 @@ def _functions(args: argparse.Namespace) -> Summary:
 
     from cwm_core.corpus.functions.discovery import find_functions
     from cwm_core.corpus.functions.record import ExploreAndRecord
-    from cwm_core.endpoint import EndpointError
+    from cwm_core.support.http import EndpointError
 
     found = [find_functions(source, tests=args.tests) for source in args.sources]
     skipped = sum((one.skipped for one in found), Counter())
@@ -169,7 +169,7 @@ def _add_describe(kinds: Any) -> None:
 def _describe(args: argparse.Namespace) -> int:
     from cwm_core.corpus.describe import Describer
     from cwm_core.corpus.descriptions import describe_stores
-    from cwm_core.endpoint import Endpoint, chat_model
+    from cwm_core.support.http import Endpoint, chat_model
 
     describer = Describer(chat_model(Endpoint(args.endpoint), args.model, temperature=0.7), attempts=args.attempts)
     stores = [path for path in trace_files(args.inputs) if path.suffix == STORE]
@@ -265,7 +265,7 @@ def _make(
 
 
 def _pool(args: argparse.Namespace) -> AbstractContextManager[Pool]:
-    from cwm_core.corpus.pool import processes, ray_cluster
+    from cwm_core.support.pool import processes, ray_cluster
 
     return ray_cluster() if args.ray else processes(args.workers)
 

@@ -15,12 +15,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from .. import sandbox
+from .. import machines
 from ..view.text import colorful, fit, paint, visible
-from .shared import OK, add_verb, load_tokenizer, not_negative, positive, program, say, write
+from .options import OK, add_verb, load_tokenizer, not_negative, positive, program, say, write
 
 if TYPE_CHECKING:
-    from cwm_core.inference import Debugger, Scope, Step, Stop, Verification
+    from cwm_core.debugger import Debugger, Scope, Step, Stop, Verification
 
 _DIM, _RED, _CYAN, _BOLD = "2", "31", "36", "1"
 _PRINTED_CHARS = 10_000
@@ -93,7 +93,7 @@ def _debug(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace) -> Debugger:
     """A debugger as the arguments say. Raises OSError, SyntaxError and ValueError."""
-    from cwm_core import inference
+    from cwm_core import debugger
 
     code = program(args.program, args.call)
     options = {name: getattr(args, name) for name in ("seed", "temperature", "max_frames", "max_tokens")}
@@ -102,23 +102,23 @@ def _open(args: argparse.Namespace) -> Debugger:
             raise ValueError("a server needs --tokenizer, the folder of its model's vocabulary")
         tokenizer = load_tokenizer(Path(args.tokenizer))
         key = os.environ.get("CWM_API_KEY")
-        source: Any = inference.ServerFrames(
+        source: Any = debugger.ServerFrames(
             args.model, args.model_name, tokenizer, api_key=key, max_frame_tokens=args.max_frame_tokens
         )
     else:
         from .models import load_engine
 
         engine = load_engine(Path(args.model), args.device)
-        source = inference.EngineFrames(engine, max_frame_tokens=args.max_frame_tokens)
+        source = debugger.EngineFrames(engine, max_frame_tokens=args.max_frame_tokens)
         tokenizer = engine.tokenizer
-    return inference.Debugger(source, tokenizer, code, args.call, **options)
+    return debugger.Debugger(source, tokenizer, code, args.call, **options)
 
 
 # ---- for editors
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from cwm_core.inference.adapter import Adapter
+    from cwm_core.debugger.dap import Adapter
 
     def launch(asked: Mapping[str, Any]) -> Debugger:
         return _open(_launch_arguments(args, asked))
@@ -196,11 +196,11 @@ class Prompt(cmd.Cmd):
 
     def onecmd(self, line: str) -> bool:
         """A command that fails says why, and the next one is read."""
-        from cwm_core.inference import DebuggerError, SourceError
+        from cwm_core.debugger import DebuggerError, SourceError
 
         try:
             return bool(super().onecmd(line))
-        except (DebuggerError, SourceError, sandbox.SandboxError, OSError, ValueError) as error:
+        except (DebuggerError, SourceError, machines.SandboxError, OSError, ValueError) as error:
             self._print(f"*** {error}", _RED)
             return False
 
@@ -301,7 +301,7 @@ class Prompt(cmd.Cmd):
         """NAME: as print, a literal laid out."""
         text = self.debugger.print(arg, self.level)
         with suppress(ValueError):
-            text = pprint.pformat(sandbox.evaluate_literal(text), width=self._width())
+            text = pprint.pformat(machines.evaluate_literal(text), width=self._width())
         for line in text[:_PRINTED_CHARS].split("\n"):
             self._say(line)
 

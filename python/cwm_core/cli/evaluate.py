@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .models import fingerprint, load_engine
-from .shared import INTERRUPTED, OK, add_verb, machines, not_negative, positive, say, seconds
+from .options import INTERRUPTED, OK, add_verb, machines, not_negative, positive, say, seconds
 
 if TYPE_CHECKING:
     from cwm_core.evaluation import Report
@@ -104,7 +104,7 @@ def _add_task(tasks: Any, task: str, purpose: str) -> None:
 
 def _eval(args: argparse.Namespace) -> int:
     from cwm_core import evaluation
-    from cwm_core.sandbox import SandboxError
+    from cwm_core.machines import SandboxError
 
     required = () if args.task in ("traces", "termination") else ("output",)
     problems = evaluation.read_problems(args.file, limit=args.limit, required=required)

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .shared import FAILED, OK, add_verb, counter, machines, not_negative, positive, say, seconds, write
+from .options import FAILED, OK, add_verb, counter, machines, not_negative, positive, say, seconds, write
 
 
 def add_forage(verbs: Any) -> None:

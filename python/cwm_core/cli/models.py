@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..trace import ParsedTrace, Trace
-from .shared import INTERRUPTED, OK, add_verb, load_tokenizer, new_file, positive, program, say, write
+from .options import INTERRUPTED, OK, add_verb, load_tokenizer, new_file, positive, program, say, write
 
 if TYPE_CHECKING:
     from cwm_core.inference import Engine
@@ -107,7 +107,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _run_for_real(args: argparse.Namespace, code: str) -> Trace:
-    from cwm_core.sandbox.programs import check_sandbox, installed_packages, record_program
+    from cwm_core.machines.programs import check_sandbox, installed_packages, record_program
 
     check_sandbox(args.sandbox)
     # A frame takes several tokens: no prediction can reach further than this.

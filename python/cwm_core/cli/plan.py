@@ -7,11 +7,11 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from .shared import OK, add_verb, positive, write
+from .options import OK, add_verb, positive, write
 
 if TYPE_CHECKING:
     from cwm_core.model import ModelConfig
-    from cwm_core.training.plan import Cluster, Plan, Workload
+    from cwm_core.planning.plan import Cluster, Plan, Workload
 
 
 def add_plan(verbs: Any) -> None:
@@ -49,7 +49,7 @@ def add_plan(verbs: Any) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from cwm_core.training import plan as planning
+    from cwm_core.planning import plan as planning
     from cwm_core.training.gpus import GPUS
 
     gpu = GPUS[args.gpu]

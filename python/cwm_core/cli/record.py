@@ -9,10 +9,9 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from ..exchange import STORE
-from ..store import TraceReader, TraceWriter
-from ..trace import Recorder, Trace
-from .shared import (
+from ..formats.traces import STORE
+from ..trace import Recorder, Trace, TraceReader, TraceWriter
+from .options import (
     INTERRUPTED,
     OK,
     add_verb,

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .shared import OK, add_verb, load_tokenizer, positive, say, seconds
+from .options import OK, add_verb, load_tokenizer, positive, say, seconds
 
 KEY_VARIABLE = "CWM_API_KEY"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data import Shards, ShardWriter
-from ..exchange import trace_files
+from ..formats.traces import trace_files
 from ..tokenizer import GPT2_PATTERN, LLAMA3_PATTERN, Tokenizer
-from .shared import OK, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
+from .options import OK, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
 
 if TYPE_CHECKING:
-    from cwm_core.documents import Item
+    from cwm_core.data.documents import Item
 
 _PATTERNS = {"llama3": LLAMA3_PATTERN, "gpt2": GPT2_PATTERN}
 
@@ -78,7 +78,7 @@ def add_tokenize(verbs: Any) -> None:
 
 
 def _tokenize(args: argparse.Namespace) -> int:
-    from cwm_core.documents import encode_item, item_texts, read_items
+    from cwm_core.data.documents import encode_item, item_texts, read_items
 
     if args.pattern and not args.train_vocab:
         args.error("--pattern is for --train-vocab; a stored vocabulary has its own")

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ..endpoint import EndpointError
-from ..sandbox.literals import evaluate_literal, identity
+from ..machines.literals import evaluate_literal, identity
+from ..support.http import EndpointError
 from ..trace import Trace
 
 Message = dict[str, str]

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import IO, Any, NamedTuple
 
-from ..store import StoredTrace, TraceReader
+from ..trace import StoredTrace, TraceReader
 from .describe import Describer, source_of
 
 GIVEN_UP = ".given-up"

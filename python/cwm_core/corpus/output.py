@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from ..data import ShardWriter
-from ..durable import sync
-from ..store import TraceWriter
-from ..trace import Trace
+from ..support.files import sync
+from ..trace import Trace, TraceWriter
 from .filters import Drops, Duplicates, Sketch
 from .recording import Kept, Left
 

@@ -9,10 +9,10 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeVar
 
+from ..support.pool import Pool, in_order
 from ..tokenizer import Tokenizer
 from .filters import Drops
 from .output import Corpus
-from .pool import Pool, in_order
 from .recording import Kept, Left, Recording, Settings
 from .sample import Sample
 from .unit import Unit

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, Self
 
-from .. import sandbox
+from .. import machines
 from ..data.traces import TrainingDocument, encode_for_training
 from ..tokenizer import Tokenizer
+from ..trace.context import ContextTooLarge, narrow
 from .contests import judge_digest
-from .context import ContextTooLarge, narrow
 from .filters import (
     PERMISSIVE,
     Decontamination,
@@ -50,8 +50,8 @@ class Settings:
     look_for_secrets: bool = True
     near_duplicates: float = 0.8
     """Estimated Jaccard similarity from which two traces are nearly the same; see `Duplicates`."""
-    limits: sandbox.Limits = LIMITS
-    backend: sandbox.Backend = "bubblewrap"
+    limits: machines.Limits = LIMITS
+    backend: machines.Sandbox = "bubblewrap"
 
 
 class Kept(NamedTuple):

@@ -5,7 +5,7 @@ with SandboxBackend(readable=[...]).open(Task("project", "", folder=path)) as ma
 for sample in read_recording(folder, licence="MIT"):
     ...
 
-What runs there is the plugin `cwm_core.pytest_plugin`. What comes back from the machine is the suite's word about
+What runs there is the plugin `cwm_core.trace.pytest_plugin`. What comes back from the machine is the suite's word about
 itself, and no more than that.
 """
 
@@ -26,14 +26,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import sandbox
-from ..store import TraceReader
-from ..trace import Trace, source_lines
-from .calls import SUFFIX, CallSample, priority
+from .. import machines
+from ..trace import Trace, TraceReader, source_lines
+from ..trace.calls import SUFFIX, CallSample, priority
 from .unit import HASH_SEEDS
 
 if TYPE_CHECKING:
-    from ..environments.backends.protocol import Machine
+    from ..machines.protocol import Machine
     from .sample import Sample
 
 MAX_FILES = 256
@@ -55,7 +54,7 @@ print(sysconfig.get_config_var("EXT_SUFFIX"))
 class Suite:
     """What came of running a suite."""
 
-    completed: sandbox.Completed
+    completed: machines.Completed
     """Of pytest: its outcome is that of the suite."""
     stores: tuple[Path, ...]
     """The recordings, one of each process; they hold what the suite says, and may be damaged."""
@@ -102,7 +101,9 @@ def record_repository(
         given = {"package": None, "seed": seed} | dict(options or {})
         flags = [f"--cwm-package={name}" for name in packages]
         flags += [f"--cwm-{name}={value}" for name, value in given.items() if value is not None]
-        command = shlex.join([*shlex.split(python), "-m", "pytest", "-p", "cwm_core.pytest_plugin", *flags, *arguments])
+        command = shlex.join(
+            [*shlex.split(python), "-m", "pytest", "-p", "cwm_core.trace.pytest_plugin", *flags, *arguments]
+        )
         completed = machine.run(
             f'export PYTHONHASHSEED={seed % 2**32} PYTHONPATH="$PWD/{hidden}/packages${{PYTHONPATH:+:$PYTHONPATH}}"\n'
             f'exec {command} --cwm-record "$PWD/{hidden}/stores"',

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from .. import sandbox
+from .. import machines
 from ..trace import Trace, call_context, source_context
 from . import _worker
 from ._worker import LENGTH
 
-LIMITS = sandbox.Limits(
+LIMITS = machines.Limits(
     seconds=5.0, cpu_seconds=5, memory_bytes=512 << 20, processes=32, file_bytes=16 << 20, output_bytes=16 << 20
 )
 """Of one sample; `output_bytes` is what its trace may take, as stored."""
@@ -82,8 +82,8 @@ class Worker:
     def __init__(
         self,
         *,
-        limits: sandbox.Limits = LIMITS,
-        backend: sandbox.Backend = "bubblewrap",
+        limits: machines.Limits = LIMITS,
+        backend: machines.Sandbox = "bubblewrap",
         hash_seed: int = 0,
         paths: Sequence[str] = (),
         preload: str | None = None,
@@ -99,7 +99,7 @@ class Worker:
         """
         self._limits, self._backend, self._hash_seed = limits, backend, hash_seed
         self._paths, self._preload = tuple(paths), preload
-        self._process: sandbox.Process | None = None
+        self._process: machines.Process | None = None
         self._folder = tempfile.mkdtemp(prefix="cwm-") if backend == "process" else None
         try:
             self._start()
@@ -123,7 +123,7 @@ class Worker:
             "mounted": [os.path.realpath(path) for path in [*readable, sys.prefix, sys.base_prefix]],
         }
         self._received, self._unsent = bytearray(), b""
-        self._process = sandbox.Process(
+        self._process = machines.Process(
             [sys.executable, "-s", "-S", "-P", *self._script, json.dumps(settings)],
             folder=self._folder,
             limits=limits,
@@ -217,7 +217,7 @@ class Worker:
             self._process.close()
             self._process = None
         if self._folder is not None:
-            sandbox.remove_tree(self._folder)
+            machines.remove_tree(self._folder)
 
     def __enter__(self) -> Self:
         """The worker itself."""

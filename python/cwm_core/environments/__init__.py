@@ -1,5 +1,7 @@
 """What an agent acts in: a task's repository behind tools, one action a turn, a reward at the end."""
 
+from ..machines import Backend, DockerBackend, Machine, SandboxBackend
+from ..machines.shell import Shell, ShellResult
 from .agents import (
     Agent,
     Budget,
@@ -14,7 +16,6 @@ from .agents import (
     solution_actions,
     system_prompt,
 )
-from .backends import Backend, DockerBackend, Machine, SandboxBackend
 from .distinct import NearDuplicates, distinct
 from .encoding import EncodedTrajectory, encode_trajectory, write_shards
 from .environment import Environment, Step, Transition
@@ -26,7 +27,6 @@ from .profile import CWM, CWM_TRAINING, DEFAULT, PROFILES, Profile
 from .rewards import Reward, judge
 from .rollouts import rollout, run_rollouts
 from .selection import Selection, judge_candidates, select, written_test
-from .shell import Shell, ShellResult
 from .summary import summarize
 from .tasks import Task, read_tasks, write_tasks
 from .tools import ActionError, Call, parse_action

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 
-from ..near import NearIndex, sketch
+from ..support.near_duplicates import NearIndex, sketch
 from .trajectories import Trajectory
 
 _WORDS = 5

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from .backends import Backend, Machine, SandboxBackend
+from ..machines import Backend, Machine, SandboxBackend
+from ..machines.shell import Shell
 from .history import forget_history
 from .profile import DEFAULT, Profile
 from .rewards import judge
-from .shell import Shell
 from .tasks import Task
 from .tools import ActionError, Call, parse_action, parse_create, parse_edit
 

@@ -1,6 +1,6 @@
 """Taking a repository's past away from an agent, for which it would be the answer."""
 
-from .backends import Machine
+from ..machines import Machine
 
 SECONDS = 300.0
 

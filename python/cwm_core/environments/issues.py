@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..jsonl import read_rows
+from ..support.jsonl import read_rows
 from .patches import touched
 from .protection import SETTINGS
 from .tasks import Task

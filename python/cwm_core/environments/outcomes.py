@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .. import sandbox
+from .. import machines
+from ..machines import Machine
 from . import _report
-from .backends import Machine
 
 Outcome = Literal["passed", "xfailed", "skipped", "failed", "error", "missing"]
 PASSED = ("passed", "xfailed")
@@ -43,7 +43,7 @@ class TestRun:
 
     outcomes: dict[str, Outcome]
     problem: str | None
-    completed: sandbox.Completed
+    completed: machines.Completed
 
 
 def run_tests(

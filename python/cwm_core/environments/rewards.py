@@ -5,8 +5,8 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .. import sandbox
-from .backends import Backend, Machine
+from .. import machines
+from ..machines import Backend, Machine
 from .outcomes import PASSED, Outcome, TestRun, outcome_of, run_tests
 from .patches import similarity
 from .tasks import Task
@@ -106,7 +106,7 @@ def _graded(task: Task, run: TestRun, alike: float | None) -> Reward:
     return Reward(0.0, reason, fail_to_pass, pass_to_pass, alike)
 
 
-def _failure(what: str, result: sandbox.Completed) -> str:
+def _failure(what: str, result: machines.Completed) -> str:
     end = f"limit {result.exceeded}" if result.exceeded else f"exit code {result.exit_code}"
     said = (result.stdout + result.stderr)[-2000:].decode(errors="backslashreplace")
     return f"{what} ({end}): {said}"

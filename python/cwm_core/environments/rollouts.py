@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from ..machines import Backend
 from .agents import Agent, Budget, Generate, Message, OutOfBudget, Reply, system_prompt
-from .backends import Backend
 from .environment import Transition
 from .tasks import Task
 from .trajectories import Trajectory, TrajectoryWriter, Turn, task_digest

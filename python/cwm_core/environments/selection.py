@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from .backends import Backend, Machine
+from ..machines import Backend, Machine
 from .patches import normalize
 from .tasks import Task
 

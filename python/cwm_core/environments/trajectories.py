@@ -15,7 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from ..durable import sync
+from ..support.files import sync
 from .agents import Message
 from .tasks import Task
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, Protocol
 
-from .backends import Backend
+from ..machines import Backend
 from .environment import Environment, Transition
 from .tasks import Task
 

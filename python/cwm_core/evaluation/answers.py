@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..sandbox.programs import parse_expression
+from ..machines.programs import parse_expression
 from .problems import Problem
 
 if TYPE_CHECKING:

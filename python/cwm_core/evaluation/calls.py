@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..sandbox import Backend, Limits, literals_equal
-from ..sandbox.programs import DEFAULT_LIMITS, Outcome, check_sandbox, evaluate_with_arguments, in_parallel
+from ..machines import Limits, Sandbox, literals_equal
+from ..machines.programs import DEFAULT_LIMITS, Outcome, check_sandbox, evaluate_with_arguments, in_parallel
 from ..trace import ParsedTrace
 from .answers import Style, arguments_of_answer, ask, fields_of, fill, load_template, output_of_answer
 from .executions import How, check_how, predict_calls
@@ -87,7 +87,7 @@ def evaluate_input(
     top_p: float = 1.0,
     max_new_tokens: int = 4096,
     limits: Limits = DEFAULT_LIMITS,
-    backend: Backend = "bubblewrap",
+    backend: Sandbox = "bubblewrap",
     **options: Any,
 ) -> Report:
     """Ask for arguments with which each program returns its `output`; any that do, tried in a sandbox, are right.

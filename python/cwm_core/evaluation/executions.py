@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..sandbox import Backend, Limits, literals_equal
-from ..sandbox.programs import DEFAULT_LIMITS, Outcome, check_sandbox, in_parallel, record_program
+from ..machines import Limits, Sandbox, literals_equal
+from ..machines.programs import DEFAULT_LIMITS, Outcome, check_sandbox, in_parallel, record_program
 from ..trace import ParsedTrace, Trace
 from .answers import answer_logprobs, completion_prompt, fields_of, fill, load_template
 from .problems import Problem
@@ -45,7 +45,7 @@ def evaluate_traces(
     max_frames: int = 2000,
     cruxeval: bool = False,
     limits: Limits = DEFAULT_LIMITS,
-    backend: Backend = "bubblewrap",
+    backend: Sandbox = "bubblewrap",
     predict_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Report:
@@ -132,7 +132,7 @@ def evaluate_termination(
     max_frames: int = 2000,
     max_new_tokens: int = 32768,
     limits: Limits = DEFAULT_LIMITS,
-    backend: Backend = "bubblewrap",
+    backend: Sandbox = "bubblewrap",
     **options: Any,
 ) -> Report:
     """Tell whether each call ends within `max_frames` frames of its trace.
@@ -213,7 +213,7 @@ def check_how(how: str) -> None:
         raise ValueError(f'how must be "trace" or "direct", not {how!r}')
 
 
-def _record(batch: Sequence[Problem], max_frames: int, limits: Limits, backend: Backend) -> list[Outcome[Trace]]:
+def _record(batch: Sequence[Problem], max_frames: int, limits: Limits, backend: Sandbox) -> list[Outcome[Trace]]:
     """Traces of whole executions."""
 
     def record(problem: Problem) -> Outcome[Trace]:
@@ -225,7 +225,7 @@ def _record(batch: Sequence[Problem], max_frames: int, limits: Limits, backend: 
     return in_parallel(record, batch)
 
 
-def _ends(problem: Problem, max_frames: int, limits: Limits, backend: Backend) -> Outcome[bool]:
+def _ends(problem: Problem, max_frames: int, limits: Limits, backend: Sandbox) -> Outcome[bool]:
     if problem.ends is not None:
         return Outcome(problem.ends)
     outcome = record_program(problem.code, problem.call, max_frames=max_frames, limits=limits, backend=backend)

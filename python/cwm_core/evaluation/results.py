@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..sandbox import Limits
+from ..machines import Limits
 from .problems import Problem
 from .report import Result, write_whole
 

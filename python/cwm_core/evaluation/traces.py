@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
-from cwm_core.sandbox.literals import literals_equal
+from cwm_core.machines.literals import literals_equal
 from cwm_core.trace import ParsedTrace, Trace
 
 

@@ -3,11 +3,11 @@
 Needs PyTorch.
 """
 
+from ..debugger.debugger import Breakpoint, Debugger, DebuggerError, Scope, Step, Stop, Verification
+from ..debugger.frames import EngineFrames, FrameSource, ServerFrames, SourceError
 from .cache import cache_bytes
 from .constraint import Constraint
-from .debugger import Breakpoint, Debugger, DebuggerError, Scope, Step, Stop, Verification
 from .engine import Engine
-from .frames import EngineFrames, FrameSource, ServerFrames, SourceError
 from .grammar import TraceConstraint, TraceGrammar
 from .prediction import (
     Guide,

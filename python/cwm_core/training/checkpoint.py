@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.optim import Optimizer
 
-from ..durable import sync
+from ..support.files import sync
 from . import manifest, reader, rng
 from .tensors import check_same, make_states, tensors_by_name
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..model import ModelConfig
-from .flops import training_flops
+from ..model.flops import training_flops
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from itertools import pairwise
 from typing import NamedTuple
 
-from ... import near
+from ...support import near_duplicates as near
 from ...trace import Trace
 from ..sample import Drop, Sample
 

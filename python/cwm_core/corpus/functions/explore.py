@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ... import sandbox
+from ... import machines
 from ..inputs import endpoint, mutation, strategies
 from ..unit import Unit
 from ..workers import LIMITS, Answer, Order, Worker
@@ -162,8 +162,8 @@ class _Trial:
 def explore_all(
     functions: Iterable[Function],
     *,
-    backend: sandbox.Backend = "bubblewrap",
-    limits: sandbox.Limits = EXPLORING,
+    backend: machines.Sandbox = "bubblewrap",
+    limits: machines.Limits = EXPLORING,
     **options: Any,
 ) -> Iterator[Explored]:
     """`explore` functions, with one worker for each run of functions of the same module.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from ...endpoint import ContextExceeded, Endpoint, chat_model
+from ...support.http import ContextExceeded, Endpoint, chat_model
 from ..recording import Kept, Left, Recording
 from ..sample import Drop
 from .discovery import Function

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...endpoint import ContextExceeded, Endpoint
+from ...support.http import ContextExceeded, Endpoint
 from ..tasks import Task
 from .protocol import Budget, Generate, Message, OutOfBudget, Reply
 

@@ -1,6 +1,6 @@
 """What an agent is told before its task."""
 
-from ...chat import REASONING_SYSTEM_PROMPT
+from ...tokenizer.chat import REASONING_SYSTEM_PROMPT
 from ..tools import FORMS
 
 _PURPOSES = {

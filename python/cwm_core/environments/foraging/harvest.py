@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...sandbox import SandboxError
-from ..backends import Backend
+from ...machines import Backend, SandboxError
 from ..outcomes import PASSED, outcome_of, run_tests
 from ..patches import make_diff
 from ..tasks import Task

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..backends import Backend, Machine
+from ...machines import Backend, Machine
 from ..outcomes import READ_SECONDS, Outcome, read_file, run_tests
 from ..protection import is_test, protected_paths
 from ..tasks import Task

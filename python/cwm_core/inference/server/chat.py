@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...chat import REASONING_SYSTEM_PROMPT
+from ...tokenizer.chat import REASONING_SYSTEM_PROMPT
 
 # The name of the only argument where a call's content is no JSON object, and the schema names none.
 CONTENT = "content"

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ...durable import sync
+from ...support.files import sync
 from ..transformer import Transformer
 from . import dcp, huggingface, meta
 from .layout import Layout, write_json

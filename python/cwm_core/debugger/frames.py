@@ -1,0 +1,191 @@
+"""Where predicted frames come from, one at a time: an engine in this process, or a completions server."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import urllib.error
+import urllib.request
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..inference.engine import Engine
+from ..inference.grammar import TraceGrammar
+from ..tokenizer import Tokenizer
+
+# An answer of a server holds at most this many bytes for each token asked for, and some more.
+_ANSWER_BYTES_PER_TOKEN, _ANSWER_BYTES = 1 << 10, 1 << 20
+
+
+class SourceError(RuntimeError):
+    """A source of frames could not give any: no connection, an error of the server, a context that is full."""
+
+
+class FrameSource(Protocol):
+    """Predicts the frame after a sequence of tokens."""
+
+    def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of one more frame with its `<|frame_sep|>`, or the end token alone, as a model writes them.
+
+        `ids` is int32 [n], a context and whole frames. Equal arguments give equal frames as far as the source is
+        deterministic. Returns int32 [m] and float32 [m], log probabilities in nats, NaN where unknown. A frame that
+        grew too long is cut, which its last token shows. Raises `SourceError`.
+        """
+        ...
+
+
+def frame_ends(tokenizer: Tokenizer) -> tuple[int, int]:
+    """The tokens that end a frame and a trace. Raises ValueError for a vocabulary that lacks them."""
+    try:
+        return tokenizer.special_tokens["<|frame_sep|>"], tokenizer.special_tokens["<|end_of_text|>"]
+    except KeyError as error:
+        raise ValueError(f"{error} is not a special token of this vocabulary, which a trace needs") from None
+
+
+class EngineFrames:
+    """Frames from an `Engine` in this process."""
+
+    def __init__(
+        self, engine: Engine, *, max_frame_tokens: int = 4096, constrained: bool = True, **options: Any
+    ) -> None:
+        """`constrained` frames are well formed, if not cut. `options` go to `Engine.generate`.
+
+        Raises ValueError when the engine has no tokenizer, or as `frame_ends`.
+        """
+        if engine.tokenizer is None:
+            raise ValueError("predicting frames needs an engine with a tokenizer")
+        self.engine = engine
+        self.max_frame_tokens = max_frame_tokens
+        self.options = options
+        self._grammar = (
+            TraceGrammar(engine.tokenizer, vocab_size=engine.model.config.vocab_size) if constrained else None
+        )
+        # Where a model's own stop tokens come, its frame is over, if not well formed.
+        self._stop_ids = {*frame_ends(engine.tokenizer), *engine.model.config.stop_tokens}
+
+    def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+        """See `FrameSource`."""
+        room = self.engine.model.config.max_length - len(ids)
+        if room < 1:
+            raise SourceError(f"the model's context of {len(ids) + room:,} tokens is full")
+        limit = min(self.max_frame_tokens, room)
+        constraints = [self._grammar.constraint(ids)] if self._grammar else None
+        generation = self.engine.generate(
+            [ids],
+            limit,
+            self._stop_ids,
+            temperature=temperature,
+            seed=seed,
+            constraints=constraints,
+            **self.options,
+        )[0]
+        return generation.ids, generation.logprobs
+
+
+class ServerFrames:
+    """Frames from a server of the OpenAI completions interface that takes and gives token ids, as vLLM does.
+
+    It must answer `POST BASE_URL/completions` with a prompt of token ids, stop at `stop_token_ids`, and return the
+    tokens as `token_ids`, which `return_token_ids` asks for, or name them `token_id:N` in its log probabilities, as a
+    vLLM older than 0.10.2 does that was started with `--return-tokens-as-token-ids`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str | None,
+        tokenizer: Tokenizer,
+        *,
+        api_key: str | None = None,
+        max_frame_tokens: int = 4096,
+        timeout: float = 120.0,
+    ) -> None:
+        """`base_url` ends in what comes before `/completions`, as `http://localhost:8000/v1`; `timeout` is in seconds.
+
+        `model` is the name that the server knows it by, None where it needs none. Raises ValueError for an address
+        that is not http or https, or as `frame_ends`.
+        """
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"a server's address begins with http:// or https://, unlike {base_url!r}")
+        self.url = base_url.rstrip("/") + "/completions"
+        self.model = model
+        self.max_frame_tokens = max_frame_tokens
+        self.timeout = timeout
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._vocab_size = tokenizer.vocab_size
+        self._stop_ids = list(frame_ends(tokenizer))
+        self._opener = urllib.request.build_opener(_NoRedirects)
+
+    def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+        """See `FrameSource`."""
+        answer = self._post(
+            ({} if self.model is None else {"model": self.model})
+            | {
+                "prompt": np.asarray(ids).tolist(),
+                "max_tokens": self.max_frame_tokens,
+                "temperature": temperature,
+                "seed": seed,
+                "stop_token_ids": self._stop_ids,
+                "skip_special_tokens": False,
+                "logprobs": 0,  # of the chosen tokens alone
+                "return_token_ids": True,
+            }
+        )
+        try:
+            return self._read(answer["choices"][0])
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            raise SourceError(f"{self.url}: the answer has no tokens that can be read: {error!r}") from None
+
+    def _read(self, choice: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        scores = choice.get("logprobs") or {}
+        tokens = choice.get("token_ids")
+        if tokens is None:
+            tokens = [int(text.removeprefix("token_id:")) for text in scores["tokens"]]
+        if not all(map(self._is_token, tokens)):
+            raise ValueError("a token id is not in the vocabulary")
+        given = scores.get("token_logprobs") or []
+        logprobs = [math.nan if value is None else float(value) for value in given[: len(tokens)]]
+        # Servers differ in whether the token that stopped them is among those they return.
+        if choice.get("finish_reason") == "stop" and not (tokens and tokens[-1] in self._stop_ids):
+            reason = choice.get("stop_reason")  # null where it was the model's own end token
+            tokens = [*tokens, reason if self._is_token(reason) else self._stop_ids[1]]
+        logprobs += [math.nan] * (len(tokens) - len(logprobs))
+        return np.array(tokens, np.int32), np.array(logprobs, np.float32)
+
+    def _is_token(self, value: object) -> bool:
+        return type(value) is int and 0 <= value < self._vocab_size
+
+    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+        # An answer may repeat the prompt.
+        limit = _ANSWER_BYTES + _ANSWER_BYTES_PER_TOKEN * self.max_frame_tokens + 16 * len(body["prompt"])
+        try:
+            request = urllib.request.Request(self.url, json.dumps(body).encode(), self._headers)
+            with self._opener.open(request, timeout=self.timeout) as response:
+                data = response.read(limit + 1)
+        except urllib.error.HTTPError as error:
+            said = " ".join(error.read(500).decode(errors="replace").split())
+            raise SourceError(f"{self.url}: {error.code} {error.reason}: {said}") from None
+        except (OSError, ValueError) as error:  # no connection, a timeout; an address that is none
+            raise SourceError(f"{self.url}: {getattr(error, 'reason', error)}") from None
+        except http.client.HTTPException as error:
+            raise SourceError(f"{self.url}: the answer is no HTTP: {error!r}") from None
+        if len(data) > limit:
+            raise SourceError(f"{self.url}: the answer is longer than {limit:,} bytes")
+        try:
+            answer = json.loads(data)
+        except (ValueError, RecursionError):
+            raise SourceError(f"{self.url}: the answer is not JSON") from None
+        if not isinstance(answer, dict):
+            raise SourceError(f"{self.url}: the answer is not a JSON object")
+        return answer
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: following it would hand the key to another server."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """No request to follow with."""

@@ -1,0 +1,149 @@
+"""The file tools, over the commands of a machine.
+
+All that touches its files runs inside it, so that a link which a program planted leads nowhere from there, and needs
+no more than bash and the coreutils (GNU's or BusyBox's) there.
+"""
+
+import shlex
+from collections.abc import Callable, Mapping
+
+from . import process
+
+MAX_FILE_BYTES = 16 << 20
+MAX_DIFF_BYTES = 1 << 20
+SECONDS = 60.0
+
+OUTSIDE, NO_FILE, TOO_LARGE, EXISTS, NO_FOLDER = range(41, 46)  # exit codes of the scripts
+LOCATE = f"""
+root=$(pwd -P) full=$(readlink -f -- "$1")
+case $full in ''|"$root"/?*) ;; *) exit {OUTSIDE} ;; esac
+"""
+READ = f"""{LOCATE}
+[ -f "$full" ] || exit {NO_FILE}
+[ $(($(wc -c <"$full"))) -le "$2" ] || exit {TOO_LARGE}
+cat -- "$full"
+"""
+# By way of a second file: a full disk must not cost what was there.
+WRITE = f"""{LOCATE}
+new=$(mktemp "$full.XXXXXX") || exit
+cat >"$new" && cat "$new" >"$full"
+code=$?
+rm -f -- "$new"
+exit $code
+"""
+CREATE = f"""{LOCATE}
+if [ -e "$1" ] || [ -L "$1" ]; then exit {EXISTS}; fi
+case $1 in */*) [ -d "${{1%/*}}/" ] || exit {NO_FOLDER} ;; esac
+set -C
+: >"$full" || exit
+cat >|"$full" || {{ rm -f -- "$full"; exit 1; }}
+"""
+
+Run = Callable[..., process.Completed]
+
+
+class Refusal(Exception):
+    """The request cannot be done; says why and what would be right."""
+
+
+def use(run: Run, root: str, tool: str, path: str, **arguments: str) -> tuple[bool, str]:
+    """Use a file tool on a machine's `run` and `root`: whether it was done, and what to tell the model.
+
+    edit takes `search` and `replace`, create `content`; submit says the text of the diff, in which a byte that is not
+    UTF-8 stands as a surrogate.
+    """
+    tools: dict[str, Callable[..., str]] = {"edit": edit, "create": create, "submit": submit}
+    try:
+        return True, tools[tool](_File(run, root, path), **arguments)
+    except Refusal as refusal:
+        return False, str(refusal)
+
+
+class _File:
+    """A file of a machine, by the path that a model wrote."""
+
+    def __init__(self, run: Run, root: str, path: str) -> None:
+        if "\0" in path:
+            raise Refusal("A path cannot hold a null character.")
+        self._run, self.path = run, path
+        self._refusals = {OUTSIDE: f"{path} is outside the repository; give a path relative to its root, {root}."}
+
+    def do(
+        self,
+        script: str,
+        *arguments: str,
+        refusals: Mapping[int, str],
+        stdin: bytes = b"",
+        output_bytes: int | None = None,
+    ) -> bytes:
+        """Run a script on the file: what it wrote. Raises `Refusal` with the text for the script's exit code."""
+        command = shlex.join(["bash", "-c", script, "cwm", self.path, *arguments])
+        done = self._run(command, stdin=stdin, seconds=SECONDS, output_bytes=output_bytes)
+        if done.exit_code == 0:
+            return done.stdout
+        end = f"limit {done.exceeded}" if done.exceeded else f"exit code {done.exit_code}"
+        failed = f"{self.path}: {done.stderr[-500:].decode(errors='replace').strip()} ({end})."
+        raise Refusal((self._refusals | dict(refusals)).get(done.exit_code, failed))
+
+    def read(self, limit: int, refusals: Mapping[int, str]) -> bytes:
+        """Its bytes, at most `limit`."""
+        return self.do(READ, str(limit), refusals=refusals, output_bytes=2 * limit)
+
+
+def edit(file: _File, search: str, replace: str) -> str:
+    """Replace lines that occur exactly once."""
+    path = file.path
+    refusals = {
+        NO_FILE: f"{path} is not a file; edit changes existing files, create makes new ones.",
+        TOO_LARGE: f"{path} is larger than {MAX_FILE_BYTES} bytes; change it with bash.",
+    }
+    lines = file.read(MAX_FILE_BYTES, refusals).split(b"\n")
+    wanted = _encoded(search).split(b"\n")
+    found = _occurrences(lines, wanted)
+    if not found:
+        hint = ", indentation and trailing blanks included. Look at the file again with bash."
+        if _occurrences([line.rstrip(b"\r") for line in lines], [line.rstrip(b"\r") for line in wanted]):
+            hint = "; they differ in their ends, which are CRLF in one of them. Change such a file with bash."
+        raise Refusal(f"The SEARCH lines do not occur in {path}; they must match whole lines exactly{hint}")
+    if len(found) > 1:
+        where = ", ".join(str(at + 1) for at in found[:10])
+        raise Refusal(f"The SEARCH lines occur {len(found)} times in {path} (lines {where}); add lines around them.")
+    lines[found[0] : found[0] + len(wanted)] = _encoded(replace).split(b"\n") if replace else []
+    file.do(WRITE, stdin=b"\n".join(lines), refusals={})
+    return f"Replaced {len(wanted)} line(s) of {path} from line {found[0] + 1} on."
+
+
+def create(file: _File, content: str) -> str:
+    """Write a file that does not exist into a folder that does."""
+    refusals = {
+        EXISTS: f"{file.path} exists already; create makes new files, edit changes existing ones.",
+        NO_FOLDER: f"The folder of {file.path} does not exist; make it with bash first.",
+    }
+    file.do(CREATE, stdin=_encoded(content), refusals=refusals)
+    return f"Created {file.path}."
+
+
+def submit(file: _File) -> str:
+    """The text of a diff, to be submitted."""
+    path = file.path
+    form = f"submit takes the path of a diff, as `git diff > {path}` writes it."
+    refusals = {
+        NO_FILE: f"{path} is not a file; {form}",
+        TOO_LARGE: f"{path} is larger than {MAX_DIFF_BYTES} bytes; submit the diff of your changes alone.",
+    }
+    text = file.read(MAX_DIFF_BYTES, refusals)
+    if not text.startswith(b"diff"):
+        state = "does not start with 'diff'" if text else "is empty"
+        raise Refusal(f"{path} {state}; {form}")
+    return text.decode(errors="surrogateescape")
+
+
+def _occurrences(lines: list[bytes], wanted: list[bytes]) -> list[int]:
+    """Where the wanted lines stand among the lines."""
+    first = (at for at, line in enumerate(lines) if line == wanted[0])
+    return [at for at in first if lines[at : at + len(wanted)] == wanted]
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8 of a text that a model wrote."""
+    return text.encode(errors="replace")

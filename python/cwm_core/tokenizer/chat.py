@@ -1,0 +1,153 @@
+r"""The chat format of the Code World Model: as token ids, and as a template for `transformers`.
+
+A chat is `<|begin_of_text|>` and its messages, each `<|start_header_id|>ROLE<|end_header_id|>\n\nCONTENT<|eot_id|>`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from cwm_core.tokenizer.tokenizer import Tokenizer
+
+REASONING_SYSTEM_PROMPT = (
+    "You are a helpful AI assistant. You always reason before responding, using the following format:\n\n"
+    "<think>\nyour internal reasoning\n</think>\nyour external response"
+)
+"""The system prompt that switches reasoning on (prompting guide of the Code World Model)."""
+
+CHAT_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+"""The special tokens without which a vocabulary cannot express a chat."""
+
+_REASONING_TOKENS = frozenset({"<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>"})
+
+# The released code cuts longer texts into pieces of this many characters and encodes each by itself.
+_PIECE_CHARS = 400_000
+
+CHAT_TEMPLATE = r"""
+{{- '<|begin_of_text|>' }}
+{%- if tools %}
+    {{- raise_exception('tools are described in the system message') }}
+{%- endif %}
+{%- if enable_thinking and not (messages and messages[0].role == 'system') %}
+    {{- '<|start_header_id|>system<|end_header_id|>\n\n' ~ REASONING_SYSTEM_PROMPT ~ '<|eot_id|>' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- set role = message.role %}
+    {%- if role == 'tool' and message.name %}
+        {%- set role = 'tool: ' ~ message.name %}
+    {%- endif %}
+    {%- if role not in ('system', 'user', 'assistant') and not (role.startswith('tool: ') and role[6:].strip()) %}
+        {{- raise_exception('message ' ~ loop.index0 ~ ' has the unknown role ' ~ role) }}
+    {%- endif %}
+    {%- if message.tool_calls %}
+        {{- raise_exception('message ' ~ loop.index0 ~ ' has tool_calls; calls are part of the content') }}
+    {%- endif %}
+    {{- '<|start_header_id|>' ~ role ~ '<|end_header_id|>\n\n' }}
+    {%- if role == 'assistant' %}
+        {%- set content = message.content %}
+        {%- if message.reasoning_content %}
+            {%- set content = '<think>\n' ~ message.reasoning_content.strip() ~ '\n</think>\n' ~ content.lstrip() %}
+        {%- endif %}
+        {%- if add_generation_prompt and loop.last %}
+            {{- content }}
+        {%- else %}
+            {%- generation %}
+                {{- content.strip() ~ '<|eot_id|>' }}
+            {%- endgeneration %}
+        {%- endif %}
+    {%- elif role.startswith('tool: ') %}
+        {{- message.content ~ '<|eot_id|>' }}
+    {%- else %}
+        {{- message.content.strip() ~ '<|eot_id|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt and not (messages and messages[-1].role == 'assistant') %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' ~ ('<think>\n' if enable_thinking else '') }}
+{%- endif %}
+""".replace("REASONING_SYSTEM_PROMPT", json.dumps(REASONING_SYSTEM_PROMPT)).lstrip()
+"""The format as a Jinja template, with the markers that give `transformers` the loss mask."""
+
+
+def encode_chat(
+    tokenizer: "Tokenizer", messages: Iterable[Mapping[str, str]], *, reasoning: bool, add_generation_prompt: bool
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Behind `Tokenizer.encode_chat`, which documents it."""
+    chat = [_role_and_content(number, message) for number, message in enumerate(messages)]
+    if reasoning and not (chat and chat[0][0] == "system"):
+        chat.insert(0, ("system", REASONING_SYSTEM_PROMPT))
+    prompt = None
+    if add_generation_prompt:
+        is_continued = bool(chat) and chat[-1][0] == "assistant"
+        prompt = chat.pop()[1] if is_continued else "<think>\n" if reasoning else ""
+
+    encoder = _Encoder(tokenizer)
+    encoder.add_special("<|begin_of_text|>")
+    for role, content in chat:
+        encoder.add_message(role, content)
+    if prompt is not None:
+        encoder.add_header("assistant")
+        encoder.add_text(prompt, reasoning_tokens=True)
+    return np.concatenate(encoder.ids), np.concatenate(encoder.mask)
+
+
+class _Encoder:
+    """One chat on its way to tokens."""
+
+    def __init__(self, tokenizer: "Tokenizer") -> None:
+        self._tokenizer = tokenizer
+        self._special = tokenizer.special_tokens
+        self.ids: list[NDArray[np.int32]] = []
+        self.mask: list[NDArray[np.bool_]] = []
+
+    def add_message(self, role: str, content: str) -> None:
+        self.add_header(role)
+        is_assistant = role == "assistant"
+        content = content if role.startswith("tool: ") else content.strip()
+        self.add_text(content, reasoning_tokens=is_assistant, in_loss=is_assistant)
+        self.add_special("<|eot_id|>", in_loss=is_assistant)
+
+    def add_header(self, role: str) -> None:
+        self.add_special("<|start_header_id|>")
+        self.add_text(role)
+        self.add_special("<|end_header_id|>")
+        self.add_text("\n\n")
+
+    def add_special(self, name: str, *, in_loss: bool = False) -> None:
+        if name not in self._special:
+            raise ValueError(f"{name!r} is not a special token of this vocabulary, which a chat needs")
+        self._add(np.array([self._special[name]], np.int32), in_loss)
+
+    def add_text(self, text: str, *, reasoning_tokens: bool = False, in_loss: bool = False) -> None:
+        allowed = _REASONING_TOKENS & self._special.keys() if reasoning_tokens else frozenset()
+        for start in range(0, len(text), _PIECE_CHARS):
+            piece = text[start : start + _PIECE_CHARS]
+            self._add(self._tokenizer.encode(piece, allowed_special=allowed), in_loss)
+
+    def _add(self, ids: NDArray[np.int32], in_loss: bool) -> None:
+        self.ids.append(ids)
+        self.mask.append(np.full(len(ids), in_loss))
+
+
+def _role_and_content(number: int, message: Mapping[str, str]) -> tuple[str, str]:
+    """The message as the format has it: a tool's name in the role, reasoning in the content."""
+    role = message.get("role")
+    optional = {"tool": "name", "assistant": "reasoning_content"}.get(role) if isinstance(role, str) else None
+    if not {"role", "content"} <= message.keys() <= {"role", "content", optional}:
+        also = f", and perhaps {optional}" if optional else ""
+        raise ValueError(f"message {number} has the keys {sorted(message)}, not role and content{also}")
+    for key, value in message.items():
+        if not isinstance(value, str):
+            raise ValueError(f"message {number}: {key} is of type {type(value).__name__}, not a string")
+
+    content = message["content"]
+    if role == "tool" and "name" in message:
+        role = f"tool: {message['name']}"
+    if role == "assistant" and message.get("reasoning_content"):
+        content = f"<think>\n{message['reasoning_content'].strip()}\n</think>\n{content.lstrip()}"
+    if role not in ("system", "user", "assistant") and not (role.startswith("tool: ") and role[6:].strip()):
+        raise ValueError(f"message {number} has the unknown role {role!r}")
+    return role, content

@@ -1,0 +1,160 @@
+"""Frames from a completions server, against a local one that speaks the protocol as vLLM does."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from cwm_core.debugger import Debugger, ServerFrames, SourceError
+from debugging import CALL, CODE, END, FRAME_SEP, TOKENIZER, Recorded, debugger, encoded
+
+
+def whole(ids):
+    """As of vLLM: all tokens, the one that stopped it included."""
+    reason = int(ids[-1]) if ids[-1] != END else None  # null for the model's own end token
+    return {
+        "text": "",
+        "finish_reason": "stop",
+        "stop_reason": reason,
+        "token_ids": ids.tolist(),
+        "logprobs": {"token_logprobs": [-0.5] * len(ids), "tokens": [f"token_id:{i}" for i in ids]},
+    }
+
+
+def in_logprobs(ids):
+    """As of a vLLM before `return_token_ids`."""
+    answer = whole(ids)
+    del answer["token_ids"]
+    return answer
+
+
+def without_stop(ids):
+    """As of servers that keep the token that stopped it to themselves."""
+    return whole(ids) | {"token_ids": ids[:-1].tolist(), "logprobs": None}
+
+
+@contextmanager
+def serving(handle):
+    """`handle(handler, body)` answers each request; gives the address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            handle(self, json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def reply(handler, data, status=200, **headers):
+    handler.send_response(status)
+    for name, value in ({"Content-Length": str(len(data))} | headers).items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.write(data)
+
+
+@pytest.mark.parametrize("choice", [whole, in_logprobs, without_stop])
+def test_a_whole_session_over_a_server(choice):
+    _, trace = debugger()
+    source, seen = Recorded(trace), []
+
+    def handle(handler, body):
+        seen.append((handler.path, handler.headers["Authorization"], body))
+        ids, _ = source.next_frame(np.array(body["prompt"], np.int32), body["seed"], body["temperature"])
+        reply(handler, json.dumps({"choices": [choice(ids)]}).encode())
+
+    with serving(handle) as url:
+        frames = ServerFrames(url + "/", "cwm", TOKENIZER, api_key="secret", max_frame_tokens=77)
+        subject = Debugger(frames, TOKENIZER, CODE, CALL, seed=3, temperature=0.5)
+        assert subject.continue_to().reason == "end"
+    assert np.array_equal(np.append(subject.ids, END), encoded(trace)) and subject.finished
+    path, key, body = seen[0]
+    assert (path, key) == ("/v1/completions", "Bearer secret")
+    assert (body["model"], body["max_tokens"], body["temperature"]) == ("cwm", 77, 0.5)
+    assert body["stop_token_ids"] == [FRAME_SEP, END] and len({body["seed"] for *_, body in seen}) == len(trace)
+    step = subject.current
+    if choice is without_stop:
+        assert step.probability is None
+    else:
+        assert step.probability == pytest.approx(np.exp(-0.5 * len(step.ids)), rel=1e-5)
+
+
+def test_a_frame_that_is_cut():
+    def handle(handler, body):
+        assert "model" not in body
+        choice = {"finish_reason": "length", "stop_reason": None, "token_ids": [1, 2], "logprobs": None}
+        reply(handler, json.dumps({"choices": [choice]}).encode())
+
+    with serving(handle) as url:
+        subject = Debugger(ServerFrames(url, None, TOKENIZER), TOKENIZER, CODE, CALL)
+        stop = subject.step()
+    assert stop.reason == "malformed" and "cut after 2 tokens" in stop.message
+
+
+def choices(*tokens, **more):
+    return json.dumps({"choices": [{"token_ids": list(tokens), "finish_reason": "length"} | more]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (lambda h: reply(h, b'{"error": "no such\\nmodel"}', 404), '404 Not Found: {"error": "no such'),
+        (lambda h: reply(h, b"", 302, Location="http://127.0.0.1:1/elsewhere"), "302"),
+        (lambda h: reply(h, b"", 307, Location="http://127.0.0.1:1/elsewhere"), "307"),
+        (lambda h: reply(h, b"hello"), "is not JSON"),
+        (lambda h: reply(h, b"[" * 100_000), "is not JSON"),
+        (lambda h: reply(h, b"[]"), "is not a JSON object"),
+        (lambda h: reply(h, b"{}"), "no tokens that can be read: KeyError"),
+        (lambda h: reply(h, b'{"choices": []}'), "no tokens that can be read"),
+        (lambda h: reply(h, b'{"choices": [{"text": "x = 1"}]}'), "no tokens that can be read: KeyError"),
+        (lambda h: reply(h, b'{"choices": [7]}'), "no tokens that can be read"),
+        (lambda h: reply(h, choices(1, 10**9)), "not in the vocabulary"),
+        (lambda h: reply(h, choices(-1)), "not in the vocabulary"),
+        (lambda h: reply(h, choices(1, "x")), "not in the vocabulary"),
+        (lambda h: reply(h, choices(True)), "not in the vocabulary"),
+        (lambda h: reply(h, choices(1, logprobs={"token_logprobs": [10**400]})), "OverflowError"),
+        (lambda h: reply(h, choices(1, logprobs={"token_logprobs": {"a": 1}})), "no tokens that can be read"),
+        (lambda h: reply(h, b" " * (3 << 20)), "longer than 1,052,688 bytes"),
+        (lambda h: h.wfile.write(b"nonsense\r\n\r\n"), "nonsense"),
+        (lambda h: None, ""),
+    ],
+)
+def test_answers_that_are_none(answer, why):
+    with serving(lambda handler, body: answer(handler)) as url:
+        frames = ServerFrames(url, "cwm", TOKENIZER, max_frame_tokens=4)
+        with pytest.raises(SourceError) as error:
+            frames.next_frame(np.array([1], np.int32), 0, 0.0)
+    assert why in str(error.value) and str(error.value).startswith(frames.url) and len(str(error.value)) < 1000
+
+
+def test_a_server_that_says_nothing():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        frames = ServerFrames(url, "cwm", TOKENIZER, timeout=0.2)
+        with pytest.raises(SourceError, match="timed out"):
+            frames.next_frame(np.array([1], np.int32), 0, 0.0)
+    with pytest.raises(SourceError, match="refused"):
+        frames.next_frame(np.array([1], np.int32), 0, 0.0)
+
+
+def test_addresses():
+    for url in ("file:///etc/passwd", "localhost:8000", ""):
+        with pytest.raises(ValueError, match="begins with http"):
+            ServerFrames(url, "cwm", TOKENIZER)
+    with pytest.raises(SourceError):
+        ServerFrames("http://[", "cwm", TOKENIZER).next_frame(np.array([1], np.int32), 0, 0.0)

@@ -1,0 +1,314 @@
+"""Rewards: outcomes of each test, what a submission may not do, how near a patch is to the solution."""
+
+import subprocess
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cwm_core import machines
+from cwm_core.environments import Task, forget_history, judge, make_diff, normalize, run_tests, similarity
+from cwm_core.environments.outcomes import outcome_of, read_file
+from cwm_core.environments.patches import changes, touched
+from cwm_core.environments.protection import protected_paths
+from cwm_core.machines import SandboxBackend
+from cwm_core.machines.programs import installed_packages
+from hypothesis import given
+from hypothesis import strategies as st
+from small_repositories import copy_repository
+
+KIND = "process" if machines.bubblewrap_refusal() else "bubblewrap"
+BACKEND = SandboxBackend(KIND, readable=installed_packages())
+COMMAND = "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python -m pytest -q"
+SECONDS = 60.0
+
+BROKEN = b"def add(a, b):\n    return a - b\n\n\ndef twice(a):\n    return 2 * a\n"
+WHOLE = BROKEN.replace(b"a - b", b"a + b")
+TESTS = (
+    b"import pytest\nfrom sums import add, twice\n\n\ndef test_add():\n    assert add(2, 3) == 5\n\n\n"
+    b"@pytest.mark.parametrize('a', [1, 2])\ndef test_twice(a):\n    assert twice(a) == a + a\n"
+)
+
+
+@pytest.fixture
+def task(tmp_path):
+    folder = tmp_path / "repo"
+    (folder / "tests").mkdir(parents=True)
+    (folder / "sums.py").write_bytes(WHOLE)
+    (folder / "tests" / "test_sums.py").write_bytes(TESTS)
+    (folder / "tests" / "test_other.py").write_bytes(b"def test_other():\n    pass\n")
+    return Task(
+        "sums",
+        "Repair it.",
+        folder,
+        patch=make_diff("sums.py", WHOLE, BROKEN),
+        solution=make_diff("sums.py", BROKEN, WHOLE),
+        test_command=COMMAND,
+        fail_to_pass=("tests/test_sums.py::test_add",),
+        pass_to_pass=("tests/test_sums.py::test_twice[1]", "tests/test_sums.py::test_twice[2]"),
+        protected=protected_paths(["tests/test_sums.py"]),
+    )
+
+
+def diff_of(task, **files):
+    """The diff that git makes of writing files (None: removing them) in the broken repository."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def git(*arguments):
+            settings = ["-c", "user.name=t", "-c", "user.email=t@t"]
+            return subprocess.run(["git", *settings, *arguments], cwd=folder, check=True, capture_output=True).stdout
+
+        subprocess.run(["cp", "-r", f"{task.folder}/.", folder], check=True)
+        git("init", "-q")
+        (Path(folder) / "sums.py").write_bytes(BROKEN)
+        git("add", "-A")
+        git("commit", "-qm", "x")
+        for name, content in files.items():
+            path = Path(folder) / name.replace("__", "/").replace("_py", ".py").replace("_ini", ".ini")
+            if content is None:
+                path.unlink()
+            else:
+                path.write_bytes(content)
+        git("add", "-A")
+        return git("diff", "--cached")
+
+
+def test_a_right_patch(task):
+    reward = judge(task, task.solution.encode(), BACKEND, seconds=SECONDS)
+    assert (reward.value, reward.reason, reward.similarity) == (1.0, "the tests passed", 1.0)
+    assert reward.fail_to_pass == dict.fromkeys(task.fail_to_pass, "passed")
+    assert reward.pass_to_pass == dict.fromkeys(task.pass_to_pass, "passed")
+
+
+def test_wrong_patches_say_what_is_wrong(task):
+    nothing = judge(task, None, BACKEND, seconds=SECONDS)
+    assert (nothing.value, nothing.reason, nothing.similarity) == (0.0, "nothing was submitted", 0.0)
+    reward = judge(task, diff_of(task, new_py=b"x = 1\n"), BACKEND, seconds=SECONDS)
+    assert reward.value == 0.0
+    assert reward.reason == (
+        "the tests failed: 1 of 1 tests that were to pass do not, first tests/test_sums.py::test_add"
+    )
+    assert reward.fail_to_pass == {"tests/test_sums.py::test_add": "failed"}
+    worse = WHOLE.replace(b"2 * a", b"a")
+    reward = judge(task, diff_of(task, sums_py=worse), BACKEND, seconds=SECONDS)
+    assert "2 of 2 tests that passed before no longer do, first tests/test_sums.py::test_twice[1]" in reward.reason
+    assert reward.pass_to_pass["tests/test_sums.py::test_twice[2]"] == "failed"
+    assert 0.5 < reward.similarity < 1.0
+    reward = judge(task, diff_of(task, sums_py=b"def add(:\n"), BACKEND, seconds=SECONDS)
+    assert set(reward.fail_to_pass.values()) | set(reward.pass_to_pass.values()) == {"missing"}
+    reward = judge(task, b"diff --git a/x b/x\nnonsense", BACKEND, seconds=SECONDS)
+    assert (reward.value, reward.reason[:23]) == (0.0, "the diff does not apply")
+
+
+FORGED = b"""
+import pytest
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    report.outcome = "passed"
+    return report
+"""
+ATTACKS = {
+    "tests made to pass": {"tests__test_sums_py": b"def test_add(): pass\n"},
+    "tests removed": {"tests__test_sums_py": None},
+    "outcomes forged by the tests' conftest": {"tests__conftest_py": FORGED},
+    "outcomes forged by the root's conftest": {"conftest_py": FORGED},
+    "other tests collected": {"pytest_ini": b"[pytest]\ntestpaths = nowhere\npython_functions = nothing\n"},
+    "a plugin from the repository": {
+        "forge_py": FORGED, "pytest_ini": b"[pytest]\naddopts = -p forge\n",
+    },
+    "the process ended early": {"sums_py": b"import os\nos._exit(0)\n"},
+    "a report printed": {"sums_py": b"print('tests/test_sums.py::test_add PASSED')\nraise SystemExit(0)\n"},
+    "a report in the repository": {"report": b"all passed\n"},
+    "assertions are not run": {"sitecustomize_py": b"raise SystemExit(0)\n"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_what_a_submission_may_not_do(task, name):
+    reward = judge(task, diff_of(task, **ATTACKS[name]), BACKEND, seconds=SECONDS)
+    assert reward.value == 0.0
+    assert reward.reason.startswith("the tests failed")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tests made to pass", "outcomes forged by the root's conftest", "a plugin from the repository"],
+)
+def test_the_protected_paths_are_what_stops_them(task, name):
+    unprotected = replace(task, protected=(), pass_to_pass=())
+    assert judge(unprotected, diff_of(task, **ATTACKS[name]), BACKEND, seconds=SECONDS).value == 1.0
+
+
+def test_the_same_attacks_do_not_spoil_a_right_patch(task):
+    for attack in ("tests made to pass", "outcomes forged by the root's conftest", "other tests collected"):
+        diff = diff_of(task, sums_py=WHOLE, **ATTACKS[attack])
+        assert judge(task, diff, BACKEND, seconds=SECONDS).value == 1.0
+
+
+def test_hidden_tests_are_applied_after_the_submission(task):
+    more = TESTS + b"\n\ndef test_zero():\n    assert add(0, 0) == 0 == add(1, -1)\n"
+    hidden = replace(
+        task,
+        test_patch=make_diff("tests/test_sums.py", TESTS, more),
+        fail_to_pass=(*task.fail_to_pass, "tests/test_sums.py::test_zero"),
+    )
+    machine = BACKEND.open(hidden)
+    assert b"test_zero" not in read_file(machine, "tests/test_sums.py")
+    machine.close()
+    assert judge(hidden, task.solution.encode(), BACKEND, seconds=SECONDS).value == 1.0
+    spoiled = diff_of(task, sums_py=WHOLE, tests__test_sums_py=b"# all other lines\n")
+    assert judge(hidden, spoiled, BACKEND, seconds=SECONDS).value == 1.0
+    bad = replace(hidden, test_patch=hidden.test_patch.replace("assert twice", "assert thrice"))
+    assert judge(bad, b"", BACKEND, seconds=SECONDS).reason.startswith("the diff does not apply")
+
+
+def test_tests_that_do_not_end(task):
+    diff = diff_of(task, sums_py=b"while True: pass\n")
+    reward = judge(task, diff, BACKEND, seconds=2.0)
+    assert reward.value == 0.0
+    assert "did not end: limit seconds" in reward.reason
+
+
+def test_reward_by_similarity_runs_nothing(task):
+    class Refuses:
+        def open(self, task):
+            raise AssertionError
+
+    assert judge(task, task.solution.encode(), Refuses(), seconds=1, by="similarity").value == 1.0
+    half = judge(task, diff_of(task, sums_py=BROKEN.replace(b"a - b", b"b + a")), Refuses(), seconds=1, by="similarity")
+    assert 0.5 < half.value == half.similarity < 1.0
+    with pytest.raises(ValueError, match="no solution to compare"):
+        judge(replace(task, solution=""), b"x", Refuses(), seconds=1, by="similarity")
+
+
+# ---- running tests
+
+
+def test_outcomes_of_every_kind(tmp_path):
+    (tmp_path / "test_all.py").write_text(
+        "import pytest\n"
+        "def test_passed(): print('x' * 10_000_000)\n"
+        "def test_failed(): assert 0\n"
+        "@pytest.mark.skip\ndef test_skipped(): pass\n"
+        "@pytest.mark.xfail\ndef test_xfailed(): assert 0\n"
+        "@pytest.mark.xfail\ndef test_xpassed(): pass\n"
+        "@pytest.mark.xfail(strict=True)\ndef test_strict(): pass\n"
+        "@pytest.fixture\ndef before(): assert 0\n"
+        "@pytest.fixture\ndef after():\n    yield\n    assert 0\n"
+        "def test_before(before): pass\n"
+        "def test_after(after): pass\n"
+    )
+    (tmp_path / "test_broken.py").write_text("import nothing_of_that_name\n")
+    machine = BACKEND.open(Task("t", "", tmp_path))
+    try:
+        run = run_tests(machine, COMMAND, seconds=SECONDS)
+        assert {name.partition("::test_")[2] or name: outcome for name, outcome in run.outcomes.items()} == {
+            "passed": "passed", "failed": "failed", "skipped": "skipped", "xfailed": "xfailed", "xpassed": "passed",
+            "strict": "failed", "before": "error", "after": "error",
+        }  # fmt: skip
+        assert sorted(path.name for path in Path(machine.root).iterdir()) in (
+            ["test_all.py", "test_broken.py"], [".pytest_cache", "test_all.py", "test_broken.py"],
+        )  # fmt: skip
+        only = run_tests(machine, COMMAND, files=["test_broken.py"], seconds=SECONDS)
+        assert (only.outcomes, only.problem) == ({}, None)
+        assert run_tests(machine, "true", seconds=SECONDS).problem == "pytest made no report (exit code 0)"
+    finally:
+        machine.close()
+
+
+def test_reports_of_any_size_come_whole(tmp_path):
+    (tmp_path / "test_many.py").write_text(
+        "import hashlib, pytest\n"
+        "@pytest.mark.parametrize('x', [hashlib.sha256(b'%d' % i).hexdigest() for i in range(3000)])\n"
+        "def test_x(x): pass\n"
+    )
+    machine = BACKEND.open(Task("t", "", tmp_path))
+    try:
+        run = run_tests(machine, COMMAND, seconds=SECONDS)
+        assert len(run.outcomes) == 3000
+        assert set(run.outcomes.values()) == {"passed"}
+        assert not [path for path in Path(machine.root).iterdir() if path.name.startswith(".cwm")]
+    finally:
+        machine.close()
+
+
+def test_names_that_were_cut_within_parameters():
+    outcomes = {"t::a[x y]": "passed", "t::a[x z]": "passed", "t::b[1 2]": "passed", "t::b[1 3]": "failed"}
+    assert outcome_of("t::a[x", outcomes) == "passed"
+    assert outcome_of("t::b[1", outcomes) == "missing"
+    assert outcome_of("t::a", outcomes) == "missing"
+
+
+def test_history_is_forgotten(tmp_path):
+    folder = copy_repository("ledger", tmp_path)
+    before = (folder / "ledger/rows.py").read_bytes()
+    after = before.replace(b"fields = []", b"fields = [None]")
+    task = Task("t", "", folder, patch=make_diff("ledger/rows.py", before, after))
+    machine = BACKEND.open(task)
+    try:
+        machine.run("mkdir -p a/__pycache__; touch a/__pycache__/x.pyc", seconds=10)
+        assert b"None" in machine.run("git diff", seconds=10).stdout
+        forget_history(machine)
+        assert machine.run("git diff; git status --porcelain", seconds=10).stdout == b""
+        assert machine.run("git log --all --oneline | wc -l; ls a", seconds=10).stdout == b"1\n"
+        machine.run("sed -i 's/None//' ledger/rows.py", seconds=10)
+        assert machine.run("git diff", seconds=10).stdout.count(b"\n+    fields = []") == 1
+    finally:
+        machine.close()
+
+
+# ---- patches
+
+
+def test_changes_are_read_from_what_git_writes():
+    diff = (
+        "diff --git a/x b/x\nindex 1..2 100644\n--- a/x\n+++ b/x\n@@ -1,3 +1,3 @@ def f\n a\n--- b\n+++ c\n d\n"
+        "@@ -9 +9,2 @@\n-e\n+f\n+g\n\\ No newline at end of file\n"
+        "diff --git a/gone b/gone\ndeleted file mode 100644\n--- a/gone\n+++ /dev/null\n@@ -1 +0,0 @@\n-h\n"
+        "diff --git a/old b/new\nsimilarity index 100%\nrename from old\nrename to new\n"
+    )
+    assert changes(diff) == {"x": ["--- b", "+++ c", "-e", "+f", "+g"], "gone": ["-h"]}
+    assert touched(diff)[:2] == ["x", "gone"] or set(touched(diff)) >= {"x", "gone", "old", "new"}
+    assert changes("nonsense\n@@ -1 @@\n+++") == {}
+
+
+def test_normalized_patches():
+    diff = make_diff("x.py", b"a\nb\nc\n", b"a\nB \n\n# why\nc\n")
+    other = make_diff("x.py", b"0\n1\na\nb\nc\n", b"0\n1\na\nB\nc\n")
+    assert diff != other
+    assert normalize(diff) == normalize(other) == "x.py\n-b\n+B"
+    assert normalize(diff + other.replace("x.py", "a.py")) == "a.py\n-b\n+B\nx.py\n-b\n+B"
+
+
+def test_similarity_by_hand():
+    one = make_diff("x", b"abcd\n", b"abce\n")
+    assert similarity(one, one) == 1.0
+    # "-abcd\n+abce" and "-abcd\n+abcf" have 10 of 11 characters in common: 2 * 10 / 22.
+    assert similarity(one, make_diff("x", b"abcd\n", b"abcf\n")) == pytest.approx(20 / 22)
+    assert similarity(one, make_diff("y", b"abcd\n", b"abce\n")) == 0.0
+    assert similarity(one + make_diff("y", b"a\n", b"b\n"), one) == 0.5
+    assert similarity("", one) == similarity("", "") == 0.0
+
+
+lines = st.lists(st.sampled_from(["a", "b  ", "    return x", "", "# c", "é"]), min_size=1, max_size=8)
+
+
+@given(lines, lines, lines)
+def test_similarity_is_a_share_and_knows_equals(one, two, three):
+    texts = ["\n".join(x).encode() + b"\n" for x in (one, two, three)]
+    a, b = make_diff("x", texts[0], texts[1]), make_diff("x", texts[0], texts[2])
+    assert 0.0 <= similarity(a, b) <= 1.0
+    if a:
+        assert similarity(a, a) == 1.0
+
+
+def test_similarity_of_large_patches_takes_little_time():
+    big = make_diff("x", b"a\n", b"".join(b"line %d\n" % (i % 700) for i in range(60_000)))
+    assert 0.0 < similarity(big, make_diff("x", b"a\n", b"line 3\nline 4\n" * 400)) < 0.1
+
+
+@given(st.text(max_size=300))
+def test_any_text_has_changes(text):
+    changes(text)
+    assert 0.0 <= similarity(text, make_diff("x", b"a", b"b")) <= 1.0

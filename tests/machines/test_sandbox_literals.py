@@ -1,0 +1,101 @@
+"""Literals against `repr`, `==` and hostile text."""
+
+import math
+
+import pytest
+from cwm_core.machines import evaluate_literal, literals_equal
+from hypothesis import given
+from hypothesis import strategies as st
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.complex_numbers(
+    allow_nan=False, allow_infinity=False
+)  # fmt: skip
+keys = scalars | st.tuples(scalars, scalars)
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.tuples(inner, inner)
+        | st.sets(keys, min_size=1, max_size=4)
+        | st.dictionaries(keys, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def strictly_equal(a, b):
+    """The slow definition: same types, and pairs found one by one."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, float):
+        return a == b or (math.isnan(a) and math.isnan(b))
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(strictly_equal, a, b))
+    if isinstance(a, dict):
+        a, b = list(a.items()), list(b.items())
+    elif isinstance(a, set):
+        a, b = list(a), list(b)
+    else:
+        return a == b
+    for item in a:
+        for at, other in enumerate(b):
+            if strictly_equal(item, other):
+                del b[at]
+                break
+        else:
+            return False
+    return not b
+
+
+@given(values)
+def test_a_literal_equals_itself_and_reads_back(value):
+    assert literals_equal(repr(value), f"  {value!r}\n")
+    assert strictly_equal(evaluate_literal(repr(value)), value)
+
+
+@given(values, values)
+def test_equality_is_the_slow_definition(a, b):
+    assert literals_equal(repr(a), repr(b)) == strictly_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "equal"),
+    [
+        ("1", "True", False),
+        ("1", "1.0", False),
+        ("[1, (2,)]", "[1,(2,)]", True),
+        ("(1, 2)", "[1, 2]", False),
+        ("{1: 2, 3: 4}", "{3: 4, 1: 2}", True),
+        ("{True}", "{1}", False),
+        ("[nan, inf, -inf]", "[nan,inf,-inf]", True),
+        ("nan", "inf", False),
+        ("0.0", "-0.0", True),
+        ("'a' 'b'", '"ab"', True),
+        ("<object at 1>", "<object at 1>", True),
+        ("<object at 1>", "<object at 2>", False),
+        ("f(1)", "f( 1)", False),
+        ("1", "one", False),
+        ("set()", "set( )", True),
+        ("__import__('os')", "__import__('os') ", True),
+    ],
+)
+def test_examples(a, b, equal):
+    assert literals_equal(a, b) is equal
+    assert literals_equal(b, a) is equal
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "1 +", "x", "f()", "__import__('os').system('true')", "[i for i in 'a']", "f'{1}'", "2 ** 9", "{[]}",
+        "{}[0]", "1\0", "\ud800", "9" * 5000, "[" * 150 + "]" * 150,
+        "(" * 5000, "-" * 100_000 + "1", "1" + "+1j" * 50_000,
+        "[" * 120 + "]" * 120, "'" + "a" * 1_000_001 + "'", "lambda: 1", "1; 2", "a.b" * 10_000, "{" * 90_000,
+    ],
+    ids=lambda text: f"{text[:12]!a}-{len(text)}",
+)  # fmt: skip
+def test_what_is_no_literal_is_an_error_and_compares_as_text(text):
+    with pytest.raises(ValueError, match="literal"):
+        evaluate_literal(text)
+    assert literals_equal(text, text)
+    assert not literals_equal(text, "1")
