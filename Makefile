@@ -11,9 +11,9 @@ INSTALLED := $(VENV)/.installed
 RUST := $(shell find rust -name fuzz -prune -o -type f -print) Cargo.toml Cargo.lock
 
 TESTS ?= tests
-# Rooms without native code, slow to test: what they do on one CPython they do on the others.
-PURE := agents corpus_context corpus_contests corpus_describe corpus_duplicates corpus_filters corpus_functions \
-  corpus_inputs corpus_pipeline environments evaluation foraging rewards rollouts selection trajectories
+# Slow tests of packages without native code: what they do on one CPython they do on the others.
+PURE := environments evaluation trace/test_context.py $(addprefix corpus/test_corpus_,$(addsuffix .py,\
+  contests describe duplicates filters functions inputs pipeline))
 
 # zig links against the C library of manylinux2014 on whatever distribution this is.
 ifeq ($(shell uname -s),Linux)
@@ -34,7 +34,7 @@ test: $(INSTALLED) ## all Python tests
 
 test-native: ## the Python tests that need no torch, in an environment without it: make test-native PYTHON=python3.13
 	$(MAKE) test EXTRAS=test VENV=.venv-native-$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') \
-	  TESTS="tests $(addprefix --ignore-glob=tests/test_,$(addsuffix *,$(PURE)))"
+	  TESTS="tests $(addprefix --ignore=tests/,$(PURE))"
 
 lint: export PYO3_PYTHON = $(abspath $(PY))
 lint: $(INSTALLED) ## formatters and linters, changing nothing

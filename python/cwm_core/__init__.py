@@ -27,14 +27,16 @@ __all__ = [
 # Imported when first named: `import cwm_core`, which every pytest does where this is installed, takes neither PyTorch
 # nor NumPy.
 _LAZY = (
-    "chat",
     "corpus",
     "data",
+    "debugger",
     "environments",
     "evaluation",
+    "formats",
     "inference",
+    "machines",
     "model",
-    "sandbox",
+    "planning",
     "tokenizer",
     "training",
     "view",

@@ -111,10 +111,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, number):
     units = [*UNITS, *(Unit(f"{seed:03}", *_program(seed), provenance=MIT) for seed in range(40))]
     make(tmp_path / "whole", units)
     script = tmp_path / "script.py"
-    paths = [
-        os.path.dirname(os.path.dirname(__file__)),
-        os.path.join(os.path.dirname(os.path.dirname(__file__)), "..", "benches"),
-    ]
+    here = Path(__file__).parent
+    paths = [os.fspath(folder) for folder in (here, here.parent, here.parents[1] / "benches")]
     script.write_text("from pathlib import Path" + SCRIPT.format(path=paths, folder=str(tmp_path / "cut")))
     progress = tmp_path / "cut" / "progress.jsonl"
     for parts in (1, 4, 8):

@@ -177,7 +177,7 @@ def own_containers(client):
 
 @engine
 def test_containers_of_dead_processes_are_removed(client):
-    code = "from cwm_core.machines import engine; print(engine.owner_label())"
+    code = "from cwm_core.machines import docker_engine; print(docker_engine.owner_label())"
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     owners = [dead, engine_module.owner_label(), "another machine pid:[1] 1 1"]
     made = [

@@ -205,7 +205,7 @@ with TrajectoryWriter(sys.argv[1]) as writer:
         print(n)
 """
     path = tmp_path / "t.jsonl"
-    argv = [sys.executable, "-c", code, os.fspath(path), os.path.dirname(os.path.dirname(__file__))]
+    argv = [sys.executable, "-c", code, os.fspath(path), os.path.dirname(__file__)]
     written = int(subprocess.run(argv, capture_output=True, check=True).stdout)
     assert 1 < written < 99
     reader = TrajectoryReader(path)

@@ -13,11 +13,11 @@ import warnings
 import cwm_core as cwm
 import numpy as np
 import pytest
+from children import in_a_child
 from cwm_core.corpus.generator import generate
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from programs import programs
-from test_recorder_random import in_a_child
 
 inference = pytest.importorskip("cwm_core.inference")
 TraceGrammar = inference.TraceGrammar

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import pickle
 import re
 import resource
 import signal
@@ -15,6 +13,7 @@ from typing import Any, NamedTuple
 
 import cwm_core as cwm
 import oracle
+from children import in_a_child
 from cwm_core._native import call_with_empty_hook
 from hypothesis import assume, given
 from programs import programs
@@ -56,25 +55,6 @@ def traced(code: str) -> tuple[list[oracle.OracleFrame], Outcome]:
     if tracer.disturbed:
         raise oracle.NoVerdictError
     return [oracle.without_addresses(frame) for frame in tracer.frames], end
-
-
-def in_a_child(function: Callable[[str], Any], code: str) -> Any:
-    """What the function gives, from a child process; None when it raises or the child dies.
-
-    CPython 3.13.0 itself crashes when a tracer looks at some frames.
-    """
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        signal.alarm(20)  # ends it: what a tracer did to a program may not end
-        with contextlib.suppress(BaseException), open(writer, "wb") as pipe:
-            pipe.write(pickle.dumps(function(code)))
-        os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as pipe:
-        data = pipe.read()
-    status = os.waitpid(child, 0)[1]
-    return pickle.loads(data) if data and status == 0 else None
 
 
 def recorded(code: str) -> tuple[list[oracle.OracleFrame], Outcome]:

@@ -56,7 +56,7 @@ class Worker:
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         sys.path += settings["paths"]
-        for name in ("cwm_core", "cwm_core.corpus", "cwm_core.corpus.filters"):
+        for name in ("cwm_core", "cwm_core.trace", "cwm_core.corpus", "cwm_core.corpus.filters"):
             package = types.ModuleType(name)  # without its __init__, which would import NumPy
             package.__path__ = [os.path.join(os.path.dirname(os.path.dirname(__file__)), *name.split(".")[1:])]
             sys.modules[name] = package
@@ -65,7 +65,7 @@ class Worker:
         register, os.register_at_fork = os.register_at_fork, lambda **_: None
         importlib.import_module("random")
         os.register_at_fork = register
-        self.recorder = importlib.import_module("cwm_core.trace").Recorder
+        self.recorder = importlib.import_module("cwm_core.trace.recorder").Recorder
         self.effects = importlib.import_module("cwm_core.corpus.filters.effects").Effects
         site.setquit()  # of what `site` brings, programs use exit()
         sys.argv, sys.stdin = [""], open(0, encoding="utf-8", errors="surrogatepass", closefd=False)  # noqa: SIM115

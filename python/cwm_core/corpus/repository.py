@@ -39,7 +39,7 @@ MAX_FILES = 256
 CHUNK_BYTES = 4 << 20  # asked for at once; halved where a machine keeps less of what is written
 FILE_SECONDS = 60.0
 _PACKAGE = Path(__file__).parents[1]
-_NEEDED = ("corpus/_suite.py", "corpus/calls.py", "pytest_plugin.py", "store.py", "trace.py")
+_SHIPPED = re.compile(r"trace/\w+\.py")  # imports only the extension
 _EXTENSION = re.compile(r"_native\..*\.so")
 _DAMAGE = (ValueError, RecursionError)  # the latter of JSON that is nested without end
 _STORE = re.compile(r"[A-Za-z0-9_-]{1,64}" + re.escape(SUFFIX))
@@ -198,7 +198,7 @@ def _send_plugin(machine: Machine, hidden: str, python: str, wheel: str | os.Pat
     files = _own_files() if wheel is None else _wheel_files(wheel)
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tree:
-        for name, data in {**files, "__init__.py": b"", "corpus/__init__.py": b""}.items():  # not what ours import
+        for name, data in {**files, "__init__.py": b""}.items():  # not what ours import
             entry = tarfile.TarInfo(f"cwm_core/{name}")
             entry.size, entry.mode = len(data), 0o755
             tree.addfile(entry, io.BytesIO(data))
@@ -213,14 +213,15 @@ def _send_plugin(machine: Machine, hidden: str, python: str, wheel: str | os.Pat
 
 
 def _own_files() -> dict[str, bytes]:
-    names = (*_NEEDED, f"_native{sysconfig.get_config_var('EXT_SUFFIX')}")
+    names = [f"trace/{file.name}" for file in (_PACKAGE / "trace").glob("*.py")]
+    names.append(f"_native{sysconfig.get_config_var('EXT_SUFFIX')}")
     return {name: (_PACKAGE / name).read_bytes() for name in names}
 
 
 def _wheel_files(wheel: str | os.PathLike[str]) -> dict[str, bytes]:
     with zipfile.ZipFile(wheel) as archive:
         files = {name.removeprefix("cwm_core/"): name for name in archive.namelist() if name.startswith("cwm_core/")}
-        chosen = {name for name in files if name in _NEEDED or _EXTENSION.fullmatch(name)}
+        chosen = {name for name in files if _SHIPPED.fullmatch(name) or _EXTENSION.fullmatch(name)}
         return {name: archive.read(files[name]) for name in chosen}
 
 

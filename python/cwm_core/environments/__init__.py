@@ -1,7 +1,5 @@
 """What an agent acts in: a task's repository behind tools, one action a turn, a reward at the end."""
 
-from ..machines import Backend, DockerBackend, Machine, SandboxBackend
-from ..machines.shell import Shell, ShellResult
 from .agents import (
     Agent,
     Budget,
@@ -40,17 +38,14 @@ __all__ = [
     "PROFILES",
     "ActionError",
     "Agent",
-    "Backend",
     "Budget",
     "Call",
-    "DockerBackend",
     "EncodedTrajectory",
     "EndpointAgent",
     "EndpointError",
     "EngineAgent",
     "Environment",
     "Generate",
-    "Machine",
     "Message",
     "NearDuplicates",
     "OutOfBudget",
@@ -58,11 +53,8 @@ __all__ = [
     "Profile",
     "Reply",
     "Reward",
-    "SandboxBackend",
     "ScriptedAgent",
     "Selection",
-    "Shell",
-    "ShellResult",
     "Step",
     "Task",
     "TestRun",

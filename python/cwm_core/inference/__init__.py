@@ -3,8 +3,6 @@
 Needs PyTorch.
 """
 
-from ..debugger.debugger import Breakpoint, Debugger, DebuggerError, Scope, Step, Stop, Verification
-from ..debugger.frames import EngineFrames, FrameSource, ServerFrames, SourceError
 from .cache import cache_bytes
 from .constraint import Constraint
 from .engine import Engine
@@ -24,8 +22,23 @@ from .prediction import (
 from .requests import Event, Generation, Handle, Request
 
 __all__ = [
-    "Breakpoint", "Constraint", "Debugger", "DebuggerError", "Engine", "EngineFrames", "Event", "FrameSource",
-    "Generation", "Guide", "Handle", "Output", "Prediction", "Request", "Scope", "ServerFrames", "SourceError", "Step",
-    "Stop", "TraceConstraint", "TraceGrammar", "Verification", "cache_bytes", "predict_guided", "predict_output",
-    "predict_states", "predict_step", "predict_trace", "predict_traces", "trace_prompt",
-]  # fmt: skip
+    "Constraint",
+    "Engine",
+    "Event",
+    "Generation",
+    "Guide",
+    "Handle",
+    "Output",
+    "Prediction",
+    "Request",
+    "TraceConstraint",
+    "TraceGrammar",
+    "cache_bytes",
+    "predict_guided",
+    "predict_output",
+    "predict_states",
+    "predict_step",
+    "predict_trace",
+    "predict_traces",
+    "trace_prompt",
+]

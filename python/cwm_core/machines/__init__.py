@@ -8,16 +8,27 @@ Two backends, always an explicit choice, never a silent fall back:
 """
 
 from .bubblewrap import refusal as bubblewrap_refusal
+from .docker import DockerBackend
 from .literals import evaluate_literal, literals_equal
 from .process import Completed, HeadTail, Limits, Process, Sandbox, SandboxError, remove_tree, run, run_python
+from .protocol import Backend, Machine, Workspace
+from .sandboxed import SandboxBackend
+from .shell import Shell, ShellResult
 
 __all__ = [
-    "Sandbox",
+    "Backend",
     "Completed",
+    "DockerBackend",
     "HeadTail",
     "Limits",
+    "Machine",
     "Process",
+    "Sandbox",
+    "SandboxBackend",
     "SandboxError",
+    "Shell",
+    "ShellResult",
+    "Workspace",
     "bubblewrap_refusal",
     "evaluate_literal",
     "literals_equal",

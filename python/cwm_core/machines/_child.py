@@ -19,10 +19,11 @@ ANSWER, FAILED = b"A", b"F"
 def record(order: dict) -> bytes:
     """The stored trace of the call."""
     # The package without its __init__, which would import NumPy: neither time nor a path in the sandbox is spent on it.
-    package = types.ModuleType("cwm_core")
-    package.__path__ = [str(Path(__file__).parents[1])]
-    sys.modules["cwm_core"] = package
-    from cwm_core.trace import Recorder
+    for name in ("cwm_core", "cwm_core.trace"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(Path(__file__).parents[1].joinpath(*name.split(".")[1:]))]
+        sys.modules[name] = package
+    from cwm_core.trace.recorder import Recorder
 
     sys.path += order["paths"]
     recorder = Recorder(max_frames=order["max_frames"], max_bytes=order["max_bytes"])

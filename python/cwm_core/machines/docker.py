@@ -19,11 +19,10 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import IO, Any, Self
 
-from ..environments.tasks import Task
 from . import files, process, supervisor
 from .docker_engine import Exec, Stream, connect, docker_package, engine_errors, is_dead, owner_label, remove
 from .process import GRACE
-from .protocol import apply_patch
+from .protocol import Workspace, apply_patch
 from .sandboxed import LIMITS
 from .shell import ARGV, Shell
 
@@ -89,7 +88,7 @@ class DockerBackend:
                     remove(client, container["Id"])
             client.close()
 
-    def open(self, task: Task) -> "DockerMachine":
+    def open(self, task: Workspace) -> "DockerMachine":
         """A fresh container; see `Backend.open`. The task's image must be there already: nothing is pulled."""
         image = task.image or self.image
         if image is None:

@@ -1,12 +1,41 @@
 """What an environment and a reward need of the place where commands run."""
 
+from pathlib import Path
 from typing import Protocol, Self
 
-from ..environments.tasks import Task
 from . import process
 from .shell import Shell
 
 PATCH_SECONDS = 60.0
+
+
+class Workspace(Protocol):
+    """What a backend opens: a repository, and a patch to apply to it. A task of an environment is one."""
+
+    @property
+    def name(self) -> str:
+        """Names the workspace in errors."""
+        ...
+
+    @property
+    def folder(self) -> Path | None:
+        """The repository's folder on this machine, which is copied."""
+        ...
+
+    @property
+    def image(self) -> str | None:
+        """The Docker image that holds the repository, or into which `folder` is copied."""
+        ...
+
+    @property
+    def workdir(self) -> str | None:
+        """The repository's folder in `image`."""
+        ...
+
+    @property
+    def patch(self) -> str:
+        """A diff to apply before anything runs; empty for none."""
+        ...
 
 
 class Machine(Protocol):
@@ -44,7 +73,7 @@ class Machine(Protocol):
 class Backend(Protocol):
     """Opens machines."""
 
-    def open(self, task: Task) -> Machine:
+    def open(self, task: Workspace) -> Machine:
         """A fresh machine with the task's repository, its `patch` applied.
 
         Raises `sandbox.SandboxError` where that is not possible here, ValueError for a task that this backend cannot
@@ -53,7 +82,7 @@ class Backend(Protocol):
         ...
 
 
-def apply_patch(machine: Machine, task: Task) -> None:
+def apply_patch(machine: Machine, task: Workspace) -> None:
     """Apply the task's `patch`, if it has one. Raises ValueError where it does not apply."""
     if not task.patch:
         return

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Self
 
-from ..environments.tasks import Task
 from . import files, process
-from .protocol import apply_patch
+from .protocol import Workspace, apply_patch
 from .shell import ARGV, Shell
 
 LIMITS = process.Limits(
@@ -30,7 +29,7 @@ class SandboxBackend:
         """Choose a backend of `sandbox`; `readable` paths (of interpreters, say) are shown read-only to commands."""
         self.kind, self.limits, self.readable = kind, limits, tuple(readable)
 
-    def open(self, task: Task) -> "SandboxMachine":
+    def open(self, task: Workspace) -> "SandboxMachine":
         """A fresh copy of the task's folder, its `patch` applied; see `Backend.open`."""
         if task.folder is None:
             raise ValueError(f"task {task.name} has no folder: the sandbox cannot open Docker images")

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from cwm_core import _native
 from cwm_core.tokenizer import chat
-from numpy.typing import ArrayLike, NDArray
 
 LLAMA3_PATTERN: str = _native.LLAMA3_PATTERN
 """The split pattern of Llama-3 and of the Code World Model."""
@@ -331,9 +332,9 @@ class Tokenizer:
             messages: Mappings with the keys `role` (`system`, `user`, `assistant` or `tool: NAME`) and `content`, both
                 strings. The role `tool` with the key `name` is `tool: NAME`. An assistant's `reasoning_content`, as
                 servers return it, is put before the content, stripped, in the lines `<think>` and `</think>`.
-            reasoning: Begin with `cwm_core.tokenizer.chat.REASONING_SYSTEM_PROMPT` unless the first message is a system message,
-                which is then expected to ask for reasoning in its own words; and let the generation prompt begin with
-                `<think>\n`.
+            reasoning: Begin with `cwm_core.tokenizer.chat.REASONING_SYSTEM_PROMPT` unless the first message is a
+                system message, which is then expected to ask for reasoning in its own words; and let the generation
+                prompt begin with `<think>\n`.
             add_generation_prompt: End with what the model is to continue: the header of an assistant's message, or, if
                 the last message is an assistant's, that message as it is, unstripped and without `<|eot_id|>`.
 

@@ -25,7 +25,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from ..._native import is_recorder_at_work
-from ...trace import Recorder
+from ...trace.recorder import Recorder
 from ..sample import Drop, Sample
 
 # Audit events (https://docs.python.org/3/library/audit_events.html) by their beginnings, and the effect they show.

@@ -1,0 +1,1 @@
+"""Plan a training run on paper: FLOPs, memory, traffic, time, and cost."""

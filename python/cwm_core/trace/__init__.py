@@ -1,0 +1,34 @@
+"""Record executions, read and write traces, and cut their context to what an execution touched.
+
+Imports nothing of the package but the native extension, so that this folder can be sent whole into a container.
+"""
+
+from .recorder import (
+    ParsedTrace,
+    Recorder,
+    RecordingLimit,
+    Trace,
+    call_context,
+    finish,
+    record,
+    record_source,
+    source_context,
+    source_lines,
+)
+from .store import StoredTrace, TraceReader, TraceWriter
+
+__all__ = [
+    "ParsedTrace",
+    "Recorder",
+    "RecordingLimit",
+    "StoredTrace",
+    "Trace",
+    "TraceReader",
+    "TraceWriter",
+    "call_context",
+    "finish",
+    "record",
+    "record_source",
+    "source_context",
+    "source_lines",
+]
