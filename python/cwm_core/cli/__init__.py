@@ -47,7 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    return _build_parser()[0]
+
+
+def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     parser = argparse.ArgumentParser(
         prog="cwm",
         description="Record what Python programs do, turn the traces into training data, and train and use models\n"
@@ -80,11 +85,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     for add in adds:
         add(verbs)
+    return parser, verbs.choices
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser, verbs = _build_parser()
     program_args: list[str] = []
     if argv[:1] == ["record"] and "--" in argv:  # argparse would mix these with FILE
         at = argv.index("--")
         argv, program_args = argv[:at], argv[at + 1 :]
     args = parser.parse_args(argv)
     args.program_args = program_args
-    args.error = verbs.choices[args.verb].error
+    args.error = verbs[args.verb].error
     return args
