@@ -1,6 +1,7 @@
 # Every target sets up what it needs: CPython 3.11-3.13, Rust and make are enough to begin with.
 # PYTHON is the interpreter that a new virtual environment is made from; an existing one keeps its own.
 PYTHON ?= $(shell .ci/pythons | head -n 1)
+# Environments are named relative to this folder, whose own path may hold spaces: make cannot handle those in names.
 VENV ?= .venv
 EXTRAS ?= train,test,dev
 TOOLS := .venv-tools
@@ -21,7 +22,7 @@ PORTABLE := --zig --compatibility manylinux2014
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-native lint bench bench-quick bench-compare wheel clean
+.PHONY: help demo test test-native lint bench bench-quick bench-compare docs wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -33,10 +34,10 @@ test: $(INSTALLED) ## all Python tests
 	$(PY) -m pytest $(TESTS)
 
 test-native: ## the Python tests that need no torch, in an environment without it: make test-native PYTHON=python3.13
-	$(MAKE) test EXTRAS=test VENV=.venv-native-$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') \
+	$(MAKE) test EXTRAS=test VENV=.venv-native-$$("$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])') \
 	  TESTS="tests $(addprefix --ignore=tests/,$(PURE))"
 
-lint: export PYO3_PYTHON = $(abspath $(PY))
+lint: export PYO3_PYTHON = $(CURDIR)/$(PY)
 lint: $(INSTALLED) ## formatters and linters, changing nothing
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
@@ -54,18 +55,28 @@ bench-quick: $(INSTALLED) ## every benchmark once, to see that it works
 bench-compare: $(INSTALLED) ## what became slower or faster: make bench-compare BASE=<commit> [ARGS="-k encode"]
 	$(PY) benches/compare.py $(or $(BASE),$(error BASE=<commit> is missing)) $(ARGS)
 
+docs: $(INSTALLED) ## the documentation site, in build/site; fails on a broken link
+	$(PY) -m pip install --quiet --disable-pip-version-check "mkdocs-material>=9.7,<10" "mkdocstrings[python]>=1,<2"
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+
 wheel: $(TOOLS)/.installed ## wheels for every supported CPython on this machine, in build/wheels
 	rm -rf build/wheels
-	PATH="$(abspath $(TOOLS))/bin:$$PATH" maturin build --release --locked --out build/wheels $(PORTABLE) \
+	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" maturin build --release --locked --out build/wheels $(PORTABLE) \
 	  $(addprefix -i ,$(shell .ci/pythons))
 
 clean: ## remove what was built; environments stay, and their extension is built anew
 	rm -rf build target .pytest_cache .ruff_cache .hypothesis .benchmarks python/cwm_core/*.so .venv*/.installed
 	find python tests benches -name __pycache__ -prune -exec rm -rf {} +
 
-$(INSTALLED): $(VENV)/.maturin $(RUST) pyproject.toml
-	VIRTUAL_ENV="$(abspath $(VENV))" $(PY) -m maturin develop --release --locked --extras $(EXTRAS)
+ifdef CWM_WHEELS # a folder of built wheels: install this interpreter's rather than build the extension again
+$(INSTALLED): | $(PY)
+	$(PY) -m pip install --quiet "$$(ls "$(CWM_WHEELS)"/cwm_core-*-$$($(PY) -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl)[$(EXTRAS)]"
 	touch $@
+else
+$(INSTALLED): $(VENV)/.maturin $(RUST) pyproject.toml
+	VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(PY) -m maturin develop --release --locked --extras $(EXTRAS)
+	touch $@
+endif
 
 $(VENV)/.maturin: | $(PY)
 	$(PY) -m pip install --quiet "$(MATURIN)"
@@ -77,4 +88,4 @@ $(TOOLS)/.installed: | $(TOOLS)/bin/python
 
 %/bin/python:
 	@test -n "$(PYTHON)" || { echo "make: no CPython 3.11, 3.12 or 3.13 with venv found: name one with PYTHON=" >&2; exit 1; }
-	$(PYTHON) -m venv $*
+	"$(PYTHON)" -m venv $*
