@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cwm_core._native import CwmError, DamagedFileError
 from cwm_core.trace import ParsedTrace, Recorder, RecordingLimit, Trace, TraceReader, TraceWriter, record, record_source
 
 if TYPE_CHECKING:
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from cwm_core.tokenizer import Tokenizer
 
 __all__ = [
+    "CwmError",
+    "DamagedFileError",
     "PackedLoader",
     "ParsedTrace",
     "Recorder",

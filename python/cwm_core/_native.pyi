@@ -168,6 +168,14 @@ class TraceBlock:
     def metadata(self, place: int) -> str: ...
     def trace(self, place: int) -> Trace: ...
 
+# ---- errors
+
+class CwmError(Exception):
+    """Base of the exceptions that cwm_core defines."""
+
+class DamagedFileError(CwmError, ValueError):
+    """The content of a file is damaged, cut, or of another kind or version than its reader expects."""
+
 # ---- recorder
 
 class RecordingLimit(BaseException):

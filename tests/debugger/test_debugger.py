@@ -577,7 +577,7 @@ def test_the_example_of_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cwm.Tokenizer, "load", lambda path: TOKENIZER)
     monkeypatch.setattr(cwm.model, "load", lambda path: None)
     monkeypatch.setattr(cwm.inference, "Engine", lambda model, tokenizer: None)
-    monkeypatch.setattr(cwm.inference, "EngineFrames", lambda engine: source)
+    monkeypatch.setattr(cwm.debugger, "EngineFrames", lambda engine: source)
     (example,) = examples("docs/debugger.md")
     exec(example, {})
     lines = capsys.readouterr().out.splitlines()

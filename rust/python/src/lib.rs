@@ -1,5 +1,6 @@
 //! Python bindings: one file a room, each only converting types, releasing the GIL and mapping errors.
 
+mod errors;
 mod grammar;
 mod packing;
 mod recorder;
@@ -13,6 +14,7 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("VERSION", env!("CARGO_PKG_VERSION"))?;
+    errors::register(m)?;
     trace::register(m)?;
     store::register(m)?;
     recorder::register(m)?;

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use crate::errors;
 use cwm_trace::store;
 use pyo3::exceptions::{PyIndexError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -28,7 +29,8 @@ fn to_py(error: store::Error) -> PyErr {
             }
             None => io::Error::new(error.kind(), format!("{}: {error}", path.display())).into(),
         },
-        error => PyValueError::new_err(error.to_string()),
+        store::Error::Damaged { .. } => errors::damaged(error.to_string()),
+        store::Error::Invalid(message) => PyValueError::new_err(message),
     }
 }
 

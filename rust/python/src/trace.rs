@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::errors;
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -196,7 +197,7 @@ impl Trace {
     #[staticmethod]
     fn from_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Trace> {
         let trace = py.detach(|| cwm_trace::from_bytes(data));
-        trace.map(Trace::from).map_err(|e| PyValueError::new_err(e.to_string()))
+        trace.map(Trace::from).map_err(|e| errors::damaged(e.to_string()))
     }
 
     /// Writes beside the file and renames, so that a reader never sees half a trace.
@@ -218,7 +219,7 @@ impl Trace {
     fn load(py: Python<'_>, path: PathBuf) -> PyResult<Trace> {
         let trace = py.detach(|| {
             let data = std::fs::read(&path).map_err(|error| io_error(&path, error))?;
-            cwm_trace::from_bytes(&data).map_err(|e| PyValueError::new_err(format!("{}: {e}", path.display())))
+            cwm_trace::from_bytes(&data).map_err(|e| errors::damaged(format!("{}: {e}", path.display())))
         });
         trace.map(Trace::from)
     }

@@ -6,6 +6,7 @@ mod shards;
 use std::ffi::OsString;
 use std::io;
 
+use crate::errors;
 use cwm_packing as packing;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
@@ -24,7 +25,8 @@ fn to_py(error: packing::Error) -> PyErr {
             Some(number) => PyOSError::new_err((number, strerror(&error), OsString::from(path))),
             None => io::Error::new(error.kind(), format!("{}: {error}", path.display())).into(),
         },
-        error => PyValueError::new_err(error.to_string()),
+        packing::Error::Damaged { .. } => errors::damaged(error.to_string()),
+        packing::Error::Invalid(message) => PyValueError::new_err(message),
     }
 }
 
