@@ -212,7 +212,8 @@ def test_a_model_behind_an_endpoint(monkeypatch) -> None:
     ("status", "body", "said"),
     [
         (400, b"no such\nmodel", "status 400: no such model"),
-        (200, b"no json", "no chat completion"),
+        (200, b"no json", "not a JSON object"),
+        (200, b"{}", "no chat completion"),
         (200, b'{"choices": [{"message": {"content": null}}]}', "no text"),
     ],
 )

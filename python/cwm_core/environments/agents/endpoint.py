@@ -48,7 +48,8 @@ class EndpointAgent:
         return _Conversation(self, seed, budget)
 
     def interrupt(self) -> None:
-        """See `Agent.interrupt`: a request on its way is not taken back."""
+        """See `Agent.interrupt`: requests on their way end."""
+        self._endpoint.cancel()
 
 
 class _Conversation:
