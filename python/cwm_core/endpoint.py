@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .support import secrets
 from .support.http import Cancelled, Client, ContextExceeded, EndpointError
 
-__all__ = ["Cancelled", "ChatModel", "ContextExceeded", "Endpoint", "EndpointError", "chat_model"]
+__all__ = ["AnswerError", "Cancelled", "ChatModel", "ContextExceeded", "Endpoint", "EndpointError", "chat_model"]
+
+_THINKING = re.compile(
+    r"\s*(?:<(?P<tag>(?:\w+:)?(?:think|thinking|thought|reasoning))>|\[THINK\]|◁think▷|<\|channel\|>analysis<\|message\|>)"
+)
+_THINKING_ENDS = (
+    r"(?<!`)</{tag}>(?!`)",
+    r"\[/THINK\]",
+    r"◁/think▷",
+    r"<\|channel\|>final<\|message\|>",
+)
+
+
+class AnswerError(EndpointError):
+    """An endpoint answered, but another answer to the same question may be better; the endpoint works."""
+
+    def __init__(self, reason: str, message: str, text: str = "") -> None:
+        """Keep a short `reason` for counts, and the `text` as far as it came."""
+        super().__init__(message)
+        self.reason, self.text = reason, text
 
 
 class Endpoint:
@@ -84,16 +104,24 @@ class ChatModel:
         self._endpoint, self._model, self._fields = endpoint, model, fields
 
     def __call__(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Return the answer's text.
+        """Return the answer's text without what the model thought before it.
 
         Raises:
-            EndpointError: As `Endpoint.ask`, or the answer has no text.
+            AnswerError: The answer has no text, was cut at a limit or by a filter, or is all thinking.
+            EndpointError: As `Endpoint.ask`.
         """
         answer = self._endpoint.ask({"model": self._model, "messages": list(messages), **self._fields})
-        text = answer["choices"][0]["message"].get("content")
+        choice, where = answer["choices"][0], self._endpoint.url
+        text, finish = choice["message"].get("content"), choice.get("finish_reason")
+        said = without_thinking(text) if isinstance(text, str) else None
+        if finish in ("length", "content_filter"):
+            cut = "at the limit of tokens" if finish == "length" else "by a filter of its content"
+            raise AnswerError("cut answer", f"{where}: the answer was cut {cut}", said or "")
         if not isinstance(text, str):
-            raise EndpointError(f"{self._endpoint.url}: the answer has no text")
-        return text
+            raise AnswerError("no text", f"{where}: the answer has no text")
+        if said is None:
+            raise AnswerError("no text", f"{where}: the answer has no text beside its thinking, which does not end")
+        return said
 
     def cancel(self) -> None:
         """End all requests of the endpoint that are being made; from any thread."""
@@ -103,3 +131,17 @@ class ChatModel:
 def chat_model(endpoint: Endpoint, model: str, **fields: Any) -> ChatModel:
     """Return what answers chats through `endpoint`; `fields` are more of each request."""
     return ChatModel(endpoint, model, **fields)
+
+
+def without_thinking(text: str) -> str | None:
+    """Return what follows the thinking that a model wrote before its answer; None where the thinking does not end.
+
+    Servers that do not part them leave both in one text, some without the mark that begins the thinking, which stood
+    in the prompt.
+    """
+    begin = _THINKING.match(text)
+    tag = re.escape(begin["tag"]) if begin and begin["tag"] else "think"
+    end = re.compile("|".join(_THINKING_ENDS).replace("{tag}", tag)).search(text, begin.end() if begin else 0)
+    if end:
+        return text[end.end() :].lstrip()
+    return None if begin else text

@@ -169,18 +169,21 @@ def _add_describe(kinds: Any) -> None:
 def _describe(args: argparse.Namespace) -> int:
     from cwm_core.corpus.describe import Describer
     from cwm_core.corpus.descriptions import describe_stores
-    from cwm_core.endpoint import Endpoint, chat_model
+    from cwm_core.endpoint import Endpoint, EndpointError, chat_model
 
     describer = Describer(chat_model(Endpoint(args.endpoint), args.model, temperature=0.7), attempts=args.attempts)
     stores = [path for path in trace_files(args.inputs) if path.suffix == STORE]
-    with counter("traces") as show:
-        counts = describe_stores(
-            stores,
-            args.output,
-            describer,
-            parallel=args.parallel,
-            progress=lambda counts: show(sum(counts)) if show else None,
-        )
+    try:
+        with counter("traces") as show:
+            counts = describe_stores(
+                stores,
+                args.output,
+                describer,
+                parallel=args.parallel,
+                progress=lambda counts: show(sum(counts)) if show else None,
+            )
+    except EndpointError as error:
+        raise ConnectionError(f"{error}; the same command goes on") from error
     say(args, f"{counts.described:,} traces described, {counts.given_up:,} given up")
     for reason, times in describer.failures.most_common():
         say(args, f"{times:,} attempts: {reason}")

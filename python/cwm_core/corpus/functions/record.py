@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from ...endpoint import ContextExceeded, Endpoint, chat_model
+from ...endpoint import AnswerError, ContextExceeded, Endpoint, chat_model
 from ..recording import Kept, Left, Recording
 from ..sample import Drop
 from .discovery import Function
@@ -58,5 +58,7 @@ def _suggestions(url: str, model: str) -> Generate:
             return ask(messages)
         except ContextExceeded:  # by the function's source
             return ""
+        except AnswerError as error:  # whole lines of it are calls all the same
+            return error.text.rpartition("\n")[0]
 
     return generate
