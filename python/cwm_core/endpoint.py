@@ -28,8 +28,12 @@ class AnswerError(EndpointError):
 
     def __init__(self, reason: str, message: str, text: str = "") -> None:
         """Keep a short `reason` for counts, and the `text` as far as it came."""
-        super().__init__(message)
+        super().__init__(reason, message, text)
         self.reason, self.text = reason, text
+
+    def __str__(self) -> str:
+        """Return the message."""
+        return str(self.args[1])
 
 
 class Endpoint:

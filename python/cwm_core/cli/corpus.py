@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..exchange import STORE, trace_files
+from ..support import secrets
 from .shared import FAILED, OK, add_verb, counter, machines, not_negative, positive, say, seconds
 
 if TYPE_CHECKING:
@@ -280,6 +281,7 @@ def _named(paths: Iterable[Path]) -> list[str]:
 def _corpus(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    secrets.conceal()  # from the code that is recorded
     summary = args.make(args)
     Console().print(summary.drops.table())
     if summary.by_clock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import html
 import json
 import os
@@ -96,6 +97,20 @@ def hidden() -> Iterator[None]:
             yield
         finally:
             os.environ.update(secret)
+
+
+def conceal() -> None:
+    """Blank the secrets in what the system shows of this process's environment (`/proc/PID/environ`).
+
+    Programs of the same user can read that, and a sandbox of the kind `process` does not hide it. `os.environ` and
+    `get` still have the values.
+    """
+    libc = ctypes.CDLL(None)
+    libc.getenv.restype = ctypes.c_void_p
+    kept = public()
+    for name in os.environ.keys() - kept.keys():
+        if (address := libc.getenv(os.fsencode(name))) is not None:
+            ctypes.memset(address, ord("*"), len(ctypes.string_at(address)))
 
 
 def redact(text: str, key: str | None, *, whole: bool = True) -> str:
