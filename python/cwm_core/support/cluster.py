@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,9 +29,9 @@ def ray_cluster() -> Iterator[Any]:
     """
     ray = _package()
     started = not ray.is_initialized()
-    if started:
-        _start(ray)
     try:
+        if started:
+            _start(ray)
         if ray.cluster_resources().get("CPU", 0) < 1:
             raise ConnectionError(
                 "the Ray cluster has no CPUs, so work would wait for ever: add a node that has some (ray start "
@@ -38,7 +40,8 @@ def ray_cluster() -> Iterator[Any]:
         yield ray
     finally:
         if started:
-            ray.shutdown()
+            with _uninterrupted():
+                ray.shutdown()
 
 
 def _package() -> Any:
@@ -53,20 +56,35 @@ def _package() -> Any:
 def _start(ray: Any) -> None:
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
-        with secrets.hidden():
+        with secrets.hidden(), _uninterrupted():
             ray.init(address="local", log_to_driver=False, logging_level="ERROR")
         return
     try:
         _check(address)
-        with secrets.hidden():
+        with secrets.hidden(), _uninterrupted():
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        ray.shutdown()
         reason = " ".join(str(error).split())[:300]
         raise ConnectionError(
             f"the Ray cluster of RAY_ADDRESS={address} cannot be reached: {reason}; correct the variable, or "
             "unset it to work on this machine"
         ) from None
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back Ctrl-C while Ray starts or ends: a process in which Ray is half there ends by SIGSEGV."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _check(address: str) -> None:
