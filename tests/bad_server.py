@@ -21,15 +21,19 @@ class Served:
 
 
 @contextmanager
-def bad_server(*scripts: Script) -> Iterator[Served]:
-    """Answer each request by the next script, the last one again and again; scripts end when their event is set."""
+def bad_server(*scripts: Script, whole: bool = True) -> Iterator[Served]:
+    """Answer each request by the next script, the last one again and again; scripts end when their event is set.
+
+    Unless `whole`, they begin with the connection, before anything has come.
+    """
     left, ended = list(scripts), threading.Event()
     listening = socket.create_server(("127.0.0.1", 0))
     served = Served(f"http://127.0.0.1:{listening.getsockname()[1]}/v1")
 
     def answer(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            served.requests.append(request(connection))
+            if whole:
+                served.requests.append(request(connection))
             (left.pop(0) if len(left) > 1 else left[0])(connection, ended)
 
     def accept() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from . import secrets
 
 CONNECT_SECONDS = 5.0
+_SETTINGS = 4  # type of a frame of HTTP/2
 
 
 @contextmanager
@@ -91,22 +93,29 @@ def _check(address: str) -> None:
     """Raise ConnectionError or ValueError where nothing of Ray answers: Ray itself would try for minutes."""
     if address == "auto":
         return
-    is_client = address.startswith("ray://")
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal() or not host or "/" in host:
         raise ValueError("expected HOST:PORT, ray://HOST:PORT, auto, or local")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS) as connection:
+            answers = os.environ.get("RAY_USE_TLS", "0") != "0" or _speaks_http2(connection)
     except (OSError, OverflowError) as error:
         raise ConnectionError(str(error)) from None
-    if not is_client and not _is_healthy(address):
-        raise ConnectionError("what listens there is not the head of a Ray cluster that works")
+    if not answers:
+        raise ConnectionError("what listens there is not the head of a Ray cluster")
 
 
-def _is_healthy(address: str) -> bool:
-    """Whether the head's control service answers, as `ray health-check` asks it."""
-    try:
-        from ray._raylet import check_health
-    except ImportError:  # another version of Ray has it elsewhere, and `ray.init` tries for longer
-        return True
-    return check_health(address, timeout=int(CONNECT_SECONDS))
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Whether a server greets as HTTP/2 ones do (RFC 9113, section 3.4), which all that Ray listens with are."""
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0]))
+    deadline, header = time.monotonic() + CONNECT_SECONDS, b""
+    while len(header) < 4 and (left := deadline - time.monotonic()) > 0:
+        connection.settimeout(left)
+        try:
+            chunk = connection.recv(4 - len(header))
+        except TimeoutError:
+            break
+        if not chunk:
+            break
+        header += chunk
+    return header[3:4] == bytes([_SETTINGS])
