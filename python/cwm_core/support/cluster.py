@@ -47,12 +47,21 @@ def ray_cluster() -> Iterator[Any]:
 
 
 def _package() -> Any:
+    # Ray reads this when it is imported. A cluster that was started where a token exists wants the token, and Ray
+    # sends it in this mode alone; clusters that want none ignore it.
+    if "RAY_AUTH_MODE" not in os.environ and _has_token():
+        os.environ["RAY_AUTH_MODE"] = "token"
     try:
         import ray
     except ImportError:
         said = "work on a cluster needs the package ray: run pip install '.[ray]' in a checkout of cwm-core"
         raise ModuleNotFoundError(said, name="ray") from None
     return ray
+
+
+def _has_token() -> bool:
+    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    return given or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
 
 
 def _start(ray: Any) -> None:
