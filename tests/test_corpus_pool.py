@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from concurrent.futures import CancelledError
+from pathlib import Path
 
 import pytest
 from cwm_core.corpus.pool import TRIES, in_order, processes
@@ -42,7 +43,7 @@ def _raises_what_cannot_be_sent(item):
 
 
 def _environment(item):
-    shown = open("/proc/self/environ").read()
+    shown = Path("/proc/self/environ").read_text()
     return dict(os.environ), shown, secrets.get("CWM_API_KEY")
 
 
@@ -61,7 +62,7 @@ def test_an_item_that_ends_every_process_is_an_error(tmp_path):
     marks = tmp_path / "marks"
     with processes(2) as pool:
         other = pool.submit(_raises, KeyError(1))
-        with pytest.raises(ChildProcessError, match="3 processes of the pool ended .* with exit code 7"):
+        with pytest.raises(ChildProcessError, match=r"3 processes of the pool ended .* with exit code 7"):
             pool.submit(_dies, str(marks))()
         with pytest.raises(KeyError):
             other()

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -116,7 +117,9 @@ def test_the_key_reaches_the_workers_of_a_running_cluster_and_no_file(tmp_path):
     subprocess.run([sys.executable, "make.py"], cwd=tmp_path, check=True)
     answer = {"choices": [{"message": {"content": "opens('sesame-11')\n"}}]}
     with (
-        running_cluster(tmp_path, "--num-cpus=1", f"--temp-dir={_short(tmp_path)}") as address,
+        # The paths of Ray's sockets may have 107 bytes.
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as short,
+        running_cluster(tmp_path, "--num-cpus=1", f"--temp-dir={short}") as address,
         bad_server(reply(answer)) as served,
     ):
         command = [sys.executable, "-m", "cwm_core", "corpus", "functions", "doors.py", "--licence", "MIT"]
@@ -125,12 +128,23 @@ def test_the_key_reaches_the_workers_of_a_running_cluster_and_no_file(tmp_path):
         variables = ENVIRONMENT | {"RAY_ADDRESS": address, "CWM_API_KEY": key}
         done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, timeout=200, check=False)
         assert done.returncode == 0, done.stderr.decode()
-        files = [path for place in (tmp_path, _short(tmp_path)) for path in Path(place).rglob("*") if path.is_file()]
+        files = [path for place in (tmp_path, short) for path in Path(place).rglob("*") if path.is_file()]
         assert not [path for path in files if key.encode() in path.read_bytes()]
     assert [f"Bearer {key}".encode() in request for request in served.requests] == [True]
     assert len(files) > 10 and json.loads((tmp_path / "out" / "corpus.json").read_text())
 
 
-def _short(folder):
-    """A folder for Ray's sockets, whose paths may have 107 bytes."""
-    return f"/tmp/ray-{abs(hash(str(folder))) % 10**6}"
+@pytest.mark.parametrize("seconds", [1, 4, 8])
+def test_an_interrupt_while_a_cluster_starts_is_no_crash(seconds):
+    interrupt = f"threading.Timer({seconds}, os.kill, (os.getpid(), signal.SIGINT)).start()"
+    code = f"""
+import os, signal, threading, time
+from cwm_core.support.cluster import ray_cluster
+{interrupt}
+try:
+    with ray_cluster():
+        time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    assert run(code) == ["interrupted"]
