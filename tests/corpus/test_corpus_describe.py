@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 
 import cwm_core as cwm
 import pytest
+from bad_server import bad_server, drip, reply, silent
 from chat_server import server
+from cwm_core.cli import main
 from cwm_core.corpus.describe import (
     Describer,
     Fault,
@@ -16,9 +23,16 @@ from cwm_core.corpus.describe import (
     key_values,
     steps,
 )
-from cwm_core.corpus.descriptions import describe_stores
+from cwm_core.corpus.descriptions import GIVEN_UP, describe_stores
 from cwm_core.corpus.generator import generate
-from cwm_core.support.http import Endpoint, EndpointError, chat_model
+from cwm_core.support.endpoint import (
+    AnswerError,
+    ContextExceeded,
+    Endpoint,
+    EndpointError,
+    chat_model,
+    without_thinking,
+)
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -164,7 +178,7 @@ def test_steps_name_what_changes() -> None:
 
 def test_attempts_go_on_until_one_is_right() -> None:
     trace = cwm.record_source(CODE, "f(2, 'a')")
-    answers = iter(["", EndpointError("busy"), GOOD.replace("`0`", "`4`"), GOOD, "never asked for"])
+    answers = iter(["", AnswerError("cut answer", "cut"), GOOD.replace("`0`", "`4`"), GOOD, "never asked for"])
     asked: list[Sequence[dict[str, str]]] = []
 
     def generate(messages: Sequence[dict[str, str]]) -> str:
@@ -176,7 +190,7 @@ def test_attempts_go_on_until_one_is_right() -> None:
 
     describe = Describer(generate, attempts=4)
     assert describe(trace) == GOOD
-    assert describe.failures == {"empty": 1, "no answer": 1, "unsupported value": 1}
+    assert describe.failures == {"empty": 1, "cut answer": 1, "unsupported value": 1}
     assert (describe.described, describe.given_up) == (1, 0)
     assert CODE.strip() in asked[0][0]["content"] and "START_OF_TRACE" not in asked[0][0]["content"]
     assert "unsupported value: 4" in asked[3][-1]["content"] and len(asked[3]) == 3
@@ -212,7 +226,8 @@ def test_a_model_behind_an_endpoint(monkeypatch) -> None:
     ("status", "body", "said"),
     [
         (400, b"no such\nmodel", "status 400: no such model"),
-        (200, b"no json", "no chat completion"),
+        (200, b"no json", "not a JSON object"),
+        (200, b"{}", "no chat completion"),
         (200, b'{"choices": [{"message": {"content": null}}]}', "no text"),
     ],
 )
@@ -268,3 +283,159 @@ def test_stores_are_described_and_runs_go_on(tmp_path) -> None:
     out.write_text("{\n")
     with pytest.raises(ValueError, match="row 1"):
         describe_stores([store], out, Describer(answer))
+
+
+# ---- endpoints that fail
+
+
+def chat(text: str | None, finish: str = "stop") -> object:
+    return {"choices": [{"message": {"content": text}, "finish_reason": finish}]}
+
+
+DOWN = "http://127.0.0.1:9/v1"  # the port of a service that throws away what comes, and that nobody runs
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(401, "status 401: who are you"), (404, "status 404: who are you"), (500, "status 500"), (None, "refused")],
+)
+def test_a_failing_endpoint_stops_the_run_and_loses_no_trace(tmp_path, capsys, monkeypatch, status, said) -> None:
+    store, out = store_of(tmp_path / "a.cwmtraces", range(4)), tmp_path / "chats.jsonl"
+    monkeypatch.setattr("cwm_core.support.http._pause", no_pause)
+    command = ["corpus", "describe", str(store), "--model", "m", "-o", str(out), "--attempts", "1", "--endpoint"]
+    with bad_server(reply({"error": {"message": "who are you"}}, status or 500)) as served:
+        assert main([*command, served.url if status else DOWN]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line and "the same command goes on" in line
+    assert out.read_bytes() == b"" == (tmp_path / ("chats.jsonl" + GIVEN_UP)).read_bytes()
+    with bad_server(reply(chat("It returns."))) as served:  # an answer: now they are given up
+        assert main([*command, served.url]) == 1
+    assert "0 traces described, 4 given up" in capsys.readouterr().err
+
+
+async def no_pause(seconds: float) -> None:
+    pass
+
+
+def test_what_an_endpoint_described_before_it_failed_stays(tmp_path) -> None:
+    store, out, asked = store_of(tmp_path / "a.cwmtraces", range(6)), tmp_path / "chats.jsonl", []
+
+    def answer(messages):
+        asked.append(messages)
+        index = next(i for i, trace in enumerate(cwm.TraceReader(store)) if steps(trace) in messages[0]["content"])
+        if index == 3 and len(asked) == 4:
+            raise EndpointError("status 503")
+        return "\n".join(described(cwm.TraceReader(store)[index]))
+
+    with pytest.raises(EndpointError, match="503"):
+        describe_stores([store], out, Describer(answer), parallel=1)
+    assert describe_stores([store], out, Describer(answer), parallel=1) == (6, 0)
+    assert [json.loads(line)["key"] for line in out.read_text().splitlines()][3] == "a.cwmtraces#3"
+
+
+def test_a_trace_too_long_for_the_model_is_given_up_alone(tmp_path) -> None:
+    store = store_of(tmp_path / "a.cwmtraces", range(3))
+
+    def answer(messages):
+        index = next(i for i, trace in enumerate(cwm.TraceReader(store)) if steps(trace) in messages[0]["content"])
+        if index == 1:
+            raise ContextExceeded("too long")
+        return "\n".join(described(cwm.TraceReader(store)[index]))
+
+    describer = Describer(answer)
+    assert describe_stores([store], tmp_path / "chats.jsonl", describer) == (2, 1)
+    assert describer.failures == {"longer than the model's context": 1}
+
+
+@pytest.mark.parametrize("script", [silent, drip(b"HTTP/1.1 200 OK\r\n\r\n"), reply({}, 503)])
+@pytest.mark.parametrize("verb", ["describe", "functions --workers 1", "functions --workers 2"])
+def test_an_interrupt_ends_the_requests(tmp_path, script, verb) -> None:
+    store_of(tmp_path / "a.cwmtraces", range(4))
+    (tmp_path / "shop.py").write_text("def f(x):\n    return x + 1\n\n\ndef g(x):\n    return x + 2\n")
+    cwm.Tokenizer.train(["some text"], 260).save(tmp_path / "vocabulary")
+    what = (
+        "describe a.cwmtraces -o out.jsonl" if verb == "describe" else f"{verb} shop.py -o out --tokenizer vocabulary"
+    )
+    with bad_server(script) as served:
+        command = [sys.executable, "-m", "cwm_core", "corpus", *what.split(), "--endpoint", served.url, "--model", "m"]
+        working = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, env=os.environ)
+        while not served.requests:
+            assert working.poll() is None, working.stderr.read()
+            time.sleep(0.05)
+        working.send_signal(signal.SIGINT)
+        said = working.communicate(timeout=30)[1].decode()
+    assert working.returncode == 130 and said.endswith("interrupted\n") and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (chat(GOOD, "length"), "cut answer"),
+        (chat(GOOD, "content_filter"), "cut answer"),
+        (chat(None, "length"), "cut answer"),
+        (chat(None), "no text"),
+        (chat("<think>\n" + GOOD), "no text"),
+    ],
+)
+def test_what_is_cut_or_only_thought_is_not_kept(body, reason) -> None:
+    with bad_server(reply(body)) as served:
+        describer = Describer(chat_model(Endpoint(served.url), "m"), attempts=2)
+        assert describer(cwm.record_source(CODE, "f(2, 'a')")) is None
+        assert len(served.requests) == 2 and describer.failures == {reason: 2}
+
+
+def test_a_description_is_kept_without_its_thinking() -> None:
+    with bad_server(reply(chat(f"<think>\nn is 987654?\n</think>\n\n{GOOD}"))) as served:
+        assert Describer(chat_model(Endpoint(served.url), "m"))(cwm.record_source(CODE, "f(2, 'a')")) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<think>a</think>b", "b"),
+        ("\n<thinking>a\n</thinking>\n b", "b"),
+        ("<reasoning>a</reasoning>b", "b"),
+        ("<seed:think>a</seed:think>b", "b"),
+        ("[THINK]a[/THINK]b", "b"),
+        ("◁think▷a◁/think▷b", "b"),
+        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b", "b"),
+        ("a\n</think>\n\nb", "b"),  # it began in the prompt
+        ("<think></think>\nb", "b"),
+        ("<think>a", None),
+        ("[THINK]a", None),
+        ("It prints `</think>` and `<think>`.", "It prints `</think>` and `<think>`."),
+        ("I think <b>so</b>.", "I think <b>so</b>."),
+    ],
+)
+def test_thinking_is_parted(text, left) -> None:
+    assert without_thinking(text) == left
+
+
+def test_traces_of_the_same_key_in_several_stores_are_all_described(tmp_path) -> None:
+    stores = []
+    for name, first in (("one", 0), ("two", 10)):
+        (tmp_path / name).mkdir()
+        stores.append(tmp_path / name / "x.cwmtraces")
+        with cwm.TraceWriter(stores[-1]) as writer:
+            for seed in range(first, first + 3):
+                program = generate(seed)
+                writer.add(cwm.record_source(program.code, program.call), "a key" if seed % 10 == 2 else None)
+    every = [trace for store in stores for trace in cwm.TraceReader(store)]
+
+    def answer(messages):
+        return "\n".join(described(next(trace for trace in every if steps(trace) in messages[0]["content"])))
+
+    out = tmp_path / "chats.jsonl"
+    assert describe_stores(stores[:1], out, Describer(answer)) == (3, 0)
+    assert describe_stores(stores, out, Describer(answer)) == (6, 0)
+    assert describe_stores(reversed(stores), out, Describer(answer)) == (6, 0)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["key"] for row in rows] == ["x.cwmtraces#0", "x.cwmtraces#1", "a key"] * 2
+    assert len({row["trace"] for row in rows}) == 6
+
+
+def test_files_without_digests_are_gone_on_with(tmp_path) -> None:
+    store, out = store_of(tmp_path / "a.cwmtraces", range(3)), tmp_path / "chats.jsonl"
+    out.write_text('{"key": "t0"}\n')
+    (tmp_path / ("chats.jsonl" + GIVEN_UP)).write_text('"t1"\n')
+    assert describe_stores([store], out, Describer(lambda _: "no values", attempts=1)) == (1, 2)

@@ -113,11 +113,11 @@ def choices(*tokens, **more):
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (lambda h: reply(h, b'{"error": "no such\\nmodel"}', 404), '404 Not Found: {"error": "no such'),
+        (lambda h: reply(h, b'{"error": "no such\\nmodel"}', 404), "status 404: no such model"),
         (lambda h: reply(h, b"", 302, Location="http://127.0.0.1:1/elsewhere"), "302"),
         (lambda h: reply(h, b"", 307, Location="http://127.0.0.1:1/elsewhere"), "307"),
-        (lambda h: reply(h, b"hello"), "is not JSON"),
-        (lambda h: reply(h, b"[" * 100_000), "is not JSON"),
+        (lambda h: reply(h, b"hello"), "is not a JSON object"),
+        (lambda h: reply(h, b"[" * 100_000), "is not a JSON object"),
         (lambda h: reply(h, b"[]"), "is not a JSON object"),
         (lambda h: reply(h, b"{}"), "no tokens that can be read: KeyError"),
         (lambda h: reply(h, b'{"choices": []}'), "no tokens that can be read"),
@@ -136,7 +136,7 @@ def choices(*tokens, **more):
 )
 def test_answers_that_are_none(answer, why):
     with serving(lambda handler, body: answer(handler)) as url:
-        frames = ServerFrames(url, "cwm", TOKENIZER, max_frame_tokens=4)
+        frames = ServerFrames(url, "cwm", TOKENIZER, max_frame_tokens=4, retries=0)
         with pytest.raises(SourceError) as error:
             frames.next_frame(np.array([1], np.int32), 0, 0.0)
     assert why in str(error.value) and str(error.value).startswith(frames.url) and len(str(error.value)) < 1000
@@ -145,7 +145,7 @@ def test_answers_that_are_none(answer, why):
 def test_a_server_that_says_nothing():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
-        frames = ServerFrames(url, "cwm", TOKENIZER, timeout=0.2)
+        frames = ServerFrames(url, "cwm", TOKENIZER, timeout=0.2, retries=0)
         with pytest.raises(SourceError, match="timed out"):
             frames.next_frame(np.array([1], np.int32), 0, 0.0)
     with pytest.raises(SourceError, match="refused"):
@@ -156,5 +156,6 @@ def test_addresses():
     for url in ("file:///etc/passwd", "localhost:8000", ""):
         with pytest.raises(ValueError, match="begins with http"):
             ServerFrames(url, "cwm", TOKENIZER)
-    with pytest.raises(SourceError):
-        ServerFrames("http://[", "cwm", TOKENIZER).next_frame(np.array([1], np.int32), 0, 0.0)
+    for url in ("http://[", "http://", "http://x:port", "http://x:99999"):
+        with pytest.raises(ValueError, match="an endpoint's URL"):
+            ServerFrames(url, "cwm", TOKENIZER)

@@ -22,7 +22,7 @@ from cwm_core.environments import (
     solution_actions,
     system_prompt,
 )
-from cwm_core.support import http as endpoint
+from cwm_core.support import http as http_client
 
 TEXTS = ["def f(x):\n    return x\n", "<tool: bash>\nls -l\n</tool>\n", "<output>\nx\n</output>\n"]
 TOKENIZER = Tokenizer.train(TEXTS, 300)
@@ -263,7 +263,11 @@ def refusal(status, message="no", code=None, **headers):
 @pytest.fixture
 def no_waiting(monkeypatch):
     waits = []
-    monkeypatch.setattr(endpoint.time, "sleep", waits.append)
+
+    async def pause(seconds):
+        waits.append(seconds)
+
+    monkeypatch.setattr(http_client, "_pause", pause)
     return waits
 
 
@@ -348,8 +352,8 @@ def test_time_limits_hold(no_waiting):
     [b"", b"<html>", b"[]", b"{}", {"choices": []}, {"choices": [{"message": "x"}]}, {"choices": [3]}, b"[" * 100_000],
 )
 def test_answers_of_another_kind_are_refused(body):
-    with Server((200, {}, body)) as server, pytest.raises(EndpointError, match="no chat completion"):
-        EndpointAgent(server.url, "m").start(TASK, 0, Budget())(OPENING)
+    with Server((200, {}, body)) as server, pytest.raises(EndpointError, match=r"no chat completion|not a JSON object"):
+        EndpointAgent(server.url, "m", retries=0).start(TASK, 0, Budget())(OPENING)
 
 
 @pytest.mark.parametrize("hostile", [None, 3, "x", [], {}, -1, True])
@@ -362,8 +366,8 @@ def test_odd_fields_of_an_answer_are_no_harm(hostile):
 
 
 def test_too_long_an_answer_is_refused(monkeypatch):
-    monkeypatch.setattr(endpoint, "MAX_ANSWER_BYTES", 1000)
-    with Server(completion("x" * 2000)) as server, pytest.raises(EndpointError, match="longer than 1000 bytes"):
+    monkeypatch.setattr(http_client, "MAX_ANSWER_BYTES", 1000)
+    with Server(completion("x" * 2000)) as server, pytest.raises(EndpointError, match="longer than 1,000 bytes"):
         EndpointAgent(server.url, "m").start(TASK, 0, Budget())(OPENING)
 
 

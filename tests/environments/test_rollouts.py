@@ -503,6 +503,21 @@ def test_cwm_agent_with_a_model(quick_tasks, tmp_path, monkeypatch, capsys):
     assert several[0].settings["weights"] and several[0].turns[0].ids != several[1].turns[0].ids
 
 
+def test_no_key_reaches_what_an_agent_runs(quick_tasks, tmp_path, monkeypatch):
+    """Not by `env`, and not by the environment of the processes above it, which those of the same user can read."""
+    look = "env; cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep -a -e CWM -e HF_ -e OWN_"
+    (tmp_path / "script.json").write_text(json.dumps({quick_tasks[0].name: [f"<tool: bash>\n{look}\n</tool>"]}))
+    write_tasks(tmp_path / "tasks.jsonl", quick_tasks[:1])
+    command = [sys.executable, "-m", "cwm_core", "agent", "tasks.jsonl", "--backend", "process"]
+    command += ["--agent", "script", "--script", "script.json", "--out", "out"]
+    secret = {"CWM_API_KEY": "sk-not-to-be-seen", "HF_TOKEN": "hf-not-to-be-seen", "OWN_HEADER": "is sk-not-to-be-seen"}
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | secret, capture_output=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    [trajectory] = by_name(tmp_path / "out").values()
+    assert "LANG=C.UTF-8" in trajectory.turns[0].observation
+    assert "not-to-be-seen" not in (tmp_path / "out" / "trajectories.jsonl").read_text()
+
+
 # ---- Ray
 
 

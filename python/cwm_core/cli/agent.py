@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..support import secrets
 from .options import INTERRUPTED, OK, add_verb, machines, not_negative, positive, say, seconds, write
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def _agent(args: argparse.Namespace) -> int:
     tasks = list(islice(read_tasks(args.tasks), args.limit))
     budget = _budget(args)
     agent = _make_agent(args)
+    secrets.conceal()  # from what the agent runs
     file = args.out / rollouts.FILE
     if args.retry_failed and file.exists():
         say(args, f"{trajectories.drop_failed(file):,} rollouts that failed are made again")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..formats.traces import STORE, trace_files
+from ..support import secrets
 from .options import FAILED, OK, add_verb, counter, machines, not_negative, positive, say, seconds
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def _functions(args: argparse.Namespace) -> Summary:
 
     from cwm_core.corpus.functions.discovery import find_functions
     from cwm_core.corpus.functions.record import ExploreAndRecord
-    from cwm_core.support.http import EndpointError
+    from cwm_core.support.endpoint import EndpointError
 
     found = [find_functions(source, tests=args.tests) for source in args.sources]
     skipped = sum((one.skipped for one in found), Counter())
@@ -169,18 +170,21 @@ def _add_describe(kinds: Any) -> None:
 def _describe(args: argparse.Namespace) -> int:
     from cwm_core.corpus.describe import Describer
     from cwm_core.corpus.descriptions import describe_stores
-    from cwm_core.support.http import Endpoint, chat_model
+    from cwm_core.support.endpoint import Endpoint, EndpointError, chat_model
 
     describer = Describer(chat_model(Endpoint(args.endpoint), args.model, temperature=0.7), attempts=args.attempts)
     stores = [path for path in trace_files(args.inputs) if path.suffix == STORE]
-    with counter("traces") as show:
-        counts = describe_stores(
-            stores,
-            args.output,
-            describer,
-            parallel=args.parallel,
-            progress=lambda counts: show(sum(counts)) if show else None,
-        )
+    try:
+        with counter("traces") as show:
+            counts = describe_stores(
+                stores,
+                args.output,
+                describer,
+                parallel=args.parallel,
+                progress=lambda counts: show(sum(counts)) if show else None,
+            )
+    except EndpointError as error:
+        raise ConnectionError(f"{error}; the same command goes on") from error
     say(args, f"{counts.described:,} traces described, {counts.given_up:,} given up")
     for reason, times in describer.failures.most_common():
         say(args, f"{times:,} attempts: {reason}")
@@ -277,6 +281,7 @@ def _named(paths: Iterable[Path]) -> list[str]:
 def _corpus(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    secrets.conceal()  # from the code that is recorded
     summary = args.make(args)
     Console().print(summary.drops.table())
     if summary.by_clock:

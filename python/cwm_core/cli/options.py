@@ -24,7 +24,7 @@ EXTRAS = {
     "torch": "train", "rich": "train", "safetensors": "train", "pyarrow": "parquet", "tensorboard": "tensorboard",
     "torchao": "float8", "starlette": "serve", "uvicorn": "serve", "prometheus_client": "serve", "rensa": "corpus",
     "license_expression": "corpus", "detect_secrets": "corpus", "phonenumbers": "corpus", "ray": "ray",
-    "hypothesis": "corpus",
+    "hypothesis": "corpus", "httpx": "http",
     "docker": "docker", "libcst": "environments",
 }  # fmt: skip
 
@@ -67,7 +67,7 @@ def summary(trace: Trace) -> str:
 
 def sentence(error: Exception) -> str:
     """What an error says, in one line."""
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError) and str(error).startswith("No module named"):
         return f"this needs {error.name}: pip install 'cwm-core[{EXTRAS[str(error.name)]}]'"
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: {error.msg}"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..machines.literals import evaluate_literal, identity
-from ..support.http import EndpointError
+from ..support.endpoint import AnswerError, ContextExceeded
 from ..trace import Trace
 
 Message = dict[str, str]
@@ -169,8 +169,11 @@ class Describer:
         self._template = template
 
     def __call__(self, trace: Trace) -> str | None:
-        """A description without faults, None where no attempt gave one. What `generate` raises goes on, but for
-        `EndpointError`, which is a failed attempt.
+        """Return a description without faults, or None where no attempt gave one.
+
+        An answer that cannot be used (`endpoint.AnswerError`) is a failed attempt, and a trace that the model's context
+        cannot hold (`endpoint.ContextExceeded`) gets no other one. Whatever else `generate` raises is raised: an
+        endpoint that is down says nothing about the trace.
         """
         fields = {"{code}": source_of(trace).strip("\n"), "{steps}": steps(trace)}
         question = re.sub(r"\{code\}|\{steps\}", lambda match: fields[match[0]], self._template)
@@ -179,8 +182,11 @@ class Describer:
         for _ in range(self._attempts):
             try:
                 answer = self._generate(messages)
-            except EndpointError as error:
-                wrong = [Fault("no answer", str(error))]
+            except ContextExceeded:
+                self.failures["longer than the model's context"] += 1
+                break
+            except AnswerError as error:
+                wrong = [Fault(error.reason, str(error))]
             else:
                 wrong = faults(trace, answer)
                 said = "\n".join(f"- {fault.reason}: {fault.detail}" for fault in wrong[:10])
@@ -196,6 +202,12 @@ class Describer:
             self.failures[wrong[0].reason] += 1
         self.given_up += 1
         return None
+
+    def cancel(self) -> None:
+        """End the requests that are being made, where `generate` can do so, as `endpoint.ChatModel` can."""
+        cancel = getattr(self._generate, "cancel", None)
+        if cancel is not None:
+            cancel()
 
 
 def source_of(trace: Trace) -> str:

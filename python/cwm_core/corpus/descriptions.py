@@ -1,20 +1,24 @@
-"""Describing the traces of stores, many at a time, into a file of chats; a run that was cut goes on where it was."""
+"""Describe the traces of stores, many at a time, into a file of chats; a run that was cut resumes."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing
 from typing import IO, Any, NamedTuple
 
 from ..trace import StoredTrace, TraceReader
 from .describe import Describer, source_of
 
 GIVEN_UP = ".given-up"
-"""Added to the name of the chats' file: the keys of traces that no attempt described, a JSON string a line."""
+"""Added to the name of the chats' file: the traces that no attempt described, an object of `key` and `trace` a line."""
+
+_LAST_WORDS = 2.0  # seconds that requests have to end after an interruption
 
 QUESTION = """\
 Describe step by step what this program does when `main` runs.
@@ -39,56 +43,89 @@ def describe_stores(
     parallel: int = 8,
     progress: Callable[[Described], None] = lambda counts: None,
 ) -> Described:
-    """Append a row of JSON to `path` for each trace, in order; traces that are done already are passed over.
+    """Append a row of JSON to `path` for each trace, in order; traces that are done already are skipped.
 
-    A row has `key` (of a trace without one, its store and place), `source` and `licence` as the trace has them, and
-    `messages`: the program with a question, and the description, a chat as `cwm tokenize` takes it. So many traces as
-    `parallel` says are asked for at a time; `progress` is called after each.
+    A row has `key` (of a trace without one, its store's name and its place there), `trace` (a digest, which tells
+    traces of the same key apart), `source` and `licence` as the trace has them, and `messages`: the program with a
+    question, and the description, a chat as `cwm tokenize` takes it.
 
-    Raises ValueError for a store or a file that is damaged, OSError when one cannot be read or written, and what
-    `describer` raises; rows that were written stay.
+    Args:
+        stores: Files of traces.
+        path: The file of chats.
+        describer: What describes a trace.
+        parallel: Traces that are asked for at a time.
+        progress: Called after each trace.
+
+    Returns:
+        How many traces are described and given up, those of earlier runs included.
+
+    Raises:
+        ValueError: A store or a file is damaged.
+        OSError: One cannot be read or written.
+        endpoint.EndpointError: The endpoint failed. The trace that was asked for is not given up: the next run asks
+            again. Whatever else `describer` raises is raised, too; rows that were written stay.
     """
     with ExitStack() as stack:
         chats, failures = (stack.enter_context(open(name, "a+b")) for name in (path, os.fspath(path) + GIVEN_UP))
-        described, given_up = ({_key(row) for row in _whole_rows(file)} for file in (chats, failures))
-        left = (item for item in _entries(stores) if item[0] not in described and item[0] not in given_up)
+        described, given_up = ({_identity(row) for row in _whole_rows(file)} for file in (chats, failures))
+        done = described | given_up
+        left = (entry for entry in _entries(stores) if not done & {entry.identity, (entry.key, "")})
         counts = Described(len(described), len(given_up))
-        for key, entry, description in _described(left, describer, parallel):
+        for entry, description in stack.enter_context(closing(_described(left, describer, parallel))):
             if description is None:
-                _append(failures, key)
+                _append(failures, {"key": entry.key, "trace": entry.digest})
                 counts = counts._replace(given_up=counts.given_up + 1)
             else:
-                _append(chats, _row(key, entry, description))
+                _append(chats, _row(entry, description))
                 counts = counts._replace(described=counts.described + 1)
             progress(counts)
         return counts
 
 
-def _described(
-    entries: Iterator[tuple[str, StoredTrace]], describer: Describer, parallel: int
-) -> Iterator[tuple[str, StoredTrace, str | None]]:
+class _Entry(NamedTuple):
+    """A trace of a store with what tells it from others."""
+
+    key: str
+    digest: str
+    stored: StoredTrace
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        return self.key, self.digest
+
+
+def _described(entries: Iterator[_Entry], describer: Describer, parallel: int) -> Iterator[tuple[_Entry, str | None]]:
     """Each trace with its description, in order."""
-    pending: deque[tuple[str, StoredTrace, Future[str | None]]] = deque()
+    pending: deque[tuple[_Entry, Future[str | None]]] = deque()
     pool = ThreadPoolExecutor(parallel)
     try:
-        for key, entry in entries:
-            pending.append((key, entry, pool.submit(describer, entry.trace)))
+        for entry in entries:
+            pending.append((entry, pool.submit(describer, entry.stored.trace)))
             if len(pending) >= 2 * parallel:
-                yield _awaited(*pending.popleft())
+                yield pending[0][0], pending[0][1].result()
+                pending.popleft()
         while pending:
-            yield _awaited(*pending.popleft())
+            yield pending[0][0], pending[0][1].result()
+            pending.popleft()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        _cancel(describer, [answer for _, answer in pending])
 
 
-def _awaited(key: str, entry: StoredTrace, answer: Future[str | None]) -> tuple[str, StoredTrace, str | None]:
-    return key, entry, answer.result()
+def _cancel(describer: Describer, answers: list[Future[str | None]]) -> None:
+    """End what is being asked; a thread between two requests begins another, so this repeats for a while."""
+    deadline = time.monotonic() + _LAST_WORDS
+    while wait(answers, timeout=0).not_done and time.monotonic() < deadline:
+        describer.cancel()
+        wait(answers, timeout=0.02)
 
 
-def _entries(stores: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, StoredTrace]]:
+def _entries(stores: Iterable[str | os.PathLike[str]]) -> Iterator[_Entry]:
     for store in stores:
-        for index, entry in enumerate(TraceReader(store).entries()):
-            yield entry.key if entry.key is not None else f"{os.path.basename(store)}#{index}", entry
+        for index, stored in enumerate(TraceReader(store).entries()):
+            key = stored.key if stored.key is not None else f"{os.path.basename(store)}#{index}"
+            text = stored.trace.to_text().encode(errors="surrogatepass")
+            yield _Entry(key, hashlib.sha256(text).hexdigest()[:16], stored)
 
 
 def _whole_rows(file: IO[bytes]) -> list[Any]:
@@ -107,11 +144,13 @@ def _whole_rows(file: IO[bytes]) -> list[Any]:
     return rows
 
 
-def _key(row: Any) -> str:
-    key = row.get("key") if isinstance(row, dict) else row
-    if not isinstance(key, str):
+def _identity(row: Any) -> tuple[str, str]:
+    """Key and digest of a row's trace; rows of older files have no digest, and those given up are keys alone."""
+    row = row if isinstance(row, dict) else {"key": row}
+    key, digest = row.get("key"), row.get("trace", "")
+    if not isinstance(key, str) or not isinstance(digest, str):
         raise ValueError(f"a row of descriptions has no key: {str(row)[:100]}")
-    return key
+    return key, digest
 
 
 def _append(file: IO[bytes], row: Any) -> None:
@@ -119,8 +158,9 @@ def _append(file: IO[bytes], row: Any) -> None:
     file.flush()
 
 
-def _row(key: str, entry: StoredTrace, description: str) -> dict[str, Any]:
-    kept = {name: entry.metadata[name] for name in ("source", "licence") if name in entry.metadata}
-    question = QUESTION.format(code=source_of(entry.trace).strip("\n"))
+def _row(entry: _Entry, description: str) -> dict[str, Any]:
+    metadata = entry.stored.metadata
+    kept = {name: metadata[name] for name in ("source", "licence") if name in metadata}
+    question = QUESTION.format(code=source_of(entry.stored.trace).strip("\n"))
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": description}]
-    return {"key": key, **kept, "messages": messages}
+    return {"key": entry.key, "trace": entry.digest, **kept, "messages": messages}

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeVar
 
+from ..support import secrets
 from ..support.pool import Pool, in_order
 from ..tokenizer import Tokenizer
 from .filters import Drops
@@ -20,7 +21,9 @@ from .unit import Unit
 Item = TypeVar("Item")
 
 Work = Callable[[Sequence[Any], Recording], list[Kept | Left]]
-"""What becomes of items, in a recording process: the place for what takes long."""
+"""What becomes of items, in a recording process: the place for what takes long.
+
+Where it has an attribute `secrets`, names of variables, their values are sent to the processes apart from it."""
 
 PART_ITEMS = 1024
 """Items of the source in a part: what a killed run loses at most."""
@@ -73,7 +76,8 @@ def make_corpus(
     described = {"items": dict(description), "settings": _as_json(settings), "part_items": part_items}
     with Corpus(folder, described, vocab_size, settings.near_duplicates) as corpus:
         left = islice(iter(items), corpus.items, None)
-        results = in_order(pool, partial(_results_of, settings, work), _in_chunks(left, part_items))
+        sent = secrets.read(getattr(work, "secrets", ()))
+        results = in_order(pool, partial(_results_of, settings, work), _in_chunks(left, part_items), sent)
         try:
             while part := list(_take_part(results, part_items)):
                 done = corpus.items + sum(count for count, _ in part)

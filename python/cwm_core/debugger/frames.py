@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import math
-import urllib.error
-import urllib.request
+import time
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..inference.engine import Engine
 from ..inference.grammar import TraceGrammar
+from ..support.http import Client, EndpointError
 from ..tokenizer import Tokenizer
 
 # An answer of a server holds at most this many bytes for each token asked for, and some more.
@@ -101,24 +99,32 @@ class ServerFrames:
         api_key: str | None = None,
         max_frame_tokens: int = 4096,
         timeout: float = 120.0,
+        retries: int = 2,
     ) -> None:
-        """`base_url` ends in what comes before `/completions`, as `http://localhost:8000/v1`; `timeout` is in seconds.
+        """Prepare requests; nothing is sent yet.
 
-        `model` is the name that the server knows it by, None where it needs none. Raises ValueError for an address
-        that is not http or https, or as `frame_ends`.
+        Args:
+            base_url: What comes before `/completions`, as `http://localhost:8000/v1`.
+            model: The name that the server knows it by; None where it needs none.
+            tokenizer: The vocabulary of the model.
+            api_key: The server's key, if it wants one.
+            max_frame_tokens: The longest frame that is asked for.
+            timeout: Seconds for a frame, all tries together.
+            retries: Most tries after the first where a failure may pass; see `support.http.Client`.
+
+        Raises:
+            ValueError: The address is not one of HTTP, or may hold a secret; or as `frame_ends`.
+            ModuleNotFoundError: httpx is not installed.
         """
-        if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"a server's address begins with http:// or https://, unlike {base_url!r}")
-        self.url = base_url.rstrip("/") + "/completions"
+        key = (api_key or "").strip()
+        place = base_url.rstrip("/") + "/completions"
+        self._client = Client(place, key=lambda: key, request_seconds=timeout, retries=retries)
+        self.url = self._client.url
         self.model = model
         self.max_frame_tokens = max_frame_tokens
         self.timeout = timeout
-        self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
         self._vocab_size = tokenizer.vocab_size
         self._stop_ids = list(frame_ends(tokenizer))
-        self._opener = urllib.request.build_opener(_NoRedirects)
 
     def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
         """See `FrameSource`."""
@@ -162,30 +168,10 @@ class ServerFrames:
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
         # An answer may repeat the prompt.
         limit = _ANSWER_BYTES + _ANSWER_BYTES_PER_TOKEN * self.max_frame_tokens + 16 * len(body["prompt"])
+        deadline = time.monotonic() + self.timeout
         try:
-            request = urllib.request.Request(self.url, json.dumps(body).encode(), self._headers)
-            with self._opener.open(request, timeout=self.timeout) as response:
-                data = response.read(limit + 1)
-        except urllib.error.HTTPError as error:
-            said = " ".join(error.read(500).decode(errors="replace").split())
-            raise SourceError(f"{self.url}: {error.code} {error.reason}: {said}") from None
-        except (OSError, ValueError) as error:  # no connection, a timeout; an address that is none
-            raise SourceError(f"{self.url}: {getattr(error, 'reason', error)}") from None
-        except http.client.HTTPException as error:
-            raise SourceError(f"{self.url}: the answer is no HTTP: {error!r}") from None
-        if len(data) > limit:
-            raise SourceError(f"{self.url}: the answer is longer than {limit:,} bytes")
-        try:
-            answer = json.loads(data)
-        except (ValueError, RecursionError):
-            raise SourceError(f"{self.url}: the answer is not JSON") from None
-        if not isinstance(answer, dict):
-            raise SourceError(f"{self.url}: the answer is not a JSON object")
-        return answer
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect is an error: following it would hand the key to another server."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """No request to follow with."""
+            return self._client.post(body, deadline=deadline, max_bytes=limit)
+        except TimeoutError as error:
+            raise SourceError(f"{error} (timed out after {self.timeout:g} seconds)") from None
+        except EndpointError as error:
+            raise SourceError(str(error)) from None

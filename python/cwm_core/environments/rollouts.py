@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from ..machines import Backend
+from ..support.cluster import ray_cluster
 from .agents import Agent, Budget, Generate, Message, OutOfBudget, Reply, system_prompt
 from .environment import Transition
 from .tasks import Task
@@ -160,8 +161,8 @@ def run_rollouts(
         budget: Of each rollout.
         backend: As of `Environment`; sent to other processes.
         workers: Rollouts at a time; None: one a processor.
-        ray: Let the environments run on a Ray cluster (see `ray_workers`). The agent stays here. The tasks' folders
-            must be there under the same paths.
+        ray: Let the environments run on a Ray cluster (see `support.cluster.ray_cluster`). The agent stays here. The
+            tasks' folders must be there under the same paths.
         system: As of `rollout`.
         environment: More arguments of `Environment`.
         settings: More to record, and to hold against the file's.
@@ -187,22 +188,23 @@ def run_rollouts(
         if not todo:
             return 0
         seconds = budget.seconds + EXTRA_SECONDS
-        if ray:
-            connect, workers = ray_workers(backend, options, seconds, workers)
-        else:
+        with contextlib.ExitStack() as stack:
+            if ray:
+                cluster = stack.enter_context(ray_cluster())
+                connect, workers = ray_workers(cluster, backend, options, seconds, workers)
+            else:
 
-            def connect() -> Worker:
-                return ProcessWorker(backend, options, seconds)
+                def connect() -> Worker:
+                    return ProcessWorker(backend, options, seconds)
 
-            workers = workers or os.cpu_count() or 1
+                workers = workers or os.cpu_count() or 1
 
-        def work(worker: Worker, job: _Job) -> Trajectory:
-            return rollout(
-                worker, agent, job.task, name=job.name, seed=job.seed, budget=budget, system=system, settings=more
-            )
+            def work(worker: Worker, job: _Job) -> Trajectory:
+                return rollout(
+                    worker, agent, job.task, name=job.name, seed=job.seed, budget=budget, system=system, settings=more
+                )
 
-        crew = _Crew(work, todo, connect, min(workers, len(todo)), agent.interrupt)
-        with crew:
+            crew = stack.enter_context(_Crew(work, todo, connect, min(workers, len(todo)), agent.interrupt))
             for trajectory in crew:
                 writer.add(trajectory)
                 done += 1

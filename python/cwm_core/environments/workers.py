@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any, Protocol
 
 from ..machines import Backend
+from ..support import secrets
 from .environment import Environment, Transition
 from .tasks import Task
 
@@ -59,6 +60,7 @@ class ProcessWorker:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _MAIN, str(theirs.fileno()), str(watched)],
                 stdin=subprocess.DEVNULL,
+                env=secrets.public(),  # what an agent runs may read the environment of its parents
                 pass_fds=(theirs.fileno(), watched),
                 start_new_session=True,  # a terminal's Ctrl-C is for the process that started it, which then decides
             )
@@ -183,19 +185,14 @@ class RayWorker:
 
 
 def ray_workers(
-    backend: Backend | None, options: Mapping[str, Any], seconds: float, count: int | None
+    ray: Any, backend: Backend | None, options: Mapping[str, Any], seconds: float, count: int | None
 ) -> tuple[Callable[[], RayWorker], int]:
-    """What makes workers on the Ray cluster, and how many there may be: `count`, or one for each processor.
+    """Return what makes workers on a Ray cluster, and how many there may be: `count`, or one for each processor.
 
-    The cluster is the one that this process is connected to, or of the variable RAY_ADDRESS, or a new one of this
-    machine alone.
+    `ray` is what `support.cluster.ray_cluster` yields.
     """
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="ERROR")
-    processors = ray.cluster_resources().get("CPU", 1.0)
-    count = count or max(int(processors), 1)
+    processors = ray.cluster_resources()["CPU"]
+    count = count or int(processors)
     # Where more workers are asked for than there are processors, each takes a part of one: all get a place.
     share = min(1.0, int(processors / count * 1000) / 1000)
     return lambda: RayWorker(backend, options, seconds, share), count

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from ..environments import Task, issue_task, judge
 from ..machines import Backend, SandboxBackend, SandboxError
 from ..machines.programs import installed_packages
+from ..support import secrets
 from ..support.jsonl import read_rows
 from .report import Report, Result, count_left_out, measure
 from .results import Progress, Results, digest
@@ -214,7 +215,9 @@ def run_harness(
     }
     argv = [sys.executable, "-m", "swebench.harness.run_evaluation"]
     argv += [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    done = subprocess.run(argv, cwd=where, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
+    done = subprocess.run(
+        argv, cwd=where, stdin=subprocess.DEVNULL, stdout=sys.stderr, env=secrets.public(), check=False
+    )
     if done.returncode != 0:
         raise ValueError(f"SWE-bench's harness failed with exit code {done.returncode}; its logs are in {where}")
     return read_harness_report(where / f"{predictions[0].model_name_or_path.replace('/', '__')}.{run_id}.json")

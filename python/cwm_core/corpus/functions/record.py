@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from ...support.http import ContextExceeded, Endpoint, chat_model
+from ...support.endpoint import AnswerError, ContextExceeded, Endpoint, chat_model
+from ...support.secrets import KEY_VARIABLE
 from ..recording import Kept, Left, Recording
 from ..sample import Drop
 from .discovery import Function
@@ -25,10 +26,17 @@ class ExploreAndRecord:
     endpoint: str | None = None
     """Of an OpenAI-compatible server, as of `Endpoint`, whose `model` is asked for calls of each function, too."""
     model: str = ""
+    key_variable: str = KEY_VARIABLE
+    """The variable of the environment with the endpoint's key."""
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Names of the variables that the processes of a pool need; see `pipeline.Work`."""
+        return () if self.endpoint is None else (self.key_variable,)
 
     def __call__(self, functions: Sequence[Function], recording: Recording) -> list[Kept | Left]:
         """What becomes of each call; of a function without one, why. Raises `EndpointError`."""
-        generate = None if self.endpoint is None else _suggestions(self.endpoint, self.model)
+        generate = None if self.endpoint is None else _suggestions(self.endpoint, self.model, self.key_variable)
         results: list[Kept | Left] = []
         for (module, paths), group in groupby(functions, lambda function: (function.module, function.paths)):
             try:
@@ -50,13 +58,15 @@ class ExploreAndRecord:
         return results
 
 
-def _suggestions(url: str, model: str) -> Generate:
-    ask = chat_model(Endpoint(url), model, temperature=0.7)
+def _suggestions(url: str, model: str, key_variable: str) -> Generate:
+    ask = chat_model(Endpoint(url, key_variable=key_variable), model, temperature=0.7)
 
     def generate(messages: list[dict[str, str]]) -> str:
         try:
             return ask(messages)
         except ContextExceeded:  # by the function's source
             return ""
+        except AnswerError as error:  # whole lines of it are calls all the same
+            return error.text.rpartition("\n")[0]
 
     return generate

@@ -1,6 +1,6 @@
 """What acts in an environment: scripts, a model on the built-in engine, a model behind an HTTP endpoint."""
 
-from ...support.http import EndpointError
+from ...support.endpoint import EndpointError
 from .endpoint import EndpointAgent
 from .engine import EngineAgent
 from .prompt import system_prompt

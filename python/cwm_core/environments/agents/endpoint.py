@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...support.http import ContextExceeded, Endpoint
+from ...support.endpoint import ContextExceeded, Endpoint
 from ..tasks import Task
 from .protocol import Budget, Generate, Message, OutOfBudget, Reply
 
@@ -48,7 +48,8 @@ class EndpointAgent:
         return _Conversation(self, seed, budget)
 
     def interrupt(self) -> None:
-        """See `Agent.interrupt`: a request on its way is not taken back."""
+        """See `Agent.interrupt`: requests on their way end."""
+        self._endpoint.cancel()
 
 
 class _Conversation:
