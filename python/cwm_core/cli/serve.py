@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .shared import OK, add_verb, load_tokenizer, positive, say, seconds
+from .models import load_model
+from .shared import OK, add_tokenizer, add_verb, positive, say, seconds
 
 KEY_VARIABLE = "CWM_API_KEY"
 
@@ -23,7 +24,8 @@ def add_serve(verbs: Any) -> None:
         "Only this machine can reach it, unless --host says otherwise; then clients need the key of --api-key-file,\n"
         f"or of the variable {KEY_VARIABLE}. Ctrl-C and SIGTERM end it after the requests that run.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model with its tokenizer.json")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model")
+    add_tokenizer(parser)
     parser.add_argument("--name", help="what requests call the model (default: the folder's name)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=_port, default=8000, help="port to listen on, 0 for a free one (default: 8000)")
@@ -53,7 +55,7 @@ def add_serve(verbs: Any) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from cwm_core import inference, model
+    from cwm_core import inference
     from cwm_core.inference import server
 
     key = _api_key(args)
@@ -61,11 +63,7 @@ def _serve(args: argparse.Namespace) -> int:
         args.error(f"other machines can reach {args.host}: give --api-key-file FILE, or --no-api-key")
     listener = server.listen(args.host, args.port)  # before the model takes its time
     with listener:
-        tokenizer = load_tokenizer(args.model)
-        try:
-            loaded = model.load(args.model, device=args.device)
-        except (RuntimeError, AssertionError) as error:  # RuntimeError: PyTorch has no such device
-            raise ValueError(f"{args.model}: {error}") from None
+        loaded, tokenizer = load_model(args.model, args.device, args.tokenizer)
         cache_bytes = (args.cache_gib or 0) << 30 or free_memory(args.device) * 8 // 10
         engine = inference.Engine(
             loaded, tokenizer, max_batch=args.max_batch, max_length=args.max_length, max_cache_bytes=cache_bytes

@@ -42,6 +42,13 @@ def add_verb(verbs: Any, run: Any, purpose: str, example: str, more: str = "") -
     return parser
 
 
+def add_tokenizer(parser: argparse._ActionsContainer) -> None:
+    """Add the option `--tokenizer` of a verb that takes a model."""
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="PATH", help="vocabulary of the model (default: tokenizer.json in its folder)"
+    )
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
     """Load a vocabulary; an error of what is in it names the path."""
     try:

@@ -25,7 +25,6 @@ STYLES: tuple[Style, ...] = ("completion", "chat", "reasoning")
 # Where an answer in a chat stands, and what reasoning ends with, as text and as the model's own token.
 _ANSWER = re.compile(r"\[ANSWER\](.*?)\[/ANSWER\]", re.DOTALL)
 _THOUGHT_ENDS = ("</think>", "<|reasoning_thinking_end|>")
-_STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
 
 
 def load_template(name: str, required: Sequence[str], path: str | os.PathLike[str] | None = None) -> str:
@@ -62,9 +61,9 @@ def ask(
     Raises ValueError for an unknown style, and when the vocabulary lacks special tokens that are needed.
     """
     tokenizer: Tokenizer = engine.tokenizer
-    stops = [tokenizer.special_tokens[name] for name in _STOPS if name in tokenizer.special_tokens]
+    stops = tokenizer.stop_tokens
     if not stops:
-        raise ValueError(f"this vocabulary has none of the tokens that end an answer: {', '.join(_STOPS)}")
+        raise ValueError("this vocabulary has no token that ends an answer, as <|end_of_text|> or <|eot_id|>")
     prompts: list[np.ndarray]
     if style == "completion":
         prompts = [completion_prompt(tokenizer, text) for text in texts]
@@ -160,8 +159,7 @@ def _end_at(ids: frozenset[int], stop: int) -> Callable[[int, list[int]], list[i
 
 def _text(tokenizer: Tokenizer, ids: np.ndarray) -> str:
     """The text of generated ids, special tokens of chats and documents left out; up to an id that is no token."""
-    stops = {tokenizer.special_tokens.get(name) for name in _STOPS}
-    kept = [int(id) for id in ids if int(id) not in stops]
+    kept = [int(id) for id in ids if int(id) not in tokenizer.stop_tokens]
     try:
         return tokenizer.decode(kept)
     except ValueError:  # the model has more rows than the vocabulary has tokens

@@ -68,6 +68,9 @@ class Engine:
         """
         self.model = model
         self.tokenizer = tokenizer
+        # A model whose configuration names none, as one of Meta's layout, still ends where its tokenizer says.
+        self.stop_tokens = frozenset([*model.config.stop_tokens, *getattr(tokenizer, "stop_tokens", ())])
+        """Where a request without `stop_ids` ends: at the stop tokens of the configuration and of the tokenizer."""
         self.max_batch = max_batch
         self.max_length = max_length or model.config.max_length
         self.prefill_chunk = prefill_chunk
@@ -101,7 +104,7 @@ class Engine:
         on_token: OnToken | None = None,
         constraints: Sequence[Constraint | None] | None = None,
     ) -> list[Generation]:
-        """Continue each prompt until a token of `stop_ids` (None: the model's own) or `max_new_tokens` tokens.
+        """Continue each prompt until a token of `stop_ids` (None: `Engine.stop_tokens`) or `max_new_tokens` tokens.
 
         `temperature` 0 takes the most likely token; otherwise tokens are drawn from the smallest set of most likely
         ones whose probability reaches `top_p`, repeatably for a `seed` and a prompt's place among the prompts,
@@ -155,7 +158,7 @@ class Engine:
             raise ValueError(f"a prompt of {len(prompt)} tokens leaves no room within max_length, {self.max_length}")
         if self.max_cache_bytes is not None and self._bytes(1, len(prompt) + limit) > self.max_cache_bytes:
             raise ValueError(f"{len(prompt) + limit} tokens need a cache of more than {self.max_cache_bytes} bytes")
-        stop_ids = self.model.config.stop_tokens if request.stop_ids is None else request.stop_ids
+        stop_ids = self.stop_tokens if request.stop_ids is None else request.stop_ids
         uniforms = np.random.default_rng(request.seed).random(limit if request.temperature else 0)
         handle = Handle(request, prompt, limit, sampling, frozenset(stop_ids), uniforms, prompt.tolist())
         self._waiting.append(handle)

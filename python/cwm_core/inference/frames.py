@@ -63,7 +63,7 @@ class EngineFrames:
             TraceGrammar(engine.tokenizer, vocab_size=engine.model.config.vocab_size) if constrained else None
         )
         # Where a model's own stop tokens come, its frame is over, if not well formed.
-        self._stop_ids = {*frame_ends(engine.tokenizer), *engine.model.config.stop_tokens}
+        self._stop_ids = {*frame_ends(engine.tokenizer), *engine.stop_tokens}
 
     def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
         """See `FrameSource`."""

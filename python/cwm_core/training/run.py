@@ -132,9 +132,7 @@ def run(config: RunConfig, on_step: OnStep | None = None) -> str:
         with _reports(config, on_step if world.is_main else None, world.is_main) as report:
             reason = Trainer(model, loader, config.training, report, world).run()
         if reason != "signal":
-            models.save(model, config.output)
-            if world.is_main:
-                tokenizer.save(config.output)
+            models.save(model, config.output, tokenizer)
     return reason
 
 
@@ -236,8 +234,11 @@ def model_config(table: dict[str, Any], tokenizer: Tokenizer | None) -> ModelCon
 def _of_vocabulary(tokenizer: Tokenizer | None) -> dict[str, Any]:
     if tokenizer is None:
         return {}
-    end = tokenizer.special_tokens.get("<|end_of_text|>")
-    return {"vocab_size": tokenizer.vocab_size, "stop_tokens": () if end is None else (end,)}
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "stop_tokens": tokenizer.stop_tokens,
+        "bos_token": tokenizer.bos_token,
+    }
 
 
 def _model(config: RunConfig, shape: ModelConfig, world: World) -> Transformer:
@@ -270,5 +271,6 @@ def _prepare_output(run: RunConfig, model: ModelConfig, world: World) -> None:
         return
     before = json.loads(file.read_text())
     for key, value in model.to_hf().items():
-        if before.get(key) != value:
+        # Training depends on the shape alone, not on which tokens begin and end a generation.
+        if key not in ("bos_token_id", "eos_token_id") and before.get(key) != value:
             raise ValueError(f"{run.output} holds a run of a model with {key} = {before.get(key)}, not {value}")

@@ -82,8 +82,7 @@ class Service:
         self.metrics = Metrics(self.worker)
         self.created = int(time.time())
         self._key = None if api_key is None else _digest(api_key)
-        special = tokenizer.special_tokens
-        self._end_of_turn = [special[name] for name in ("<|eot_id|>", "<|end_of_text|>") if name in special]
+        self._stop_tokens = frozenset([*engine.model.config.stop_tokens, *tokenizer.stop_tokens])
 
     def check_key(self, authorization: str) -> None:
         """Raise `ApiError` unless the header holds the key, if there is one."""
@@ -105,7 +104,7 @@ class Service:
             else:
                 prompts.append(list(prompt))
                 check_ids(prompt, self.engine.model.config.vocab_size, "prompt")
-        return Job(request, prompts, self._sequences(request, prompts, ()))
+        return Job(request, prompts, self._sequences(request, prompts))
 
     def chat(self, body: bytes) -> Job:
         """The job of a request to `/v1/chat/completions`. Raises `ApiError`."""
@@ -119,7 +118,7 @@ class Service:
         is_continued = bool(messages) and messages[-1]["role"] == "assistant"
         prefix = _continued(messages[-1]) if is_continued else "<think>\n" if request.reasoning else ""
         prompts = [ids.tolist()]
-        return Job(request, prompts, self._sequences(request, prompts, self._end_of_turn), prefix)
+        return Job(request, prompts, self._sequences(request, prompts), prefix)
 
     def _check(self, request: Completion | Chat, prompts: int) -> None:
         options = request.options
@@ -129,9 +128,9 @@ class Service:
             raise invalid(f"prompts times n may be at most {self.limits.max_choices}", "n")
         check_ids(options.stop_ids, self.engine.model.config.vocab_size, "stop_token_ids")
 
-    def _sequences(self, request: Completion | Chat, prompts: list[list[int]], ends: Any) -> list[Request]:
+    def _sequences(self, request: Completion | Chat, prompts: list[list[int]]) -> list[Request]:
         options, config = request.options, self.engine.model.config
-        stop_ids = frozenset(options.stop_ids).union(() if options.ignore_eos else {*config.stop_tokens, *ends})
+        stop_ids = frozenset(options.stop_ids).union(() if options.ignore_eos else self._stop_tokens)
         seed = secrets.randbits(63) if options.seed is None else options.seed % 2**64
         sequences = []
         for prompt in prompts:
