@@ -1,8 +1,7 @@
-"""Asking a model directly: prompts from templates, and reading what it answers. Nothing it writes is run here."""
+"""Asking a model directly: prompts from templates, and the texts that it answers. Nothing it writes is run here."""
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..sandbox.programs import parse_expression
 from .problems import Problem
+from .reading import answer_of_chat
 
 if TYPE_CHECKING:
     from ..inference import Engine
@@ -21,10 +20,6 @@ if TYPE_CHECKING:
 
 Style = Literal["completion", "chat", "reasoning"]
 STYLES: tuple[Style, ...] = ("completion", "chat", "reasoning")
-
-# Where an answer in a chat stands, and what reasoning ends with, as text and as the model's own token.
-_ANSWER = re.compile(r"\[ANSWER\](.*?)\[/ANSWER\]", re.DOTALL)
-_THOUGHT_ENDS = ("</think>", "<|reasoning_thinking_end|>")
 
 
 def load_template(name: str, required: Sequence[str], path: str | os.PathLike[str] | None = None) -> str:
@@ -54,9 +49,8 @@ def ask(
 ) -> list[str | None]:
     """What the model answers to each text, None for nothing: after the text, or to it as the user's message of a chat.
 
-    A completion's answer is the rest of the line. A chat's is what stands between the last [ANSWER] and [/ANSWER],
-    without them its last line; with "reasoning", only what follows the reasoning counts. `sampling` goes to
-    `engine.generate`.
+    A completion's answer is the rest of the line. A chat's is as of `answer_of_chat`; with "reasoning", only what
+    follows the reasoning counts. `sampling` goes to `engine.generate`.
 
     Raises ValueError for an unknown style, and when the vocabulary lacks special tokens that are needed.
     """
@@ -85,39 +79,6 @@ def completion_prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """Tokens of a document that begins with the text, int32 [n]."""
     begin = tokenizer.special_tokens.get("<|begin_of_text|>")
     return np.concatenate([np.array([] if begin is None else [begin], np.int32), tokenizer.encode(text)])
-
-
-def answer_of_chat(text: str, *, reasoning: bool) -> str | None:
-    """The answer in an assistant's message; None if there is none, or if the reasoning did not come to its end."""
-    for end in _THOUGHT_ENDS:
-        _, ended, rest = text.rpartition(end)
-        if ended:
-            text, reasoning = rest, False
-    if reasoning:
-        return None
-    marked = _ANSWER.findall(text)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (marked[-1].strip() if marked else lines[-1].strip("`") if lines else None) or None
-
-
-def output_of_answer(answer: str) -> str:
-    """The value that an answer states: its own text, or of an assertion or comparison the right-hand side."""
-    text = answer.strip().removeprefix("assert ").strip()
-    tree = parse_expression(text)
-    if isinstance(tree, ast.Compare) and isinstance(tree.left, ast.Call):
-        return ast.get_source_segment(text, tree.comparators[-1]) or text
-    return text
-
-
-def arguments_of_answer(answer: str) -> str:
-    """The arguments that an answer states: its own text, or those of the call `f(...)` in a call or an assertion."""
-    text = answer.strip().removeprefix("assert ").strip()
-    tree = parse_expression(text)
-    call = tree.left if isinstance(tree, ast.Compare) else tree
-    if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "f":
-        segment = ast.get_source_segment(text, call) or ""
-        return segment.removeprefix("f").strip()[1:-1]
-    return text
 
 
 def answer_logprobs(engine: Engine, prompts: Iterable[np.ndarray], answers: Sequence[np.ndarray]) -> np.ndarray:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from ..sandbox import Backend, Limits, literals_equal
 from ..sandbox.programs import DEFAULT_LIMITS, Outcome, check_sandbox, evaluate_with_arguments, in_parallel
 from ..trace import ParsedTrace
-from .answers import Style, arguments_of_answer, ask, fields_of, fill, load_template, output_of_answer
+from .answers import Style, ask, fields_of, fill, load_template
 from .executions import How, check_how, predict_calls
 from .problems import Problem
+from .reading import arguments_of_answer, output_of_answer
 from .report import Report, Result, count_left_out, measure
 from .results import digest, limit_settings, run_batches
 from .statistics import pass_at_k
