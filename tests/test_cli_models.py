@@ -1,11 +1,8 @@
 """The verbs that take a model: where its vocabulary comes from, how predictions end, what is said of mistakes."""
 
+import io
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cwm_core as cwm
@@ -79,7 +76,7 @@ def test_a_missing_vocabulary_is_named_with_the_option(cwd, capsys, verb):
 
 
 def test_debug_takes_the_vocabulary_of_a_local_model(cwd, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", open(os.devnull))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
     assert main(["debug", "bare", "program.py", "--call", "double(2)", "--tokenizer", "vocabulary"]) == 0
     assert "frame 0 call" in capsys.readouterr().out
 
@@ -88,3 +85,91 @@ def test_a_vocabulary_that_is_too_large_for_the_model(cwd, capsys):
     cwm.Tokenizer.train(["a longer text, a longer text"], 280).save("large")
     message = failure(capsys, "predict", "bare", "program.py", *PREDICT, "--tokenizer", "large")
     assert message.startswith("cwm predict: bare: the tokenizer has ") and "the model only 516" in message
+
+
+# ---- how a prediction ends
+
+
+def test_a_prediction_that_fills_the_context_says_so(cwd, capsys):
+    Path("long.py").write_text(PROGRAM + "# a remark\n" * 8)
+    assert main(["predict", "whole", "long.py", "--call", "double(2)", "--max-new-tokens", "4000"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("The prediction did not end: the model's context of 200 tokens is full after "), last
+
+
+def test_a_prediction_that_is_cut_by_its_limit_says_so(cwd, capsys):
+    assert main(["predict", "whole", "program.py", *PREDICT]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "The prediction did not end within 20 tokens; it has 1 whole frame."
+    )
+
+
+def test_a_program_that_is_longer_than_the_context(cwd, capsys):
+    Path("long.py").write_text(PROGRAM + "# a remark\n" * 100)
+    message = failure(capsys, "predict", "whole", "long.py", "--call", "double(2)")
+    assert "leaves no room within max_length, 200" in message
+
+
+# ---- evaluations
+
+
+def problems(*codes):
+    rows = [{"id": f"p{i}", "code": code, "input": "2", "output": "4"} for i, code in enumerate(codes)]
+    Path("problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+LONG = "def f(n):\n    return n * 2\n" + "# a remark\n" * 300
+SHORT = "def f(n):\n    return n * 2\n"
+TEMPLATE = "{code}\n# {input} {output}\n"
+
+
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("traces", ("--sandbox", "process")),
+        ("output", ("--how", "trace")),
+        ("output", ("--template", "template.txt")),
+        ("input", ("--template", "template.txt", "--sandbox", "process")),
+        ("termination", ("--sandbox", "process")),
+        ("termination", ("--how", "direct", "--template", "template.txt", "--sandbox", "process")),
+    ],
+)
+def test_problems_longer_than_the_context_are_left_out_and_counted(cwd, capsys, task, options):
+    problems(LONG, SHORT, LONG)
+    Path("template.txt").write_text(TEMPLATE)
+    assert main(["eval", task, "whole", "problems.jsonl", "-o", "out", "--max-new-tokens", "8", *options]) == 0
+    report = json.loads(Path("out/report.json").read_text())
+    reason = "the prompt leaves no room within max_length, 200"
+    assert report["left_out"] == {reason: 2}
+    assert [result.get("left_out") for result in report["results"]] == [reason, None, reason]
+    assert {measure["n"] for measure in report["measures"]} <= {0, 1}
+    assert "3 problems, 2 left out" in capsys.readouterr().out
+
+
+def test_eval_bounds_the_cache(cwd, monkeypatch):
+    from cwm_core import inference
+
+    problems(SHORT)
+    seen = []
+    made = inference.Engine.__init__
+
+    def spy(self, *args, **options):
+        seen.append(options.get("max_cache_bytes"))
+        made(self, *args, **options)
+
+    monkeypatch.setattr(inference.Engine, "__init__", spy)
+    command = ["eval", "output", "whole", "problems.jsonl", "--max-new-tokens", "2", "--how", "trace"]
+    assert main([*command, "-o", "a"]) == 0
+    assert main([*command, "-o", "b", "--cache-gib", "3"]) == 0
+    assert 0 < seen[0] < 1 << 50 and seen[1] == 3 << 30
+
+
+def test_a_cache_that_no_problem_fits_leaves_all_out(cwd):
+    from cwm_core import evaluation, inference
+
+    model, tokenizer = cwm.model.load("whole"), cwm.Tokenizer.load("whole")
+    problem = evaluation.Problem("a", SHORT, "2", "4")
+    report = evaluation.evaluate_output(
+        inference.Engine(model, tokenizer, max_cache_bytes=1000), [problem], how="trace", max_new_tokens=4
+    )
+    assert report.left_out == {"the prompt and 4 more tokens need a cache of more than 1000 bytes": 1}

@@ -106,7 +106,8 @@ def _predict(args: argparse.Namespace) -> int:
         scores = asdict(evaluation.score_trace(real, prediction.parsed))
         for name, score in scores.items():
             write(f"{name:<12} {'-' if score is None else f'{score:.3f}'}\n")
-    write(_verdict(prediction.parsed, args.max_new_tokens, len(prediction.ids)) + "\n")
+    full_context = engine.max_length if len(prompt) + len(prediction.ids) >= engine.max_length else None
+    write(_verdict(whole, args.max_new_tokens, len(prediction.ids), full_context))
     return OK
 
 
@@ -141,21 +142,28 @@ def load_model(folder: Path, device: str, tokenizer: Path | None = None) -> tupl
     return loaded, vocabulary
 
 
-def load_engine(folder: Path, device: str, tokenizer: Path | None = None, *, keep_prefixes: bool = False) -> Engine:
+def load_engine(
+    folder: Path,
+    device: str,
+    tokenizer: Path | None = None,
+    *,
+    keep_prefixes: bool = False,
+    cache_bytes: int | None = None,
+) -> Engine:
     """An engine of a model's folder. Raises as `load_model`.
 
-    With `keep_prefixes`, of the memory that the model leaves, half is for what is being generated, and three tenths
-    for conversations that go on later.
+    Of the memory that the model leaves, 80 % is for what is being generated; with `keep_prefixes` half, and three
+    tenths for conversations that go on later. `cache_bytes` is a bound of one's own.
     """
     from cwm_core import inference
 
     from .serve import free_memory
 
     loaded, vocabulary = load_model(folder, device, tokenizer)
-    if not keep_prefixes:
-        return inference.Engine(loaded, vocabulary)
     free = free_memory(device)
-    return inference.Engine(loaded, vocabulary, max_cache_bytes=free // 2, prefix_bytes=free * 3 // 10)
+    if not keep_prefixes:
+        return inference.Engine(loaded, vocabulary, max_cache_bytes=cache_bytes or free * 8 // 10)
+    return inference.Engine(loaded, vocabulary, max_cache_bytes=cache_bytes or free // 2, prefix_bytes=free * 3 // 10)
 
 
 def fingerprint(engine: Engine) -> str:
@@ -172,13 +180,17 @@ def named_tokenizer(args: argparse.Namespace) -> dict[str, str]:
     return {} if args.tokenizer is None else {"tokenizer": str(args.tokenizer)}
 
 
-def _verdict(parsed: ParsedTrace, limit: int, tokens: int) -> str:
-    if parsed.complete:
-        return f"The prediction is complete: {len(parsed.frames):,} frames, {tokens:,} tokens."
+def _verdict(whole: ParsedTrace, limit: int, tokens: int, full_context: int | None) -> str:
+    """How a prediction ended, in a line. Frames are counted with the given first one, as the views count them."""
+    frames = f"{len(whole.frames):,} whole frame{'' if len(whole.frames) == 1 else 's'}"
+    if whole.complete:
+        return f"The prediction is complete: {frames}, {tokens:,} tokens.\n"
+    if full_context is not None:
+        return f"The prediction did not end: the model's context of {full_context:,} tokens is full after {frames}.\n"
     if tokens >= limit:
-        return f"The prediction did not end within {limit:,} tokens; {len(parsed.frames):,} whole frames were parsed."
-    reason = parsed.error or "it ends between two frames"
-    return f"The prediction breaks the form after {len(parsed.frames):,} frames: {reason}."
+        return f"The prediction did not end within {limit:,} tokens; it has {frames}.\n"
+    reason = whole.error or "it ends between two frames"
+    return f"The prediction breaks the form after {frames}: {reason}.\n"
 
 
 def add_demo(verbs: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .models import load_model
-from .shared import OK, add_tokenizer, add_verb, positive, say, seconds
+from .shared import OK, add_cache, add_tokenizer, add_verb, positive, say, seconds
 
 KEY_VARIABLE = "CWM_API_KEY"
 
@@ -41,8 +41,11 @@ def add_serve(verbs: Any) -> None:
     )
     parser.add_argument("--max-tokens", type=positive, metavar="N", help="tokens of an answer (default: what is left)")
     parser.add_argument(
-        "--cache-gib", type=positive, metavar="N", help="memory for keys and values (default: 80%% of what is free)"
+        "--clamp-max-tokens",
+        action="store_true",
+        help="answer requests for more tokens than are possible with as many as are, instead of refusing them",
     )
+    add_cache(parser)
     parser.add_argument(
         "--max-seconds", type=seconds, default=600.0, metavar="S", help="time of a request (default: 600)"
     )
@@ -68,7 +71,12 @@ def _serve(args: argparse.Namespace) -> int:
         engine = inference.Engine(
             loaded, tokenizer, max_batch=args.max_batch, max_length=args.max_length, max_cache_bytes=cache_bytes
         )
-        limits = server.Limits(max_queue=args.max_queue, max_tokens=args.max_tokens, request_seconds=args.max_seconds)
+        limits = server.Limits(
+            max_queue=args.max_queue,
+            max_tokens=args.max_tokens,
+            clamp_max_tokens=args.clamp_max_tokens,
+            request_seconds=args.max_seconds,
+        )
         name = args.name or args.model.resolve().name
         app = server.create_app(engine, tokenizer, name=name, limits=limits, api_key=key)
         host, port = listener.getsockname()[:2]

@@ -49,6 +49,13 @@ def add_tokenizer(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_cache(parser: argparse._ActionsContainer) -> None:
+    """Add the option `--cache-gib` of a verb that generates many sequences at a time."""
+    parser.add_argument(
+        "--cache-gib", type=positive, metavar="N", help="memory for keys and values (default: 80%% of what is free)"
+    )
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
     """Load a vocabulary; an error of what is in it names the path."""
     try:

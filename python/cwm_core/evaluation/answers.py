@@ -55,24 +55,28 @@ def ask(
     Raises ValueError for an unknown style, and when the vocabulary lacks special tokens that are needed.
     """
     tokenizer: Tokenizer = engine.tokenizer
+    prompts = prompts_of(tokenizer, texts, style)
     stops = tokenizer.stop_tokens
     if not stops:
         raise ValueError("this vocabulary has no token that ends an answer, as <|end_of_text|> or <|eot_id|>")
-    prompts: list[np.ndarray]
     if style == "completion":
-        prompts = [completion_prompt(tokenizer, text) for text in texts]
         on_token = _end_at(_newlines(tokenizer), stops[0])
         generations = engine.generate(prompts, max_new_tokens, stops, on_token=on_token, **sampling)
         return [_text(tokenizer, g.ids).partition("\n")[0].strip() or None for g in generations]
+    generations = engine.generate(prompts, max_new_tokens, stops, **sampling)
+    return [answer_of_chat(_text(tokenizer, g.ids), reasoning=style == "reasoning") for g in generations]
+
+
+def prompts_of(tokenizer: Tokenizer, texts: Sequence[str], style: Style) -> list[np.ndarray]:
+    """The tokens that `ask` puts before the model for each text, int32 [n]; raises as `ask`."""
+    if style == "completion":
+        return [completion_prompt(tokenizer, text) for text in texts]
     if style not in STYLES:
         raise ValueError(f"no style {style!r}; there are {', '.join(STYLES)}")
-    reasoning = style == "reasoning"
-    prompts = [
-        tokenizer.encode_chat([{"role": "user", "content": text}], reasoning=reasoning, add_generation_prompt=True)[0]
-        for text in texts
+    chats = [[{"role": "user", "content": text}] for text in texts]
+    return [
+        tokenizer.encode_chat(chat, reasoning=style == "reasoning", add_generation_prompt=True)[0] for chat in chats
     ]
-    generations = engine.generate(prompts, max_new_tokens, stops, **sampling)
-    return [answer_of_chat(_text(tokenizer, g.ids), reasoning=reasoning) for g in generations]
 
 
 def completion_prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:

@@ -153,16 +153,23 @@ class Engine:
                 f"got {request.max_new_tokens} and {request.top_logprobs}"
             )
         prompt = self._tokens(request.prompt, "the prompt")
+        if reason := self.refusal(len(prompt), request.max_new_tokens):
+            raise ValueError(f"a prompt of {len(prompt)} tokens {reason}")
         limit = min(request.max_new_tokens, self.max_length - len(prompt))
-        if limit < 1:
-            raise ValueError(f"a prompt of {len(prompt)} tokens leaves no room within max_length, {self.max_length}")
-        if self.max_cache_bytes is not None and self._bytes(1, len(prompt) + limit) > self.max_cache_bytes:
-            raise ValueError(f"{len(prompt) + limit} tokens need a cache of more than {self.max_cache_bytes} bytes")
         stop_ids = self.stop_tokens if request.stop_ids is None else request.stop_ids
         uniforms = np.random.default_rng(request.seed).random(limit if request.temperature else 0)
         handle = Handle(request, prompt, limit, sampling, frozenset(stop_ids), uniforms, prompt.tolist())
         self._waiting.append(handle)
         return handle
+
+    def refusal(self, prompt_tokens: int, max_new_tokens: int) -> str | None:
+        """Return why `submit` refuses a prompt of so many tokens, as the end of a sentence; None if it takes it."""
+        if prompt_tokens >= self.max_length:
+            return f"leaves no room within max_length, {self.max_length}"
+        tokens = min(prompt_tokens + max_new_tokens, self.max_length)
+        if not self._fits(1, tokens):
+            return f"and {max_new_tokens} more tokens need a cache of more than {self.max_cache_bytes} bytes"
+        return None
 
     def cancel(self, handle: Handle) -> None:
         """End a sequence with reason "cancelled", if it has not ended, and free its slot: at once, or after this step.

@@ -46,6 +46,8 @@ class Limits:
     """Sequences of one request: its prompts times n."""
     max_tokens: int | None = None
     """Generated tokens of a sequence; None: as many as the model's length leaves."""
+    clamp_max_tokens: bool = False
+    """Generate as many tokens as are possible where a request asks for more, instead of refusing it."""
     body_bytes: int = 4 << 20
     request_seconds: float = 600.0
     """From the body's arrival to the last token, the queue included."""
@@ -154,6 +156,8 @@ class Service:
         limit, length = self.limits.max_tokens, self.engine.max_length
         if not prompt:
             raise invalid("the prompt is empty", "prompt")
+        if wanted is not None and self.limits.clamp_max_tokens and prompt < length:
+            wanted = min(wanted, length - prompt, limit or length)
         if prompt + (wanted or 1) > length:
             raise invalid(
                 f"the prompt of {prompt} tokens and {wanted or 1} more exceed the model's length of {length}",
