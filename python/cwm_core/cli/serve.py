@@ -52,6 +52,14 @@ def add_serve(verbs: Any) -> None:
     parser.add_argument(
         "--drain-seconds", type=seconds, default=30.0, metavar="S", help="time to finish requests at the end (30)"
     )
+    parser.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="web pages that may use it, as https://example.org, or '*'; may be repeated (default: pages of this "
+        "machine; all if there is a key)",
+    )
     key = parser.add_mutually_exclusive_group()
     key.add_argument("--api-key-file", type=Path, metavar="FILE", help="file that holds the key clients must send")
     key.add_argument("--no-api-key", action="store_true", help="let other machines in without a key")
@@ -78,7 +86,9 @@ def _serve(args: argparse.Namespace) -> int:
             request_seconds=args.max_seconds,
         )
         name = args.name or args.model.resolve().name
-        app = server.create_app(engine, tokenizer, name=name, limits=limits, api_key=key)
+        app = server.create_app(
+            engine, tokenizer, name=name, limits=limits, api_key=key, cors_origins=args.cors_origin or None
+        )
         host, port = listener.getsockname()[:2]
         say(args, f"{name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1; Ctrl-C ends it")
         server.serve(app, listener, stall_seconds=limits.stall_seconds, drain_seconds=args.drain_seconds)
