@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cwm_core as cwm
@@ -173,3 +177,70 @@ def test_a_cache_that_no_problem_fits_leaves_all_out(cwd):
         inference.Engine(model, tokenizer, max_cache_bytes=1000), [problem], how="trace", max_new_tokens=4
     )
     assert report.left_out == {"the prompt and 4 more tokens need a cache of more than 1000 bytes": 1}
+
+
+# ---- Ctrl-C
+
+
+BUSY = """
+import os, pathlib, threading, time
+import cwm_core.{module} as module
+
+def busy(*_, **__):
+    pathlib.Path("busy").touch()
+    {work}
+
+module.{name} = busy
+"""
+
+WORK = {
+    "python": "time.sleep(20)",
+    # The main thread is in C, and never looks at signals.
+    "native": "import torch; a = torch.ones(6000, 6000, dtype=torch.float64); [a @ a]; a.matrix_power(200)",
+    # A thread that the end of the process waits for.
+    "thread": "threading.Thread(target=time.sleep, args=(20,)).start(); time.sleep(20)",
+    # A library turns the exception into another.
+    "library": "\n    try:\n        time.sleep(20)\n    except KeyboardInterrupt:\n        raise ValueError('x')",
+}
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_ctrl_c_ends_a_verb_whatever_it_is_doing(cwd, work):
+    """`cwm predict` as its model takes long."""
+    Path("slow.py").write_text(BUSY.format(module="cli.models", name="load_engine", work=WORK[work]))
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import slow, sys\nfrom cwm_core.cli import main\nsys.exit(main())",
+         "predict", "whole", "program.py", *PREDICT],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": "."},
+    )  # fmt: skip
+    press_when(process, "busy")
+    out, err = process.communicate(timeout=15)  # the work would go on for 20 s
+    assert (process.returncode, out, err) == (130, "", "cwm predict: interrupted\n")
+
+
+def press_when(process, file):
+    """Press Ctrl-C a moment after the process made a file."""
+    deadline = time.monotonic() + 60
+    while not Path(file).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+
+
+def test_the_demo_does_not_go_on_with_a_model_that_is_half_trained(cwd, capsys, monkeypatch):
+    from cwm_core.demo import run as demo
+
+    class Interrupted:
+        def __init__(self, *_):
+            pass
+
+        def run(self):
+            return "signal"
+
+    monkeypatch.setattr(demo, "Trainer", Interrupted)
+    monkeypatch.setattr(demo, "SHORT", demo.Recipe(programs=20, algorithm_calls=1, held_out=2, steps=1))
+    assert main(["demo", "--short", "--out", "demo"]) == 130
+    said = capsys.readouterr()
+    assert said.err == "cwm demo: interrupted\n" and "Predicting" not in said.out
+    assert not Path("demo/model").exists() and not Path("demo/results.json").exists()

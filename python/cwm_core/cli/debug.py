@@ -187,13 +187,9 @@ class Prompt(cmd.Cmd):
         self.use_rawinput = sys.stdin.isatty()
 
     def run(self) -> None:
-        """Read commands until `quit` or the end of the input."""
+        """Read commands until `quit`, the end of the input, or Ctrl-C at the prompt, which is a KeyboardInterrupt."""
         self._show()
-        while True:
-            try:
-                return self.cmdloop()
-            except KeyboardInterrupt:
-                self._say("interrupted; quit ends the debugger")
+        self.cmdloop()
 
     def onecmd(self, line: str) -> bool:
         """A command that fails says why, and the next one is read."""
@@ -355,7 +351,7 @@ class Prompt(cmd.Cmd):
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C stops after the current frame, a second one at once."""
+        """Ctrl-C stops after the current frame; a second one ends the debugger."""
 
         def stop(*_: object) -> None:
             if self.debugger.interrupt.is_set():

@@ -126,7 +126,8 @@ class Demo:
                 self.losses.append(step.loss)
                 show(step)
 
-            Trainer(trained, loader, settings, on_step).run()
+            if Trainer(trained, loader, settings, on_step).run() == "signal":
+                raise KeyboardInterrupt  # a model that is half trained has no scores worth showing
         seconds = time.monotonic() - began
         stats = loader.stats()
         speed = stats["tokens"] / seconds
