@@ -244,3 +244,94 @@ def test_the_demo_does_not_go_on_with_a_model_that_is_half_trained(cwd, capsys, 
     said = capsys.readouterr()
     assert said.err == "cwm demo: interrupted\n" and "Predicting" not in said.out
     assert not Path("demo/model").exists() and not Path("demo/results.json").exists()
+
+
+# ---- one sentence, no traceback
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has 1 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_is_one_sentence(cwd, capsys, monkeypatch, error):
+    from cwm_core.cli import models
+
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr(models, "load_engine", load)
+    assert failure(capsys, "predict", "whole", "program.py", *PREDICT).startswith("cwm predict: out of memory; take a")
+
+
+def test_other_runtime_errors_keep_their_traceback(cwd, monkeypatch):
+    from cwm_core.cli import models
+
+    def load(*_, **__):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(models, "load_engine", load)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        main(["predict", "whole", "program.py", *PREDICT])
+
+
+def test_missing_torchao_is_named(monkeypatch):
+    from cwm_core.inference import Engine
+
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    model = random_model(cwm.model.preset("tiny", layers=1))
+    with pytest.raises(ModuleNotFoundError, match=r"needs torchao: pip install 'cwm-core\[float8\]'"):
+        Engine(model, quantize="float8")
+
+
+def damaged(**changes):
+    def damage(config):
+        for key, value in changes.items():
+            if isinstance(value, dict):
+                config[key] |= value
+            else:
+                config[key] = value
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_parameters": {"factor": 0}}, "rope.factor must be a number above 0, got 0"),
+        ({"rope_parameters": {"low_freq_factor": -1}}, "rope.low_freq_factor must be a number above 0, got -1"),
+        ({"rms_norm_eps": 0}, "norm_eps must be a number above 0, got 0"),
+        ({"max_position_embeddings": 0}, "max_length must be at least 1, got 0"),
+        ({"num_key_value_heads": 0}, "kv_heads must be at least 1, got 0"),
+        ({"layer_types": ["other"]}, "lacks 'other'"),
+        ({"eos_token_id": [516]}, "a stop token 516 is outside the vocabulary of 516"),
+    ],
+)
+def test_a_damaged_configuration_is_one_sentence(cwd, capsys, changes, message):
+    Path("damaged").mkdir()
+    for file in Path("whole").iterdir():
+        (Path("damaged") / file.name).write_bytes(file.read_bytes())
+    config = json.loads(Path("damaged/config.json").read_text())
+    damaged(**changes)(config)
+    Path("damaged/config.json").write_text(json.dumps(config))
+    said = failure(capsys, "predict", "damaged", "program.py", *PREDICT)
+    assert said.startswith("cwm predict: damaged/config.json") and message in said
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "config.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[" * 10_000, b"\xff\xfe\x00"])
+def test_a_damaged_file_of_a_model_is_one_sentence(cwd, capsys, file, content):
+    Path("damaged").mkdir()
+    for whole in Path("whole").iterdir():
+        (Path("damaged") / whole.name).write_bytes(whole.read_bytes())
+    (Path("damaged") / file).write_bytes(content)
+    assert failure(capsys, "predict", "damaged", "program.py", *PREDICT).startswith("cwm predict: damaged")
+
+
+@pytest.mark.parametrize("every", [0, -1])
+def test_global_every_below_one(every):
+    with pytest.raises(ValueError, match=f"global_every must be at least 1, got {every}"):
+        cwm.model.preset("tiny", global_every=every)

@@ -22,7 +22,7 @@ from .plan import add_plan
 from .record import add_record, add_view
 from .serve import add_serve
 from .shards import add_inspect, add_pack, add_tokenize
-from .shared import EXTRAS, FAILED, INTERRUPTED, say, sentence
+from .shared import EXTRAS, FAILED, INTERRUPTED, is_out_of_memory, say, sentence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,6 +51,11 @@ def _report_errors(args: argparse.Namespace, interruptible: Interruptible | None
         if not is_ours or os.environ.get("CWM_TRACEBACK"):
             raise
         say(args, sentence(error))
+        return FAILED
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) or os.environ.get("CWM_TRACEBACK"):
+            raise
+        say(args, f"out of memory; take a smaller model, shorter texts or fewer at a time: {sentence(error)[:300]}")
         return FAILED
 
 

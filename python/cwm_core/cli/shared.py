@@ -90,6 +90,12 @@ def sentence(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: Python's, a GPU's, or what PyTorch asked the system for."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
+
+
 def say(args: argparse.Namespace, text: str) -> None:
     """Say something about the work on standard error."""
     print(f"cwm {args.verb}: {text}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,16 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_length: int = 8192
+
+    def __post_init__(self) -> None:
+        """Check that there is a scaling with these numbers."""
+        for name in ("theta", "factor", "low_freq_factor", "high_freq_factor", "original_length"):
+            _check_positive(f"rope.{name}", getattr(self, name))
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"rope.high_freq_factor must be more than rope.low_freq_factor, got {self.high_freq_factor} and "
+                f"{self.low_freq_factor}"
+            )
 
 
 @dataclass(frozen=True)
@@ -68,17 +79,39 @@ class ModelConfig:
             if self.bos_token is None and is_llama3:
                 object.__setattr__(self, "bos_token", BOS_TOKEN)
         if not self.layer_windows:
+            if self.global_every < 1:
+                raise ValueError(f"global_every must be at least 1, got {self.global_every}")
             windows = tuple(None if i % self.global_every == 0 else self.window for i in range(self.layers))
             object.__setattr__(self, "layer_windows", windows)
+        self._check_sizes()
+        self._check_tokens()
+
+    def _check_sizes(self) -> None:
         if len(self.layer_windows) != self.layers:
             raise ValueError(f"layer_windows has {len(self.layer_windows)} entries for {self.layers} layers")
-        for name in ("vocab_size", "width", "ffn_width", "layers", "heads", "kv_heads", "head_size", "window"):
+        for name in (
+            "vocab_size",
+            "width",
+            "ffn_width",
+            "layers",
+            "heads",
+            "kv_heads",
+            "head_size",
+            "window",
+            "max_length",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        _check_positive("norm_eps", self.norm_eps)
+        for window in self.layer_windows:
+            if window is not None and window < 1:
+                raise ValueError(f"a window of layer_windows must be at least 1 or None, got {window}")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.head_size % 2:
             raise ValueError(f"head_size must be even for rotary positions, got {self.head_size}")
+
+    def _check_tokens(self) -> None:
         for token in (*self.stop_tokens, *(() if self.bos_token is None else (self.bos_token,))):
             name = "a stop token" if token in self.stop_tokens else "bos_token"
             if type(token) is not int:
@@ -172,6 +205,11 @@ class ModelConfig:
             **({} if self.bos_token is None else {"bos_token_id": self.bos_token}),
             **({"eos_token_id": list(self.stop_tokens)} if self.stop_tokens else {}),
         }
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a number above 0, got {value}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
