@@ -335,3 +335,25 @@ def test_a_damaged_file_of_a_model_is_one_sentence(cwd, capsys, file, content):
 def test_global_every_below_one(every):
     with pytest.raises(ValueError, match=f"global_every must be at least 1, got {every}"):
         cwm.model.preset("tiny", global_every=every)
+
+
+# ---- plans
+
+
+@pytest.mark.parametrize(
+    ("days", "text"),
+    [
+        (3.43e-05, "2.96 seconds"), (1e-09, "less than 0.001 seconds"), (0.0014, "2.02 minutes"), (0.25, "6 hours"),
+        (1.5, "1.5 days"), (12_345.6, "12,346 days"),
+    ],
+)  # fmt: skip
+def test_the_time_of_a_run_has_a_unit_that_fits(days, text):
+    from cwm_core.cli.plan import _duration
+
+    assert _duration(days) == text
+
+
+def test_a_plan_of_a_short_run_has_no_powers_of_ten(cwd, capsys):
+    assert main(["plan", "sft", "--gpus", "2048", "--tokens", "1000", "--step-tokens", "1000000000"]) == 0
+    out = capsys.readouterr().out
+    assert " steps: " in out and "e-" not in out

@@ -222,12 +222,13 @@ def model_config(table: dict[str, Any], tokenizer: Tokenizer | None) -> ModelCon
     if "rope" in changes:
         rope = checked(changes["rope"], {f.name: type(f.default) for f in dataclasses.fields(RopeConfig)})
         changes["rope"] = dataclasses.replace(start.rope, **rope)
+    vocab_size = (defaults | changes).get("vocab_size", start.vocab_size)
+    if tokenizer and vocab_size < tokenizer.vocab_size:
+        raise ValueError(f"vocab_size {vocab_size} is less than the tokenizer's {tokenizer.vocab_size}")
     if "folder" in table:
         config = dataclasses.replace(start, **{key: value for key, value in changes.items() if key != "folder"})
     else:
         config = models.preset(changes.pop("preset"), **defaults | changes)
-    if tokenizer and config.vocab_size < tokenizer.vocab_size:
-        raise ValueError(f"vocab_size {config.vocab_size} is less than the tokenizer's {tokenizer.vocab_size}")
     return config
 
 
