@@ -342,8 +342,10 @@ def test_the_whole_way(shards, capsys):
     steps = [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
     config = json.loads(Path("run/config.json").read_text())
-    end = cwm.Tokenizer.load("run").special_tokens["<|end_of_text|>"]
-    assert (config["vocab_size"], config["hidden_size"], config["eos_token_id"]) == (556, 32, [end])
+    special = cwm.Tokenizer.load("run").special_tokens
+    ends = [special[name] for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")]
+    assert (config["vocab_size"], config["hidden_size"], config["eos_token_id"]) == (556, 32, ends)
+    assert config["bos_token_id"] == special["<|begin_of_text|>"]
     assert config["rope_parameters"]["rope_theta"] == 10000.0
 
     capsys.readouterr()

@@ -39,12 +39,18 @@ def without_stop(ids):
 
 
 @contextmanager
-def serving(handle):
-    """`handle(handler, body)` answers each request; gives the address."""
+def serving(handle, models=None):
+    """`handle(handler, body)` answers each request, `models` the one for the list of models; gives the address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             handle(self, json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+        def do_GET(self):
+            if models is None:
+                return self.send_error(404)
+            assert self.path == "/v1/models"
+            reply(self, models)
 
         def log_message(self, *_):
             pass
@@ -159,3 +165,36 @@ def test_addresses():
     for url in ("http://[", "http://", "http://x:port", "http://x:99999"):
         with pytest.raises(ValueError, match="an endpoint's URL"):
             ServerFrames(url, "cwm", TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    ("models", "asked"),
+    [
+        ([{"id": "cwm", "max_model_len": 50}], 40),
+        ([{"id": "other", "max_model_len": 20}, {"id": "cwm", "max_model_len": 1000}], 77),
+        ([{"id": "other", "max_model_len": 20}], 77),
+        ([{"id": "cwm"}], 77),
+        ([{"id": "cwm", "max_model_len": "50"}], 77),
+        ([], 77),
+        ([7], 77),
+    ],
+)
+def test_no_more_tokens_are_asked_for_than_the_model_of_a_server_has_left(models, asked):
+    bodies = []
+
+    def handle(handler, body):
+        bodies.append(body)
+        reply(handler, choices(1))
+
+    with serving(handle, json.dumps({"data": models}).encode()) as url:
+        frames = ServerFrames(url, "cwm", TOKENIZER, max_frame_tokens=77)
+        for _ in range(2):
+            frames.next_frame(np.arange(10, dtype=np.int32), 0, 0.0)
+    assert [body["max_tokens"] for body in bodies] == [asked, asked]
+
+
+def test_a_full_context_of_a_server():
+    with serving(lambda *_: pytest.fail("asked"), b'{"data": [{"id": "cwm", "max_model_len": 10}]}') as url:
+        frames = ServerFrames(url, None, TOKENIZER)
+        with pytest.raises(SourceError, match="the model's context of 10 tokens is full"):
+            frames.next_frame(np.arange(10, dtype=np.int32), 0, 0.0)

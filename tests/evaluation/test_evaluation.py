@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 from cwm_core.evaluation import Problem, read_problems
-from cwm_core.evaluation.answers import answer_of_chat, arguments_of_answer, fill, load_template, output_of_answer
+from cwm_core.evaluation.answers import fill, load_template
+from cwm_core.evaluation.reading import answer_of_chat, arguments_of_answer, output_of_answer
 from cwm_core.evaluation.report import measure
 from cwm_core.evaluation.results import run_batches
 from cwm_core.evaluation.statistics import bootstrap_interval, pass_at_k, wilson_interval

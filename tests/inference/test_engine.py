@@ -151,3 +151,20 @@ def test_bad_input_is_refused(prompts, options, message):
 
 def test_no_prompts():
     assert Engine(MODEL).generate([], 5) == []
+
+
+def test_a_model_without_stop_tokens_ends_at_those_of_its_tokenizer():
+    class Tokenizer:
+        stop_tokens = ()
+
+        def encode(self, text):
+            return np.array([ord(c) % VOCAB for c in text], np.int32)
+
+    tokenizer = Tokenizer()
+    expected = plain_greedy(MODEL, tokenizer.encode("hello").tolist(), 5)[0]
+    tokenizer.stop_tokens = (expected[2],)
+    result = Engine(MODEL, tokenizer).generate(["hello"], 5)[0]
+    assert result.finish_reason == "stop"
+    assert result.ids.tolist() == expected[: expected.index(expected[2]) + 1]
+    longer = Engine(MODEL, tokenizer).generate(["hello"], 5, stop_ids=())[0]
+    assert longer.ids.tolist() == expected and longer.finish_reason == "length"

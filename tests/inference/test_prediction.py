@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import cwm_core as cwm
 import numpy as np
@@ -232,3 +233,53 @@ def test_means_leave_out_what_has_no_score() -> None:
     some = TraceScores(1.0, 1.0, 0.5, 0.5, None, 1.0, 1.0)
     none = TraceScores(0.0, 0.0, 0.0, 0.0, None, 0.0, 0.0)
     assert mean_scores([some, none]) == TraceScores(0.5, 0.5, 0.25, 0.25, None, 0.5, 0.5)
+
+
+# ---- what a cut prediction returns
+
+NESTED = "def g(n):\n    return n + 1\ndef f(n):\n    a = g(n)\n    return a * 2\n"
+
+
+def prediction_of(tokenizer: cwm.Tokenizer, code: str, frames: int | None) -> tuple[Any, cwm.Trace]:
+    """What `predict_output` says when the model writes so many frames of the real trace, None for all of it."""
+    real = cwm.record_source(code, "f(3)")
+    ids = tokenizer.encode_trace(real)
+    if frames is not None:
+        spans, _ = tokenizer.trace_spans(real)
+        ids = ids[: spans[frames, :, 1].max() + 1]
+    budget = len(ids) - len(cwm.inference.trace_prompt(tokenizer, code, "f(3)"))
+    return cwm.inference.predict_output(Scripted(tokenizer, ids), code, "f(3)", max_new_tokens=budget), real
+
+
+def test_the_output_of_a_whole_prediction(tokenizer: cwm.Tokenizer) -> None:
+    output, real = prediction_of(tokenizer, NESTED, None)
+    assert output.value == real.result == "8" and output.probability > 0
+
+
+@pytest.mark.parametrize("back", [2, 3, 4])
+def test_a_prediction_that_is_cut_has_no_output(tokenizer: cwm.Tokenizer, back: int) -> None:
+    """The last whole frame may be the RETURN of an inner call."""
+    events = [frame.event for frame in cwm.record_source(NESTED, "f(3)").frames]
+    output, real = prediction_of(tokenizer, NESTED, len(events) - back)
+    assert (output.value, output.probability) == (None, 0.0)
+    if back == 2:
+        assert output.prediction.parsed.frames[-1].event == "return"
+    assert score_trace(real, output.prediction.parsed).output == 0.0
+
+
+def test_a_prediction_that_only_lacks_its_end_token_has_an_output(tokenizer: cwm.Tokenizer) -> None:
+    output, real = prediction_of(tokenizer, NESTED, len(cwm.record_source(NESTED, "f(3)")) - 1)
+    assert output.value == "8" and not output.prediction.parsed.complete
+    assert score_trace(real, output.prediction.parsed).output == 1.0
+
+
+def test_a_predicted_exception_has_no_output(tokenizer: cwm.Tokenizer) -> None:
+    output, _ = prediction_of(tokenizer, "def f(n):\n    return n[0]\n", None)
+    assert output.prediction.parsed.complete and output.value is None
+
+
+def test_a_predicted_none_is_an_output(tokenizer: cwm.Tokenizer) -> None:
+    output, _ = prediction_of(
+        tokenizer, "def f(n):\n    try:\n        n[0]\n    except TypeError:\n        pass\n", None
+    )
+    assert output.value == "None"

@@ -99,3 +99,59 @@ def test_what_is_no_literal_is_an_error_and_compares_as_text(text):
         evaluate_literal(text)
     assert literals_equal(text, text)
     assert not literals_equal(text, "1")
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("frozenset({1, 2})", "frozenset({2, 1})"),
+        ("frozenset()", "frozenset([])"),
+        ("set()", "set([])"),
+        ("Counter({'a': 2, 'b': 1})", 'collections.Counter({"b": 1, "a": 2})'),
+        ("Counter()", "Counter({})"),
+        ("deque([1, 2], maxlen=3)", "deque([1,2],maxlen=3)"),
+        ("OrderedDict([('a', 1), ('b', 2)])", "OrderedDict({'a': 1, 'b': 2})"),
+        ("defaultdict(<class 'int'>, {'a': 1, 'b': 2})", "defaultdict(int, {'b': 2, 'a': 1})"),
+        ("dict_keys(['a', 'b'])", 'dict_keys(["a","b"])'),
+        ("mappingproxy({'a': 1, 'b': 2})", "mappingproxy({'b': 2, 'a': 1})"),
+        ("datetime.date(2020, 1, 2)", "datetime.date(2020,1,2)"),
+        ("[Decimal('1.5'), Fraction(1, 2)]", '[Decimal("1.5"),Fraction(1,2)]'),
+        ("Point(x={1, 2}, y=-1)", "Point(x={2, 1}, y=-1)"),
+        ("{frozenset({1, 2}): deque([])}", "{frozenset({2,1}): deque()}"),
+        ("[<Color.RED: 1>, {2, 1}]", "[<Color.RED: 1>, {1, 2}]"),
+        ("['<a>', \"it's\"]", "[\"<a>\", 'it\\'s']"),
+        (r"'\\d'", r"r'\d'"),
+        ("'a{3'", "f'a{{{3}'"),
+    ],
+)
+def test_values_that_repr_writes_as_calls_are_equal(a, b):
+    assert literals_equal(a, b) and literals_equal(b, a)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("frozenset({1})", "{1}"),
+        ("frozenset({1})", "frozenset({True})"),
+        ("Counter({'a': 1})", "{'a': 1}"),
+        ("Counter({'a': 1})", "Counter({'a': 1.0})"),
+        ("deque([1, 2])", "deque([2, 1])"),
+        ("deque([1])", "deque([1], maxlen=1)"),
+        ("OrderedDict([('a', 1), ('b', 2)])", "OrderedDict([('b', 2), ('a', 1)])"),
+        ("defaultdict(<class 'int'>, {})", "defaultdict(<class 'list'>, {})"),
+        ("set()", "{}"),
+        ("[<A>]", "[<B>]"),
+        ("'<class >'", "<class >"),
+    ],
+)
+def test_values_that_repr_writes_as_calls_differ(a, b):
+    assert not literals_equal(a, b) and not literals_equal(b, a)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["f(*a)", "Counter(*a)", "OrderedDict(1)", "deque(maxlen=1)", "defaultdict()", "{**{}}", "f'{x}'", "lambda: 0"],
+)
+def test_other_calls_are_compared_as_text(text):
+    assert literals_equal(text, f" {text}\n")
+    assert not literals_equal(text, "1")

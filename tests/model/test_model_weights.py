@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from cwm_core import Tokenizer
 from cwm_core.model import ModelConfig, RopeConfig, Transformer, load, preset, save
 from cwm_core.model.attention import attention
 from cwm_core.model.transformer import rotary_frequencies
@@ -446,3 +447,82 @@ def test_reads_a_configuration_from_before_transformers_5(folder):
     before = load(folder)
     edit_json(folder / "config.json", older)
     assert load(folder).config == replace(before.config, stop_tokens=(7,))
+
+
+# ---- the tokens that begin and end a text
+
+
+SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
+
+
+def save_with_tokenizer(folder, config_changes=(), special_tokens=SPECIAL, form="huggingface"):
+    tokenizer = Tokenizer.train(["some text"], 260, special_tokens=special_tokens)
+    model = random_model(preset("tiny", layers=1, vocab_size=tokenizer.vocab_size, **dict(config_changes)))
+    save(model, folder, tokenizer, format=form)
+    return tokenizer, model
+
+
+@pytest.mark.parametrize("form", ["huggingface", "dcp"])
+def test_save_with_a_tokenizer_writes_its_files_and_tokens(tmp_path, form):
+    tokenizer, model = save_with_tokenizer(tmp_path / "m", form=form)
+    special = tokenizer.special_tokens
+    config = json.loads((tmp_path / "m/config.json").read_text())
+    assert config["eos_token_id"] == [special["<|end_of_text|>"], special["<|eot_id|>"]]
+    assert config["bos_token_id"] == special["<|begin_of_text|>"]
+    assert Tokenizer.load(tmp_path / "m").special_tokens == special
+    assert (tmp_path / "m/tokenizer_config.json").exists()
+    loaded = load(tmp_path / "m")
+    assert_same(loaded, model)
+    assert (loaded.config.stop_tokens, loaded.config.bos_token) == (tokenizer.stop_tokens, tokenizer.bos_token)
+
+
+def test_save_with_a_tokenizer_keeps_what_the_configuration_names(tmp_path):
+    save_with_tokenizer(tmp_path / "m", {"stop_tokens": (7,), "bos_token": 3})
+    config = json.loads((tmp_path / "m/config.json").read_text())
+    assert (config["eos_token_id"], config["bos_token_id"]) == ([7], 3)
+
+
+def test_save_with_a_tokenizer_without_special_tokens(tmp_path):
+    save_with_tokenizer(tmp_path / "m", special_tokens=[])
+    assert not {"eos_token_id", "bos_token_id"} & json.loads((tmp_path / "m/config.json").read_text()).keys()
+
+
+def test_save_refuses_a_tokenizer_that_is_too_large(tmp_path):
+    tokenizer = Tokenizer.train(["some text"], 260)
+    model = random_model(preset("tiny", layers=1, vocab_size=tokenizer.vocab_size - 1))
+    with pytest.raises(ValueError, match=f"tokenizer has {tokenizer.vocab_size} tokens, the model only"):
+        save(model, tmp_path / "m", tokenizer)
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_vocabulary_of_another_size_has_none_of_the_tokens_of_llama_3():
+    config = ModelConfig(vocab_size=1035)
+    assert (config.stop_tokens, config.bos_token) == ((), None)
+    released = ModelConfig()
+    assert (released.stop_tokens, released.bos_token) == ((128001, 128008, 128009), 128000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stop_tokens": (128001,)}, "a stop token 128001 is outside the vocabulary of 1035"),
+        ({"stop_tokens": (3, 1035)}, "a stop token 1035 is outside"),
+        ({"stop_tokens": (-1,)}, "a stop token -1 is outside"),
+        ({"stop_tokens": ("</s>",)}, "a stop token must be a token id, got '</s>'"),
+        ({"bos_token": 1035}, "bos_token 1035 is outside"),
+        ({"bos_token": True}, "bos_token must be a token id, got True"),
+    ],
+)
+def test_tokens_outside_the_vocabulary_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(vocab_size=1035, **changes)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"eos_token_id": [4096]}, "a stop token 4096 is outside"), ({"bos_token_id": 5000}, "bos_token 5000 is outside")],
+)
+def test_load_refuses_tokens_outside_the_vocabulary(folder, values, message):
+    edit_json(folder / "config.json", lambda config: config.update(values))
+    with pytest.raises(ValueError, match=f"config.json: {message}"):
+        load(folder)

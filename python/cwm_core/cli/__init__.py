@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -15,8 +16,9 @@ from .corpus import add_corpus
 from .debug import add_debug
 from .evaluate import add_eval
 from .forage import add_forage
+from .interrupt import Interruptible
 from .models import add_demo, add_predict, add_train
-from .options import EXTRAS, FAILED, INTERRUPTED, say, sentence
+from .options import EXTRAS, FAILED, INTERRUPTED, is_out_of_memory, say, sentence
 from .plan import add_plan
 from .record import add_record, add_view
 from .serve import add_serve
@@ -29,10 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises SystemExit, as argparse does, with 2 for wrong usage and 0 after `--help` and `--version`.
     """
     args = _parse(list(sys.argv[1:] if argv is None else argv))
+    if argv is not None or threading.current_thread() is not threading.main_thread():
+        return _report_errors(args)  # within a program that does more, whose signals are its own
+    with Interruptible(args.verb) as interruptible:
+        return _report_errors(args, interruptible)
+
+
+def _report_errors(args: argparse.Namespace, interruptible: Interruptible | None = None) -> int:
     try:
-        code = args.run(args)
-        sys.stdout.flush()
-        return code
+        return _run(args, interruptible)
     except KeyboardInterrupt:
         say(args, "interrupted")
         return INTERRUPTED
@@ -45,6 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(args, sentence(error))
         return FAILED
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) or os.environ.get("CWM_TRACEBACK"):
+            raise
+        say(args, f"out of memory; take a smaller model, shorter texts or fewer at a time: {sentence(error)[:300]}")
+        return FAILED
+
+
+def _run(args: argparse.Namespace, interruptible: Interruptible | None) -> int:
+    try:
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except Exception as error:
+        if interruptible is not None and interruptible.is_interrupted:
+            raise KeyboardInterrupt from error  # a library turned the exception of Ctrl-C into another
+        raise
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..support import secrets
-from .options import INTERRUPTED, OK, add_verb, machines, not_negative, positive, say, seconds, write
+from .options import INTERRUPTED, OK, add_tokenizer, add_verb, machines, not_negative, positive, say, seconds, write
 
 if TYPE_CHECKING:
     from cwm_core.environments import Agent, Budget, Trajectory
@@ -50,6 +50,7 @@ def add_agent(verbs: Any) -> None:
     script.add_argument("--script", type=Path, metavar="FILE", help="JSON: by task's name, the list of actions")
     model = parser.add_argument_group("a model")
     model.add_argument("--model", metavar="MODEL", help="engine: its folder; endpoint: what the endpoint calls it")
+    add_tokenizer(model)
     model.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of sampling (default: 1)")
     model.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the most likely tokens")
     model.add_argument("--reasoning", action="store_true", help="ask for reasoning before every action")
@@ -156,10 +157,10 @@ def _make_agent(args: argparse.Namespace) -> Agent:
 def _engine_agent(args: argparse.Namespace) -> Agent:
     from cwm_core import environments
 
-    from .models import fingerprint, load_engine
+    from .models import fingerprint, load_engine, named_tokenizer
 
-    engine = load_engine(Path(args.model), args.device, keep_prefixes=True)
-    settings = {"model": args.model, "weights": fingerprint(engine)}
+    engine = load_engine(Path(args.model), args.device, args.tokenizer, keep_prefixes=True)
+    settings = {"model": args.model, "weights": fingerprint(engine), **named_tokenizer(args)}
     return environments.EngineAgent(
         engine, temperature=args.temperature, top_p=args.top_p, reasoning=args.reasoning, settings=settings
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .. import machines
 from ..view.text import colorful, fit, paint, visible
-from .options import OK, add_verb, load_tokenizer, not_negative, positive, program, say, write
+from .options import OK, add_tokenizer, add_verb, load_tokenizer, not_negative, positive, program, say, write
 
 if TYPE_CHECKING:
     from cwm_core.debugger import Debugger, Scope, Step, Stop, Verification
@@ -48,7 +48,7 @@ def add_debug(verbs: Any) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model, or address of a server")
     parser.add_argument("program", nargs="?", metavar="FILE", help="the program")
     parser.add_argument("--call", metavar="EXPR", help="expression to predict, in FILE's names")
-    parser.add_argument("--tokenizer", metavar="FOLDER", help="vocabulary of a server's model")
+    add_tokenizer(parser)
     parser.add_argument("--model-name", metavar="NAME", help="name of the model at the server, if it has several")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute, as cuda (default: cpu)")
     parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="number of the sample (default: 0)")
@@ -96,11 +96,12 @@ def _open(args: argparse.Namespace) -> Debugger:
     from cwm_core import debugger
 
     code = program(args.program, args.call)
+    vocabulary = None if args.tokenizer is None else Path(args.tokenizer)
     options = {name: getattr(args, name) for name in ("seed", "temperature", "max_frames", "max_tokens")}
     if args.model.startswith(("http://", "https://")):
-        if args.tokenizer is None:
-            raise ValueError("a server needs --tokenizer, the folder of its model's vocabulary")
-        tokenizer = load_tokenizer(Path(args.tokenizer))
+        if vocabulary is None:
+            raise ValueError("a server needs --tokenizer, its model's vocabulary")
+        tokenizer = load_tokenizer(vocabulary)
         key = os.environ.get("CWM_API_KEY")
         source: Any = debugger.ServerFrames(
             args.model, args.model_name, tokenizer, api_key=key, max_frame_tokens=args.max_frame_tokens
@@ -108,7 +109,7 @@ def _open(args: argparse.Namespace) -> Debugger:
     else:
         from .models import load_engine
 
-        engine = load_engine(Path(args.model), args.device)
+        engine = load_engine(Path(args.model), args.device, vocabulary)
         source = debugger.EngineFrames(engine, max_frame_tokens=args.max_frame_tokens)
         tokenizer = engine.tokenizer
     return debugger.Debugger(source, tokenizer, code, args.call, **options)
@@ -186,13 +187,9 @@ class Prompt(cmd.Cmd):
         self.use_rawinput = sys.stdin.isatty()
 
     def run(self) -> None:
-        """Read commands until `quit` or the end of the input."""
+        """Read commands until `quit`, the end of the input, or Ctrl-C at the prompt, which is a KeyboardInterrupt."""
         self._show()
-        while True:
-            try:
-                return self.cmdloop()
-            except KeyboardInterrupt:
-                self._say("interrupted; quit ends the debugger")
+        self.cmdloop()
 
     def onecmd(self, line: str) -> bool:
         """A command that fails says why, and the next one is read."""
@@ -354,7 +351,7 @@ class Prompt(cmd.Cmd):
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C stops after the current frame, a second one at once."""
+        """Ctrl-C stops after the current frame; a second one ends the debugger."""
 
         def stop(*_: object) -> None:
             if self.debugger.interrupt.is_set():

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .models import fingerprint, load_engine
-from .options import INTERRUPTED, OK, add_verb, machines, not_negative, positive, say, seconds
+from .models import fingerprint, load_engine, named_tokenizer
+from .options import INTERRUPTED, OK, add_cache, add_tokenizer, add_verb, machines, not_negative, positive, say, seconds
 
 if TYPE_CHECKING:
     from cwm_core.evaluation import Report
@@ -63,13 +63,15 @@ def _add_swe(tasks: Any) -> None:
 
 def _add_task(tasks: Any, task: str, purpose: str) -> None:
     parser = tasks.add_parser(task, help=purpose, description=purpose)
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model with its tokenizer.json")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model")
     parser.add_argument("file", type=Path, metavar="FILE", help="the problems, *.jsonl")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder for the results")
+    add_tokenizer(parser)
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N problems")
     parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of all that is drawn (default: 0)")
     parser.add_argument("--batch", type=positive, default=64, metavar="N", help="problems at a time (default: 64)")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute, as cuda (default: cpu)")
+    add_cache(parser)
     tokens = 32768 if task == "termination" else 4096
     parser.add_argument(
         "--max-new-tokens", type=positive, default=tokens, metavar="N", help=f"of an answer (default: {tokens})"
@@ -108,7 +110,7 @@ def _eval(args: argparse.Namespace) -> int:
 
     required = () if args.task in ("traces", "termination") else ("output",)
     problems = evaluation.read_problems(args.file, limit=args.limit, required=required)
-    engine = load_engine(args.model, args.device)
+    engine = load_engine(args.model, args.device, args.tokenizer, cache_bytes=(args.cache_gib or 0) << 30 or None)
     engine.max_batch = args.batch
     evaluate: Callable[..., Report] = getattr(evaluation, f"evaluate_{args.task}")
     try:
@@ -118,7 +120,7 @@ def _eval(args: argparse.Namespace) -> int:
                 problems,
                 folder=args.output,
                 progress=progress,
-                settings={"model": str(args.model), "weights": fingerprint(engine)},
+                settings={"model": str(args.model), "weights": fingerprint(engine), **named_tokenizer(args)},
                 **_options(args),
             )
     except KeyboardInterrupt:

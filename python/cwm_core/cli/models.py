@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..trace import ParsedTrace, Trace
-from .options import INTERRUPTED, OK, add_verb, load_tokenizer, new_file, positive, program, say, write
+from .options import INTERRUPTED, OK, add_tokenizer, add_verb, load_tokenizer, new_file, positive, program, say, write
 
 if TYPE_CHECKING:
     from cwm_core.inference import Engine
+    from cwm_core.model import Transformer
+
+    from ..tokenizer import Tokenizer
 
 
 def add_train(verbs: Any) -> None:
@@ -62,13 +65,14 @@ def add_predict(verbs: Any) -> None:
         "With --verify the program is also run and recorded, in a sandbox, to show where the prediction differs and\n"
         "how it scores. There it can import the packages installed here, but nothing that lies beside FILE.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model with its tokenizer.json")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model")
     parser.add_argument("file", metavar="FILE", help="the program")
     parser.add_argument("--call", required=True, metavar="EXPR", help="expression to predict, in FILE's names")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="write the predicted trace, for `cwm view`")
     parser.add_argument(
         "--max-new-tokens", type=positive, default=4096, metavar="N", help="stop after N tokens (default: 4096)"
     )
+    add_tokenizer(parser)
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute, as cuda (default: cpu)")
     parser.add_argument("--verify", action="store_true", help="run FILE's code in a sandbox, and compare")
     parser.add_argument(
@@ -85,7 +89,7 @@ def _predict(args: argparse.Namespace) -> int:
 
     code = program(args.file, args.call)
     target = new_file(args.output) if args.output else None
-    engine = load_engine(args.model, args.device)
+    engine = load_engine(args.model, args.device, args.tokenizer)
     real = _run_for_real(args, code) if args.verify else None
     prediction = inference.predict_trace(
         engine, code, args.call, max_new_tokens=args.max_new_tokens, source_lines=args.source_lines
@@ -102,7 +106,8 @@ def _predict(args: argparse.Namespace) -> int:
         scores = asdict(evaluation.score_trace(real, prediction.parsed))
         for name, score in scores.items():
             write(f"{name:<12} {'-' if score is None else f'{score:.3f}'}\n")
-    write(_verdict(prediction.parsed, args.max_new_tokens, len(prediction.ids)) + "\n")
+    full_context = engine.max_length if len(prompt) + len(prediction.ids) >= engine.max_length else None
+    write(_verdict(whole, args.max_new_tokens, len(prediction.ids), full_context))
     return OK
 
 
@@ -118,25 +123,47 @@ def _run_for_real(args: argparse.Namespace, code: str) -> Trace:
     return outcome.value
 
 
-def load_engine(folder: Path, device: str, *, keep_prefixes: bool = False) -> Engine:
-    """An engine of a model's folder. Raises ValueError that names the folder for what is wrong in it or the device.
+def load_model(folder: Path, device: str, tokenizer: Path | None = None) -> tuple[Transformer, Tokenizer]:
+    """The model of a folder with its tokenizer, which lies elsewhere if `tokenizer` is given.
 
-    With `keep_prefixes`, of the memory that the model leaves, half is for what is being generated, and three tenths
-    for conversations that go on later.
+    Raises ValueError and OSError that name the folder for what is wrong in it or the device.
     """
-    from cwm_core import inference, model
+    from cwm_core import model
+
+    if tokenizer is None and folder.is_dir() and not (folder / "tokenizer.json").exists():
+        raise FileNotFoundError(f"{folder} has no tokenizer.json: name the model's vocabulary with --tokenizer")
+    vocabulary = load_tokenizer(tokenizer or folder)
+    try:
+        loaded = model.load(folder, device=device)
+        loaded.config.check_tokenizer(vocabulary)
+    except (RuntimeError, AssertionError, ValueError) as error:  # RuntimeError: PyTorch has no such device
+        message = str(error)
+        raise ValueError(message if str(folder) in message else f"{folder}: {message}") from None
+    return loaded, vocabulary
+
+
+def load_engine(
+    folder: Path,
+    device: str,
+    tokenizer: Path | None = None,
+    *,
+    keep_prefixes: bool = False,
+    cache_bytes: int | None = None,
+) -> Engine:
+    """An engine of a model's folder. Raises as `load_model`.
+
+    Of the memory that the model leaves, 80 % is for what is being generated; with `keep_prefixes` half, and three
+    tenths for conversations that go on later. `cache_bytes` is a bound of one's own.
+    """
+    from cwm_core import inference
 
     from .serve import free_memory
 
-    tokenizer = load_tokenizer(folder)
-    try:
-        loaded = model.load(folder, device=device)
-    except (RuntimeError, AssertionError) as error:  # RuntimeError: PyTorch has no such device
-        raise ValueError(f"{folder}: {error}") from None
-    if not keep_prefixes:
-        return inference.Engine(loaded, tokenizer)
+    loaded, vocabulary = load_model(folder, device, tokenizer)
     free = free_memory(device)
-    return inference.Engine(loaded, tokenizer, max_cache_bytes=free // 2, prefix_bytes=free * 3 // 10)
+    if not keep_prefixes:
+        return inference.Engine(loaded, vocabulary, max_cache_bytes=cache_bytes or free * 8 // 10)
+    return inference.Engine(loaded, vocabulary, max_cache_bytes=cache_bytes or free // 2, prefix_bytes=free * 3 // 10)
 
 
 def fingerprint(engine: Engine) -> str:
@@ -148,13 +175,22 @@ def fingerprint(engine: Engine) -> str:
     return digest.hexdigest()[:16]
 
 
-def _verdict(parsed: ParsedTrace, limit: int, tokens: int) -> str:
-    if parsed.complete:
-        return f"The prediction is complete: {len(parsed.frames):,} frames, {tokens:,} tokens."
+def named_tokenizer(args: argparse.Namespace) -> dict[str, str]:
+    """The setting that tells results with `--tokenizer` from those with the vocabulary in the model's folder."""
+    return {} if args.tokenizer is None else {"tokenizer": str(args.tokenizer)}
+
+
+def _verdict(whole: ParsedTrace, limit: int, tokens: int, full_context: int | None) -> str:
+    """How a prediction ended, in a line. Frames are counted with the given first one, as the views count them."""
+    frames = f"{len(whole.frames):,} whole frame{'' if len(whole.frames) == 1 else 's'}"
+    if whole.complete:
+        return f"The prediction is complete: {frames}, {tokens:,} tokens.\n"
+    if full_context is not None:
+        return f"The prediction did not end: the model's context of {full_context:,} tokens is full after {frames}.\n"
     if tokens >= limit:
-        return f"The prediction did not end within {limit:,} tokens; {len(parsed.frames):,} whole frames were parsed."
-    reason = parsed.error or "it ends between two frames"
-    return f"The prediction breaks the form after {len(parsed.frames):,} frames: {reason}."
+        return f"The prediction did not end within {limit:,} tokens; it has {frames}.\n"
+    reason = whole.error or "it ends between two frames"
+    return f"The prediction breaks the form after {frames}: {reason}.\n"
 
 
 def add_demo(verbs: Any) -> None:

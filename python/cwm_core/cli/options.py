@@ -42,6 +42,20 @@ def add_verb(verbs: Any, run: Any, purpose: str, example: str, more: str = "") -
     return parser
 
 
+def add_tokenizer(parser: argparse._ActionsContainer) -> None:
+    """Add the option `--tokenizer` of a verb that takes a model."""
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="PATH", help="vocabulary of the model (default: tokenizer.json in its folder)"
+    )
+
+
+def add_cache(parser: argparse._ActionsContainer) -> None:
+    """Add the option `--cache-gib` of a verb that generates many sequences at a time."""
+    parser.add_argument(
+        "--cache-gib", type=positive, metavar="N", help="memory for keys and values (default: 80%% of what is free)"
+    )
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
     """Load a vocabulary; an error of what is in it names the path."""
     try:
@@ -74,6 +88,12 @@ def sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: Python's, a GPU's, or what PyTorch asked the system for."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
 
 
 def say(args: argparse.Namespace, text: str) -> None:

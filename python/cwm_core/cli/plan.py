@@ -104,7 +104,7 @@ def _table(model: ModelConfig, work: Workload, cluster: Cluster, plan: Plan) -> 
     ]
     if plan.days is not None and plan.gpu_hours is not None and plan.cost is not None:
         lines += [
-            ("run", f"{work.tokens:,} tokens in {plan.steps:,} steps: {_number(plan.days)} days"),
+            ("run", f"{work.tokens:,} tokens in {plan.steps:,} steps: {_duration(plan.days)}"),
             ("cost", f"{_number(plan.gpu_hours)} GPU hours at ${gpu.price:.2f}: ${_number(plan.cost)}"),
         ]
     return "".join(f"{name:<18}{text}\n" for name, text in lines)
@@ -114,5 +114,16 @@ def _gigabytes(size: float) -> str:
     return f"{size / 1e9:,.3f} GB"
 
 
+def _duration(days: float) -> str:
+    """A time in the unit that a person would choose."""
+    for unit, seconds in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if days * 86_400 >= seconds:
+            return f"{_number(days * 86_400 / seconds)} {unit}"
+    return f"{_number(days * 86_400)} seconds"
+
+
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    """Three digits, never as a power of ten."""
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 0.001 or not value else "less than 0.001"

@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .options import OK, add_verb, load_tokenizer, positive, say, seconds
+from .models import load_model
+from .options import OK, add_cache, add_tokenizer, add_verb, positive, say, seconds
 
 KEY_VARIABLE = "CWM_API_KEY"
 
@@ -23,7 +24,8 @@ def add_serve(verbs: Any) -> None:
         "Only this machine can reach it, unless --host says otherwise; then clients need the key of --api-key-file,\n"
         f"or of the variable {KEY_VARIABLE}. Ctrl-C and SIGTERM end it after the requests that run.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model with its tokenizer.json")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model")
+    add_tokenizer(parser)
     parser.add_argument("--name", help="what requests call the model (default: the folder's name)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=_port, default=8000, help="port to listen on, 0 for a free one (default: 8000)")
@@ -39,13 +41,24 @@ def add_serve(verbs: Any) -> None:
     )
     parser.add_argument("--max-tokens", type=positive, metavar="N", help="tokens of an answer (default: what is left)")
     parser.add_argument(
-        "--cache-gib", type=positive, metavar="N", help="memory for keys and values (default: 80%% of what is free)"
+        "--clamp-max-tokens",
+        action="store_true",
+        help="answer requests for more tokens than are possible with as many as are, instead of refusing them",
     )
+    add_cache(parser)
     parser.add_argument(
         "--max-seconds", type=seconds, default=600.0, metavar="S", help="time of a request (default: 600)"
     )
     parser.add_argument(
         "--drain-seconds", type=seconds, default=30.0, metavar="S", help="time to finish requests at the end (30)"
+    )
+    parser.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="web pages that may use it, as https://example.org, or '*'; may be repeated (default: pages of this "
+        "machine; all if there is a key)",
     )
     key = parser.add_mutually_exclusive_group()
     key.add_argument("--api-key-file", type=Path, metavar="FILE", help="file that holds the key clients must send")
@@ -53,7 +66,7 @@ def add_serve(verbs: Any) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from cwm_core import inference, model
+    from cwm_core import inference
     from cwm_core.inference import server
 
     key = _api_key(args)
@@ -61,18 +74,21 @@ def _serve(args: argparse.Namespace) -> int:
         args.error(f"other machines can reach {args.host}: give --api-key-file FILE, or --no-api-key")
     listener = server.listen(args.host, args.port)  # before the model takes its time
     with listener:
-        tokenizer = load_tokenizer(args.model)
-        try:
-            loaded = model.load(args.model, device=args.device)
-        except (RuntimeError, AssertionError) as error:  # RuntimeError: PyTorch has no such device
-            raise ValueError(f"{args.model}: {error}") from None
+        loaded, tokenizer = load_model(args.model, args.device, args.tokenizer)
         cache_bytes = (args.cache_gib or 0) << 30 or free_memory(args.device) * 8 // 10
         engine = inference.Engine(
             loaded, tokenizer, max_batch=args.max_batch, max_length=args.max_length, max_cache_bytes=cache_bytes
         )
-        limits = server.Limits(max_queue=args.max_queue, max_tokens=args.max_tokens, request_seconds=args.max_seconds)
+        limits = server.Limits(
+            max_queue=args.max_queue,
+            max_tokens=args.max_tokens,
+            clamp_max_tokens=args.clamp_max_tokens,
+            request_seconds=args.max_seconds,
+        )
         name = args.name or args.model.resolve().name
-        app = server.create_app(engine, tokenizer, name=name, limits=limits, api_key=key)
+        app = server.create_app(
+            engine, tokenizer, name=name, limits=limits, api_key=key, cors_origins=args.cors_origin or None
+        )
         host, port = listener.getsockname()[:2]
         say(args, f"{name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1; Ctrl-C ends it")
         server.serve(app, listener, stall_seconds=limits.stall_seconds, drain_seconds=args.drain_seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,9 @@ from ..tokenizer import Tokenizer
 
 # An answer of a server holds at most this many bytes for each token asked for, and some more.
 _ANSWER_BYTES_PER_TOKEN, _ANSWER_BYTES = 1 << 10, 1 << 20
+
+
+_UNKNOWN = object()  # the server was not asked yet
 
 
 class SourceError(RuntimeError):
@@ -42,6 +46,15 @@ def frame_ends(tokenizer: Tokenizer) -> tuple[int, int]:
         raise ValueError(f"{error} is not a special token of this vocabulary, which a trace needs") from None
 
 
+def _room(wanted: int, length: int | None, ids: np.ndarray) -> int:
+    """How many of `wanted` tokens fit a context after `ids`; all where its length is None. SourceError for none."""
+    if length is None:
+        return wanted
+    if len(ids) >= length:
+        raise SourceError(f"the model's context of {length:,} tokens is full")
+    return min(wanted, length - len(ids))
+
+
 class EngineFrames:
     """Frames from an `Engine` in this process."""
 
@@ -61,14 +74,11 @@ class EngineFrames:
             TraceGrammar(engine.tokenizer, vocab_size=engine.model.config.vocab_size) if constrained else None
         )
         # Where a model's own stop tokens come, its frame is over, if not well formed.
-        self._stop_ids = {*frame_ends(engine.tokenizer), *engine.model.config.stop_tokens}
+        self._stop_ids = {*frame_ends(engine.tokenizer), *engine.stop_tokens}
 
     def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
         """See `FrameSource`."""
-        room = self.engine.model.config.max_length - len(ids)
-        if room < 1:
-            raise SourceError(f"the model's context of {len(ids) + room:,} tokens is full")
-        limit = min(self.max_frame_tokens, room)
+        limit = _room(self.max_frame_tokens, self.engine.max_length, ids)
         constraints = [self._grammar.constraint(ids)] if self._grammar else None
         generation = self.engine.generate(
             [ids],
@@ -84,6 +94,9 @@ class EngineFrames:
 
 class ServerFrames:
     """Frames from a server of the OpenAI completions interface that takes and gives token ids, as vLLM does.
+
+    It should state `max_model_len` in its answer to `GET BASE_URL/models`: then no more tokens are asked for than its
+    context has left.
 
     It must answer `POST BASE_URL/completions` with a prompt of token ids, stop at `stop_token_ids`, and return the
     tokens as `token_ids`, which `return_token_ids` asks for, or name them `token_id:N` in its log probabilities, as a
@@ -117,22 +130,25 @@ class ServerFrames:
             ModuleNotFoundError: httpx is not installed.
         """
         key = (api_key or "").strip()
-        place = base_url.rstrip("/") + "/completions"
-        self._client = Client(place, key=lambda: key, request_seconds=timeout, retries=retries)
+        base = base_url.rstrip("/")
+        self._client = Client(f"{base}/completions", key=lambda: key, request_seconds=timeout, retries=retries)
+        self._models = Client(f"{base}/models", key=lambda: key, request_seconds=timeout, retries=0)
         self.url = self._client.url
         self.model = model
         self.max_frame_tokens = max_frame_tokens
         self.timeout = timeout
         self._vocab_size = tokenizer.vocab_size
         self._stop_ids = list(frame_ends(tokenizer))
+        self._length: Any = _UNKNOWN
 
     def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
         """See `FrameSource`."""
+        max_tokens = _room(self.max_frame_tokens, self._context_length(), ids)
         answer = self._post(
             ({} if self.model is None else {"model": self.model})
             | {
                 "prompt": np.asarray(ids).tolist(),
-                "max_tokens": self.max_frame_tokens,
+                "max_tokens": max_tokens,
                 "temperature": temperature,
                 "seed": seed,
                 "stop_token_ids": self._stop_ids,
@@ -164,6 +180,24 @@ class ServerFrames:
 
     def _is_token(self, value: object) -> bool:
         return type(value) is int and 0 <= value < self._vocab_size
+
+    def _context_length(self) -> int | None:
+        """The tokens of prompt and answer together that the server's list of models states; None where it states none.
+
+        Servers refuse a request for more tokens than are left, so `next_frame` must know.
+        """
+        if self._length is _UNKNOWN:
+            self._length = None
+            with suppress(EndpointError, TimeoutError, LookupError, TypeError, AttributeError):
+                models = self._get_models()["data"]
+                named = [model for model in models if self.model in (None, model["id"])]
+                if type(length := named[0]["max_model_len"]) is int:
+                    self._length = length
+        return self._length
+
+    def _get_models(self) -> dict[str, Any]:
+        """Return the server's list of models; raise EndpointError or TimeoutError where it has none."""
+        return self._models.get(deadline=time.monotonic() + self.timeout, max_bytes=_ANSWER_BYTES)
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
         # An answer may repeat the prompt.

@@ -68,8 +68,7 @@ class Demo:
         predictions = self.predict(tokenizer, untrained, trained, held_out)
         self.results["seconds"] = time.monotonic() - began
         self.show(held_out, predictions)
-        models.save(trained, self.out / "model")
-        tokenizer.save(self.out / "model")
+        models.save(trained, self.out / "model", tokenizer)
         (self.out / "results.json").write_text(json.dumps(self.results, indent=2))
         self.console.print(f"{self.results['seconds']:.0f} s in all; figures in {self.out / 'results.json'}")
 
@@ -106,7 +105,13 @@ class Demo:
         """The model before and after training."""
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
-        config = ModelConfig(vocab_size=tokenizer.vocab_size, max_length=4 * recipe.seq_len, **recipe.model)
+        config = ModelConfig(
+            vocab_size=tokenizer.vocab_size,
+            stop_tokens=tokenizer.stop_tokens,
+            bos_token=tokenizer.bos_token,
+            max_length=4 * recipe.seq_len,
+            **recipe.model,
+        )
         trained, untrained = Transformer(config), Transformer(config)
         initialize(trained)
         untrained.load_state_dict(trained.state_dict())
@@ -121,7 +126,8 @@ class Demo:
                 self.losses.append(step.loss)
                 show(step)
 
-            Trainer(trained, loader, settings, on_step).run()
+            if Trainer(trained, loader, settings, on_step).run() == "signal":
+                raise KeyboardInterrupt  # a model that is half trained has no scores worth showing
         seconds = time.monotonic() - began
         stats = loader.stats()
         speed = stats["tokens"] / seconds

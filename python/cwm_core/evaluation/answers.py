@@ -1,8 +1,7 @@
-"""Asking a model directly: prompts from templates, and reading what it answers. Nothing it writes is run here."""
+"""Asking a model directly: prompts from templates, and the texts that it answers. Nothing it writes is run here."""
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..machines.programs import parse_expression
 from .problems import Problem
+from .reading import answer_of_chat
 
 if TYPE_CHECKING:
     from ..inference import Engine
@@ -21,11 +20,6 @@ if TYPE_CHECKING:
 
 Style = Literal["completion", "chat", "reasoning"]
 STYLES: tuple[Style, ...] = ("completion", "chat", "reasoning")
-
-# Where an answer in a chat stands, and what reasoning ends with, as text and as the model's own token.
-_ANSWER = re.compile(r"\[ANSWER\](.*?)\[/ANSWER\]", re.DOTALL)
-_THOUGHT_ENDS = ("</think>", "<|reasoning_thinking_end|>")
-_STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
 
 
 def load_template(name: str, required: Sequence[str], path: str | os.PathLike[str] | None = None) -> str:
@@ -55,70 +49,40 @@ def ask(
 ) -> list[str | None]:
     """What the model answers to each text, None for nothing: after the text, or to it as the user's message of a chat.
 
-    A completion's answer is the rest of the line. A chat's is what stands between the last [ANSWER] and [/ANSWER],
-    without them its last line; with "reasoning", only what follows the reasoning counts. `sampling` goes to
-    `engine.generate`.
+    A completion's answer is the rest of the line. A chat's is as of `answer_of_chat`; with "reasoning", only what
+    follows the reasoning counts. `sampling` goes to `engine.generate`.
 
     Raises ValueError for an unknown style, and when the vocabulary lacks special tokens that are needed.
     """
     tokenizer: Tokenizer = engine.tokenizer
-    stops = [tokenizer.special_tokens[name] for name in _STOPS if name in tokenizer.special_tokens]
+    prompts = prompts_of(tokenizer, texts, style)
+    stops = tokenizer.stop_tokens
     if not stops:
-        raise ValueError(f"this vocabulary has none of the tokens that end an answer: {', '.join(_STOPS)}")
-    prompts: list[np.ndarray]
+        raise ValueError("this vocabulary has no token that ends an answer, as <|end_of_text|> or <|eot_id|>")
     if style == "completion":
-        prompts = [completion_prompt(tokenizer, text) for text in texts]
         on_token = _end_at(_newlines(tokenizer), stops[0])
         generations = engine.generate(prompts, max_new_tokens, stops, on_token=on_token, **sampling)
         return [_text(tokenizer, g.ids).partition("\n")[0].strip() or None for g in generations]
+    generations = engine.generate(prompts, max_new_tokens, stops, **sampling)
+    return [answer_of_chat(_text(tokenizer, g.ids), reasoning=style == "reasoning") for g in generations]
+
+
+def prompts_of(tokenizer: Tokenizer, texts: Sequence[str], style: Style) -> list[np.ndarray]:
+    """The tokens that `ask` puts before the model for each text, int32 [n]; raises as `ask`."""
+    if style == "completion":
+        return [completion_prompt(tokenizer, text) for text in texts]
     if style not in STYLES:
         raise ValueError(f"no style {style!r}; there are {', '.join(STYLES)}")
-    reasoning = style == "reasoning"
-    prompts = [
-        tokenizer.encode_chat([{"role": "user", "content": text}], reasoning=reasoning, add_generation_prompt=True)[0]
-        for text in texts
+    chats = [[{"role": "user", "content": text}] for text in texts]
+    return [
+        tokenizer.encode_chat(chat, reasoning=style == "reasoning", add_generation_prompt=True)[0] for chat in chats
     ]
-    generations = engine.generate(prompts, max_new_tokens, stops, **sampling)
-    return [answer_of_chat(_text(tokenizer, g.ids), reasoning=reasoning) for g in generations]
 
 
 def completion_prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """Tokens of a document that begins with the text, int32 [n]."""
     begin = tokenizer.special_tokens.get("<|begin_of_text|>")
     return np.concatenate([np.array([] if begin is None else [begin], np.int32), tokenizer.encode(text)])
-
-
-def answer_of_chat(text: str, *, reasoning: bool) -> str | None:
-    """The answer in an assistant's message; None if there is none, or if the reasoning did not come to its end."""
-    for end in _THOUGHT_ENDS:
-        _, ended, rest = text.rpartition(end)
-        if ended:
-            text, reasoning = rest, False
-    if reasoning:
-        return None
-    marked = _ANSWER.findall(text)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (marked[-1].strip() if marked else lines[-1].strip("`") if lines else None) or None
-
-
-def output_of_answer(answer: str) -> str:
-    """The value that an answer states: its own text, or of an assertion or comparison the right-hand side."""
-    text = answer.strip().removeprefix("assert ").strip()
-    tree = parse_expression(text)
-    if isinstance(tree, ast.Compare) and isinstance(tree.left, ast.Call):
-        return ast.get_source_segment(text, tree.comparators[-1]) or text
-    return text
-
-
-def arguments_of_answer(answer: str) -> str:
-    """The arguments that an answer states: its own text, or those of the call `f(...)` in a call or an assertion."""
-    text = answer.strip().removeprefix("assert ").strip()
-    tree = parse_expression(text)
-    call = tree.left if isinstance(tree, ast.Compare) else tree
-    if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "f":
-        segment = ast.get_source_segment(text, call) or ""
-        return segment.removeprefix("f").strip()[1:-1]
-    return text
 
 
 def answer_logprobs(engine: Engine, prompts: Iterable[np.ndarray], answers: Sequence[np.ndarray]) -> np.ndarray:
@@ -160,8 +124,7 @@ def _end_at(ids: frozenset[int], stop: int) -> Callable[[int, list[int]], list[i
 
 def _text(tokenizer: Tokenizer, ids: np.ndarray) -> str:
     """The text of generated ids, special tokens of chats and documents left out; up to an id that is no token."""
-    stops = {tokenizer.special_tokens.get(name) for name in _STOPS}
-    kept = [int(id) for id in ids if int(id) not in stops]
+    kept = [int(id) for id in ids if int(id) not in tokenizer.stop_tokens]
     try:
         return tokenizer.decode(kept)
     except ValueError:  # the model has more rows than the vocabulary has tokens

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..machines import Limits, Sandbox, literals_equal
 from ..machines.programs import DEFAULT_LIMITS, Outcome, check_sandbox, evaluate_with_arguments, in_parallel
-from ..trace import ParsedTrace
-from .answers import Style, arguments_of_answer, ask, fields_of, fill, load_template, output_of_answer
+from ..trace import ParsedTrace, last_return
+from .answers import Style, ask, fields_of, fill, load_template, prompts_of
 from .executions import How, check_how, predict_calls
 from .problems import Problem
+from .reading import arguments_of_answer, output_of_answer
 from .report import Report, Result, count_left_out, measure
-from .results import digest, limit_settings, run_batches
+from .results import digest, leaving_out, limit_settings, run_batches, too_long
 from .statistics import pass_at_k
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def evaluate_output(
     Args:
         engine: As of `evaluate_traces`.
         problems: With `output`.
-        how: "trace": the last return value of a predicted trace; "direct": the answer to a question.
+        how: "trace": the value that a predicted trace returns at its end; "direct": the answer to a question.
         style: How the question is put; see `ask`.
         template: A file to use in place of our own question, with `{code}` and `{input}` in it.
         samples: Answers drawn for each problem; with several, pass@k for k of 1, 5, 10, 100 and `samples`.
@@ -47,14 +48,25 @@ def evaluate_output(
         max_new_tokens: An answer stops there.
         options: As of `evaluate_traces`.
 
+    A problem whose question is longer than the model's context is left out, with the reason.
+
     Raises ValueError as `evaluate_traces`, for a template that lacks a field, and for several samples at temperature 0.
     """
+    from ..inference import trace_prompt
+
     check_how(how)
     _check_samples(samples, temperature)
     text = load_template(_template_name("output", style), ("code", "input"), template) if how == "direct" else ""
     sampling = {"temperature": temperature, "top_p": top_p}
 
     def solve(batch: Sequence[Problem], seed: int) -> list[Result]:
+        if how == "trace":
+            prompts = [trace_prompt(engine.tokenizer, problem.code, problem.call) for problem in batch]
+        else:
+            prompts = prompts_of(engine.tokenizer, [fill(text, **fields_of(problem)) for problem in batch], style)
+        return leaving_out(batch, too_long(engine, prompts, max_new_tokens), lambda kept: answer(kept, seed))
+
+    def answer(batch: Sequence[Problem], seed: int) -> list[Result]:
         drawn = [problem for problem in batch for _ in range(samples)]
         answers: list[str | None]
         if how == "trace":
@@ -101,6 +113,10 @@ def evaluate_input(
     sampling = {"temperature": temperature, "top_p": top_p}
 
     def solve(batch: Sequence[Problem], seed: int) -> list[Result]:
+        prompts = prompts_of(engine.tokenizer, [fill(text, **fields_of(problem)) for problem in batch], style)
+        return leaving_out(batch, too_long(engine, prompts, max_new_tokens), lambda kept: answer(kept, seed))
+
+    def answer(batch: Sequence[Problem], seed: int) -> list[Result]:
         drawn = [problem for problem in batch for _ in range(samples)]
         questions = [fill(text, **fields_of(problem)) for problem in drawn]
         said = ask(engine, questions, style, max_new_tokens, seed=seed, **sampling)
@@ -134,7 +150,9 @@ def evaluate_input(
 
 
 def _last_return(parsed: ParsedTrace) -> str | None:
-    return next((frame.arg for frame in reversed(list(parsed.frames)) if frame.event == "return"), None)
+    frames = list(parsed.frames)
+    returned = last_return(frames, complete=parsed.complete, depth=1)
+    return None if returned is None else frames[returned].arg
 
 
 def _sampled(batch: Sequence[Problem], samples: int, **columns: Sequence[Any]) -> list[Result]:
@@ -149,16 +167,17 @@ def _report_of_samples(
     task: str, problems: Sequence[Problem], results: list[Result], settings: dict[str, Any]
 ) -> Report:
     samples = settings["samples"]
+    solved = [result for result in results if "left_out" not in result]
     measures = [
         measure(
             f"pass@{k}",
-            [pass_at_k(samples, sum(result["right"]), k) for result in results],
+            [pass_at_k(samples, sum(result["right"]), k) for result in solved],
             share=samples == 1,
             seed=settings["seed"],
         )
         for k in sorted({1, samples, *(k for k in (5, 10, 100) if k < samples)})
     ]
-    answered = [sum(answer is not None for answer in result["answers"]) / samples for result in results]
+    answered = [sum(answer is not None for answer in result["answers"]) / samples for result in solved]
     measures.append(measure("answered", answered, share=samples == 1, seed=settings["seed"]))
     return Report(task, settings, measures, len(problems), count_left_out(results), results)
 

@@ -15,7 +15,7 @@ from ..trace import ParsedTrace, Trace
 from .answers import answer_logprobs, completion_prompt, fields_of, fill, load_template
 from .problems import Problem
 from .report import Measure, Report, Result, count_left_out, measure
-from .results import digest, limit_settings, run_batches
+from .results import digest, leaving_out, limit_settings, run_batches, too_long
 from .statistics import bootstrap_interval
 from .traces import TraceScores, score_trace
 
@@ -52,7 +52,8 @@ def evaluate_traces(
     """Predict the execution of each program greedily, and score it against the real one, recorded in a sandbox.
 
     The scores are those of `TraceScores`; besides, the mean number of tokens of a predicted state and action, means
-    over traces of each trace's mean. A program that cannot be recorded whole is left out, with the reason.
+    over traces of each trace's mean. A program that cannot be recorded whole, or is longer than the model's context, is
+    left out, with the reason.
 
     Args:
         engine: An `Engine` with a tokenizer, or what has its `generate` and `tokenizer`.
@@ -68,35 +69,36 @@ def evaluate_traces(
     Raises ValueError for other settings than those of the results in `folder`, SandboxError when the sandbox is not
     possible here.
     """
-    from ..inference import predict_traces
+    from ..inference import predict_traces, trace_prompt
 
     check_sandbox(backend)
     predict_options = dict(predict_options or {})
 
     def solve(batch: Sequence[Problem], seed: int) -> list[Result]:
+        prompts = [trace_prompt(engine.tokenizer, problem.code, problem.call) for problem in batch]
+        return leaving_out(batch, too_long(engine, prompts, max_new_tokens), record)
+
+    def record(batch: Sequence[Problem]) -> list[Result]:
         recorded = _record(batch, max_frames, limits, backend)
         traces = [outcome.value for outcome in recorded if outcome.value is not None]
+        reasons = [outcome.reason if outcome.value is None else None for outcome in recorded]
+        return leaving_out(batch, reasons, lambda kept: predict(kept, traces))
+
+    def predict(batch: Sequence[Problem], traces: Sequence[Trace]) -> list[Result]:
         predictions = predict_traces(engine, traces, max_new_tokens=max_new_tokens, **predict_options)
-        rest = iter(predictions)
-        results = []
-        for problem, outcome in zip(batch, recorded, strict=True):
-            if outcome.value is None:
-                results.append({"id": problem.id, "left_out": outcome.reason})
-                continue
-            prediction = next(rest)
-            results.append(
-                {
-                    "id": problem.id,
-                    "scores": asdict(score_trace(outcome.value, prediction.parsed)),
-                    "frames": len(outcome.value) - 1,
-                    "predicted_frames": len(prediction.parsed.frames),
-                    "tokens": len(prediction.ids),
-                    "error": prediction.parsed.error,
-                    **_mean_lengths(engine.tokenizer, prediction.parsed),
-                    "agrees": _agrees(problem, outcome.value),
-                }
-            )
-        return results
+        return [
+            {
+                "id": problem.id,
+                "scores": asdict(score_trace(trace, prediction.parsed)),
+                "frames": len(trace) - 1,
+                "predicted_frames": len(prediction.parsed.frames),
+                "tokens": len(prediction.ids),
+                "error": prediction.parsed.error,
+                **_mean_lengths(engine.tokenizer, prediction.parsed),
+                "agrees": _agrees(problem, trace),
+            }
+            for problem, trace, prediction in zip(batch, traces, predictions, strict=True)
+        ]
 
     settings = {"max_new_tokens": max_new_tokens, "max_frames": max_frames, **limit_settings(limits), **predict_options}
     results, settings = run_batches("traces", problems, solve, settings, **options)
@@ -146,21 +148,35 @@ def evaluate_termination(
     Accuracy and balanced accuracy (mean share of right answers among calls that end and among those that do not) are
     of the problems whose truth is known. Other arguments and errors are as of `evaluate_traces`.
     """
+    from ..inference import trace_prompt
+
     check_how(how)
     if any(problem.ends is None for problem in problems):
         check_sandbox(backend)
     text = load_template("termination", ("code", "input"), template) if how == "direct" else ""
 
     def solve(batch: Sequence[Problem], seed: int) -> list[Result]:
+        if how == "trace":
+            prompts = [trace_prompt(engine.tokenizer, problem.code, problem.call) for problem in batch]
+        else:
+            prompts = [completion_prompt(engine.tokenizer, question) for question in questions(batch)]
+        return leaving_out(batch, too_long(engine, prompts, max_new_tokens), tell)
+
+    def tell(batch: Sequence[Problem]) -> list[Result]:
         truths = in_parallel(lambda problem: _ends(problem, max_frames, limits, backend), batch)
-        known = [problem for problem, truth in zip(batch, truths, strict=True) if truth.value is not None]
-        rest = iter(predict(known))
-        return [
-            {"id": problem.id, "left_out": truth.reason}
-            if truth.value is None
-            else {"id": problem.id, "ends": truth.value, **next(rest)}
-            for problem, truth in zip(batch, truths, strict=True)
-        ]
+        known = [truth.value for truth in truths if truth.value is not None]
+        reasons = [truth.reason if truth.value is None else None for truth in truths]
+        return leaving_out(
+            batch,
+            reasons,
+            lambda kept: [
+                {"id": problem.id, "ends": ends, **said}
+                for problem, ends, said in zip(kept, known, predict(kept), strict=True)
+            ],
+        )
+
+    def questions(batch: Sequence[Problem]) -> list[str]:
+        return [fill(text, **fields_of(problem), steps=max_frames) for problem in batch]
 
     def predict(known: Sequence[Problem]) -> list[Result]:
         if how == "trace":
@@ -171,8 +187,7 @@ def evaluate_termination(
                 }
                 for prediction in predict_calls(engine, known, max_new_tokens)
             ]
-        questions = [fill(text, **fields_of(problem), steps=max_frames) for problem in known]
-        prompts = [completion_prompt(engine.tokenizer, question) for question in questions]
+        prompts = [completion_prompt(engine.tokenizer, question) for question in questions(known)]
         logprobs = answer_logprobs(engine, prompts, [engine.tokenizer.encode(answer) for answer in (" yes", " no")])
         return [{"predicted": bool(yes > no), "logprobs": [yes, no]} for yes, no in logprobs.tolist()]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,10 +16,33 @@ from ..machines import Limits
 from .problems import Problem
 from .report import Result, write_whole
 
+if TYPE_CHECKING:
+    from ..inference import Engine
+
 Progress = Callable[[int, int], object]
 
 BATCH = 64
 """Problems that are predicted together, unless a caller says otherwise."""
+
+
+def too_long(engine: Engine, prompts: Iterable[np.ndarray], max_new_tokens: int) -> list[str | None]:
+    """Why each prompt cannot be put before the engine's model, None where it can; engines that do not tell take all."""
+    refusal = getattr(engine, "refusal", lambda *_: None)
+    reasons = (refusal(len(prompt), max_new_tokens) for prompt in prompts)
+    return [reason and f"the prompt {reason}" for reason in reasons]
+
+
+def leaving_out(
+    problems: Sequence[Problem], reasons: Iterable[str | None], solve: Callable[[list[Problem]], list[Result]]
+) -> list[Result]:
+    """Results of the problems in order: of those that have a reason to be left out that reason, of others `solve`'s."""
+    reasons = list(reasons)
+    kept = [problem for problem, reason in zip(problems, reasons, strict=True) if reason is None]
+    solved = iter(solve(kept) if kept else [])
+    return [
+        next(solved) if reason is None else {"id": problem.id, "left_out": reason}
+        for problem, reason in zip(problems, reasons, strict=True)
+    ]
 
 
 def run_batches(

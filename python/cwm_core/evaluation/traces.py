@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 from cwm_core.machines.literals import literals_equal
-from cwm_core.trace import ParsedTrace, Trace
+from cwm_core.trace import ParsedTrace, Trace, last_return
 
 
 class FrameLike(Protocol):
@@ -38,7 +38,8 @@ class TraceScores:
     """
 
     output: float | None
-    """1 when the last return value equals the real one: as Python literals, else as text."""
+    """1 when the last return value equals the real one, as Python values, else as text; 0 for a prediction that is cut
+    before the entry returns, whatever an inner call returned."""
     valid_format: float | None
     """1 when the whole generation parses and ends with the end token."""
     state: float | None
@@ -58,7 +59,12 @@ def score_trace(real: Trace, predicted: ParsedTrace, *, given: int = 1) -> Trace
 
     ``predicted`` holds the frames after the first ``given`` ones, which stood in the prompt and are not scored.
     """
-    scores = _score_frames(list(real.frames)[given:], list(predicted.frames))
+    frames, given_frames = list(predicted.frames), list(real.frames)[:given]
+    scores = _score_frames(list(real.frames)[given:], frames)
+    depth = sum({"call": 1, "return": -1}.get(frame.event, 0) for frame in given_frames)
+    has_returned = last_return(frames, complete=predicted.complete, depth=depth) is not None
+    if last_return(list(real.frames), complete=False) is not None and not has_returned:
+        scores["output"] = 0.0
     malformed_state = int(predicted.error is not None and "its state is no JSON" in predicted.error)
     parsed = sum(frame.locals is not None for frame in predicted.frames)
     return TraceScores(

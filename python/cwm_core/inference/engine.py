@@ -68,6 +68,9 @@ class Engine:
         """
         self.model = model
         self.tokenizer = tokenizer
+        # A model whose configuration names none, as one of Meta's layout, still ends where its tokenizer says.
+        self.stop_tokens = frozenset([*model.config.stop_tokens, *getattr(tokenizer, "stop_tokens", ())])
+        """Where a request without `stop_ids` ends: at the stop tokens of the configuration and of the tokenizer."""
         self.max_batch = max_batch
         self.max_length = max_length or model.config.max_length
         self.prefill_chunk = prefill_chunk
@@ -101,7 +104,7 @@ class Engine:
         on_token: OnToken | None = None,
         constraints: Sequence[Constraint | None] | None = None,
     ) -> list[Generation]:
-        """Continue each prompt until a token of `stop_ids` (None: the model's own) or `max_new_tokens` tokens.
+        """Continue each prompt until a token of `stop_ids` (None: `Engine.stop_tokens`) or `max_new_tokens` tokens.
 
         `temperature` 0 takes the most likely token; otherwise tokens are drawn from the smallest set of most likely
         ones whose probability reaches `top_p`, repeatably for a `seed` and a prompt's place among the prompts,
@@ -150,16 +153,23 @@ class Engine:
                 f"got {request.max_new_tokens} and {request.top_logprobs}"
             )
         prompt = self._tokens(request.prompt, "the prompt")
+        if reason := self.refusal(len(prompt), request.max_new_tokens):
+            raise ValueError(f"a prompt of {len(prompt)} tokens {reason}")
         limit = min(request.max_new_tokens, self.max_length - len(prompt))
-        if limit < 1:
-            raise ValueError(f"a prompt of {len(prompt)} tokens leaves no room within max_length, {self.max_length}")
-        if self.max_cache_bytes is not None and self._bytes(1, len(prompt) + limit) > self.max_cache_bytes:
-            raise ValueError(f"{len(prompt) + limit} tokens need a cache of more than {self.max_cache_bytes} bytes")
-        stop_ids = self.model.config.stop_tokens if request.stop_ids is None else request.stop_ids
+        stop_ids = self.stop_tokens if request.stop_ids is None else request.stop_ids
         uniforms = np.random.default_rng(request.seed).random(limit if request.temperature else 0)
         handle = Handle(request, prompt, limit, sampling, frozenset(stop_ids), uniforms, prompt.tolist())
         self._waiting.append(handle)
         return handle
+
+    def refusal(self, prompt_tokens: int, max_new_tokens: int) -> str | None:
+        """Return why `submit` refuses a prompt of so many tokens, as the end of a sentence; None if it takes it."""
+        if prompt_tokens >= self.max_length:
+            return f"leaves no room within max_length, {self.max_length}"
+        tokens = min(prompt_tokens + max_new_tokens, self.max_length)
+        if not self._fits(1, tokens):
+            return f"and {max_new_tokens} more tokens need a cache of more than {self.max_cache_bytes} bytes"
+        return None
 
     def cancel(self, handle: Handle) -> None:
         """End a sequence with reason "cancelled", if it has not ended, and free its slot: at once, or after this step.

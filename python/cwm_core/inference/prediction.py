@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..tokenizer import Tokenizer
-from ..trace import ParsedTrace, Trace, source_context
+from ..trace import ParsedTrace, Trace, last_return, source_context
 from .engine import Engine, Generation
 from .grammar import TraceConstraint, TraceGrammar
 
@@ -61,9 +61,9 @@ class Output:
     """What a model predicted that a call returns."""
 
     value: str | None
-    """The rendered value of the last RETURN frame; None where none was predicted."""
+    """The rendered value that the call returns; None where the prediction was cut before or ends in an exception."""
     probability: float
-    """Of this value, given the predicted frames before it; 0 where none was predicted."""
+    """Of this value, given the predicted frames before it; 0 where there is none."""
     prediction: Prediction
     """The trace that led to it."""
 
@@ -139,13 +139,14 @@ def predict_traces(
 def predict_output(
     engine: Engine, code: str, call: str, *, max_new_tokens: int = 4096, source_lines: bool = False
 ) -> Output:
-    """Predict what `call` returns in the module `code`: the value of the last RETURN frame of `predict_trace`."""
+    """Predict what `call` returns in the module `code`: by the RETURN frame of `main()` in `predict_trace`."""
     prediction = predict_trace(engine, code, call, max_new_tokens=max_new_tokens, source_lines=source_lines)
-    returns = [i for i, frame in enumerate(prediction.parsed.frames) if frame.event == "return"]
-    if not returns:
+    frames = list(prediction.parsed.frames)
+    returned = last_return(frames, complete=prediction.parsed.complete, depth=1)
+    if returned is None:
         return Output(None, 0.0, prediction)
-    logprob = prediction.frame_logprobs(_tokenizer(engine))[returns[-1], 3]
-    return Output(prediction.parsed.frames[returns[-1]].arg, float(np.exp(logprob)), prediction)
+    logprob = prediction.frame_logprobs(_tokenizer(engine))[returned, 3]
+    return Output(frames[returned].arg, float(np.exp(logprob)), prediction)
 
 
 def predict_step(

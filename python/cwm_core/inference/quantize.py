@@ -15,14 +15,16 @@ def quantize_weights(model: Transformer, kind: str, device: str | torch.device |
     need never hold the model in full.
     Activations and products stay in the model's type. Embedding and output layer stay as they are: they are 5 % of the
     32 B model's weights, and errors of the output layer go straight into the logits. The model cannot be trained after.
-    Raises ValueError for another kind, ImportError where torchao is not installed.
+    Raises ValueError for another kind, ModuleNotFoundError where torchao is not installed.
     """
     if kind not in ("int8", "float8"):
         raise ValueError(f"no quantization {kind!r}; there are int8 and float8")
     try:
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
     except ImportError:
-        raise ImportError("quantization needs torchao: pip install cwm-core[float8]") from None
+        raise ModuleNotFoundError(
+            "quantization needs torchao: pip install 'cwm-core[float8]'", name="torchao"
+        ) from None
     config = Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig()
     quantize_(model.layers, config, lambda module, _: isinstance(module, nn.Linear), device=device)
 

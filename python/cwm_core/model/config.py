@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# Llama-3 tokens that end a generation, as the released checkpoints list them.
+if TYPE_CHECKING:
+    from ..tokenizer import Tokenizer
+
+# The vocabulary of Llama-3 and of the released checkpoints, with the ids that their `config.json` lists.
+LLAMA3_VOCABULARY = 128_256
+BOS_TOKEN = 128_000
 STOP_TOKENS = (128001, 128008, 128009)
 
 
@@ -23,6 +29,16 @@ class RopeConfig:
     high_freq_factor: float = 4.0
     original_length: int = 8192
 
+    def __post_init__(self) -> None:
+        """Check that there is a scaling with these numbers."""
+        for name in ("theta", "factor", "low_freq_factor", "high_freq_factor", "original_length"):
+            _check_positive(f"rope.{name}", getattr(self, name))
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"rope.high_freq_factor must be more than rope.low_freq_factor, got {self.high_freq_factor} and "
+                f"{self.low_freq_factor}"
+            )
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -30,10 +46,14 @@ class ModelConfig:
 
     `layer_windows` is the window of each layer, in tokens with the token itself, None where the layer is global. Left
     empty, it is made from `global_every` and `window`: with 4, layers 0, 4, 8, ... are global.
-    Raises ValueError when sizes contradict each other.
+
+    `stop_tokens` and `bos_token` belong to a vocabulary: take them from the tokenizer's properties of the same names.
+    Left out, they are Llama-3's for a vocabulary of its size, and none for any other.
+
+    Raises ValueError when sizes contradict each other, and for a stop token or `bos_token` outside the vocabulary.
     """
 
-    vocab_size: int = 128_256
+    vocab_size: int = LLAMA3_VOCABULARY
     width: int = 6144
     ffn_width: int = 21_504
     layers: int = 64
@@ -46,24 +66,68 @@ class ModelConfig:
     max_length: int = 131_072
     norm_eps: float = 1e-5
     rope: RopeConfig = field(default_factory=RopeConfig)
-    stop_tokens: tuple[int, ...] = STOP_TOKENS
+    stop_tokens: tuple[int, ...] = None  # type: ignore[assignment]  # `__post_init__` fills it in
+    bos_token: int | None = None
     tied: bool = False
     """Whether the output layer is the embedding."""
 
     def __post_init__(self) -> None:
-        """Fill in `layer_windows` and check the sizes."""
+        """Fill in what was left out, and check the values."""
+        if self.stop_tokens is None:
+            is_llama3 = self.vocab_size == LLAMA3_VOCABULARY
+            object.__setattr__(self, "stop_tokens", STOP_TOKENS if is_llama3 else ())
+            if self.bos_token is None and is_llama3:
+                object.__setattr__(self, "bos_token", BOS_TOKEN)
         if not self.layer_windows:
+            if self.global_every < 1:
+                raise ValueError(f"global_every must be at least 1, got {self.global_every}")
             windows = tuple(None if i % self.global_every == 0 else self.window for i in range(self.layers))
             object.__setattr__(self, "layer_windows", windows)
+        self._check_sizes()
+        self._check_tokens()
+
+    def _check_sizes(self) -> None:
         if len(self.layer_windows) != self.layers:
             raise ValueError(f"layer_windows has {len(self.layer_windows)} entries for {self.layers} layers")
-        for name in ("vocab_size", "width", "ffn_width", "layers", "heads", "kv_heads", "head_size", "window"):
+        for name in (
+            "vocab_size",
+            "width",
+            "ffn_width",
+            "layers",
+            "heads",
+            "kv_heads",
+            "head_size",
+            "window",
+            "max_length",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        _check_positive("norm_eps", self.norm_eps)
+        for window in self.layer_windows:
+            if window is not None and window < 1:
+                raise ValueError(f"a window of layer_windows must be at least 1 or None, got {window}")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.head_size % 2:
             raise ValueError(f"head_size must be even for rotary positions, got {self.head_size}")
+
+    def _check_tokens(self) -> None:
+        for token in (*self.stop_tokens, *(() if self.bos_token is None else (self.bos_token,))):
+            name = "a stop token" if token in self.stop_tokens else "bos_token"
+            if type(token) is not int:
+                raise ValueError(f"{name} must be a token id, got {token!r}")
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(
+                    f"{name} {token} is outside the vocabulary of {self.vocab_size}: use those of the model's tokenizer"
+                )
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raise ValueError if the tokenizer has ids that the model has no embedding for."""
+        if tokenizer.vocab_size > self.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {self.vocab_size}: "
+                "use the tokenizer that the model was trained with"
+            )
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> ModelConfig:
@@ -73,6 +137,11 @@ class ModelConfig:
         # Before version 5, transformers wrote the scaling by itself.
         rope = config.get("rope_parameters") or {"rope_theta": config["rope_theta"], **config["rope_scaling"]}
         stop_tokens = config.get("eos_token_id") or ()
+        stop_tokens = (stop_tokens,) if isinstance(stop_tokens, int) else tuple(stop_tokens)
+        bos_token = config.get("bos_token_id")
+        if config["vocab_size"] <= BOS_TOKEN:  # transformers writes Llama-3's into every model that names none
+            stop_tokens = () if stop_tokens == STOP_TOKENS else stop_tokens
+            bos_token = None if bos_token == BOS_TOKEN else bos_token
         expected = {"hidden_act": "silu", "mlp_bias": False, "attention_dropout": 0.0}
         for name, value in expected.items():
             if config.get(name, value) != value:
@@ -99,7 +168,8 @@ class ModelConfig:
                 high_freq_factor=rope["high_freq_factor"],
                 original_length=rope["original_max_position_embeddings"],
             ),
-            stop_tokens=(stop_tokens,) if isinstance(stop_tokens, int) else tuple(stop_tokens),
+            stop_tokens=stop_tokens,
+            bos_token=bos_token,
             tied=config.get("tie_word_embeddings", False),
         )
 
@@ -131,8 +201,15 @@ class ModelConfig:
                 "high_freq_factor": self.rope.high_freq_factor,
                 "original_max_position_embeddings": self.rope.original_length,
             },
+            # Left out where there is none: transformers refuses a null, or takes it for the ids of Llama-3.
+            **({} if self.bos_token is None else {"bos_token_id": self.bos_token}),
             **({"eos_token_id": list(self.stop_tokens)} if self.stop_tokens else {}),
         }
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a number above 0, got {value}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

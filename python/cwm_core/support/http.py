@@ -47,7 +47,7 @@ class Cancelled(EndpointError):
 
 
 class Client:
-    """Posts JSON to one URL, and tries again what fails in passing.
+    """Asks one URL for JSON, and tries again what fails in passing.
 
     A failure is in passing when there was no connection, the time of a try ran out, the answer was cut, or its status
     is 408, 409, 425, 429, 500, 502, 503, 504, or 529. The next try comes after 1, 2, 4, ... seconds, or as long as the
@@ -91,9 +91,17 @@ class Client:
             Cancelled: `cancel` was called meanwhile.
             EndpointError: Anything else failed.
         """
-        content = json.dumps(body).encode()
+        return self._request("POST", json.dumps(body).encode(), deadline, seed, max_bytes)
+
+    def get(self, *, deadline: float = math.inf, seed: int = 0, max_bytes: int | None = None) -> dict[str, Any]:
+        """Return the JSON object at the URL; arguments and errors are those of `post`."""
+        return self._request("GET", b"", deadline, seed, max_bytes)
+
+    def _request(
+        self, method: str, content: bytes, deadline: float, seed: int, max_bytes: int | None
+    ) -> dict[str, Any]:
         limit = MAX_ANSWER_BYTES if max_bytes is None else max_bytes
-        asked = asyncio.run_coroutine_threadsafe(self._ask(content, deadline, seed, limit), _loop())
+        asked = asyncio.run_coroutine_threadsafe(self._ask(method, content, deadline, seed, limit), _loop())
         self._pending.add(asked)
         try:
             return asked.result()
@@ -108,14 +116,14 @@ class Client:
         for asked in tuple(self._pending):
             asked.cancel()
 
-    async def _ask(self, content: bytes, deadline: float, seed: int, limit: int) -> dict[str, Any]:
+    async def _ask(self, method: str, content: bytes, deadline: float, seed: int, limit: int) -> dict[str, Any]:
         jitter = random.Random(seed)
         failure = ""
         try:
             async with asyncio.timeout(None if deadline == math.inf else deadline - time.monotonic()):
                 for attempt in range(self._retries + 1):
                     try:
-                        return await self._try(content, limit, min(deadline, time.monotonic() + self._seconds))
+                        return await self._try(method, content, limit, min(deadline, time.monotonic() + self._seconds))
                     except _Passing as error:
                         passing = error
                     failure = f"; the last of {attempt + 1} tries: {passing}"
@@ -130,14 +138,14 @@ class Client:
             raise TimeoutError(f"{self.url}: no time is left{failure}") from None
         raise _with_status(EndpointError(f"{passing} (the last of {attempt + 1} tries)"), passing.status)
 
-    async def _try(self, content: bytes, limit: int, until: float) -> dict[str, Any]:
+    async def _try(self, method: str, content: bytes, limit: int, until: float) -> dict[str, Any]:
         httpx, key = self._httpx, self._checked_key()
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         try:
             async with (
                 asyncio.timeout(self._seconds),
                 httpx.AsyncClient(timeout=None, verify=self._tls) as client,
-                client.stream("POST", self.url, content=content, headers=headers) as response,
+                client.stream(method, self.url, content=content, headers=headers) as response,
             ):
                 if not response.is_success:
                     raise await self._refusal(response, key, (until - time.monotonic()) / 2)

@@ -39,6 +39,9 @@ CWM_SPECIAL_TOKENS: tuple[str, ...] = _native.CWM_SPECIAL_TOKENS
 # The special tokens that `transformers` knows by their role.
 _TOKEN_ROLES = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "pad_token": "<|pad|>"}
 
+# The special tokens that end a generation: of a document, and of a message.
+_STOP_TOKENS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+
 # Of a file that a vocabulary is trained from, this much is read at a time.
 _FILE_BYTES = 1 << 20
 
@@ -197,6 +200,17 @@ class Tokenizer:
     def special_tokens(self) -> dict[str, int]:
         """Ids of the special tokens by name, in the order of the ids; a new dict each time."""
         return self._native.special_tokens
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Ids of the special tokens that end a document or a message, which a model stops at; those that there are."""
+        special = self.special_tokens
+        return tuple(special[name] for name in _STOP_TOKENS if name in special)
+
+    @property
+    def bos_token(self) -> int | None:
+        """Id of the special token that begins a document, None where there is none."""
+        return self.special_tokens.get("<|begin_of_text|>")
 
     @property
     def pattern(self) -> str:

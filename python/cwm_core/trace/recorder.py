@@ -305,6 +305,27 @@ def source_lines(context: str) -> list[str]:
     return [line.removesuffix(_MARK + "\n") + "\n" if line in marked else line for line in lines] + kept
 
 
+def last_return(frames: Sequence[Any], *, complete: bool, depth: int = 0) -> int | None:
+    """Find the frame by which the entry of an execution returned.
+
+    A trace that was cut often ends within a call, whose RETURN frame says nothing about the entry.
+
+    Args:
+        frames: Frames in order, each with `event`.
+        complete: Whether the trace goes on to its end.
+        depth: Activations that are open before the first frame, 1 after a prompt with the frame that calls `main()`.
+
+    Returns:
+        The index of the last frame, if that is the RETURN frame of the entry; None if the execution was cut before or
+        if an exception ended it.
+    """
+    if not frames or frames[-1].event != "return":
+        return None
+    is_unwound = len(frames) > 1 and frames[-2].event == "exception" and frames[-1].arg == "None"
+    open_after = depth + sum({"call": 1, "return": -1}.get(frame.event, 0) for frame in frames)
+    return len(frames) - 1 if (complete or open_after == 0) and not is_unwound else None
+
+
 def _main_lines(code: str, call: str) -> list[str]:
     """The module that ``record_source`` runs, by physical lines: they end at ``\\n``, ``\\r\\n`` or ``\\r`` only."""
     return io.StringIO(f"\n{code}\ndef main():\n    return {call}\n", newline=None).readlines()

@@ -132,9 +132,7 @@ def run(config: RunConfig, on_step: OnStep | None = None) -> str:
         with _reports(config, on_step if world.is_main else None, world.is_main) as report:
             reason = Trainer(model, loader, config.training, report, world).run()
         if reason != "signal":
-            models.save(model, config.output)
-            if world.is_main:
-                tokenizer.save(config.output)
+            models.save(model, config.output, tokenizer)
     return reason
 
 
@@ -224,20 +222,24 @@ def model_config(table: dict[str, Any], tokenizer: Tokenizer | None) -> ModelCon
     if "rope" in changes:
         rope = checked(changes["rope"], {f.name: type(f.default) for f in dataclasses.fields(RopeConfig)})
         changes["rope"] = dataclasses.replace(start.rope, **rope)
+    vocab_size = (defaults | changes).get("vocab_size", start.vocab_size)
+    if tokenizer and vocab_size < tokenizer.vocab_size:
+        raise ValueError(f"vocab_size {vocab_size} is less than the tokenizer's {tokenizer.vocab_size}")
     if "folder" in table:
         config = dataclasses.replace(start, **{key: value for key, value in changes.items() if key != "folder"})
     else:
         config = models.preset(changes.pop("preset"), **defaults | changes)
-    if tokenizer and config.vocab_size < tokenizer.vocab_size:
-        raise ValueError(f"vocab_size {config.vocab_size} is less than the tokenizer's {tokenizer.vocab_size}")
     return config
 
 
 def _of_vocabulary(tokenizer: Tokenizer | None) -> dict[str, Any]:
     if tokenizer is None:
         return {}
-    end = tokenizer.special_tokens.get("<|end_of_text|>")
-    return {"vocab_size": tokenizer.vocab_size, "stop_tokens": () if end is None else (end,)}
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "stop_tokens": tokenizer.stop_tokens,
+        "bos_token": tokenizer.bos_token,
+    }
 
 
 def _model(config: RunConfig, shape: ModelConfig, world: World) -> Transformer:
@@ -270,5 +272,6 @@ def _prepare_output(run: RunConfig, model: ModelConfig, world: World) -> None:
         return
     before = json.loads(file.read_text())
     for key, value in model.to_hf().items():
-        if before.get(key) != value:
+        # Training depends on the shape alone, not on which tokens begin and end a generation.
+        if key not in ("bos_token_id", "eos_token_id") and before.get(key) != value:
             raise ValueError(f"{run.output} holds a run of a model with {key} = {before.get(key)}, not {value}")

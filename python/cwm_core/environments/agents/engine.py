@@ -42,9 +42,7 @@ class EngineAgent:
         if engine.tokenizer is None:
             raise ValueError("an agent's engine needs a tokenizer")
         self._engine, self._tokenizer = engine, engine.tokenizer
-        special = engine.tokenizer.special_tokens
-        ends = [special[name] for name in ("<|eot_id|>", "<|end_of_text|>") if name in special]
-        self._stop_ids = frozenset([*engine.model.config.stop_tokens, *ends])
+        self._stop_ids = engine.stop_tokens
         self._temperature, self._top_p, self._reasoning = temperature, top_p, reasoning
         self._more = settings or {}
         self._turn_of = threading.Condition()

@@ -8,13 +8,15 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -35,6 +37,8 @@ logger = logging.getLogger(__name__)
 LARGE_BODY = 16_384
 CLIENT_GONE = 499
 
+_LOCAL_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -46,6 +50,8 @@ class Limits:
     """Sequences of one request: its prompts times n."""
     max_tokens: int | None = None
     """Generated tokens of a sequence; None: as many as the model's length leaves."""
+    clamp_max_tokens: bool = False
+    """Generate as many tokens as are possible where a request asks for more, instead of refusing it."""
     body_bytes: int = 4 << 20
     request_seconds: float = 600.0
     """From the body's arrival to the last token, the queue included."""
@@ -82,8 +88,7 @@ class Service:
         self.metrics = Metrics(self.worker)
         self.created = int(time.time())
         self._key = None if api_key is None else _digest(api_key)
-        special = tokenizer.special_tokens
-        self._end_of_turn = [special[name] for name in ("<|eot_id|>", "<|end_of_text|>") if name in special]
+        self._stop_tokens = frozenset([*engine.model.config.stop_tokens, *tokenizer.stop_tokens])
 
     def check_key(self, authorization: str) -> None:
         """Raise `ApiError` unless the header holds the key, if there is one."""
@@ -93,6 +98,11 @@ class Service:
         # Of digests, so that neither content nor length of the key shows in the time it takes.
         if not hmac.compare_digest(_digest(key.strip()), self._key) or scheme.lower() != "bearer":
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+    def check_model(self, name: str) -> None:
+        """Raise `ApiError` for the name of another model than the one that is served."""
+        if name != self.name:
+            raise ApiError(404, f"there is no model {name[:200]!r}", "model", "model_not_found")
 
     def completion(self, body: bytes) -> Job:
         """The job of a request to `/v1/completions`. Raises `ApiError`."""
@@ -105,7 +115,7 @@ class Service:
             else:
                 prompts.append(list(prompt))
                 check_ids(prompt, self.engine.model.config.vocab_size, "prompt")
-        return Job(request, prompts, self._sequences(request, prompts, ()))
+        return Job(request, prompts, self._sequences(request, prompts))
 
     def chat(self, body: bytes) -> Job:
         """The job of a request to `/v1/chat/completions`. Raises `ApiError`."""
@@ -119,19 +129,19 @@ class Service:
         is_continued = bool(messages) and messages[-1]["role"] == "assistant"
         prefix = _continued(messages[-1]) if is_continued else "<think>\n" if request.reasoning else ""
         prompts = [ids.tolist()]
-        return Job(request, prompts, self._sequences(request, prompts, self._end_of_turn), prefix)
+        return Job(request, prompts, self._sequences(request, prompts), prefix)
 
     def _check(self, request: Completion | Chat, prompts: int) -> None:
         options = request.options
-        if options.model is not None and options.model != self.name:
-            raise ApiError(404, f"there is no model {options.model[:200]!r}", "model", "model_not_found")
+        if options.model is not None:
+            self.check_model(options.model)
         if prompts * options.n > self.limits.max_choices:
             raise invalid(f"prompts times n may be at most {self.limits.max_choices}", "n")
         check_ids(options.stop_ids, self.engine.model.config.vocab_size, "stop_token_ids")
 
-    def _sequences(self, request: Completion | Chat, prompts: list[list[int]], ends: Any) -> list[Request]:
+    def _sequences(self, request: Completion | Chat, prompts: list[list[int]]) -> list[Request]:
         options, config = request.options, self.engine.model.config
-        stop_ids = frozenset(options.stop_ids).union(() if options.ignore_eos else {*config.stop_tokens, *ends})
+        stop_ids = frozenset(options.stop_ids).union(() if options.ignore_eos else self._stop_tokens)
         seed = secrets.randbits(63) if options.seed is None else options.seed % 2**64
         sequences = []
         for prompt in prompts:
@@ -155,6 +165,8 @@ class Service:
         limit, length = self.limits.max_tokens, self.engine.max_length
         if not prompt:
             raise invalid("the prompt is empty", "prompt")
+        if wanted is not None and self.limits.clamp_max_tokens and prompt < length:
+            wanted = min(wanted, length - prompt, limit or length)
         if prompt + (wanted or 1) > length:
             raise invalid(
                 f"the prompt of {prompt} tokens and {wanted or 1} more exceed the model's length of {length}",
@@ -288,10 +300,13 @@ def create_app(
     name: str,
     limits: Limits | None = None,
     api_key: str | None = None,
+    cors_origins: Sequence[str] | None = None,
 ) -> Starlette:
     """An ASGI application that serves the engine's model under `name`, with the OpenAI protocol.
 
     The engine belongs to it while its lifespan runs. With an `api_key`, `/v1/` answers only requests that bear it.
+    Web pages of `cors_origins` may use it from a browser, `["*"]` for all. None means all where an `api_key` guards it,
+    else those that this machine serves itself, so that no other page can make use of a visitor's model.
     `app.state.service` is what the routes share.
     """
     service = Service(engine, tokenizer, name, limits or Limits(), api_key)
@@ -304,10 +319,17 @@ def create_app(
         finally:
             await service.worker.stop()
 
+    served = {"id": name, "object": "model", "created": service.created, "owned_by": "cwm-core"}
+    served |= {"max_model_len": engine.max_length}
+
     async def models(request: HttpRequest) -> Response:
         service.check_key(request.headers.get("authorization", ""))
-        model = {"id": name, "object": "model", "created": service.created, "owned_by": "cwm-core"}
-        return JSONResponse({"object": "list", "data": [model | {"max_model_len": engine.max_length}]})
+        return JSONResponse({"object": "list", "data": [served]})
+
+    async def model(request: HttpRequest) -> Response:
+        service.check_key(request.headers.get("authorization", ""))
+        service.check_model(request.path_params["name"])
+        return JSONResponse(served)
 
     async def health(request: HttpRequest) -> Response:
         try:
@@ -324,14 +346,29 @@ def create_app(
             Route("/v1/completions", Generate(service, CompletionChoice, service.completion), methods=["POST"]),
             Route("/v1/chat/completions", Generate(service, ChatChoice, service.chat), methods=["POST"]),
             Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
             Route("/health", health),
             Route("/metrics", metrics),
         ],
         exception_handlers={HTTPException: _http_error, ApiError: _api_error},
+        middleware=[_cross_origin(cors_origins, has_key=api_key is not None)],
         lifespan=lifespan,
     )
     app.state.service = service
     return app
+
+
+def _cross_origin(origins: Sequence[str] | None, *, has_key: bool) -> Middleware:
+    """What lets web pages of other origins read answers (CORS)."""
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=origins if origins is not None else ["*"] if has_key else [],
+        allow_origin_regex=_LOCAL_ORIGIN if origins is None and not has_key else None,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["retry-after"],
+        max_age=600,
+    )
 
 
 async def _http_error(request: HttpRequest, error: Exception) -> Response:

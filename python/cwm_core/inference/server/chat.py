@@ -17,6 +17,11 @@ from ...tokenizer.chat import REASONING_SYSTEM_PROMPT
 # The name of the only argument where a call's content is no JSON object, and the schema names none.
 CONTENT = "content"
 
+# A schema with none of these, or with empty ones, allows only the empty object.
+_KEYS_OF_PARAMETERS = (
+    "properties", "patternProperties", "additionalProperties", "$ref", "allOf", "anyOf", "oneOf", "required",
+)  # fmt: skip
+
 TOOLS_PROMPT = (
     "You can use tools. To call one, write its name and what it is given in exactly this form, each tag on a line of "
     "its own:\n\n<tool: NAME>\nCONTENT\n</tool>\n\n"
@@ -39,7 +44,12 @@ class Tool:
     name: str
     description: str
     parameters: Mapping[str, Any]
-    """The JSON schema of its arguments."""
+    """The JSON schema of its arguments; empty where it is not known, as of a tool that only the model names."""
+
+    @property
+    def takes_nothing(self) -> bool:
+        """Whether it has no parameters."""
+        return bool(self.parameters) and not any(self.parameters.get(key) for key in _KEYS_OF_PARAMETERS)
 
     @property
     def parameter(self) -> str | None:
@@ -52,7 +62,9 @@ class Tool:
 
     def prompt(self) -> str:
         """What the model is told of it."""
-        if self.parameter is None:
+        if self.takes_nothing:
+            content = "It takes no parameters: leave CONTENT empty."
+        elif self.parameter is None:
             content = f"CONTENT is a JSON object of this schema: {json.dumps(self.parameters)}"
         else:
             described = self.parameters["properties"][self.parameter].get("description")
@@ -63,6 +75,8 @@ class Tool:
         """The JSON object that a call's content stands for."""
         if self.parameter is not None:
             return json.dumps({self.parameter: content})
+        if self.takes_nothing and not _is_object(content):
+            return "{}"
         return content if _is_object(content) else json.dumps({CONTENT: content})
 
     def content(self, arguments: str) -> str:
@@ -72,6 +86,8 @@ class Tool:
             values = json.loads(arguments)
         except (ValueError, RecursionError):
             return arguments
+        if values == {} and self.takes_nothing:
+            return ""
         if isinstance(values, dict) and values.keys() == {key} and isinstance(values[key], str):
             return values[key]
         return arguments

@@ -17,19 +17,29 @@ IGNORED = frozenset({
 
 # What this server cannot do, with the values that ask for nothing.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
     "audio": (),
+    "continue_final_message": (False,),
     "echo": (False,),
     "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
     "logit_bias": ({},),
     "min_p": (0,),
+    "min_tokens": (0,),
     "modalities": (["text"],),
     "prediction": (),
     "presence_penalty": (0,),
+    "priority": (0,),
+    "prompt_logprobs": (),
     "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
+    "spaces_between_special_tokens": (True,),
     "suffix": ("",),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
     "web_search_options": (),
 }
 
@@ -138,7 +148,7 @@ def read_chat(body: bytes) -> Chat:
     max_tokens = fields.integer("max_completion_tokens", max_tokens, least=1)
     wants_logprobs = fields.boolean("logprobs")
     top = fields.integer("top_logprobs", None, least=0, most=MAX_TOP_LOGPROBS)
-    if top is not None and not wants_logprobs:
+    if top and not wants_logprobs:
         raise invalid("top_logprobs needs logprobs to be true", "top_logprobs")
     options = _options(fields, max_tokens=max_tokens, logprobs=(top or 0) if wants_logprobs else None)
     tools = tuple(_tool(i, tool) for i, tool in enumerate(fields.objects("tools")))
@@ -235,10 +245,10 @@ class Fields:
 def _options(fields: Fields, *, max_tokens: int | None, logprobs: int | None) -> Options:
     stream = fields.boolean("stream")
     stream_options = fields.object("stream_options")
-    if stream_options and not stream:
-        raise invalid("stream_options needs stream to be true", "stream_options")
     more = Fields(stream_options)
     include_usage = more.boolean("include_usage")
+    if include_usage and not stream:
+        raise invalid("stream_options needs stream to be true", "stream_options")
     more.get("include_obfuscation")  # of no use without an eavesdropper who sees sizes; harmless
     more.finish()
     return Options(
@@ -310,7 +320,7 @@ def _tool(number: int, tool: Mapping[str, Any]) -> Tool:
     if tool.get("type") != "function" or not isinstance(function, dict):
         raise invalid(f"{where} is not of the type function", where)
     name, description = function.get("name"), function.get("description") or ""
-    parameters = function.get("parameters") or {}
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
     if not isinstance(name, str) or not name.strip() or set(name) & set("<>\n"):
         raise invalid(f"{where} has no name that can be written in a tool call", f"{where}.function.name")
     if not isinstance(description, str):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import STOP_TOKENS, ModelConfig, RopeConfig
+from ..config import BOS_TOKEN, STOP_TOKENS, ModelConfig, RopeConfig
 from .layout import Layout
 from .stored import Part, Stored, fill, pth_file, safetensors_file
 
@@ -57,6 +57,7 @@ class Meta(Layout):
         if not 1 <= values["n_layers"] <= MAX_LAYERS:
             raise ValueError(f"n_layers must be between 1 and {MAX_LAYERS}, got {values['n_layers']}")
         heads, max_length = values["n_heads"], values["max_seq_len"]
+        is_llama3 = values["vocab_size"] > max(STOP_TOKENS)
         windows = _layer_windows(values["n_layers"], max_length, **(values.get("window_attn") or {}))
         return ModelConfig(
             vocab_size=values["vocab_size"],
@@ -71,7 +72,8 @@ class Meta(Layout):
             max_length=max_length,
             norm_eps=values.get("norm_eps", 1e-5),
             rope=_rope(values),
-            stop_tokens=STOP_TOKENS if values["vocab_size"] > max(STOP_TOKENS) else (),
+            stop_tokens=STOP_TOKENS if is_llama3 else (),
+            bos_token=BOS_TOKEN if is_llama3 else None,
             tied=values.get("weight_tying", False),
         )
 

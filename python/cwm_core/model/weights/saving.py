@@ -6,17 +6,22 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ...support.files import sync
+from ..config import ModelConfig
 from ..transformer import Transformer
 from . import dcp, huggingface, meta
 from .layout import Layout, write_json
 from .ranks import Ranks
+
+if TYPE_CHECKING:
+    from ...tokenizer import Tokenizer
 
 Format = Literal["huggingface", "meta", "dcp"]
 
@@ -31,8 +36,15 @@ MARKERS = {
 WEIGHTS = {"huggingface": "model-*-of-*.safetensors", "meta": "__*_*.distcp", "dcp": "__*_*.distcp"}
 
 
+MAX_SHARD_BYTES = 5 * 10**9
+
+
 def save(
-    model: Transformer, folder: str | Path, format: Format = "huggingface", max_shard_bytes: int = 5 * 10**9
+    model: Transformer,
+    folder: str | Path,
+    tokenizer: Tokenizer | Format | None = None,
+    format: Format | int = "huggingface",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write the model so that `load` reads it back bit for bit, and so does
 
@@ -42,6 +54,10 @@ def save(
     - "dcp": torch.distributed.checkpoint, on any number of processes; config.json and a distributed checkpoint with
       the names of `Transformer` under `model`
 
+    With a `tokenizer`, its files are written too, as `Tokenizer.save` does: the folder is then all that `cwm predict`
+    and `cwm serve` need. Where the model's configuration names no stop tokens or no `bos_token`, the configuration in
+    the folder names the tokenizer's. The format may also stand third, with `max_shard_bytes` fourth.
+
     A new folder appears whole. In one that exists, weights of the same format are replaced, and other files left; if
     that is cut off, the folder has the old weights, the new, or none that `load` would take, never a mixture. Weights
     are not copied in memory but a tensor at a time, or a shard where they are not on a CPU.
@@ -50,14 +66,18 @@ def save(
     "huggingface", tensors are gathered one at a time, and rank 0 has a shard of the files in memory; for the other two
     every rank writes its own parts.
 
-    Raises ValueError for an unknown format, for weights on the meta device and for a model that Meta's parameters
-    cannot express, and FileExistsError for a folder with a model of another format.
+    Raises ValueError for an unknown format, for weights on the meta device, for a tokenizer with more tokens than the
+    model, and for a model that Meta's parameters cannot express, and FileExistsError for a folder with a model of
+    another format.
     """
+    if isinstance(tokenizer, str):
+        max_shard_bytes = format if isinstance(format, int) else max_shard_bytes
+        tokenizer, format = None, tokenizer
     if format not in get_args(Format):
         raise ValueError(f"format is {format!r}, expected one of {', '.join(get_args(Format))}")
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}")
-    layout, config = LAYOUTS[format](), model.config
+    layout, config = LAYOUTS[format](), _with_tokens(model.config, tokenizer)
     weights = _weights(model)
     values = layout.config_values(config, model.lm_head.weight.dtype)
     ranks = Ranks(sharded=any(isinstance(tensor, DTensor) for tensor in weights.values()))
@@ -68,6 +88,17 @@ def save(
             huggingface.write(named, partial, max_shard_bytes, ranks)
         else:
             dcp.write(weights, partial, layout, config, ranks)
+        if tokenizer is not None:
+            ranks.once(lambda: tokenizer.save(partial))
+
+
+def _with_tokens(config: ModelConfig, tokenizer: Tokenizer | None) -> ModelConfig:
+    """The configuration with the tokenizer's stop tokens and first token where it names none."""
+    if tokenizer is None:
+        return config
+    config.check_tokenizer(tokenizer)
+    bos_token = tokenizer.bos_token if config.bos_token is None else config.bos_token
+    return replace(config, stop_tokens=config.stop_tokens or tokenizer.stop_tokens, bos_token=bos_token)
 
 
 def _weights(model: Transformer) -> dict[str, Tensor]:

@@ -1,0 +1,248 @@
+"""Read the value or the arguments that a chat model states, whatever it writes around them. Nothing is run."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+import warnings
+from bisect import bisect
+from collections.abc import Iterator
+from itertools import islice
+
+from ..machines.literals import STRING
+from ..machines.programs import parse_expression
+
+# What begins and ends reasoning: as text, and as the names of the model's own tokens.
+_THOUGHT_BEGINS = ("<think>", "<|reasoning_thinking_start|>")
+_THOUGHT_END = re.compile(r"</think>|<\|reasoning_thinking_end\|>")
+_MARK = re.compile(r"\[(/?)ANSWER\]")
+_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n`]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_INLINE = re.compile(r"(?<!`)(`{1,3})(?!`)(.+?)(?<!`)\1(?!`)")
+# "Output:", "**Answer**:", "The final answer is", as far as they begin a line.
+_LABEL = re.compile(
+    r"(?:the )?(?:final |expected |return )?(?:output|answer|result|value|input)s?\s*(?::|=>|->|=|is\b:?)", re.I
+)
+_SEPARATOR = re.compile(r":|=>|->|→|⇒|(?<![=!<>])=(?!=)|\b(?:is|be|returns?|gives?|outputs?|equals?|get)\b")
+_MOST_SEPARATORS = 100
+_MOST_LINES = 200  # of the end of an answer, in which a literal over several lines is looked for
+
+
+def answer_of_chat(text: str, *, reasoning: bool) -> str | None:
+    """The answer in an assistant's message; None if there is none, or if the reasoning did not come to its end.
+
+    It stands between the last [ANSWER] and [/ANSWER], one of which may be missing; else it is a code block or a value
+    that the text ends with, else the last line. Code fences, backticks, bold type, labels as "Output:" and a period are
+    no part of it. A mark within a string literal is none.
+    """
+    ends = list(_outside_strings(_THOUGHT_END, text))
+    if ends:
+        text = text[ends[-1].end() :]
+    elif reasoning or text.lstrip().startswith(_THOUGHT_BEGINS):
+        return None
+    marked = [part for part in _marked(text) if part.strip()]
+    for part in marked:
+        if stated := _stated(part):
+            return stated
+    if marked:
+        return _bare(marked[0].strip()) or None
+    text = _MARK.sub("", text) if _MARK.search(text) else text
+    lines = [line for line in text.splitlines() if line.strip().strip("`~")]
+    return _stated(text) or (_bare(lines[-1].strip()) or None if lines else None)
+
+
+def output_of_answer(answer: str) -> str:
+    """The value that an answer states: its own text, or of an assertion or assignment the right-hand side."""
+    text = answer.strip()
+    statement = _last_statement(text.removeprefix("assert "))
+    if text.startswith("assert "):
+        statement = _last_statement(text) or statement
+    match statement:
+        case ast.Assert(test=value) | ast.Assign(value=value) | ast.Expr(value=value):
+            pass
+        case _:
+            return text.removeprefix("assert ").strip()
+    if isinstance(value, ast.Compare) and isinstance(value.left, ast.Call):
+        value = value.comparators[-1]
+    elif isinstance(value, ast.Compare) and _is_call_of_f(value.comparators[-1]):
+        value = value.left
+    elif isinstance(statement, ast.Expr):
+        return text.removeprefix("assert ").strip()
+    return _segment(text, value)
+
+
+def arguments_of_answer(answer: str) -> str:
+    """The arguments that an answer states: its own text, or those of the call `f(...)` in a call or an assertion."""
+    text = answer.strip()
+    statement = _last_statement(text)
+    value = statement.test if isinstance(statement, ast.Assert) else getattr(statement, "value", None)
+    sides = [value.left, *value.comparators] if isinstance(value, ast.Compare) else [value]
+    for side in sides:
+        if _is_call_of_f(side):
+            return _segment(text, side).removeprefix("f").strip()[1:-1]
+    return text.removeprefix("assert ").strip()
+
+
+# ---- marks
+
+
+def _outside_strings(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    """The matches that do not lie within a string literal."""
+    strings = [match.span() for match in STRING.finditer(text)]
+    for match in pattern.finditer(text):
+        before = bisect(strings, (match.start(),)) - 1  # the last string that begins further left
+        if before < 0 or strings[before][1] <= match.end():
+            yield match
+
+
+def _marked(text: str) -> list[str]:
+    """What stands between marks, the last first; a mark may be missing, or be doubled."""
+    marks = list(_outside_strings(_MARK, text)) or list(_MARK.finditer(text))
+    edges = [*(mark.start() for mark in marks), len(text)][1:]
+    parts = [text[mark.end() : edge] for mark, edge in zip(marks, edges, strict=True) if not mark[1]]
+    if marks and not parts:  # the question may end with the opening mark
+        parts = [text[: marks[0].start()]]
+    return parts[::-1]
+
+
+# ---- values within prose
+
+
+def _stated(text: str) -> str | None:
+    """The last statement of a text that is code, or of its last code block; the value that prose ends with; or None."""
+    blocks = [block for block in _FENCE.finditer(text) if block[2].strip()]
+    if blocks and not text[blocks[-1].end() :].strip():
+        return _code(blocks[-1][2]) or _prose(blocks[-1][2])
+    found = _code(text) or _prose(text)
+    return found or next((code for block in reversed(blocks) if (code := _code(block[2]))), None)
+
+
+def _code(text: str) -> str | None:
+    """The last statement of a program, if it states a value; of `print(f(1))  # 5`, the 5."""
+    text = textwrap.dedent(text).strip()
+    statement = _last_statement(text)
+    if statement is None:
+        return text if _are_keywords(text) else None
+    value = getattr(statement, "value", None)
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "print":
+        *_, comment = text.rpartition("#")
+        return _prose(comment) if "#" in text else None
+    return _stated_by(statement, text)
+
+
+def _prose(text: str) -> str | None:
+    """The value that a text ends with: on its last lines, or within the last one."""
+    lines = [line for line in text.strip().splitlines() if line.strip()][-_MOST_LINES:]
+    if not lines:
+        return None
+    for begin in reversed(range(len(lines))):
+        whole = textwrap.dedent("\n".join(lines[begin:])).strip()
+        if stated := _stated_by(_last_statement(whole, alone=True), whole):
+            return stated
+    return _in_line(lines[-1].strip())
+
+
+def _in_line(line: str) -> str | None:
+    """The value in a line of prose: in backticks, else what follows a label or a verb."""
+    for match in reversed(list(_INLINE.finditer(line))):
+        if _is_literal(match[2].strip()):
+            return match[2].strip()
+    bare = _bare(line)
+    ends = [match.end() for match in islice(_outside_strings(_SEPARATOR, bare), _MOST_SEPARATORS)]
+    inline = [match[2].strip() for match in reversed(list(_INLINE.finditer(line)))]
+    for part in (bare, *(_without_period(bare[end:].strip()) for end in ends), *inline):
+        if stated := _stated_by(_last_statement(part, alone=True), part):
+            return stated
+    return None
+
+
+def _bare(text: str) -> str:
+    """The text without what Markdown and prose put around a value, if it is not code as it stands."""
+    if _is_code(text):
+        return _without_period(text)
+    text = re.sub(r"^(?:[>#*+] +|#+ *)", "", text)
+    text = _replace_outside_strings(r"\*\*|`+", "", text).strip()
+    text = _LABEL.sub("", text, count=1).strip() if _LABEL.match(text) else text
+    return _without_period(text)
+
+
+def _without_period(text: str) -> str:
+    """The text without a period that ends a sentence; `3.` is one too, which `repr` never writes."""
+    rest = text.removesuffix(".").rstrip()
+    return rest if rest != text and _is_code(rest) and (rest[-1:].isdigit() or not _is_code(text)) else text
+
+
+def _replace_outside_strings(pattern: str, by: str, text: str) -> str:
+    places = {match.start() for match in _outside_strings(re.compile(pattern), text)}
+    return re.sub(pattern, lambda match: by if match.start() in places else match[0], text)
+
+
+# ---- syntax
+
+
+def _last_statement(text: str, *, alone: bool = False) -> ast.stmt | None:
+    """The last statement of a text that is Python; None for other text, or if it is not `alone` though it should be."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the parser, about "\d" and the like
+            body = ast.parse(text).body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+    return body[-1] if body and (not alone or len(body) == 1) else None
+
+
+def _is_code(text: str) -> bool:
+    return parse_expression(text) is not None or (text.startswith("assert ") and _last_statement(text) is not None)
+
+
+def _is_literal(text: str) -> bool:
+    tree = parse_expression(text)
+    return tree is not None and not isinstance(tree, ast.Call) and _is_value(tree)
+
+
+def _are_keywords(text: str) -> bool:
+    """Whether a text is keyword arguments, as `a=1, b=2`."""
+    call = parse_expression(f"f({text})")
+    return isinstance(call, ast.Call) and bool(call.keywords) and all(_is_value(word.value) for word in call.keywords)
+
+
+def _stated_by(statement: ast.stmt | None, text: str) -> str | None:
+    """The text of a statement that states a value, else None."""
+    if statement is None or not _is_statement_of_value(statement):
+        return None
+    return _without_period(_segment(text, statement))
+
+
+def _is_statement_of_value(statement: ast.stmt) -> bool:
+    match statement:
+        case ast.Expr(value=value) | ast.Assign(value=value):
+            return _is_value(value)
+        case ast.Assert(test=ast.Compare() | ast.Call() as test):
+            return _is_value(test)
+    return False
+
+
+def _is_value(tree: ast.expr) -> bool:
+    """Whether an expression states a value: not the words of a sentence, which would be names and operators on them."""
+    if isinstance(tree, ast.Compare):
+        return any(_is_value(side) for side in (tree.left, *tree.comparators) if not isinstance(side, ast.Call))
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in called:
+            continue
+        if isinstance(node, (ast.Attribute, ast.Lambda)):
+            return False
+        if isinstance(node, ast.Name) and node.id not in ("nan", "inf", "int", "list", "dict", "set", "str", "float"):
+            return False
+        waiting += ast.iter_child_nodes(node)
+    return not (isinstance(tree, ast.Name) and tree.id not in ("nan", "inf"))
+
+
+def _is_call_of_f(tree: object) -> bool:
+    return isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "f"
+
+
+def _segment(text: str, node: ast.stmt | ast.expr) -> str:
+    return ast.get_source_segment(text, node) or text
