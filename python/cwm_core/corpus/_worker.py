@@ -74,7 +74,8 @@ class Worker:
         gc.freeze()  # pages that children share stay shared
 
     def serve(self) -> None:
-        """Answer each order in turn."""
+        """Say that orders are taken, and answer each in turn."""
+        self.answer(failed("ready"), b"")
         with os.fdopen(self.orders, "rb", closefd=False) as orders:
             while head := orders.read(LENGTH.size):
                 message = json.loads(orders.read(LENGTH.unpack(head)[0]))
@@ -150,7 +151,9 @@ class Worker:
             os.waitpid(child, 0)
         os.chdir("/")
         for folder in SHARED_FOLDERS if self.isolated else (self.settings["folder"],):
-            wipe(folder, self.settings["mounted"])
+            wipe(folder)
+        for path, target in self.settings["entries"]:
+            restore(path, target)
         if self.isolated and any(has_entries(path) for path in IPC_LISTS):
             raise RuntimeError("System V IPC objects were left")
 
@@ -312,21 +315,26 @@ def failed(reason: str) -> dict[str, Any]:
     return {"reason": reason, "effects": []}
 
 
-def wipe(folder: str, mounted: list[str]) -> None:
-    """Remove everything in a folder but what is mounted there, and the folders on the way to it."""
+def wipe(folder: str) -> None:
+    """Remove everything in a folder."""
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
-        if path in mounted:
-            continue
-        if any(other.startswith(path + os.sep) for other in mounted):
-            wipe(path, mounted)
-        elif os.path.isdir(path) and not os.path.islink(path):
+        if os.path.isdir(path) and not os.path.islink(path):
             try:
                 os.rmdir(path)
             except OSError:  # it holds something
                 importlib.import_module("shutil").rmtree(path)
         else:
             os.unlink(path)
+
+
+def restore(path: str, target: str | None) -> None:
+    """Make a link, or an empty folder, that leads to what the sandbox shows; see `sandbox.scratch_entries`."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if target is None:
+        os.makedirs(path, exist_ok=True)
+    else:
+        os.symlink(target, path)
 
 
 def has_entries(path: str) -> bool:

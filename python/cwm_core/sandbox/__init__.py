@@ -8,6 +8,7 @@ Two backends, always an explicit choice, never a silent fall back:
 """
 
 from .bubblewrap import refusal as bubblewrap_refusal
+from .bubblewrap import scratch_entries
 from .literals import evaluate_literal, literals_equal
 from .process import Backend, Completed, HeadTail, Limits, Process, SandboxError, remove_tree, run, run_python
 
@@ -24,4 +25,5 @@ __all__ = [
     "remove_tree",
     "run",
     "run_python",
+    "scratch_entries",
 ]
