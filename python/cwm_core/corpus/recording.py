@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple, Self
 from .. import sandbox
 from ..data.traces import TrainingDocument, encode_for_training
 from ..tokenizer import Tokenizer
-from .contests import judge_digest
 from .context import ContextTooLarge, narrow
 from .filters import (
     PERMISSIVE,
@@ -24,6 +23,7 @@ from .filters import (
     sketch,
     terminates,
 )
+from .judging import Judge
 from .sample import Drop, Filter, Sample
 from .unit import HASH_SEEDS, Unit
 from .workers import LIMITS, Answer, Order, Worker
@@ -165,10 +165,16 @@ class Recording:
             if answer.trace is None:
                 return Left(id, Drop("limit of a clock" if answer.by_clock else str(answer.reason), id))
         provenance = dict(unit.provenance)
-        if (expected := provenance.pop("expected", None)) is not None:
-            provenance["passes"] = judge_digest(first.trace, expected[number], call=order.call is not None)
+        provenance.pop("expected", None)
         effects = first.effects | second.effects
-        return self.judged(Sample(id, unit.code, order.call or "", first.trace, provenance, second.trace, effects))
+        sample = Sample(id, unit.code, order.call or "", first.trace, provenance, second.trace, effects)
+        result = self.judged(sample)
+        if isinstance(result, Left) or not unit.outputs:
+            return result
+        passes = Judge(self.settings.limits, self.settings.backend)(unit, number, first.trace)
+        if isinstance(passes, Drop):
+            return Left(id, passes)
+        return result._replace(metadata=result.metadata | {"passes": passes})
 
     def judged(self, sample: Sample) -> Kept | Left:
         """The sample in its final form, or which filter drops it; its second recording is in `Sample.again`."""

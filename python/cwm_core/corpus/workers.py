@@ -27,6 +27,8 @@ LIMITS = sandbox.Limits(
 _MAX_TRACE_BYTES = 64 << 20  # of a recording, in the sample's process and unpacked in this one
 _IN_FLIGHT = 16  # orders that a worker has before it: it need not wait for this side between two of them
 _WORKER_MEMORY = 256 << 20  # what the worker itself may hold
+# Libraries start a thread for each processor else, and meet the limit on processes.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _START_SECONDS = 60.0  # that a sandbox has to start and to import
 _FOREVER = 10 * 365 * 86400  # seconds
 _SAID = 2000  # bytes kept of what a sandbox writes to standard error
@@ -129,7 +131,7 @@ class Worker:
             folder=self._folder,
             limits=limits,
             backend=self._backend,
-            env={"PYTHONHASHSEED": str(self._hash_seed)},
+            env={"PYTHONHASHSEED": str(self._hash_seed), **ONE_THREAD},
             readable=readable,
         )
         if self._preload is not None:
