@@ -122,9 +122,9 @@ def test_long_values_are_compared_as_a_whole(recording, tmp_path):
 
 def test_prelude():
     assert with_prelude("x = 1\n") == "x = 1\n"
-    code = '"""What it does."""\nfrom __future__ import annotations\nx: List[int] = [gcd(4, 6)]\n'
+    code = '"""What it does."""\nfrom __future__ import annotations\nx = List[int], [gcd(4, 6)]\n'
     lines = with_prelude(code).splitlines()
-    assert lines[2:4] == ["from typing import List", "from math import gcd"] and lines[:2] == code.splitlines()[:2]
+    assert lines[2:4] == ["from math import gcd", "from typing import List"] and lines[:2] == code.splitlines()[:2]
     own = "from typing import *\ndef gcd(a, b):\n    return a\ndef f(deque):\n    global heappop\n    heappop = deque\n"
     assert with_prelude(own + "gcd(1, 2)\nheappop\n") == own + "gcd(1, 2)\nheappop\n"
     names: dict = {}

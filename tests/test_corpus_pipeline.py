@@ -43,11 +43,22 @@ UNITS = [
     unit("secret", "y = 'AKIAIOSFODNN7EXAMPLQ'\nz = y[:2]\nreturn z"),
     unit("licence", "y = 2\nz = 3\nreturn y * z", licence="GPL-3.0-only"),
     unit("short", "return x"),
+    unit("module", "import json\ny = json\nz = y.__name__\nreturn z"),
+    unit(
+        "message", "try:\n    from json import absent\nexcept ImportError as error:\n    y = str(error)\n    return y"
+    ),
+    unit("folder", "import os\ny = os.path.expanduser('~')\nz = y\nreturn z"),
+    unit("own path", "y = '/tmp/a'\nz = y + '/b'\nreturn z"),
+    unit("process", "import os\ny = os.getpid() > 0\nz = y\nreturn z"),
+    unit("memory", "try:\n    y = bytearray(1 << 40)\nexcept MemoryError:\n    y = None\nreturn y"),
+    unit("memory in C", "y = 1\nz = '-' * (1 << 34)\nreturn y"),
+    unit("raises memory", "y = 1\nif y:\n    raise MemoryError('mine')"),
     unit("raises", "y = 1\nz = x[7]\nreturn z"),
 ]
 REASONS = {
     "duplicate": 1, "effect: clock": 1, "not deterministic": 1, "effect: file": 1, "truncated": 1,
-    "ended by exit code 1": 1, "secret": 1, "licence not allowed": 1,
+    "ended by exit code 1": 1, "secret": 1, "licence not allowed": 1, "shows the machine": 3, "effect: machine": 1,
+    "limit: memory": 2,
 }  # fmt: skip
 
 
@@ -75,7 +86,7 @@ def test_every_drop_has_its_reason(tmp_path):
     dropped = summary.drops.to_json()["dropped"]
     assert dropped == REASONS, summary.drops.to_json()
     traces, tokens, _ = content(tmp_path / "c")
-    assert [key for key, *_ in traces] == ["sorts#0", "short#0", "raises#0"]
+    assert [key for key, *_ in traces] == ["sorts#0", "short#0", "own path#0", "raises memory#0", "raises#0"]
     assert summary.drops.kept == len(traces) == len(tokens)
     assert summary.tokens == sum(len(document[0]) for document in tokens)
     _, metadata, trace = traces[0]

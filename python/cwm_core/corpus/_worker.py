@@ -186,12 +186,13 @@ def become_samples(worker: Worker, orders: list[dict[str, Any]], answers: int) -
 def obey(worker: Worker, order: dict[str, Any]) -> bytes:
     """Record what the order names: the header's JSON, a newline, and the stored trace."""
     recorder = worker.recorder(**order["options"])
-    effects = worker.effects(clocks=order["effects"] == "all") if order["effects"] != "none" else None
-    reason = None
+    reason, effects = None, None
     if order["stdin"]:
         give_input(order["stdin"])
     try:
-        prepare(order)
+        own = prepare(order)
+        if order["effects"] != "none":
+            effects = worker.effects(clocks=order["effects"] == "all", own=own)
         with effects or contextlib.nullcontext():
             record(recorder, order)
     except SyntaxError:
@@ -204,14 +205,17 @@ def obey(worker: Worker, order: dict[str, Any]) -> bytes:
     return json.dumps(header).encode() + b"\n" + recorder.last.to_bytes()
 
 
-def prepare(order: dict[str, Any]) -> None:
-    """Read and write what recording needs, before effects are watched."""
+def prepare(order: dict[str, Any]) -> list[str]:
+    """Read and write what recording needs, before effects are watched: the files of the program's own frames."""
+    own = [importlib.import_module("cwm_core.trace")._SOURCE_NAME]
     if order["call"] is None:
         with open(PROGRAM, "w", encoding="utf-8", errors="surrogatepass") as file:
             file.write(order["code"])
-        linecache.getlines(os.path.abspath(PROGRAM))
+        own.append(os.path.abspath(PROGRAM))
     elif order["module"] is not None:
-        linecache.getlines(importlib.import_module(order["module"]).__file__ or "")
+        own.append(importlib.import_module(order["module"]).__file__ or "")
+    linecache.getlines(own[-1])
+    return own
 
 
 def record(recorder: Any, order: dict[str, Any]) -> None:

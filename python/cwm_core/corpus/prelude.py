@@ -51,12 +51,12 @@ def with_prelude(code: str) -> str:
     The imports stand on lines of their own before the first statement, but behind imports from `__future__` and the
     docstring. A solution that needs none is returned unchanged.
     """
-    missing = sorted(_undefined(code) & _IMPORTS.keys())
+    missing = _undefined(code) & _IMPORTS.keys()
     if not missing:
         return code
     lines = code.splitlines(keepends=True)
     place = _first_line(code)
-    return "".join([*lines[:place], *(_IMPORTS[name] + "\n" for name in missing), *lines[place:]])
+    return "".join([*lines[:place], *sorted(_IMPORTS[name] + "\n" for name in missing), *lines[place:]])
 
 
 def import_paths(code: str) -> tuple[str, ...]:

@@ -19,9 +19,11 @@ from .filters import (
     SizeLimits,
     Sketch,
     is_deterministic,
+    no_machine,
     no_secrets,
     sketch,
     terminates,
+    within_memory,
 )
 from .judging import Judge
 from .sample import Drop, Filter, Sample
@@ -167,7 +169,7 @@ class Recording:
         provenance = dict(unit.provenance)
         provenance.pop("expected", None)
         effects = first.effects | second.effects
-        sample = Sample(id, unit.code, order.call or "", first.trace, provenance, second.trace, effects)
+        sample = Sample(id, unit.code, order.call or "", first.trace, provenance, second.trace, effects, unit.paths)
         result = self.judged(sample)
         if isinstance(result, Left) or not unit.outputs:
             return result
@@ -180,7 +182,7 @@ class Recording:
         """The sample in its final form, or which filter drops it; its second recording is in `Sample.again`."""
         if sample.again is None:
             return Left(sample.id, Drop("not deterministic", "not in the second recording"))
-        for filter in (terminates, is_deterministic, NoEffects(self.settings.allow_effects)):
+        for filter in (terminates, is_deterministic, within_memory, NoEffects(self.settings.allow_effects)):
             if (drop := filter(sample)) is not None:
                 return Left(sample.id, drop)
         return self._kept(sample)
@@ -224,6 +226,8 @@ def orders_of(unit: Unit) -> Iterator[Order]:
 def _filters(settings: Settings) -> Iterator[Filter]:
     """Those that look at the sample as it would be kept, the cheapest first."""
     yield SizeLimits(min_frames=settings.min_frames)
+    if "machine" not in settings.allow_effects:
+        yield no_machine
     if settings.licences is not None:
         yield Licences(settings.licences)
     if settings.evaluation_sets:
