@@ -215,7 +215,7 @@ EFFECTS = [  # code, effects seen, those seen with clocks
     ("def f():\n    import numpy", "", ""),
     ("import os\ndef f(): return os.getpid()", "", "machine"),
     ("import getpass\ndef f(): return getpass.getuser()", "", "machine"),
-    ("import socket\ndef f(): return socket.gethostname()", "", "machine"),
+    ("import os\ndef f(): return os.uname().nodename", "", "machine"),
     ("import os\ndef f(): return os.path.abspath('x')", "", "machine"),
     ("import threading\ndef f():\n    with threading.RLock(): return threading.current_thread().name", "", ""),
     ("import collections\ndef f(): return repr(collections.UserList([1])), repr(collections.ChainMap())", "", ""),

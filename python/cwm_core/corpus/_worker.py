@@ -25,6 +25,7 @@ import struct
 import sys
 import time
 import types
+from collections.abc import Iterator
 from typing import Any
 
 LENGTH = struct.Struct("<I")
@@ -65,7 +66,8 @@ class Worker:
         register, os.register_at_fork = os.register_at_fork, lambda **_: None
         importlib.import_module("random")
         os.register_at_fork = register
-        self.recorder = importlib.import_module("cwm_core.trace").Recorder
+        with showing_modules_by_name():
+            self.recorder = importlib.import_module("cwm_core.trace").Recorder
         self.effects = importlib.import_module("cwm_core.corpus.filters.effects").Effects
         site.setquit()  # of what `site` brings, programs use exit()
         sys.argv, sys.stdin = [""], open(0, encoding="utf-8", errors="surrogatepass", closefd=False)  # noqa: SIM115
@@ -226,6 +228,21 @@ def record(recorder: Any, order: dict[str, Any]) -> None:
         recorder.record_call(sys.modules[order["module"]], order["call"])
     else:
         recorder.record_source(order["code"], order["call"])
+
+
+@contextlib.contextmanager
+def showing_modules_by_name() -> Iterator[None]:
+    """Import the recorder so that the text of a module is without its path, which belongs to this machine.
+
+    The recorder writes modules by itself if their specs are of the type that it finds when it is imported.
+    """
+    machinery = importlib.import_module("importlib.machinery")
+    importlib._bootstrap._module_repr = lambda module: f"<module {vars(module).get('__name__', '?')!r}>"
+    ordinary, machinery.ModuleSpec = machinery.ModuleSpec, type("ModuleSpec", (), {})
+    try:
+        yield
+    finally:
+        machinery.ModuleSpec = ordinary
 
 
 def give_input(text: str) -> None:

@@ -36,8 +36,7 @@ def record(order: dict) -> bytes:
 
 def evaluate(order: dict) -> bytes:
     """The `repr` of the call's value."""
-    sys.modules["__main__"] = module = types.ModuleType("__main__")  # where the program finds what it defined
-    names = vars(module)
+    names: dict = {"__name__": "__main__"}
     exec(compile(order["code"], "<program>", "exec", dont_inherit=True), names)
     call = compile(order["call"], "<call>", "eval", dont_inherit=True)
     value = eval(call, names, {"nan": math.nan, "inf": math.inf})  # which `repr` writes and no literal spells

@@ -154,7 +154,7 @@ class Effects:
         if name == "id":  # who asks is who uses it: what code that is called does with addresses is its own affair
             counts = frame is not None and self._is_own(frame)
         else:
-            counts = not self._is_import(name, frame) and not _is_bookkeeping(name, frame)
+            counts = not self._is_anothers(name, frame) and not _is_bookkeeping(name, frame)
         if counts:
             self.names.add(name)
 
@@ -162,13 +162,14 @@ class Effects:
         file = frame.f_code.co_filename
         return file in self._own if self._own is not None else not (_is_library(frame) or _is_installed(file))
 
-    def _is_import(self, name: str, frame: FrameType | None) -> bool:
-        """Whether the import of another module does it, be it the import system or the module's body."""
-        if name in ("network", "process"):
-            return False
-        while frame is not None and not self._is_own(frame):
-            if frame.f_code.co_filename.startswith(_IMPORT_SYSTEM):
+    def _is_anothers(self, name: str, frame: FrameType | None) -> bool:
+        """Whether the recorder does it, or the import of another module: the import system or the module's body."""
+        while frame is not None:
+            file = frame.f_code.co_filename
+            if file == _RECORDER or (file.startswith(_IMPORT_SYSTEM) and name not in ("network", "process")):
                 return True
+            if self._is_own(frame):
+                return False
             frame = frame.f_back
         return False
 
@@ -227,7 +228,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         frame = sys._getframe(1)  # raises an audit event of its own, which is none of those above
     except ValueError:  # no Python code at all
         frame = None
-    if name is not None and not (name == "file" and frame is not None and frame.f_code.co_filename == _RECORDER):
+    if name is not None:
         effects.add(name, frame)
 
 
