@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, Self
@@ -29,6 +29,9 @@ from .judging import Judge
 from .sample import Drop, Filter, Sample
 from .unit import HASH_SEEDS, Unit
 from .workers import LIMITS, Answer, Order, Worker
+
+NOT_IMPORTED = "cannot be imported"
+"""Why the calls of a module were not tried."""
 
 
 @dataclass(frozen=True)
@@ -146,20 +149,27 @@ class Recording:
         return self._recorders[key]
 
     def samples(self, units: Sequence[Unit]) -> list[Kept | Left]:
-        """What becomes of each call of each unit, in order."""
-        results: list[Kept | Left] = []
-        for key, group in groupby(units, lambda unit: (unit.module, unit.paths)):
+        """What becomes of each call of each unit, in order, but those first whose licence is not allowed."""
+        refused = [(unit, self.refused(unit.code, unit.provenance)) for unit in units]
+        results: list[Kept | Left] = [
+            Left(_id(unit, number), drop) for unit, drop in refused if drop for number, _ in enumerate(orders_of(unit))
+        ]
+        allowed = [unit for unit, drop in refused if drop is None]
+        for key, group in groupby(allowed, lambda unit: (unit.module, unit.paths)):
             orders = [(unit, order) for unit in group for order in orders_of(unit)]
             try:
                 answers = list(self.recorders(*key).record(orders))
             except ImportError as error:
-                results += [
-                    Left(_id(unit, i), Drop("cannot be imported", str(error))) for i, (unit, _) in _numbered(orders)
-                ]
+                results += [Left(_id(unit, i), Drop(NOT_IMPORTED, str(error))) for i, (unit, _) in _numbered(orders)]
                 continue
             for (number, (unit, order)), answer in zip(_numbered(orders), answers, strict=True):
                 results.append(self._sample(unit, number, order, *answer))
         return results
+
+    def refused(self, code: str, provenance: Mapping[str, Any]) -> Drop | None:
+        """Return why a source must not be used, or None: asked before anything of it runs."""
+        licences = self.settings.licences
+        return None if licences is None else Licences(licences).check(provenance.get("licence"), code)
 
     def _sample(self, unit: Unit, number: int, order: Order, first: Answer, second: Answer) -> Kept | Left:
         id = _id(unit, number)
