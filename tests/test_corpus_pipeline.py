@@ -1,5 +1,6 @@
 """A corpus is the same however often it was interrupted, and whoever made it."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -197,3 +198,54 @@ def test_ray_makes_the_same(tmp_path):
     with ray_cluster() as pool:
         make_corpus(tmp_path / "ray", UNITS, SETTINGS, description={"units": "test"}, pool=pool, part_items=4)
     assert content(tmp_path / "ray") == content(tmp_path / "here")
+
+
+def interrupt_at(items):
+    """What is told of items that are done, and then interrupts."""
+
+    def watch(done):
+        if done >= items:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+def test_an_interrupted_part_is_kept_and_made_whole(tmp_path):
+    units = [*UNITS, *(Unit(f"{seed:03}", *_program(seed), provenance=MIT) for seed in range(50))]
+    make(tmp_path / "whole", units, part_items=1000)
+    summaries = []
+    for items in (16, 32, 48):
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "cut", units, part_items=1000, watch=interrupt_at(items), progress=summaries.append)
+        traces, tokens, _ = content(tmp_path / "cut")
+        assert traces == content(tmp_path / "whole")[0][: len(traces)] and len(traces) == len(tokens) > 0
+        assert summaries[-1].items == items and summaries[-1].drops.kept == len(traces)
+    seen = []
+    make(tmp_path / "cut", units, part_items=1000, watch=seen.append)
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+    assert seen == [64, len(units)]  # what was done is not done again
+
+
+def test_an_interrupted_part_among_others(tmp_path):
+    units = [*UNITS, *(Unit(f"{seed:03}", *_program(seed), provenance=MIT) for seed in range(50))]
+    make(tmp_path / "whole", units, part_items=20)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "cut", units, part_items=20, watch=interrupt_at(36))
+    with pytest.raises(KeyboardInterrupt):  # before anything new is done
+        make(tmp_path / "cut", iter(_interrupting(units, 36)), part_items=20)
+    make(tmp_path / "cut", units, part_items=20)
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
+def _interrupting(units, at):
+    yield from units[:at]
+    raise KeyboardInterrupt
+
+
+def test_a_run_that_kept_nothing_does_not_block_another(tmp_path):
+    refused = [unit("gpl", "y = 1\nz = 2\nreturn y", licence="GPL-3.0-only")]
+    assert make(tmp_path / "c", refused).drops.to_json()["dropped"] == {"licence not allowed": 1}
+    any_licence = dataclasses.replace(SETTINGS, licences=None)
+    assert make(tmp_path / "c", refused, settings=any_licence).drops.kept == 1
+    with pytest.raises(ValueError, match="other sources or settings"):
+        make(tmp_path / "c", refused)

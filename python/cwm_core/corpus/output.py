@@ -190,10 +190,10 @@ class Corpus:
         if not self.parts or not self.parts[-1].interrupted:
             return _Started()
         part = self.parts.pop()
-        number, first = len(self.parts), self.parts[-1].shards if self.parts else 0
+        number = len(self.parts)
         traces = list(TraceReader(self._path(_TRACES, number, "cwmtraces")).entries())
-        shards = [self._path(_TOKENS, shard, "cwmtok") for shard in range(first, part.shards)]
-        documents = list(Shards(shards)) if shards else []
+        shards = Shards(self.folder / _TOKENS) if traces else []
+        documents = [shards[len(shards) - len(traces) + place] for place in range(len(traces))]
         sketches = list(self._read_sketches(number))
         kept = [
             Kept(id, trace.to_bytes(), TrainingDocument(d.tokens, d.loss_mask, d.spans), sketch, metadata)
