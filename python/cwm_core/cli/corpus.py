@@ -76,7 +76,8 @@ def _functions(args: argparse.Namespace) -> Summary:
     described = {name: getattr(args, name) for name in ("licence", "seed", "budget", "calls", "model")}
     licences = [args.licence] if args.licence else []
     try:
-        return _make(args, functions, _settings(args, licences), description | described, work)
+        # A function takes seconds: few at a time, so that Ctrl-C keeps nearly all that is done.
+        return _make(args, functions, _settings(args, licences), description | described, work, chunk_items=2)
     except EndpointError as error:
         raise ConnectionError(f"{error}; the same command goes on") from error
 
@@ -250,6 +251,7 @@ def _make(
     settings: Settings,
     description: dict[str, Any],
     work: Work | None = None,
+    **options: Any,
 ) -> Summary:
     from cwm_core.corpus.pipeline import make_corpus, record_units
 
@@ -270,6 +272,7 @@ def _make(
                 pool=pool,
                 progress=report,
                 watch=show or (lambda items: None),
+                **options,
             )
     except KeyboardInterrupt:
         say(args, f"what is done is in {args.output}; the same command resumes")

@@ -66,13 +66,15 @@ def make_corpus(
     progress: Callable[[Summary], None] = lambda summary: None,
     watch: Callable[[int], None] = lambda items: None,
     part_items: int = PART_ITEMS,
+    chunk_items: int = CHUNK_ITEMS,
 ) -> Summary:
     """Record what the items hold and keep what passes the filters, in `folder`; see `output.py`.
 
     Goes on where an earlier run ended, by whatever: the corpus is the same as of one run, and the same for every pool.
     `items` must come in the same order then, and `description` say what they are, in JSON: it is kept in the folder
-    with the settings, and compared. `work` and items are pickled, for pools of several processes. `progress` is
-    called after each part, `watch` with the number of items that are done after each few of them.
+    with the settings, and compared. A process takes `chunk_items` at a time, which makes no difference to the corpus.
+    `work` and items are pickled, for pools of several processes. `progress` is called after each part, `watch` with the
+    number of items that are done after each chunk.
 
     Ctrl-C (KeyboardInterrupt) finishes a smaller part with what there is, reports it to `progress`, and is raised.
 
@@ -83,7 +85,8 @@ def make_corpus(
     with Corpus(folder, described, vocab_size, settings.near_duplicates) as corpus:
         part: list[ChunkResult] = []
         left = islice(iter(items), corpus.items + corpus.started, None)
-        results = in_order(pool, partial(_results_of, settings, work), _in_chunks(left, part_items, corpus.started))
+        chunks = _in_chunks(left, chunk_items, part_items, corpus.started)
+        results = in_order(pool, partial(_results_of, settings, work), chunks)
 
         def finish(*, interrupted: bool = False) -> None:
             done = corpus.items + corpus.started + _count(part)
@@ -135,9 +138,9 @@ def _count(part: Iterable[ChunkResult]) -> int:
     return sum(items for items, _ in part)
 
 
-def _in_chunks(items: Iterator[Item], part_items: int, taken: int) -> Iterator[list[Item]]:
+def _in_chunks(items: Iterator[Item], size: int, part_items: int, taken: int) -> Iterator[list[Item]]:
     """Chunks of items that do not cross the ends of parts, of which the first has so many items already."""
-    while chunk := list(islice(items, min(CHUNK_ITEMS, part_items - taken))):
+    while chunk := list(islice(items, min(size, part_items - taken))):
         taken = (taken + len(chunk)) % part_items
         yield chunk
 
