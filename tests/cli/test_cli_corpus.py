@@ -112,3 +112,50 @@ def _names(path):
     names = {}
     exec(path.read_text(), names)
     return names
+
+
+def test_functions_that_cannot_be_imported_fail_loudly(tmp_path, capsys):
+    (tmp_path / "broken.py").write_text("import not_there_at_all\ndef f(x: int):\n    y = x\n    return y\n")
+    command = ["functions", tmp_path / "broken.py"]
+    assert corpus(*command, "--licence", "MIT", out=tmp_path / "out") == 1
+    assert "no module could be imported" in capsys.readouterr().err
+    assert corpus(*command, "--licence", "MIT", out=tmp_path / "out") == 1  # it is tried again
+    capsys.readouterr()
+    assert corpus(*command, out=tmp_path / "other") == 0  # its licence is looked at before it is imported
+    shown = capsys.readouterr()
+    assert "no known licence" in shown.out and "cannot be imported" not in shown.out
+    assert "nothing was kept" in shown.err and "1 functions\n" in shown.err
+    (tmp_path / "broken.py").write_text("def f(x: int):\n    y = x\n    return y\n")
+    assert corpus(*command, "--licence", "MIT", "--budget", 9, out=tmp_path / "other") == 0
+    assert len(entries(tmp_path / "other")) > 0
+
+
+def test_what_is_left_out_is_counted(tmp_path, capsys):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    code = "def {}(x: int):\n    y = x, 'ü'\n    return y\n"
+    (folder / "declared.py").write_bytes(("# coding: latin-1\n" + code.format("f")).encode("latin-1"))
+    (folder / "undeclared.py").write_bytes(code.format("g").encode("latin-1"))
+    (folder / "my-mod.py").write_text(code.format("h"))
+    (folder / "broken.py").write_text("def (:\n")
+    assert corpus("functions", folder, "--licence", "MIT", "--budget", 9, out=tmp_path / "out") == 0
+    said = capsys.readouterr().err
+    for reason in ("not in the encoding that it declares", "no name to be imported by", "does not parse"):
+        assert f"1 {reason}" in said
+    assert {entry.metadata["qualname"] for entry in entries(tmp_path / "out")} == {"f"}
+
+
+def test_the_licence_of_a_repository_is_looked_at_first(tmp_path, capsys):
+    project = tmp_path / "project"
+    (project / "pack").mkdir(parents=True)
+    (project / "pack" / "__init__.py").write_text("def f(x):\n    y = x\n    z = y\n    return z\n")
+    (project / "test_pack.py").write_text("from pack import f\n\ndef test_f():\n    assert f(1) == 1\n")
+    (project / "pytest.ini").write_text("[pytest]\naddopts = --snapshot-update --no-such-option\n")
+    out = tmp_path / "out"
+    assert corpus("repository", project, out=out) == 1
+    assert "no known licence" in capsys.readouterr().err and not out.exists()
+    assert corpus("repository", project, "--licence", "MIT", out=out) == 1
+    said = capsys.readouterr().err
+    assert "running the tests" in said and "syrupy" in said and "--test=-o --test=addopts=" in said
+    assert corpus("repository", project, "--licence", "MIT", "--test=-o", "--test=addopts=", out=out) == 0
+    assert [entry.metadata["function"] for entry in entries(out)] == ["pack:f"]

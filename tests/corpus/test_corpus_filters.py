@@ -163,6 +163,13 @@ def g():
 def f():
     pass
 """
+
+
+def in_loop(body: str) -> str:
+    """A program that runs a statement in a coroutine."""
+    return f"import asyncio\nasync def g():\n    {body}\ndef f(): return asyncio.run(g())"
+
+
 EFFECTS = [  # code, effects seen, those seen with clocks
     ("def f(): return sorted({3: 1}, key=str)", "", ""),
     ("def f():\n    import colorsys, wave, xml.dom.minidom", "", ""),  # an import is no input
@@ -180,6 +187,39 @@ EFFECTS = [  # code, effects seen, those seen with clocks
     ("import os\ndef f(): return os.urandom(2)", "", "entropy"),
     ("import secrets\ndef f(): return secrets.token_hex(2)", "", "entropy"),
     ("import time\ndef f(): return [t() for t in [time.perf_counter]]", "", "clock"),
+    ("import copy\ndef f(): return copy.deepcopy([[1], {2: [3]}])", "", ""),
+    (
+        "import dataclasses\n@dataclasses.dataclass\nclass A:\n    x: list\ndef f(): return dataclasses.asdict(A([1]))",
+        "",
+        "",
+    ),
+    ("import pprint\ndef f(): return pprint.pformat({1: [2, {3: 'x' * 99}]})", "", ""),
+    ("import json\ndef f(): return json.dumps([1, {'a': []}], indent=1)", "", ""),
+    ("import enum\ndef f(): return enum.Enum('E', 'a b')", "", ""),
+    ("import inspect, functools\ndef f(): return inspect.signature(functools.wraps(f)(lambda x: x))", "", ""),
+    (in_loop("await asyncio.sleep(0)"), "", ""),
+    (in_loop("await asyncio.wait_for(asyncio.sleep(0.001), 9)"), "", ""),
+    (in_loop("asyncio.get_running_loop().time()"), "", "clock"),
+    (in_loop("await asyncio.to_thread(len, '')"), "", "thread"),
+    (in_loop("await asyncio.start_server(print, '127.0.0.1', 0)"), "network", "network"),
+    ("import traceback\ndef f():\n    try: 1 / 0\n    except Exception: traceback.format_exc()", "", ""),
+    ("import linecache\ndef f(): return linecache.getline('/etc/passwd', 1)", "file", "file"),
+    ("import logging\ndef f(): logging.getLogger('x').error('y')", "", ""),
+    ("import datetime\ndef f(): return datetime.datetime.strptime('2020', '%Y')", "", ""),
+    ("import email.utils\ndef f(): return email.utils.formatdate()", "", "clock"),
+    ("import uuid\ndef f(): return uuid.uuid4()", "", "entropy"),
+    ("def f(): return open(0, closefd=False).read()", "input", "input"),
+    ("def f(): open(1, 'w', closefd=False).close()", "", ""),
+    ("import pathlib\ndef f(): pathlib.Path('/dev/stdin').read_text()", "input", "input"),
+    ("import pathlib\ndef f(): pathlib.Path('/etc/passwd').read_text()", "file", "file"),
+    ("def f():\n    import numpy", "", ""),
+    ("import os\ndef f(): return os.getpid()", "", "machine"),
+    ("import getpass\ndef f(): return getpass.getuser()", "", "machine"),
+    ("import os\ndef f(): return os.uname().nodename", "", "machine"),
+    ("import os\ndef f(): return os.path.abspath('x')", "", "machine"),
+    ("import threading\ndef f():\n    with threading.RLock(): return threading.current_thread().name", "", ""),
+    ("import collections\ndef f(): return repr(collections.UserList([1])), repr(collections.ChainMap())", "", ""),
+    ("def f(): return list(map(id, [1]))", "id", "id"),
     ("import datetime\nclass D(datetime.date): pass\ndef f(): return D.today()", "", "clock"),
 ]
 WATCH = """
@@ -202,7 +242,9 @@ print(json.dumps(seen))
 def test_effects(mode: str) -> None:
     """In a process of their own, since the hook stays in it."""
     codes = json.dumps([code for code, _, _ in EFFECTS])
-    done = subprocess.run([sys.executable, "-c", WATCH, codes, mode], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH, codes, mode], input="", capture_output=True, text=True, check=True
+    )
     seen = dict(zip([code for code, _, _ in EFFECTS], json.loads(done.stdout), strict=True))
     assert seen == {code: with_clocks if mode == "clocks" else without for code, without, with_clocks in EFFECTS}
 

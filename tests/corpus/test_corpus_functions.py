@@ -12,6 +12,7 @@ from cwm_core.corpus.functions.choice import RAISING_SHARE, choose
 from cwm_core.corpus.functions.coverage import ENTERED, RAISED, RETURNED, Reached, reached
 from cwm_core.corpus.functions.discovery import find_functions
 from cwm_core.corpus.functions.explore import explore, explore_all, units
+from cwm_core.corpus.functions.sources import read_sources
 from cwm_core.corpus.workers import Order, Worker
 from hypothesis import given
 from hypothesis import strategies as st
@@ -298,3 +299,22 @@ def test_the_shorter_trace_of_equals():
     same = frozenset({(1, 2)})
     assert choose({"f(1)": Reached(same, 9, False), "f(22)": Reached(same, 5, False)}, 5) == ["f(22)"]
     assert choose({"f(22)": Reached(same, 5, False), "f(1)": Reached(same, 5, False)}, 5) == ["f(22)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("python-dateutil", "dateutil"),
+        ("Markdown_It.py", "markdown_it"),
+        ("license-expression", "license_expression"),
+    ],
+)
+def test_packages_are_found_by_the_name_that_they_are_installed_by(name, module):
+    pytest.importorskip(module)
+    found = {source.name.partition(".")[0] for source in read_sources(name)}
+    assert found == {module}
+
+
+def test_a_package_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match=r"no-such-package: expected a file, a folder, or an installed package"):
+        read_sources("no-such-package")

@@ -1,5 +1,6 @@
 """A corpus is the same however often it was interrupted, and whoever made it."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -44,11 +45,22 @@ UNITS = [
     unit("secret", "y = 'AKIAIOSFODNN7EXAMPLQ'\nz = y[:2]\nreturn z"),
     unit("licence", "y = 2\nz = 3\nreturn y * z", licence="GPL-3.0-only"),
     unit("short", "return x"),
+    unit("module", "import json\ny = json\nz = y.__name__\nreturn z"),
+    unit(
+        "message", "try:\n    from json import absent\nexcept ImportError as error:\n    y = str(error)\n    return y"
+    ),
+    unit("folder", "import os\ny = os.path.expanduser('~')\nz = y\nreturn z"),
+    unit("own path", "y = '/tmp/a'\nz = y + '/b'\nreturn z"),
+    unit("process", "import os\ny = os.getpid() > 0\nz = y\nreturn z"),
+    unit("memory", "try:\n    y = bytearray(1 << 40)\nexcept MemoryError:\n    y = None\nreturn y"),
+    unit("memory in C", "y = 1\nz = '-' * (1 << 34)\nreturn y"),
+    unit("raises memory", "y = 1\nif y:\n    raise MemoryError('mine')"),
     unit("raises", "y = 1\nz = x[7]\nreturn z"),
 ]
 REASONS = {
     "duplicate": 1, "effect: clock": 1, "not deterministic": 1, "effect: file": 1, "truncated": 1,
-    "ended by exit code 1": 1, "secret": 1, "licence not allowed": 1,
+    "ended by exit code 1": 1, "secret": 1, "licence not allowed": 1, "shows the machine": 2, "effect: machine": 1,
+    "limit: memory": 2,
 }  # fmt: skip
 
 
@@ -76,9 +88,11 @@ def test_every_drop_has_its_reason(tmp_path):
     dropped = summary.drops.to_json()["dropped"]
     assert dropped == REASONS, summary.drops.to_json()
     traces, tokens, _ = content(tmp_path / "c")
-    assert [key for key, *_ in traces] == ["sorts#0", "short#0", "raises#0"]
+    kept = ["sorts", "short", "module", "own path", "raises memory", "raises"]
+    assert [key for key, *_ in traces] == [f"{name}#0" for name in kept]
     assert summary.drops.kept == len(traces) == len(tokens)
     assert summary.tokens == sum(len(document[0]) for document in tokens)
+    assert any("<module 'json'>" in str(frame.locals) for frame in traces[2][2].frames)
     _, metadata, trace = traces[0]
     assert trace == cwm.record_source(UNITS[0].code, UNITS[0].calls[0])
     assert metadata["source"] == "test" and metadata["licence"] == "MIT" and metadata["call"] == "f([3, 1, 2])"
@@ -186,3 +200,54 @@ def test_ray_makes_the_same(tmp_path):
     with ray_cluster() as pool:
         make_corpus(tmp_path / "ray", UNITS, SETTINGS, description={"units": "test"}, pool=pool, part_items=4)
     assert content(tmp_path / "ray") == content(tmp_path / "here")
+
+
+def interrupt_at(items):
+    """What is told of items that are done, and then interrupts."""
+
+    def watch(done):
+        if done >= items:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+def test_an_interrupted_part_is_kept_and_made_whole(tmp_path):
+    units = [*UNITS, *(Unit(f"{seed:03}", *_program(seed), provenance=MIT) for seed in range(50))]
+    make(tmp_path / "whole", units, part_items=1000)
+    summaries = []
+    for items in (16, 32, 48):
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "cut", units, part_items=1000, watch=interrupt_at(items), progress=summaries.append)
+        traces, tokens, _ = content(tmp_path / "cut")
+        assert traces == content(tmp_path / "whole")[0][: len(traces)] and len(traces) == len(tokens) > 0
+        assert summaries[-1].items == items and summaries[-1].drops.kept == len(traces)
+    seen = []
+    make(tmp_path / "cut", units, part_items=1000, watch=seen.append)
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+    assert seen == [64, len(units)]  # what was done is not done again
+
+
+def test_an_interrupted_part_among_others(tmp_path):
+    units = [*UNITS, *(Unit(f"{seed:03}", *_program(seed), provenance=MIT) for seed in range(50))]
+    make(tmp_path / "whole", units, part_items=20)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "cut", units, part_items=20, watch=interrupt_at(36))
+    with pytest.raises(KeyboardInterrupt):  # before anything new is done
+        make(tmp_path / "cut", iter(_interrupting(units, 36)), part_items=20)
+    make(tmp_path / "cut", units, part_items=20)
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
+def _interrupting(units, at):
+    yield from units[:at]
+    raise KeyboardInterrupt
+
+
+def test_a_run_that_kept_nothing_does_not_block_another(tmp_path):
+    refused = [unit("gpl", "y = 1\nz = 2\nreturn y", licence="GPL-3.0-only")]
+    assert make(tmp_path / "c", refused).drops.to_json()["dropped"] == {"licence not allowed": 1}
+    any_licence = dataclasses.replace(SETTINGS, licences=None)
+    assert make(tmp_path / "c", refused, settings=any_licence).drops.kept == 1
+    with pytest.raises(ValueError, match="other sources or settings"):
+        make(tmp_path / "c", refused)

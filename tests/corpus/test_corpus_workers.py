@@ -197,6 +197,15 @@ def test_a_stopped_worker_is_given_up(isolated, monkeypatch):
 
 
 @needs_bubblewrap
+@pytest.mark.parametrize("preload", [None, "json"])
+def test_a_sandbox_that_does_not_start_says_so(worker, monkeypatch, tmp_path, preload):
+    (tmp_path / "broken.py").write_text("import not_there_at_all\n")
+    monkeypatch.setattr(Worker, "_script", (str(tmp_path / "broken.py"),))
+    said = pytest.raises(machines.SandboxError, match=r"(?s)does not start recording.*broken\.py")
+    with said, Worker(backend=worker._backend, preload=preload) as broken:
+        list(broken.run([Order(TOTAL, "f([1])")]))
+
+
 def test_hash_seeds():
     order = Order("x = list({'a', 'b', 'c', 'd', 'e'})\ndef f():\n    return x\n", "f()")
     results = set()

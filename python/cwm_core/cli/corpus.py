@@ -66,7 +66,8 @@ def _functions(args: argparse.Namespace) -> Summary:
     found = [find_functions(source, tests=args.tests) for source in args.sources]
     skipped = sum((one.skipped for one in found), Counter())
     functions = [function for one in found for function in one.functions]
-    say(args, f"{len(functions):,} functions; not called are {', '.join(f'{n:,} {why}' for why, n in skipped.items())}")
+    left_out = ", ".join(f"{n:,} {why}" for why, n in skipped.most_common() if n)
+    say(args, f"{len(functions):,} functions" + (f"; not called: {left_out}" if left_out else ""))
     if args.licence:
         functions = [replace(f, provenance={"licence": args.licence, **_known(f.provenance)}) for f in functions]
     if (args.endpoint is None) != (args.model is None):
@@ -76,7 +77,8 @@ def _functions(args: argparse.Namespace) -> Summary:
     described = {name: getattr(args, name) for name in ("licence", "seed", "budget", "calls", "model")}
     licences = [args.licence] if args.licence else []
     try:
-        return _make(args, functions, _settings(args, licences), description | described, work)
+        # A function takes seconds: few at a time, so that Ctrl-C keeps nearly all that is done.
+        return _make(args, functions, _settings(args, licences), description | described, work, chunk_items=2)
     except EndpointError as error:
         raise ConnectionError(f"{error}; the same command goes on") from error
 
@@ -124,12 +126,18 @@ def _add_repository(kinds: Any) -> None:
 
 
 def _repository(args: argparse.Namespace) -> Summary:
-    from cwm_core.corpus.filters.licence import of_folder
+    from cwm_core.corpus.filters.licence import Licences, of_folder
     from cwm_core.corpus.pipeline import judge_samples
     from cwm_core.corpus.repository import recorded_twice
     from cwm_core.environments import Task
 
     licence = args.licence or of_folder(args.path)
+    settings = _settings(args, [args.licence] if args.licence else [])
+    if settings.licences is not None and (drop := Licences(settings.licences).check(licence, "")):
+        raise ValueError(
+            f"{args.path}: {drop.reason}{f': {licence}' if licence else ''}. Give --licence SPDX if you know that its "
+            "code may be used, or --any-licence"
+        )
     options = {"per-site": args.per_site, "per-function": args.per_function, "max-frames": args.max_frames + 1}
     description = {
         "repository": os.fspath(args.path.absolute()),
@@ -149,9 +157,9 @@ def _repository(args: argparse.Namespace) -> Summary:
         options={**options, "seed": args.seed},
         seconds=args.suite_seconds,
         licence=licence,
+        report=lambda text: say(args, text),
     )
-    licences = [args.licence] if args.licence else []
-    return _make(args, samples, _settings(args, licences), description, judge_samples)
+    return _make(args, samples, settings, description, judge_samples)
 
 
 def _add_describe(kinds: Any) -> None:
@@ -247,6 +255,7 @@ def _make(
     settings: Settings,
     description: dict[str, Any],
     work: Work | None = None,
+    **options: Any,
 ) -> Summary:
     from cwm_core.corpus.pipeline import make_corpus, record_units
 
@@ -256,16 +265,22 @@ def _make(
         kept = f"{summary.drops.kept:,} of {summary.drops.total:,} samples kept, {summary.tokens:,} tokens"
         say(args, f"{summary.items:,} items, {kept}, {time.monotonic() - started:.0f} s")
 
-    with _pool(args) as pool:
-        return make_corpus(
-            args.output,
-            items,
-            settings,
-            description=description,
-            work=work or record_units,
-            pool=pool,
-            progress=report,
-        )
+    try:
+        with _pool(args) as pool, counter("items") as show:
+            return make_corpus(
+                args.output,
+                items,
+                settings,
+                description=description,
+                work=work or record_units,
+                pool=pool,
+                progress=report,
+                watch=show or (lambda items: None),
+                **options,
+            )
+    except KeyboardInterrupt:
+        say(args, f"what is done is in {args.output}; the same command resumes")
+        raise
 
 
 def _pool(args: argparse.Namespace) -> AbstractContextManager[Pool]:
@@ -281,9 +296,19 @@ def _named(paths: Iterable[Path]) -> list[str]:
 def _corpus(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from cwm_core.corpus.recording import NOT_IMPORTED
+
     secrets.conceal()  # from the code that is recorded
     summary = args.make(args)
     Console().print(summary.drops.table())
     if summary.by_clock:
         say(args, f"{summary.by_clock:,} samples were dropped by a clock: another run may keep them")
+    if summary.drops.kept == 0:
+        say(args, f"nothing was kept in {args.output}")
+    if summary.drops.total and set(summary.drops.reasons) == {NOT_IMPORTED}:
+        example = next(iter(summary.drops.examples.get(NOT_IMPORTED, [])), "")
+        raise ValueError(
+            f"no module could be imported in the sandbox, so nothing was recorded: {example}. Install what the sources "
+            f"need into the environment of {sys.executable}, and give the folder that they are imported from"
+        )
     return OK

@@ -25,6 +25,7 @@ import struct
 import sys
 import time
 import types
+from collections.abc import Iterator
 from typing import Any
 
 LENGTH = struct.Struct("<I")
@@ -65,7 +66,8 @@ class Worker:
         register, os.register_at_fork = os.register_at_fork, lambda **_: None
         importlib.import_module("random")
         os.register_at_fork = register
-        self.recorder = importlib.import_module("cwm_core.trace.recorder").Recorder
+        with showing_modules_by_name():
+            self.recorder = importlib.import_module("cwm_core.trace.recorder").Recorder
         self.effects = importlib.import_module("cwm_core.corpus.filters.effects").Effects
         site.setquit()  # of what `site` brings, programs use exit()
         sys.argv, sys.stdin = [""], open(0, encoding="utf-8", errors="surrogatepass", closefd=False)  # noqa: SIM115
@@ -74,7 +76,8 @@ class Worker:
         gc.freeze()  # pages that children share stay shared
 
     def serve(self) -> None:
-        """Answer each order in turn."""
+        """Say that orders are taken, and answer each in turn."""
+        self.answer(failed("ready"), b"")
         with os.fdopen(self.orders, "rb", closefd=False) as orders:
             while head := orders.read(LENGTH.size):
                 message = json.loads(orders.read(LENGTH.unpack(head)[0]))
@@ -150,7 +153,9 @@ class Worker:
             os.waitpid(child, 0)
         os.chdir("/")
         for folder in SHARED_FOLDERS if self.isolated else (self.settings["folder"],):
-            wipe(folder, self.settings["mounted"])
+            wipe(folder)
+        for path, target in self.settings["entries"]:
+            restore(path, target)
         if self.isolated and any(has_entries(path) for path in IPC_LISTS):
             raise RuntimeError("System V IPC objects were left")
 
@@ -183,12 +188,13 @@ def become_samples(worker: Worker, orders: list[dict[str, Any]], answers: int) -
 def obey(worker: Worker, order: dict[str, Any]) -> bytes:
     """Record what the order names: the header's JSON, a newline, and the stored trace."""
     recorder = worker.recorder(**order["options"])
-    effects = worker.effects(clocks=order["effects"] == "all") if order["effects"] != "none" else None
-    reason = None
+    reason, effects = None, None
     if order["stdin"]:
         give_input(order["stdin"])
     try:
-        prepare(order)
+        own = prepare(order)
+        if order["effects"] != "none":
+            effects = worker.effects(clocks=order["effects"] == "all", own=own)
         with effects or contextlib.nullcontext():
             record(recorder, order)
     except SyntaxError:
@@ -201,14 +207,17 @@ def obey(worker: Worker, order: dict[str, Any]) -> bytes:
     return json.dumps(header).encode() + b"\n" + recorder.last.to_bytes()
 
 
-def prepare(order: dict[str, Any]) -> None:
-    """Read and write what recording needs, before effects are watched."""
+def prepare(order: dict[str, Any]) -> list[str]:
+    """Read and write what recording needs, before effects are watched: the files of the program's own frames."""
+    own = [importlib.import_module("cwm_core.trace")._SOURCE_NAME]
     if order["call"] is None:
         with open(PROGRAM, "w", encoding="utf-8", errors="surrogatepass") as file:
             file.write(order["code"])
-        linecache.getlines(os.path.abspath(PROGRAM))
+        own.append(os.path.abspath(PROGRAM))
     elif order["module"] is not None:
-        linecache.getlines(importlib.import_module(order["module"]).__file__ or "")
+        own.append(importlib.import_module(order["module"]).__file__ or "")
+    linecache.getlines(own[-1])
+    return own
 
 
 def record(recorder: Any, order: dict[str, Any]) -> None:
@@ -219,6 +228,21 @@ def record(recorder: Any, order: dict[str, Any]) -> None:
         recorder.record_call(sys.modules[order["module"]], order["call"])
     else:
         recorder.record_source(order["code"], order["call"])
+
+
+@contextlib.contextmanager
+def showing_modules_by_name() -> Iterator[None]:
+    """Import the recorder so that the text of a module is without its path, which belongs to this machine.
+
+    The recorder writes modules by itself if their specs are of the type that it finds when it is imported.
+    """
+    machinery = importlib.import_module("importlib.machinery")
+    importlib._bootstrap._module_repr = lambda module: f"<module {vars(module).get('__name__', '?')!r}>"
+    ordinary, machinery.ModuleSpec = machinery.ModuleSpec, type("ModuleSpec", (), {})
+    try:
+        yield
+    finally:
+        machinery.ModuleSpec = ordinary
 
 
 def give_input(text: str) -> None:
@@ -312,21 +336,26 @@ def failed(reason: str) -> dict[str, Any]:
     return {"reason": reason, "effects": []}
 
 
-def wipe(folder: str, mounted: list[str]) -> None:
-    """Remove everything in a folder but what is mounted there, and the folders on the way to it."""
+def wipe(folder: str) -> None:
+    """Remove everything in a folder."""
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
-        if path in mounted:
-            continue
-        if any(other.startswith(path + os.sep) for other in mounted):
-            wipe(path, mounted)
-        elif os.path.isdir(path) and not os.path.islink(path):
+        if os.path.isdir(path) and not os.path.islink(path):
             try:
                 os.rmdir(path)
             except OSError:  # it holds something
                 importlib.import_module("shutil").rmtree(path)
         else:
             os.unlink(path)
+
+
+def restore(path: str, target: str | None) -> None:
+    """Make a link, or an empty folder, that leads to what the sandbox shows; see `sandbox.scratch_entries`."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if target is None:
+        os.makedirs(path, exist_ok=True)
+    else:
+        os.symlink(target, path)
 
 
 def has_entries(path: str) -> bool:

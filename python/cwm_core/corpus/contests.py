@@ -17,6 +17,7 @@ import json
 import math
 import os
 import random
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..trace import Trace
+from .prelude import import_paths, with_prelude
 from .unit import Unit
 
 MAX_LINE_BYTES = 256 << 20
@@ -31,6 +33,10 @@ MAX_LINE_BYTES = 256 << 20
 _PYTHON3 = (3, "PYTHON3")  # of CodeContests' enumeration
 _MAX_INT_DIGITS = 4000  # CPython converts 4300 at most, unless told otherwise
 _ENDED_WELL = (None, "SystemExit()", "SystemExit(0)", "SystemExit(None)")
+TOLERANCE = 1e-5
+"""How far numbers may be off, absolutely or relatively, in problems whose answers have decimals: that of APPS and
+CodeContests."""
+_DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")
 _SMALLEST = 4  # inputs are drawn from the smallest, this many times as many as are wanted
 
 
@@ -97,6 +103,10 @@ def units(
     more than `max_input_chars` are left out; inputs are drawn from the smallest of those that are left. Problems
     without tests or solutions left give none. What is drawn depends on `seed` and the problem, not on its place.
 
+    Right solutions that use names which graders import for them, such as ``List``, begin with these imports
+    (`prelude.with_prelude`). Wrong ones stay as they are: what the data set says of them may be due to the missing
+    import. Solutions import what is installed here.
+
     Provenance has `source`, `licence`, `problem`, `label` ("right" or "wrong": what the data set says), `expected` (for
     each run the digest of the answer, for `judge_digest`), `seed`, and `difficulty` and `url` where they are known.
     """
@@ -121,25 +131,53 @@ def units(
         for label, chosen in each.items():
             for index, code in sorted(chosen):
                 provenance = {"source": contest.source, "licence": licence, "problem": contest.name, "label": label}
-                yield _unit(f"{name}/{label}/{index}", contest, code, tests, provenance | {"seed": seed})
+                complete = with_prelude(code) if label == "right" else code
+                yield _unit(f"{name}/{label}/{index}", contest, complete, tests, provenance | {"seed": seed})
 
 
 def judge(trace: Trace, expected: str, *, call: bool = False, tolerance: float | None = None) -> bool:
     """Whether a recorded run gives the answer of a test (`Test.output`), by the rules of contests.
 
     A program (recorded with `capture_output`) must end by itself, without an exception or an exit code, and print the
-    same words; where `tolerance` is given, numbers may differ by it, absolutely or relatively. A call
-    must return the same value; a tuple stands for a list, and a list of one element for that element. Never raises for
-    what the program printed or returned.
+    same words. A call must return the same value; a tuple stands for a list, and a list of one element for that
+    element. Where `tolerance` is given, numbers may differ by it, absolutely or relatively. Never raises for what the
+    program printed or returned.
+
+    This is the recorder's view of a run: see `judging.Judge` for what decides in a corpus.
     """
-    answer = _answer(trace, call)
-    if answer is None:
+    if trace.truncated is not None:
         return False
-    wanted = _wanted(expected, call)
-    if answer == wanted or tolerance is None or call:
-        return answer == wanted
-    words, others = answer.split(" "), wanted.split(" ")
-    return len(words) == len(others) and all(map(lambda a, b: _close(a, b, tolerance), words, others))
+    if call:
+        return accepts_value(trace.result or "", expected, tolerance) is True
+    ended_well = trace.exception in _ENDED_WELL and trace.output is not None
+    return ended_well and accepts_output(trace.output or "", expected, tolerance)
+
+
+def accepts_output(printed: str, expected: str, tolerance: float | None = None) -> bool:
+    """Return whether a program that printed this passes a test: the same words, numbers up to the tolerance."""
+    words, others = printed.split(), expected.split()
+    return len(words) == len(others) and all(_close(a, b, tolerance) for a, b in zip(words, others, strict=True))
+
+
+def accepts_value(shown: str, expected: str, tolerance: float | None = None) -> bool | None:
+    """Return whether a function whose value has this `repr` passes a test; None for a `repr` that is no literal."""
+    try:
+        value = _unwrapped(ast.literal_eval(shown))
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+    wanted = _unwrapped(_parsed(expected))
+    return _canonical(value) == _canonical(wanted) or (tolerance is not None and _alike(value, wanted, tolerance))
+
+
+def tolerance_of(outputs: Iterable[str]) -> float | None:
+    """Return the tolerance for a problem with these expected outputs: None unless a number among them has decimals."""
+    has_decimals = any(_DECIMAL.fullmatch(word) for text in outputs for word in re.split(r"[\s,\[\]{}:]+", text))
+    return TOLERANCE if has_decimals else None
+
+
+def ended_well(trace: Trace) -> bool:
+    """Return whether a recorded run came to its end without an exception, or with an exit code of 0."""
+    return trace.truncated is None and trace.exception in _ENDED_WELL
 
 
 def judge_digest(trace: Trace, expected: str, *, call: bool = False) -> bool:
@@ -156,10 +194,14 @@ def _unit(id: str, contest: Contest, code: str, tests: Sequence[Test], provenanc
     called = contest.function is not None
     provenance["expected"] = [_digest(_wanted(test.output, called)) for test in tests]
     given = tuple(test.input for test in tests)
-    if not called:
-        return Unit(id, code, inputs=given, provenance=provenance)
-    callee = _callee(code, contest.function or "")
-    return Unit(id, code, calls=tuple(f"{callee}({arguments})" for arguments in given), provenance=provenance)
+    outputs = tuple(test.output for test in tests)
+    runs: dict[str, Any] = {"inputs": given}
+    if called:
+        callee = _callee(code, contest.function or "")
+        runs = {"calls": tuple(f"{callee}({arguments})" for arguments in given)}
+    tolerance = tolerance_of(test.output for test in contest.tests)
+    expected: dict[str, Any] = {"outputs": outputs, "tolerance": tolerance}
+    return Unit(id, code, **runs, **expected, paths=import_paths(code), provenance=provenance)
 
 
 def _callee(code: str, function: str) -> str:
@@ -209,10 +251,15 @@ def _words(text: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """A returned value in the form that is compared: APPS wraps results in a list, some of them."""
+    """A returned value in the form that is compared."""
+    return _canonical(_unwrapped(value))
+
+
+def _unwrapped(value: Any) -> Any:
+    """A returned value without the lists of one element that APPS wraps some results in."""
     while isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
-    return _canonical(value)
+    return value
 
 
 def _canonical(value: Any) -> str:
@@ -230,14 +277,29 @@ def _digest(answer: str) -> str:
     return hashlib.blake2b(answer.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def _close(word: str, wanted: str, tolerance: float) -> bool:
-    if word == wanted:
-        return True
+def _close(word: str, wanted: str, tolerance: float | None) -> bool:
+    """Whether two words are equal, or numbers of which one at least has decimals and which differ little."""
+    if word == wanted or tolerance is None:
+        return word == wanted
+    if word.lstrip("+-").isdecimal() and wanted.lstrip("+-").isdecimal():
+        return False
     try:
         number, other = float(word), float(wanted)
     except ValueError:
         return False
     return math.isclose(number, other, rel_tol=tolerance, abs_tol=tolerance)
+
+
+def _alike(value: Any, wanted: Any, tolerance: float) -> bool:
+    """Whether two values have the same form, and numbers of which one at least is a float differ little."""
+    if isinstance(value, list | tuple) and isinstance(wanted, list | tuple):
+        return len(value) == len(wanted) and all(_alike(a, b, tolerance) for a, b in zip(value, wanted, strict=True))
+    if isinstance(value, dict) and isinstance(wanted, dict):
+        return value.keys() == wanted.keys() and all(_alike(value[key], wanted[key], tolerance) for key in value)
+    numbers = all(isinstance(number, int | float) and not isinstance(number, bool) for number in (value, wanted))
+    if numbers and (isinstance(value, float) or isinstance(wanted, float)):
+        return math.isclose(value, wanted, rel_tol=tolerance, abs_tol=tolerance)
+    return _canonical(value) == _canonical(wanted)
 
 
 def _parsed(text: str | bytes) -> Any:

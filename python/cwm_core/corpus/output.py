@@ -2,7 +2,8 @@
 
 ``traces/00000.cwmtraces`` and ``tokens/00000.cwmtok`` are for readers; ``progress.jsonl`` has a line for each part that
 is finished, and ``sketches/`` what later samples are compared with. What a killed run left beyond the last finished
-part is removed by the next, which makes it anew.
+part is removed by the next, which makes it anew. A run that is interrupted finishes a smaller part; the next run makes
+it whole, with the samples that it has.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from ..data import ShardWriter
-from ..support.files import sync
-from ..trace import Trace, TraceWriter
+from ..data import Shards, ShardWriter
+from ..data.traces import TrainingDocument
+from ..support.files import sync, write_file
+from ..trace import Trace, TraceReader, TraceWriter
 from .filters import Drops, Duplicates, Sketch
-from .recording import Kept, Left
+from .recording import NOT_IMPORTED, Kept, Left
 
 _TRACES, _TOKENS, _SKETCHES = "traces", "tokens", "sketches"
 _LENGTHS = struct.Struct("<III")
@@ -39,6 +43,18 @@ class Part(NamedTuple):
     """Samples dropped in the part because a clock said so: another run may keep them."""
     drops: dict[str, Any]
     """As of `Drops.to_json`, of the part alone."""
+    interrupted: bool = False
+    """Whether it is smaller than others because its run was interrupted; the next run makes it whole."""
+
+
+@dataclass
+class _Started:
+    """What an interrupted run left of a part."""
+
+    items: int = 0
+    drops: Drops = field(default_factory=Drops)
+    by_clock: int = 0
+    kept: list[Kept] = field(default_factory=list)
 
 
 class Corpus:
@@ -62,9 +78,10 @@ class Corpus:
         self._lock = open(self.folder / "progress.jsonl", "a+b")  # noqa: SIM115
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._describe(description)
             self.parts = list(self._read_progress())
+            self._describe(description)
             self._remove_unfinished()
+            self._started = self._take_interrupted()
             self._duplicates = Duplicates(near)
             for number in range(len(self.parts)):
                 for id, sketch in self._read_sketches(number):
@@ -77,6 +94,11 @@ class Corpus:
     def items(self) -> int:
         """Items of the source that are done."""
         return self.parts[-1].items if self.parts else 0
+
+    @property
+    def started(self) -> int:
+        """Items of the next part that an interrupted run has done already."""
+        return self._started.items
 
     @property
     def drops(self) -> Drops:
@@ -96,17 +118,25 @@ class Corpus:
         """Samples that a clock dropped, in all finished parts."""
         return sum(part.by_clock for part in self.parts)
 
-    def add_part(self, samples: Iterator[Kept | Left], items: int) -> Part:
-        """Write a part of samples, in the order of which duplicates are judged; `items` are done when it is there."""
+    def add_part(self, samples: Iterator[Kept | Left], items: int, *, interrupted: bool = False) -> Part:
+        """Write a part of samples, in the order of which duplicates are judged; `items` are done when it is there.
+
+        It begins with the samples of an interrupted part, if the last run left one. With `interrupted` this is such a
+        part, too.
+        """
+        if self._started.items:
+            self._forget(len(self.parts))
+            self._remove_unfinished()
+        started = self._started
         number, shards = len(self.parts), self.parts[-1].shards if self.parts else 0
-        drops, by_clock, tokens = Drops(), 0, 0
+        drops, by_clock, tokens = Drops.from_json(started.drops.to_json()), started.by_clock, 0
         sketches: list[tuple[str, Sketch]] = []
         trace_path = self._path(_TRACES, number, "cwmtraces")
         with (
             TraceWriter(trace_path) as traces,
             ShardWriter(self.folder / _TOKENS, self._vocab_size, append=True) as shard,
         ):
-            for sample in samples:
+            for sample in chain(started.kept, samples):
                 drop = sample.drop if isinstance(sample, Left) else self._duplicates.check(sample.id, sample.sketch)
                 drops.add(drop)
                 by_clock += drop is not None and drop.reason == "limit of a clock"
@@ -119,27 +149,57 @@ class Corpus:
                 tokens += len(ids)
         self._write_sketches(number, sketches)
         shards = sum(1 for _ in (self.folder / _TOKENS).glob("*.cwmtok"))
-        part = Part(items, shards, tokens, by_clock, drops.to_json())
+        part = Part(items, shards, tokens, by_clock, drops.to_json(), interrupted)
         for name in (_TRACES, _TOKENS, _SKETCHES):
             sync(self.folder / name)
-        self._lock.write(json.dumps(part._asdict()).encode() + b"\n")
+        described = part._asdict() if interrupted else {k: v for k, v in part._asdict().items() if k != "interrupted"}
+        self._lock.write(json.dumps(described).encode() + b"\n")
         self._lock.flush()
         os.fsync(self._lock.fileno())
         self.parts.append(part)
+        self._started = _Started()
         return part
 
     def _describe(self, description: Mapping[str, Any]) -> None:
+        """Keep the description. One of a run that kept nothing does not bind the next run, which begins anew."""
         path = self.folder / "corpus.json"
         text = json.dumps(description, indent=2, sort_keys=True) + "\n"
-        if path.exists():
-            if path.read_text(encoding="utf-8") != text:
-                raise ValueError(f"{self.folder} holds a corpus of other sources or settings: see {path.name} there")
-            return
-        partial = path.with_suffix(".partial")
-        partial.write_text(text, encoding="utf-8")
-        sync(partial)
-        partial.replace(path)
-        sync(self.folder)
+        same = path.exists() and path.read_text(encoding="utf-8") == text
+        reasons = self.drops.reasons.keys()
+        if self.parts and self.drops.kept == 0 and (not same or reasons == {NOT_IMPORTED}):
+            self._forget(0)
+        if self.parts and not same:
+            raise ValueError(
+                f"{self.folder} holds a corpus of other sources or settings: see {path.name} there. "
+                "Use its sources and settings to resume it, or another folder"
+            )
+        if not same:
+            write_file(path, text)
+
+    def _forget(self, parts: int) -> None:
+        """Go back to so many parts; the files of later ones are removed as unfinished."""
+        del self.parts[parts:]
+        self._lock.seek(0)
+        whole = sum(map(len, self._lock.read().splitlines(keepends=True)[:parts]))
+        self._lock.truncate(whole)
+        os.fsync(self._lock.fileno())
+
+    def _take_interrupted(self) -> _Started:
+        """Read the last part if an interrupted run finished it too early; its files stay until it is made whole."""
+        if not self.parts or not self.parts[-1].interrupted:
+            return _Started()
+        part = self.parts.pop()
+        number = len(self.parts)
+        traces = list(TraceReader(self._path(_TRACES, number, "cwmtraces")).entries())
+        shards = Shards(self.folder / _TOKENS) if traces else []
+        documents = [shards[len(shards) - len(traces) + place] for place in range(len(traces))]
+        sketches = list(self._read_sketches(number))
+        kept = [
+            Kept(id, trace.to_bytes(), TrainingDocument(d.tokens, d.loss_mask, d.spans), sketch, metadata)
+            for (_, metadata, trace), d, (id, sketch) in zip(traces, documents, sketches, strict=True)
+        ]
+        drops = Drops.from_json(part.drops | {"kept": 0})  # they are counted again
+        return _Started(part.items - self.items, drops, part.by_clock, kept)
 
     def _read_progress(self) -> Iterator[Part]:
         """The finished parts; a torn last line is cut."""

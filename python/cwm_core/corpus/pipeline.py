@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain, islice
@@ -25,8 +28,11 @@ Work = Callable[[Sequence[Any], Recording], list[Kept | Left]]
 
 Where it has an attribute `secrets`, names of variables, their values are sent to the processes apart from it."""
 
+ChunkResult = tuple[int, list[Kept | Left]]
+"""How many items there were, and what became of them."""
+
 PART_ITEMS = 1024
-"""Items of the source in a part: what a killed run loses at most."""
+"""Items of the source in a part: what a killed run loses at most. One that is interrupted keeps what it has."""
 CHUNK_ITEMS = 16
 """Items that a process takes at a time."""
 
@@ -61,28 +67,52 @@ def make_corpus(
     work: Work = record_units,
     pool: Pool,
     progress: Callable[[Summary], None] = lambda summary: None,
+    watch: Callable[[int], None] = lambda items: None,
     part_items: int = PART_ITEMS,
+    chunk_items: int = CHUNK_ITEMS,
 ) -> Summary:
     """Record what the items hold and keep what passes the filters, in `folder`; see `output.py`.
 
     Goes on where an earlier run ended, by whatever: the corpus is the same as of one run, and the same for every pool.
     `items` must come in the same order then, and `description` say what they are, in JSON: it is kept in the folder
-    with the settings, and compared. `work` and items are pickled, for pools of several processes. `progress` is
-    called after each part.
+    with the settings, and compared. A process takes `chunk_items` at a time, which makes no difference to the corpus.
+    `work` and items are pickled, for pools of several processes. `progress` is called after each part, `watch` with the
+    number of items that are done after each chunk.
+
+    Ctrl-C (KeyboardInterrupt) finishes a smaller part with what there is, reports it to `progress`, and is raised.
 
     Raises as `Corpus`, `Recording`, `Worker` and `work`; finished parts stay.
     """
     vocab_size = Tokenizer.load(settings.tokenizer).vocab_size
     described = {"items": dict(description), "settings": _as_json(settings), "part_items": part_items}
     with Corpus(folder, described, vocab_size, settings.near_duplicates) as corpus:
-        left = islice(iter(items), corpus.items, None)
+        part: list[ChunkResult] = []
+        left = islice(iter(items), corpus.items + corpus.started, None)
+        chunks = _in_chunks(left, chunk_items, part_items, corpus.started)
         sent = secrets.read(getattr(work, "secrets", ()))
-        results = in_order(pool, partial(_results_of, settings, work), _in_chunks(left, part_items), sent)
+        results = in_order(pool, partial(_results_of, settings, work), chunks, sent)
+
+        def finish(*, interrupted: bool = False) -> None:
+            done = corpus.items + corpus.started + _count(part)
+            with _uninterrupted():
+                corpus.add_part(chain.from_iterable(samples for _, samples in part), done, interrupted=interrupted)
+                part.clear()
+
         try:
-            while part := list(_take_part(results, part_items)):
-                done = corpus.items + sum(count for count, _ in part)
-                corpus.add_part(chain.from_iterable(samples for _, samples in part), done)
+            for result in results:
+                part.append(result)
+                watch(corpus.items + corpus.started + _count(part))
+                if corpus.started + _count(part) >= part_items:
+                    finish()
+                    progress(_summary(corpus))
+            if part or corpus.started:
+                finish()
                 progress(_summary(corpus))
+        except KeyboardInterrupt:
+            if part or corpus.started:
+                finish(interrupted=True)
+            progress(_summary(corpus))
+            raise
         finally:
             _end_recording()
         return _summary(corpus)
@@ -92,17 +122,29 @@ def _summary(corpus: Corpus) -> Summary:
     return Summary(corpus.items, corpus.tokens, corpus.by_clock, corpus.drops)
 
 
-def _take_part(results: Iterator[tuple[int, list[Kept | Left]]], items: int) -> Iterator[tuple[int, list[Kept | Left]]]:
-    """Chunks' results until they make up a part: chunks never cross its end."""
-    taken = 0
-    while taken < items and (result := next(results, None)) is not None:
-        taken += result[0]
-        yield result
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until the block is done, in the thread that it would interrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, Any]] = []
+    previous = signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if came and callable(previous):
+            previous(*came[0])
 
 
-def _in_chunks(items: Iterator[Item], part_items: int) -> Iterator[list[Item]]:
-    taken = 0
-    while chunk := list(islice(items, min(CHUNK_ITEMS, part_items - taken))):
+def _count(part: Iterable[ChunkResult]) -> int:
+    return sum(items for items, _ in part)
+
+
+def _in_chunks(items: Iterator[Item], size: int, part_items: int, taken: int) -> Iterator[list[Item]]:
+    """Chunks of items that do not cross the ends of parts, of which the first has so many items already."""
+    while chunk := list(islice(items, min(size, part_items - taken))):
         taken = (taken + len(chunk)) % part_items
         yield chunk
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, Self
@@ -11,7 +11,6 @@ from .. import machines
 from ..data.traces import TrainingDocument, encode_for_training
 from ..tokenizer import Tokenizer
 from ..trace.context import ContextTooLarge, narrow
-from .contests import judge_digest
 from .filters import (
     PERMISSIVE,
     Decontamination,
@@ -20,13 +19,19 @@ from .filters import (
     SizeLimits,
     Sketch,
     is_deterministic,
+    no_machine,
     no_secrets,
     sketch,
     terminates,
+    within_memory,
 )
+from .judging import Judge
 from .sample import Drop, Filter, Sample
 from .unit import HASH_SEEDS, Unit
 from .workers import LIMITS, Answer, Order, Worker
+
+NOT_IMPORTED = "cannot be imported"
+"""Why the calls of a module were not tried."""
 
 
 @dataclass(frozen=True)
@@ -144,20 +149,27 @@ class Recording:
         return self._recorders[key]
 
     def samples(self, units: Sequence[Unit]) -> list[Kept | Left]:
-        """What becomes of each call of each unit, in order."""
-        results: list[Kept | Left] = []
-        for key, group in groupby(units, lambda unit: (unit.module, unit.paths)):
+        """What becomes of each call of each unit, in order, but those first whose licence is not allowed."""
+        refused = [(unit, self.refused(unit.code, unit.provenance)) for unit in units]
+        results: list[Kept | Left] = [
+            Left(_id(unit, number), drop) for unit, drop in refused if drop for number, _ in enumerate(orders_of(unit))
+        ]
+        allowed = [unit for unit, drop in refused if drop is None]
+        for key, group in groupby(allowed, lambda unit: (unit.module, unit.paths)):
             orders = [(unit, order) for unit in group for order in orders_of(unit)]
             try:
                 answers = list(self.recorders(*key).record(orders))
             except ImportError as error:
-                results += [
-                    Left(_id(unit, i), Drop("cannot be imported", str(error))) for i, (unit, _) in _numbered(orders)
-                ]
+                results += [Left(_id(unit, i), Drop(NOT_IMPORTED, str(error))) for i, (unit, _) in _numbered(orders)]
                 continue
             for (number, (unit, order)), answer in zip(_numbered(orders), answers, strict=True):
                 results.append(self._sample(unit, number, order, *answer))
         return results
+
+    def refused(self, code: str, provenance: Mapping[str, Any]) -> Drop | None:
+        """Return why a source must not be used, or None: asked before anything of it runs."""
+        licences = self.settings.licences
+        return None if licences is None else Licences(licences).check(provenance.get("licence"), code)
 
     def _sample(self, unit: Unit, number: int, order: Order, first: Answer, second: Answer) -> Kept | Left:
         id = _id(unit, number)
@@ -165,16 +177,22 @@ class Recording:
             if answer.trace is None:
                 return Left(id, Drop("limit of a clock" if answer.by_clock else str(answer.reason), id))
         provenance = dict(unit.provenance)
-        if (expected := provenance.pop("expected", None)) is not None:
-            provenance["passes"] = judge_digest(first.trace, expected[number], call=order.call is not None)
+        provenance.pop("expected", None)
         effects = first.effects | second.effects
-        return self.judged(Sample(id, unit.code, order.call or "", first.trace, provenance, second.trace, effects))
+        sample = Sample(id, unit.code, order.call or "", first.trace, provenance, second.trace, effects, unit.paths)
+        result = self.judged(sample)
+        if isinstance(result, Left) or not unit.outputs:
+            return result
+        passes = Judge(self.settings.limits, self.settings.backend)(unit, number, first.trace)
+        if isinstance(passes, Drop):
+            return Left(id, passes)
+        return result._replace(metadata=result.metadata | {"passes": passes})
 
     def judged(self, sample: Sample) -> Kept | Left:
         """The sample in its final form, or which filter drops it; its second recording is in `Sample.again`."""
         if sample.again is None:
             return Left(sample.id, Drop("not deterministic", "not in the second recording"))
-        for filter in (terminates, is_deterministic, NoEffects(self.settings.allow_effects)):
+        for filter in (terminates, is_deterministic, within_memory, NoEffects(self.settings.allow_effects)):
             if (drop := filter(sample)) is not None:
                 return Left(sample.id, drop)
         return self._kept(sample)
@@ -218,6 +236,8 @@ def orders_of(unit: Unit) -> Iterator[Order]:
 def _filters(settings: Settings) -> Iterator[Filter]:
     """Those that look at the sample as it would be kept, the cheapest first."""
     yield SizeLimits(min_frames=settings.min_frames)
+    if "machine" not in settings.allow_effects:
+        yield no_machine
     if settings.licences is not None:
         yield Licences(settings.licences)
     if settings.evaluation_sets:

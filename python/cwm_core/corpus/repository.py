@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import secrets
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import machines
+from ..support.files import write_file
 from ..trace import Trace, TraceReader, source_lines
 from ..trace.calls import SUFFIX, CallSample, priority
 from .unit import HASH_SEEDS
@@ -43,6 +45,15 @@ _SHIPPED = re.compile(r"trace/\w+\.py")  # imports only the extension
 _EXTENSION = re.compile(r"_native\..*\.so")
 _DAMAGE = (ValueError, RecursionError)  # the latter of JSON that is nested without end
 _STORE = re.compile(r"[A-Za-z0-9_-]{1,64}" + re.escape(SUFFIX))
+# By an option that suites configure, the plugin that brings it.
+_PLUGINS = {
+    "--cov": "pytest-cov", "--no-cov": "pytest-cov", "-n": "pytest-xdist", "--numprocesses": "pytest-xdist",
+    "--dist": "pytest-xdist", "--timeout": "pytest-timeout", "--asyncio-mode": "pytest-asyncio",
+    "--benchmark-[a-z]+": "pytest-benchmark", "--reruns": "pytest-rerunfailures", "--html": "pytest-html",
+    "--mypy": "pytest-mypy", "--flake8": "pytest-flake8", "--black": "pytest-black", "--ruff": "pytest-ruff",
+    "--doctest-plus": "pytest-doctestplus", "--randomly-seed": "pytest-randomly", "--mpl": "pytest-mpl",
+    "--snapshot-[a-z]+": "syrupy", "--ds": "pytest-django", "--reuse-db": "pytest-django", "--forked": "pytest-forked",
+}  # fmt: skip
 _UNPACK = """
 import sys, sysconfig, tarfile
 tarfile.open(fileobj=sys.stdin.buffer, mode="r|").extractall(sys.argv[1])
@@ -121,34 +132,58 @@ def recorded_twice(
     *,
     options: Mapping[str, str | int | float],
     licence: str | None = None,
+    report: Callable[[str], None] = lambda text: None,
     **suite: Any,
 ) -> Iterator[Sample]:
     """Run a suite under two hash seeds, each on a machine of its own; the first run's samples, with the second's.
 
-    The recordings stay in `folder`, and are not made again when they are there. `suite` are keywords of
-    `record_repository`; `options` hold the `seed` of the choice among calls. Raises as `record_repository`, and
-    ValueError where the suite did not run or gave no recording.
+    The recordings stay in `folder`, and are not made again when they are there and were made with the same settings.
+    `suite` are keywords of `record_repository`; `options` hold the `seed` of the choice among calls; `report` is told
+    what takes long. Raises as `record_repository`, and ValueError where the suite did not run or gave no recording.
     """
     runs = [Path(folder) / str(seed) for seed in HASH_SEEDS]
+    _forget_others(Path(folder), json.dumps({"options": dict(options), **suite}, sort_keys=True, default=str))
     for seed, run in zip(HASH_SEEDS, runs, strict=True):
         if run.is_dir():
             continue
         partial = run.with_name(f"{run.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
+        report(f"running the tests, under hash seed {seed}")
         machine = open_machine()
         try:
             result = record_repository(machine, partial, seed=seed, options=options, **suite)
         finally:
             machine.close()
         if not result.stores:
-            said = (result.completed.stdout + result.completed.stderr)[-1000:].decode(errors="replace").strip()
-            raise ValueError(f"the suite gave no recording; it said: {said or 'nothing'}")
+            said = (result.completed.stdout + result.completed.stderr).decode(errors="replace").strip()
+            raise ValueError(f"the suite gave no recording; it said: {said[-1000:] or 'nothing'}{_hint(said)}")
         partial.rename(run)
     numbers = {name: int(options[f"per-{name}"]) for name in ("site", "function") if f"per-{name}" in options}
     limits = {f"per_{name}": number for name, number in numbers.items()}
     again = {sample.id: sample.trace for sample in read_recording(runs[1], **limits)}
     for sample in read_recording(runs[0], licence=licence, **limits):
         yield replace(sample, again=again.get(sample.id))
+
+
+def _forget_others(folder: Path, settings: str) -> None:
+    """Remove recordings that were made with other settings, and keep these."""
+    path = folder / "settings.json"
+    if path.exists() and path.read_text(encoding="utf-8") == settings:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(path, settings)
+
+
+def _hint(said: str) -> str:
+    """What to do where pytest does not know an option or a plugin that the repository's configuration asks for."""
+    if not re.search(r"unrecognized arguments|Missing required plugins|Error importing plugin|unknown hook", said):
+        return ""
+    plugins = [plugin for option, plugin in _PLUGINS.items() if re.search(rf"(?<![\w-]){option}(?![\w-])", said)]
+    return (
+        f". Its configuration needs a plugin of pytest that is not installed ({', '.join(plugins) or 'see above'}): "
+        "install it where the tests run, or leave the configured options out with --test=-o --test=addopts="
+    )
 
 
 def read_recording(

@@ -27,6 +27,8 @@ class Sample:
     """A second recording of the same call, from a process with another hash seed."""
     effects: frozenset[str] = frozenset()
     """What the call did beyond computing, as `Effects` saw it."""
+    paths: tuple[str, ...] = ()
+    """The folders, besides the standard library's, that the source imports from."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,10 @@ class Unit:
     """Expressions in the module, as of `record_source`, or of `Recorder.record_call` where `module` is set."""
     inputs: tuple[str, ...] = ()
     """Standard inputs of the whole program, where there are no calls."""
+    outputs: tuple[str, ...] = ()
+    """Of each run, what a test expects of it, as of `contests.Test.output`; empty where nothing is known."""
+    tolerance: float | None = None
+    """How far numbers may be off from these, as of `contests.accepts_output`."""
     module: str | None = None
     """The name by which the module is imported, where it belongs to a package: `code` is its file's text."""
     paths: tuple[str, ...] = ()

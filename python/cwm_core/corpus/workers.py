@@ -27,8 +27,11 @@ LIMITS = machines.Limits(
 _MAX_TRACE_BYTES = 64 << 20  # of a recording, in the sample's process and unpacked in this one
 _IN_FLIGHT = 16  # orders that a worker has before it: it need not wait for this side between two of them
 _WORKER_MEMORY = 256 << 20  # what the worker itself may hold
+# Libraries start a thread for each processor else, and meet the limit on processes.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _START_SECONDS = 60.0  # that a sandbox has to start and to import
 _FOREVER = 10 * 365 * 86400  # seconds
+_SAID = 2000  # bytes kept of what a sandbox writes to standard error
 _GRACE = 10.0  # seconds that a worker has, beyond the limit, to end a program and say so
 
 
@@ -120,26 +123,41 @@ class Worker:
             "pid_namespace": os.readlink("/proc/self/ns/pid"),
             "folder": self._folder,
             "paths": [os.path.realpath(path) for path in self._paths],
-            "mounted": [os.path.realpath(path) for path in [*readable, sys.prefix, sys.base_prefix]],
+            "entries": machines.scratch_entries(readable) if self._backend == "bubblewrap" else [],
         }
-        self._received, self._unsent = bytearray(), b""
+        self._received, self._unsent, self._said, self._ready = bytearray(), b"", machines.HeadTail(_SAID), False
         self._process = machines.Process(
             [sys.executable, "-s", "-S", "-P", *self._script, json.dumps(settings)],
             folder=self._folder,
             limits=limits,
             backend=self._backend,
-            env={"PYTHONHASHSEED": str(self._hash_seed)},
+            env={"PYTHONHASHSEED": str(self._hash_seed), **ONE_THREAD},
             readable=readable,
         )
         if self._preload is not None:
+            self._await_ready()
             order = {"preload": self._preload}
             answers = self._exchange(_framed(order), _START_SECONDS)
             reason = answers[0][0]["reason"] if answers else self._reason()
             if reason is not None:
                 raise ImportError(f"cannot import {self._preload} in the sandbox: {reason}", name=self._preload)
 
+    def _await_ready(self) -> None:
+        """Wait until the worker in the sandbox takes orders: one that cannot start says nothing about any program."""
+        if self._ready:
+            return
+        if not self._exchange(b"", _START_SECONDS):
+            reason, said = self._reason(), self._said.value().decode(errors="replace").strip()
+            raise machines.SandboxError(
+                f"{sys.executable} does not start recording in the {self._backend} sandbox ({reason}); "
+                f"it said: {said or 'nothing'}"
+            )
+        self._ready = True
+
     def run(self, orders: Iterable[Order], *, together: int = 1) -> Iterator[Answer]:
         """Record programs, giving answers in their order; a few are taken ahead. Never raises for what they do.
+
+        Raises `sandbox.SandboxError` when the sandbox does not start.
 
         Up to `together` of them share a child, one after the other, which costs them much less: for programs that are
         only tried, since what one leaves in its modules the next ones find. Its limits hold for all of them; one that
@@ -155,6 +173,7 @@ class Worker:
                 return
             unsent = [self._described(order) for order in itertools.islice(pending, sent, None)]
             data = b"".join(_framed(unsent[i : i + together]) for i in range(0, len(unsent), together))
+            self._await_ready()
             sent = len(pending)
             answers = self._exchange(data, self._limits.seconds + _GRACE)
             for header, trace in answers:
@@ -189,7 +208,7 @@ class Worker:
             self._process.exchange(
                 self._unsent + data,
                 self._received.extend,
-                _ignore,
+                self._said.add,
                 seconds=seconds,
                 until=lambda: _complete(self._received),
             )
@@ -265,7 +284,3 @@ def _answer(order: Order, header: dict[str, Any], data: bytes) -> Answer:
         if trace.context != context(order.code, order.call):
             trace, reason = None, "no whole trace"
     return Answer(trace, reason, frozenset(header["effects"]), header["seconds"])
-
-
-def _ignore(chunk: bytes) -> None:
-    """Of what goes to no one."""

@@ -8,6 +8,7 @@ Two backends, always an explicit choice, never a silent fall back:
 """
 
 from .bubblewrap import refusal as bubblewrap_refusal
+from .bubblewrap import scratch_entries
 from .docker import DockerBackend
 from .literals import evaluate_literal, literals_equal
 from .process import Completed, HeadTail, Limits, Process, Sandbox, SandboxError, remove_tree, run, run_python
@@ -35,4 +36,5 @@ __all__ = [
     "remove_tree",
     "run",
     "run_python",
+    "scratch_entries",
 ]

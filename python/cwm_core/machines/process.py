@@ -292,7 +292,7 @@ def _prefix(backend: str, folder: str | None, limits: Limits, readable: Sequence
             f'the bubblewrap sandbox is not possible here: {reason}. backend="process" limits resources, '
             "but does not isolate; choose it only for programs you would run without a sandbox"
         )
-    return bubblewrap.command(folder, scratch_bytes=limits.file_bytes, readable=[os.path.realpath(p) for p in readable])
+    return bubblewrap.command(folder, scratch_bytes=limits.file_bytes, readable=readable)
 
 
 def _environment(folder: str | None, backend: str) -> dict[str, str]:

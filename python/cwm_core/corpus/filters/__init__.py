@@ -11,6 +11,7 @@ from .duplicates import Duplicates, Sketch, sketch
 from .effects import Effects, NoEffects
 from .licence import PERMISSIVE, Licences
 from .limits import SizeLimits, terminates
+from .machine import no_machine, within_memory
 from .secrets import Finding, find_secrets, no_secrets
 
 __all__ = [
@@ -31,7 +32,9 @@ __all__ = [
     "find_secrets",
     "first_difference",
     "is_deterministic",
+    "no_machine",
     "no_secrets",
     "sketch",
     "terminates",
+    "within_memory",
 ]

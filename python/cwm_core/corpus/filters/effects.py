@@ -7,6 +7,9 @@
   A recording takes two to three times as long with it, so let it watch the second of two. What the program could see
   of it: `sys.getprofile`, and that recursion reaches its limit one call earlier.
 
+Effects count when the program's own frames cause them, directly or through what they call. What the standard library
+does for its own bookkeeping is none: see `_is_bookkeeping`.
+
 Not seen: a clock or generator that C code calls by itself (``map(time.time, ...)``, a compiled extension such as
 NumPy's), clocks that another thread reads, files that are only asked about (`os.stat`, `os.path.exists`), reading
 `os.environ`, output to the standard streams. Comparing two recordings finds what of it shows in the trace. It is no
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import _thread
 import datetime
+import os
 import random
 import sys
 from collections.abc import Callable, Collection
@@ -80,9 +84,40 @@ _CLOCKS = {
     "posix": ("times",),
 }  # fmt: skip
 _ENTROPY = {"posix": ("urandom", "getrandom"), "_uuid": ("generate_time_safe",)}
+_MACHINE = {
+    "posix": (
+        "cpu_count", "getcwd", "getcwdb", "getgroups", "getloadavg", "getlogin", "getpgid", "getpid", "getppid",
+        "getsid", "getuid", "geteuid", "getgid", "getegid", "sched_getaffinity", "statvfs", "sysconf", "uname",
+    ),
+    "pwd": ("getpwall", "getpwnam", "getpwuid"),
+    "grp": ("getgrall", "getgrgid", "getgrnam"),
+    "_socket": ("gethostname",),
+    "_thread": ("get_ident", "get_native_id"),
+    "resource": ("getrlimit", "getrusage"),
+}  # fmt: skip
 _THREADS = {"_thread": ("start_new_thread", "start_joinable_thread")}  # audited from Python 3.12 on
 _DATES = frozenset({"now", "utcnow", "today"})
-_NOT_THE_PROGRAM = ("<frozen importlib", "<frozen zipimport", Recorder.record_file.__code__.co_filename)
+_IMPORT_SYSTEM = ("<frozen importlib", "<frozen zipimport")
+_RECORDER = Recorder.record_file.__code__.co_filename
+_LIBRARY = os.path.join(os.path.dirname(os.__file__), "")
+_INSTALLED = ("site-packages", "dist-packages")
+# Modules of the standard library that read the clock to do their work, and do not hand it on.
+_KEEP_TIME = (
+    "asyncio/",
+    "concurrent/futures/",
+    "logging/",
+    "selectors.py",
+    "threading.py",
+    "_strptime.py",
+    "calendar.py",
+)
+# Modules that ask for the process or thread to tell their own objects apart.
+_KEEP_IDENTITY = (
+    "asyncio/", "concurrent/futures/", "functools.py", "logging/", "queue.py", "random.py", "reprlib.py", "tempfile.py",
+    "threading.py", "weakref.py", "_weakrefset.py",
+)  # fmt: skip
+_STREAMS = {0: "input", 1: None, 2: None, "/dev/stdin": "input", "/dev/stdout": None, "/dev/stderr": None}
+"""What opening the standard streams is: reading input, or nothing that counts."""
 
 _watching: Effects | None = None
 _hooked = False
@@ -93,17 +128,50 @@ class Effects:
 
     Names: ``"file"``, ``"network"``, ``"process"``, ``"environment"``, ``"input"``, ``"thread"``, ``"native code"``,
     ``"id"`` (an object's address was read), ``"random"`` (the global generator of `random` was used, seeded or not),
-    and with `clocks` ``"clock"`` and ``"entropy"``. What the import system does to import a module is none; what a
-    module's body does is. On Python 3.11 threads that end before the block does are seen with `clocks` alone.
+    and with `clocks` ``"clock"``, ``"entropy"`` and ``"machine"`` (process ids, users, the host's name, the current
+    folder). What another module's body does when it is imported is none, unless
+    it reaches the network or starts a process. On Python 3.11 threads that end before the block does are seen with
+    `clocks` alone.
 
     The audit hook stays in the process, asleep outside the block, since the interpreter takes none back. One block
     watches at a time.
     """
 
-    def __init__(self, *, clocks: bool = False) -> None:
-        """With `clocks` a profile function watches the thread of the block; see the module."""
+    def __init__(self, *, clocks: bool = False, own: Collection[str] | None = None) -> None:
+        """Watch nothing yet.
+
+        Args:
+            clocks: A profile function watches the thread of the block; see the module.
+            own: The files whose frames are the program's own, as of `co_filename`; by default all but those of the
+                standard library and of installed packages.
+        """
         self.names: set[str] = set()
         self._clocks = clocks
+        self._own = None if own is None else frozenset(own)
+
+    def add(self, name: str, frame: FrameType | None) -> None:
+        """Count an effect whose innermost Python frame is this one, if the program's own frames cause it."""
+        if name == "id":  # who asks is who uses it: what code that is called does with addresses is its own affair
+            counts = frame is not None and self._is_own(frame)
+        else:
+            counts = not self._is_anothers(name, frame) and not _is_bookkeeping(name, frame)
+        if counts:
+            self.names.add(name)
+
+    def _is_own(self, frame: FrameType) -> bool:
+        file = frame.f_code.co_filename
+        return file in self._own if self._own is not None else not (_is_library(frame) or _is_installed(file))
+
+    def _is_anothers(self, name: str, frame: FrameType | None) -> bool:
+        """Whether the recorder does it, or the import of another module: the import system or the module's body."""
+        while frame is not None:
+            file = frame.f_code.co_filename
+            if file == _RECORDER or (file.startswith(_IMPORT_SYSTEM) and name not in ("network", "process")):
+                return True
+            if self._is_own(frame):
+                return False
+            frame = frame.f_back
+        return False
 
     def __enter__(self) -> Effects:
         """Begin. Raises RuntimeError where another block watches, or with `clocks` another profile function is set."""
@@ -119,7 +187,7 @@ class Effects:
         self._threads = _thread._count()  # `threading` would run code of its own in each child of a worker
         _watching = self
         if self._clocks:
-            sys.setprofile(_profile_function(self.names))
+            sys.setprofile(_profile_function(self))
         return self
 
     def __exit__(
@@ -148,29 +216,56 @@ class NoEffects:
         return Drop(f"effect: {seen[0]}", ", ".join(seen)) if seen else None
 
 
-def _audit(event: str, _: tuple[Any, ...]) -> None:
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if _watching is None or not (name := _EVENTS.get(event) or _EVENTS.get(event[: event.find(".") + 1])):
         return
     if is_recorder_at_work():  # it is a `__repr__` that only the recorder called
         return
     effects = _watching
-    if name != "file" or not _is_import():
-        effects.names.add(name)
-
-
-def _is_import() -> bool:
-    """Whether it is the import system's own code that opens or lists: the innermost Python code."""
-    # This raises an audit event of its own, which is none of those above.
+    if event == "open" and type(arguments[0]) in (int, str) and arguments[0] in _STREAMS:
+        name = _STREAMS[arguments[0]]
     try:
-        return sys._getframe(2).f_code.co_filename.startswith(_NOT_THE_PROGRAM)
+        frame = sys._getframe(1)  # raises an audit event of its own, which is none of those above
     except ValueError:  # no Python code at all
-        return False
+        frame = None
+    if name is not None:
+        effects.add(name, frame)
 
 
-def _profile_function(names: set[str]) -> Callable[[FrameType, str, Any], None]:
+def _is_bookkeeping(name: str, frame: FrameType | None) -> bool:
+    """Whether the standard library causes an effect for work that has nothing of it in its result.
+
+    Event loops, locks, logs and calendars read the clock when other code of the library asks them to; an event loop
+    wakes itself through a pair of sockets; sources are read to show lines in tracebacks and warnings.
+    """
+    inner = []
+    while frame is not None and _is_library(frame):
+        inner.append((frame.f_code.co_filename.removeprefix(_LIBRARY), frame.f_code.co_name))
+        frame = frame.f_back
+    files = [file for file, _ in inner]
+    if name == "clock":
+        return len(inner) > 1 and files[0].startswith(_KEEP_TIME) and files[1].startswith((*_KEEP_TIME, "<frozen"))
+    if name == "machine":  # whose lock it is, which process logs
+        return bool(files) and files[0].startswith(_KEEP_IDENTITY)
+    if name == "network":
+        return ("asyncio/selector_events.py", "_make_self_pipe") in inner
+    return name == "file" and "linecache.py" in files[:-1] and files[-1] != "linecache.py"
+
+
+def _is_library(frame: FrameType) -> bool:
+    """Whether a frame is of the standard library."""
+    file = frame.f_code.co_filename
+    return file.startswith("<frozen ") or (file.startswith(_LIBRARY) and not _is_installed(file))
+
+
+def _is_installed(file: str) -> bool:
+    return any(folder in file for folder in _INSTALLED)
+
+
+def _profile_function(seen: Effects) -> Callable[[FrameType, str, Any], None]:
     """What `sys.setprofile` is to call: looks at calls of C functions alone."""
     effects: dict[Any, str] = {}
-    for table, effect in ((_CLOCKS, "clock"), (_ENTROPY, "entropy"), (_THREADS, "thread")):
+    for table, effect in ((_CLOCKS, "clock"), (_ENTROPY, "entropy"), (_MACHINE, "machine"), (_THREADS, "thread")):
         for module, functions in table.items():
             found = sys.modules.get(module)
             effects |= {getattr(found, name): effect for name in functions if hasattr(found, name)}
@@ -181,11 +276,11 @@ def _profile_function(names: set[str]) -> Callable[[FrameType, str, Any], None]:
             return
         # Hashing a builtin or comparing it runs no code of the program.
         if (effect := effects.get(called)) is not None:
-            names.add(effect)
+            seen.add(effect, frame)
         elif called.__name__ in _DATES and _is_subclass(getattr(called, "__self__", None), datetime.date):
-            names.add("clock")
+            seen.add("clock", frame)
         elif frame.f_code is seed and called.__name__ == "seed" and frame.f_locals.get("a") is None:
-            names.add("entropy")  # a generator that is not given a seed takes one from the system
+            seen.add("entropy", frame)  # a generator that is not given a seed takes one from the system
 
     return look
 

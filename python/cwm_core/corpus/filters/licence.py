@@ -140,7 +140,11 @@ class Licences:
 
     def __call__(self, sample: Sample) -> Drop | None:
         """The reason to drop the sample, or None."""
-        stated = [sample.provenance.get("licence"), of_source(sample.code)]
+        return self.check(sample.provenance.get("licence"), sample.code)
+
+    def check(self, licence: object, code: str) -> Drop | None:
+        """Return the reason to drop what is of this source, whose provenance states this licence, or None."""
+        stated = [licence, of_source(code)]
         found = [str(licence) for licence in stated if licence is not None]
         if not found:
             return Drop("no known licence")

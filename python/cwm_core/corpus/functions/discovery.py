@@ -132,7 +132,7 @@ class Found:
 
     functions: list[Function] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
-    """By reason, how many definitions; "does not parse" counts modules."""
+    """By reason, how many definitions; "does not parse" and `Source.problem` count modules."""
 
 
 @dataclass
@@ -166,7 +166,7 @@ def find_functions(
     sources = []
     for read in read_sources(source, paths=paths):
         if read.tree is None:
-            found.skipped["does not parse"] += 1
+            found.skipped[read.problem or "does not parse"] += 1
         else:
             sources.append(read)
     own = [s for s in sources if not s.is_test]

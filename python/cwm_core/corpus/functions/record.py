@@ -8,7 +8,7 @@ from itertools import groupby
 
 from ...support.endpoint import AnswerError, ContextExceeded, Endpoint, chat_model
 from ...support.secrets import KEY_VARIABLE
-from ..recording import Kept, Left, Recording
+from ..recording import NOT_IMPORTED, Kept, Left, Recording
 from ..sample import Drop
 from .discovery import Function
 from .explore import Generate, explore
@@ -37,12 +37,14 @@ class ExploreAndRecord:
     def __call__(self, functions: Sequence[Function], recording: Recording) -> list[Kept | Left]:
         """What becomes of each call; of a function without one, why. Raises `EndpointError`."""
         generate = None if self.endpoint is None else _suggestions(self.endpoint, self.model, self.key_variable)
-        results: list[Kept | Left] = []
-        for (module, paths), group in groupby(functions, lambda function: (function.module, function.paths)):
+        refused = [(function, recording.refused(function.code, function.provenance)) for function in functions]
+        results: list[Kept | Left] = [Left(function.id, drop) for function, drop in refused if drop]
+        allowed = [function for function, drop in refused if drop is None]
+        for (module, paths), group in groupby(allowed, lambda function: (function.module, function.paths)):
             try:
                 worker = recording.recorders(module, paths).workers[0]
             except ImportError as error:
-                results += [Left(function.id, Drop("cannot be imported", str(error))) for function in group]
+                results += [Left(function.id, Drop(NOT_IMPORTED, str(error))) for function in group]
                 continue
             units = []
             for function in group:

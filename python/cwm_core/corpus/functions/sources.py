@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
+import tokenize
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.machinery import PathFinder
 from importlib.metadata import Distribution, distributions
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ..filters.licence import of_package
@@ -31,11 +33,13 @@ class Source:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     call: str | None = None
     """That a snippet came with."""
+    problem: str | None = None
+    """Why the module cannot be used, in a few fixed words; its text is empty then."""
 
     @cached_property
     def tree(self) -> ast.Module | None:
-        """What it parses to; None where it does not."""
-        return parse(self.code)
+        """What it parses to; None where it does not, or where there is a problem."""
+        return None if self.problem else parse(self.code)
 
     @cached_property
     def names(self) -> Names:
@@ -65,8 +69,10 @@ def read_sources(source: str | os.PathLike[str], *, paths: Sequence[str] | None 
     Args:
         source: A ``.py`` file, a ``.jsonl`` file of snippets (``{"code": ...}``, optional: ``"call"``, an expression,
             or ``"input"``, the arguments of its function ``f``; ``"licence"``; ``"id"``), a folder, or the name that
-            an installed package is imported by.
+            an installed package is imported or installed by (``dateutil``, ``python-dateutil``).
         paths: Where installed packages lie; `sys.path` by default.
+
+    Modules that cannot be read, and those whose file has no name to be imported by (``my-mod.py``), have a `problem`.
 
     Raises FileNotFoundError for a source that is none of these, ValueError for a line of snippets that is not JSON or
     has no code.
@@ -76,14 +82,44 @@ def read_sources(source: str | os.PathLike[str], *, paths: Sequence[str] | None 
         return list(_snippets(path))
     if path.is_dir() or (path.suffix == ".py" and path.is_file()):
         return list(_modules(path.resolve()))
-    spec = PathFinder.find_spec(str(source), paths) if str(source).isidentifier() else None
-    if spec is None or (spec.origin is None and not spec.submodule_search_locations):
-        raise FileNotFoundError(f"{source} is no file, no folder and no package that is installed")
+    found = _importable(str(source), paths) or _distributed(str(source), paths)
+    if not found:
+        raise FileNotFoundError(
+            f"{source}: expected a file, a folder, or an installed package, by the name that it is imported or "
+            "installed by; there is none of this name with sources in Python"
+        )
+    return [module for place in found for module in _modules(place)]
+
+
+def _importable(name: str, paths: Sequence[str] | None) -> list[Path]:
+    """The folder or file that is imported by a name, if its source is Python."""
+    spec = PathFinder.find_spec(name, paths) if name.isidentifier() else None
+    if spec is None:
+        return []
     if spec.submodule_search_locations:
-        return list(_modules(Path(next(iter(spec.submodule_search_locations))).resolve()))
-    if not str(spec.origin).endswith(".py"):
-        raise FileNotFoundError(f"{source} has no source in Python")
-    return list(_modules(Path(str(spec.origin)).resolve()))
+        return [Path(next(iter(spec.submodule_search_locations))).resolve()]
+    return [Path(spec.origin).resolve()] if str(spec.origin).endswith(".py") else []
+
+
+def _distributed(name: str, paths: Sequence[str] | None) -> list[Path]:
+    """The packages and modules that an installed distribution of this name brings, as ``python-dateutil`` dateutil."""
+    wanted = re.sub(r"[-_.]+", "-", name).lower()
+    found = set()
+    for distribution in distributions(**({} if paths is None else {"path": list(paths)})):
+        if re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower() != wanted:
+            continue
+        for file in distribution.files or ():
+            if file.suffix == ".py" and not file.is_absolute() and ".." not in file.parts:
+                found.add(_top(Path(str(distribution.locate_file(""))), file))
+    return sorted(path for path in found if path.exists())
+
+
+def _top(root: Path, file: PurePath) -> Path:
+    """The outermost package that holds a file of a distribution, or the file: folders around it may be others', too."""
+    for depth in range(1, len(file.parts)):
+        if (root.joinpath(*file.parts[:depth]) / "__init__.py").exists():
+            return root.joinpath(*file.parts[:depth]).resolve()
+    return (root / file).resolve()
 
 
 def _modules(path: Path) -> Iterator[Source]:
@@ -94,16 +130,24 @@ def _modules(path: Path) -> Iterator[Source]:
     for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
         relative = file.relative_to(root)
         parts = relative.with_suffix("").parts
-        if not all(part.isidentifier() for part in parts):
-            continue
-        try:
-            code = file.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError):
-            continue
         name = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
         if parts[0] not in facts:
             facts[parts[0]] = _package(root, root / parts[0])
-        yield Source(name, str(relative), code, (str(root),), facts[parts[0]])
+        code, problem = _read(file)
+        if not all(part.isidentifier() for part in parts):
+            code, problem = "", "no name to be imported by"
+        yield Source(name, str(relative), code, (str(root),), facts[parts[0]], problem=problem)
+
+
+def _read(file: Path) -> tuple[str, str | None]:
+    """The text of a module, in the encoding that it declares, and why it cannot be read."""
+    try:
+        with tokenize.open(file) as source:
+            return source.read(), None
+    except OSError:
+        return "", "cannot be read"
+    except (SyntaxError, UnicodeDecodeError, LookupError):
+        return "", "not in the encoding that it declares"
 
 
 def _package(root: Path, path: Path) -> dict[str, Any]:
