@@ -3,6 +3,7 @@
 from typing import Protocol, Self
 
 from ... import sandbox
+from ..applying import apply_diff
 from ..shell import Shell
 from ..tasks import Task
 
@@ -57,8 +58,7 @@ def apply_patch(machine: Machine, task: Task) -> None:
     """Apply the task's `patch`, if it has one. Raises ValueError where it does not apply."""
     if not task.patch:
         return
-    diff = task.patch.encode(errors="surrogateescape")
-    done = machine.run("git apply --whitespace=nowarn -", stdin=diff, seconds=PATCH_SECONDS)
+    done = apply_diff(machine, task.patch, seconds=PATCH_SECONDS)
     if done.exit_code != 0:
         said = done.stderr[-500:].decode(errors="replace")
         raise ValueError(f"the patch of task {task.name} does not apply: {said}")
