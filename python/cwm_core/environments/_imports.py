@@ -1,4 +1,4 @@
-"""A pytest plugin that says which names of modules are taken, then ends the process; Python 3.6 or later.
+"""A pytest plugin that says which names of modules are taken, then ends the process; any Python from 3.6 on.
 
 A name is taken if Python finds a module of that name, or if a module that was loaded to start pytest tries to import
 it: a repository that had such a module could run in place of what was meant.
@@ -11,21 +11,28 @@ import re
 import sys
 import zlib
 
-NAMES = os.environ["CWM_NAMES"].split(",")
+
+def pytest_configure():
+    """Write a report on the names beside this file, where an outcome of tests would be."""
+    names, loaded = os.environ["CWM_NAMES"].split(","), list(sources())
+    report = {"taken": [name for name in names if is_taken(name, loaded)]}
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "report"), "wb") as file:
+        file.write(zlib.compress(json.dumps(report).encode()))
+    os._exit(0)
 
 
-def is_taken(name):
-    """Look for a module, and for imports of it."""
+def is_taken(name, loaded):
+    """Look for a module, and for imports of it in the sources of others."""
     if name.startswith("__") or name in getattr(sys, "stdlib_module_names", sys.builtin_module_names):
         return True
     if name in sys.modules or importlib.util.find_spec(name) is not None:
         return True
-    wanted = re.compile(r"^\s*(?:import|from)\s+%s\b" % re.escape(name), re.MULTILINE)
-    return any(wanted.search(source) for source in SOURCES)
+    wanted = re.compile(r"^\s*(?:import|from)\s+" + re.escape(name) + r"\b", re.MULTILINE)
+    return any(wanted.search(source) for source in loaded)
 
 
 def sources():
-    """Read what has been loaded from outside of the working directory."""
+    """Read the modules that were loaded from outside of the working directory."""
     here = os.path.join(os.path.realpath(os.getcwd()), "")
     for module in list(sys.modules.values()):
         path = getattr(module, "__file__", None) or ""
@@ -35,10 +42,3 @@ def sources():
                     yield file.read()
             except OSError:
                 pass
-
-
-SOURCES = list(sources())
-REPORT = {"taken": [name for name in NAMES if is_taken(name)]}
-with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "report"), "wb") as file:
-    file.write(zlib.compress(json.dumps(REPORT).encode()))
-os._exit(0)

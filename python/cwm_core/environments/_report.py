@@ -1,4 +1,4 @@
-"""A pytest plugin that writes each test's outcome, run where the tests run; any Python 3.6 or later, any pytest.
+"""A pytest plugin that writes each test's outcome, run where the tests run; Python 3.6 or later, pytest 2.8 or later.
 
 It is copied there under a name that nobody knows beforehand, and writes beside itself. It appends a control to the
 tests: a test that must fail, under a name that nobody knows either. Where the control passes, outcomes are forged.
@@ -7,6 +7,8 @@ tests: a test that must fail, under a name that nobody knows either. Where the c
 import json
 import os
 import zlib
+
+import pytest
 
 BOX = os.path.dirname(os.path.abspath(__file__))
 CONTROL = "test_" + __name__[::-1]
@@ -34,6 +36,7 @@ def pytest_configure(config):
     CONFIG.append(config)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """Append the control, behind a test that is a plain function and neither skipped nor expected to fail."""
     for item in reversed(items):
@@ -43,14 +46,6 @@ def pytest_collection_modifyitems(items):
             if hasattr(kind, "from_parent"):
                 items.append(kind.from_parent(item.parent, name=CONTROL, callobj=fail))
             return
-
-
-try:
-    import pytest
-
-    pytest_collection_modifyitems = pytest.hookimpl(trylast=True)(pytest_collection_modifyitems)
-except (ImportError, AttributeError):  # a pytest before hookimpl
-    pass
 
 
 def pytest_collectreport(report):

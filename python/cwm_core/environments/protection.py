@@ -84,27 +84,22 @@ class Rules:
         A new module may still hide an installed one: see `import_name`.
         """
         where = PurePosixPath(path)
-        if not {*CACHES}.isdisjoint(where.parts) or where.suffix in (".pyc", ".pyo"):
-            return "a cache"
-        if any(part.startswith(".") for part in where.parts):
-            return "a hidden path"
-        if any("." in folder for folder in where.parts[:-1]):
-            return "in a folder with a dot in its name, as metadata of packages is"
-        if where.suffix in CONFIGURATION:
-            return "configuration"
-        if where.name in LOADED or where.suffix in UNREVIEWABLE:
-            return "loaded by Python or pytest without being asked for"
-        if not self.protected.isdisjoint({where, *where.parents}) or _has_test_name(path):
-            return "a test, or protected"
-        if where in self.scripts:
-            return "run by the test command"
-        if where in self.solution:
-            return None
-        if is_test(path):
-            return "in a folder of tests"
-        if where.suffix not in MODULES and where.parent in self.above_tests:
-            return "not a module, in a folder that pytest searches for configuration"
-        return None
+        unknown = where not in self.solution
+        checks = (
+            (not {*CACHES}.isdisjoint(where.parts) or where.suffix in (".pyc", ".pyo"), "a cache"),
+            (any(part.startswith(".") for part in where.parts), "a hidden path"),
+            (any("." in folder for folder in where.parts[:-1]), "in a folder with a dot, as packages' metadata is"),
+            (where.suffix in CONFIGURATION, "configuration"),
+            (where.name in LOADED or where.suffix in UNREVIEWABLE, "loaded by Python or pytest by itself"),
+            (not self.protected.isdisjoint({where, *where.parents}) or _has_test_name(path), "a test, or protected"),
+            (where in self.scripts, "run by the test command"),
+            (unknown and is_test(path), "in a folder of tests"),
+            (
+                unknown and where.suffix not in MODULES and where.parent in self.above_tests,
+                "not a module, in a folder that pytest searches for configuration",
+            ),
+        )
+        return next((reason for applies, reason in checks if applies), None)
 
     def import_name(self, path: str, packages: Mapping[str, bool]) -> str | None:
         """Return the path, without suffix, under which a new file could be imported from a folder of the original tree.

@@ -107,4 +107,3 @@ def _graded(task: Task, run: TestRun) -> Reward:
     ]
     reason = f"the tests failed: {' and '.join(counts)}, first {(still or broken)[0]}"
     return Reward(0.0, reason, fail_to_pass, pass_to_pass)
-

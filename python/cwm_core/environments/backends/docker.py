@@ -26,7 +26,7 @@ from .. import files
 from ..shell import ARGV, Shell
 from ..tasks import Task
 from .engine import Exec, Stream, connect, docker_package, engine_errors, is_dead, owner_label, remove
-from .protocol import apply_patch
+from .protocol import apply_patch, outside_of_repositories
 from .sandboxed import LIMITS
 
 LABEL = "cwm-core.owner"
@@ -164,7 +164,7 @@ class DockerMachine:
             user="0:0",
             stdin_open=True,
             detach=False,  # standard input closes with the connection
-            environment={"HOME": "/tmp", "LANG": "C.UTF-8"},
+            environment={"HOME": "/tmp", "LANG": "C.UTF-8", **outside_of_repositories(self.root)},
             labels={LABEL: owner_label()},
             working_dir=self.root,
             host_config=host,

@@ -1,5 +1,6 @@
 """What an environment and a reward need of the place where commands run."""
 
+import posixpath
 from typing import Protocol, Self
 
 from ... import sandbox
@@ -52,6 +53,11 @@ class Backend(Protocol):
         open or whose patch does not apply, OSError when the folder cannot be copied.
         """
         ...
+
+
+def outside_of_repositories(root: str) -> dict[str, str]:
+    """Return the variables that keep git from taking a repository around a machine's for the machine's own."""
+    return {"GIT_CEILING_DIRECTORIES": posixpath.dirname(root)}
 
 
 def apply_patch(machine: Machine, task: Task) -> None:

@@ -11,7 +11,7 @@ from ... import sandbox
 from .. import files
 from ..shell import ARGV, Shell
 from ..tasks import Task
-from .protocol import apply_patch
+from .protocol import apply_patch, outside_of_repositories
 
 LIMITS = sandbox.Limits(
     seconds=2400.0, cpu_seconds=600, memory_bytes=4 << 30, processes=512, file_bytes=1 << 30, output_bytes=1 << 16
@@ -52,6 +52,7 @@ class SandboxMachine:
         self._backend = backend
         self._shells: list[Shell] = []
         self.root = os.path.realpath(tempfile.mkdtemp(prefix="cwm-"))
+        self._env = outside_of_repositories(self.root)
         try:
             shutil.copytree(folder, self.root, symlinks=True, dirs_exist_ok=True)
         except BaseException:
@@ -63,7 +64,9 @@ class SandboxMachine:
         b = self._backend
 
         def start() -> sandbox.Process:
-            return sandbox.Process(ARGV, folder=self.root, limits=b.limits, backend=b.kind, readable=b.readable)
+            return sandbox.Process(
+                ARGV, folder=self.root, limits=b.limits, backend=b.kind, env=self._env, readable=b.readable
+            )
 
         self._shells.append(Shell(start, output_bytes=b.limits.output_bytes))
         return self._shells[-1]
@@ -76,7 +79,15 @@ class SandboxMachine:
         kept = b.limits.output_bytes if output_bytes is None else output_bytes
         limits = replace(b.limits, seconds=min(seconds, b.limits.seconds), output_bytes=kept)
         argv = ["bash", "-c", command]
-        return sandbox.run(argv, stdin=stdin, limits=limits, folder=self.root, backend=b.kind, readable=b.readable)
+        return sandbox.run(
+            argv,
+            stdin=stdin,
+            limits=limits,
+            folder=self.root,
+            backend=b.kind,
+            env=self._env,
+            readable=b.readable,
+        )
 
     def file(self, tool: str, path: str, **arguments: str) -> tuple[bool, str]:
         """See `Machine.file`."""

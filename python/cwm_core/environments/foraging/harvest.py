@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...sandbox import SandboxError
-from ..backends import Backend
+from ..backends import Backend, SandboxBackend
 from ..outcomes import PASSED, outcome_of, run_tests
 from ..patches import make_diff
+from ..rewards import judge
 from ..tasks import Task
 from .journal import Journal
 from .mixture import MIX, interleaved, mixed, quotas
@@ -25,6 +26,8 @@ from .repository import Repository, Survey, survey
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
+VERSION = 2
+"""Of what outcomes in a journal mean: since 2, that the known solution of a task was judged."""
 SLACK_SECONDS = 10.0
 SLACK_FACTOR = 5.0
 """A broken repository's tests get the slack and so many times as long as whole ones took, then they do not end."""
@@ -58,7 +61,8 @@ class Harvest:
     """What `forage` brought.
 
     `tasks` and `tried` are numbers by kind; `left_out` counts reasons, by kind, and `repositories_left_out` has the
-    reason of each. `short` is how many tasks less than asked for there are: everything was tried.
+    reason of each. `short` is how many tasks less than asked for there are: everything was tried. `unscored` counts
+    issues that were taken without a try of their solution, because they have none or the backend opens no images.
     """
 
     tasks: dict[str, int] = field(default_factory=dict)
@@ -67,6 +71,7 @@ class Harvest:
     repositories_left_out: dict[str, str] = field(default_factory=dict)
     flaky: dict[str, int] = field(default_factory=dict)
     short: int = 0
+    unscored: int = 0
 
 
 def forage(
@@ -85,12 +90,13 @@ def forage(
     """Write `count` tasks to `tasks.jsonl` in the folder `output`, mixed as `mix` says.
 
     A mutation becomes a task if it breaks at least one test and leaves at least one; tests that do not pass in two
-    clean runs are disregarded. Issues are taken as they are. Kinds without any candidate have no share, and what a
-    kind that runs out lacks is divided among the others by their shares.
+    clean runs are disregarded. The known solution of a task, an issue's as well, is judged, and a task that it does not
+    solve is left out. Issues whose solution cannot be tried here are taken as they are, and counted. Kinds without any
+    candidate have no share, and what a kind that runs out lacks is divided among the others by their shares.
 
     Equal arguments give the same file, byte for byte, with any number of `workers` (threads, each with a machine of
     `backend`, which must open several at once). Only tests whose time is near the limit can make a difference: the
-    limit is `SLACK_FACTOR` times a clean run's time and `SLACK_SECONDS`. `seconds` is a clean run's.
+    limit is `SLACK_FACTOR` times a clean run's time and `SLACK_SECONDS`. `seconds` is a clean run's, and an issue's.
 
     Every outcome is on disk, in `journal.jsonl`, when the next begins: the same call goes on after an interruption.
     `progress` is called with the number of tasks that there are, and `count`.
@@ -112,7 +118,7 @@ def forage(
                 _check_unchanged(journal, surveyed)
                 streams: dict[str, Sequence[Any]] = _candidates(surveyed, seed, mix)
                 streams["issue-fix"] = random.Random(f"{seed}/issue-fix").sample(issues, len(issues))
-                run = _Run(pool, workers, backend, journal, seed, harvest, tasks, count, progress)
+                run = _Run(pool, workers, backend, journal, seed, seconds, harvest, tasks, count, progress)
                 run.fill({kind: items for kind, items in streams.items() if items and mix.get(kind, 0) > 0}, mix)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -131,6 +137,7 @@ class _Run:
     backend: Backend
     journal: Journal
     seed: int
+    seconds: float
     harvest: Harvest
     tasks: "_Tasks"
     count: int
@@ -170,6 +177,7 @@ class _Run:
             if isinstance(outcome, Task) and self.tasks.add(outcome):
                 wanted[kind] -= 1
                 harvest.tasks[kind] += 1
+                harvest.unscored += isinstance(item, Task) and not can_be_scored(item, self.backend)
                 if self.progress:
                     self.progress(sum(harvest.tasks.values()), self.count)
             else:
@@ -192,12 +200,18 @@ class _Run:
             return entry, outcome
 
         for kind, item in items:
-            known = item if isinstance(item, Task) else self._known(item.name)
-            waiting.append(((kind, item), known or self.pool.submit(try_candidate, item, self.backend, self.seed)))
+            waiting.append(((kind, item), self._known(item.name) or self._try(item)))
             if len(waiting) >= 2 * self.workers:
                 yield first()
         while waiting:
             yield first()
+
+    def _try(self, item: Candidate | Task) -> Future[Task | str] | Task:
+        if isinstance(item, Candidate):
+            return self.pool.submit(try_candidate, item, self.backend, self.seed)
+        if can_be_scored(item, self.backend):
+            return self.pool.submit(scored, item, self.backend, self.seconds)
+        return item
 
     def _known(self, name: str) -> Task | str | None:
         record = self.journal.get(name)
@@ -209,14 +223,13 @@ class _Run:
 def try_candidate(candidate: Candidate, backend: Backend, seed: int) -> Task | str:
     """Run the tests on the broken repository: the task, or the reason why it is none."""
     repository, found = candidate.repository, candidate.survey
-    broken, solution = candidate.diffs
     try:
         compile(candidate.mutation.apply(found.sources[candidate.path]), candidate.path, "exec", dont_inherit=True)
     except (SyntaxError, ValueError):
         return "does not compile"
     limit = SLACK_SECONDS + SLACK_FACTOR * found.seconds
     try:
-        machine = backend.open(repository.task(candidate.name, patch=broken))
+        machine = backend.open(repository.task(candidate.name, patch=candidate.diffs[0]))
         try:
             run = run_tests(machine, repository.test_command, seconds=limit)
         finally:
@@ -232,7 +245,12 @@ def try_candidate(candidate: Candidate, backend: Backend, seed: int) -> Task | s
         return "breaks no test"
     if not pass_to_pass:
         return "breaks every test"
-    mutation = candidate.mutation
+    return scored(_task_of(candidate, fail_to_pass, pass_to_pass, seed), backend, limit)
+
+
+def _task_of(candidate: Candidate, fail_to_pass: tuple[str, ...], pass_to_pass: tuple[str, ...], seed: int) -> Task:
+    repository, found, mutation = candidate.repository, candidate.survey, candidate.mutation
+    broken, solution = candidate.diffs
     where = {"path": candidate.path, "line": mutation.line, "seed": seed}
     prompt = write_prompt(fail_to_pass, repository.test_command, f"{seed}/{candidate.name}")
     return repository.task(
@@ -246,6 +264,22 @@ def try_candidate(candidate: Candidate, backend: Backend, seed: int) -> Task | s
         kind=mutation.kind,
         provenance={**repository.provenance, "repository": repository.name, **where},
     )
+
+
+def can_be_scored(task: Task, backend: Backend) -> bool:
+    """Return whether a task's known solution can be tried: there is one, and the backend opens such tasks."""
+    return bool(task.solution) and (task.folder is not None or not isinstance(backend, SandboxBackend))
+
+
+def scored(task: Task, backend: Backend, seconds: float) -> Task | str:
+    """Return a task if its known solution solves it, else the reason why it is left out."""
+    try:
+        reward = judge(task, task.solution.encode(errors="surrogateescape"), backend, seconds=seconds)
+    except (SandboxError, ValueError, OSError) as error:
+        return f"the machine failed: {type(error).__name__}"
+    if reward.value == 1.0:
+        return task
+    return f"the known solution scores {reward.value:g}: {reward.reason.partition(':')[0].partition(' (')[0]}"
 
 
 def _survey_all(
@@ -322,6 +356,7 @@ def _settings(
 ) -> dict[str, Any]:
     described = json.dumps([asdict(repository) for repository in repositories], default=os.fspath)
     return {
+        "version": VERSION,
         "repositories": hashlib.sha256(described.encode()).hexdigest()[:16],
         "issues": hashlib.sha256("\n".join(task.to_json() for task in issues).encode()).hexdigest()[:16],
         "count": count,
