@@ -30,7 +30,7 @@ class Machine(Protocol):
         """
         ...
 
-    def file(self, tool: str, path: str, **arguments: str) -> tuple[bool, str]:
+    def file(self, tool: str, path: str, **arguments: str | None) -> tuple[bool, str]:
         """Run a file tool of `files.py`: whether it was done, and what it said (for submit, the diff)."""
         ...
 

@@ -89,7 +89,7 @@ class SandboxMachine:
             readable=b.readable,
         )
 
-    def file(self, tool: str, path: str, **arguments: str) -> tuple[bool, str]:
+    def file(self, tool: str, path: str, **arguments: str | None) -> tuple[bool, str]:
         """See `Machine.file`."""
         return files.use(self.run, self.root, tool, path, **arguments)
 
