@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -216,7 +215,7 @@ class Environment:
             lost = f"the shell was lost: {result.restarted}"
             notes.append(f"[{lost}; a new one starts in {episode.machine.root}, without earlier variables]")
         elif result.exit_code:
-            notes.append(f"[exit code {result.exit_code}{_signal_name(result.exit_code)}]")
+            notes.append(f"[exit code {result.exit_code}]")
         episode.folder = result.folder
         return "\n".join(note for note in notes if note), result.exit_code
 
@@ -250,15 +249,6 @@ class Environment:
     def __exit__(self, *exception: object) -> None:
         """Close."""
         self.close()
-
-
-def _signal_name(exit_code: int) -> str:
-    """Return what a shell means by an exit code above 128, as it would say it."""
-    try:
-        name = signal.strsignal(exit_code - 128) if exit_code > 128 else None
-    except ValueError:
-        name = None
-    return f": {name}" if name else ""
 
 
 def _shown(text: str) -> str:

@@ -16,10 +16,11 @@ from ..sandbox import supervisor
 # descriptor 4, its output as it was in the beginning, says where a command's output ends. Only commands write there:
 # what the shell itself writes between them, under `set -x`, `set -v`, traps and PROMPT_COMMAND, goes nowhere.
 ARGV = ("bash", "--norc", "--noprofile", "--noediting", "-i")
-SETUP = "PS1= PS2= PROMPT_COMMAND=; set +o history; set +H; exec 3>&2 4>&1 >/dev/null 2>&1\n"
+# Job control has bash say which signal ended a program, in the words that everyone knows.
+SETUP = "PS1= PS2= PROMPT_COMMAND=; set +o history; set +H; set -m; exec 3>&2 4>&1 >/dev/null 2>&1\n"
 INTERRUPT_SECONDS = 1.0  # that a command has to end after each stage of interrupting it
-# Where a program is ended by a signal, an interactive bash that has no terminal says this in place of the reason.
-ENDED_BY_SIGNAL = re.compile(rb"^bash: \[\d+: \d+ \(-?\d+\)\] tcsetattr: .*\n", re.MULTILINE)
+# Said by an interactive bash without a terminal wherever a program was ended by a signal.
+NO_TERMINAL = re.compile(rb"^bash: \[\d+: \d+ \(-?\d+\)\] tcsetattr: .*\n", re.MULTILINE)
 STATE_SECONDS = 30.0
 STATE_BYTES = 8 << 20
 ANSWER_BYTES = 32 << 10  # kept of what comes with exit codes: more than the longest quoted path
@@ -151,7 +152,7 @@ class Shell:
         if restarted:
             program.close()
             self._restart()
-        said = ENDED_BY_SIGNAL.sub(b"[a program was ended by a signal]\n", output.value())
+        said = NO_TERMINAL.sub(b"", output.value())
         return ShellResult(said, exit_code, timed_out, restarted, time.monotonic() - started, folder)
 
     def state(self) -> bytes:
