@@ -18,10 +18,12 @@ FILES = set()
 RANK = ["passed", "xfailed", "skipped", "failed", "error"]
 ROOT = os.path.realpath(os.environ.get("CWM_ROOT", "."))
 CONFIG = []
+ABOVE = []
 
 
 def note(name, outcome):
     """Keep the worst that happened to a test in its three phases."""
+    name = name[len(ABOVE[0]) :] if ABOVE and name.startswith(ABOVE[0]) else name
     before = OUTCOMES.get(name, outcome)
     OUTCOMES[name] = max(before, outcome, key=RANK.index)
 
@@ -32,8 +34,14 @@ def fail():
 
 
 def pytest_configure(config):
-    """Keep the configuration, for the folder that names of tests begin from."""
+    """Keep the configuration, for the folder that names of tests begin from.
+
+    Where pytest found configuration above the repository, names begin with a way down to it, which says nothing.
+    """
     CONFIG.append(config)
+    way = os.path.relpath(ROOT, os.path.realpath(str(config.rootdir)))
+    if way != "." and not way.startswith(".."):
+        ABOVE.append(way + "/")
 
 
 @pytest.hookimpl(trylast=True)

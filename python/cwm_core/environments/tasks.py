@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..support.files import replacing
+
 
 @dataclass(frozen=True)
 class Task:
@@ -76,9 +78,9 @@ class Task:
 
 
 def write_tasks(path: str | os.PathLike[str], tasks: Iterable[Task]) -> None:
-    """Write tasks as JSONL."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(f"{task.to_json()}\n" for task in tasks)
+    """Write tasks as JSONL, all of them or none. Raises as `support.files.replacing`."""
+    with replacing(path) as file:
+        file.writelines(f"{task.to_json()}\n".encode() for task in tasks)
 
 
 def read_tasks(path: str | os.PathLike[str]) -> Iterator[Task]:

@@ -86,6 +86,7 @@ def forage(
     workers: int = 1,
     seconds: float = 600.0,
     progress: Callable[[int, int], object] | None = None,
+    status: Callable[[str], object] | None = None,
 ) -> Harvest:
     """Write `count` tasks to `tasks.jsonl` in the folder `output`, mixed as `mix` says.
 
@@ -99,7 +100,8 @@ def forage(
     limit is `SLACK_FACTOR` times a clean run's time and `SLACK_SECONDS`. `seconds` is a clean run's, and an issue's.
 
     Every outcome is on disk, in `journal.jsonl`, when the next begins: the same call goes on after an interruption.
-    `progress` is called with the number of tasks that there are, and `count`.
+    `progress` is called with the number of tasks that there are, and `count`; `status` with a sentence on the state of
+    the work, at the beginning and whenever a repository was surveyed or a candidate was tried.
 
     Raises ValueError for a folder of another call, names that occur twice and a mix without any share, and
     `SandboxError` where the backend cannot run here.
@@ -111,14 +113,15 @@ def forage(
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder / "journal.jsonl", _settings(repositories, issues, count, mix, seed))
     harvest = Harvest()
+    status = status or _say_nothing
     try:
         with ThreadPoolExecutor(workers) as pool, _Tasks(folder / "tasks.jsonl") as tasks:
             try:
-                surveyed = _survey_all(pool, repositories, backend, seconds, harvest)
+                surveyed = _survey_all(pool, repositories, backend, seconds, harvest=harvest, status=status)
                 _check_unchanged(journal, surveyed)
                 streams: dict[str, Sequence[Any]] = _candidates(surveyed, seed, mix)
                 streams["issue-fix"] = random.Random(f"{seed}/issue-fix").sample(issues, len(issues))
-                run = _Run(pool, workers, backend, journal, seed, seconds, harvest, tasks, count, progress)
+                run = _Run(pool, workers, backend, journal, seed, seconds, harvest, tasks, count, progress, status)
                 run.fill({kind: items for kind, items in streams.items() if items and mix.get(kind, 0) > 0}, mix)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -142,6 +145,7 @@ class _Run:
     tasks: "_Tasks"
     count: int
     progress: Callable[[int, int], object] | None
+    status: Callable[[str], object]
 
     def fill(self, streams: dict[str, Sequence[Any]], mix: Mapping[str, float]) -> None:
         """Take tasks by quota; what a kind lacks, the others give."""
@@ -184,6 +188,8 @@ class _Run:
                 reason = outcome if isinstance(outcome, str) else "the same as another"
                 reasons = harvest.left_out.setdefault(kind, {})
                 reasons[reason] = reasons.get(reason, 0) + 1
+            done, tried = sum(harvest.tasks.values()), sum(harvest.tried.values())
+            self.status(f"{done:,} of {self.count:,} tasks, {tried:,} candidates tried")
         return rest
 
     def _in_order(self, items: Iterator[tuple[str, Any]]) -> Iterator[tuple[tuple[str, Any], Task | str]]:
@@ -282,12 +288,23 @@ def scored(task: Task, backend: Backend, seconds: float) -> Task | str:
     return f"the known solution scores {reward.value:g}: {reward.reason.partition(':')[0].partition(' (')[0]}"
 
 
+def _say_nothing(_: str) -> None:
+    pass
+
+
 def _survey_all(
-    pool: ThreadPoolExecutor, repositories: Sequence[Repository], backend: Backend, seconds: float, harvest: Harvest
+    pool: ThreadPoolExecutor,
+    repositories: Sequence[Repository],
+    backend: Backend,
+    seconds: float,
+    *,
+    harvest: Harvest,
+    status: Callable[[str], object],
 ) -> list[tuple[Repository, Survey]]:
     futures = [pool.submit(survey, repository, backend, seconds=seconds) for repository in repositories]
     surveyed = []
-    for repository, future in zip(repositories, futures, strict=True):
+    for number, (repository, future) in enumerate(zip(repositories, futures, strict=True)):
+        status(f"{number:,} of {len(repositories):,} repositories surveyed")
         try:
             found = future.result()
         except (ValueError, OSError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...durable import sync
+from ...support.files import sync
 
 
 class Journal:
