@@ -92,7 +92,7 @@ class Rules:
             (where.suffix in CONFIGURATION, "configuration"),
             (where.name in LOADED or where.suffix in UNREVIEWABLE, "loaded by Python or pytest by itself"),
             (not self.protected.isdisjoint({where, *where.parents}) or _has_test_name(path), "a test, or protected"),
-            (where in self.scripts, "run by the test command"),
+            (unknown and where in self.scripts, "run by the test command"),
             (unknown and is_test(path), "in a folder of tests"),
             (
                 unknown and where.suffix not in MODULES and where.parent in self.above_tests,
