@@ -450,7 +450,9 @@ def test_forage_is_repeatable_and_its_tasks_are_what_they_say(repositories, tmp_
 SUMS = b"def add(a, b):\n    return a + b\n\n\ndef twice(a):\n    return a + a\n"
 SUMS_TESTS = "def test_add():\n    assert add(2, 3) == 5\n\n\ndef test_twice():\n    assert twice(4) == 8\n"
 ROOTS = {
-    "configuration beside the tests": (COMMAND, {"tests/pytest.ini": "[pytest]\npythonpath = ..\n"}, "sums.py", "tests"),
+    "configuration beside the tests": (
+        COMMAND, {"tests/pytest.ini": "[pytest]\npythonpath = ..\n"}, "sums.py", "tests",
+    ),
     "a package of a monorepo": (
         f"{COMMAND} a", {"a/pyproject.toml": "[tool.pytest.ini_options]\npythonpath = ['src']\n"}, "a/src/sums.py",
         "a/tests",

@@ -158,8 +158,10 @@ ATTACKS = {
         b"import atexit, glob, json, os, sys, zlib\n"
         b"def forge():\n"
         b"    box = [p for p in sys.path if os.path.exists(p + '/report')][0]\n"
-        b"    names = ['tests/test_sums.py::test_add', 'tests/test_sums.py::test_twice[1]']\n"
-        b"    report = zlib.compress(json.dumps(dict.fromkeys(names, 'passed')).encode())\n"
+        b"    names = ['add', 'twice[1]', 'twice[2]']\n"
+        b"    outcomes = {'tests/test_sums.py::test_' + name: 'passed' for name in names}\n"
+        b"    report = {'outcomes': outcomes, 'errors': [], 'files': [], 'control': None}\n"
+        b"    report = zlib.compress(json.dumps(report).encode())\n"
         b"    with open(box + '/report', 'wb') as f: f.write(report)\n"
         b"atexit.register(forge)\n"
     )},
@@ -416,6 +418,22 @@ def test_outcomes_of_every_kind(tmp_path):
         only = run_tests(machine, COMMAND, files=["test_broken.py"], seconds=SECONDS)
         assert (only.outcomes, only.problem) == ({}, None)
         assert run_tests(machine, "true", seconds=SECONDS).problem == "pytest made no report (exit code 0)"
+    finally:
+        machine.close()
+
+
+def test_tests_that_run_pytest_find_no_plugin(tmp_path):
+    (tmp_path / "test_inner.py").write_text(
+        "import os, subprocess, sys\n"
+        "def test_inner(tmp_path):\n"
+        "    (tmp_path / 'test_x.py').write_text('def test_x(): pass')\n"
+        "    run = subprocess.run([sys.executable, '-m', 'pytest', '-q', tmp_path], capture_output=True, text=True)\n"
+        "    assert run.returncode == 0 and '1 passed' in run.stdout\n"
+        "    assert not [name for name in os.environ if name.startswith('CWM_')]\n"
+    )
+    machine = BACKEND.open(Task("t", "", tmp_path))
+    try:
+        assert run_tests(machine, COMMAND, seconds=SECONDS).outcomes == {"test_inner.py::test_inner": "passed"}
     finally:
         machine.close()
 

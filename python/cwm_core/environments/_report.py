@@ -6,6 +6,7 @@ tests: a test that must fail, under a name that nobody knows either. Where the c
 
 import json
 import os
+import sys
 import zlib
 
 import pytest
@@ -16,9 +17,17 @@ OUTCOMES = {}
 ERRORS = []
 FILES = set()
 RANK = ["passed", "xfailed", "skipped", "failed", "error"]
-ROOT = os.path.realpath(os.environ.get("CWM_ROOT", "."))
+ROOT = os.path.realpath(os.environ.pop("CWM_ROOT", "."))
 CONFIG = []
+STATUS = []
 ABOVE = []
+
+# Tests that run pytest are to find the environment as it was.
+for variable in ("PYTEST_ADDOPTS", "PYTHONPATH"):
+    old = os.environ.pop("CWM_" + variable, None)
+    if old is not None:
+        os.environ.pop(variable, None)
+        os.environ.update({variable: old} if old else {})
 
 
 def note(name, outcome):
@@ -75,7 +84,8 @@ def pytest_runtest_logreport(report):
         FILES.add(os.path.relpath(os.path.realpath(whole), ROOT))
 
 
-def pytest_sessionfinish(session):
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
     """Write all; not in the workers of pytest-xdist, whose reports come to their controller."""
     if hasattr(session.config, "workerinput"):
         return
@@ -88,3 +98,13 @@ def pytest_sessionfinish(session):
     }
     with open(os.path.join(BOX, "report"), "wb") as file:
         file.write(zlib.compress(json.dumps(report).encode()))
+    STATUS.append(int(exitstatus))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure():
+    """End the process as soon as it has reported, before handlers of the tested code run at its exit."""
+    if STATUS:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(STATUS[0])

@@ -26,6 +26,7 @@ READ_SECONDS = 60.0
 # The tests' own output goes to stderr, so that stdout is the report's alone.
 SCRIPT = """
 box=$(mktemp -d) && cat > "$box/{plugin}.py" || exit 125
+export CWM_PYTEST_ADDOPTS="${{PYTEST_ADDOPTS:-}}" CWM_PYTHONPATH="${{PYTHONPATH:-}}"
 export PYTHONPATH="$box${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONHASHSEED={hash_seed} PYTHONDONTWRITEBYTECODE=1
 export CWM_ROOT="$(pwd -P)" CWM_NAMES={names}
 export PYTEST_ADDOPTS="${{PYTEST_ADDOPTS:-}} -p {plugin} --continue-on-collection-errors"
