@@ -28,7 +28,7 @@ SCRIPT = """
 box=$(mktemp -d) && cat > "$box/{plugin}.py" || exit 125
 export CWM_PYTEST_ADDOPTS="${{PYTEST_ADDOPTS:-}}" CWM_PYTHONPATH="${{PYTHONPATH:-}}"
 export PYTHONPATH="$box${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONHASHSEED={hash_seed} PYTHONDONTWRITEBYTECODE=1
-export CWM_ROOT="$(pwd -P)" CWM_NAMES={names}
+export CWM_ROOT="$(pwd -P)"{names}
 export PYTEST_ADDOPTS="${{PYTEST_ADDOPTS:-}} -p {plugin} --continue-on-collection-errors"
 ( {command}
 ) </dev/null >&2
@@ -105,7 +105,12 @@ def _reported(
     """Run pytest with a plugin that writes a report; None where there is none, {} for a damaged one."""
     plugin, kept = f"cwm_{secrets.token_hex(8)}", f".cwm-{secrets.token_hex(8)}"
     script = SCRIPT.format(
-        plugin=plugin, command=command, kept=kept, chunk=CHUNK, hash_seed=hash_seed, names=shlex.quote(names)
+        plugin=plugin,
+        command=command,
+        kept=kept,
+        chunk=CHUNK,
+        hash_seed=hash_seed,
+        names=f" CWM_NAMES={shlex.quote(names)}" if names else "",
     )
     completed = machine.run(script, stdin=source, seconds=seconds)
     data = completed.stdout
