@@ -11,9 +11,12 @@ import re
 import sys
 import zlib
 
+import pytest
 
-def pytest_configure():
-    """Write a report on the names beside this file, where an outcome of tests would be."""
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests():
+    """Write a report on the names beside this file, where outcomes of tests would be; before the repository's code."""
     names, loaded = os.environ["CWM_NAMES"].split(","), list(sources())
     report = {"taken": [name for name in names if is_taken(name, loaded)]}
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "report"), "wb") as file:
