@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from cwm_core import Tokenizer
 from cwm_core.environments import (
+    ActionError,
     Budget,
+    Call,
     EndpointAgent,
     EndpointError,
     OutOfBudget,
@@ -300,6 +302,65 @@ def test_ids_logprobs_reasoning_and_tools_role():
     assert server.requests[1][2]["messages"][-1]["role"] == "tool"
     assert server.requests[1][2]["messages"][-1]["name"] == "bash"
     assert [body["seed"] for _, _, body in server.requests] == [11, 12]
+
+
+def tool_call(name, arguments):
+    arguments = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    return {"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+EDIT = "f.py\n<<<<<<< SEARCH\na\n=======\nb\n>>>>>>> REPLACE"
+
+
+@pytest.mark.parametrize(
+    ("message", "tool", "content"),
+    [
+        ({"content": [{"text": "<tool: bash>\n"}, {"type": "text", "text": "ls\n</tool>"}]}, "bash", "ls"),
+        ({"content": None, "tool_calls": [tool_call("bash", {"command": "ls"})]}, "bash", "ls"),
+        ({"content": "So.", "tool_calls": [tool_call("submit", {"content": "d"})]}, "submit", "d"),
+        ({"tool_calls": [tool_call("create", {"path": "f", "content": "x"})]}, "create", "f\nx"),
+        ({"tool_calls": [tool_call("edit", {"path": "f.py", "search": "a", "replace": "b"})]}, "edit", EDIT),
+    ],
+)  # fmt: skip
+def test_an_endpoints_own_forms_of_text_and_calls_are_read(message, tool, content):
+    status, headers, body = completion()
+    body["choices"][0]["message"] = {"role": "assistant", **message}
+    with Server((status, headers, body)) as server:
+        reply = EndpointAgent(server.url, "m").start(TASK, 0, Budget())(OPENING)
+    assert parse_action(reply.text) == Call(tool, content)
+
+
+@pytest.mark.parametrize(
+    ("calls", "refusal"),
+    [
+        ([tool_call("bash", {"command": "a"}), tool_call("bash", {"command": "b"})], "Exactly one tool call"),
+        ([tool_call("python", "{broken")], "no tool 'python'"),
+    ],
+)
+def test_calls_that_no_environment_takes_are_refused_there(calls, refusal):
+    with Server(completion(None, tool_calls=calls)) as server:
+        reply = EndpointAgent(server.url, "m").start(TASK, 0, Budget())(OPENING)
+    with pytest.raises(ActionError, match=refusal):
+        parse_action(reply.text)
+
+
+@pytest.mark.parametrize(
+    ("budget", "turns", "reason"),
+    [({"context_tokens": 30}, 2, "context tokens"), ({"prompt_tokens": 5}, 0, "prompt tokens")],
+)
+def test_budgets_of_tokens_bind_without_a_count_of_the_server(budget, turns, reason, caplog):
+    status, headers, body = completion("x" * 30)
+    del body["usage"]
+    with Server((status, headers, body)) as server:
+        generate = EndpointAgent(server.url, "m").start(TASK, 0, Budget(**budget))
+        messages = OPENING
+        for _ in range(turns):
+            reply = generate(messages)
+            assert (reply.tokens, reply.prompt_tokens) == (None, None)
+            messages = further(messages, reply)
+        with pytest.raises(OutOfBudget, match=reason):
+            generate(messages)
+    assert caplog.text.count("does not count tokens") == 1
 
 
 def test_what_fails_in_passing_is_tried_again(no_waiting):

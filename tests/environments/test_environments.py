@@ -205,6 +205,35 @@ def test_shell_that_kills_its_parent_is_kept_or_replaced(shell, kind):
     assert shell.run("echo alive", seconds=5).output == b"alive\n"
 
 
+@pytest.mark.parametrize("options", ["set -x", "set -v", "trap : DEBUG; PROMPT_COMMAND='echo prompt'", "set -xv"])
+def test_what_the_shell_says_for_itself_is_not_in_the_output(shell, options):
+    shell.run(options, seconds=5)
+    shown = {"set -x": "+ echo hi\n", "set -v": "echo hi\n", "set -xv": "echo hi\n+ echo hi\n"}.get(options, "")
+    result = shell.run("echo hi", seconds=5)
+    assert result.output.decode().replace("++", "+") == f"{shown}hi\n"
+    assert (result.exit_code, shell.run("false", seconds=5).exit_code) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "exit_code"),
+    [
+        ("sh -c 'kill -SEGV $$'", "Segmentation fault", 139),
+        ("sh -c 'kill -ABRT $$'; echo next", "Aborted\nnext", 0),
+        ("(kill -KILL $BASHPID)", "Killed", 137),
+        ("sh -c 'kill -FPE $$'", "Floating point exception", 136),
+    ],
+)
+def test_the_signal_that_ended_a_program_is_said_and_nothing_of_terminals(shell, command, output, exit_code):
+    result = shell.run(command, seconds=5)
+    assert re.sub(r" +\(core dumped\)", "", result.output.decode()) == f"{output}\n"
+    assert (result.exit_code, result.restarted) == (exit_code, None)
+
+
+def test_streams_that_exec_moves_are_back_with_the_next_command(shell):
+    assert shell.run("exec >log 2>&1; echo lost", seconds=5).output == b""
+    assert shell.run("cat log; ls nowhere", seconds=5).output.startswith(b"lost\nls: ")
+
+
 def test_background_writer_does_not_block_the_shell(shell):
     started = time.monotonic()
     shell.run("yes &", seconds=5)
@@ -306,6 +335,52 @@ def test_edit_keeps_bytes_mode_and_can_delete(environment):
         "377",
         "755",
     ]
+
+
+def test_lines_are_edited_and_not_what_follows_the_last_newline(environment):
+    environment.step(call("bash", "printf 'a\\n\\nb\\n' > f; printf 'x\\n' > g; printf 'a\\nb' > h; : > empty"))
+    assert said(environment.step(edit("f", "", "c"))) == "Replaced 1 line(s) of f from line 2 on."
+    assert said(environment.step(edit("f", "c", ""))) == "Replaced 1 line(s) of f from line 2 on."  # a blank line
+    assert "do not occur in g" in said(environment.step(edit("g", "", "y")))
+    assert "do not occur in g" in said(environment.step(edit("g", "x\n", "y")))
+    assert "do not occur in empty" in said(environment.step(edit("empty", "", "y")))
+    assert said(environment.step(edit("g", "x", "y").replace("=======\ny\n", "=======\n"))).startswith("Replaced 1")
+    assert said(environment.step(edit("h", "b", "c"))).startswith("Replaced 1")
+    dumped = said(environment.step(call("bash", "od -An -c f; wc -c < g; od -An -c h")))
+    assert dumped.split() == ["a", "\\n", "\\n", "b", "\\n", "0", "a", "\\n", "c"]
+
+
+def test_paths_of_file_tools_count_from_the_root_and_say_so(environment):
+    assert said(environment.step(call("create", "one\nx"))) == "Created one."
+    environment.step(call("bash", "mkdir sub; cd sub; git diff > fix.diff; cp ../sums.py fix.py"))
+    for action in (call("create", "two\nx"), edit("fix.py", "x", "y"), call("submit", "fix.diff")):
+        assert re.search(
+            r"\n\[paths count from the repository's root, /.*; the shell is in /.*/sub\]$",
+            said(environment.step(action)),
+        )
+    assert said(environment.step(call("bash", "ls ../two; cd .."))) == "../two"
+    assert said(environment.step(call("create", "three\nx"))) == "Created three."
+
+
+def test_an_agent_can_commit(environment, task):
+    committed = "sed -i '2s/-/+/' sums.py; git commit -qam fix && git log --format='%an %s'; git diff HEAD~ > d"
+    assert said(environment.step(call("bash", committed))) == "agent fix\nagent Start"
+    environment.step(call("submit", "d"))
+    assert environment.step("Done.").reward == 1.0
+
+
+def test_a_submission_is_tried_when_it_is_made(environment):
+    environment.step(call("bash", "sed -i '2s/-/+/' sums.py; git diff > d; echo x > tests/new.py; git add -A"))
+    assert said(environment.step(call("submit", "d"))) == (
+        "Submitted. Submit again to replace it; a message without a tool call ends the work."
+    )
+    environment.step(call("bash", "git commit -qm fix; sed -i '2s/+ b/+ b + 0/' sums.py; git diff > e"))
+    told = said(environment.step(call("submit", "e")))
+    assert told.startswith("Submitted.") and "the diff does not apply" in told and "sums.py" in told
+    told = said(environment.step(call("bash", re.search("`(git add .*)`", told)[1].replace("PATH", "g"))))
+    told = said(environment.step(call("submit", "g")))
+    assert "Changes that do not count: d (not a module" in told and "tests/new.py (a test, or protected)" in told
+    assert environment.step("Done.").reward == 1.0
 
 
 def test_command_time_limit_is_told(backend, task):

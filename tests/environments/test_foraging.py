@@ -9,12 +9,13 @@ import sys
 import textwrap
 import tokenize
 from collections import Counter
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 from cwm_core import machines
-from cwm_core.environments import Task, make_diff, read_issues, read_tasks
+from cwm_core.environments import Task, judge, make_diff, read_issues, read_tasks
 from cwm_core.environments.foraging.mixture import MIX, interleaved, mixed, quotas
 from cwm_core.environments.foraging.prompts import write_prompt
 from cwm_core.environments.protection import is_test, protected_paths
@@ -445,6 +446,66 @@ def test_forage_is_repeatable_and_its_tasks_are_what_they_say(repositories, tmp_
             forage(some, cut, **options)
     finally:
         subprocess.run(["git", "rm", "-qf", "new.py"], cwd=some[0].folder, check=True)
+
+
+SUMS = b"def add(a, b):\n    return a + b\n\n\ndef twice(a):\n    return a + a\n"
+SUMS_TESTS = "def test_add():\n    assert add(2, 3) == 5\n\n\ndef test_twice():\n    assert twice(4) == 8\n"
+ROOTS = {
+    "configuration beside the tests": (
+        COMMAND, {"tests/pytest.ini": "[pytest]\npythonpath = ..\n"}, "sums.py", "tests",
+    ),
+    "a package of a monorepo": (
+        f"{COMMAND} a", {"a/pyproject.toml": "[tool.pytest.ini_options]\npythonpath = ['src']\n"}, "a/src/sums.py",
+        "a/tests",
+    ),
+    "a folder that the command changes to": (f"cd a && {COMMAND}", {"a/conftest.py": ""}, "a/sums.py", "a/tests"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_tasks_are_solved_by_their_solutions_wherever_pytest_finds_its_root(tmp_path, name):
+    command, files, module, tests = ROOTS[name]
+    folder = tmp_path / "repo"
+    files |= {module: SUMS.decode(), f"{tests}/test_sums.py": f"from sums import add, twice\n{SUMS_TESTS}"}
+    for path, text in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    repository = Repository("r", folder, test_command=command)
+    harvest = forage([repository], tmp_path / "out", count=1, backend=BACKEND, mix={"flip-operator": 1.0})
+    assert (harvest.tasks, harvest.left_out) == ({"flip-operator": 1}, {})
+    (task,) = read_tasks(tmp_path / "out/tasks.jsonl")
+    assert task.test_files == () and tests in task.protected
+    assert judge(task, task.solution.encode(), BACKEND, seconds=60).value == 1.0
+    assert judge(task, make_diff("notes.md", b"a", b"b").encode(), BACKEND, seconds=60).value == 0.0
+
+
+def test_a_task_whose_solution_does_not_solve_it_is_left_out(tmp_path):
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    (folder / "sums.py").write_bytes(SUMS)
+    (folder / "test_sums.py").write_text(f"from sums import add, twice\n{SUMS_TESTS}")
+    issue = Task(
+        "issue", "Do.", folder, patch=make_diff("sums.py", SUMS, SUMS.replace(b"+ b", b"- b")), test_command=COMMAND,
+        fail_to_pass=("test_sums.py::test_add",), solution=make_diff("sums.py", SUMS, SUMS.replace(b"+ a", b"- a")),
+    )  # fmt: skip
+    right = replace(issue, name="right", solution=make_diff("sums.py", SUMS.replace(b"+ b", b"- b"), SUMS))
+    images = replace(right, name="image", folder=None, image="i")
+    options = {"count": 3, "backend": BACKEND, "issues": [issue, right, images]}
+    harvest = forage([], tmp_path / "out", **options)
+    assert harvest.left_out == {"issue-fix": {"the known solution scores 0: the tests failed": 1}}
+    assert (harvest.tasks, harvest.unscored, harvest.short) == ({"issue-fix": 2}, 1, 1)
+    assert {task.name for task in read_tasks(tmp_path / "out/tasks.jsonl")} == {"right", "image"}
+    again = forage([], tmp_path / "out", **options)
+    assert (again.left_out, again.tasks) == (harvest.left_out, harvest.tasks)
+
+
+def test_foraging_says_what_it_does(tmp_path):
+    (tmp_path / "sums.py").write_bytes(SUMS)
+    (tmp_path / "test_sums.py").write_text(f"from sums import add, twice\n{SUMS_TESTS}")
+    said = []
+    repository = Repository("r", tmp_path, test_command=COMMAND)
+    forage([repository], tmp_path / "out", count=1, backend=BACKEND, mix={"flip-operator": 1}, status=said.append)
+    assert said == ["0 of 1 repositories surveyed", "1 of 1 tasks, 1 candidates tried"]
 
 
 def test_forage_can_be_interrupted(repositories, tmp_path):

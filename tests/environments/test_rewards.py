@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from cwm_core import machines
-from cwm_core.environments import Task, forget_history, judge, make_diff, normalize, run_tests, similarity
+from cwm_core.environments import Task, forget_history, issue_task, judge, make_diff, normalize, run_tests, similarity
 from cwm_core.environments.outcomes import outcome_of, read_file
 from cwm_core.environments.patches import changes, touched
-from cwm_core.environments.protection import protected_paths
+from cwm_core.environments.protection import Rules, protected_paths
 from cwm_core.machines import SandboxBackend
 from cwm_core.machines.programs import installed_packages
 from hypothesis import given
@@ -64,13 +64,20 @@ def diff_of(task, **files):
         git("add", "-A")
         git("commit", "-qm", "x")
         for name, content in files.items():
-            path = Path(folder) / name.replace("__", "/").replace("_py", ".py").replace("_ini", ".ini")
+            path = Path(folder) / _path(name)
+            path.parent.mkdir(exist_ok=True)
             if content is None:
                 path.unlink()
             else:
                 path.write_bytes(content)
         git("add", "-A")
         return git("diff", "--cached")
+
+
+def _path(name):
+    if name in ("__init___py", "pytest__init_py", "pytest__main_py"):
+        return {"__init___py": "__init__.py"}.get(name) or f"pytest/__{name[8:-3]}__.py"
+    return name if "." in name else name.replace("__", "/").replace("_py", ".py").replace("_ini", ".ini")
 
 
 def test_a_right_patch(task):
@@ -108,6 +115,7 @@ def pytest_runtest_makereport(item, call):
     report.outcome = "passed"
     return report
 """
+TOML = b'[pytest]\naddopts = ["-p", "forge"]\n'
 ATTACKS = {
     "tests made to pass": {"tests__test_sums_py": b"def test_add(): pass\n"},
     "tests removed": {"tests__test_sums_py": None},
@@ -121,6 +129,33 @@ ATTACKS = {
     "a report printed": {"sums_py": b"print('tests/test_sums.py::test_add PASSED')\nraise SystemExit(0)\n"},
     "a report in the repository": {"report": b"all passed\n"},
     "assertions are not run": {"sitecustomize_py": b"raise SystemExit(0)\n"},
+    "configuration that pytest 9 reads first": {"pytest.toml": TOML, "forge_py": FORGED},
+    "hidden configuration": {".pytest.toml": TOML, "forge_py": FORGED},
+    "configuration of a later pytest": {"pytest.yaml": b"pytest: {addopts: -p forge}\n", "forge_py": FORGED},
+    "a plugin by its metadata": {
+        "evil-1.dist-info/METADATA": b"Metadata-Version: 2.1\nName: evil\nVersion: 1\n",
+        "evil-1.dist-info/entry_points.txt": b"[pytest11]\nevil = forge\n", "forge_py": FORGED,
+    },
+    "a package in place of pytest": {"pytest__init_py": FORGED, "pytest__main_py": b"raise SystemExit(0)\n"},
+    "a module of the standard library": {"json_py": b"import os\nos._exit(0)\n"},
+    "a module that is tried and not installed": {"argcomplete_py": b"import os\nos._exit(0)\n"},
+    "a package above the tests": {"__init___py": b"import os\nos._exit(0)\n"},
+    "the code forges for all": {"sums_py": (
+        b"import _pytest.reports as r\nold = r.TestReport.from_item_and_call.__func__\n"
+        b"def new(cls, item, call):\n    call.excinfo = None\n    return old(cls, item, call)\n"
+        b"r.TestReport.from_item_and_call = classmethod(new)\n"
+    )},
+    "the code rewrites the report at its end": {"sums_py": (
+        b"import atexit, glob, json, os, sys, zlib\n"
+        b"def forge():\n"
+        b"    box = [p for p in sys.path if os.path.exists(p + '/report')][0]\n"
+        b"    names = ['add', 'twice[1]', 'twice[2]']\n"
+        b"    outcomes = {'tests/test_sums.py::test_' + name: 'passed' for name in names}\n"
+        b"    report = {'outcomes': outcomes, 'errors': [], 'files': [], 'control': None}\n"
+        b"    report = zlib.compress(json.dumps(report).encode())\n"
+        b"    with open(box + '/report', 'wb') as f: f.write(report)\n"
+        b"atexit.register(forge)\n"
+    )},
 }  # fmt: skip
 
 
@@ -131,19 +166,180 @@ def test_what_a_submission_may_not_do(task, name):
     assert reward.reason.startswith("the tests failed")
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["tests made to pass", "outcomes forged by the root's conftest", "a plugin from the repository"],
-)
-def test_the_protected_paths_are_what_stops_them(task, name):
-    unprotected = replace(task, protected=(), pass_to_pass=())
-    assert judge(unprotected, diff_of(task, **ATTACKS[name]), BACKEND, seconds=SECONDS).value == 1.0
+REAL = [
+    ("tests made to pass", "tests/test_sums.py::test_add"),
+    ("outcomes forged by the root's conftest", "forged"),
+    ("a plugin from the repository", "forged"),
+    ("configuration that pytest 9 reads first", "forged"),
+    ("a plugin by its metadata", "forged"),
+    ("a package in place of pytest", "no report"),
+    ("a module of the standard library", "no report"),
+]
+
+
+@pytest.mark.parametrize(("name", "effect"), REAL)
+def test_these_would_work_if_the_whole_diff_were_applied(task, name, effect):
+    machine = BACKEND.open(task)
+    try:
+        assert machine.run("git apply", stdin=diff_of(task, **ATTACKS[name]), seconds=SECONDS).exit_code == 0
+        command = COMMAND if "metadata" not in name else "python -m pytest -q"
+        run = run_tests(machine, command, seconds=SECONDS)
+    finally:
+        machine.close()
+    assert effect in (run.problem or run.outcomes)
 
 
 def test_the_same_attacks_do_not_spoil_a_right_patch(task):
-    for attack in ("tests made to pass", "outcomes forged by the root's conftest", "other tests collected"):
-        diff = diff_of(task, sums_py=WHOLE, **ATTACKS[attack])
-        assert judge(task, diff, BACKEND, seconds=SECONDS).value == 1.0
+    diff = {"sums_py": WHOLE}
+    for attack in ATTACKS.values():
+        diff |= {name: content for name, content in attack.items() if name != "sums_py" and content}
+    reward = judge(task, diff_of(task, **diff), BACKEND, seconds=SECONDS)
+    assert reward.value == 1.0
+    assert reward.ignored["pytest.toml"] == "configuration"
+    assert reward.ignored["conftest.py"] == "loaded by Python or pytest by itself"
+    assert (
+        reward.ignored["argcomplete.py"] == reward.ignored["json.py"] == "a new module that could hide an installed one"
+    )
+    assert "forge.py" not in reward.ignored  # harmless, where nothing loads it
+
+
+def test_a_new_module_and_a_new_package_count(task):
+    diff = diff_of(
+        task,
+        sums_py=b"from helper import add\nfrom more.twice import twice\n",
+        helper_py=b"def add(a, b):\n    return a + b\n",
+        **{"more/__init__.py": b"", "more/twice.py": b"def twice(a):\n    return 2 * a\n"},
+    )
+    reward = judge(task, diff, BACKEND, seconds=SECONDS)
+    assert (reward.value, reward.ignored) == (1.0, {})
+
+
+def test_links_do_not_lead_anywhere(task):
+    right = diff_of(task, sums_py=WHOLE).decode()
+    link = (
+        "diff --git a/{0} b/{0}\nnew file mode 120000\n--- /dev/null\n+++ b/{0}\n@@ -0,0 +1 @@\n+tests\n"
+        "\\ No newline at end of file\n"
+    )
+    through = (
+        "diff --git a/way/x.py b/way/x.py\nnew file mode 100644\n--- /dev/null\n+++ b/way/x.py\n@@ -0,0 +1 @@\n+x\n"
+    )
+    reward = judge(task, (right + link.format("pkg.py")).encode(), BACKEND, seconds=SECONDS)
+    assert (reward.value, reward.ignored) == (1.0, {"pkg.py": "a link"})
+    (task.folder / "way").symlink_to("tests")
+    assert judge(task, through.encode(), BACKEND, seconds=SECONDS).reason.startswith("the diff does not apply")
+
+
+def test_a_pytest_command_without_named_tests_is_judged_by_its_report(task):
+    whole = replace(task, fail_to_pass=(), pass_to_pass=())
+    assert judge(whole, task.solution.encode(), BACKEND, seconds=SECONDS).value == 1.0
+    for source in (b"import os\nos._exit(0)\n", b"raise SystemExit(0)\n", b"def add(a, b): return 5\n"):
+        reward = judge(whole, diff_of(task, sums_py=source), BACKEND, seconds=SECONDS)
+        assert (reward.value, reward.reason[:16]) == (0.0, "the tests failed")
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("pkg/core.py", True), ("pkg/new/part.py", True), ("pkg/data/table.json", True), ("setup.py", True),
+        ("other/schema.json", True), ("README.md", False), ("pytest.ini", False), ("a/b/pytest.ini", False),
+        ("pkg/schema.json", True), ("pkg/other.json", False), ("pkg/tests/conftest.py", False),
+        ("x/conftest.py", False),
+        ("pkg/tests/data.json", False), ("other/tests/helper.py", False), ("pkg/testing/tool.py", True),
+        ("pkg/testing/more.py", False), ("pkg/test_x.py", False), ("usercustomize.py", False), ("x/evil.pth", False),
+        ("venv/lib/python3.11/site-packages/x.py", False), ("pkg.egg-info/entry_points.txt", False),
+        ("pkg/__pycache__/core.cpython-311.pyc", False), ("pkg/core.pyc", False), ("pkg/core.so", False),
+        (".github/x.yml", False), (".env", False), ("run.py", False), ("ci/settings.toml", False), ("setup.cfg", False),
+    ],
+)  # fmt: skip
+def test_rules_list_what_may_change(path, allowed):
+    solution = "".join(
+        make_diff(name, b"a\n", b"b\n") for name in ("pkg/schema.json", "pkg/testing/tool.py", "setup.cfg")
+    )
+    task = Task(
+        "t",
+        "",
+        test_command="python run.py -- pytest pkg",
+        fail_to_pass=("pkg/tests/test_a.py::test",),
+        solution=solution,
+    )
+    assert (Rules.of(task).refusal(path) is None) is allowed
+
+
+def test_issue_tasks_are_protected_in_every_folder(task):
+    row = {
+        "instance_id": "o__r-1", "repo": "o/r", "base_commit": "c", "problem_statement": "It subtracts.",
+        "patch": task.solution, "FAIL_TO_PASS": ["tests/test_sums.py::test_add"], "PASS_TO_PASS": [],
+        "test_patch": make_diff("tests/test_sums.py", TESTS, TESTS + b"\n# the end\n"),
+    }  # fmt: skip
+    issue = replace(issue_task(row, test_command=COMMAND), folder=task.folder, image=None, patch=task.patch)
+    assert judge(issue, task.solution.encode(), BACKEND, seconds=SECONDS).value == 1.0
+    for files in ({"tests__conftest_py": FORGED}, {"tests__test_sums_py": b"def test_add(): pass\n"}):
+        assert judge(issue, diff_of(task, **files), BACKEND, seconds=SECONDS).value == 0.0
+
+
+# ---- diffs as people make them
+
+
+def agents_diff(task, commands):
+    """The diff that an agent's commands write to `d`, in the machine that it works in."""
+    machine = BACKEND.open(task)
+    try:
+        forget_history(machine)
+        machine.run(commands, seconds=SECONDS)
+        return read_file(machine, "d")
+    finally:
+        machine.close()
+
+
+FIX = "sed -i 's/a - b/a + b/' sums.py"
+
+
+def test_the_usual_submission_counts(task):
+    tested = f"{FIX}; {COMMAND}; mkdir -p .hypothesis; touch .hypothesis/x"
+    diff = agents_diff(task, f"{tested}; git add -A; git diff --cached > d")
+    assert b"pycache" not in diff and b"+    return a + b" in diff
+    assert judge(task, diff, BACKEND, seconds=SECONDS).value == 1.0
+    # Where nothing kept the caches out of it, they do not count.
+    binary = (
+        b"diff --git a/__pycache__/sums.cpython-311.pyc b/__pycache__/sums.cpython-311.pyc\nnew file mode 100644\n"
+        b"index 0000000..1111111\nBinary files /dev/null and b/__pycache__/sums.cpython-311.pyc differ\n"
+    )
+    reward = judge(task, binary + diff, BACKEND, seconds=SECONDS)
+    assert (reward.value, reward.ignored) == (1.0, {"__pycache__/sums.cpython-311.pyc": "a cache"})
+
+
+@pytest.mark.parametrize("attributes", ["* text=auto\n", "*.py text eol=crlf\n", "* -text\n", None])
+def test_line_ends_are_as_they_are(task, attributes):
+    crlf = {name: text.replace(b"\n", b"\r\n") for name, text in {"b": BROKEN, "w": WHOLE}.items()}
+    (task.folder / "sums.py").write_bytes(crlf["w"])
+    if attributes:
+        (task.folder / ".gitattributes").write_text(attributes)
+    patch, solution = make_diff("sums.py", crlf["w"], crlf["b"]), make_diff("sums.py", crlf["b"], crlf["w"])
+    task = replace(task, patch=patch, solution=solution)
+    assert judge(task, solution.encode(), BACKEND, seconds=SECONDS).value == 1.0
+    diff = agents_diff(task, f"{FIX}; git diff > d")
+    assert diff.count(b"\n+") == 2 and b"+    return a + b\r\n" in diff
+    assert judge(task, diff, BACKEND, seconds=SECONDS).value == 1.0
+    if attributes and "-text" not in attributes:  # as git writes it in a repository with these attributes
+        assert judge(task, diff.replace(b"\r\n", b"\n"), BACKEND, seconds=SECONDS).value == 1.0
+
+
+@pytest.mark.parametrize("kind", ["process", KIND])
+def test_a_temporary_folder_inside_of_a_repository(task, tmp_path, monkeypatch, kind):
+    around = tmp_path / "around"
+    (around / "tmp").mkdir(parents=True)
+    subprocess.run(["git", "init", "-q", around], check=True)
+    (around / "pyproject.toml").write_text("[project]\nname = 'around'\n")
+    monkeypatch.setattr("tempfile.tempdir", str(around / "tmp"))
+    backend = SandboxBackend(kind, readable=installed_packages())
+    machine = backend.open(task)
+    try:
+        assert read_file(machine, "sums.py") == BROKEN
+        assert machine.run("git rev-parse --show-toplevel", seconds=SECONDS).exit_code != 0
+    finally:
+        machine.close()
+    assert judge(task, task.solution.encode(), backend, seconds=SECONDS).value == 1.0
+    assert judge(task, diff_of(task, new_py=b"x = 1\n"), backend, seconds=SECONDS).value == 0.0
 
 
 def test_hidden_tests_are_applied_after_the_submission(task):
@@ -213,6 +409,22 @@ def test_outcomes_of_every_kind(tmp_path):
         only = run_tests(machine, COMMAND, files=["test_broken.py"], seconds=SECONDS)
         assert (only.outcomes, only.problem) == ({}, None)
         assert run_tests(machine, "true", seconds=SECONDS).problem == "pytest made no report (exit code 0)"
+    finally:
+        machine.close()
+
+
+def test_tests_that_run_pytest_find_no_plugin(tmp_path):
+    (tmp_path / "test_inner.py").write_text(
+        "import os, subprocess, sys\n"
+        "def test_inner(tmp_path):\n"
+        "    (tmp_path / 'test_x.py').write_text('def test_x(): pass')\n"
+        "    run = subprocess.run([sys.executable, '-m', 'pytest', '-q', tmp_path], capture_output=True, text=True)\n"
+        "    assert run.returncode == 0 and '1 passed' in run.stdout\n"
+        "    assert not [name for name in os.environ if name.startswith('CWM_')]\n"
+    )
+    machine = BACKEND.open(Task("t", "", tmp_path))
+    try:
+        assert run_tests(machine, COMMAND, seconds=SECONDS).outcomes == {"test_inner.py::test_inner": "passed"}
     finally:
         machine.close()
 

@@ -470,6 +470,34 @@ def test_cwm_agent_tries_failed_rollouts_again(quick_tasks, tmp_path, monkeypatc
     assert json.loads(Path("out/summary.json").read_text())["rollouts"] == 2
 
 
+def test_cwm_agent_fails_when_every_rollout_failed(quick_tasks, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_tasks("tasks.jsonl", quick_tasks[:2])
+    Path("script.json").write_text("{}")
+    command = ["agent", "tasks.jsonl", "--agent", "script", "--out", "out", "--backend", "process"]
+    assert main([*command, "--script", "script.json"]) == 1
+    assert "every rollout failed, first with: ValueError: the script has no actions" in capsys.readouterr().err
+    Path("none.jsonl").touch()
+    assert main([*command[:1], "none.jsonl", *command[2:]]) != 0
+    assert "none.jsonl: expected at least one task" in capsys.readouterr().err
+
+
+def test_cwm_agent_writes_through_links(quick_tasks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tasks("tasks.jsonl", quick_tasks[:2])
+    Path("out").mkdir()
+    Path("disk").mkdir()
+    for name in ("summary.json", "trajectories.jsonl"):
+        Path("out", name).symlink_to(tmp_path / "disk" / name)
+    Path("script.json").write_text(json.dumps({quick_tasks[0].name: ["Done."]}))
+    command = ["agent", "tasks.jsonl", "--agent", "script", "--script", "script.json", "--out", "out"]
+    assert main([*command, "--backend", "process"]) == 0
+    assert main([*command, "--backend", "process", "--retry-failed"]) == 0
+    assert all(path.is_symlink() for path in Path("out").iterdir())
+    assert sorted(path.name for path in Path("disk").iterdir()) == ["summary.json", "trajectories.jsonl"]
+    assert len(list(read_trajectories("disk/trajectories.jsonl"))) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

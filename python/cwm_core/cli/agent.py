@@ -13,7 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..support import secrets
-from .options import INTERRUPTED, OK, add_tokenizer, add_verb, machines, not_negative, positive, say, seconds, write
+from ..support.files import write_file
+from .options import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    add_tokenizer,
+    add_verb,
+    machines,
+    not_negative,
+    positive,
+    say,
+    seconds,
+    write,
+)
 
 if TYPE_CHECKING:
     from cwm_core.environments import Agent, Budget, Trajectory
@@ -89,6 +102,8 @@ def _agent(args: argparse.Namespace) -> int:
     )
 
     tasks = list(islice(read_tasks(args.tasks), args.limit))
+    if not tasks:
+        raise ValueError(f"{args.tasks}: expected at least one task, found none")
     budget = _budget(args)
     agent = _make_agent(args)
     secrets.conceal()  # from what the agent runs
@@ -116,12 +131,18 @@ def _agent(args: argparse.Namespace) -> int:
         return INTERRUPTED
     summary = summarize(TrajectoryReader(file))
     text = json.dumps(summary, indent=1) + "\n"
-    (args.out / "summary.json").write_text(text, "utf-8")
+    write_file(args.out / "summary.json", text)
     if args.json:
         write(text)
     else:
         _show(summary)
     say(args, f"{file}: {summary['rollouts']:,} trajectories")
+    if summary["failed"] == summary["rollouts"]:
+        say(
+            args,
+            f"every rollout failed, first with: {next(iter(summary['failures']))}; --retry-failed tries them again",
+        )
+        return FAILED
     return OK
 
 

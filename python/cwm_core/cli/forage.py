@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .options import FAILED, OK, add_verb, counter, machines, not_negative, positive, say, seconds, write
+from .options import FAILED, OK, add_verb, machines, not_negative, positive, say, seconds, status_line, write
 
 
 def add_forage(verbs: Any) -> None:
@@ -45,7 +45,7 @@ def _forage(args: argparse.Namespace) -> int:
     repositories = [
         Repository(path.name, path.absolute(), test_command=args.test_command) for path in args.repositories
     ]
-    with counter("tasks") as show:
+    with status_line() as show:
         harvest = forage(
             repositories,
             args.out,
@@ -55,9 +55,11 @@ def _forage(args: argparse.Namespace) -> int:
             seed=args.seed,
             workers=args.workers,
             seconds=args.suite_seconds,
-            progress=lambda done, _: show(done) if show else None,
+            status=show,
         )
     write("".join(f"{name}\t{value}\n" for name, value in _table(asdict(harvest))))
+    if harvest.unscored:
+        say(args, f"{harvest.unscored:,} issues were taken untried: they have no solution, or need --backend docker")
     if harvest.short:
         say(args, f"{harvest.short:,} tasks fewer than asked for: everything was tried")
     return OK if any(harvest.tasks.values()) else FAILED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 import time
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
@@ -170,6 +171,35 @@ def counter(unit: str = "traces") -> Iterator[Callable[[int], None] | None]:
     try:
         yield show
     finally:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def status_line() -> Iterator[Callable[[str], None] | None]:
+    """Show a text and how long the work has taken, every second, where a person looks on."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    started, text, ended = time.monotonic(), "starting", threading.Event()
+
+    def show(new: str) -> None:
+        nonlocal text
+        text = new
+
+    def draw() -> None:
+        while True:
+            minutes, seconds = divmod(int(time.monotonic() - started), 60)
+            print(f"\r\033[K{minutes}:{seconds:02} {text}", end="", file=sys.stderr, flush=True)
+            if ended.wait(1.0):
+                return
+
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    try:
+        yield show
+    finally:
+        ended.set()
+        thread.join()
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 

@@ -1,5 +1,6 @@
 """The environment that a model acts in: text actions in, text observations and a reward out."""
 
+import contextlib
 import re
 import time
 from collections.abc import Callable
@@ -11,9 +12,14 @@ from ..machines.shell import Shell
 from .history import forget_history
 from .profile import DEFAULT, Profile
 from .rewards import judge
+from .submissions import apply_submission
 from .tasks import Task
 from .tools import ActionError, Call, parse_action, parse_create, parse_edit
 
+HOW_TO_DIFF = (
+    "It must apply to the repository as it was at the start. "
+    "`git add -A && git diff --cached $(git rev-list --max-parents=0 HEAD) > PATH` writes such a diff."
+)
 # What a terminal would obey, and a model should see: C0 without tab and line ends, delete, and C1.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
@@ -53,6 +59,8 @@ class _Episode:
     tokens: int
     diff: bytes | None = None
     done: bool = False
+    folder: str | None = None
+    """The shell's working directory, quoted; None: the repository's root."""
 
 
 class Environment:
@@ -117,7 +125,8 @@ class Environment:
             machine.close()
             raise
         other = Environment(self._backend, self._profile, count_tokens=self._count_tokens)
-        other._episode = replace(episode, machine=machine, shell=shell)
+        folder = episode.folder and episode.folder.replace(episode.machine.root, machine.root)
+        other._episode = replace(episode, machine=machine, shell=shell, folder=folder)
         other.trajectory = list(self.trajectory)
         return other
 
@@ -160,20 +169,38 @@ class Environment:
 
     def _call(self, episode: _Episode, call: Call) -> tuple[str, int | None]:
         """Run a tool: what the model is told, and the exit code if it was a command."""
-        machine = episode.machine
         if call.tool == "bash":
             return self._bash(episode, call.content)
+        said = self._use_file(episode, call)
+        root = episode.machine.root
+        if episode.folder not in (None, root):
+            said += f"\n[paths count from the repository's root, {root}; the shell is in {episode.folder}]"
+        return said, None
+
+    def _use_file(self, episode: _Episode, call: Call) -> str:
+        machine = episode.machine
         if call.tool == "edit":
             edit = parse_edit(call.content)
-            return machine.file("edit", edit.path, search=edit.search, replace=edit.replace)[1], None
+            return machine.file("edit", edit.path, search=edit.search, replace=edit.replace)[1]
         if call.tool == "create":
             path, content = parse_create(call.content)
-            return machine.file("create", path, content=content)[1], None
+            return machine.file("create", path, content=content)[1]
         done, said = machine.file("submit", call.content.strip())
         if not done:
-            return said, None
+            return said
         episode.diff = said.encode(errors="surrogateescape")
-        return "Submitted. Submit again to replace it; a message without a tool call ends the work.", None
+        return self._submitted(episode.task, episode.diff)
+
+    def _submitted(self, task: Task, diff: bytes) -> str:
+        """Return what to tell of a submission: above all, whether it applies, which is tried in a fresh machine."""
+        with contextlib.closing(self._backend.open(task)) as machine:
+            applied = apply_submission(machine, task, diff, seconds=self._profile.command_seconds)
+        parts = ["Submitted. Submit again to replace it; a message without a tool call ends the work."]
+        if applied.problem:
+            parts.append(f"As it is, it cannot be judged: {_shown(applied.problem.strip())}\n{HOW_TO_DIFF}")
+        if applied.ignored:
+            parts.append(f"Changes that do not count: {_shown(applied.notes())}.")
+        return "\n".join(parts)
 
     def _bash(self, episode: _Episode, command: str) -> tuple[str, int | None]:
         profile = self._profile
@@ -189,6 +216,7 @@ class Environment:
             notes.append(f"[{lost}; a new one starts in {episode.machine.root}, without earlier variables]")
         elif result.exit_code:
             notes.append(f"[exit code {result.exit_code}]")
+        episode.folder = result.folder
         return "\n".join(note for note in notes if note), result.exit_code
 
     def _observation(self, said: str, budget: str) -> str:

@@ -1,14 +1,19 @@
 """Taking a repository's past away from an agent, for which it would be the answer."""
 
 from ..machines import Machine
+from .protection import CACHES
 
 SECONDS = 300.0
 
-# Compiled files are of the past, too.
-FORGET = """
-find . -name __pycache__ -type d -prune -exec rm -rf {} + &&
-rm -rf .git && git init -q && git add -A &&
-git -c user.name=cwm -c user.email=cwm@localhost -c commit.gpgsign=false commit -q --no-verify --allow-empty -m Start
+# Compiled files are of the past, too. The agent's commits need an identity; what running tests leaves behind does not
+# belong into its diffs; and a diff of files with CRLF line ends is to have them, whatever the attributes say.
+FORGET = f"""
+find . -name __pycache__ -type d -prune -exec rm -rf {{}} + &&
+rm -rf .git && git init -q && mkdir -p .git/info &&
+git config user.name agent && git config user.email agent@localhost && git config commit.gpgsign false &&
+printf '%s\\n' {" ".join(f"{name}/" for name in CACHES)} '*.py[co]' >> .git/info/exclude &&
+printf '%s\\n' '* -text -filter -ident -working-tree-encoding' >> .git/info/attributes &&
+git add -A && git commit -q --no-verify --allow-empty -m Start
 """
 
 

@@ -1,27 +1,48 @@
-"""Which files are tests, and what else a submission may not change."""
+"""Which files are tests, and what a submission may change.
 
-from collections.abc import Iterable
+A submission may change what is listed here, and everything else stays as it was. So a file that pytest or Python loads
+by itself needs no entry in a list of such files, also where a later version of them reads another name.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from .patches import touched
+
+if TYPE_CHECKING:
+    from .tasks import Task
 
 TEST_FOLDERS = frozenset({"test", "tests", "testing"})
 SETTINGS = ("conftest.py", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
-"""What pytest reads of a folder besides tests."""
+"""Files other than tests that pytest reads from a folder, as far as they can be part of a task's known solution."""
+
+MODULES = frozenset({".py", ".pyi"})
+LOADED = frozenset({"conftest.py", "sitecustomize.py", "usercustomize.py"})
+"""Modules that pytest or Python loads by itself."""
+UNREVIEWABLE = frozenset({".pth", ".pyc", ".pyd", ".pyo", ".so", ".dll", ".dylib"})
+"""What Python loads in place of a module, or to find modules."""
+CONFIGURATION = frozenset({".cfg", ".ini", ".toml"})
+CACHES = ("__pycache__", ".pytest_cache", ".hypothesis", ".mypy_cache", ".ruff_cache")
+"""Folders that running tests leaves behind."""
 
 
 def is_test(path: str) -> bool:
-    """Whether a file is of the tests, by the conventions of pytest and of folders."""
-    parts = PurePosixPath(path).parts
-    name = parts[-1]
-    return (
-        not TEST_FOLDERS.isdisjoint(parts[:-1])
-        or name == "conftest.py"
-        or name.startswith("test_")
-        or name.endswith("_test.py")
-    )
+    """Return whether a file is one of the tests, by the conventions of pytest and of folders."""
+    return _has_test_name(path) or not TEST_FOLDERS.isdisjoint(PurePosixPath(path).parts[:-1])
+
+
+def _has_test_name(path: str) -> bool:
+    name = PurePosixPath(path).name
+    return name == "conftest.py" or name.startswith("test_") or name.endswith("_test.py")
 
 
 def protected_paths(tests: Iterable[str]) -> tuple[str, ...]:
-    """What no submission may change: tests, folders of tests, and what pytest reads from the folders above them.
+    """Return the tests' own files or folders of tests, and what pytest reads from the folders above them.
 
     Paths that do not exist are among them: they may not be made either.
     """
@@ -33,3 +54,83 @@ def protected_paths(tests: Iterable[str]) -> tuple[str, ...]:
         found.add(str(top))
         found.update(str(folder / name) for folder in top.parents for name in SETTINGS)
     return tuple(sorted(found))
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The paths that a submission for a task may change."""
+
+    protected: frozenset[PurePosixPath]
+    scripts: frozenset[PurePosixPath]
+    """Words of the test command, some of which are files that it runs."""
+    above_tests: frozenset[PurePosixPath]
+    """The folders from the tests up to the root, which pytest searches for configuration."""
+    solution: frozenset[PurePosixPath]
+    """Files that the known solution changes."""
+
+    @classmethod
+    def of(cls, task: Task) -> Rules:
+        """Return the rules for a task."""
+        named = {name.partition("::")[0] for name in (*task.fail_to_pass, *task.pass_to_pass)}
+        hidden = touched(task.test_patch)
+        tests = _paths([*task.protected, *named, *hidden])
+        above = {PurePosixPath("."), *(folder for path in tests for folder in path.parents)}
+        protected = _paths([*task.protected, *hidden])
+        return cls(protected, _paths(_words(task)), frozenset(above), _paths(touched(task.solution)))
+
+    def refusal(self, path: str) -> str | None:
+        """Return why a submission may not change a path, in a few words, or None if it may.
+
+        A new module may still hide an installed one: see `import_name`.
+        """
+        where = PurePosixPath(path)
+        unknown = where not in self.solution
+        checks = (
+            (not {*CACHES}.isdisjoint(where.parts) or where.suffix in (".pyc", ".pyo"), "a cache"),
+            (any(part.startswith(".") for part in where.parts), "a hidden path"),
+            (any("." in folder for folder in where.parts[:-1]), "in a folder with a dot, as packages' metadata is"),
+            (where.suffix in CONFIGURATION, "configuration"),
+            (where.name in LOADED or where.suffix in UNREVIEWABLE, "loaded by Python or pytest by itself"),
+            (not self.protected.isdisjoint({where, *where.parents}) or _has_test_name(path), "a test, or protected"),
+            (unknown and where in self.scripts, "run by the test command"),
+            (unknown and is_test(path), "in a folder of tests"),
+            (
+                unknown and where.suffix not in MODULES and where.parent in self.above_tests,
+                "not a module, in a folder that pytest searches for configuration",
+            ),
+        )
+        return next((reason for applies, reason in checks if applies), None)
+
+    def import_name(self, path: str, packages: Mapping[str, bool]) -> str | None:
+        """Return the path, without suffix, under which a new file could be imported from a folder of the original tree.
+
+        Args:
+            path: The new file.
+            packages: The folders above it that the original tree has, and whether each holds an `__init__.py`.
+
+        Returns:
+            None for what lies in a package of the original tree, for what the known solution makes as well, and for
+            files that are not modules.
+        """
+        where = PurePosixPath(path)
+        if where in self.solution or where.suffix not in MODULES:
+            return None
+        folder = next(folder for folder in where.parents if str(folder) in packages or not folder.parts)
+        if folder.parts and packages[str(folder)]:
+            return None
+        if where.name == "__init__.py" and where.parent == folder and folder not in self.above_tests:
+            return None
+        first = folder / where.parts[len(folder.parts)]
+        return str(first.with_suffix("") if first == where else first)
+
+
+def _paths(names: Iterable[str]) -> frozenset[PurePosixPath]:
+    return frozenset(map(PurePosixPath, names))
+
+
+def _words(task: Task) -> list[str]:
+    """Return the words of the test command, some of which may be scripts."""
+    try:
+        return [word for word in shlex.split(task.test_command) if word.strip("./")]
+    except ValueError:
+        return []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..machines import Backend, Machine
 from .patches import normalize
+from .submissions import apply_submission
 from .tasks import Task
 
 CandidateTest = Callable[[Machine], bool]
@@ -60,7 +61,8 @@ def judge_candidates(
 ) -> list[list[bool]]:
     """Outcomes for `select`: each patch is applied in a fresh machine, in which the tests are called in turn.
 
-    Equal patches are tried once. A patch that does not apply passes no test; a test that raises ValueError or OSError
+    Equal patches are tried once. Of a patch, what a submission may change is applied, as by `judge`. A patch that does
+    not apply passes no test; a test that raises ValueError or OSError
     is not passed. `seconds` is for applying; a test limits itself. What a test leaves in the machine, later ones see.
     Raises as `Backend.open`.
     """
@@ -68,9 +70,8 @@ def judge_candidates(
     def outcomes(patch: str) -> list[bool]:
         machine = backend.open(task)
         try:
-            diff = patch.encode(errors="surrogateescape")
-            done = machine.run("git apply --whitespace=nowarn -", stdin=diff, seconds=seconds)
-            if done.exit_code != 0:
+            applied = apply_submission(machine, task, patch.encode(errors="surrogateescape"), seconds=seconds)
+            if applied.problem:
                 return [False] * len(tests)
             return [_passes(test, machine) for test in tests]
         finally:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..support.files import replacing
+
 
 @dataclass(frozen=True)
 class Task:
@@ -27,7 +29,11 @@ class Task:
     """Applied before the agent starts: what broke the repository."""
     test_command: str = "python -m pytest -q"
     """Run with bash at the root of a fresh repository with `patch` and the submitted diff applied. Where tests are
-    named, it is pytest's command, and the files that they are in are appended; else exit code 0 is success."""
+    named, or where it says "pytest", it is pytest's command, and success is what its report says; else exit code 0 is
+    success, which code under test can bring about by ending the process."""
+    test_files: tuple[str, ...] | None = None
+    """Appended to `test_command`. None: the files that the named tests are in; (): nothing, so that the command is the
+    one that found the tests, and pytest finds the same root and configuration."""
     test_patch: str = ""
     """A diff of tests that the agent does not see: applied after the submitted one."""
     fail_to_pass: tuple[str, ...] = ()
@@ -35,7 +41,8 @@ class Task:
     pass_to_pass: tuple[str, ...] = ()
     """Tests that pass before, and must go on to."""
     protected: tuple[str, ...] = ()
-    """Paths in the repository (its tests) that are put back as they were before the tests run."""
+    """Paths in the repository, such as its tests, that no submission changes, besides those that none may change
+    anyway (`protection.Rules`)."""
     solution: str = ""
     """A diff that solves it."""
     kind: str = ""
@@ -62,14 +69,18 @@ class Task:
         for name in {"name", "prompt"} | {f.name for f in fields(cls) if f.type is str} & values.keys():
             if not isinstance(values.get(name), str):
                 raise ValueError(f"a task's {name} is a string")
+        if values.get("test_files") is not None:
+            if not isinstance(values["test_files"], list) or not all(isinstance(x, str) for x in values["test_files"]):
+                raise ValueError("a task's test_files is a list of strings or null")
+            values["test_files"] = tuple(values["test_files"])
         folder = values.get("folder")
         return cls(**values | {"folder": None if folder is None else Path(folder)})
 
 
 def write_tasks(path: str | os.PathLike[str], tasks: Iterable[Task]) -> None:
-    """Write tasks as JSONL."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(f"{task.to_json()}\n" for task in tasks)
+    """Write tasks as JSONL, all of them or none. Raises as `support.files.replacing`."""
+    with replacing(path) as file:
+        file.writelines(f"{task.to_json()}\n".encode() for task in tasks)
 
 
 def read_tasks(path: str | os.PathLike[str]) -> Iterator[Task]:

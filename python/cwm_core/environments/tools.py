@@ -36,11 +36,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Edit:
-    """Replace the only occurrence of the `search` lines in the file at `path`."""
+    """Replace the only occurrence of the `search` lines in the file at `path`; None removes them."""
 
     path: str
     search: str
-    replace: str
+    replace: str | None
 
 
 def parse_action(text: str) -> Call | None:
@@ -99,7 +99,8 @@ def parse_edit(content: str) -> Edit:
         raise ActionError("The lines of the edit call were out of order, or others stood around its block.", "edit")
     if middle == begin + 1:
         raise ActionError("The SEARCH part was empty; it must hold the lines to replace.", "edit")
-    return Edit(path.strip(), "\n".join(lines[1:middle]), "\n".join(lines[middle + 1 : end]))
+    replacement = lines[middle + 1 : end]
+    return Edit(path.strip(), "\n".join(lines[1:middle]), "\n".join(replacement) if replacement else None)
 
 
 def parse_create(content: str) -> tuple[str, str]:

@@ -279,7 +279,8 @@ def drop_failed(path: str | os.PathLike[str]) -> int:
 
     Raises as `TrajectoryWriter`; the file is then as it was.
     """
-    partial = Path(f"{os.fspath(path)}.partial")
+    path = os.path.realpath(path)  # a link stays, and leads to the new file
+    partial = Path(f"{path}.partial")
     partial.unlink(missing_ok=True)
     dropped = 0
     with TrajectoryWriter(path), TrajectoryWriter(partial) as kept:

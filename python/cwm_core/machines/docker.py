@@ -22,7 +22,7 @@ from typing import IO, Any, Self
 from . import files, process, supervisor
 from .docker_engine import Exec, Stream, connect, docker_package, engine_errors, is_dead, owner_label, remove
 from .process import GRACE
-from .protocol import Workspace, apply_patch
+from .protocol import Workspace, apply_patch, outside_of_repositories
 from .sandboxed import LIMITS
 from .shell import ARGV, Shell
 
@@ -161,7 +161,7 @@ class DockerMachine:
             user="0:0",
             stdin_open=True,
             detach=False,  # standard input closes with the connection
-            environment={"HOME": "/tmp", "LANG": "C.UTF-8"},
+            environment={"HOME": "/tmp", "LANG": "C.UTF-8", **outside_of_repositories(self.root)},
             labels={LABEL: owner_label()},
             working_dir=self.root,
             host_config=host,
@@ -221,7 +221,7 @@ class DockerMachine:
             seconds=time.monotonic() - started,
         )
 
-    def file(self, tool: str, path: str, **arguments: str) -> tuple[bool, str]:
+    def file(self, tool: str, path: str, **arguments: str | None) -> tuple[bool, str]:
         """See `Machine.file`."""
         return files.use(self.run, self.root, tool, path, **arguments)
 

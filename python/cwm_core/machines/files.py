@@ -46,11 +46,11 @@ class Refusal(Exception):
     """The request cannot be done; says why and what would be right."""
 
 
-def use(run: Run, root: str, tool: str, path: str, **arguments: str) -> tuple[bool, str]:
+def use(run: Run, root: str, tool: str, path: str, **arguments: str | None) -> tuple[bool, str]:
     """Use a file tool on a machine's `run` and `root`: whether it was done, and what to tell the model.
 
-    edit takes `search` and `replace`, create `content`; submit says the text of the diff, in which a byte that is not
-    UTF-8 stands as a surrogate.
+    edit takes `search` and `replace` (None removes the lines), create `content`; submit says the text of the diff, in
+    which a byte that is not UTF-8 stands as a surrogate.
     """
     tools: dict[str, Callable[..., str]] = {"edit": edit, "create": create, "submit": submit}
     try:
@@ -90,14 +90,17 @@ class _File:
         return self.do(READ, str(limit), refusals=refusals, output_bytes=2 * limit)
 
 
-def edit(file: _File, search: str, replace: str) -> str:
-    """Replace lines that occur exactly once."""
+def edit(file: _File, search: str, replace: str | None) -> str:
+    """Replace lines that occur exactly once; None removes them."""
     path = file.path
     refusals = {
         NO_FILE: f"{path} is not a file; edit changes existing files, create makes new ones.",
         TOO_LARGE: f"{path} is larger than {MAX_FILE_BYTES} bytes; change it with bash.",
     }
-    lines = file.read(MAX_FILE_BYTES, refusals).split(b"\n")
+    content = file.read(MAX_FILE_BYTES, refusals)
+    # The last newline ends a line, and begins none.
+    end = b"\n" if content.endswith(b"\n") else b""
+    lines = content.removesuffix(b"\n").split(b"\n") if content else []
     wanted = _encoded(search).split(b"\n")
     found = _occurrences(lines, wanted)
     if not found:
@@ -108,8 +111,8 @@ def edit(file: _File, search: str, replace: str) -> str:
     if len(found) > 1:
         where = ", ".join(str(at + 1) for at in found[:10])
         raise Refusal(f"The SEARCH lines occur {len(found)} times in {path} (lines {where}); add lines around them.")
-    lines[found[0] : found[0] + len(wanted)] = _encoded(replace).split(b"\n") if replace else []
-    file.do(WRITE, stdin=b"\n".join(lines), refusals={})
+    lines[found[0] : found[0] + len(wanted)] = [] if replace is None else _encoded(replace).split(b"\n")
+    file.do(WRITE, stdin=b"\n".join(lines) + end if lines else b"", refusals={})
     return f"Replaced {len(wanted)} line(s) of {path} from line {found[0] + 1} on."
 
 

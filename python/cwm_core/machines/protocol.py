@@ -1,9 +1,11 @@
 """What an environment and a reward need of the place where commands run."""
 
+import posixpath
 from pathlib import Path
 from typing import Protocol, Self
 
 from . import process
+from .applying import apply_diff
 from .shell import Shell
 
 PATCH_SECONDS = 60.0
@@ -57,7 +59,7 @@ class Machine(Protocol):
         """
         ...
 
-    def file(self, tool: str, path: str, **arguments: str) -> tuple[bool, str]:
+    def file(self, tool: str, path: str, **arguments: str | None) -> tuple[bool, str]:
         """Run a file tool of `files.py`: whether it was done, and what it said (for submit, the diff)."""
         ...
 
@@ -82,12 +84,16 @@ class Backend(Protocol):
         ...
 
 
+def outside_of_repositories(root: str) -> dict[str, str]:
+    """Return the variables that keep git from taking a repository around a machine's for the machine's own."""
+    return {"GIT_CEILING_DIRECTORIES": posixpath.dirname(root)}
+
+
 def apply_patch(machine: Machine, task: Workspace) -> None:
     """Apply the task's `patch`, if it has one. Raises ValueError where it does not apply."""
     if not task.patch:
         return
-    diff = task.patch.encode(errors="surrogateescape")
-    done = machine.run("git apply --whitespace=nowarn -", stdin=diff, seconds=PATCH_SECONDS)
+    done = apply_diff(machine, task.patch, seconds=PATCH_SECONDS)
     if done.exit_code != 0:
         said = done.stderr[-500:].decode(errors="replace")
         raise ValueError(f"the patch of task {task.name} does not apply: {said}")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Self
 
 from . import files, process
-from .protocol import Workspace, apply_patch
+from .protocol import Workspace, apply_patch, outside_of_repositories
 from .shell import ARGV, Shell
 
 LIMITS = process.Limits(
@@ -50,6 +50,7 @@ class SandboxMachine:
         self._backend = backend
         self._shells: list[Shell] = []
         self.root = os.path.realpath(tempfile.mkdtemp(prefix="cwm-"))
+        self._env = outside_of_repositories(self.root)
         try:
             shutil.copytree(folder, self.root, symlinks=True, dirs_exist_ok=True)
         except BaseException:
@@ -61,7 +62,9 @@ class SandboxMachine:
         b = self._backend
 
         def start() -> process.Process:
-            return process.Process(ARGV, folder=self.root, limits=b.limits, backend=b.kind, readable=b.readable)
+            return process.Process(
+                ARGV, folder=self.root, limits=b.limits, backend=b.kind, env=self._env, readable=b.readable
+            )
 
         self._shells.append(Shell(start, output_bytes=b.limits.output_bytes))
         return self._shells[-1]
@@ -74,9 +77,17 @@ class SandboxMachine:
         kept = b.limits.output_bytes if output_bytes is None else output_bytes
         limits = replace(b.limits, seconds=min(seconds, b.limits.seconds), output_bytes=kept)
         argv = ["bash", "-c", command]
-        return process.run(argv, stdin=stdin, limits=limits, folder=self.root, backend=b.kind, readable=b.readable)
+        return process.run(
+            argv,
+            stdin=stdin,
+            limits=limits,
+            folder=self.root,
+            backend=b.kind,
+            env=self._env,
+            readable=b.readable,
+        )
 
-    def file(self, tool: str, path: str, **arguments: str) -> tuple[bool, str]:
+    def file(self, tool: str, path: str, **arguments: str | None) -> tuple[bool, str]:
         """See `Machine.file`."""
         return files.use(self.run, self.root, tool, path, **arguments)
 

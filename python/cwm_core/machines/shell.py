@@ -12,12 +12,17 @@ from . import process, supervisor
 
 # Interactive, because only then does an interrupt bring bash back to its next line instead of ending it. Its error
 # stream, once moved to descriptor 3, carries exit codes, so that no command's output can be taken for one; a mark on
-# descriptor 4, its output as it was in the beginning, says where a command's output ends.
+# descriptor 4, its output as it was in the beginning, says where a command's output ends. Only commands write there:
+# what the shell itself writes between them, under `set -x`, `set -v`, traps and PROMPT_COMMAND, goes nowhere.
 ARGV = ("bash", "--norc", "--noprofile", "--noediting", "-i")
-SETUP = "PS1= PS2= PROMPT_COMMAND=; set +o history; set +H; exec 3>&2 4>&1 2>&1\n"
+# Job control has bash say which signal ended a program, in the words that everyone knows.
+SETUP = "PS1= PS2= PROMPT_COMMAND=; set +o history; set +H; set -m; exec 3>&2 4>&1 >/dev/null 2>&1\n"
 INTERRUPT_SECONDS = 1.0  # that a command has to end after each stage of interrupting it
+# Said by an interactive bash without a terminal wherever a program was ended by a signal.
+NO_TERMINAL = re.compile(rb"^bash: \[\d+: \d+ \(-?\d+\)\] tcsetattr: .*\n", re.MULTILINE)
 STATE_SECONDS = 30.0
 STATE_BYTES = 8 << 20
+ANSWER_BYTES = 32 << 10  # kept of what comes with exit codes: more than the longest quoted path
 # Aliases and options come last: `set -e` would end the shell at the first variable that cannot be set again. Options
 # are named because a bash without line editing ends at ``set +o emacs``.
 OPTIONS = (
@@ -68,7 +73,8 @@ class ShellResult:
     """What a command did.
 
     `output` is what it wrote, capped; `exit_code` is None when the shell itself ended. `restarted` says why a new
-    shell had to be started: working directory and variables are those of a fresh one, files are kept.
+    shell had to be started: working directory and variables are those of a fresh one, files are kept. `folder` is the
+    working directory afterwards, quoted for a shell; None where it is that of a fresh shell.
     """
 
     output: bytes
@@ -76,10 +82,14 @@ class ShellResult:
     timed_out: bool
     restarted: str | None
     seconds: float
+    folder: str | None = None
 
 
 class Shell:
-    """A persistent bash. Working directory and variables survive between calls and interrupts."""
+    """A persistent bash. Working directory and variables survive between calls and interrupts.
+
+    What `exec` does to the shell's own standard streams lasts until the end of the command.
+    """
 
     def __init__(self, start: Callable[[], Program], *, output_bytes: int = 1 << 16) -> None:
         """Start it; `start` runs `ARGV` where commands are to run, and again whenever the shell was lost.
@@ -106,11 +116,11 @@ class Shell:
         limit = self._output_bytes if output_bytes is None else output_bytes
         nonce = secrets.token_hex(8)
         output, answers = _Output(limit, nonce.encode()), bytearray()
-        answer = re.compile(rb"%s (\d+)\n" % nonce.encode())
+        answer = re.compile(rb"%s (\d+) (.*)\n" % nonce.encode())
 
         def collect(chunk: bytes) -> None:
             answers.extend(chunk)
-            del answers[:-4096]
+            del answers[:-ANSWER_BYTES]
 
         def answered() -> bool:
             return output.marked and answer.search(answers) is not None
@@ -119,7 +129,8 @@ class Shell:
             return not keep_shell and output.flooded
 
         quoted = shlex.quote(command.replace("\0", ""))
-        script = f"eval {quoted} </dev/null 3>&- 4>&-\nprintf '{nonce} %d\\n' \"$?\" >&3; printf {nonce} >&4\n"
+        answering = f'builtin printf \'{nonce} %d %q\\n\' "$?" "$PWD" >&3; builtin printf {nonce} >&4'
+        script = f"eval {quoted} </dev/null >&4 2>&4 3>&- 4>&-\n{answering}\n"
         data, self._pending = self._pending + script.encode(errors="replace"), b""
         program = self._program
         program.exchange(data, output.add, collect, seconds=seconds, until=lambda: answered() or flooded())
@@ -128,11 +139,11 @@ class Shell:
             if not answered() and not program.ended:
                 program.order(order)
                 program.exchange(b"", output.add, collect, seconds=INTERRUPT_SECONDS, until=answered)
-        restarted = exit_code = None
+        restarted = exit_code = folder = None
         if flooded():
             restarted = f"a command wrote more than {limit} bytes"
         elif match := answer.search(answers):
-            exit_code = int(match[1])
+            exit_code, folder = int(match[1]), match[2].decode(errors="replace")
         elif timed_out and not keep_shell:
             restarted = f"a command took longer than {seconds:.3g} seconds"
         else:
@@ -140,7 +151,8 @@ class Shell:
         if restarted:
             program.close()
             self._restart()
-        return ShellResult(output.value(), exit_code, timed_out, restarted, time.monotonic() - started)
+        said = NO_TERMINAL.sub(b"", output.value())
+        return ShellResult(said, exit_code, timed_out, restarted, time.monotonic() - started, folder)
 
     def state(self) -> bytes:
         """What `restore` brings back: working directory, variables, functions, aliases, traps and options.

@@ -1,5 +1,7 @@
 """A model behind an HTTP endpoint of the OpenAI protocol, such as `cwm serve`."""
 
+import json
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -8,6 +10,11 @@ from typing import Any
 from ...support.endpoint import ContextExceeded, Endpoint
 from ..tasks import Task
 from .protocol import Budget, Generate, Message, OutOfBudget, Reply
+
+logger = logging.getLogger(__name__)
+
+BYTES_A_TOKEN = 3
+"""Of program text, for the vocabularies in use; where a server does not count tokens."""
 
 
 class EndpointAgent:
@@ -36,6 +43,7 @@ class EndpointAgent:
             raise ValueError(f'tool_role must be "user" or "tool", not {tool_role!r}')
         self._endpoint = Endpoint(url, key_variable=key_variable, request_seconds=request_seconds, retries=retries)
         self._model, self._fields, self._tool_role = model, dict(fields or {}), tool_role
+        self._warned = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -50,6 +58,18 @@ class EndpointAgent:
     def interrupt(self) -> None:
         """See `Agent.interrupt`: requests on their way end."""
         self._endpoint.cancel()
+
+    def _counted(self, reply: Reply, messages: Sequence[Mapping[str, str]]) -> tuple[int, int]:
+        """Return the tokens of the prompt and of the reply, estimated where the server does not count them."""
+        tokens = reply.tokens if reply.ids is None else len(reply.ids)
+        if (tokens is None or reply.prompt_tokens is None) and not self._warned:
+            self._warned = True
+            text = "%s does not count tokens; budgets of tokens are held by an estimate of %d bytes a token"
+            logger.warning(text, self._endpoint.url, BYTES_A_TOKEN)
+        prompt_tokens = reply.prompt_tokens
+        if prompt_tokens is None:
+            prompt_tokens = sum(_estimated(message["content"]) for message in messages)
+        return prompt_tokens, _estimated(reply.text) if tokens is None else tokens
 
 
 class _Conversation:
@@ -87,9 +107,10 @@ class _Conversation:
             except ContextExceeded:
                 raise OutOfBudget("context tokens") from None
         reply = _reply(answer)
-        if self._replies == 0 and (reply.prompt_tokens or 0) > budget.prompt_tokens:
+        prompt_tokens, tokens = agent._counted(reply, body["messages"])
+        if self._replies == 0 and prompt_tokens > budget.prompt_tokens:
             raise OutOfBudget("prompt tokens")
-        self._used = (reply.prompt_tokens or 0) + (reply.tokens or 0)
+        self._used = prompt_tokens + tokens
         self._replies += 1
         return reply
 
@@ -111,8 +132,7 @@ class _Conversation:
 def _reply(answer: dict[str, Any]) -> Reply:
     choice = answer["choices"][0]
     message, usage = choice["message"], _object(answer.get("usage"))
-    content = message.get("content")
-    text = content if isinstance(content, str) else ""
+    text = "\n".join(part for part in (_text(message.get("content")), *_calls(message.get("tool_calls"))) if part)
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     if isinstance(reasoning, str):
         text = f"<think>\n{reasoning.strip()}\n</think>\n{text.lstrip()}"
@@ -129,6 +149,45 @@ def _reply(answer: dict[str, Any]) -> Reply:
         _count(usage.get("prompt_tokens")),
         _count(_object(usage.get("prompt_tokens_details")).get("cached_tokens")),
     )
+
+
+def _text(content: Any) -> str:
+    """Return the text of a message's content: a string, or a list of parts, some of which have a text."""
+    if isinstance(content, list):
+        texts = (part if isinstance(part, str) else _object(part).get("text") for part in content)
+        return "".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else ""
+
+
+def _calls(calls: Any) -> list[str]:
+    """Return tool calls of the protocol's own form as an environment reads them.
+
+    Whatever is wrong with a call stays in its text, so that the environment's answer says what is right.
+    """
+    functions = [_object(_object(call).get("function")) for call in calls] if isinstance(calls, list) else []
+    named = [(call.get("name"), call.get("arguments")) for call in functions]
+    return [f"<tool: {name}>\n{_arguments(name, arguments)}\n</tool>" for name, arguments in named]
+
+
+def _arguments(tool: Any, arguments: Any) -> str:
+    """Return what stands between the tags of a call."""
+    try:
+        values = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        return str(arguments)
+    values = values if isinstance(values, dict) else {"content": values}
+    if not all(isinstance(value, str) for value in values.values()):
+        return json.dumps(values)
+    if tool == "edit" and values.keys() == {"path", "search", "replace"}:
+        replace = [values["replace"]] if values["replace"] else []
+        return "\n".join([values["path"], "<<<<<<< SEARCH", values["search"], "=======", *replace, ">>>>>>> REPLACE"])
+    if tool == "create" and values.keys() == {"path", "content"}:
+        return f"{values['path']}\n{values['content']}"
+    return next(iter(values.values())) if len(values) == 1 else json.dumps(values)
+
+
+def _estimated(text: str) -> int:
+    return -(-len(text.encode(errors="replace")) // BYTES_A_TOKEN)
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -18,6 +18,8 @@ def system_prompt(*, reasoning: bool = False) -> str:
         "You work on a repository with tools; its root is the shell's first working directory. Call exactly one tool "
         "in a message, at its end, with each tag on a line of its own:",
         tools,
+        "The paths of edit, create and submit count from the repository's root, wherever the shell is. Tests and "
+        "configuration stay as they are, whatever you submit.",
         "Each call is answered with what it printed and what is left of your budget. When the work is done, submit it, "
         "then end with a message that calls no tool.",
     ]

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...machines import Backend, SandboxError
+from ...machines import Backend, SandboxBackend, SandboxError
 from ..outcomes import PASSED, outcome_of, run_tests
 from ..patches import make_diff
+from ..rewards import judge
 from ..tasks import Task
 from .journal import Journal
 from .mixture import MIX, interleaved, mixed, quotas
@@ -24,6 +25,8 @@ from .repository import Repository, Survey, survey
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
+VERSION = 2
+"""Of what outcomes in a journal mean: since 2, that the known solution of a task was judged."""
 SLACK_SECONDS = 10.0
 SLACK_FACTOR = 5.0
 """A broken repository's tests get the slack and so many times as long as whole ones took, then they do not end."""
@@ -57,7 +60,8 @@ class Harvest:
     """What `forage` brought.
 
     `tasks` and `tried` are numbers by kind; `left_out` counts reasons, by kind, and `repositories_left_out` has the
-    reason of each. `short` is how many tasks less than asked for there are: everything was tried.
+    reason of each. `short` is how many tasks less than asked for there are: everything was tried. `unscored` counts
+    issues that were taken without a try of their solution, because they have none or the backend opens no images.
     """
 
     tasks: dict[str, int] = field(default_factory=dict)
@@ -66,6 +70,7 @@ class Harvest:
     repositories_left_out: dict[str, str] = field(default_factory=dict)
     flaky: dict[str, int] = field(default_factory=dict)
     short: int = 0
+    unscored: int = 0
 
 
 def forage(
@@ -80,19 +85,22 @@ def forage(
     workers: int = 1,
     seconds: float = 600.0,
     progress: Callable[[int, int], object] | None = None,
+    status: Callable[[str], object] | None = None,
 ) -> Harvest:
     """Write `count` tasks to `tasks.jsonl` in the folder `output`, mixed as `mix` says.
 
     A mutation becomes a task if it breaks at least one test and leaves at least one; tests that do not pass in two
-    clean runs are disregarded. Issues are taken as they are. Kinds without any candidate have no share, and what a
-    kind that runs out lacks is divided among the others by their shares.
+    clean runs are disregarded. The known solution of a task, an issue's as well, is judged, and a task that it does not
+    solve is left out. Issues whose solution cannot be tried here are taken as they are, and counted. Kinds without any
+    candidate have no share, and what a kind that runs out lacks is divided among the others by their shares.
 
     Equal arguments give the same file, byte for byte, with any number of `workers` (threads, each with a machine of
     `backend`, which must open several at once). Only tests whose time is near the limit can make a difference: the
-    limit is `SLACK_FACTOR` times a clean run's time and `SLACK_SECONDS`. `seconds` is a clean run's.
+    limit is `SLACK_FACTOR` times a clean run's time and `SLACK_SECONDS`. `seconds` is a clean run's, and an issue's.
 
     Every outcome is on disk, in `journal.jsonl`, when the next begins: the same call goes on after an interruption.
-    `progress` is called with the number of tasks that there are, and `count`.
+    `progress` is called with the number of tasks that there are, and `count`; `status` with a sentence on the state of
+    the work, at the beginning and whenever a repository was surveyed or a candidate was tried.
 
     Raises ValueError for a folder of another call, names that occur twice and a mix without any share, and
     `SandboxError` where the backend cannot run here.
@@ -104,14 +112,15 @@ def forage(
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder / "journal.jsonl", _settings(repositories, issues, count, mix, seed))
     harvest = Harvest()
+    status = status or _say_nothing
     try:
         with ThreadPoolExecutor(workers) as pool, _Tasks(folder / "tasks.jsonl") as tasks:
             try:
-                surveyed = _survey_all(pool, repositories, backend, seconds, harvest)
+                surveyed = _survey_all(pool, repositories, backend, seconds, harvest=harvest, status=status)
                 _check_unchanged(journal, surveyed)
                 streams: dict[str, Sequence[Any]] = _candidates(surveyed, seed, mix)
                 streams["issue-fix"] = random.Random(f"{seed}/issue-fix").sample(issues, len(issues))
-                run = _Run(pool, workers, backend, journal, seed, harvest, tasks, count, progress)
+                run = _Run(pool, workers, backend, journal, seed, seconds, harvest, tasks, count, progress, status)
                 run.fill({kind: items for kind, items in streams.items() if items and mix.get(kind, 0) > 0}, mix)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -130,10 +139,12 @@ class _Run:
     backend: Backend
     journal: Journal
     seed: int
+    seconds: float
     harvest: Harvest
     tasks: "_Tasks"
     count: int
     progress: Callable[[int, int], object] | None
+    status: Callable[[str], object]
 
     def fill(self, streams: dict[str, Sequence[Any]], mix: Mapping[str, float]) -> None:
         """Take tasks by quota; what a kind lacks, the others give."""
@@ -169,12 +180,15 @@ class _Run:
             if isinstance(outcome, Task) and self.tasks.add(outcome):
                 wanted[kind] -= 1
                 harvest.tasks[kind] += 1
+                harvest.unscored += isinstance(item, Task) and not can_be_scored(item, self.backend)
                 if self.progress:
                     self.progress(sum(harvest.tasks.values()), self.count)
             else:
                 reason = outcome if isinstance(outcome, str) else "the same as another"
                 reasons = harvest.left_out.setdefault(kind, {})
                 reasons[reason] = reasons.get(reason, 0) + 1
+            done, tried = sum(harvest.tasks.values()), sum(harvest.tried.values())
+            self.status(f"{done:,} of {self.count:,} tasks, {tried:,} candidates tried")
         return rest
 
     def _in_order(self, items: Iterator[tuple[str, Any]]) -> Iterator[tuple[tuple[str, Any], Task | str]]:
@@ -191,12 +205,18 @@ class _Run:
             return entry, outcome
 
         for kind, item in items:
-            known = item if isinstance(item, Task) else self._known(item.name)
-            waiting.append(((kind, item), known or self.pool.submit(try_candidate, item, self.backend, self.seed)))
+            waiting.append(((kind, item), self._known(item.name) or self._try(item)))
             if len(waiting) >= 2 * self.workers:
                 yield first()
         while waiting:
             yield first()
+
+    def _try(self, item: Candidate | Task) -> Future[Task | str] | Task:
+        if isinstance(item, Candidate):
+            return self.pool.submit(try_candidate, item, self.backend, self.seed)
+        if can_be_scored(item, self.backend):
+            return self.pool.submit(scored, item, self.backend, self.seconds)
+        return item
 
     def _known(self, name: str) -> Task | str | None:
         record = self.journal.get(name)
@@ -208,14 +228,13 @@ class _Run:
 def try_candidate(candidate: Candidate, backend: Backend, seed: int) -> Task | str:
     """Run the tests on the broken repository: the task, or the reason why it is none."""
     repository, found = candidate.repository, candidate.survey
-    broken, solution = candidate.diffs
     try:
         compile(candidate.mutation.apply(found.sources[candidate.path]), candidate.path, "exec", dont_inherit=True)
     except (SyntaxError, ValueError):
         return "does not compile"
     limit = SLACK_SECONDS + SLACK_FACTOR * found.seconds
     try:
-        machine = backend.open(repository.task(candidate.name, patch=broken))
+        machine = backend.open(repository.task(candidate.name, patch=candidate.diffs[0]))
         try:
             run = run_tests(machine, repository.test_command, seconds=limit)
         finally:
@@ -231,7 +250,12 @@ def try_candidate(candidate: Candidate, backend: Backend, seed: int) -> Task | s
         return "breaks no test"
     if not pass_to_pass:
         return "breaks every test"
-    mutation = candidate.mutation
+    return scored(_task_of(candidate, fail_to_pass, pass_to_pass, seed), backend, limit)
+
+
+def _task_of(candidate: Candidate, fail_to_pass: tuple[str, ...], pass_to_pass: tuple[str, ...], seed: int) -> Task:
+    repository, found, mutation = candidate.repository, candidate.survey, candidate.mutation
+    broken, solution = candidate.diffs
     where = {"path": candidate.path, "line": mutation.line, "seed": seed}
     prompt = write_prompt(fail_to_pass, repository.test_command, f"{seed}/{candidate.name}")
     return repository.task(
@@ -247,12 +271,39 @@ def try_candidate(candidate: Candidate, backend: Backend, seed: int) -> Task | s
     )
 
 
+def can_be_scored(task: Task, backend: Backend) -> bool:
+    """Return whether a task's known solution can be tried: there is one, and the backend opens such tasks."""
+    return bool(task.solution) and (task.folder is not None or not isinstance(backend, SandboxBackend))
+
+
+def scored(task: Task, backend: Backend, seconds: float) -> Task | str:
+    """Return a task if its known solution solves it, else the reason why it is left out."""
+    try:
+        reward = judge(task, task.solution.encode(errors="surrogateescape"), backend, seconds=seconds)
+    except (SandboxError, ValueError, OSError) as error:
+        return f"the machine failed: {type(error).__name__}"
+    if reward.value == 1.0:
+        return task
+    return f"the known solution scores {reward.value:g}: {reward.reason.partition(':')[0].partition(' (')[0]}"
+
+
+def _say_nothing(_: str) -> None:
+    pass
+
+
 def _survey_all(
-    pool: ThreadPoolExecutor, repositories: Sequence[Repository], backend: Backend, seconds: float, harvest: Harvest
+    pool: ThreadPoolExecutor,
+    repositories: Sequence[Repository],
+    backend: Backend,
+    seconds: float,
+    *,
+    harvest: Harvest,
+    status: Callable[[str], object],
 ) -> list[tuple[Repository, Survey]]:
     futures = [pool.submit(survey, repository, backend, seconds=seconds) for repository in repositories]
     surveyed = []
-    for repository, future in zip(repositories, futures, strict=True):
+    for number, (repository, future) in enumerate(zip(repositories, futures, strict=True)):
+        status(f"{number:,} of {len(repositories):,} repositories surveyed")
         try:
             found = future.result()
         except (ValueError, OSError) as error:
@@ -321,6 +372,7 @@ def _settings(
 ) -> dict[str, Any]:
     described = json.dumps([asdict(repository) for repository in repositories], default=os.fspath)
     return {
+        "version": VERSION,
         "repositories": hashlib.sha256(described.encode()).hexdigest()[:16],
         "issues": hashlib.sha256("\n".join(task.to_json() for task in issues).encode()).hexdigest()[:16],
         "count": count,

@@ -32,8 +32,9 @@ class Repository:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def task(self, name: str, prompt: str = "", **fields: Any) -> Task:
-        """A task in it."""
-        return Task(name, prompt, self.folder, self.image, self.workdir, test_command=self.test_command, **fields)
+        """Return a task in it, judged by the command that surveys it, as it is."""
+        where = (self.folder, self.image, self.workdir)
+        return Task(name, prompt, *where, test_command=self.test_command, test_files=(), **fields)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def survey(repository: Repository, backend: Backend, *, seconds: float) -> Surve
 
     Raises ValueError for a suite of which no test passes twice, and as `Backend.open`.
     """
-    runs, longest = [], 0.0
+    runs, longest, files = [], 0.0, set[str]()
     sources: dict[str, bytes] = {}
     for hash_seed in (0, 1):
         machine = backend.open(repository.task(repository.name))
@@ -77,11 +78,11 @@ def survey(repository: Repository, backend: Backend, *, seconds: float) -> Surve
             said = (run.completed.stdout + run.completed.stderr)[-500:].decode(errors="backslashreplace")
             raise ValueError(f"the tests of {repository.name} cannot be run: {run.problem}: {said}")
         runs.append(run.outcomes)
+        files.update(run.files)
         longest = max(longest, run.completed.seconds)
     reliable, flaky = _compare(*runs)
     if not reliable:
         raise ValueError(f"no test of {repository.name} passes")
-    files = {name.partition("::")[0] for run in runs for name in run}
     code = {path: source for path, source in sources.items() if not is_test(path) and path not in files}
     return Survey(reliable, flaky, longest, protected_paths({*files, *(sources.keys() - code.keys())}), code)
 
