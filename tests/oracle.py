@@ -10,7 +10,7 @@ import json
 import linecache
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
@@ -194,17 +194,27 @@ def record(function: Any, *args: Any, limit: int = 1000, **kwargs: Any) -> list[
     return trace(Tracer(lambda name: name == filename, limit), lambda: function(*args, **kwargs))
 
 
-def load_main(code: str, call: str) -> Callable[[], Any]:
-    """The function ``main`` that ``record_source`` runs, its lines where linecache finds them."""
+@contextlib.contextmanager
+def running_main(code: str, call: str) -> Iterator[Callable[[], Any]]:
+    """The function ``main`` that ``record_source`` runs, compiled apart, while the program's module is ``__main__``."""
     lines = io.StringIO(f"\n{code}\ndef main():\n    return {call}\n", newline=None).readlines()
     linecache.cache["<cwm>"] = (sum(map(len, lines)), None, lines, "<cwm>")
-    module: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile("".join(lines), "<cwm>", "exec", dont_inherit=True), module)
-    return module["main"]
+    own = io.StringIO(f"\n{code}\n", newline=None).readlines()
+    names: dict[str, Any] = {}
+    exec(compile("\n" * len(own) + f"def main():\n    return {call}\n", "<cwm>", "exec", dont_inherit=True), names)
+    module, before = ModuleType("__main__"), sys.modules["__main__"]
+    main = FunctionType(names["main"].__code__, vars(module))
+    sys.modules["__main__"] = module
+    try:
+        exec(compile("".join(own), "<cwm>", "exec", dont_inherit=True), vars(module))
+        yield main
+    finally:
+        sys.modules["__main__"] = before
 
 
 def record_source(code: str, call: str, limit: int = 1000, max_frames: int = 1_000_000) -> list[OracleFrame]:
-    return trace(Tracer("<cwm>".__eq__, limit, max_frames), load_main(code, call))
+    with running_main(code, call) as main:
+        return trace(Tracer("<cwm>".__eq__, limit, max_frames), main)
 
 
 def record_call(module: ModuleType, call: str, limit: int = 1000, max_frames: int = 1_000_000) -> list[OracleFrame]:

@@ -14,10 +14,12 @@ import io
 import linecache
 import os
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any
 
+from cwm_core import entry
 from cwm_core._native import ParsedTrace, Recording, RecordingLimit, Trace
 
 __all__ = ["ParsedTrace", "Recorder", "RecordingLimit", "Trace", "record", "record_source"]
@@ -80,6 +82,7 @@ class Recorder:
             "max_depth": max_depth,
         }
         self._block: tuple[Recording, list[Trace]] | None = None
+        self._snapshot: Callable[[str], Trace] | None = None
         self.last: Trace | None = None
         """The trace of the last ``record``, ``record_source`` or ``record_file``, also when it was interrupted."""
 
@@ -93,31 +96,53 @@ class Recorder:
             KeyboardInterrupt: the recording was interrupted; ``last`` holds what was recorded.
             TypeError: the file of ``function`` cannot be told, and the scope is no list of paths.
         """
-        recording = self._recording(lambda: _code_of(function))
+        recording = self._recording(lambda: _file_of(function))
         return self._run(recording, function, args, kwargs)
 
-    def record_source(self, code: str, call: str) -> Trace:
-        """Records the expression ``call`` in the module ``code``, wrapped in ``def main()``.
+    def record_source(
+        self, code: str, call: str, *, name: str = "__main__", file: str | os.PathLike[str] | None = None
+    ) -> Trace:
+        """Record the expression `call` in the module `code`, wrapped in `def main()`.
 
-        The module body runs unrecorded, with ``__name__ == "__main__"``.
+        The module body runs unrecorded. `main` takes no name of the module, which may have a `main` of its own. While
+        the program runs, its module is `sys.modules[name]`.
+
+        Args:
+            code: The source of the module.
+            call: The expression.
+            name: `__name__` of the module. With another name than `__main__` the part under
+                `if __name__ == "__main__"` does not run.
+            file: The file that `code` was read from. The module gets it as `__file__`, and `Frame.lineno` counts its
+                lines. Without it, line 1 is the empty line that the context begins with.
 
         Raises:
-            SyntaxError: the code or the call does not compile.
-            Exception: whatever the module body raises.
+            SyntaxError: The code or the call does not compile.
+            Exception: Whatever the module body raises.
         """
-        lines = _main_lines(code, call)
-        compiled = compile("".join(lines), _SOURCE_NAME, "exec", dont_inherit=True)
+        shown, filename = _main_lines(code, call), _SOURCE_NAME
+        own = _module_lines(code)
+        if file is None:
+            module = ModuleType(name)
+        else:
+            filename = entry.absolute(os.fsdecode(file))
+            module = entry.main_module(filename) if name == "__main__" else entry.named_module(name, filename)
+            shown, own = shown[1:], own[1:]
+        main = _main_function(call, len(own), module)
+        compiled = compile("".join(own), filename, "exec", dont_inherit=True)
         # So that tracebacks that the program makes show its lines, as those of a file would.
-        linecache.cache[_SOURCE_NAME] = (sum(map(len, lines)), None, lines, _SOURCE_NAME)
-        module: dict[str, Any] = {"__name__": "__main__"}
-        exec(compiled, module)
-        recording = Recording([_SOURCE_NAME], [], **self._options)
+        linecache.cache[_SOURCE_NAME] = (sum(map(len, shown)), None, shown, _SOURCE_NAME)
 
-        def own_lines(filename: str) -> list[str]:
+        def own_lines(name: str) -> list[str]:
             # What another recording put in linecache meanwhile is not this program.
-            return lines if filename == _SOURCE_NAME else _lines(filename)
+            return shown if name in (_SOURCE_NAME, filename) else _lines(name)
 
-        return self._run(recording, module["main"], (), {}, own_lines)
+        def context(*_: object) -> str:
+            return source_context(code, call)
+
+        with entry.shown_as(module):
+            exec(compiled, vars(module))
+            recording = Recording([_SOURCE_NAME, filename], [], **self._options)
+            return self._run(recording, main, (), {}, own_lines, context)
 
     def record_call(self, module: ModuleType, call: str) -> Trace:
         """Records the expression ``call`` in an imported module, wrapped in ``def main()`` at the end of its source.
@@ -133,10 +158,7 @@ class Recorder:
         if filename is None or not lines:
             raise TypeError(f"the module {module.__name__} has no source")
         shown = _call_lines("".join(lines), call)
-        blank = "\n" * (len(shown) - call.count("\n") - 2)
-        names: dict[str, Any] = {}
-        exec(compile(f"{blank}def main():\n    return {call}\n", _SOURCE_NAME, "exec", dont_inherit=True), names)
-        main = FunctionType(names["main"].__code__, vars(module))  # whose own main, if any, the call finds
+        main = _main_function(call, len(shown) - call.count("\n") - 2, module)
         recording = Recording([_SOURCE_NAME, filename], [], **self._options)
 
         def own_lines(name: str) -> list[str]:
@@ -147,21 +169,19 @@ class Recorder:
     def record_file(self, path: str | os.PathLike[str], argv: Sequence[str] = ()) -> Trace:
         """Records a script from its module's first frame, as ``python PATH ARGV...`` runs it.
 
+        A folder or zip file with a `__main__.py` is run as Python runs it. While the program runs, `sys.argv`,
+        `sys.path`, and `sys.modules["__main__"]` are those of the script: `argv[0]` is PATH as given, and the script's
+        real folder comes first in the path, unless the interpreter was started with `-P`.
+
         Raises:
-            OSError: the file cannot be read.
-            SyntaxError: the file does not compile.
+            OSError: The file cannot be read.
+            SyntaxError: The file does not compile.
+            ValueError: The folder or zip file has no `__main__.py`.
         """
-        name = os.path.abspath(path)
-        with open(name, "rb") as file:  # from here, so that this reading is told from the program's
-            compiled = compile(file.read(), name, "exec", dont_inherit=True)
-        module = ModuleType("__main__")
-        vars(module).update(__file__=name, __builtins__=__builtins__)
-        old_argv, old_path, old_main = sys.argv, sys.path, sys.modules["__main__"]
-        sys.argv, sys.path, sys.modules["__main__"] = [name, *argv], [os.path.dirname(name), *old_path], module
-        try:
-            return self._run(self._recording(lambda: compiled), exec, (compiled, vars(module)), {})
-        finally:
-            sys.argv, sys.path, sys.modules["__main__"] = old_argv, old_path, old_main
+        program = entry.load_program(path)
+        with program.in_place(argv):
+            recording = self._recording(lambda: program.code.co_filename)
+            return self._run(recording, exec, (program.code, vars(program.module)), {})
 
     def __enter__(self) -> list[Trace]:
         """Begins to record the activations that begin on this thread inside the block.
@@ -177,7 +197,7 @@ class Recorder:
         if self._block is not None:
             raise RuntimeError("this recorder already records a block")
         caller = sys._getframe(1)
-        recording = self._recording(lambda: caller.f_code, split=True)
+        recording = self._recording(lambda: caller.f_code.co_filename, split=True)
         traces: list[Trace] = []
         recording.start()
         self._block = (recording, traces)
@@ -202,19 +222,34 @@ class Recorder:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         lines: Callable[[str], list[str]] | None = None,
+        context: Callable[[str, str, int, int], str] | None = None,
     ) -> Trace:
         lines = lines or _lines
+        context = context or functools.partial(_context, lines)
         output = _Output() if self._capture_output else None
+        self._snapshot = lambda reason: recording.snapshot(lines, context, reason, output and output.text)
         try:
             with output or contextlib.nullcontext():
                 recording.run(function, args, kwargs)
         finally:
-            self.last = recording.finish(lines, functools.partial(_context, lines), output and output.text)[0]
+            self.last = recording.finish(lines, context, output and output.text)[0]
+            self._snapshot = None
         return self.last
 
-    def _recording(self, entry: Callable[[], CodeType], split: bool = False) -> Recording:
+    def snapshot(self, reason: str) -> Trace | None:
+        """Return the trace so far of a recording that runs, truncated for this reason; None while none runs.
+
+        For when the process is about to end: the recording goes on, and any thread may ask.
+
+        Raises:
+            RuntimeError: The recorder is recording an event, as while a `__repr__` runs.
+        """
+        snapshot = self._snapshot
+        return None if snapshot is None else snapshot(reason)
+
+    def _recording(self, file: Callable[[], str], split: bool = False) -> Recording:
         if isinstance(self._scope, str):
-            filename = entry().co_filename
+            filename = file()
             folder = _package_folder(filename) if self._scope == "package" else None
             files, folders = [filename], [folder] if folder else []
         else:
@@ -260,20 +295,50 @@ def finish(recording: Recording) -> list[Trace]:
     return recording.finish(_lines, functools.partial(_context, _lines))
 
 
-def _code_of(function: Callable[..., Any]) -> CodeType:
-    """The code object whose file is the scope of recording ``function``."""
+def _file_of(function: Callable[..., Any]) -> str:
+    """Return the file that is the scope of recording `function`.
+
+    Raises:
+        TypeError: It cannot be told.
+    """
     found: Any = function
     while isinstance(found, functools.partial):
         found = found.func
     found = inspect.unwrap(found)
+    if isinstance(origin := typing.get_origin(found), type):  # Box[int]
+        found = origin
     if isinstance(found, type):
-        found = found.__init__
-    elif not hasattr(found, "__code__"):
-        found = inspect.getattr_static(type(found), "__call__", None)  # an object with a method __call__
-    code = getattr(found, "__code__", None)
-    if not isinstance(code, CodeType):
+        file = _file_of_class(found)
+    else:
+        if not hasattr(found, "__code__"):
+            found = inspect.getattr_static(type(found), "__call__", None)  # an object with a method __call__
+        code = _code_of(found)
+        file = code and code.co_filename
+    if file is None:
         raise TypeError(f"cannot tell the file of {function!r}; give Recorder(scope=[...]) the paths to record")
-    return code
+    return file
+
+
+def _file_of_class(cls: type) -> str | None:
+    """Return the file of the `class` statement, wherever `__init__` comes from: a base, or a decorator's `exec`.
+
+    That is the file of its own functions, else of its module. Generated functions are in files such as `<string>`.
+    """
+    members = [value.fget if isinstance(value, property) else value for value in vars(cls).values()]
+    # Anything else may be an object whose attributes run code of the program.
+    functions = [member for member in members if isinstance(member, FunctionType | classmethod | staticmethod)]
+    codes = [code for function in functions if (code := _code_of(function)) is not None]
+    own = [code.co_filename for code in codes if code.co_qualname.startswith(cls.__qualname__ + ".")]
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return next(iter(own), file if isinstance(file, str) else None)
+
+
+def _code_of(function: Any) -> CodeType | None:
+    """Return the code object of a function or method, unwrapped; None for anything else."""
+    with contextlib.suppress(ValueError):  # wrappers that go in a circle
+        function = inspect.unwrap(function)
+    code = getattr(function, "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 def _package_folder(filename: str) -> str | None:
@@ -308,6 +373,25 @@ def source_lines(context: str) -> list[str]:
 def _main_lines(code: str, call: str) -> list[str]:
     """The module that ``record_source`` runs, by physical lines: they end at ``\\n``, ``\\r\\n`` or ``\\r`` only."""
     return io.StringIO(f"\n{code}\ndef main():\n    return {call}\n", newline=None).readlines()
+
+
+def _module_lines(code: str) -> list[str]:
+    """Return the lines of that module without `main`."""
+    return io.StringIO(f"\n{code}\n", newline=None).readlines()
+
+
+def _main_function(call: str, line: int, module: ModuleType) -> FunctionType:
+    """Return `main`, which evaluates `call` in a module and whose `def` comes after line number `line`.
+
+    It is compiled apart: no name of the module changes, and the call finds a `main` of the program's own.
+
+    Raises:
+        SyntaxError: The call does not compile.
+    """
+    names: dict[str, Any] = {}
+    blank = "\n" * line
+    exec(compile(f"{blank}def main():\n    return {call}\n", _SOURCE_NAME, "exec", dont_inherit=True), names)
+    return FunctionType(names["main"].__code__, vars(module))
 
 
 def _call_lines(code: str, call: str) -> list[str]:

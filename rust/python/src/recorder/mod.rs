@@ -5,6 +5,7 @@ mod attributes;
 mod choice;
 mod code;
 mod cursor;
+mod exits;
 mod hook;
 mod identity;
 mod layout;
@@ -31,6 +32,7 @@ use cwm_trace::Outcome;
 use crate::trace::{Trace, text};
 use choice::Choice;
 use cursor::Variables;
+use exits::before_exit;
 use hook::{Hook, RecordingLimit, Scope, Session, call_with_empty_hook, ending, is_recorder_at_work, is_recording};
 use leaf::unicode;
 use log::{Levels, Limits, Log, Recorded};
@@ -179,19 +181,22 @@ impl Recording {
     /// raises is its outcome; only KeyboardInterrupt is raised here, after the hook is removed.
     #[pyo3(signature = (function, args, kwargs=None))]
     fn run(
-        &mut self,
-        py: Python<'_>,
+        slf: &Bound<'_, Self>,
         function: &Bound<'_, PyAny>,
         args: &Bound<'_, PyTuple>,
         kwargs: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<()> {
-        self.start(py)?;
+        let py = slf.py();
+        // Not borrowed while the program runs: the end of the process may ask for what there is.
+        slf.try_borrow_mut()?.start(py)?;
         let result = function.call(args, kwargs).and_then(|value| drive(py, value));
-        self.stop(py)?;
-        let truncated = self
-            .session
-            .as_ref()
-            .is_some_and(|OwnedSession(session)| session.log.truncated.is_some());
+        slf.try_borrow_mut()?.stop(py)?;
+        let (truncated, style) = {
+            let recording = slf.try_borrow()?;
+            let session = recording.session.as_ref();
+            let truncated = session.is_some_and(|OwnedSession(session)| session.log.truncated.is_some());
+            (truncated, recording.style)
+        };
         let (value, raised) = match &result {
             Ok(value) => (value.clone(), false),
             Err(error) => (error.value(py).clone().into_any(), true),
@@ -201,8 +206,8 @@ impl Recording {
             let (mut variables, mut scratch) = (Variables::Held, Scratch::default());
             let buffers = (&mut variables, &mut scratch);
             // SAFETY: `value` is held.
-            ending(|| unsafe { render(py, value.as_ptr(), self.style, buffers, &mut text) })?;
-            self.outcome = Some(if raised {
+            ending(|| unsafe { render(py, value.as_ptr(), style, buffers, &mut text) })?;
+            slf.try_borrow_mut()?.outcome = Some(if raised {
                 Outcome::Raised(text)
             } else {
                 Outcome::Returned(text)
@@ -212,6 +217,31 @@ impl Recording {
             Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// The trace so far of a recording that goes on, from any thread: for when the process is about to end. `reason` is
+    /// why the trace stops there.
+    #[pyo3(signature = (lines, context, reason, output=None))]
+    fn snapshot(
+        &self,
+        lines: &Bound<'_, PyAny>,
+        context: &Bound<'_, PyAny>,
+        reason: String,
+        output: Option<String>,
+    ) -> PyResult<Trace> {
+        let session = match &self.session {
+            None => return Err(PyRuntimeError::new_err("the recording is finished")),
+            // The GIL is held, so that no other event is being recorded.
+            Some(OwnedSession(session)) if session.busy => {
+                return Err(PyRuntimeError::new_err("the recording is recording an event"));
+            }
+            Some(OwnedSession(session)) => session,
+        };
+        let (files, texts) = sources(lines, &session.files)?;
+        let mut recorded = session.log.current.so_far();
+        recorded.trace.output = output;
+        recorded.trace.truncated = Some(session.log.truncated.map_or(reason, str::to_owned));
+        finish_trace(recorded, &files, &texts, context)
     }
 
     /// The traces recorded: where calls are chosen one for each, in their order. `lines(filename)` gives a file's lines; `context(filename, name, first_line, line)` the
@@ -233,12 +263,7 @@ impl Recording {
         };
         let Session { mut log, files, .. } = *session;
         log.current.trace.output = output;
-        let py = lines.py();
-        let files: Vec<Bound<'_, PyAny>> = files.iter().map(|file| text(py, file)).collect::<PyResult<_>>()?;
-        let mut texts = Vec::new();
-        for file in &files {
-            texts.push(lines.call1((file,))?.extract::<Vec<String>>()?);
-        }
+        let (files, texts) = sources(lines, &files)?;
         if let Some(limit) = log.truncated {
             log.current.trace.truncated = Some(limit.to_owned());
         }
@@ -309,6 +334,17 @@ fn drive<'py>(py: Python<'py>, value: Bound<'py, PyAny>) -> PyResult<Bound<'py, 
     Ok(value)
 }
 
+/// The names of files as Python has them, and the lines of each.
+fn sources<'py>(lines: &Bound<'py, PyAny>, files: &[Vec<u8>]) -> PyResult<(Vec<Bound<'py, PyAny>>, Vec<Vec<String>>)> {
+    let files: Vec<_> = files
+        .iter()
+        .map(|file| text(lines.py(), file))
+        .collect::<PyResult<_>>()?;
+    let texts = files.iter().map(|file| lines.call1((file,))?.extract::<Vec<String>>());
+    let texts = texts.collect::<PyResult<_>>()?;
+    Ok((files, texts))
+}
+
 fn finish_trace(
     one: Recorded,
     files: &[Bound<'_, PyAny>],
@@ -347,5 +383,6 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("RecordingLimit", m.py().get_type::<RecordingLimit>())?;
     m.add_function(wrap_pyfunction!(call_with_empty_hook, m)?)?;
     m.add_function(wrap_pyfunction!(is_recorder_at_work, m)?)?;
+    m.add_function(wrap_pyfunction!(before_exit, m)?)?;
     m.add_class::<Recording>()
 }
