@@ -46,47 +46,39 @@ def load_program(path: str | os.PathLike[str]) -> Program:
     for hook in sys.path_hooks:
         with contextlib.suppress(ImportError):
             return _load_folder(given, name, hook(name))
-    module = main_module(name)
-    loader = module.__loader__
-    assert isinstance(loader, SourceFileLoader)
-    code = compile(loader.get_data(name), name, "exec", dont_inherit=True)
-    return Program(given, code, module, script_folder(name))
+    code = compile(SourceFileLoader("__main__", name).get_data(name), name, "exec", dont_inherit=True)
+    return Program(given, code, main_module(name), script_folder(name))
 
 
 def _load_folder(given: str, name: str, importer: Any) -> Program:
     """Return the program of a folder or zip file, whose `sys.path[0]` it is even where `-P` is set."""
-    import importlib.util  # here and below: not for each program, since on some versions it imports `threading`
-
     spec: ModuleSpec | None = importer.find_spec("__main__")
     code = None if spec is None or spec.loader is None else spec.loader.get_code("__main__")  # type: ignore[attr-defined]
     if spec is None or code is None:
         raise ValueError(f"{given}: expected a Python file, or a folder or zip file with a __main__.py")
-    module = _with_builtins(importlib.util.module_from_spec(spec))
+    module = main_module(spec.origin or code.co_filename, spec)
     linecache.lazycache(code.co_filename, vars(module))
     return Program(given, code, module, name)
 
 
-def main_module(file: str) -> ModuleType:
-    """Return an empty `__main__`, as Python makes it for a script with this absolute path."""
+def main_module(file: str, spec: ModuleSpec | None = None) -> ModuleType:
+    """Return an empty `__main__`, as Python makes it for a script with this absolute path, or for a folder's spec."""
     module = ModuleType("__main__")
-    module.__loader__ = SourceFileLoader("__main__", file)
-    _with_builtins(module)
-    vars(module).update(__file__=file, __cached__=None)
+    module.__package__ = None if spec is None else spec.parent
+    module.__loader__ = SourceFileLoader("__main__", file) if spec is None else spec.loader
+    module.__spec__ = spec
+    cached = None if spec is None else spec.cached
+    vars(module).update(__annotations__={}, __builtins__=builtins, __file__=file, __cached__=cached)
     return module
 
 
 def named_module(name: str, file: str) -> ModuleType:
     """Return an empty module, as an import of `file` under this name makes it."""
-    import importlib.util
+    import importlib.util  # not for every program: on some versions it imports `threading`
 
     spec = importlib.util.spec_from_file_location(name, file, loader=SourceFileLoader(name, file))
     assert spec is not None
     return importlib.util.module_from_spec(spec)
-
-
-def _with_builtins(module: ModuleType) -> ModuleType:
-    vars(module).update(__annotations__={}, __builtins__=builtins)
-    return module
 
 
 def absolute(path: str) -> str:

@@ -142,7 +142,7 @@ class Recorder:
         with entry.shown_as(module):
             exec(compiled, vars(module))
             recording = Recording([_SOURCE_NAME, filename], [], **self._options)
-            return self._run(recording, main, (), {}, own_lines, context)
+            return self._run(recording, main, (), {}, lines=own_lines, context=context)
 
     def record_call(self, module: ModuleType, call: str) -> Trace:
         """Records the expression ``call`` in an imported module, wrapped in ``def main()`` at the end of its source.
@@ -164,7 +164,7 @@ class Recorder:
         def own_lines(name: str) -> list[str]:
             return shown if name in (_SOURCE_NAME, filename) else _lines(name)
 
-        return self._run(recording, main, (), {}, own_lines)
+        return self._run(recording, main, (), {}, lines=own_lines)
 
     def record_file(self, path: str | os.PathLike[str], argv: Sequence[str] = ()) -> Trace:
         """Records a script from its module's first frame, as ``python PATH ARGV...`` runs it.
@@ -221,6 +221,7 @@ class Recorder:
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        *,
         lines: Callable[[str], list[str]] | None = None,
         context: Callable[[str, str, int, int], str] | None = None,
     ) -> Trace:
