@@ -89,7 +89,7 @@ def test_by_index_by_key_and_in_order(path, traces):
 def test_metadata_is_any_json_and_the_rest_is_filled_in(path, traces):
     raised = cwm.record_source("def f():\n    raise ValueError(1)\n", "f()")
     cut = cwm.Recorder(max_frames=3).record_source("def f():\n    return 1\n", "f()")
-    parsed = cwm.Trace.parse(traces[0].to_text()).trace
+    parsed = cwm.Trace.parse(traces[0].to_text().removesuffix("<|end_of_text|>")).trace
     given = {"source": "é\ud800", "licence": None, "nested": [1, 2.5, {"a": [True, {}]}], "outcome": "mine"}
     with cwm.TraceWriter(path) as writer:
         for trace in (traces[0], raised, cut, parsed):

@@ -78,7 +78,13 @@ class Trace:
     def from_bytes(data: bytes) -> Trace:
         """Reads the stored form; ValueError says what is wrong with damaged data."""
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the stored form to a file, whole or not at all; OSError when that fails."""
+        """Write the stored form to a file, whole or not at all.
+
+        A link is followed, and a device or FIFO is written through, as `cwm_core.support.files.replacing` does.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Trace:
         """Reads a file that ``save`` wrote; ValueError says what is wrong with a damaged one."""
@@ -208,6 +214,25 @@ class Recording:
     ) -> list[Trace]:
         """The traces recorded; where calls are chosen, one for each, in their order. The last one keeps what was
         printed."""
+
+    def snapshot(
+        self,
+        lines: Callable[[str], list[str]],
+        context: Callable[[str, str, int, int], str],
+        reason: str,
+        output: str | None = None,
+    ) -> Trace:
+        """Return the trace so far, `truncated` for this reason, of a recording that goes on; from any thread.
+
+        Raises:
+            RuntimeError: The recording is recording an event, or is finished.
+        """
+
+def before_exit(callback: Callable[[str], object] | None) -> None:
+    """Call `callback(name)` before `os.NAME` ends the process: `_exit`, `abort`, `execv`, `execve`. None ends that.
+
+    Programs see no difference: the functions stay the same objects.
+    """
 
 def is_recorder_at_work() -> bool:
     """Whether the recorder works on this thread: what runs then, a ``__repr__`` say, the program has not called."""

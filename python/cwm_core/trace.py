@@ -12,19 +12,20 @@ import functools
 import inspect
 import io
 import linecache
+import operator
 import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType, ModuleType, TracebackType
-from typing import Any
+from typing import Any, SupportsIndex
 
 from cwm_core import entry
 from cwm_core._native import ParsedTrace, Recording, RecordingLimit, Trace
 
 __all__ = ["ParsedTrace", "Recorder", "RecordingLimit", "Trace", "record", "record_source"]
 
-_MARK = "  # << START_OF_TRACE"
+MARK = "  # << START_OF_TRACE"
 _SOURCE_NAME = "<cwm>"
 
 
@@ -67,19 +68,24 @@ class Recorder:
         calls_only: bool = False,
         max_depth: int | None = None,
     ) -> None:
-        """Raises ValueError for a scope that is neither of the two words nor a list of paths."""
+        """Keep the options of recordings to come.
+
+        Raises:
+            TypeError: A limit is no integer.
+            ValueError: The scope is neither of the two words nor a list of paths, or a limit is below its least value.
+        """
         if isinstance(scope, str) and scope not in ("file", "package"):
             raise ValueError(f'scope must be "file", "package" or a list of paths, not {scope!r}')
+        limits = {"max_frames": max_frames, "max_bytes": max_bytes, "max_depth": max_depth}
+        counts = {name: _count(name, value) for name, value in limits.items()}
         self._scope = scope
         self._capture_output = capture_output
         self._options: dict[str, Any] = {
-            "max_frames": max_frames,
-            "max_bytes": max_bytes,
+            **counts,
             "max_seconds": max_seconds,
-            "max_value_chars": max_value_chars,
+            "max_value_chars": _count("max_value_chars", max_value_chars),
             "object_state": object_state,
             "calls_only": calls_only,
-            "max_depth": max_depth,
         }
         self._block: tuple[Recording, list[Trace]] | None = None
         self._snapshot: Callable[[str], Trace] | None = None
@@ -296,6 +302,25 @@ def finish(recording: Recording) -> list[Trace]:
     return recording.finish(_lines, functools.partial(_context, _lines))
 
 
+def _count(name: str, value: SupportsIndex | None) -> int | None:
+    """Return a limit as an integer that the recorder can count to; None where there is none.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is below 0, or, for `max_depth`, below 1.
+    """
+    if value is None:
+        return None
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer or None, got {value!r}") from None
+    least = int(name == "max_depth")
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}, got {count}")
+    return min(count, sys.maxsize)
+
+
 def _file_of(function: Callable[..., Any]) -> str:
     """Return the file that is the scope of recording `function`.
 
@@ -365,10 +390,10 @@ def call_context(code: str, call: str) -> str:
 def source_lines(context: str) -> list[str]:
     """The lines of a context as actions show them: each ends in a newline, none carries the mark of the entry."""
     lines = [line + "\n" for line in context.removesuffix("\n").split("\n")] if context else []
-    marked = [line for line in lines if line.endswith(_MARK + "\n")]
+    marked = [line for line in lines if line.endswith(MARK + "\n")]
     # Where a program has such comments of its own, any of them may be the mark.
     kept = marked if len(marked) > 1 else []
-    return [line.removesuffix(_MARK + "\n") + "\n" if line in marked else line for line in lines] + kept
+    return [line.removesuffix(MARK + "\n") + "\n" if line in marked else line for line in lines] + kept
 
 
 def _main_lines(code: str, call: str) -> list[str]:
@@ -415,7 +440,7 @@ def _context(source: Callable[[str], list[str]], filename: str, name: str, first
 def _mark(lines: list[str], number: int) -> str:
     """The lines as one text, the one of this number (from 1) marked as the entry."""
     if 0 < number <= len(lines):
-        lines[number - 1] = lines[number - 1].rstrip("\n") + _MARK + "\n"
+        lines[number - 1] = lines[number - 1].rstrip("\n") + MARK + "\n"
     return "".join(lines)
 
 
