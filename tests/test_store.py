@@ -525,3 +525,14 @@ def test_a_large_store_takes_little_memory(path):
     command = [sys.executable, "-c", textwrap.dedent(script), path]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     assert int(done.stdout) < 10_000, "KiB"
+
+
+def test_a_key_with_a_lone_surrogate_is_not_there(path, traces):
+    with cwm.TraceWriter(path) as writer:
+        writer.add(traces[0], key="\ufffd")
+        with pytest.raises(ValueError, match="surrogate"):
+            writer.add(traces[0], key="\ud800")
+    reader = cwm.TraceReader(path)
+    assert reader.get("\ud800") is None and "\ud800" not in reader and len(reader) == 1
+    with pytest.raises(KeyError):
+        reader["\ud800"]

@@ -23,7 +23,11 @@ class Trace:
         """The source text shown, with its ``# << START_OF_TRACE`` mark."""
     @property
     def result(self) -> str | None:
-        """The rendered result of the recorded call; None when it raised, was cut, or the trace was parsed."""
+        """The rendered result of the recorded call; None when it raised or was cut.
+
+        A complete parsed trace has the value of its last RETURN frame, which is the result where that ends the one
+        outermost activation. A trace with several, such as that of a resumed generator, does not say its result.
+        """
     @property
     def exception(self) -> str | None:
         """The rendered exception that the recorded call raised, if it did."""
