@@ -200,6 +200,13 @@ class Recording:
         """Removes the hook and sets the trace function that was set before."""
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """Records a call."""
+    def sources(self) -> dict[str, bytes]:
+        """What was in the files in scope when their code was first met; only those that could be read. As `scope` and
+        `outside`, before `finish`."""
+    def scope(self) -> list[str]:
+        """The files and folders in scope."""
+    def outside(self) -> list[str]:
+        """The first files outside the scope that were met."""
     def finish(
         self,
         lines: Callable[[str], list[str]],

@@ -13,6 +13,7 @@ mod log;
 mod namespace;
 mod render;
 mod scalar;
+mod scope;
 mod signals;
 mod step;
 mod tape;
@@ -24,17 +25,17 @@ use std::time::Duration;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
 use cwm_trace::Outcome;
 
 use crate::trace::{Trace, text};
 use choice::Choice;
 use cursor::Variables;
-use hook::{Hook, RecordingLimit, Scope, Session, call_with_empty_hook, ending, is_recorder_at_work, is_recording};
-use leaf::unicode;
+use hook::{Hook, RecordingLimit, Session, call_with_empty_hook, ending, is_recorder_at_work, is_recording};
 use log::{Levels, Limits, Log, Recorded};
 use render::{Scratch, Style, render};
+use scope::Scope;
 use watchdog::Watchdog;
 
 /// Places in a text are counted in 32 bits, and a character takes four bytes at most.
@@ -112,10 +113,7 @@ impl Recording {
             max_chars: max_value_chars,
             attributes: object_state,
         };
-        let scope = Scope {
-            files: files.iter().map(unicode).collect(),
-            folders: folders.iter().map(unicode).collect(),
-        };
+        let scope = Scope::new(&files, &folders);
         let session = Session::new(scope, Log::new(limits, levels, style, split), choose.map(Choice::new));
         Ok(Recording {
             session: Some(OwnedSession(Box::new(session))),
@@ -214,6 +212,31 @@ impl Recording {
         }
     }
 
+    /// What was in the files in scope when their code was first met, by the names that code objects have for them; only
+    /// those that could be read. Before `finish`.
+    fn sources<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let found = PyDict::new(py);
+        let session = self.stopped_session()?;
+        for (file, source) in session.files.iter().zip(&session.sources) {
+            if let Some(source) = source {
+                found.set_item(text(py, file)?, PyBytes::new(py, source))?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The files and folders in scope. Before `finish`.
+    fn scope<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let names = self.stopped_session()?.scope.names();
+        names.map(|name| text(py, name)).collect()
+    }
+
+    /// The first names of files outside the scope that were met. Before `finish`.
+    fn outside<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let files = &self.stopped_session()?.outside;
+        files.iter().map(|file| text(py, file)).collect()
+    }
+
     /// The traces recorded: where calls are chosen one for each, in their order. `lines(filename)` gives a file's lines; `context(filename, name, first_line, line)` the
     /// context of a trace that entered there; `output` is what the program printed, kept with the last trace. May be
     /// called once, when the recording does not run.
@@ -224,10 +247,7 @@ impl Recording {
         context: &Bound<'_, PyAny>,
         output: Option<String>,
     ) -> PyResult<Vec<Trace>> {
-        self.check_use()?;
-        if self.previous.is_some() {
-            return Err(PyRuntimeError::new_err("the recording still runs"));
-        }
+        self.stopped_session()?;
         let Some(OwnedSession(session)) = self.session.take() else {
             return Err(PyRuntimeError::new_err("the recording is finished"));
         };
@@ -255,6 +275,18 @@ impl Recording {
 }
 
 impl Recording {
+    /// The session of a recording that does not run, and is not finished yet.
+    fn stopped_session(&self) -> PyResult<&Session> {
+        self.check_use()?;
+        if self.previous.is_some() {
+            return Err(PyRuntimeError::new_err("the recording still runs"));
+        }
+        match &self.session {
+            Some(OwnedSession(session)) => Ok(session),
+            None => Err(PyRuntimeError::new_err("the recording is finished")),
+        }
+    }
+
     /// Only its own thread uses a recording, and no `__repr__` that the recorder runs ends the one it is part of.
     fn check_use(&self) -> PyResult<()> {
         if thread::current().id() != self.thread {
