@@ -280,9 +280,7 @@ impl Code {
         // SAFETY: the caller's promise.
         unsafe {
             match self.slots[slot].twin {
-                Twin::After(first) if self.own_value(frame, first).is_null() => {
-                    !self.own_value(frame, slot).is_null()
-                }
+                Twin::After(first) if self.own_value(frame, first).is_null() => !self.own_value(frame, slot).is_null(),
                 _ => !self.value(frame, slot).is_null(),
             }
         }

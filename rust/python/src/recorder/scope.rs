@@ -156,7 +156,11 @@ fn resolve(path: &Path) -> PathBuf {
     let mut missing = Vec::new();
     let mut existing = path;
     let mut resolved = loop {
-        if let Ok(found) = canonicalize(if existing.as_os_str().is_empty() { Path::new(".") } else { existing }) {
+        if let Ok(found) = canonicalize(if existing.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            existing
+        }) {
             break found;
         }
         let (Some(last), Some(parent)) = (existing.components().next_back(), existing.parent()) else {
