@@ -219,6 +219,9 @@ class Recording:
 def is_recorder_at_work() -> bool:
     """Whether the recorder works on this thread: what runs then, a ``__repr__`` say, the program has not called."""
 
+def real_path(name: str) -> str:
+    """The absolute path of a file without links, ``.`` and ``..``. Runs no Python code."""
+
 def call_with_empty_hook(function: Callable[[], Any]) -> Any:
     """Calls ``function()`` under a trace function that does nothing: the floor that recordings are measured against."""
 

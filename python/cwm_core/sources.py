@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 _NAMED = 5
+_INSTALLED = (os.path.dirname(os.__file__), os.path.join(sys.prefix, "lib"))
 _OWN_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 
 
@@ -150,16 +151,22 @@ def _decorated(source: str) -> dict[tuple[str, int], int]:
     }
 
 
-def nothing_recorded(scope: Sequence[str], seen: Sequence[str]) -> str:
+def nothing_recorded(
+    scope: Sequence[str],
+    seen: Sequence[str],
+    remedy: str = "To record some of them, name them or their folders in the scope.",
+) -> str:
     """Return the warning that no frame was recorded.
 
     Args:
         scope: The files and folders in scope.
         seen: Files outside it whose code ran.
+        remedy: How to record those.
     """
     seen = [name for name in seen if not name.startswith(("<frozen ", _OWN_FOLDER))]
+    seen.sort(key=lambda name: name.startswith(_INSTALLED))
     ran = (
-        f"Files whose code ran: {_listed(seen)}. To record some of them, name them or their folders in the scope."
+        f"Files whose code ran: {_listed(seen)}. {remedy}"
         if seen
         else "No other Python code ran, as where a cached value is returned, or a generator that nobody has run yet."
     )

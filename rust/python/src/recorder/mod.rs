@@ -35,7 +35,7 @@ use cursor::Variables;
 use hook::{Hook, RecordingLimit, Session, call_with_empty_hook, ending, is_recorder_at_work, is_recording};
 use log::{Levels, Limits, Log, Recorded};
 use render::{Scratch, Style, render};
-use scope::Scope;
+use scope::{Scope, real_path};
 use watchdog::Watchdog;
 
 /// Places in a text are counted in 32 bits, and a character takes four bytes at most.
@@ -379,5 +379,6 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("RecordingLimit", m.py().get_type::<RecordingLimit>())?;
     m.add_function(wrap_pyfunction!(call_with_empty_hook, m)?)?;
     m.add_function(wrap_pyfunction!(is_recorder_at_work, m)?)?;
+    m.add_function(wrap_pyfunction!(real_path, m)?)?;
     m.add_class::<Recording>()
 }

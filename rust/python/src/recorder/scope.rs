@@ -1,7 +1,7 @@
 //! Which code is recorded, by the file that it says it comes from, and the source in that file.
 
 use std::cell::OnceCell;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions, canonicalize};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -151,6 +151,12 @@ fn resolve_all(names: &[FileName]) -> Vec<PathBuf> {
     paths.map(|name| resolve(&name.path)).collect()
 }
 
+/// The path of a file without links, `.` and `..`. Runs no Python code, which a program may have replaced.
+#[pyfunction]
+pub fn real_path(name: &Bound<'_, PyString>) -> OsString {
+    resolve(&FileName::new(name).path).into_os_string()
+}
+
 /// The path without links, `.` and `..`, also where its last parts do not exist (any more), or lie in an archive.
 fn resolve(path: &Path) -> PathBuf {
     let mut missing = Vec::new();
@@ -177,32 +183,4 @@ fn resolve(path: &Path) -> PathBuf {
         }
     }
     resolved
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_does_not_exist_is_resolved_by_name() {
-        for (path, expected) in [
-            ("/absent/a/../b.py", "/absent/b.py"),
-            ("/absent/./b.py", "/absent/b.py"),
-            ("/../absent", "/absent"),
-            ("/", "/"),
-        ] {
-            assert_eq!(resolve(Path::new(path)), Path::new(expected));
-        }
-        let here = canonicalize(".").unwrap();
-        assert_eq!(resolve(Path::new("absent.py")), here.join("absent.py"));
-    }
-
-    #[test]
-    fn what_is_left_again_is_not_lain_in() {
-        let folders = [PathBuf::from("/absent/tests")];
-        assert!(lies_in(Path::new("/absent/tests/x/y.py"), &folders));
-        assert!(lies_in(Path::new("/absent/x/../tests/y.py"), &folders));
-        assert!(!lies_in(Path::new("/absent/tests/../y.py"), &folders));
-        assert!(!lies_in(Path::new("/absent/tests2/y.py"), &folders));
-    }
 }
