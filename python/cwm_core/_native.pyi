@@ -210,6 +210,13 @@ class Recording:
         """Removes the hook and sets the trace function that was set before."""
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """Records a call."""
+    def sources(self) -> dict[str, bytes]:
+        """What was in the files in scope when their code was first met; only those that could be read. As `scope` and
+        `outside`, before `finish`."""
+    def scope(self) -> list[str]:
+        """The files and folders in scope."""
+    def outside(self) -> list[str]:
+        """The first files outside the scope that were met."""
     def finish(
         self,
         lines: Callable[[str], list[str]],
@@ -240,6 +247,9 @@ def before_exit(callback: Callable[[str], object] | None) -> None:
 
 def is_recorder_at_work() -> bool:
     """Whether the recorder works on this thread: what runs then, a ``__repr__`` say, the program has not called."""
+
+def real_path(name: str) -> str:
+    """The absolute path of a file without links, ``.`` and ``..``. Runs no Python code."""
 
 def call_with_empty_hook(function: Callable[[], Any]) -> Any:
     """Calls ``function()`` under a trace function that does nothing: the floor that recordings are measured against."""

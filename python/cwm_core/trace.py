@@ -6,7 +6,6 @@ frames where they lie and leaves the program's objects alone.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import functools
 import inspect
@@ -16,11 +15,12 @@ import operator
 import os
 import sys
 import typing
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, SupportsIndex
 
-from cwm_core import entry
+from cwm_core import entry, sources
 from cwm_core._native import ParsedTrace, Recording, RecordingLimit, Trace
 
 __all__ = ["ParsedTrace", "Recorder", "RecordingLimit", "Trace", "record", "record_source"]
@@ -87,7 +87,7 @@ class Recorder:
             "object_state": object_state,
             "calls_only": calls_only,
         }
-        self._block: tuple[Recording, list[Trace]] | None = None
+        self._block: tuple[Recording, list[Trace], dict[str, list[str]]] | None = None
         self._snapshot: Callable[[str], Trace] | None = None
         self.last: Trace | None = None
         """The trace of the last ``record``, ``record_source`` or ``record_file``, also when it was interrupted."""
@@ -102,8 +102,8 @@ class Recorder:
             KeyboardInterrupt: the recording was interrupted; ``last`` holds what was recorded.
             TypeError: the file of ``function`` cannot be told, and the scope is no list of paths.
         """
-        recording = self._recording(lambda: _file_of(function))
-        return self._run(recording, function, args, kwargs)
+        recording, given = self._recording(lambda: _file_of(function))
+        return self._run(recording, function, args, kwargs, given)
 
     def record_source(
         self, code: str, call: str, *, name: str = "__main__", file: str | os.PathLike[str] | None = None
@@ -138,17 +138,15 @@ class Recorder:
         # So that tracebacks that the program makes show its lines, as those of a file would.
         linecache.cache[_SOURCE_NAME] = (sum(map(len, shown)), None, shown, _SOURCE_NAME)
 
-        def own_lines(name: str) -> list[str]:
-            # What another recording put in linecache meanwhile is not this program.
-            return shown if name in (_SOURCE_NAME, filename) else _lines(name)
-
         def context(*_: object) -> str:
             return source_context(code, call)
 
         with entry.shown_as(module):
             exec(compiled, vars(module))
             recording = Recording([_SOURCE_NAME, filename], [], **self._options)
-            return self._run(recording, main, (), {}, lines=own_lines, context=context)
+            # What another recording put in linecache meanwhile is not this program.
+            given = dict.fromkeys((_SOURCE_NAME, filename), shown)
+            return self._run(recording, main, (), {}, given, context)
 
     def record_call(self, module: ModuleType, call: str) -> Trace:
         """Records the expression ``call`` in an imported module, wrapped in ``def main()`` at the end of its source.
@@ -160,17 +158,13 @@ class Recorder:
             SyntaxError: the call does not compile.
             TypeError: the module has no source.
         """
-        filename, lines = module.__file__, linecache.getlines(module.__file__ or "")
+        filename, lines = module.__file__, sources.lines_of(module.__file__ or "")
         if filename is None or not lines:
             raise TypeError(f"the module {module.__name__} has no source")
         shown = _call_lines("".join(lines), call)
         main = _main_function(call, len(shown) - call.count("\n") - 2, module)
         recording = Recording([_SOURCE_NAME, filename], [], **self._options)
-
-        def own_lines(name: str) -> list[str]:
-            return shown if name in (_SOURCE_NAME, filename) else _lines(name)
-
-        return self._run(recording, main, (), {}, lines=own_lines)
+        return self._run(recording, main, (), {}, {_SOURCE_NAME: shown, filename: shown})
 
     def record_file(self, path: str | os.PathLike[str], argv: Sequence[str] = ()) -> Trace:
         """Records a script from its module's first frame, as ``python PATH ARGV...`` runs it.
@@ -186,8 +180,8 @@ class Recorder:
         """
         program = entry.load_program(path)
         with program.in_place(argv):
-            recording = self._recording(lambda: program.code.co_filename)
-            return self._run(recording, exec, (program.code, vars(program.module)), {})
+            recording, given = self._recording(lambda: program.code.co_filename)
+            return self._run(recording, exec, (program.code, vars(program.module)), {}, given)
 
     def __enter__(self) -> list[Trace]:
         """Begins to record the activations that begin on this thread inside the block.
@@ -203,10 +197,10 @@ class Recorder:
         if self._block is not None:
             raise RuntimeError("this recorder already records a block")
         caller = sys._getframe(1)
-        recording = self._recording(lambda: caller.f_code.co_filename, split=True)
+        recording, given = self._recording(lambda: caller.f_code.co_filename, split=True)
         traces: list[Trace] = []
         recording.start()
-        self._block = (recording, traces)
+        self._block = (recording, traces, given)
         return traces
 
     def __exit__(
@@ -215,11 +209,21 @@ class Recorder:
         """Ends the block. An exception goes on, except ``RecordingLimit``, which did its work."""
         if self._block is None:
             raise RuntimeError("this recorder records no block")
-        recording, traces = self._block
+        recording, traces, given = self._block
         recording.stop()
         self._block = None
-        traces.extend(trace for trace in finish(recording) if len(trace) or trace.truncated)
+        nothing = sources.nothing_recorded(recording.scope(), recording.outside())
+        traces.extend(trace for trace in finish(recording, given) if len(trace) or trace.truncated)
+        if not traces and error is None:
+            self.warn(nothing)
         return kind is RecordingLimit
+
+    def warn(self, message: str) -> None:
+        """Warn of a recording that shows nothing, with `warnings`; a subclass may report it elsewhere."""
+        level, frame = 1, sys._getframe()
+        while frame.f_back is not None and frame.f_code.co_filename == __file__:
+            level, frame = level + 1, frame.f_back
+        warnings.warn(message, RuntimeWarning, stacklevel=level)
 
     def _run(
         self,
@@ -227,20 +231,26 @@ class Recorder:
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        *,
-        lines: Callable[[str], list[str]] | None = None,
+        given: Mapping[str, list[str]],
         context: Callable[[str, str, int, int], str] | None = None,
     ) -> Trace:
-        lines = lines or _lines
-        context = context or functools.partial(_context, lines)
         output = _Output() if self._capture_output else None
-        self._snapshot = lambda reason: recording.snapshot(lines, context, reason, output and output.text)
+
+        def snapshot(reason: str) -> Trace:
+            lines = sources.reader(recording.sources(), given)
+            marked = context or functools.partial(_context, lines)
+            return recording.snapshot(lines, marked, reason, output and output.text)
+
+        self._snapshot = snapshot
         try:
             with output or contextlib.nullcontext():
                 recording.run(function, args, kwargs)
         finally:
-            self.last = recording.finish(lines, context, output and output.text)[0]
             self._snapshot = None
+            nothing = sources.nothing_recorded(recording.scope(), recording.outside())
+            self.last = finish(recording, given, output and output.text, context)[0]
+        if not len(self.last) and not self.last.truncated:
+            self.warn(nothing)
         return self.last
 
     def snapshot(self, reason: str) -> Trace | None:
@@ -254,15 +264,20 @@ class Recorder:
         snapshot = self._snapshot
         return None if snapshot is None else snapshot(reason)
 
-    def _recording(self, file: Callable[[], str], split: bool = False) -> Recording:
+    def _recording(self, file: Callable[[], str], split: bool = False) -> tuple[Recording, dict[str, list[str]]]:
+        """Return a recording of this scope, and the lines of the file `file()` that only a loader knows."""
+        given: dict[str, list[str]] = {}
         if isinstance(self._scope, str):
             filename = file()
-            folder = _package_folder(filename) if self._scope == "package" else None
-            files, folders = [filename], [folder] if folder else []
+            files, folders = [filename], []
+            if self._scope == "package":
+                # Through a link, a file can belong to one package by its name and to another one by its place.
+                paths = (os.path.abspath(filename), os.path.realpath(filename))
+                folders = [folder for path in paths if (folder := _package_folder(path)) is not None]
+            given = sources.lines_of_loader(filename)
         else:
-            files = [os.path.abspath(path) for path in self._scope]
-            folders = files
-        return Recording(files, [os.path.join(folder, "") for folder in folders], split=split, **self._options)
+            files = folders = [os.path.abspath(path) for path in self._scope]
+        return Recording(files, folders, split=split, **self._options), given
 
 
 class _Output:
@@ -297,9 +312,15 @@ def record_source(code: str, call: str) -> Trace:
     return Recorder().record_source(code, call)
 
 
-def finish(recording: Recording) -> list[Trace]:
-    """The traces of a recording that has stopped, with the sources as they are in files now."""
-    return recording.finish(_lines, functools.partial(_context, _lines))
+def finish(
+    recording: Recording,
+    given: Mapping[str, list[str]] | None = None,
+    output: str | None = None,
+    context: Callable[[str, str, int, int], str] | None = None,
+) -> list[Trace]:
+    """Return the traces of a recording that has stopped; `given` are lines of sources, by the names of their files."""
+    lines = sources.reader(recording.sources(), given or {})
+    return recording.finish(lines, context or functools.partial(_context, lines), output)
 
 
 def _count(name: str, value: SupportsIndex | None) -> int | None:
@@ -368,9 +389,9 @@ def _code_of(function: Any) -> CodeType | None:
 
 
 def _package_folder(filename: str) -> str | None:
-    """The folder of the top-level package that a file belongs to: the outermost one with an ``__init__.py``."""
+    """Return the folder of the top-level package that a file belongs to: the outermost one with an ``__init__.py``."""
     top, folder = None, os.path.dirname(filename)
-    while os.path.isfile(os.path.join(folder, "__init__.py")):
+    while folder != top and os.path.isfile(os.path.join(folder, "__init__.py")):
         top, folder = folder, os.path.dirname(folder)
     return top
 
@@ -426,14 +447,10 @@ def _call_lines(code: str, call: str) -> list[str]:
     return io.StringIO(f"{code}{end}def main():\n    return {call}\n", newline=None).readlines()
 
 
-def _lines(filename: str) -> list[str]:
-    return linecache.getlines(filename)
-
-
 def _context(source: Callable[[str], list[str]], filename: str, name: str, first_line: int, line: int) -> str:
     """The file's source with the entry marked: see CONTEXT in ``docs/trace-format.md``."""
     lines = list(source(filename))
-    number = (line or first_line) if name == "<module>" else _def_line(lines, name, first_line)
+    number = (line or first_line) if name == "<module>" else sources.def_line(lines, name, first_line)
     return _mark(lines, number)
 
 
@@ -442,25 +459,3 @@ def _mark(lines: list[str], number: int) -> str:
     if 0 < number <= len(lines):
         lines[number - 1] = lines[number - 1].rstrip("\n") + MARK + "\n"
     return "".join(lines)
-
-
-def _def_line(lines: list[str], name: str, first_line: int) -> int:
-    """The line of the ``def`` of a function whose code begins at ``first_line``, maybe with its decorators."""
-    begins_with_decorator = 0 < first_line <= len(lines) and lines[first_line - 1].lstrip().startswith("@")
-    if name == "<lambda>" or not begins_with_decorator:
-        return first_line
-    return _decorated("".join(lines)).get((name, first_line), first_line)
-
-
-@functools.lru_cache(maxsize=16)  # many traces enter a file
-def _decorated(source: str) -> dict[tuple[str, int], int]:
-    """The lines of ``def`` or ``class`` of what has decorators, by its name and the line of the first one."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return {}
-    return {
-        (node.name, node.decorator_list[0].lineno): node.lineno
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.decorator_list
-    }

@@ -85,12 +85,25 @@ def add_record(verbs: Any) -> None:
     parser.add_argument("--text", action="store_true", help="also print the trace's text form")
 
 
+class _CommandRecorder(Recorder):
+    """A recorder that warns as the command does."""
+
+    def __init__(self, args: argparse.Namespace, **options: Any) -> None:
+        super().__init__(**options)
+        self._args = args
+
+    def warn(self, message: str) -> None:
+        """Print the warning on standard error."""
+        say(self._args, f"warning: {message}")
+
+
 def _record(args: argparse.Namespace) -> int:
     if args.call is not None and args.scope:
         args.error("--scope cannot be combined with --call, which records FILE's own code")
     if args.as_module and args.call is None:
         args.error("--as-module goes with --call: without it, FILE runs as a script")
-    recorder = Recorder(
+    recorder = _CommandRecorder(
+        args,
         scope=_scope(args),
         max_frames=args.max_frames,
         max_seconds=args.max_seconds,

@@ -253,7 +253,7 @@ impl Log {
             if in_slots {
                 step.slots(activation, frame, code)
             } else {
-                step.namespace(activation, frame.namespace(), &mut self.keys)
+                step.namespace(activation, frame, code, &mut self.keys)
             }
         };
         match taken {

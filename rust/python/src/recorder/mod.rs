@@ -14,6 +14,7 @@ mod log;
 mod namespace;
 mod render;
 mod scalar;
+mod scope;
 mod signals;
 mod step;
 mod tape;
@@ -25,7 +26,7 @@ use std::time::Duration;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
 use cwm_trace::Outcome;
 
@@ -33,10 +34,10 @@ use crate::trace::{Trace, text};
 use choice::Choice;
 use cursor::Variables;
 use exits::before_exit;
-use hook::{Hook, RecordingLimit, Scope, Session, call_with_empty_hook, ending, is_recorder_at_work, is_recording};
-use leaf::unicode;
+use hook::{Hook, RecordingLimit, Session, call_with_empty_hook, ending, is_recorder_at_work, is_recording};
 use log::{Levels, Limits, Log, Recorded};
 use render::{Scratch, Style, render};
+use scope::{Scope, real_path};
 use watchdog::Watchdog;
 
 /// Places in a text are counted in 32 bits, and a character takes four bytes at most.
@@ -114,10 +115,7 @@ impl Recording {
             max_chars: max_value_chars,
             attributes: object_state,
         };
-        let scope = Scope {
-            files: files.iter().map(unicode).collect(),
-            folders: folders.iter().map(unicode).collect(),
-        };
+        let scope = Scope::new(&files, &folders);
         let session = Session::new(scope, Log::new(limits, levels, style, split), choose.map(Choice::new));
         Ok(Recording {
             session: Some(OwnedSession(Box::new(session))),
@@ -229,19 +227,37 @@ impl Recording {
         reason: String,
         output: Option<String>,
     ) -> PyResult<Trace> {
-        let session = match &self.session {
-            None => return Err(PyRuntimeError::new_err("the recording is finished")),
-            // The GIL is held, so that no other event is being recorded.
-            Some(OwnedSession(session)) if session.busy => {
-                return Err(PyRuntimeError::new_err("the recording is recording an event"));
-            }
-            Some(OwnedSession(session)) => session,
-        };
-        let (files, texts) = sources(lines, &session.files)?;
+        let session = self.idle_session()?;
+        let (files, texts) = lines_of_files(lines, &session.files)?;
         let mut recorded = session.log.current.so_far();
         recorded.trace.output = output;
         recorded.trace.truncated = Some(session.log.truncated.map_or(reason, str::to_owned));
         finish_trace(recorded, &files, &texts, context)
+    }
+
+    /// What was in the files in scope when their code was first met, by the names that code objects have for them; only
+    /// those that could be read. Before `finish`; also while the recording runs, from any thread.
+    fn sources<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let found = PyDict::new(py);
+        let session = self.idle_session()?;
+        for (file, source) in session.files.iter().zip(&session.sources) {
+            if let Some(source) = source {
+                found.set_item(text(py, file)?, PyBytes::new(py, source))?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The files and folders in scope. Before `finish`.
+    fn scope<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let names = self.stopped_session()?.scope.names();
+        names.map(|name| text(py, name)).collect()
+    }
+
+    /// The first names of files outside the scope that were met. Before `finish`.
+    fn outside<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let files = &self.stopped_session()?.outside;
+        files.iter().map(|file| text(py, file)).collect()
     }
 
     /// The traces recorded: where calls are chosen one for each, in their order. `lines(filename)` gives a file's lines; `context(filename, name, first_line, line)` the
@@ -254,16 +270,13 @@ impl Recording {
         context: &Bound<'_, PyAny>,
         output: Option<String>,
     ) -> PyResult<Vec<Trace>> {
-        self.check_use()?;
-        if self.previous.is_some() {
-            return Err(PyRuntimeError::new_err("the recording still runs"));
-        }
+        self.stopped_session()?;
         let Some(OwnedSession(session)) = self.session.take() else {
             return Err(PyRuntimeError::new_err("the recording is finished"));
         };
         let Session { mut log, files, .. } = *session;
         log.current.trace.output = output;
-        let (files, texts) = sources(lines, &files)?;
+        let (files, texts) = lines_of_files(lines, &files)?;
         if let Some(limit) = log.truncated {
             log.current.trace.truncated = Some(limit.to_owned());
         }
@@ -280,6 +293,29 @@ impl Recording {
 }
 
 impl Recording {
+    /// The session of a recording that does not run, and is not finished yet.
+    fn stopped_session(&self) -> PyResult<&Session> {
+        self.check_use()?;
+        if self.previous.is_some() {
+            return Err(PyRuntimeError::new_err("the recording still runs"));
+        }
+        match &self.session {
+            Some(OwnedSession(session)) => Ok(session),
+            None => Err(PyRuntimeError::new_err("the recording is finished")),
+        }
+    }
+
+    /// The session of a recording that is not finished and records no event now. With the GIL held, none begins.
+    fn idle_session(&self) -> PyResult<&Session> {
+        match &self.session {
+            None => Err(PyRuntimeError::new_err("the recording is finished")),
+            Some(OwnedSession(session)) if session.busy => {
+                Err(PyRuntimeError::new_err("the recording is recording an event"))
+            }
+            Some(OwnedSession(session)) => Ok(session),
+        }
+    }
+
     /// Only its own thread uses a recording, and no `__repr__` that the recorder runs ends the one it is part of.
     fn check_use(&self) -> PyResult<()> {
         if thread::current().id() != self.thread {
@@ -335,7 +371,10 @@ fn drive<'py>(py: Python<'py>, value: Bound<'py, PyAny>) -> PyResult<Bound<'py, 
 }
 
 /// The names of files as Python has them, and the lines of each.
-fn sources<'py>(lines: &Bound<'py, PyAny>, files: &[Vec<u8>]) -> PyResult<(Vec<Bound<'py, PyAny>>, Vec<Vec<String>>)> {
+fn lines_of_files<'py>(
+    lines: &Bound<'py, PyAny>,
+    files: &[Vec<u8>],
+) -> PyResult<(Vec<Bound<'py, PyAny>>, Vec<Vec<String>>)> {
     let files: Vec<_> = files
         .iter()
         .map(|file| text(lines.py(), file))
@@ -384,5 +423,6 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(call_with_empty_hook, m)?)?;
     m.add_function(wrap_pyfunction!(is_recorder_at_work, m)?)?;
     m.add_function(wrap_pyfunction!(before_exit, m)?)?;
+    m.add_function(wrap_pyfunction!(real_path, m)?)?;
     m.add_class::<Recording>()
 }
