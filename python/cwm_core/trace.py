@@ -146,7 +146,7 @@ class Recorder:
             recording = Recording([_SOURCE_NAME, filename], [], **self._options)
             # What another recording put in linecache meanwhile is not this program.
             given = dict.fromkeys((_SOURCE_NAME, filename), shown)
-            return self._run(recording, main, (), {}, given, context)
+            return self._run(recording, main, (), {}, given, context=context)
 
     def record_call(self, module: ModuleType, call: str) -> Trace:
         """Records the expression ``call`` in an imported module, wrapped in ``def main()`` at the end of its source.
@@ -232,6 +232,7 @@ class Recorder:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         given: Mapping[str, list[str]],
+        *,
         context: Callable[[str, str, int, int], str] | None = None,
     ) -> Trace:
         output = _Output() if self._capture_output else None
