@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises SystemExit, as argparse does, with 2 for wrong usage and 0 after `--help` and `--version`.
     """
     args = _parse(list(sys.argv[1:] if argv is None else argv))
+    args.owns_process = argv is None
     try:
         code = args.run(args)
         sys.stdout.flush()

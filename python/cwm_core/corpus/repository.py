@@ -39,7 +39,10 @@ MAX_FILES = 256
 CHUNK_BYTES = 4 << 20  # asked for at once; halved where a machine keeps less of what is written
 FILE_SECONDS = 60.0
 _PACKAGE = Path(__file__).parents[1]
-_NEEDED = ("corpus/_suite.py", "corpus/calls.py", "pytest_plugin.py", "store.py", "trace.py")
+_NEEDED = (
+    "corpus/_suite.py", "corpus/calls.py", "entry.py", "pytest_plugin.py", "sources.py", "store.py",
+    "support/__init__.py", "support/files.py", "trace.py",
+)  # fmt: skip
 _EXTENSION = re.compile(r"_native\..*\.so")
 _DAMAGE = (ValueError, RecursionError)  # the latter of JSON that is nested without end
 _STORE = re.compile(r"[A-Za-z0-9_-]{1,64}" + re.escape(SUFFIX))
