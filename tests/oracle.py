@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import inspect
 import io
 import json
 import linecache
 import re
 import sys
-from collections.abc import Callable
-from types import FunctionType, ModuleType
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-# On 3.12.0 and 3.12.1 a Python tracer that looks at f_locals breaks comprehensions in class bodies.
-BROKEN_CLASS_COMPREHENSIONS = sys.version_info[:3] in ((3, 12, 0), (3, 12, 1))
+# On 3.12.0 and 3.12.1 the interpreter writes f_locals back after each call of a Python tracer, also to the variables of
+# comprehensions in the bodies of classes and modules, which breaks them. It does not after that of a C function.
+BROKEN_COMPREHENSIONS = sys.version_info[:3] in ((3, 12, 0), (3, 12, 1))
 
 
 class OracleFrame(NamedTuple):
@@ -112,6 +114,7 @@ class Tracer:
         self.in_scope, self.limit, self.max_frames = in_scope, limit, max_frames
         self.frames: list[OracleFrame] = []
         self.disturbed = False
+        self.from_c = False
         self.before: dict[int, dict[str, str]] = {}
 
     def __call__(self, frame: Any, event: str, arg: Any) -> Any:
@@ -131,6 +134,17 @@ class Tracer:
             sys.settrace(self)
         return self
 
+    def see(self, frame: Any, event: str, arg: Any) -> None:
+        """Trace an event from C, where nothing can be raised in the program."""
+        if not self.in_scope(frame.f_code.co_filename) or self.disturbed:
+            return
+        try:
+            if len(self.frames) >= self.max_frames:
+                raise NoVerdictError
+            self.frames.append(self.shown(frame, event, arg))
+        except BaseException:
+            self.disturbed = True
+
     def shown(self, frame: Any, event: str, arg: Any) -> OracleFrame:
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno or 0)  # some instructions have no line
         if line and not line.endswith("\n"):
@@ -142,6 +156,8 @@ class Tracer:
             if event == "return":
                 self.before.pop(id(frame), None)
             return OracleFrame(event, None, line, render(value, self.limit))
+        if not self.from_c and _is_broken(frame.f_code):
+            raise NoVerdictError
         now = {name: render(value, self.limit) for name, value in _variables(frame).items()}
         before = self.before.get(id(frame), {}) if event == "line" else {}
         names = [name for name in before if name in now] + [name for name in now if name not in before]
@@ -153,8 +169,6 @@ class Tracer:
 def _variables(frame: Any) -> dict[str, Any]:
     code = frame.f_code
     in_function = code.co_flags & inspect.CO_OPTIMIZED
-    if BROKEN_CLASS_COMPREHENSIONS and not in_function and {*code.co_varnames, *code.co_cellvars} - {"__class__"}:
-        raise NoVerdictError
     names = dict(frame.f_locals)
     if in_function:
         slots = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
@@ -172,9 +186,42 @@ def _drive(call: Callable[[], Any]) -> Any:
     return result
 
 
+_C_FUNCTION = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+_EVENTS = ("call", "exception", "line", "return")
+
+
+@_C_FUNCTION
+def _trace_from_c(tracer: int, frame: int, event: int, arg: int | None) -> int:
+    """Call the tracer as the interpreter would, which here runs no code of the program traced meanwhile."""
+    object_at = lambda address: ctypes.cast(address, ctypes.py_object).value  # noqa: E731
+    if event < len(_EVENTS):
+        object_at(tracer).see(object_at(frame), _EVENTS[event], object_at(arg) if arg else None)
+    return 0
+
+
+def _is_broken(code: CodeType) -> bool:
+    """Whether a Python tracer would break it."""
+    in_body = BROKEN_COMPREHENSIONS and not code.co_flags & inspect.CO_OPTIMIZED
+    return bool(in_body and {*code.co_varnames, *code.co_cellvars} - {"__class__"})
+
+
+def _is_broken_within(code: CodeType) -> bool:
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return _is_broken(code) or any(map(_is_broken_within, inner))
+
+
+def _set_trace(tracer: Tracer) -> None:
+    if tracer.from_c:
+        set_trace = ctypes.pythonapi.PyEval_SetTrace
+        set_trace.argtypes, set_trace.restype = (_C_FUNCTION, ctypes.py_object), None
+        set_trace(_trace_from_c, tracer)
+    else:
+        sys.settrace(tracer)
+
+
 def call_traced(tracer: Tracer, call: Callable[[], Any]) -> Any:
     previous = sys.gettrace()
-    sys.settrace(tracer)
+    _set_trace(tracer)
     try:
         return _drive(call)
     finally:
@@ -194,17 +241,44 @@ def record(function: Any, *args: Any, limit: int = 1000, **kwargs: Any) -> list[
     return trace(Tracer(lambda name: name == filename, limit), lambda: function(*args, **kwargs))
 
 
-def load_main(code: str, call: str) -> Callable[[], Any]:
-    """The function ``main`` that ``record_source`` runs, its lines where linecache finds them."""
+@contextlib.contextmanager
+def running_main(code: str, call: str) -> Iterator[Callable[[], Any]]:
+    """The function ``main`` that ``record_source`` runs, compiled apart, while the program's module is ``__main__``."""
     lines = io.StringIO(f"\n{code}\ndef main():\n    return {call}\n", newline=None).readlines()
     linecache.cache["<cwm>"] = (sum(map(len, lines)), None, lines, "<cwm>")
-    module: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile("".join(lines), "<cwm>", "exec", dont_inherit=True), module)
-    return module["main"]
+    own = io.StringIO(f"\n{code}\n", newline=None).readlines()
+    names: dict[str, Any] = {}
+    exec(compile("\n" * len(own) + f"def main():\n    return {call}\n", "<cwm>", "exec", dont_inherit=True), names)
+    module, before = ModuleType("__main__"), sys.modules["__main__"]
+    main = FunctionType(names["main"].__code__, vars(module))
+    sys.modules["__main__"] = module
+    try:
+        exec(compile("".join(own), "<cwm>", "exec", dont_inherit=True), vars(module))
+        yield main
+    finally:
+        sys.modules["__main__"] = before
 
 
 def record_source(code: str, call: str, limit: int = 1000, max_frames: int = 1_000_000) -> list[OracleFrame]:
-    return trace(Tracer("<cwm>".__eq__, limit, max_frames), load_main(code, call))
+    tracer = Tracer("<cwm>".__eq__, limit, max_frames)
+    tracer.from_c = _is_broken_within(compile(code, "<cwm>", "exec", dont_inherit=True))
+    with running_main(code, call) as main:
+        frames = trace(tracer, main)
+    if tracer.from_c and tracer.disturbed:
+        raise NoVerdictError
+    return frames
+
+
+def record_module(path: str) -> list[OracleFrame]:
+    """The body of a module in a file."""
+    with open(path, "rb") as file:
+        code = compile(file.read(), path, "exec", dont_inherit=True)
+    tracer = Tracer(path.__eq__)
+    tracer.from_c = _is_broken_within(code)
+    frames = trace(tracer, lambda: exec(code, {"__name__": "__main__", "__file__": path}))
+    if tracer.from_c and tracer.disturbed:
+        raise NoVerdictError
+    return frames
 
 
 def record_call(module: ModuleType, call: str, limit: int = 1000, max_frames: int = 1_000_000) -> list[OracleFrame]:

@@ -23,7 +23,11 @@ class Trace:
         """The source text shown, with its ``# << START_OF_TRACE`` mark."""
     @property
     def result(self) -> str | None:
-        """The rendered result of the recorded call; None when it raised, was cut, or the trace was parsed."""
+        """The rendered result of the recorded call; None when it raised or was cut.
+
+        A complete parsed trace has the value of its last RETURN frame, which is the result where that ends the one
+        outermost activation. A trace with several, such as that of a resumed generator, does not say its result.
+        """
     @property
     def exception(self) -> str | None:
         """The rendered exception that the recorded call raised, if it did."""
@@ -78,7 +82,13 @@ class Trace:
     def from_bytes(data: bytes) -> Trace:
         """Reads the stored form; ValueError says what is wrong with damaged data."""
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the stored form to a file, whole or not at all; OSError when that fails."""
+        """Write the stored form to a file, whole or not at all.
+
+        A link is followed, and a device or FIFO is written through, as `cwm_core.support.files.replacing` does.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Trace:
         """Reads a file that ``save`` wrote; ValueError says what is wrong with a damaged one."""
@@ -208,6 +218,13 @@ class Recording:
         """Removes the hook and sets the trace function that was set before."""
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """Records a call."""
+    def sources(self) -> dict[str, bytes]:
+        """What was in the files in scope when their code was first met; only those that could be read. As `scope` and
+        `outside`, before `finish`."""
+    def scope(self) -> list[str]:
+        """The files and folders in scope."""
+    def outside(self) -> list[str]:
+        """The first files outside the scope that were met."""
     def finish(
         self,
         lines: Callable[[str], list[str]],
@@ -217,8 +234,30 @@ class Recording:
         """The traces recorded; where calls are chosen, one for each, in their order. The last one keeps what was
         printed."""
 
+    def snapshot(
+        self,
+        lines: Callable[[str], list[str]],
+        context: Callable[[str, str, int, int], str],
+        reason: str,
+        output: str | None = None,
+    ) -> Trace:
+        """Return the trace so far, `truncated` for this reason, of a recording that goes on; from any thread.
+
+        Raises:
+            RuntimeError: The recording is recording an event, or is finished.
+        """
+
+def before_exit(callback: Callable[[str], object] | None) -> None:
+    """Call `callback(name)` before `os.NAME` ends the process: `_exit`, `abort`, `execv`, `execve`. None ends that.
+
+    Programs see no difference: the functions stay the same objects.
+    """
+
 def is_recorder_at_work() -> bool:
     """Whether the recorder works on this thread: what runs then, a ``__repr__`` say, the program has not called."""
+
+def real_path(name: str) -> str:
+    """The absolute path of a file without links, ``.`` and ``..``. Runs no Python code."""
 
 def call_with_empty_hook(function: Callable[[], Any]) -> Any:
     """Calls ``function()`` under a trace function that does nothing: the floor that recordings are measured against."""

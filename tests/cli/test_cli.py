@@ -129,7 +129,7 @@ def test_record_options_reach_the_recorder(cwd, capsys):
 
 def test_records_coarser_traces(cwd, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["program.py"])
-    full = cwm.record_source(PROGRAM, "count(9)")
+    full = cwm.Recorder().record_source(PROGRAM, "count(9)", file="program.py")
     levels = {
         ("--calls-only",): {"calls_only": True},
         ("--max-depth", "1"): {"max_depth": 1},

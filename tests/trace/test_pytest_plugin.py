@@ -412,9 +412,143 @@ def test_wrong_options(project):
         (["full"], "has a recording already"),
         (["new1", "--cwm-per-site", "0"], "--cwm-per-site must be at least 1"),
         (["new2", "--cwm-package", "absent"], "there is no package absent"),
+        (["new3", "--cwm-package", "__main__"], "there is no package __main__"),
+        (["new4", "--cwm-package", "sys"], "there is no package sys with Python files"),
+        (["new5", "--cwm-package", "core.py"], "got 'core.py'; try --cwm-package core"),
+        (["new6", "--cwm-package", "./pack/core.py"], "got './pack/core.py'; try --cwm-package pack"),
+        (["new7", "--cwm-package", "src/pack"], "try --cwm-package pack"),
+        (["new8", "--cwm-package", "pack.core"], "got 'pack.core'; try --cwm-package pack"),
+        (["new9", "--cwm-package", "no-name.py"], "is imported by, got 'no-name.py'\n"),
+        (["new10", "--cwm-package", ""], "is imported by, got ''\n"),
+        (["pytest.ini"], "pytest.ini: is a file"),
+        (["pytest.ini/new"], "pytest.ini/new: Not a directory"),
+        ([""], "got an empty name"),
     ):
         output, _ = recorded(project, *arguments)
-        assert said in output
+        assert said in output and "INTERNALERROR" not in output and "Traceback" not in output
+        assert not (project / "new10").exists() and (project / "pytest.ini").is_file()
+
+
+def small(root, name="pack", source="def f(x):\n    return x\n", test="import pack\ndef test_it():\n    pack.f(3)\n"):
+    """A project of one package and one test."""
+    (root / name).mkdir(parents=True)
+    (root / name / "__init__.py").write_text(source)
+    (root / "test_it.py").write_text(test)
+    return root
+
+
+def found(root, name="out"):
+    """Test and function of each trace of a recording."""
+    path = root / name / "main.cwmtraces"
+    return [(m["test"], m["function"]) for _, m, _ in cwm.TraceReader(path).entries()] if path.exists() else []
+
+
+def test_modules_with_doctests_are_recorded(tmp_path):
+    source = 'def f(x):\n    """\n    >>> f(2)\n    2\n    """\n    return g(x)\n\ndef g(x):\n    return x\n'
+    small(tmp_path, source=source)
+    (tmp_path / "pack" / "other.py").write_text(source)
+    output, _ = recorded(tmp_path, "out", "--doctest-modules", "--cwm-per-site", "9")
+    assert "3 passed" in output and "cwm: 3 traces" in output
+    assert found(tmp_path) == [
+        ("pack/__init__.py::pack.f", "pack:f"),
+        ("pack/other.py::pack.other.f", "pack.other:f"),
+        ("test_it.py::test_it", "pack:f"),
+    ]
+    # A doctest has no function whose trace it could be.
+    output, _ = recorded(tmp_path, "units", "--doctest-modules", "--cwm-unit", "test")
+    assert found(tmp_path, "units") == [("test_it.py::test_it", "test_it.py:test_it")]
+    assert "cwm: 1 traces" in output and "2 tests not recorded: they have no function of their own" in output
+
+
+LINTER = """
+import pytest
+
+class Check(pytest.Item):
+    def runtest(self):
+        import pack
+        pack.f(1)
+
+class File(pytest.File):
+    def collect(self):
+        yield Check.from_parent(self, name="check")
+
+def pytest_collect_file(file_path, parent):
+    if file_path.suffix == ".py" and file_path.parent.name == "pack":
+        return File.from_parent(parent, path=file_path)
+"""
+
+
+def test_modules_that_a_linter_checks_are_recorded(tmp_path):
+    small(tmp_path)
+    (tmp_path / "conftest.py").write_text(LINTER)
+    recorded(tmp_path, "out", "--cwm-per-site", "9")
+    assert found(tmp_path) == [("pack/__init__.py::check", "pack:f"), ("test_it.py::test_it", "pack:f")]
+
+
+def test_modules_that_hold_tests_are_named(tmp_path):
+    small(tmp_path, source="from pack.inline import g\ndef f(x):\n    return g(x)\n")
+    (tmp_path / "pack" / "inline.py").write_text("def g(x):\n    return x\ndef test_g():\n    assert g(1) == 1\n")
+    output, _ = recorded(tmp_path, "out", "-o", "python_files=*.py")
+    assert "2 passed" in output and "not recorded since they hold tests: pack/inline.py" in output
+    assert found(tmp_path) == [("test_it.py::test_it", "pack:f")]
+
+
+@pytest.mark.parametrize("way", ["dots", "link"])
+def test_packages_imported_through_other_names(tmp_path, way):
+    root = small(tmp_path / "real", "src/pack")
+    (tmp_path / "link").symlink_to(root)
+    (root / "tests").mkdir()
+    (root / "test_it.py").rename(root / "tests" / "test_it.py")
+    path = str({"dots": root / "tests" / ".." / "src", "link": tmp_path / "link" / "src"}[way])
+    (root / "conftest.py").write_text(f"import sys\nsys.path.insert(0, {path!r})\n")
+    for unit in ("call", "test"):
+        output, _ = recorded(root, unit, "--cwm-unit", unit)
+        function = "pack:f" if unit == "call" else "tests/test_it.py:test_it"
+        assert found(root, unit) == [("tests/test_it.py::test_it", function)], output
+    [metadata] = [m for _, m, _ in cwm.TraceReader(root / "call" / "main.cwmtraces").entries()]
+    assert (metadata["path"], metadata["site"]) == ("src/pack/__init__.py", "tests/test_it.py:3")
+
+
+def test_cases_of_a_parametrized_test(tmp_path):
+    """As units they are tests like others; calls that they make come from one line."""
+    small(
+        tmp_path,
+        test="import pack, pytest\n@pytest.mark.parametrize('x', [1, 2, 3])\ndef test_it(x):\n    pack.f(x)\n",
+    )
+    recorded(tmp_path, "tests", "--cwm-unit", "test", "--cwm-per-site", "1")
+    assert [test for test, _ in found(tmp_path, "tests")] == [f"test_it.py::test_it[{n}]" for n in (1, 2, 3)]
+    recorded(tmp_path, "few", "--cwm-unit", "test", "--cwm-per-function", "2", "--cwm-seed", "1")
+    assert len(set(kept(tmp_path / "few", per_function=2))) == 2
+    recorded(tmp_path, "calls", "--cwm-unit", "call", "--cwm-per-site", "1")
+    assert len(kept(tmp_path / "calls")) == 1
+
+
+def kept(folder, **limits):
+    """What is read back of a recording, which may hold calls that others displaced."""
+    from cwm_core.corpus.repository import read_recording
+
+    return [sample.provenance["test"] for sample in read_recording(folder, **limits)]
+
+
+def test_nothing_recorded_is_a_warning(tmp_path):
+    small(tmp_path, test="def test_it():\n    helper()\ndef helper():\n    pass\n")
+    output, _ = recorded(tmp_path, "out")
+    assert "1 passed" in output and "cwm: 0 traces" in output
+    assert "warning: no frames were recorded: no code in scope (pack) ran" in output
+    assert f"Files whose code ran: {tmp_path / 'test_it.py'}" in output and "--cwm-package" in output
+    output, _ = recorded(tmp_path, "none", "-k", "absent")  # without tests there is nothing to explain
+    assert "cwm: 0 traces" in output and "warning" not in output
+
+
+@pytest.mark.skipif(find_spec("xdist") is None, reason="no pytest-xdist")
+def test_workers_report(tmp_path):
+    small(tmp_path)
+    output, _ = recorded(tmp_path, "out", "-n", "1", plugins=["xdist"])
+    assert re.search(r"^cwm: 1 traces in .*out/gw0.cwmtraces$", output, re.MULTILINE)
+    output, _ = recorded(tmp_path, "absent", "-n", "1", "--cwm-package", "absent", plugins=["xdist"])
+    assert re.search(
+        r"^cwm: 0 traces in .*; ended early: --cwm-package: there is no package absent", output, re.MULTILINE
+    )
 
 
 @pytest.mark.skipif(find_spec("xdist") is None, reason="no pytest-xdist")

@@ -336,11 +336,7 @@ def test_equals_oracle(name: str) -> None:
 
 def test_class_body_comprehension() -> None:
     code = "def f():\n    class Q:\n        a = 2\n        b = [i for i in range(3)]\n        c = 1\n    return Q.b\n"
-    if oracle.BROKEN_CLASS_COMPREHENSIONS:
-        frames = written(cwm.record_source(code, "f()"))
-        assert frames[-1].arg == "[0, 1, 2]"
-    else:
-        assert_as_oracle(code, "f()")
+    assert_as_oracle(code, "f()")
 
 
 def test_a_repr_that_rebinds_a_variable() -> None:

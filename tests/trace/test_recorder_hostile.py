@@ -302,6 +302,18 @@ def f():
         y = [x() for x in items]
     return C.y
 """,
+    "class bodies with comprehensions in a function": """
+def f(n):
+    class C:
+        w = 1
+        b = [(i, n) for i in range(2)]
+        i = 5
+        d = {i: w2 for i, w2 in [(1, 2)]}
+        e = [[n, k] for k in range(2)]
+        __private = [__v for __v in range(2)]
+        g = {k for k in [C_ for C_ in range(2)]}
+    return C.b
+""",
     "free variable named as a comprehension's": """
 def f():
     c = [7]
@@ -316,8 +328,6 @@ def f():
 
 @pytest.mark.parametrize("name", NAMESPACES)
 def test_namespaces(name: str) -> None:
-    if oracle.BROKEN_CLASS_COMPREHENSIONS and "with a comprehension" in name:
-        pytest.skip("the oracle breaks it on this version")
     assert_as_oracle(NAMESPACES[name])
 
 

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import cwm_core as cwm
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -206,6 +207,20 @@ def test_levels_are_those_of_coarser_traces(code: str, level: dict[str, Any]) ->
     if full.truncated or full != again:
         return
     assert cwm.Recorder(**level).record_source(code, "f(1, [2], 's')") == full.coarsen(**level)
+
+
+@pytest.mark.parametrize("limit", ["max_frames", "max_bytes", "max_depth", "max_value_chars"])
+def test_limits_are_checked(limit: str) -> None:
+    with pytest.raises(ValueError, match=f"{limit} must be at least [01], got -1"):
+        cwm.Recorder(**{limit: -1})
+    with pytest.raises(TypeError, match=f"{limit} must be an integer"):
+        cwm.Recorder(**{limit: 2.5})
+
+
+def test_limits_may_be_any_integers() -> None:
+    assert len(cwm.Recorder(max_frames=np.int64(2)).record(shows, [])) == 2
+    assert cwm.Recorder(max_frames=10**30, max_bytes=10**30, max_depth=2**64).record(shows, []).truncated is None
+    assert cwm.Recorder(max_frames=0).record(shows, []).truncated == "max_frames"
 
 
 def test_levels_are_checked() -> None:

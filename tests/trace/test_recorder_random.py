@@ -34,8 +34,7 @@ def told(end: str, printed: io.StringIO) -> Outcome:
 
 def outcome(code: str, call: Callable[[Callable[[], Any]], Any]) -> Outcome:
     """Of the program ``code``, whose ``main`` is run by ``call``."""
-    main = oracle.load_main(code, CALL)
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+    with oracle.running_main(code, CALL) as main, contextlib.redirect_stdout(io.StringIO()) as printed:
         try:
             end = "returned " + oracle.render(call(main))
         except Exception as error:

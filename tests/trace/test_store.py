@@ -89,7 +89,7 @@ def test_by_index_by_key_and_in_order(path, traces):
 def test_metadata_is_any_json_and_the_rest_is_filled_in(path, traces):
     raised = cwm.record_source("def f():\n    raise ValueError(1)\n", "f()")
     cut = cwm.Recorder(max_frames=3).record_source("def f():\n    return 1\n", "f()")
-    parsed = cwm.Trace.parse(traces[0].to_text()).trace
+    parsed = cwm.Trace.parse(traces[0].to_text().removesuffix("<|end_of_text|>")).trace
     given = {"source": "é\ud800", "licence": None, "nested": [1, 2.5, {"a": [True, {}]}], "outcome": "mine"}
     with cwm.TraceWriter(path) as writer:
         for trace in (traces[0], raised, cut, parsed):
@@ -525,3 +525,14 @@ def test_a_large_store_takes_little_memory(path):
     command = [sys.executable, "-c", textwrap.dedent(script), path]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     assert int(done.stdout) < 10_000, "KiB"
+
+
+def test_a_key_with_a_lone_surrogate_is_not_there(path, traces):
+    with cwm.TraceWriter(path) as writer:
+        writer.add(traces[0], key="\ufffd")
+        with pytest.raises(ValueError, match="surrogate"):
+            writer.add(traces[0], key="\ud800")
+    reader = cwm.TraceReader(path)
+    assert reader.get("\ud800") is None and "\ud800" not in reader and len(reader) == 1
+    with pytest.raises(KeyError):
+        reader["\ud800"]

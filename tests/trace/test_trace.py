@@ -150,3 +150,65 @@ def test_json_is_that_of_python() -> None:
         trace = cwm.record_source("def f(v):\n    return v\n", f"f({value!r})")
         frame = oracle.record_source("def f(v):\n    return v\n", f"f({value!r})")[2]
         assert oracle.frame_text(frame) in trace.to_text()
+
+
+# ---- outcomes and lone surrogates of parsed traces
+
+ENDINGS = {
+    "returned": ("def f(n):\n    return n * 2\n", "f(4)"),
+    "raised": ("def f(n):\n    return n / 0\n", "f(4)"),
+    "raised through a handler": ("def f():\n    try:\n        1 / 0\n    finally:\n        x = 1\n", "f()"),
+    "caught": ("def f():\n    try:\n        1 / 0\n    except ZeroDivisionError:\n        pass\n", "f()"),
+    "None": ("def f():\n    pass\n", "f()"),
+    "recursion": ("def f(n):\n    return n and f(n - 1)\n", "f(3)"),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_a_complete_trace_that_was_parsed_has_its_outcome(name):
+    trace = cwm.record_source(*ENDINGS[name])
+    text = trace.to_text()
+    parsed = cwm.Trace.parse(text).trace
+    assert (parsed.result, parsed.exception) == (trace.result, trace.exception) != (None, None)
+    begin = text.index("<|call_sep|>")
+    after_first_frame = text[text.index("<|line_sep|>") :]  # what a model is asked for
+    for part in (text[begin:], after_first_frame):
+        parsed = cwm.Trace.parse(part).trace
+        assert (parsed.result, parsed.exception) == (trace.result, trace.exception)
+    cut = cwm.Trace.parse(text.removesuffix("<|end_of_text|>")).trace
+    assert cut.result is None is cut.exception
+
+
+def test_a_trace_of_several_outermost_calls_does_not_tell_its_result():
+    def steps():
+        yield 1
+
+    trace = cwm.record(steps)
+    assert trace.result.startswith("<generator object")
+    assert cwm.Trace.parse(trace.to_text()).trace.result is None
+    assert cwm.Trace.parse("<|end_of_text|>").trace.result is None
+
+
+FRAME = "<|call_sep|>{}<|action_sep|>f()\n<|frame_sep|>"
+
+
+@pytest.mark.parametrize("surrogate", ["\ud800", "\udfff", "\udc80\ud800"])
+def test_parsing_stops_at_a_lone_surrogate(surrogate):
+    context = "<|begin_of_text|><|trace_context_start|>é\n<|frame_sep|>"
+    for before, open_part in [
+        ("", ""),
+        ("", "<|call_sep|>{"),
+        (FRAME, ""),
+        (context + FRAME, "<|line_sep|>{}<|action_sep|>x = '"),
+        (context + FRAME + FRAME, '<|return_sep|><|action_sep|>x\n<|arg_sep|>"'),
+    ]:
+        parsed = cwm.Trace.parse(before + open_part + surrogate + FRAME)
+        assert len(parsed.frames) == before.count("<|call_sep|>") and not parsed.complete
+        assert parsed.error == "a lone surrogate" and parsed.error_offset == len(before)
+    assert cwm.Trace.parse("<|begin_of_text|><|trace_context_start|>" + surrogate).error_offset == 0
+    # What comes first is what is said.
+    assert cwm.Trace.parse("nothing<|frame_sep|>" + surrogate).error == "no event"
+    ended = cwm.Trace.parse(FRAME + "<|end_of_text|>" + surrogate)
+    assert ended.error == "text after the end of the trace" and not ended.complete and len(ended.frames) == 1
+    whole = cwm.Trace.parse(FRAME + '<|return_sep|><|action_sep|>x\n<|arg_sep|>"\\ud800"<|frame_sep|>')
+    assert whole.error is None and whole.frames[1].arg == "\ud800"  # escaped, as JSON writes it

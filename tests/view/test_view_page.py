@@ -258,6 +258,34 @@ def test_page_shows_a_difference(tmp_path: Path) -> None:
     }
 
 
+SHOWN = """[...Array(recorded.rows.length).keys()].map(at => (go(at), [
+    [...document.querySelectorAll("#source .here")].map(row => row.textContent),
+    [...document.querySelectorAll("#stack li")].map(row => [...row.children].map(e => e.textContent))]))"""
+
+
+@needs_browser
+def test_a_call_in_a_file_is_numbered_as_the_file(tmp_path: Path) -> None:
+    trace = cwm.Recorder().record_source("def f():\n    return 1\n", "f()", file="program.py")
+    shown = run_in_page(tmp_path, html(trace), SHOWN)
+    assert [here for here, _ in shown] == [
+        ["4def main():"], ["5    return f()"], ["1def f():"], ["2    return 1"], ["2    return 1"], ["5    return f()"],
+    ]  # fmt: skip
+    assert shown[3][1] == [["def main():", "line 5"], ["def f():", "line 2"]]
+    shown = run_in_page(tmp_path, html(cwm.record_source("def f():\n    return 1\n", "f()")), SHOWN)
+    assert [here for here, _ in shown][2:4] == [["2def f():"], ["3    return 1"]]
+
+
+@needs_browser
+def test_a_module_has_a_name_in_the_call_stack(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("def f():\n    return 1\nf()\n")
+    shown = run_in_page(tmp_path, html(cwm.Recorder().record_file(tmp_path / "script.py")), SHOWN)
+    assert shown[1][1] == [["<module>", "line 1"]] and shown[4][1] == [["<module>", "line 3"], ["def f():", "line 2"]]
+    names: dict[str, Any] = {}
+    exec(compile("def f():\n    return 1\n", "no source", "exec"), names)
+    shown = run_in_page(tmp_path, html(cwm.record(names["f"])), SHOWN)
+    assert shown[1][1] == [["(no source)", "line 2"]]
+
+
 @needs_browser
 def test_a_notebook_shows_the_page(tmp_path: Path) -> None:
     trace = cwm.record_source("def f(n):\n    return n + 1\n", "f('\"<b>')")

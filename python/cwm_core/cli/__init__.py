@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises SystemExit, as argparse does, with 2 for wrong usage and 0 after `--help` and `--version`.
     """
     args = _parse(list(sys.argv[1:] if argv is None else argv))
+    args.owns_process = argv is None
     if argv is not None or threading.current_thread() is not threading.main_thread():
         return _report_errors(args)  # within a program that does more, whose signals are its own
     with Interruptible(args.verb) as interruptible:

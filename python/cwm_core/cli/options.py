@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..tokenizer import Tokenizer
 from ..trace import Recorder, Trace
+from ..trace.entry import script_folder, script_state
 
 if TYPE_CHECKING:
     from ..machines import Backend
@@ -68,6 +68,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
 def new_file(path: str | Path) -> Path:
     """The absolute path, checked before the work whose result it is to hold; the program may change the folder."""
     target = Path(path).absolute()
+    if target.is_dir():
+        raise IsADirectoryError(21, "expected a file to write, this is a folder", str(target))
     if not target.parent.is_dir():
         raise FileNotFoundError(2, "no such folder to write to", str(target.parent))
     return target
@@ -214,18 +216,30 @@ def machines(kind: str, image: str | None = None) -> Backend:
     return SandboxBackend(kind, readable=installed_packages())  # tests want pytest
 
 
-def record_call(recorder: Recorder, file: str, code: str, call: str, program_args: Sequence[str] = ()) -> Trace:
-    """`record_source` with the arguments and the import path of a script."""
-    old_argv, old_path = sys.argv, sys.path
-    sys.argv, sys.path = [file, *program_args], [os.path.dirname(os.path.abspath(file)), *old_path]
+def record_call(
+    recorder: Recorder,
+    file: str,
+    code: str,
+    call: str,
+    program_args: Sequence[str] = (),
+    *,
+    name: str = "__main__",
+) -> Trace:
+    """Record a call in a file as `record_source` does, with the arguments and the import path of a script.
+
+    Raises:
+        ValueError: The module's body raised.
+    """
     try:
-        return recorder.record_source(code, call)
+        with script_state([file, *program_args], script_folder(file)):
+            return recorder.record_source(code, call, name=name, file=file)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise ValueError(f"{file} raised {error!r} before the call, so there is nothing to record") from error
-    finally:
-        sys.argv, sys.path = old_argv, old_path
+        message = f"{file} raised {error!r} before the call, so there is nothing to record"
+        if isinstance(error, SystemExit) and name == "__main__":
+            message += "; with --as-module, the part under if __name__ == '__main__' does not run"
+        raise ValueError(message) from error
 
 
 def program(file: str, call: str) -> str:

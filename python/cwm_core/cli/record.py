@@ -9,8 +9,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from ..formats.traces import STORE
+from ..formats.traces import STORE, TRACE
+from ..support.files import write_file
 from ..trace import Recorder, Trace, TraceReader, TraceWriter
+from .last_words import LastWords
 from .options import (
     INTERRUPTED,
     OK,
@@ -35,13 +37,19 @@ def add_record(verbs: Any) -> None:
         _record,
         "Run a Python program and record its execution as a trace.",
         "cwm record sort.py --call 'bubble_sort([3, 1, 2])' -o sort.cwmtrace",
-        "A script is recorded from its first line. With --call, the body of the file's module runs unrecorded, then\n"
-        "the expression is recorded. The program runs in this process, unprotected; what it raises is part of the\n"
-        "trace and no failure. Ctrl-C ends the recording and keeps what there is.",
+        "A script is recorded from its first line, as `python FILE` runs it; FILE may be a folder or zip file with a\n"
+        "__main__.py. With --call, FILE's body runs as a script does, unrecorded, then the expression is recorded.\n"
+        "The program runs in this process, unprotected; what it raises is part of the trace and no failure.\n"
+        "Ctrl-C, a signal that ends the process, and os._exit end the recording and keep what there is.",
     )
     parser.usage = "cwm record FILE [--call EXPR] [-o OUT] [options] [-- ARG ...]"
     parser.add_argument("file", metavar="FILE", help="the program; arguments after -- are its own")
     parser.add_argument("--call", metavar="EXPR", help="expression to record, in the names of the file's module")
+    parser.add_argument(
+        "--as-module",
+        action="store_true",
+        help="with --call: FILE is imported under its name, so that if __name__ == '__main__' does not hold",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -76,10 +84,25 @@ def add_record(verbs: Any) -> None:
     parser.add_argument("--text", action="store_true", help="also print the trace's text form")
 
 
+class _CommandRecorder(Recorder):
+    """A recorder that warns as the command does."""
+
+    def __init__(self, args: argparse.Namespace, **options: Any) -> None:
+        super().__init__(**options)
+        self._args = args
+
+    def warn(self, message: str) -> None:
+        """Print the warning on standard error."""
+        say(self._args, f"warning: {message}")
+
+
 def _record(args: argparse.Namespace) -> int:
     if args.call is not None and args.scope:
         args.error("--scope cannot be combined with --call, which records FILE's own code")
-    recorder = Recorder(
+    if args.as_module and args.call is None:
+        args.error("--as-module goes with --call: without it, FILE runs as a script")
+    recorder = _CommandRecorder(
+        args,
         scope=_scope(args),
         max_frames=args.max_frames,
         max_seconds=args.max_seconds,
@@ -89,34 +112,63 @@ def _record(args: argparse.Namespace) -> int:
         calls_only=args.calls_only and args.loop_budget is None,
         max_depth=args.max_depth if args.loop_budget is None else None,
     )
-    output = args.output or Path(args.file).with_suffix(".cwmtrace").name
+    output = args.output or Path(Path(args.file).absolute().stem + TRACE)
     target = new_file(output)
+    if args.owns_process and not sys.flags.safe_path:
+        del sys.path[0]  # the folder of `cwm` itself, which Python put there
+    stderr = sys.stderr
+
+    def keep(reason: str) -> None:
+        trace = recorder.snapshot(reason)
+        if trace is not None:
+            trace = _coarsened(args, trace)
+            _store(args, target, trace)
+            print(f"cwm record: {output}: {summary(trace)}", file=stderr, flush=True)
+
+    last_words = LastWords(keep)
     interrupted = False
     with redirect_stdout(sys.stdout), redirect_stderr(sys.stderr):  # a program may leave others in their place
         try:
-            if args.call is None:
-                recorder.record_file(args.file, args.program_args)
-            else:
-                record_call(recorder, args.file, program(args.file, args.call), args.call, args.program_args)
+            with last_words.watch():
+                _run(args, recorder)
         except KeyboardInterrupt:
             interrupted = True
+    if not last_words.is_own_process:
+        return OK  # the trace belongs to the process that forked this copy
     if recorder.last is None:
         raise KeyboardInterrupt
-    trace = recorder.last.coarsen(
+    trace = _coarsened(args, recorder.last)
+    _store(args, target, trace)
+    if args.text:
+        write(trace.to_text())
+    say(args, f"{output}: {summary(trace)}" + (", interrupted" if interrupted else ""))
+    last_words.finish()
+    return INTERRUPTED if interrupted else OK
+
+
+def _run(args: argparse.Namespace, recorder: Recorder) -> None:
+    if args.call is None:
+        recorder.record_file(args.file, args.program_args)
+        return
+    name = Path(args.file).stem if args.as_module else "__main__"
+    record_call(recorder, args.file, program(args.file, args.call), args.call, args.program_args, name=name)
+
+
+def _coarsened(args: argparse.Namespace, trace: Trace) -> Trace:
+    return trace.coarsen(
         calls_only=args.calls_only,
         max_depth=args.max_depth,
         loop_budget=args.loop_budget,
         changes_only=args.changes_only,
     )
+
+
+def _store(args: argparse.Namespace, target: Path, trace: Trace) -> None:
     if target.suffix == STORE:
         with TraceWriter(target, append=True) as writer:
             writer.add(trace, source=args.file)
     else:
         trace.save(target)
-    if args.text:
-        write(trace.to_text())
-    say(args, f"{output}: {summary(trace)}" + (", interrupted" if interrupted else ""))
-    return INTERRUPTED if interrupted else OK
 
 
 def _scope(args: argparse.Namespace) -> str | list[str]:
@@ -155,7 +207,7 @@ def _view(args: argparse.Namespace) -> int:
     trace = _load_trace(args.trace, args.which)
     predicted = Trace.load(args.predicted) if args.predicted else None
     if args.html:
-        args.html.write_text(view.html(trace, predicted=predicted, title=args.trace.name), "utf-8")
+        write_file(args.html, view.html(trace, predicted=predicted, title=args.trace.name))
         say(args, f"wrote {args.html}, {len(trace):,} frames")
     else:
         write(view.terminal(trace, predicted=predicted, start=args.start or 0, limit=args.limit))

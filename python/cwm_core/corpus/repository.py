@@ -41,7 +41,8 @@ MAX_FILES = 256
 CHUNK_BYTES = 4 << 20  # asked for at once; halved where a machine keeps less of what is written
 FILE_SECONDS = 60.0
 _PACKAGE = Path(__file__).parents[1]
-_SHIPPED = re.compile(r"trace/\w+\.py")  # imports only the extension
+# The package that records, and what saving a trace takes; neither imports anything else but the extension.
+_SHIPPED = re.compile(r"trace/\w+\.py|support/(__init__|files)\.py")
 _EXTENSION = re.compile(r"_native\..*\.so")
 _DAMAGE = (ValueError, RecursionError)  # the latter of JSON that is nested without end
 _STORE = re.compile(r"[A-Za-z0-9_-]{1,64}" + re.escape(SUFFIX))
@@ -248,8 +249,8 @@ def _send_plugin(machine: Machine, hidden: str, python: str, wheel: str | os.Pat
 
 
 def _own_files() -> dict[str, bytes]:
-    names = [f"trace/{file.name}" for file in (_PACKAGE / "trace").glob("*.py")]
-    names.append(f"_native{sysconfig.get_config_var('EXT_SUFFIX')}")
+    sources = (file.relative_to(_PACKAGE).as_posix() for file in _PACKAGE.glob("*/*.py"))
+    names = [*filter(_SHIPPED.fullmatch, sources), f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"]
     return {name: (_PACKAGE / name).read_bytes() for name in names}
 
 

@@ -51,7 +51,9 @@ class MegatronWriter:
             raise ValueError(f"vocab_size must be 1 to {2**31}, not {self._vocab_size}")
         self._dtype = np.dtype(np.uint16 if self._vocab_size < _SHORT else np.int32)
         prefix = FilePath(prefix)
-        self._data, self._index = (prefix.with_name(prefix.name + extension) for extension in (".bin", ".idx"))
+        self._data, self._index = (
+            FilePath(os.path.realpath(prefix.with_name(prefix.name + extension))) for extension in (".bin", ".idx")
+        )
         self._lengths = array("i")
         self._tokens = 0
         self._pending = bytearray()

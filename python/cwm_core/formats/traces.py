@@ -25,9 +25,10 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from cwm_core._native import Trace
+from cwm_core.support.files import replacing
 from cwm_core.trace import StoredTrace, TraceReader, TraceWriter
 from cwm_core.trace.store import outcome
 
@@ -46,7 +47,7 @@ def export_traces(
 ) -> int:
     """Write all traces of a store to a ``.parquet`` or ``.jsonl`` file and return their number.
 
-    The file appears when it is complete.
+    The file appears when it is complete. A link is followed; a FIFO or device of that name is written through.
 
     Raises FileExistsError if it is there already, OSError if something cannot be read or written, ValueError for a
     damaged store or a name of another kind, ModuleNotFoundError where pyarrow is needed and missing.
@@ -55,11 +56,14 @@ def export_traces(
     kind = _kind(target, _WRITERS)
     reader = TraceReader(store)
     done = 0
-    with _appearing(target) as partial, _WRITERS[kind](partial) as rows:
-        for done, entry in enumerate(reader.entries(), 1):
-            rows.add(_row(entry))
-            if progress:
-                progress(done)
+    _check_new(target)
+    with replacing(target) as file:
+        with _WRITERS[kind](file) as rows:
+            for done, entry in enumerate(reader.entries(), 1):
+                rows.add(_row(entry))
+                if progress:
+                    progress(done)
+        _check_new(target)  # again: it may have come to be there
     return done
 
 
@@ -78,6 +82,8 @@ def import_traces(
     """
     target = Path(store)
     _kind(target, (STORE,))
+    if target.exists() and not target.is_file():
+        raise FileExistsError(17, "a store must be a regular file, and something else is there", str(target))
     done = 0
     with _appearing(target) as partial, TraceWriter(partial) as writer:
         for source in map(Path, sources):
@@ -171,22 +177,22 @@ class _RowWriter(Protocol):
 
 
 class _JsonLines:
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("x", encoding="utf-8", newline="\n")
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
 
     def add(self, row: Row) -> None:
         as_text = row | {"trace": base64.b64encode(row["trace"]).decode()}
-        self._file.write(json.dumps(as_text, ensure_ascii=False) + "\n")
+        self._file.write((json.dumps(as_text, ensure_ascii=False) + "\n").encode())
 
     def __enter__(self) -> _JsonLines:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        """`replacing` closes the file."""
 
 
 class _Parquet:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -203,7 +209,7 @@ class _Parquet:
         nullable = [pa.field(name, text) for name in ("key", "source", "licence")]
         self._schema = pa.schema([*nullable, *(pa.field(name, kind, nullable=False) for name, kind in types.items())])
         self._batch = pa.RecordBatch.from_pylist
-        self._writer = parquet.ParquetWriter(path, self._schema, compression="zstd")
+        self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
         self._rows: list[Row] = []
         self._bytes = 0
 
@@ -270,7 +276,7 @@ def _read_folder(folder: Path) -> Iterator[StoredTrace]:
         yield from read_traces(file, file.relative_to(folder).with_suffix("").as_posix())
 
 
-_WRITERS: dict[str, Callable[[Path], _RowWriter]] = {".parquet": _Parquet, ".jsonl": _JsonLines}
+_WRITERS: dict[str, Callable[[BinaryIO], _RowWriter]] = {".parquet": _Parquet, ".jsonl": _JsonLines}
 _READERS: dict[str, Callable[[Path], Iterator[StoredTrace]]] = {
     ".parquet": _read_rows,
     ".jsonl": _read_rows,
@@ -287,18 +293,20 @@ def _kind(path: Path, known: Collection[str]) -> str:
 
 @contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
-    """A path to write to, renamed to `path` when that is done."""
+    """A path to write a store to, renamed to `path`, or to what that links to, when that is done."""
     _check_new(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         yield partial
         _check_new(path)
-        partial.rename(path)
+        partial.rename(target)
     finally:
         with suppress(FileNotFoundError):
             partial.unlink()
 
 
 def _check_new(path: Path) -> None:
-    if path.exists():
+    """Raise FileExistsError for a file or folder, whose content would be lost; a FIFO or device has none."""
+    if path.is_file() or path.is_dir():
         raise FileExistsError(17, "is there already, and never overwritten", str(path))

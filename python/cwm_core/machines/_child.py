@@ -28,7 +28,7 @@ def record(order: dict) -> bytes:
     sys.path += order["paths"]
     recorder = Recorder(max_frames=order["max_frames"], max_bytes=order["max_bytes"])
     try:
-        recorder.record_source(order["code"], order["call"])
+        recorder.record_source(order["code"], order["call"], file=order["file"])
     except BaseException:
         if recorder.last is None:
             raise

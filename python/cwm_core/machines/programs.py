@@ -61,8 +61,9 @@ def record_program(
     limits: Limits = DEFAULT_LIMITS,
     backend: Sandbox = "bubblewrap",
     paths: Sequence[str] = (),
+    file: str | None = None,
 ) -> Outcome[Trace]:
-    """The trace of `record_source(code, call)`, recorded in a sandbox; what the program prints goes nowhere.
+    """The trace of `record_source(code, call, file=file)`, recorded in a sandbox; what the program prints goes nowhere.
 
     The program can import from the folders `paths`, which the sandbox can read, and from the standard library.
 
@@ -71,7 +72,7 @@ def record_program(
     is not a trace of this program. Never raises for what the program does.
     """
     order = {"do": "record", "code": code, "call": call, "max_frames": max_frames, "max_bytes": _MAX_TRACE_BYTES}
-    order["paths"] = list(paths)
+    order |= {"paths": list(paths), "file": file and os.path.abspath(file)}
     answer = _run(order, replace(limits, output_bytes=_MAX_ANSWER_BYTES), backend)
     if answer.value is None:
         return Outcome(None, "raised before the call" if answer.reason == "raised" else answer.reason)

@@ -4,6 +4,7 @@ Imports nothing of the package but the native extension, so that this folder can
 """
 
 from .recorder import (
+    MARK,
     ParsedTrace,
     Recorder,
     RecordingLimit,
@@ -19,6 +20,7 @@ from .recorder import (
 from .store import StoredTrace, TraceReader, TraceWriter
 
 __all__ = [
+    "MARK",
     "ParsedTrace",
     "Recorder",
     "RecordingLimit",

@@ -6,23 +6,26 @@ frames where they lie and leaves the program's objects alone.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import functools
 import inspect
 import io
 import linecache
+import operator
 import os
 import sys
-from collections.abc import Callable, Sequence
+import typing
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from types import CodeType, FunctionType, ModuleType, TracebackType
-from typing import Any
+from typing import Any, SupportsIndex
 
 from cwm_core._native import ParsedTrace, Recording, RecordingLimit, Trace
+from cwm_core.trace import entry, sources
 
 __all__ = ["ParsedTrace", "Recorder", "RecordingLimit", "Trace", "record", "record_source"]
 
-_MARK = "  # << START_OF_TRACE"
+MARK = "  # << START_OF_TRACE"
 _SOURCE_NAME = "<cwm>"
 
 
@@ -65,21 +68,27 @@ class Recorder:
         calls_only: bool = False,
         max_depth: int | None = None,
     ) -> None:
-        """Raises ValueError for a scope that is neither of the two words nor a list of paths."""
+        """Keep the options of recordings to come.
+
+        Raises:
+            TypeError: A limit is no integer.
+            ValueError: The scope is neither of the two words nor a list of paths, or a limit is below its least value.
+        """
         if isinstance(scope, str) and scope not in ("file", "package"):
             raise ValueError(f'scope must be "file", "package" or a list of paths, not {scope!r}')
+        limits = {"max_frames": max_frames, "max_bytes": max_bytes, "max_depth": max_depth}
+        counts = {name: _count(name, value) for name, value in limits.items()}
         self._scope = scope
         self._capture_output = capture_output
         self._options: dict[str, Any] = {
-            "max_frames": max_frames,
-            "max_bytes": max_bytes,
+            **counts,
             "max_seconds": max_seconds,
-            "max_value_chars": max_value_chars,
+            "max_value_chars": _count("max_value_chars", max_value_chars),
             "object_state": object_state,
             "calls_only": calls_only,
-            "max_depth": max_depth,
         }
-        self._block: tuple[Recording, list[Trace]] | None = None
+        self._block: tuple[Recording, list[Trace], dict[str, list[str]]] | None = None
+        self._snapshot: Callable[[str], Trace] | None = None
         self.last: Trace | None = None
         """The trace of the last ``record``, ``record_source`` or ``record_file``, also when it was interrupted."""
 
@@ -93,31 +102,51 @@ class Recorder:
             KeyboardInterrupt: the recording was interrupted; ``last`` holds what was recorded.
             TypeError: the file of ``function`` cannot be told, and the scope is no list of paths.
         """
-        recording = self._recording(lambda: _code_of(function))
-        return self._run(recording, function, args, kwargs)
+        recording, given = self._recording(lambda: _file_of(function))
+        return self._run(recording, function, args, kwargs, given)
 
-    def record_source(self, code: str, call: str) -> Trace:
-        """Records the expression ``call`` in the module ``code``, wrapped in ``def main()``.
+    def record_source(
+        self, code: str, call: str, *, name: str = "__main__", file: str | os.PathLike[str] | None = None
+    ) -> Trace:
+        """Record the expression `call` in the module `code`, wrapped in `def main()`.
 
-        The module body runs unrecorded, with ``__name__ == "__main__"``.
+        The module body runs unrecorded. `main` takes no name of the module, which may have a `main` of its own. While
+        the program runs, its module is `sys.modules[name]`.
+
+        Args:
+            code: The source of the module.
+            call: The expression.
+            name: `__name__` of the module. With another name than `__main__` the part under
+                `if __name__ == "__main__"` does not run.
+            file: The file that `code` was read from. The module gets it as `__file__`, and `Frame.lineno` counts its
+                lines. Without it, line 1 is the empty line that the context begins with.
 
         Raises:
-            SyntaxError: the code or the call does not compile.
-            Exception: whatever the module body raises.
+            SyntaxError: The code or the call does not compile.
+            Exception: Whatever the module body raises.
         """
-        lines = _main_lines(code, call)
-        compiled = compile("".join(lines), _SOURCE_NAME, "exec", dont_inherit=True)
+        shown, filename = _main_lines(code, call), _SOURCE_NAME
+        own = _module_lines(code)
+        if file is None:
+            module = ModuleType(name)
+        else:
+            filename = entry.absolute(os.fsdecode(file))
+            module = entry.main_module(filename) if name == "__main__" else entry.named_module(name, filename)
+            shown, own = shown[1:], own[1:]
+        main = _main_function(call, len(own), module)
+        compiled = compile("".join(own), filename, "exec", dont_inherit=True)
         # So that tracebacks that the program makes show its lines, as those of a file would.
-        linecache.cache[_SOURCE_NAME] = (sum(map(len, lines)), None, lines, _SOURCE_NAME)
-        module: dict[str, Any] = {"__name__": "__main__"}
-        exec(compiled, module)
-        recording = Recording([_SOURCE_NAME], [], **self._options)
+        linecache.cache[_SOURCE_NAME] = (sum(map(len, shown)), None, shown, _SOURCE_NAME)
 
-        def own_lines(filename: str) -> list[str]:
+        def context(*_: object) -> str:
+            return source_context(code, call)
+
+        with entry.shown_as(module):
+            exec(compiled, vars(module))
+            recording = Recording([_SOURCE_NAME, filename], [], **self._options)
             # What another recording put in linecache meanwhile is not this program.
-            return lines if filename == _SOURCE_NAME else _lines(filename)
-
-        return self._run(recording, module["main"], (), {}, own_lines)
+            given = dict.fromkeys((_SOURCE_NAME, filename), shown)
+            return self._run(recording, main, (), {}, given, context=context)
 
     def record_call(self, module: ModuleType, call: str) -> Trace:
         """Records the expression ``call`` in an imported module, wrapped in ``def main()`` at the end of its source.
@@ -129,39 +158,30 @@ class Recorder:
             SyntaxError: the call does not compile.
             TypeError: the module has no source.
         """
-        filename, lines = module.__file__, linecache.getlines(module.__file__ or "")
+        filename, lines = module.__file__, sources.lines_of(module.__file__ or "")
         if filename is None or not lines:
             raise TypeError(f"the module {module.__name__} has no source")
         shown = _call_lines("".join(lines), call)
-        blank = "\n" * (len(shown) - call.count("\n") - 2)
-        names: dict[str, Any] = {}
-        exec(compile(f"{blank}def main():\n    return {call}\n", _SOURCE_NAME, "exec", dont_inherit=True), names)
-        main = FunctionType(names["main"].__code__, vars(module))  # whose own main, if any, the call finds
+        main = _main_function(call, len(shown) - call.count("\n") - 2, module)
         recording = Recording([_SOURCE_NAME, filename], [], **self._options)
-
-        def own_lines(name: str) -> list[str]:
-            return shown if name in (_SOURCE_NAME, filename) else _lines(name)
-
-        return self._run(recording, main, (), {}, own_lines)
+        return self._run(recording, main, (), {}, {_SOURCE_NAME: shown, filename: shown})
 
     def record_file(self, path: str | os.PathLike[str], argv: Sequence[str] = ()) -> Trace:
         """Records a script from its module's first frame, as ``python PATH ARGV...`` runs it.
 
+        A folder or zip file with a `__main__.py` is run as Python runs it. While the program runs, `sys.argv`,
+        `sys.path`, and `sys.modules["__main__"]` are those of the script: `argv[0]` is PATH as given, and the script's
+        real folder comes first in the path, unless the interpreter was started with `-P`.
+
         Raises:
-            OSError: the file cannot be read.
-            SyntaxError: the file does not compile.
+            OSError: The file cannot be read.
+            SyntaxError: The file does not compile.
+            ValueError: The folder or zip file has no `__main__.py`.
         """
-        name = os.path.abspath(path)
-        with open(name, "rb") as file:  # from here, so that this reading is told from the program's
-            compiled = compile(file.read(), name, "exec", dont_inherit=True)
-        module = ModuleType("__main__")
-        vars(module).update(__file__=name, __builtins__=__builtins__)
-        old_argv, old_path, old_main = sys.argv, sys.path, sys.modules["__main__"]
-        sys.argv, sys.path, sys.modules["__main__"] = [name, *argv], [os.path.dirname(name), *old_path], module
-        try:
-            return self._run(self._recording(lambda: compiled), exec, (compiled, vars(module)), {})
-        finally:
-            sys.argv, sys.path, sys.modules["__main__"] = old_argv, old_path, old_main
+        program = entry.load_program(path)
+        with program.in_place(argv):
+            recording, given = self._recording(lambda: program.code.co_filename)
+            return self._run(recording, exec, (program.code, vars(program.module)), {}, given)
 
     def __enter__(self) -> list[Trace]:
         """Begins to record the activations that begin on this thread inside the block.
@@ -177,10 +197,10 @@ class Recorder:
         if self._block is not None:
             raise RuntimeError("this recorder already records a block")
         caller = sys._getframe(1)
-        recording = self._recording(lambda: caller.f_code, split=True)
+        recording, given = self._recording(lambda: caller.f_code.co_filename, split=True)
         traces: list[Trace] = []
         recording.start()
-        self._block = (recording, traces)
+        self._block = (recording, traces, given)
         return traces
 
     def __exit__(
@@ -189,11 +209,21 @@ class Recorder:
         """Ends the block. An exception goes on, except ``RecordingLimit``, which did its work."""
         if self._block is None:
             raise RuntimeError("this recorder records no block")
-        recording, traces = self._block
+        recording, traces, given = self._block
         recording.stop()
         self._block = None
-        traces.extend(trace for trace in finish(recording) if len(trace) or trace.truncated)
+        nothing = sources.nothing_recorded(recording.scope(), recording.outside())
+        traces.extend(trace for trace in finish(recording, given) if len(trace) or trace.truncated)
+        if not traces and error is None:
+            self.warn(nothing)
         return kind is RecordingLimit
+
+    def warn(self, message: str) -> None:
+        """Warn of a recording that shows nothing, with `warnings`; a subclass may report it elsewhere."""
+        level, frame = 1, sys._getframe()
+        while frame.f_back is not None and frame.f_code.co_filename == __file__:
+            level, frame = level + 1, frame.f_back
+        warnings.warn(message, RuntimeWarning, stacklevel=level)
 
     def _run(
         self,
@@ -201,26 +231,54 @@ class Recorder:
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        lines: Callable[[str], list[str]] | None = None,
+        given: Mapping[str, list[str]],
+        *,
+        context: Callable[[str, str, int, int], str] | None = None,
     ) -> Trace:
-        lines = lines or _lines
         output = _Output() if self._capture_output else None
+
+        def snapshot(reason: str) -> Trace:
+            lines = sources.reader(recording.sources(), given)
+            marked = context or functools.partial(_context, lines)
+            return recording.snapshot(lines, marked, reason, output and output.text)
+
+        self._snapshot = snapshot
         try:
             with output or contextlib.nullcontext():
                 recording.run(function, args, kwargs)
         finally:
-            self.last = recording.finish(lines, functools.partial(_context, lines), output and output.text)[0]
+            self._snapshot = None
+            nothing = sources.nothing_recorded(recording.scope(), recording.outside())
+            self.last = finish(recording, given, output and output.text, context)[0]
+        if not len(self.last) and not self.last.truncated:
+            self.warn(nothing)
         return self.last
 
-    def _recording(self, entry: Callable[[], CodeType], split: bool = False) -> Recording:
+    def snapshot(self, reason: str) -> Trace | None:
+        """Return the trace so far of a recording that runs, truncated for this reason; None while none runs.
+
+        For when the process is about to end: the recording goes on, and any thread may ask.
+
+        Raises:
+            RuntimeError: The recorder is recording an event, as while a `__repr__` runs.
+        """
+        snapshot = self._snapshot
+        return None if snapshot is None else snapshot(reason)
+
+    def _recording(self, file: Callable[[], str], split: bool = False) -> tuple[Recording, dict[str, list[str]]]:
+        """Return a recording of this scope, and the lines of the file `file()` that only a loader knows."""
+        given: dict[str, list[str]] = {}
         if isinstance(self._scope, str):
-            filename = entry().co_filename
-            folder = _package_folder(filename) if self._scope == "package" else None
-            files, folders = [filename], [folder] if folder else []
+            filename = file()
+            files, folders = [filename], []
+            if self._scope == "package":
+                # Through a link, a file can belong to one package by its name and to another one by its place.
+                paths = (os.path.abspath(filename), os.path.realpath(filename))
+                folders = [folder for path in paths if (folder := _package_folder(path)) is not None]
+            given = sources.lines_of_loader(filename)
         else:
-            files = [os.path.abspath(path) for path in self._scope]
-            folders = files
-        return Recording(files, [os.path.join(folder, "") for folder in folders], split=split, **self._options)
+            files = folders = [os.path.abspath(path) for path in self._scope]
+        return Recording(files, folders, split=split, **self._options), given
 
 
 class _Output:
@@ -255,31 +313,86 @@ def record_source(code: str, call: str) -> Trace:
     return Recorder().record_source(code, call)
 
 
-def finish(recording: Recording) -> list[Trace]:
-    """The traces of a recording that has stopped, with the sources as they are in files now."""
-    return recording.finish(_lines, functools.partial(_context, _lines))
+def finish(
+    recording: Recording,
+    given: Mapping[str, list[str]] | None = None,
+    output: str | None = None,
+    context: Callable[[str, str, int, int], str] | None = None,
+) -> list[Trace]:
+    """Return the traces of a recording that has stopped; `given` are lines of sources, by the names of their files."""
+    lines = sources.reader(recording.sources(), given or {})
+    return recording.finish(lines, context or functools.partial(_context, lines), output)
 
 
-def _code_of(function: Callable[..., Any]) -> CodeType:
-    """The code object whose file is the scope of recording ``function``."""
+def _count(name: str, value: SupportsIndex | None) -> int | None:
+    """Return a limit as an integer that the recorder can count to; None where there is none.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is below 0, or, for `max_depth`, below 1.
+    """
+    if value is None:
+        return None
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer or None, got {value!r}") from None
+    least = int(name == "max_depth")
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}, got {count}")
+    return min(count, sys.maxsize)
+
+
+def _file_of(function: Callable[..., Any]) -> str:
+    """Return the file that is the scope of recording `function`.
+
+    Raises:
+        TypeError: It cannot be told.
+    """
     found: Any = function
     while isinstance(found, functools.partial):
         found = found.func
     found = inspect.unwrap(found)
+    if isinstance(origin := typing.get_origin(found), type):  # Box[int]
+        found = origin
     if isinstance(found, type):
-        found = found.__init__
-    elif not hasattr(found, "__code__"):
-        found = inspect.getattr_static(type(found), "__call__", None)  # an object with a method __call__
-    code = getattr(found, "__code__", None)
-    if not isinstance(code, CodeType):
+        file = _file_of_class(found)
+    else:
+        if not hasattr(found, "__code__"):
+            found = inspect.getattr_static(type(found), "__call__", None)  # an object with a method __call__
+        code = _code_of(found)
+        file = code and code.co_filename
+    if file is None:
         raise TypeError(f"cannot tell the file of {function!r}; give Recorder(scope=[...]) the paths to record")
-    return code
+    return file
+
+
+def _file_of_class(cls: type) -> str | None:
+    """Return the file of the `class` statement, wherever `__init__` comes from: a base, or a decorator's `exec`.
+
+    That is the file of its own functions, else of its module. Generated functions are in files such as `<string>`.
+    """
+    members = [value.fget if isinstance(value, property) else value for value in vars(cls).values()]
+    # Anything else may be an object whose attributes run code of the program.
+    functions = [member for member in members if isinstance(member, FunctionType | classmethod | staticmethod)]
+    codes = [code for function in functions if (code := _code_of(function)) is not None]
+    own = [code.co_filename for code in codes if code.co_qualname.startswith(cls.__qualname__ + ".")]
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return next(iter(own), file if isinstance(file, str) else None)
+
+
+def _code_of(function: Any) -> CodeType | None:
+    """Return the code object of a function or method, unwrapped; None for anything else."""
+    with contextlib.suppress(ValueError):  # wrappers that go in a circle
+        function = inspect.unwrap(function)
+    code = getattr(function, "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 def _package_folder(filename: str) -> str | None:
-    """The folder of the top-level package that a file belongs to: the outermost one with an ``__init__.py``."""
+    """Return the folder of the top-level package that a file belongs to: the outermost one with an ``__init__.py``."""
     top, folder = None, os.path.dirname(filename)
-    while os.path.isfile(os.path.join(folder, "__init__.py")):
+    while folder != top and os.path.isfile(os.path.join(folder, "__init__.py")):
         top, folder = folder, os.path.dirname(folder)
     return top
 
@@ -299,10 +412,10 @@ def call_context(code: str, call: str) -> str:
 def source_lines(context: str) -> list[str]:
     """The lines of a context as actions show them: each ends in a newline, none carries the mark of the entry."""
     lines = [line + "\n" for line in context.removesuffix("\n").split("\n")] if context else []
-    marked = [line for line in lines if line.endswith(_MARK + "\n")]
+    marked = [line for line in lines if line.endswith(MARK + "\n")]
     # Where a program has such comments of its own, any of them may be the mark.
     kept = marked if len(marked) > 1 else []
-    return [line.removesuffix(_MARK + "\n") + "\n" if line in marked else line for line in lines] + kept
+    return [line.removesuffix(MARK + "\n") + "\n" if line in marked else line for line in lines] + kept
 
 
 def last_return(frames: Sequence[Any], *, complete: bool, depth: int = 0) -> int | None:
@@ -331,47 +444,40 @@ def _main_lines(code: str, call: str) -> list[str]:
     return io.StringIO(f"\n{code}\ndef main():\n    return {call}\n", newline=None).readlines()
 
 
+def _module_lines(code: str) -> list[str]:
+    """Return the lines of that module without `main`."""
+    return io.StringIO(f"\n{code}\n", newline=None).readlines()
+
+
+def _main_function(call: str, line: int, module: ModuleType) -> FunctionType:
+    """Return `main`, which evaluates `call` in a module and whose `def` comes after line number `line`.
+
+    It is compiled apart: no name of the module changes, and the call finds a `main` of the program's own.
+
+    Raises:
+        SyntaxError: The call does not compile.
+    """
+    names: dict[str, Any] = {}
+    blank = "\n" * line
+    exec(compile(f"{blank}def main():\n    return {call}\n", _SOURCE_NAME, "exec", dont_inherit=True), names)
+    return FunctionType(names["main"].__code__, vars(module))
+
+
 def _call_lines(code: str, call: str) -> list[str]:
     """The source of a module, and ``main`` after it, by physical lines."""
     end = "" if code.endswith("\n") else "\n"
     return io.StringIO(f"{code}{end}def main():\n    return {call}\n", newline=None).readlines()
 
 
-def _lines(filename: str) -> list[str]:
-    return linecache.getlines(filename)
-
-
 def _context(source: Callable[[str], list[str]], filename: str, name: str, first_line: int, line: int) -> str:
     """The file's source with the entry marked: see CONTEXT in ``docs/trace-format.md``."""
     lines = list(source(filename))
-    number = (line or first_line) if name == "<module>" else _def_line(lines, name, first_line)
+    number = (line or first_line) if name == "<module>" else sources.def_line(lines, name, first_line)
     return _mark(lines, number)
 
 
 def _mark(lines: list[str], number: int) -> str:
     """The lines as one text, the one of this number (from 1) marked as the entry."""
     if 0 < number <= len(lines):
-        lines[number - 1] = lines[number - 1].rstrip("\n") + _MARK + "\n"
+        lines[number - 1] = lines[number - 1].rstrip("\n") + MARK + "\n"
     return "".join(lines)
-
-
-def _def_line(lines: list[str], name: str, first_line: int) -> int:
-    """The line of the ``def`` of a function whose code begins at ``first_line``, maybe with its decorators."""
-    begins_with_decorator = 0 < first_line <= len(lines) and lines[first_line - 1].lstrip().startswith("@")
-    if name == "<lambda>" or not begins_with_decorator:
-        return first_line
-    return _decorated("".join(lines)).get((name, first_line), first_line)
-
-
-@functools.lru_cache(maxsize=16)  # many traces enter a file
-def _decorated(source: str) -> dict[tuple[str, int], int]:
-    """The lines of ``def`` or ``class`` of what has decorators, by its name and the line of the first one."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return {}
-    return {
-        (node.name, node.decorator_list[0].lineno): node.lineno
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.decorator_list
-    }

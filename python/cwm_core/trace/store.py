@@ -215,7 +215,7 @@ class TraceReader:
 
 
 def outcome(trace: Trace) -> str:
-    """How the program of a trace ended: "truncated" (at a limit), "returned", "raised", or "unknown" (a parsed one)."""
+    """Return how a program ended: "truncated" (at a limit), "returned", "raised", or "unknown" (a partial parse)."""
     if trace.truncated is not None:
         return "truncated"
     if trace.exception is not None:

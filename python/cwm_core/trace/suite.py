@@ -20,9 +20,10 @@ from typing import Any
 
 import pytest
 
-from .._native import Recording
+from .._native import Recording, real_path
 from . import TraceWriter, finish
 from .calls import SUFFIX, CallSample, priority
+from .sources import nothing_recorded
 
 MAX_TRACE_BYTES = 4 << 20  # of memory, a trace
 MAX_TEST_TRACES = 256  # in memory until the test is over
@@ -39,7 +40,8 @@ class _Test:
         """Of each trace, its metadata."""
         self._plugin = plugin
         self._numbers: Counter[tuple[str, str]] = Counter()  # of the calls so far, by function and site
-        self._own = (str(item.path), getattr(item, "originalname", None) or item.name)
+        self._own = (plugin.real(str(item.path)), getattr(item, "originalname", None) or item.name)
+        self._site = item.nodeid
         options = plugin.options
         files = [*plugin.modules] if options.cwm_unit == "call" else [*plugin.modules, str(item.path)]
         choose = self._chooses_call if options.cwm_unit == "call" else self._chooses_test
@@ -61,16 +63,21 @@ class _Test:
 
     def _chooses_test(self, frame: FrameType) -> bool:
         code = frame.f_code
-        return (code.co_filename, code.co_name) == self._own and self._chooses_call(frame)
+        is_own = (self._plugin.real(code.co_filename), code.co_name) == self._own
+        # pytest calls every test from the same line: the test itself, a case of a parametrized one, is the call site.
+        return is_own and self._chooses(frame, self._site)
 
     def _chooses_call(self, frame: FrameType) -> bool:
         """Whether the outermost call that begins with this frame is recorded."""
+        caller = frame.f_back
+        site = "" if caller is None else f"{self._plugin.short(caller.f_code.co_filename)}:{caller.f_lineno}"
+        return self._chooses(frame, site)
+
+    def _chooses(self, frame: FrameType, site: str) -> bool:
         code = frame.f_code
         if code.co_name == "<module>" or len(self.calls) >= MAX_TEST_TRACES:
             return False
-        caller = frame.f_back
         function = self._plugin.function(code)
-        site = "" if caller is None else f"{self._plugin.short(caller.f_code.co_filename)}:{caller.f_lineno}"
         self._numbers[function, site] += 1
         number = self._numbers[function, site]
         rank = priority(self._plugin.options.cwm_seed, self.id, function, site, number)
@@ -96,25 +103,44 @@ class SuiteRecorder:
         self._writer: TraceWriter | None = None
         self._packages: dict[str, dict[str, str | None]] = {}
         self._short: dict[str, str] = {}
+        self._real: dict[str, str] = {}
+        self._left_out: list[str] = []  # modules of the package that hold tests
+        self._without_function = 0  # tests, of which no function can be recorded
+        self._outside: dict[str, None] = {}  # files not recorded whose code ran
+        self._config = config
         self._process = getpid()
         self._runs: Counter[str] = Counter()
         self._tests: list[_Test] = []  # of the item that runs, which a plugin may run again
         self._hooks: dict[int, Any] = {}  # of tests that are over, by `id`
         self._bytes, self._seconds, self._flushed = 0, 0.0, monotonic()
+        self._tested = False
         self._traced = 0  # tests that ran under another trace function
         self._over: str | None = None  # why nothing more is recorded
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Find the package's files: only now is everything on the import path, and known what is a test."""
+        """Find the package's files: only now is everything on the import path, and known what is a test.
+
+        Raises UsageError where there are none, which would only end a worker without a word: that one reports it.
+        """
+        try:
+            self._find_modules(session)
+        except pytest.UsageError as error:
+            if not hasattr(self._config, "workeroutput"):
+                raise
+            self._over = str(error)
+
+    def _find_modules(self, session: pytest.Session) -> None:
         names = self.options.cwm_package or _own_packages(self._root)
         if not names:
             raise pytest.UsageError(f"--cwm-record: no package in {self._root}; name one with --cwm-package")
-        tests = {str(item.path) for item in session.items}
+        # Doctests, and the checks of linters and type checkers, are items of the files that they look at.
+        tests = {self.real(str(item.path)) for item in session.items if isinstance(item, pytest.Function)}
         for name in names:
-            found = _modules(name)
-            if not found:
-                raise pytest.UsageError(f"--cwm-package: there is no package {name}")
-            self.modules |= {file: module for file, module in found.items() if file not in tests}
+            real = {self.real(file): module for file, module in _modules(name).items()}
+            if not real:
+                raise pytest.UsageError(f"--cwm-package: there is no package {name} with Python files to import here")
+            self._left_out += [self.short(file) for file in real if file in tests]
+            self.modules |= {file: module for file, module in real.items() if file not in tests}
             self._packages[name] = {"package": name, "version": _version(name)}
 
     @pytest.hookimpl(hookwrapper=True)
@@ -135,6 +161,10 @@ class SuiteRecorder:
         if self._is_over():
             yield
             return
+        if self.options.cwm_unit == "test" and not isinstance(item, pytest.Function):
+            self._without_function += 1
+            yield
+            return
         self._runs[item.nodeid] += 1
         test = _Test(self, item, self._runs[item.nodeid])
         test.start()
@@ -151,25 +181,48 @@ class SuiteRecorder:
             except OSError as error:
                 self._over = f"{type(error).__name__}: {error}"
 
+        if hasattr(self._config, "workeroutput"):  # for `WorkersSummary`
+            self._config.workeroutput["cwm"] = self._summary()
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """One line."""
+        """Report what was recorded, and what was not."""
+        terminalreporter.write_line(f"cwm: {self._summary()}")
+
+    def _summary(self) -> str:
         count = 0 if self._writer is None else len(self._writer)
         notes = [f"{self._traced} tests not recorded under another trace function"] if self._traced else []
+        if self._left_out:
+            notes.append(f"not recorded since they hold tests: {', '.join(self._left_out)}")
+        if self._without_function:
+            notes.append(f"{self._without_function} tests not recorded: they have no function of their own (doctests)")
         notes += [f"ended early: {self._over}"] if self._over else []
-        terminalreporter.write_line(f"cwm: {count} traces in {self._path}" + "".join(f"; {note}" for note in notes))
+        if count == 0 and self._over is None and self._tested:
+            remedy = "To record another package, name it with --cwm-package."
+            notes.append(f"warning: {nothing_recorded(sorted(self._packages), [*self._outside], remedy)}")
+        return f"{count} traces in {self._path}" + "".join(f"; {note}" for note in notes)
 
     def function(self, code: CodeType) -> str:
         """How a function is called in metadata: ``module:qualified.name``."""
-        module = self.modules.get(code.co_filename)
+        module = self.modules.get(self.real(code.co_filename))
         return f"{module or self.short(code.co_filename)}:{code.co_qualname}"
+
+    def real(self, file: str) -> str:
+        """A file's path without links and ``..``: by which name its code is loaded depends on the import path."""
+        if file not in self._real:
+            self._real[file] = real_path(file)
+        return self._real[file]
 
     def short(self, file: str) -> str:
         """A file's path from the root of the tests; of an installed one from the folder that it is imported from."""
         if file not in self._short:
             installed = "site-packages" in file
-            folders = [folder for folder in sys.path if type(folder) is str] if installed else [str(self._root)]
-            found = [folder for folder in folders if folder and file.startswith(folder + os.sep)]
-            self._short[file] = file[len(max(found, key=len)) + 1 :] if found else os.path.basename(file)
+            tops = [folder for folder in sys.path if type(folder) is str] if installed else [str(self._root)]
+            tops = [name for top in tops if top for name in (top, self.real(top))]
+            self._short[file] = os.path.basename(file)
+            for name in (self.real(file), file):
+                found = [top for top in tops if name.startswith(top + os.sep)]
+                if found and os.pardir not in name.split(os.sep):
+                    self._short[file] = name[len(max(found, key=len)) + 1 :]
         return self._short[file]
 
     def _is_over(self) -> bool:
@@ -187,6 +240,9 @@ class SuiteRecorder:
 
     def _keep(self, test: _Test) -> None:
         """Write what was recorded during a test."""
+        self._tested = True
+        if self._writer is None:
+            self._outside |= dict.fromkeys(test.recording.outside())
         traces = finish(test.recording)
         for trace, call in zip(traces, test.calls, strict=False):  # without calls there is an empty trace
             if len(trace) == 0:
@@ -194,7 +250,7 @@ class SuiteRecorder:
             if self._writer is None:
                 self._writer = TraceWriter(self._path)
             file = call.pop("file")
-            module = self.modules.get(file)
+            module = self.modules.get(self.real(file))
             described = {"source": "repository", "path": self.short(file), "seed": self.options.cwm_seed} | call
             if module is not None:
                 described |= self._packages[module.partition(".")[0]] | {"module": module}
@@ -204,6 +260,24 @@ class SuiteRecorder:
         if self._writer is not None and monotonic() - self._flushed > FLUSH_SECONDS:
             self._writer.flush()
             self._flushed = monotonic()
+
+
+class WorkersSummary:
+    """Reports what the workers of pytest-xdist recorded."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        """Begin with no worker."""
+        self._workers: list[str] = []
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Keep the summary of a worker; one that was killed has none."""
+        self._workers.append(getattr(node, "workeroutput", {}).get("cwm", f"{node.gateway.id} ended without a summary"))
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Report each worker."""
+        for worker in self._workers:
+            terminalreporter.write_line(f"cwm: {worker}")
 
 
 def _reached(used: float, limit: float | None) -> bool:
@@ -218,8 +292,11 @@ def _own_packages(root: Path) -> list[str]:
 
 def _modules(package: str) -> dict[str, str]:
     """The module of each Python file of a package, or of a single module, without its tests."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or package.partition(".")[1]:
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # the latter where a loaded module has no spec, as __main__
+        spec = None
+    if spec is None or package == "__main__":  # which is pytest
         return {}
     if spec.submodule_search_locations is None:
         return {spec.origin: package} if spec.origin and spec.origin.endswith(".py") else {}

@@ -9,7 +9,7 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, TypeVar
 
-from cwm_core.trace import ParsedTrace, Trace
+from cwm_core.trace import MARK, ParsedTrace, Trace
 from cwm_core.view.diff import Difference, differences, outcome, verdict
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def html(trace: Trace, *, predicted: Trace | ParsedTrace | None = None, title: s
     tables = _Tables()
     data = {
         "context": trace.context,
+        "first_line": _first_line(trace),
         "outcome": outcome(trace),
         "recorded": tables.rows(trace.frames),
         "predicted": None if predicted is None else tables.rows(predicted.frames),
@@ -102,6 +103,18 @@ class _Tables:
         flags = sum(1 << bit for bit, differs in enumerate(parts) if differs)
         names = difference.changed + difference.missing + difference.extra
         return [difference.index, flags, *(_intern(self.names, name) for name in names)]
+
+
+def _first_line(trace: Trace) -> int:
+    """Return the number of the context's first line, as the frames count: the entry is marked, and frame 0 is there.
+
+    The context of a call in a file begins with an empty line that the file does not have, number 0.
+    """
+    if len(trace) and (frame := trace.frames[0]).lineno is not None:
+        for number, line in reversed(list(enumerate(trace.context.split("\n")))):
+            if line.endswith(MARK) and line.removesuffix(MARK) == frame.line.removesuffix("\n"):
+                return frame.lineno - number
+    return 1
 
 
 def _intern(table: dict[_Key, int], key: _Key) -> int:

@@ -9,6 +9,7 @@ use crate::errors;
 use cwm_trace::store;
 use pyo3::exceptions::{PyIndexError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
 use crate::trace::Trace;
 
@@ -114,7 +115,11 @@ impl TraceReader {
         py.detach(|| self.0.trace(index)).map(Trace::from).map_err(to_py)
     }
 
-    fn find(&self, py: Python<'_>, key: &str) -> PyResult<Option<u64>> {
+    fn find(&self, key: &Bound<'_, PyString>) -> PyResult<Option<u64>> {
+        let Ok(text) = key.to_str() else {
+            return Ok(None); // keys are Unicode, and this one is not: it has a lone surrogate
+        };
+        let (py, key) = (key.py(), text);
         py.detach(|| self.0.find(key)).map_err(to_py)
     }
 

@@ -183,8 +183,14 @@ impl Trace {
     }
 
     #[staticmethod]
-    fn parse(py: Python<'_>, text: &str) -> ParsedTrace {
-        py.detach(|| ParsedTrace::of_text(text))
+    fn parse(text: &Bound<'_, PyString>) -> PyResult<ParsedTrace> {
+        let py = text.py();
+        if let Ok(text) = text.to_str() {
+            return Ok(py.detach(|| ParsedTrace::of_text(text)));
+        }
+        let bytes = text.call_method1("encode", ("utf-8", "surrogatepass"))?;
+        let bytes = bytes.cast::<PyBytes>()?.as_bytes();
+        Ok(py.detach(|| ParsedTrace::of_begin(bytes)))
     }
 
     fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
@@ -200,19 +206,9 @@ impl Trace {
         trace.map(Trace::from).map_err(|e| errors::damaged(e.to_string()))
     }
 
-    /// Writes beside the file and renames, so that a reader never sees half a trace.
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
-        py.detach(|| {
-            let bytes = cwm_trace::to_bytes(&self.inner).map_err(|e| PyValueError::new_err(e.to_string()))?;
-            let mut partial = path.clone().into_os_string();
-            partial.push(format!(".{}.partial", std::process::id()));
-            std::fs::write(&partial, bytes)
-                .and_then(|()| std::fs::rename(&partial, &path))
-                .map_err(|error| {
-                    let _ = std::fs::remove_file(&partial);
-                    io_error(&path, error)
-                })
-        })
+        let files = py.import("cwm_core.support.files")?;
+        files.call_method1("write_file", (path, self.to_bytes(py)?)).map(drop)
     }
 
     #[staticmethod]
@@ -377,7 +373,16 @@ impl From<cwm_trace::Parsed> for ParsedTrace {
 impl ParsedTrace {
     /// Parses text; the offset of an error counts characters, as Python does.
     fn of_text(text: &str) -> ParsedTrace {
-        let mut parsed = cwm_trace::parse_text(text);
+        ParsedTrace::of(cwm_trace::parse_text(text), text)
+    }
+
+    /// Parses text up to its first lone surrogate, which no frame can hold.
+    fn of_begin(bytes: &[u8]) -> ParsedTrace {
+        let whole = bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid());
+        ParsedTrace::of(cwm_trace::parse_cut_text(whole, "a lone surrogate"), whole)
+    }
+
+    fn of(mut parsed: cwm_trace::Parsed, text: &str) -> ParsedTrace {
         if let Some(error) = &mut parsed.error {
             error.offset = text[..error.offset].chars().count();
         }

@@ -25,6 +25,10 @@ pub struct Parsed {
     pub error: Option<ParseError>,
 }
 
+const OPEN_CONTEXT: &str = "the context is not closed";
+const OPEN_FRAME: &str = "frame not closed";
+const AFTER_END: &str = "text after the end of the trace";
+
 /// The parts of one frame as they stand between its special tokens.
 #[derive(Clone, Copy, Debug)]
 struct FrameParts<'a> {
@@ -115,6 +119,13 @@ impl Builder {
         Ok(())
     }
 
+    /// The trace, whose end was reached, with the outcome that its frames show.
+    fn ended(self) -> Trace {
+        let mut trace = self.trace;
+        trace.outcome = trace.shown_outcome();
+        trace
+    }
+
     fn add_line(&mut self, text: &str) -> u32 {
         let id = self.trace.add_line(Line {
             number: 0,
@@ -189,7 +200,7 @@ pub fn parse_text(text: &str) -> Parsed {
                 builder.trace.context = context.to_owned();
                 rest = frames;
             }
-            None => return failed(builder.trace, 0, "the context is not closed".into()),
+            None => return failed(builder.trace, 0, OPEN_CONTEXT.into()),
         }
     }
     while !rest.is_empty() {
@@ -197,15 +208,15 @@ pub fn parse_text(text: &str) -> Parsed {
         if let Some(after) = rest.strip_prefix(Special::EndOfText.name()) {
             if after.is_empty() {
                 return Parsed {
-                    trace: builder.trace,
+                    trace: builder.ended(),
                     complete: true,
                     error: None,
                 };
             }
-            return failed(builder.trace, offset, "text after the end of the trace".into());
+            return failed(builder.trace, offset, AFTER_END.into());
         }
         let Some((body, after)) = split(rest, &finders.frame_sep) else {
-            return failed(builder.trace, offset, "frame not closed".into());
+            return failed(builder.trace, offset, OPEN_FRAME.into());
         };
         if let Err(reason) = finders.frame_parts(body).and_then(|parts| builder.push(parts)) {
             return failed(builder.trace, offset, reason);
@@ -217,6 +228,27 @@ pub fn parse_text(text: &str) -> Parsed {
         complete: false,
         error: None,
     }
+}
+
+/// Parses what stands before something that no text form can hold, named by `reason`.
+pub fn parse_cut_text(text: &str, reason: &str) -> Parsed {
+    let mut parsed = parse_text(text);
+    if parsed.complete {
+        return failed(
+            parsed.trace,
+            text.len() - Special::EndOfText.name().len(),
+            AFTER_END.into(),
+        );
+    }
+    let is_open = |error: &ParseError| [OPEN_CONTEXT, OPEN_FRAME].contains(&error.reason.as_str());
+    let offset = parsed.error.as_ref().map_or(text.len(), |error| error.offset);
+    if parsed.error.as_ref().is_none_or(is_open) {
+        parsed.error = Some(ParseError {
+            offset,
+            reason: reason.into(),
+        });
+    }
+    parsed
 }
 
 fn failed(trace: Trace, offset: usize, reason: String) -> Parsed {
@@ -315,7 +347,7 @@ impl TokenParser {
             (At::Line(event) | At::Value(event), _) => {
                 return Err(format!("malformed {} frame: a special token inside it", event.name()));
             }
-            (At::Ended, _) => return Err("text after the end of the trace".into()),
+            (At::Ended, _) => return Err(AFTER_END.into()),
         };
         Ok(())
     }
@@ -344,8 +376,8 @@ impl TokenParser {
             self.builder.trace.context.clear(); // what may go on is no context
         }
         let reason = match self.at {
-            At::Begun | At::Context => Some("the context is not closed"),
-            At::State(_) | At::Line(_) | At::Value(_) => Some("frame not closed"),
+            At::Begun | At::Context => Some(OPEN_CONTEXT),
+            At::State(_) | At::Line(_) | At::Value(_) => Some(OPEN_FRAME),
             At::Start | At::Between | At::Ended => None,
         };
         let open = reason.map(|reason| ParseError {
@@ -353,9 +385,14 @@ impl TokenParser {
             reason: reason.into(),
         });
         let error = self.error.or(open);
+        let complete = self.at == At::Ended && error.is_none();
         Parsed {
-            trace: self.builder.trace,
-            complete: self.at == At::Ended && error.is_none(),
+            trace: if complete {
+                self.builder.ended()
+            } else {
+                self.builder.trace
+            },
+            complete,
             error,
         }
     }

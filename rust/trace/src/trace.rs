@@ -330,6 +330,32 @@ impl Trace {
         self.values.shrink_to_fit();
     }
 
+    /// How the program ended, as the frames of a whole trace show it: its one outermost activation returns in the last
+    /// frame, or an EXCEPTION frame of that activation stands right before and unwinds it. `None` where there are
+    /// several outermost activations (a generator that was resumed, say): the last one's value need not be the result.
+    ///
+    /// Frames that begin within an activation, as those of a prediction do, belong to one that was called before.
+    pub fn shown_outcome(&self) -> Option<Outcome> {
+        let last = self.len().checked_sub(1)?;
+        let mut depth = u64::from(self.frame(0).event() != Event::Call);
+        for frame in self.frames() {
+            match frame.event() {
+                Event::Call => depth += 1,
+                Event::Return => depth = depth.checked_sub(1)?,
+                Event::Line | Event::Exception => {}
+            }
+            if (depth == 0) != (frame.index() == last) {
+                return None;
+            }
+        }
+        let value = self.frame(last).arg()?;
+        let before = last.checked_sub(1).map(|index| self.frame(index));
+        match before.filter(|frame| frame.event() == Event::Exception && value == b"None") {
+            Some(exception) => exception.arg().map(|text| Outcome::Raised(text.to_vec())),
+            None => Some(Outcome::Returned(value.to_vec())),
+        }
+    }
+
     /// Changes of whole frames: those kept after them belong to a frame that is not closed.
     pub(crate) fn closed_changes(&self) -> usize {
         self.frames.last().map_or(0, |frame| frame.changes_end as usize)

@@ -1,5 +1,7 @@
 //! What the recorder needs to know of a code object, looked up once and kept.
 
+use std::ptr::NonNull;
+
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -15,6 +17,7 @@ const CO_OPTIMIZED: u32 = 0x1;
 /// CO_GENERATOR, CO_COROUTINE and CO_ASYNC_GENERATOR.
 const CO_SUSPENDED: u32 = 0x20 | 0x80 | 0x200;
 /// Bits of a slot's kind, from CPython's `pycore_code.h`.
+const CO_FAST_HIDDEN: u8 = 0x10;
 const CO_FAST_LOCAL: u8 = 0x20;
 const CO_FAST_CELL: u8 = 0x40;
 const CO_FAST_FREE: u8 = 0x80;
@@ -32,10 +35,12 @@ pub struct Slot {
 
 enum Twin {
     No,
-    /// The other slot is shown in its place.
+    /// Never shown: the other slot is in its place, or the name in the body of a module or class begins with `__`.
     Hidden,
     /// The slot that is shown where this one is unbound.
     Or(usize),
+    /// Shown by way of this other one, where that is unbound.
+    After(usize),
 }
 
 /// A code object met during the recording. Everything is a copy: it dies as it would unrecorded.
@@ -54,6 +59,9 @@ pub struct Code {
     is_special: bool,
     /// The first slots of a class or module body belong to inlined comprehensions.
     hidden: usize,
+    /// Of a class or module body on 3.12, the slots that are shown beside the namespace while they are bound: the
+    /// variables of inlined comprehensions.
+    beside: Vec<usize>,
     /// `co_name`, of code in scope.
     pub name: Vec<u8>,
     pub first_line: u32,
@@ -89,6 +97,7 @@ impl Code {
             slots: Vec::new(),
             is_special: false,
             hidden: 0,
+            beside: Vec::new(),
             name: Vec::new(),
             first_line: 0,
             generation: 0,
@@ -103,14 +112,21 @@ impl Code {
     /// # Safety
     /// `object` is a code object.
     pub unsafe fn read(object: &Bound<'_, PyAny>, number: usize, file: u32) -> PyResult<Code> {
-        let (mut slots, mut hidden) = (Vec::new(), 0);
+        let optimized = object.getattr("co_flags")?.extract::<u32>()? & CO_OPTIMIZED != 0;
+        let (mut slots, mut hidden, mut beside) = (Vec::new(), 0, Vec::new());
         // SAFETY: the caller's promise.
         for (name, kind) in unsafe { slot_names(object) } {
+            let name = unicode(&name);
+            let is_private = !optimized && name.starts_with(b"__");
             hidden += usize::from(kind & CO_FAST_LOCAL != 0);
+            // Free variables of a class body are none of its own.
+            if !optimized && !is_private && kind & CO_FAST_HIDDEN != 0 && kind & CO_FAST_FREE == 0 {
+                beside.push(slots.len());
+            }
             slots.push(Slot {
-                name: unicode(&name),
+                name,
                 in_cell: kind & (CO_FAST_CELL | CO_FAST_FREE) != 0,
-                twin: Twin::No,
+                twin: if is_private { Twin::Hidden } else { Twin::No },
             });
         }
         pair_twins(&mut slots);
@@ -119,10 +135,11 @@ impl Code {
             deaths: 0,
             in_scope: true,
             file,
-            optimized: object.getattr("co_flags")?.extract::<u32>()? & CO_OPTIMIZED != 0,
+            optimized,
             is_special: slots.iter().any(|slot| slot.in_cell || !matches!(slot.twin, Twin::No)),
             slots,
             hidden,
+            beside,
             name: unicode(&object.getattr("co_name")?.cast_into::<PyString>()?),
             // A program can make code of any number.
             first_line: object.getattr("co_firstlineno")?.extract::<i64>()?.clamp(0, 1 << 30) as u32,
@@ -185,8 +202,8 @@ impl Code {
         self.add_shape(trace, Vec::new());
     }
 
-    /// Whether the body of a module or class is within an inlined comprehension whose variables it shows: those of 3.12
-    /// are not shown.
+    /// Whether the body of a module or class shows its slots instead of its namespace: on 3.13, within an inlined
+    /// comprehension.
     ///
     /// # Safety
     /// `frame` is running and belongs to this code, and the GIL is held.
@@ -194,6 +211,23 @@ impl Code {
     pub unsafe fn in_comprehension(&self, frame: InterpreterFrame) -> bool {
         // SAFETY: the caller's promise.
         cfg!(Py_3_13) && (0..self.hidden).any(|slot| unsafe { !self.own_value(frame, slot).is_null() })
+    }
+
+    /// The variables that the body of a module or class shows beside those of its namespace, and in place of them: on
+    /// 3.12, those of the inlined comprehension that it is within. By the ids of their names; the values are borrowed.
+    ///
+    /// # Safety
+    /// `frame` is running and belongs to this code, and the GIL is held.
+    pub unsafe fn beside_namespace(
+        &self,
+        frame: InterpreterFrame,
+    ) -> impl Iterator<Item = (u32, NonNull<ffi::PyObject>)> {
+        let shown: &[usize] = if cfg!(Py_3_13) { &[] } else { &self.beside };
+        // SAFETY: the caller's promise.
+        let bound = move |&slot: &usize| unsafe { NonNull::new(self.own_value(frame, slot)) };
+        shown
+            .iter()
+            .filter_map(move |slot| bound(slot).map(|value| (self.names[*slot], value)))
     }
 
     /// The value of a variable: what its slot holds, or what the cell in it holds. Borrowed; null when unbound.
@@ -216,7 +250,7 @@ impl Code {
         unsafe {
             match self.slots[slot].twin {
                 Twin::No => self.own_value(frame, slot),
-                Twin::Hidden => std::ptr::null_mut(),
+                Twin::Hidden | Twin::After(_) => std::ptr::null_mut(),
                 Twin::Or(other) => {
                     let value = self.own_value(frame, slot);
                     if value.is_null() {
@@ -241,6 +275,17 @@ impl Code {
         }
     }
 
+    /// Whether a variable is bound; of a later slot of two, whether it is the one that is shown.
+    unsafe fn is_bound(&self, frame: InterpreterFrame, slot: usize) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.slots[slot].twin {
+                Twin::After(first) if self.own_value(frame, first).is_null() => !self.own_value(frame, slot).is_null(),
+                _ => !self.value(frame, slot).is_null(),
+            }
+        }
+    }
+
     /// Notes in `bound` which slots are bound, a bit a slot, and says whether that changed.
     ///
     /// # Safety
@@ -254,7 +299,7 @@ impl Code {
             let mut bits = 0;
             for slot in index * 64..count.min(index * 64 + 64) {
                 // SAFETY: `slot` is one of the code's slots.
-                bits |= u64::from(!unsafe { self.value(frame, slot) }.is_null()) << (slot % 64);
+                bits |= u64::from(unsafe { self.is_bound(frame, slot) }) << (slot % 64);
             }
             changed |= *word != bits;
             *word = bits;
@@ -269,8 +314,13 @@ impl Code {
 
     /// The slot that is shown as the variable of this name.
     pub fn slot_of(&self, name: u32) -> Option<usize> {
-        let shown = |slot: &usize| self.names[*slot] == name && !matches!(self.slots[*slot].twin, Twin::Hidden);
+        let shown = |slot: &usize| self.names[*slot] == name && !self.is_hidden(*slot);
         (0..self.slots.len()).find(shown)
+    }
+
+    /// Whether a slot is shown by way of another one, or not at all.
+    fn is_hidden(&self, slot: usize) -> bool {
+        matches!(self.slots[slot].twin, Twin::Hidden | Twin::After(_))
     }
 
     /// The shape that follows shape `from` where the slots in `bound` are: variables keep their order, unbound ones go,
@@ -282,7 +332,13 @@ impl Code {
         let is_bound = |slot: u32| bound[slot as usize / 64] >> (slot % 64) & 1 != 0;
         let old = &self.shapes[from as usize].order;
         let mut order: Vec<u32> = old.iter().copied().filter(|&slot| is_bound(slot)).collect();
-        let new = (0..self.slots.len() as u32).filter(|slot| is_bound(*slot) && !old.contains(slot));
+        let is_new = |slot: &u32| is_bound(*slot) && !self.is_hidden(*slot as usize) && !old.contains(slot);
+        let mut new: Vec<u32> = (0..self.slots.len() as u32).filter(is_new).collect();
+        // One that has two slots stands in the place of the slot that is shown.
+        new.sort_by_key(|&slot| match self.slots[slot as usize].twin {
+            Twin::Or(other) if is_bound(other as u32) => other as u32,
+            _ => slot,
+        });
         order.extend(new);
         let shape = self.add_shape(trace, order);
         self.shapes[from as usize].next.insert(bound.into(), shape);
@@ -327,9 +383,12 @@ fn pair_twins(slots: &mut [Slot]) {
         let Some(first) = slots[..later].iter().position(|slot| slot.name == slots[later].name) else {
             continue;
         };
+        if matches!(slots[later].twin, Twin::Hidden) {
+            continue;
+        }
         if cfg!(Py_3_13) {
             slots[first].twin = Twin::Or(later);
-            slots[later].twin = Twin::Hidden;
+            slots[later].twin = Twin::After(first);
         } else {
             slots[first].twin = Twin::Hidden;
         }

@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 #[cfg(Py_3_12)]
 use pyo3::types::PyBytes;
 use pyo3::types::{PyString, PyTuple};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use cwm_trace::Event;
 
@@ -23,6 +23,7 @@ use super::identity;
 use super::layout::{InterpreterFrame, line_number, running_frames};
 use super::leaf::unicode;
 use super::log::Log;
+use super::scope::{FileName, Scope};
 
 pyo3::create_exception!(
     cwm_core,
@@ -41,27 +42,21 @@ pub fn is_recording() -> bool {
     !ACTIVE.get().is_null()
 }
 
-/// Which code is recorded, by the file it says it comes from.
-pub struct Scope {
-    pub files: Vec<Vec<u8>>,
-    /// Folders, each ending in a separator.
-    pub folders: Vec<Vec<u8>>,
-}
-
-impl Scope {
-    fn contains(&self, file: &[u8]) -> bool {
-        self.files.iter().any(|f| f == file) || self.folders.iter().any(|folder| file.starts_with(folder))
-    }
-}
+/// As many files outside the scope are named to whoever asks why nothing was recorded.
+const MAX_OUTSIDE: usize = 20;
 
 /// Everything a recording holds while the hook is installed.
 pub struct Session {
-    scope: Scope,
+    pub scope: Scope,
     pub log: Log,
     /// Where only chosen calls are recorded.
     pub choice: Option<Choice>,
-    /// The names of the files in scope that were met.
+    /// The names of the files in scope that were met, and what was in them then.
     pub files: Vec<Vec<u8>>,
+    pub sources: Vec<Option<Vec<u8>>>,
+    /// The first names of files outside the scope whose code was called.
+    pub outside: Vec<Vec<u8>>,
+    outside_names: FxHashSet<Vec<u8>>,
     file_ids: FxHashMap<Vec<u8>, u32>,
     /// By address, which another code object may have taken since: then the number is another.
     codes: FxHashMap<*mut ffi::PyObject, Box<Code>>,
@@ -80,6 +75,9 @@ impl Session {
             log,
             choice,
             files: Vec::new(),
+            sources: Vec::new(),
+            outside: Vec::new(),
+            outside_names: FxHashSet::default(),
             file_ids: FxHashMap::default(),
             codes: FxHashMap::default(),
             last: (std::ptr::null_mut(), std::ptr::null_mut()),
@@ -116,13 +114,8 @@ impl Session {
         let number = identity::number(pointer);
         // SAFETY: the promise of `code`.
         let object = unsafe { Bound::from_borrowed_ptr(py, pointer) };
-        let file = unicode(&object.getattr("co_filename")?.cast_into::<PyString>()?);
-        let code = if self.scope.contains(&file) {
-            let files = &mut self.files;
-            let id = *self.file_ids.entry(file).or_insert_with_key(|file| {
-                files.push(file.clone());
-                (files.len() - 1) as u32
-            });
+        let file = object.getattr("co_filename")?.cast_into::<PyString>()?;
+        let code = if let Some(id) = self.file_in_scope(&file) {
             // SAFETY: the promise of `code`.
             let mut code = unsafe { Code::read(&object, number, id)? };
             if self.choice.is_some() {
@@ -134,6 +127,30 @@ impl Session {
         };
         let entry = self.codes.entry(pointer).insert_entry(Box::new(code));
         Ok(&raw mut **entry.into_mut())
+    }
+
+    /// The number of a file in scope, whose source is read when it is met first: later it may be another, or gone.
+    fn file_in_scope(&mut self, name: &Bound<'_, PyString>) -> Option<u32> {
+        let text = unicode(name);
+        if let Some(&id) = self.file_ids.get(&text) {
+            return Some(id);
+        }
+        if self.outside_names.contains(&text) {
+            return None;
+        }
+        let file = FileName::new(name);
+        if !self.scope.contains(&file) {
+            if self.outside.len() < MAX_OUTSIDE {
+                self.outside.push(text.clone());
+            }
+            self.outside_names.insert(text);
+            return None;
+        }
+        let id = self.files.len() as u32;
+        self.sources.push(file.read());
+        self.files.push(text.clone());
+        self.file_ids.insert(text, id);
+        Some(id)
     }
 
     /// Ends what another trace function saw the end of; `running` are the frames that run, with their codes' numbers.

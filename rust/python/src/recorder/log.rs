@@ -33,6 +33,7 @@ pub struct Levels {
 }
 
 /// Where the first frame of a trace entered: what its context is made from.
+#[derive(Clone)]
 pub struct Entry {
     pub file: u32,
     /// `co_name`.
@@ -59,6 +60,18 @@ impl Recorded {
             entry: None,
             has_entry: false,
             line_files: Vec::new(),
+        }
+    }
+
+    /// A copy of its whole frames.
+    pub fn so_far(&self) -> Recorded {
+        let mut trace = self.trace.clone();
+        trace.drop_open_frame();
+        Recorded {
+            trace,
+            entry: self.entry.clone(),
+            has_entry: self.has_entry,
+            line_files: self.line_files.clone(),
         }
     }
 }
@@ -240,7 +253,7 @@ impl Log {
             if in_slots {
                 step.slots(activation, frame, code)
             } else {
-                step.namespace(activation, frame.namespace(), &mut self.keys)
+                step.namespace(activation, frame, code, &mut self.keys)
             }
         };
         match taken {

@@ -5,6 +5,7 @@ mod attributes;
 mod choice;
 mod code;
 mod cursor;
+mod exits;
 mod hook;
 mod identity;
 mod layout;
@@ -13,6 +14,7 @@ mod log;
 mod namespace;
 mod render;
 mod scalar;
+mod scope;
 mod signals;
 mod step;
 mod tape;
@@ -24,17 +26,18 @@ use std::time::Duration;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
 use cwm_trace::Outcome;
 
 use crate::trace::{Trace, text};
 use choice::Choice;
 use cursor::Variables;
-use hook::{Hook, RecordingLimit, Scope, Session, call_with_empty_hook, ending, is_recorder_at_work, is_recording};
-use leaf::unicode;
+use exits::before_exit;
+use hook::{Hook, RecordingLimit, Session, call_with_empty_hook, ending, is_recorder_at_work, is_recording};
 use log::{Levels, Limits, Log, Recorded};
 use render::{Scratch, Style, render};
+use scope::{Scope, real_path};
 use watchdog::Watchdog;
 
 /// Places in a text are counted in 32 bits, and a character takes four bytes at most.
@@ -112,10 +115,7 @@ impl Recording {
             max_chars: max_value_chars,
             attributes: object_state,
         };
-        let scope = Scope {
-            files: files.iter().map(unicode).collect(),
-            folders: folders.iter().map(unicode).collect(),
-        };
+        let scope = Scope::new(&files, &folders);
         let session = Session::new(scope, Log::new(limits, levels, style, split), choose.map(Choice::new));
         Ok(Recording {
             session: Some(OwnedSession(Box::new(session))),
@@ -179,19 +179,22 @@ impl Recording {
     /// raises is its outcome; only KeyboardInterrupt is raised here, after the hook is removed.
     #[pyo3(signature = (function, args, kwargs=None))]
     fn run(
-        &mut self,
-        py: Python<'_>,
+        slf: &Bound<'_, Self>,
         function: &Bound<'_, PyAny>,
         args: &Bound<'_, PyTuple>,
         kwargs: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<()> {
-        self.start(py)?;
+        let py = slf.py();
+        // Not borrowed while the program runs: the end of the process may ask for what there is.
+        slf.try_borrow_mut()?.start(py)?;
         let result = function.call(args, kwargs).and_then(|value| drive(py, value));
-        self.stop(py)?;
-        let truncated = self
-            .session
-            .as_ref()
-            .is_some_and(|OwnedSession(session)| session.log.truncated.is_some());
+        slf.try_borrow_mut()?.stop(py)?;
+        let (truncated, style) = {
+            let recording = slf.try_borrow()?;
+            let session = recording.session.as_ref();
+            let truncated = session.is_some_and(|OwnedSession(session)| session.log.truncated.is_some());
+            (truncated, recording.style)
+        };
         let (value, raised) = match &result {
             Ok(value) => (value.clone(), false),
             Err(error) => (error.value(py).clone().into_any(), true),
@@ -201,8 +204,8 @@ impl Recording {
             let (mut variables, mut scratch) = (Variables::Held, Scratch::default());
             let buffers = (&mut variables, &mut scratch);
             // SAFETY: `value` is held.
-            ending(|| unsafe { render(py, value.as_ptr(), self.style, buffers, &mut text) })?;
-            self.outcome = Some(if raised {
+            ending(|| unsafe { render(py, value.as_ptr(), style, buffers, &mut text) })?;
+            slf.try_borrow_mut()?.outcome = Some(if raised {
                 Outcome::Raised(text)
             } else {
                 Outcome::Returned(text)
@@ -212,6 +215,49 @@ impl Recording {
             Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// The trace so far of a recording that goes on, from any thread: for when the process is about to end. `reason` is
+    /// why the trace stops there.
+    #[pyo3(signature = (lines, context, reason, output=None))]
+    fn snapshot(
+        &self,
+        lines: &Bound<'_, PyAny>,
+        context: &Bound<'_, PyAny>,
+        reason: String,
+        output: Option<String>,
+    ) -> PyResult<Trace> {
+        let session = self.idle_session()?;
+        let (files, texts) = lines_of_files(lines, &session.files)?;
+        let mut recorded = session.log.current.so_far();
+        recorded.trace.output = output;
+        recorded.trace.truncated = Some(session.log.truncated.map_or(reason, str::to_owned));
+        finish_trace(recorded, &files, &texts, context)
+    }
+
+    /// What was in the files in scope when their code was first met, by the names that code objects have for them; only
+    /// those that could be read. Before `finish`; also while the recording runs, from any thread.
+    fn sources<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let found = PyDict::new(py);
+        let session = self.idle_session()?;
+        for (file, source) in session.files.iter().zip(&session.sources) {
+            if let Some(source) = source {
+                found.set_item(text(py, file)?, PyBytes::new(py, source))?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The files and folders in scope. Before `finish`.
+    fn scope<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let names = self.stopped_session()?.scope.names();
+        names.map(|name| text(py, name)).collect()
+    }
+
+    /// The first names of files outside the scope that were met. Before `finish`.
+    fn outside<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let files = &self.stopped_session()?.outside;
+        files.iter().map(|file| text(py, file)).collect()
     }
 
     /// The traces recorded: where calls are chosen one for each, in their order. `lines(filename)` gives a file's lines; `context(filename, name, first_line, line)` the
@@ -224,21 +270,13 @@ impl Recording {
         context: &Bound<'_, PyAny>,
         output: Option<String>,
     ) -> PyResult<Vec<Trace>> {
-        self.check_use()?;
-        if self.previous.is_some() {
-            return Err(PyRuntimeError::new_err("the recording still runs"));
-        }
+        self.stopped_session()?;
         let Some(OwnedSession(session)) = self.session.take() else {
             return Err(PyRuntimeError::new_err("the recording is finished"));
         };
         let Session { mut log, files, .. } = *session;
         log.current.trace.output = output;
-        let py = lines.py();
-        let files: Vec<Bound<'_, PyAny>> = files.iter().map(|file| text(py, file)).collect::<PyResult<_>>()?;
-        let mut texts = Vec::new();
-        for file in &files {
-            texts.push(lines.call1((file,))?.extract::<Vec<String>>()?);
-        }
+        let (files, texts) = lines_of_files(lines, &files)?;
         if let Some(limit) = log.truncated {
             log.current.trace.truncated = Some(limit.to_owned());
         }
@@ -255,6 +293,29 @@ impl Recording {
 }
 
 impl Recording {
+    /// The session of a recording that does not run, and is not finished yet.
+    fn stopped_session(&self) -> PyResult<&Session> {
+        self.check_use()?;
+        if self.previous.is_some() {
+            return Err(PyRuntimeError::new_err("the recording still runs"));
+        }
+        match &self.session {
+            Some(OwnedSession(session)) => Ok(session),
+            None => Err(PyRuntimeError::new_err("the recording is finished")),
+        }
+    }
+
+    /// The session of a recording that is not finished and records no event now. With the GIL held, none begins.
+    fn idle_session(&self) -> PyResult<&Session> {
+        match &self.session {
+            None => Err(PyRuntimeError::new_err("the recording is finished")),
+            Some(OwnedSession(session)) if session.busy => {
+                Err(PyRuntimeError::new_err("the recording is recording an event"))
+            }
+            Some(OwnedSession(session)) => Ok(session),
+        }
+    }
+
     /// Only its own thread uses a recording, and no `__repr__` that the recorder runs ends the one it is part of.
     fn check_use(&self) -> PyResult<()> {
         if thread::current().id() != self.thread {
@@ -309,6 +370,20 @@ fn drive<'py>(py: Python<'py>, value: Bound<'py, PyAny>) -> PyResult<Bound<'py, 
     Ok(value)
 }
 
+/// The names of files as Python has them, and the lines of each.
+fn lines_of_files<'py>(
+    lines: &Bound<'py, PyAny>,
+    files: &[Vec<u8>],
+) -> PyResult<(Vec<Bound<'py, PyAny>>, Vec<Vec<String>>)> {
+    let files: Vec<_> = files
+        .iter()
+        .map(|file| text(lines.py(), file))
+        .collect::<PyResult<_>>()?;
+    let texts = files.iter().map(|file| lines.call1((file,))?.extract::<Vec<String>>());
+    let texts = texts.collect::<PyResult<_>>()?;
+    Ok((files, texts))
+}
+
 fn finish_trace(
     one: Recorded,
     files: &[Bound<'_, PyAny>],
@@ -347,5 +422,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("RecordingLimit", m.py().get_type::<RecordingLimit>())?;
     m.add_function(wrap_pyfunction!(call_with_empty_hook, m)?)?;
     m.add_function(wrap_pyfunction!(is_recorder_at_work, m)?)?;
+    m.add_function(wrap_pyfunction!(before_exit, m)?)?;
+    m.add_function(wrap_pyfunction!(real_path, m)?)?;
     m.add_class::<Recording>()
 }

@@ -97,16 +97,27 @@ impl Step<'_, '_> {
     /// Writes the variables of a module or class body and gives the shape of the frame.
     ///
     /// # Safety
-    /// `namespace` is alive or null, `activation` is that of the body, and the GIL is held.
+    /// `frame` is running and belongs to `code`, `activation` is its own, and the GIL is held.
     #[inline(never)]
     pub unsafe fn namespace(
         &mut self,
         activation: &mut Activation,
-        namespace: *mut ffi::PyObject,
+        frame: InterpreterFrame,
+        code: &Code,
         keys: &mut Keys,
     ) -> PyResult<u32> {
-        // SAFETY: the caller's promise.
-        let mut values = unsafe { keys.read(self.py, namespace, self.trace)? };
+        // SAFETY: the caller's promise; what is borrowed from slots is held before anything else runs.
+        let mut values = unsafe {
+            let mut values = keys.read(self.py, frame.namespace(), self.trace)?;
+            for (name, value) in code.beside_namespace(frame) {
+                let value = Bound::from_borrowed_ptr(self.py, value.as_ptr());
+                match values.iter_mut().find(|(other, _)| *other == name) {
+                    Some((_, hidden)) => *hidden = value,
+                    None => values.push((name, value)),
+                }
+            }
+            values
+        };
         if !values.iter().map(|(name, _)| name).eq(&activation.names) {
             order_as_shown(&mut values, &activation.names);
             let mut before: FxHashMap<u32, Snapshot> = FxHashMap::default();

@@ -54,6 +54,13 @@ impl Writer {
             true => options.create(true),
             false => options.create_new(true),
         };
+        // Before it is opened: opening a FIFO would wait for who reads it.
+        if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+            let path = path.display();
+            return Err(Error::Invalid(format!(
+                "{path}: a store must be a regular file, and this is none"
+            )));
+        }
         let file = options.open(path).map_err(io_error)?;
         file.try_lock().map_err(|error| match error {
             TryLockError::Error(error) => io_error(error),

@@ -1,0 +1,133 @@
+"""Run a program as Python runs it: its `__main__` module, `sys.argv`, and `sys.path`."""
+
+from __future__ import annotations
+
+import _thread
+import builtins
+import contextlib
+import linecache
+import os
+import sys
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from types import CodeType, ModuleType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that `python PATH` would run."""
+
+    path: str
+    """As given: `sys.argv[0]`."""
+    code: CodeType
+    module: ModuleType
+    folder: str | None
+    """The first entry of `sys.path`; None where Python adds none."""
+
+    @contextlib.contextmanager
+    def in_place(self, arguments: Sequence[str]) -> Iterator[None]:
+        """Let the program find its module, arguments, and import path in `sys` inside the block."""
+        with shown_as(self.module), script_state([self.path, *arguments], self.folder):
+            yield
+
+
+def load_program(path: str | os.PathLike[str]) -> Program:
+    """Return the program at `path`, read as `python PATH` reads it: a script, or a folder or zip with a `__main__.py`.
+
+    Raises:
+        OSError: The file cannot be read.
+        SyntaxError: The file does not compile.
+        ValueError: The folder or zip file has no `__main__.py`.
+    """
+    given = os.fsdecode(path)
+    name = absolute(given)
+    for hook in sys.path_hooks:
+        with contextlib.suppress(ImportError):
+            return _load_folder(given, name, hook(name))
+    code = compile(SourceFileLoader("__main__", name).get_data(name), name, "exec", dont_inherit=True)
+    return Program(given, code, main_module(name), script_folder(name))
+
+
+def _load_folder(given: str, name: str, importer: Any) -> Program:
+    """Return the program of a folder or zip file, whose `sys.path[0]` it is even where `-P` is set."""
+    spec: ModuleSpec | None = importer.find_spec("__main__")
+    code = None if spec is None or spec.loader is None else spec.loader.get_code("__main__")  # type: ignore[attr-defined]
+    if spec is None or code is None:
+        raise ValueError(f"{given}: expected a Python file, or a folder or zip file with a __main__.py")
+    module = main_module(spec.origin or code.co_filename, spec)
+    linecache.lazycache(code.co_filename, vars(module))
+    return Program(given, code, module, name)
+
+
+def main_module(file: str, spec: ModuleSpec | None = None) -> ModuleType:
+    """Return an empty `__main__`, as Python makes it for a script with this absolute path, or for a folder's spec."""
+    module = ModuleType("__main__")
+    module.__package__ = None if spec is None else spec.parent
+    module.__loader__ = SourceFileLoader("__main__", file) if spec is None else spec.loader
+    module.__spec__ = spec
+    cached = None if spec is None else spec.cached
+    vars(module).update(__annotations__={}, __builtins__=builtins, __file__=file, __cached__=cached)
+    return module
+
+
+def named_module(name: str, file: str) -> ModuleType:
+    """Return an empty module, as an import of `file` under this name makes it."""
+    import importlib.util  # not for every program: on some versions it imports `threading`
+
+    spec = importlib.util.spec_from_file_location(name, file, loader=SourceFileLoader(name, file))
+    assert spec is not None
+    return importlib.util.module_from_spec(spec)
+
+
+def absolute(path: str) -> str:
+    """Return the path as Python writes `__file__` of a script: absolute, but not normalized."""
+    return os.path.join(os.getcwd(), path)
+
+
+def script_folder(path: str) -> str | None:
+    """Return what Python puts first in `sys.path` for a script: its real folder, or None under `-P`."""
+    return None if sys.flags.safe_path else os.path.dirname(os.path.realpath(path))
+
+
+@contextlib.contextmanager
+def shown_as(module: ModuleType) -> Iterator[None]:
+    """Let a module be the one in `sys.modules` under its name inside the block."""
+    with _replaced(sys.modules, module.__name__, module):
+        yield
+
+
+@contextlib.contextmanager
+def script_state(arguments: list[str], folder: str | None) -> Iterator[None]:
+    """Let `sys.argv` be these arguments and `sys.path` begin with a folder inside the block."""
+    path = sys.path if folder is None else [folder, *sys.path]
+    with _replaced(vars(sys), "argv", arguments), _replaced(vars(sys), "path", path):
+        yield
+
+
+_ABSENT = object()
+_lock = _thread.RLock()  # of `_thread`, since importing `threading` makes every later fork slower
+_values: dict[tuple[int, str], list[Any]] = {}
+"""By mapping and name, the value from before all blocks and those of the blocks that run now."""
+
+
+@contextlib.contextmanager
+def _replaced(mapping: MutableMapping[str, Any], name: str, value: Any) -> Iterator[None]:
+    """Set `mapping[name]` inside the block. Blocks of several threads may overlap; the last one restores the value."""
+    key = (id(mapping), name)
+    with _lock:
+        values = _values.setdefault(key, [mapping.get(name, _ABSENT)])
+        values.append(value)
+        mapping[name] = value
+    try:
+        yield
+    finally:
+        with _lock:
+            del values[next(at for at in range(len(values) - 1, 0, -1) if values[at] is value)]
+            if values[-1] is _ABSENT:
+                mapping.pop(name, None)
+            else:
+                mapping[name] = values[-1]
+            if len(values) == 1:
+                del _values[key]
