@@ -185,6 +185,13 @@ impl Mixture {
             .min_by(|&a, &b| behind(a).total_cmp(&behind(b)))
     }
 
+    /// Whether `cursors` have passed all epochs of each of these sources.
+    pub fn are_exhausted(&self, sources: &[usize], cursors: &[Cursor]) -> bool {
+        sources
+            .iter()
+            .all(|&source| cursors[source].draws >= self.draws(source))
+    }
+
     /// Documents a source gives in all its epochs.
     pub fn draws(&self, source: usize) -> u64 {
         let source = &self.sources[source];

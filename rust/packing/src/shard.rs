@@ -2,6 +2,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use cwm_interrupt::Pace;
 use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::error::{Error, Result};
@@ -193,12 +194,14 @@ impl Shard {
     pub fn verify(&self) -> Result<()> {
         let (mut runs, mut spans) = (Vec::new(), Vec::new());
         let (mut tokens, mut targets) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+        let mut pace = Pace::default();
         for document in 0..self.documents() {
             let len = self.document_len(document) as usize;
             for start in (0..len).step_by(tokens.len()) {
                 let count = tokens.len().min(len - start);
                 let (tokens, targets) = (&mut tokens[..count], &mut targets[..count - 1]);
                 self.read(document, start, tokens, targets)?;
+                pace.did(count as u64)?;
             }
             self.masked_runs(document, &mut runs)?;
             self.spans(document, &mut spans)?;

@@ -45,6 +45,7 @@ impl Shards {
                 let what = format!("shard {expected:05}.{EXTENSION} is missing before this one");
                 return Err(Error::damaged(&path, what));
             }
+            cwm_interrupt::check()?;
             let shard = Shard::open(&path)?;
             if self.vocab_size().is_some_and(|size| size != shard.vocab_size()) {
                 return Err(Error::damaged(

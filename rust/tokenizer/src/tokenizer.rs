@@ -4,6 +4,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use cwm_interrupt::{check, on_threads};
+
 use crate::error::{Error, Result, invalid};
 use crate::json::{parse_json, write_json};
 use crate::pool::{Lent, Pool, Tools};
@@ -148,6 +150,7 @@ impl Tokenizer {
             .collect();
         unstable.extend_from_slice(&bytes[valid..]);
         cache.encode_piece(&self.vocab, &unstable, &mut out);
+        check()?; // merging may have been interrupted
         Ok(out)
     }
 
@@ -157,7 +160,7 @@ impl Tokenizer {
         let parts = self.parts(texts, threads);
         let next = AtomicUsize::new(0);
         let done: Mutex<Vec<(usize, Result<Vec<u32>>)>> = Mutex::new(Vec::with_capacity(parts.len()));
-        let work = || {
+        let work = |_| {
             let mut encoder = self.encoder();
             let mut mine = Vec::new();
             while let at = next.fetch_add(1, Ordering::Relaxed)
@@ -165,16 +168,16 @@ impl Tokenizer {
             {
                 let mut ids = Vec::with_capacity(part.len() / 3);
                 let text = &texts[*text].as_ref()[part.clone()];
-                mine.push((at, encoder.encode(text, &mut ids).map(|()| ids)));
+                let encoded = encoder.encode(text, &mut ids).map(|()| ids);
+                let is_interrupted = encoded == Err(Error::Interrupted);
+                mine.push((at, encoded));
+                if is_interrupted {
+                    break;
+                }
             }
             done.lock().unwrap_or_else(PoisonError::into_inner).append(&mut mine);
         };
-        std::thread::scope(|scope| {
-            for _ in 1..threads.min(parts.len()) {
-                scope.spawn(work);
-            }
-            work();
-        });
+        on_threads(0..threads.clamp(1, parts.len().max(1)), work);
         let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
         done.sort_unstable_by_key(|&(at, _)| at);
         let mut batch: Vec<Vec<u32>> = Vec::with_capacity(texts.len());
