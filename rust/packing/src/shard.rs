@@ -82,6 +82,11 @@ impl Shard {
         self.header.vocab_size
     }
 
+    /// The fingerprint of the vocabulary; `None` if it is not known.
+    pub fn fingerprint(&self) -> Option<u64> {
+        Some(self.header.fingerprint).filter(|&fingerprint| fingerprint != 0)
+    }
+
     /// The header's checksum, which depends on every byte of the file.
     pub fn checksum(&self) -> u32 {
         u32_at(&self.map, PAGE - 4)

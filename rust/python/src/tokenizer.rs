@@ -148,6 +148,11 @@ impl Tokenizer {
         self.0.pattern()
     }
 
+    /// See [`Inner::fingerprint`].
+    fn fingerprint(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.0.fingerprint())
+    }
+
     #[getter]
     fn vocab_size(&self) -> usize {
         self.0.vocab_size()

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use cwm_interrupt::{check, on_threads};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::{Error, Result, invalid};
 use crate::json::{parse_json, write_json};
@@ -91,6 +92,28 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         let special_end = self.special.iter().map(|(_, id)| id + 1).max().unwrap_or(0);
         self.vocab.id_end().max(special_end) as usize
+    }
+
+    /// A number that differs, all but surely, from that of a tokenizer that could give a text other tokens, or a token
+    /// another meaning. Which file the tokenizer comes from does not matter. Never 0.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = Xxh3::new();
+        let mut text = |id: u32, bytes: &[u8]| {
+            hasher.update(&id.to_le_bytes());
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        };
+        self.vocab.iter().for_each(|(token, id)| text(id, token));
+        text(u32::MAX, self.splitter.known_pattern().as_bytes());
+        let mut special: Vec<_> = self.special.iter().collect();
+        special.sort_unstable_by_key(|&(_, id)| id);
+        special.into_iter().for_each(|(name, id)| text(id, name.as_bytes()));
+        for merge in self.vocab.merges() {
+            hasher.update(&merge.left.to_le_bytes());
+            hasher.update(&merge.right.to_le_bytes());
+        }
+        hasher.update(&[u8::from(self.vocab.takes_all_whole())]);
+        hasher.digest().max(1)
     }
 
     /// The tokens of `text`, in which the names that `special` finds are special tokens.

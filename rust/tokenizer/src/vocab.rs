@@ -87,6 +87,11 @@ impl Vocabulary {
         self.whole_pieces
     }
 
+    /// Whether each piece that is a token becomes it: because its merges lead there, or as `whole_pieces` says.
+    pub fn takes_all_whole(&self) -> bool {
+        self.iter().all(|(_, id)| self.whole[id as usize])
+    }
+
     /// The merges that happen in some text, the earliest first; no two make the same token.
     pub fn merges(&self) -> &[Merge] {
         self.merges.list()

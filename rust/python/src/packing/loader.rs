@@ -192,6 +192,7 @@ impl PackedLoader {
         py: Python<'_>,
         sources: Vec<SourceParts>,
         vocab_size: Option<u64>,
+        fingerprint: Option<u64>,
         buckets: Vec<BucketParts>,
         lookahead: Option<u64>,
         masks: Vec<(String, f64)>,
@@ -219,7 +220,7 @@ impl PackedLoader {
             let source = |(name, folder, share, epochs): SourceParts| {
                 Ok(packing::Source {
                     name,
-                    shards: open(&folder, vocab_size)?,
+                    shards: open(&folder, vocab_size, fingerprint)?,
                     share,
                     epochs,
                 })
@@ -279,6 +280,23 @@ impl PackedLoader {
     /// See [`Mixture::fingerprint`].
     fn fingerprint(&self) -> u64 {
         self.mixture.fingerprint()
+    }
+
+    #[getter]
+    fn vocabulary_fingerprint(&self) -> Option<u64> {
+        self.mixture.vocabulary_fingerprint()
+    }
+
+    /// For each source: name, share, epochs, and for each of its files in order a checksum and its documents. All that
+    /// [`Mixture::fingerprint`] depends on.
+    fn description(&self) -> Vec<(String, f64, Option<u64>, Vec<(u32, u64)>)> {
+        let sources = self.mixture.sources.iter();
+        let describe = |source: &packing::Source| {
+            let parts = source.shards.parts().iter();
+            let parts = parts.map(|part| (part.checksum(), part.documents())).collect();
+            (source.name.clone(), source.share, source.epochs, parts)
+        };
+        sources.map(describe).collect()
     }
 
     #[getter]

@@ -169,9 +169,20 @@ impl ShardWriter {
 #[pymethods]
 impl ShardWriter {
     #[new]
-    fn new(py: Python<'_>, folder: PathBuf, vocab_size: u64, shard_tokens: u64, append: bool) -> PyResult<Self> {
+    fn new(
+        py: Python<'_>,
+        folder: PathBuf,
+        vocab_size: u64,
+        fingerprint: Option<u64>,
+        shard_tokens: u64,
+        append: bool,
+    ) -> PyResult<Self> {
         arrays::load(py)?;
-        let create = || packing::ShardWriter::create(&folder, vocab_size, shard_tokens, append);
+        let create = || {
+            let mut writer = packing::ShardWriter::create(&folder, vocab_size, shard_tokens, append)?;
+            fingerprint.map_or(Ok(()), |fingerprint| writer.set_fingerprint(fingerprint))?;
+            Ok(writer)
+        };
         let writer = detached(py, to_py, create)?;
         Ok(ShardWriter(Mutex::new(writer)))
     }
@@ -278,9 +289,9 @@ type Numbers<'py> = Bound<'py, PyArray1<u32>>;
 #[pymethods]
 impl Shards {
     #[new]
-    fn new(py: Python<'_>, path: PathBuf, vocab_size: Option<u64>) -> PyResult<Self> {
+    fn new(py: Python<'_>, path: PathBuf, vocab_size: Option<u64>, fingerprint: Option<u64>) -> PyResult<Self> {
         arrays::load(py)?;
-        let shards = detached(py, to_py, || open(&path, vocab_size))?;
+        let shards = detached(py, to_py, || open(&path, vocab_size, fingerprint))?;
         let (sources, places) = shards.union(packing::Part::sources);
         let (labels, _) = shards.union(packing::Part::labels);
         Ok(Shards {
@@ -303,6 +314,11 @@ impl Shards {
     #[getter]
     fn vocab_size(&self) -> Option<u64> {
         self.shards.vocab_size()
+    }
+
+    #[getter]
+    fn vocabulary_fingerprint(&self) -> Option<u64> {
+        self.shards.fingerprint()
     }
 
     #[getter]
@@ -358,11 +374,14 @@ impl Shards {
 }
 
 /// Opens data of a known vocabulary, or of one that they may name.
-pub fn open(path: &Path, vocab_size: Option<u64>) -> packing::Result<packing::Shards> {
+pub fn open(path: &Path, vocab_size: Option<u64>, fingerprint: Option<u64>) -> packing::Result<packing::Shards> {
     let mut shards = packing::Shards::open(path)?;
+    let named = |error| packing::Error::Invalid(format!("{}: {error}", path.display()));
     if let Some(size) = vocab_size {
-        let named = |error| packing::Error::Invalid(format!("{}: {error}", path.display()));
         shards.set_vocab_size(size).map_err(named)?;
+    }
+    if let Some(fingerprint) = fingerprint {
+        shards.check_fingerprint(fingerprint).map_err(named)?;
     }
     Ok(shards)
 }

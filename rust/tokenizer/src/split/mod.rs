@@ -82,6 +82,14 @@ impl Splitter {
         &self.pattern
     }
 
+    /// The pattern; of those that this module cuts alike, always the same one.
+    pub(crate) fn known_pattern(&self) -> &str {
+        match self.engine {
+            Engine::Known(Known::Gpt2, _) => GPT2_PATTERN,
+            _ => &self.pattern,
+        }
+    }
+
     /// Whether the pattern is one of this module's.
     pub fn is_known(&self) -> bool {
         matches!(self.engine, Engine::Known(..))
