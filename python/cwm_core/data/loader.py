@@ -179,8 +179,8 @@ class PackedLoader:
         masks = [(label, float(part)) for label, part in (mask or {}).items()]
         best_fit = lookahead if packing == "best_fit" else None
         size = None if vocab_size is None else vocabulary_of(vocab_size)
-        fingerprint = fingerprint_of(vocab_size)
-        self._arguments = (entries, size, fingerprint, shapes, best_fit, masks, rank, world_size, seed)
+        self._fingerprint = fingerprint_of(vocab_size)
+        self._arguments = (entries, size, self._fingerprint, shapes, best_fit, masks, rank, world_size, seed)
         self._prefetch = prefetch
         self._sources = [name for name, *_ in entries]
         self._native = self._open(0, 1)
@@ -227,8 +227,9 @@ class PackedLoader:
 
     @property
     def vocabulary_fingerprint(self) -> str | None:
-        """`Tokenizer.fingerprint` of the tokenizer that made the documents. None if no source names it."""
-        return fingerprint_text(self._native.vocabulary_fingerprint)
+        """`Tokenizer.fingerprint` of the documents' tokenizer, as sources or ``vocab_size`` name it, or None."""
+        known = self._native.vocabulary_fingerprint
+        return fingerprint_text(self._fingerprint if known is None else known)
 
     def __iter__(self) -> PackedLoader:
         """Return the loader itself: iterating again goes on where it stands."""
@@ -282,6 +283,7 @@ class PackedLoader:
         keys = ("cursors", "taken", "rest")
         return {
             **self._identity,
+            "vocabulary": self.vocabulary_fingerprint,
             "sources": describe_sources(self._native.description()),
             "steps": steps,
             "documents": documents,
@@ -295,7 +297,8 @@ class PackedLoader:
 
         Raises ValueError, changing nothing, if the state is of other data or another configuration, or impossible.
         """
-        check_same(self._identity, self._native.description(), state)
+        mine = {**self._identity, "vocabulary": self.vocabulary_fingerprint}
+        check_same(mine, self._native.description(), state)
         try:
             counts = (state["steps"], state["documents"], state["positions"])
             places = [(place["cursors"], place["taken"], place["rest"]) for place in state["places"]]
