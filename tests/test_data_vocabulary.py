@@ -10,8 +10,8 @@ from cwm_core.tokenizer import GPT2_PATTERN, LLAMA3_PATTERN
 
 
 def trained(word, **options):
-    """A vocabulary of 300 tokens; another word makes another one of the same size."""
-    return cwm.Tokenizer.train([f"{word} {word} and other words " * 9], 280, special_tokens=["<|end|>"], **options)
+    """A vocabulary of 263 tokens; another word makes another one of the same size."""
+    return cwm.Tokenizer.train([f"{word} {word} and other words " * 9], 262, special_tokens=["<|end|>"], **options)
 
 
 ONE, OTHER = trained("abacus"), trained("zebra")

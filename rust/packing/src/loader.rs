@@ -287,6 +287,10 @@ fn used_buckets(mixture: &Mixture, buckets: &[Bucket]) -> Result<Vec<(usize, Vec
 }
 
 fn has_documents(shards: &Shards, bucket: &Bucket) -> Result<bool> {
+    if bucket.lengths == (1..=u32::MAX) {
+        return Ok(true); // whatever their lengths, which need not be read then
+    }
+    shards.check_present()?;
     let mut pace = Pace::default();
     for length in shards.lengths() {
         if bucket.lengths.contains(&length) {
