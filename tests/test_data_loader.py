@@ -558,7 +558,12 @@ def two_lengths(folder, long=10, short=1000):
         "long": [(list(range(100 * i, 100 * i + 100)), None) for i in range(long)],
         "short": [(list(range(10**5 + 10 * i, 10**5 + 10 * i + 10)), None) for i in range(short)],
     }
-    return write(folder, corpus, shard_tokens=10**6)
+    return folders_of(folder, corpus, shard_tokens=10**6)
+
+
+def folders_of(folder, corpus, **options):
+    write(folder, corpus, **options)
+    return {name: str(Path(folder, name)) for name in corpus}
 
 
 def lengths_given_out(loader, steps):
@@ -598,7 +603,7 @@ def test_buckets_of_several_exhausted_sources_end(tmp_path):
         name: [(list(range(first + 100 * i, first + 100 * i + length)), None) for i in range(20)]
         for name, first, length in (("a", 0, 60), ("b", 10**4, 100), ("c", 2 * 10**4, 10))
     }
-    folders = write(tmp_path, corpus, shard_tokens=10**6)
+    folders = folders_of(tmp_path, corpus, shard_tokens=10**6)
     sources = {"c": folders["c"], "a": (folders["a"], 2.0, 1), "b": (folders["b"], 0.1, 2)}
     loader = cwm.PackedLoader(sources, 100, buckets=[Bucket(30, 3), Bucket(None, 3)], lookahead=7)
     counts = lengths_given_out(loader, 300)
@@ -607,7 +612,7 @@ def test_buckets_of_several_exhausted_sources_end(tmp_path):
 
 
 def test_epochs_of_none_in_a_source_are_the_loaders(tmp_path):
-    sources = write(tmp_path, {"a": [([i], None) for i in range(1, 101)]})
+    sources = folders_of(tmp_path, {"a": [([i], None) for i in range(1, 101)]})
     for spec in ((sources["a"], 1.0, None), (sources["a"], 1.0), sources["a"]):
         loader = cwm.PackedLoader({"a": spec}, 10, epochs=2)
         assert sum(int((batch.source_ids >= 0).sum()) for batch in loader) == 200
@@ -615,7 +620,7 @@ def test_epochs_of_none_in_a_source_are_the_loaders(tmp_path):
 
 def test_a_state_says_what_changed(tmp_path):
     documents = [([i, i + 1], None) for i in range(1, 60)]
-    folders = write(tmp_path, {"a": documents, "b": documents}, shard_tokens=20)
+    folders = folders_of(tmp_path, {"a": documents, "b": documents}, shard_tokens=20)
     sources = {"a": (folders["a"], 1.0, 2), "b": (folders["b"], 2.0)}
     options = {"seq_len": 16, "batch_size": 2, "epochs": 3}
     state = cwm.PackedLoader(sources, **options).state_dict()
@@ -661,7 +666,7 @@ def test_relative_folders_survive_a_change_of_the_working_directory(tmp_path, mo
 
 @pytest.mark.parametrize("name", ["._00000.cwmtok", ".00007.cwmtok", ".DS_Store", ".cwmtok"])
 def test_hidden_files_are_ignored(tmp_path, name):
-    sources = write(tmp_path, {"a": [([1, 2], None)]})
+    sources = folders_of(tmp_path, {"a": [([1, 2], None)]})
     Path(sources["a"], name).write_bytes(b"what a system left here")
     assert len(cwm.Shards(sources["a"])) == 1
     with cwm.ShardWriter(sources["a"], VOCAB_SIZE, append=True) as writer:

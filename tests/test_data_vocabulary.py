@@ -66,7 +66,7 @@ def test_shards_carry_it(tmp_path):
 def test_folders_of_different_vocabularies_are_not_mixed(tmp_path):
     sources = {name: write(tmp_path / name, tokenizer) for name, tokenizer in (("a", ONE), ("b", OTHER), ("c", ONE))}
     assert cwm.PackedLoader({"a": sources["a"], "c": sources["c"]}, 8)
-    with pytest.raises(ValueError, match=r"source 'b' was made with another vocabulary .* than source 'a'"):
+    with pytest.raises(ValueError, match=r'source "b" was made with another vocabulary .* than source "a"'):
         cwm.PackedLoader(sources, 8)
     Path(sources["b"], "00000.cwmtok").rename(Path(sources["a"], "00001.cwmtok"))
     with pytest.raises(ValueError, match=r"00001\.cwmtok: made with another vocabulary"):

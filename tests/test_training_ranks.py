@@ -225,7 +225,7 @@ def weights_made_apart(shards, shape):
     parallelize(model, config, world)
     initialize(model, 0)
     with torch.no_grad():
-        model.norm.weight[...] = 1.0 + torch.distributed.get_rank() / 10
+        model.norm.weight.mul_(1.0 + torch.distributed.get_rank() / 10)
     loader = open_loader(shards, world.data_rank, world.data_ranks)
     with pytest.raises(ValueError, match=r"copies of 1 weights differ, the first norm\.weight"):
         Trainer(model, loader, config, None, world).run()

@@ -218,7 +218,7 @@ def test_another_vocabulary_of_the_same_size_is_refused(run_folder, capsys):
         writer.add(np.arange(60))
     unnamed = ["--set", "data.sources.counting.folder=unnamed", "--set", "tokenizer=other"]
     assert main(["train", "run.toml", "--set", "training.max_steps=4", *unnamed]) == 1
-    assert "run holds a run of a model with vocabulary_fingerprint" in capsys.readouterr().err
+    assert "run holds a run with another vocabulary" in capsys.readouterr().err
 
     Path("next.toml").write_text(
         RUN.partition("[model]")[0] + '[model]\nfolder = "run"\n[data]' + RUN.partition("[data]")[2]

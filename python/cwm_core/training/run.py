@@ -327,8 +327,12 @@ def _prepare_output(run: RunConfig, model: ModelConfig, world: World) -> None:
             write_file(file, json.dumps(model.to_hf(), indent=2) + "\n")
         return
     before = json.loads(file.read_text())
-    for key, value in model.to_hf().items():
-        if key == "vocabulary_fingerprint" and key not in before:
-            continue  # a run begun before there were fingerprints
+    known = before.pop("vocabulary_fingerprint", None)
+    if None not in (known, model.vocabulary) and known != model.vocabulary:
+        raise ValueError(
+            f"{run.output} holds a run with another vocabulary (fingerprint {known}) than tokenizer "
+            f"({model.vocabulary}): use the tokenizer of that run, or another output folder"
+        )
+    for key, value in dataclasses.replace(model, vocabulary=None).to_hf().items():
         if before.get(key) != value:
             raise ValueError(f"{run.output} holds a run of a model with {key} = {before.get(key)}, not {value}")
