@@ -99,12 +99,19 @@ impl Planner {
             } => loop {
                 let planned = match window {
                     Some(planned) => planned,
-                    None => window.insert(Window::plan(mixture, &self.bucket, *lookahead, self.seed, start)?),
+                    None => window.insert(Window::plan(
+                        mixture,
+                        &self.bucket,
+                        &self.sources,
+                        *lookahead,
+                        self.seed,
+                        start,
+                    )?),
                 };
                 if *taken < planned.count() {
                     return Ok(true);
                 }
-                if planned.is_last() || mixture.are_exhausted(&self.sources, planned.end()) {
+                if planned.is_last() {
                     return Ok(false);
                 }
                 (*start, *taken) = (planned.end().to_vec(), 0);
@@ -213,7 +220,7 @@ impl Planner {
                 taken,
                 window,
             } => {
-                let planned = Window::plan(mixture, &self.bucket, *lookahead, self.seed, &cursors)?;
+                let planned = Window::plan(mixture, &self.bucket, &self.sources, *lookahead, self.seed, &cursors)?;
                 let rows = planned.count();
                 if place.taken > rows as u64 || place.rest.is_some() {
                     return Err(impossible(format!("row {} of a window of {rows}", place.taken)));

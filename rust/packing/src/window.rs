@@ -25,13 +25,24 @@ pub struct Window {
 }
 
 impl Window {
-    /// Packs the next `lookahead` documents of a bucket, and as many more as fit into what room they leave.
-    pub fn plan(mixture: &Mixture, bucket: &Bucket, lookahead: u64, seed: u64, start: &[Cursor]) -> Result<Window> {
+    /// Packs the next `lookahead` documents of a bucket, and as many more as fit into what room they leave. `sources` are
+    /// those that have documents of the bucket; when they are exhausted, nothing is drawn.
+    pub fn plan(
+        mixture: &Mixture,
+        bucket: &Bucket,
+        sources: &[usize],
+        lookahead: u64,
+        seed: u64,
+        start: &[Cursor],
+    ) -> Result<Window> {
         mixture.check_present()?;
         let mut walk = Walk::at(start.to_vec());
         let first = walk.draws();
         let mut bins = Bins::new(bucket.seq_len)?;
-        let limit = first + lookahead.saturating_mul(SCAN).max(MIN_SCAN);
+        let limit = match mixture.are_exhausted(sources, start) {
+            true => first,
+            false => first + lookahead.saturating_mul(SCAN).max(MIN_SCAN),
+        };
         let mut pieces = draw_pieces(mixture, bucket, lookahead, limit, &mut walk)?;
         let lengths: Vec<u32> = pieces.iter().map(|piece| piece.len).collect();
         let mut bin_of = bins.pack(&lengths);
@@ -64,7 +75,7 @@ impl Window {
         self.draws.0 as f64 + part * (self.draws.1 - self.draws.0) as f64
     }
 
-    /// Whether there were no more documents to draw.
+    /// Whether there were no more documents of the bucket to draw.
     pub fn is_last(&self) -> bool {
         self.draws.0 == self.draws.1
     }

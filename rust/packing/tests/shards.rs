@@ -308,7 +308,12 @@ fn an_interrupt_ends_long_work() {
     let mut writer = ShardWriter::create(folder.path(), 10, 1 << 20, false).unwrap();
     for _ in 0..4 {
         let ids = vec![1; 100_000];
-        writer.add(&NewDocument { ids: &ids, ..NewDocument::default() }).unwrap();
+        writer
+            .add(&NewDocument {
+                ids: &ids,
+                ..NewDocument::default()
+            })
+            .unwrap();
     }
     writer.finish().unwrap();
     let shards = Shards::open(folder.path()).unwrap();
