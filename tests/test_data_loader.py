@@ -625,7 +625,7 @@ def test_a_state_says_what_changed(tmp_path):
     options = {"seq_len": 16, "batch_size": 2, "epochs": 3}
     state = cwm.PackedLoader(sources, **options).state_dict()
     other = [
-        (sources, {"seq_len": 32}, "changed .*: seq_len=16 batch_size=2 -> seq_len=32 batch_size=2"),
+        (sources, {"seq_len": 32}, "buckets seq_len=16 batch_size=2 -> seq_len=32 batch_size=2"),
         (sources, {"epochs": 4}, "epochs of source 'b' 3 -> 4"),
         (sources, {"lookahead": 5, "seed": 9}, "seed 0 -> 9; lookahead 65536 -> 5"),
         (sources, {"packing": "stream"}, "packing 'best_fit' -> 'stream'"),
