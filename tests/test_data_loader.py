@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -623,6 +624,7 @@ def test_a_state_says_what_changed(tmp_path):
     folders = folders_of(tmp_path, {"a": documents, "b": documents}, shard_tokens=20)
     sources = {"a": (folders["a"], 1.0, 2), "b": (folders["b"], 2.0)}
     options = {"seq_len": 16, "batch_size": 2, "epochs": 3}
+    copied = shutil.copytree(folders["b"], tmp_path / "copied")
     state = cwm.PackedLoader(sources, **options).state_dict()
     other = [
         (sources, {"seq_len": 32}, "buckets seq_len=16 batch_size=2 -> seq_len=32 batch_size=2"),
@@ -633,7 +635,7 @@ def test_a_state_says_what_changed(tmp_path):
         ({"a": sources["a"]}, {}, "source 'b' was removed"),
         (sources | {"c": folders["a"]}, {}, "source 'c' was added"),
         ({"b": sources["b"], "a": sources["a"]}, {}, "the order of the sources a, b -> b, a"),
-        (sources | {"b": (folders["a"], 2.0)}, {}, None),
+        (sources | {"b": (copied, 2.0)}, {}, None),
     ]
     for folders_now, changes, message in other:
         loader = cwm.PackedLoader(folders_now, **options | changes)
