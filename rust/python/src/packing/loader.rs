@@ -44,6 +44,8 @@ type StateParts = ((u64, u64, u64), Vec<u64>, Vec<(Vec<[u64; 2]>, u64, Option<[u
 
 /// name, folder, share, epochs
 type SourceParts = (String, PathBuf, f64, Option<u64>);
+/// name, share, epochs, and checksum and documents of each file
+type SourceDescription = (String, f64, Option<u64>, Vec<(u32, u64)>);
 /// longest document, tokens a row, rows a step
 type BucketParts = (u32, usize, usize);
 
@@ -289,7 +291,7 @@ impl PackedLoader {
 
     /// For each source: name, share, epochs, and for each of its files in order a checksum and its documents. All that
     /// [`Mixture::fingerprint`] depends on.
-    fn description(&self) -> Vec<(String, f64, Option<u64>, Vec<(u32, u64)>)> {
+    fn description(&self) -> Vec<SourceDescription> {
         let sources = self.mixture.sources.iter();
         let describe = |source: &packing::Source| {
             let parts = source.shards.parts().iter();
