@@ -446,3 +446,17 @@ def test_reads_a_configuration_from_before_transformers_5(folder):
     before = load(folder)
     edit_json(folder / "config.json", older)
     assert load(folder).config == replace(before.config, stop_tokens=(7,))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+@pytest.mark.parametrize("format", ["huggingface", "meta", "dcp"])
+def test_saved_files_have_the_mode_that_the_umask_gives(tmp_path, umask, format):
+    model = Transformer(preset("tiny", vocab_size=20, layers=1))
+    before = os.umask(umask)
+    try:
+        for _ in range(2):  # a new folder, and one whose weights are replaced
+            save(model, tmp_path / "model", format)
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()}
+    assert set(modes.values()) == {0o666 & ~umask}, modes

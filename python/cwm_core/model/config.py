@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 # Llama-3 tokens that end a generation, as the released checkpoints list them.
 STOP_TOKENS = (128001, 128008, 128009)
+
+
+_SIZES = ("vocab_size", "width", "ffn_width", "layers", "heads", "kv_heads", "head_size", "window")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,18 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_length: int = 8192
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for numbers that no positions follow from."""
+        for name in ("theta", "factor", "low_freq_factor", "high_freq_factor", "original_length"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"rope.{name} must be a positive number, got {value}")
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"rope.low_freq_factor ({self.low_freq_factor}) must be below rope.high_freq_factor "
+                f"({self.high_freq_factor})"
+            )
 
 
 @dataclass(frozen=True)
@@ -49,17 +65,21 @@ class ModelConfig:
     stop_tokens: tuple[int, ...] = STOP_TOKENS
     tied: bool = False
     """Whether the output layer is the embedding."""
+    vocabulary: str | None = field(default=None, compare=False)
+    """`Tokenizer.fingerprint` of the vocabulary that the model is trained on; None if it is not known."""
 
     def __post_init__(self) -> None:
         """Fill in `layer_windows` and check the sizes."""
+        for name in (*_SIZES, "global_every", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not (self.norm_eps >= 0 and math.isfinite(self.norm_eps)):
+            raise ValueError(f"norm_eps must not be negative, got {self.norm_eps}")
         if not self.layer_windows:
             windows = tuple(None if i % self.global_every == 0 else self.window for i in range(self.layers))
             object.__setattr__(self, "layer_windows", windows)
         if len(self.layer_windows) != self.layers:
             raise ValueError(f"layer_windows has {len(self.layer_windows)} entries for {self.layers} layers")
-        for name in ("vocab_size", "width", "ffn_width", "layers", "heads", "kv_heads", "head_size", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.head_size % 2:
@@ -101,6 +121,7 @@ class ModelConfig:
             ),
             stop_tokens=(stop_tokens,) if isinstance(stop_tokens, int) else tuple(stop_tokens),
             tied=config.get("tie_word_embeddings", False),
+            vocabulary=config.get("vocabulary_fingerprint"),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -132,6 +153,8 @@ class ModelConfig:
                 "original_max_position_embeddings": self.rope.original_length,
             },
             **({"eos_token_id": list(self.stop_tokens)} if self.stop_tokens else {}),
+            # A key of ours, which other readers ignore.
+            **({"vocabulary_fingerprint": self.vocabulary} if self.vocabulary else {}),
         }
 
 

@@ -1,6 +1,8 @@
 //! Python bindings: one file a room, each only converting types, releasing the GIL and mapping errors.
 
+mod arrays;
 mod grammar;
+mod interrupt;
 mod packing;
 mod recorder;
 mod store;

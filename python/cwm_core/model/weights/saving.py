@@ -103,7 +103,10 @@ def _begin(folder: Path, format: Format) -> tuple[bool, Path]:
 
 
 def _finish(partial: Path, folder: Path, format: Format, new: bool) -> None:
+    # The mode that the umask gives to new files: writers of weights may make theirs private.
+    mode = partial.stat().st_mode & 0o666
     for file in partial.iterdir():
+        file.chmod(mode)
         sync(file)
     sync(partial)
     if new:
