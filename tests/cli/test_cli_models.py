@@ -301,9 +301,9 @@ def damaged(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_parameters": {"factor": 0}}, "rope.factor must be a number above 0, got 0"),
-        ({"rope_parameters": {"low_freq_factor": -1}}, "rope.low_freq_factor must be a number above 0, got -1"),
-        ({"rms_norm_eps": 0}, "norm_eps must be a number above 0, got 0"),
+        ({"rope_parameters": {"factor": 0}}, "rope.factor must be a positive number, got 0"),
+        ({"rope_parameters": {"low_freq_factor": -1}}, "rope.low_freq_factor must be a positive number, got -1"),
+        ({"rms_norm_eps": 0}, "norm_eps must be a positive number, got 0"),
         ({"max_position_embeddings": 0}, "max_length must be at least 1, got 0"),
         ({"num_key_value_heads": 0}, "kv_heads must be at least 1, got 0"),
         ({"layer_types": ["other"]}, "lacks 'other'"),

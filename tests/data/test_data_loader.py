@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -310,10 +311,10 @@ def test_a_state_of_another_run_is_refused(tmp_path):
     loader = cwm.PackedLoader(sources, seq_len=16, seed=1)
     next(loader)
     state = loader.state_dict()
-    with pytest.raises(ValueError, match="seed = 1, this loader 2"):
+    with pytest.raises(ValueError, match="changed \\(then -> now\\): seed 1 -> 2"):
         cwm.PackedLoader(sources, seq_len=16, seed=2).load_state_dict(state)
     corpus["a"][3][0][4] += 1
-    with pytest.raises(ValueError, match="data ="):
+    with pytest.raises(ValueError, match="source 'a': the content of files"):
         cwm.PackedLoader(write(tmp_path / "two", corpus), seq_len=16, seed=1).load_state_dict(state)
     place = state["places"][0]
     for broken in (
@@ -550,3 +551,126 @@ def test_sources_have_their_own_epochs(tmp_path):
     for _ in loader:
         pass
     assert loader.stats()["source_tokens"] == {"a": 12, "b": 60, "c": 6}
+
+
+def two_lengths(folder, long=10, short=1000):
+    """10 documents of 100 tokens, and 1,000 of 10; all ids differ."""
+    corpus = {
+        "long": [(list(range(100 * i, 100 * i + 100)), None) for i in range(long)],
+        "short": [(list(range(10**5 + 10 * i, 10**5 + 10 * i + 10)), None) for i in range(short)],
+    }
+    return folders_of(folder, corpus, shard_tokens=10**6)
+
+
+def folders_of(folder, corpus, **options):
+    write(folder, corpus, **options)
+    return {name: str(Path(folder, name)) for name in corpus}
+
+
+def lengths_given_out(loader, steps):
+    """Documents of each length in the next steps, whole ones."""
+    counts = {}
+    for _ in range(steps):
+        batch = next(loader)
+        sizes = np.diff(batch.cu_seqlens)[batch.source_ids >= 0]
+        for size in sizes.tolist():
+            counts[size] = counts.get(size, 0) + 1
+    return counts
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("packing", ["best_fit", "stream"])
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("endless", [None, 10**12])
+def test_a_bucket_ends_when_its_sources_are_exhausted(tmp_path, prefetch, packing, epochs, endless):
+    """Also while the documents of others go on forever, or nearly."""
+    folders = two_lengths(tmp_path)
+    sources = {"long": (folders["long"], 0.5, epochs), "short": (folders["short"], 0.5, endless)}
+    options = {"packing": packing, "buckets": [Bucket(50, 10), Bucket(None, 2)], "prefetch": prefetch}
+    loader = cwm.PackedLoader(sources, 100, **options)
+    counts = lengths_given_out(loader, 400)
+    assert counts[100] == 10 * epochs
+    assert counts[10] > 5000 * (3 - epochs)
+    resumed = cwm.PackedLoader(sources, 100, **options)
+    resumed.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    assert next(resumed).tokens.tolist() == next(loader).tokens.tolist()
+    assert loader.skip(50) == resumed.skip(50) == 50
+    assert resumed.state_dict() == loader.state_dict()
+
+
+def test_buckets_of_several_exhausted_sources_end(tmp_path):
+    """A bucket has the documents of two sources with other limits; a third source has none of its lengths."""
+    corpus = {
+        name: [(list(range(first + 100 * i, first + 100 * i + length)), None) for i in range(20)]
+        for name, first, length in (("a", 0, 60), ("b", 10**4, 100), ("c", 2 * 10**4, 10))
+    }
+    folders = folders_of(tmp_path, corpus, shard_tokens=10**6)
+    sources = {"c": folders["c"], "a": (folders["a"], 2.0, 1), "b": (folders["b"], 0.1, 2)}
+    loader = cwm.PackedLoader(sources, 100, buckets=[Bucket(30, 3), Bucket(None, 3)], lookahead=7)
+    counts = lengths_given_out(loader, 300)
+    assert (counts[60], counts[100]) == (20, 40)
+    assert counts[10] > 1000
+
+
+def test_epochs_of_none_in_a_source_are_the_loaders(tmp_path):
+    sources = folders_of(tmp_path, {"a": [([i], None) for i in range(1, 101)]})
+    for spec in ((sources["a"], 1.0, None), (sources["a"], 1.0), sources["a"]):
+        loader = cwm.PackedLoader({"a": spec}, 10, epochs=2)
+        assert sum(int((batch.source_ids >= 0).sum()) for batch in loader) == 200
+
+
+def test_a_state_says_what_changed(tmp_path):
+    documents = [([i, i + 1], None) for i in range(1, 60)]
+    folders = folders_of(tmp_path, {"a": documents, "b": documents}, shard_tokens=20)
+    sources = {"a": (folders["a"], 1.0, 2), "b": (folders["b"], 2.0)}
+    options = {"seq_len": 16, "batch_size": 2, "epochs": 3}
+    copied = shutil.copytree(folders["b"], tmp_path / "copied")
+    state = cwm.PackedLoader(sources, **options).state_dict()
+    other = [
+        (sources, {"seq_len": 32}, "buckets seq_len=16 batch_size=2 -> seq_len=32 batch_size=2"),
+        (sources, {"epochs": 4}, "epochs of source 'b' 3 -> 4"),
+        (sources, {"lookahead": 5, "seed": 9}, "seed 0 -> 9; lookahead 65536 -> 5"),
+        (sources, {"packing": "stream"}, "packing 'best_fit' -> 'stream'"),
+        (sources | {"a": (folders["a"], 3.0, 1)}, {}, "share of source 'a' 1.0 -> 3.0; epochs of source 'a' 2 -> 1"),
+        ({"a": sources["a"]}, {}, "source 'b' was removed"),
+        (sources | {"c": folders["a"]}, {}, "source 'c' was added"),
+        ({"b": sources["b"], "a": sources["a"]}, {}, "the order of the sources a, b -> b, a"),
+        (sources | {"b": (copied, 2.0)}, {}, None),
+    ]
+    for folders_now, changes, message in other:
+        loader = cwm.PackedLoader(folders_now, **options | changes)
+        if message is None:
+            loader.load_state_dict(state)  # the same content in another folder
+            continue
+        with pytest.raises(ValueError, match=message):
+            loader.load_state_dict(state)
+    with cwm.ShardWriter(folders["b"], VOCAB_SIZE, append=True, shard_tokens=20) as writer:
+        writer.add([1, 2, 3])
+    with pytest.raises(ValueError, match=r"source 'b': files were added \(\+1 files, \+1 documents\)"):
+        cwm.PackedLoader(sources, **options).load_state_dict(state)
+
+
+def test_relative_folders_survive_a_change_of_the_working_directory(tmp_path, monkeypatch):
+    write(tmp_path, {"a": [([i, i], None) for i in range(1, 200)]})
+    monkeypatch.chdir(tmp_path)
+    loader, shards = cwm.PackedLoader("a", 8, epochs=1), cwm.Shards("a")
+    expected = [batch.tokens.tolist() for batch in cwm.PackedLoader({"data": "a"}, 8, epochs=1)]
+    writer = cwm.ShardWriter("new", 10)
+    writer.add([1])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    writer.close()
+    assert len(cwm.Shards(tmp_path / "new")) == 1
+    copy = pickle.loads(pickle.dumps(loader))
+    assert [batch.tokens.tolist() for batch in copy] == [batch.tokens.tolist() for batch in loader] == expected
+    assert len(pickle.loads(pickle.dumps(shards))) == 199
+
+
+@pytest.mark.parametrize("name", ["._00000.cwmtok", ".00007.cwmtok", ".DS_Store", ".cwmtok"])
+def test_hidden_files_are_ignored(tmp_path, name):
+    sources = folders_of(tmp_path, {"a": [([1, 2], None)]})
+    Path(sources["a"], name).write_bytes(b"what a system left here")
+    assert len(cwm.Shards(sources["a"])) == 1
+    with cwm.ShardWriter(sources["a"], VOCAB_SIZE, append=True) as writer:
+        writer.add([3])
+    assert len(cwm.Shards(sources["a"])) == 2

@@ -77,3 +77,42 @@ def test_a_stateful_data_loader_goes_on(loader, workers, stop):
     resumed = make()
     resumed.load_state_dict(state)
     assert got + rows(resumed) == expected
+
+
+@pytest.mark.parametrize("options", [{}, {"persistent_workers": True}, {"multiprocessing_context": "spawn"}])
+def test_workers_do_not_repeat_batches(loader, options):
+    """A loop that is broken off cannot go on, since workers do not move the loader: it says so."""
+    batches = torch.utils.data.DataLoader(loader.dataset(), batch_size=None, num_workers=2, **options)
+    next(iter(batches))
+    with pytest.raises(RuntimeError, match=r"handed out already.*StatefulDataLoader"):
+        list(batches)
+
+
+def test_a_single_worker_and_a_second_loader_do_not_repeat_batches(loader):
+    dataset = loader.dataset()
+    list(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1))
+    for again in (dataset, loader.dataset()):
+        with pytest.raises(RuntimeError, match="handed out already"):
+            list(torch.utils.data.DataLoader(again, batch_size=None, num_workers=3))
+
+
+def test_a_loader_whose_batches_workers_took_has_no_state(loader):
+    before = loader.state_dict()
+    expected = rows(twin(loader))
+    batches = torch.utils.data.DataLoader(loader.dataset(), batch_size=None, num_workers=2)
+    assert rows(batches) == expected
+    with pytest.raises(RuntimeError, match="does not know where the run stands"):
+        loader.state_dict()
+    loader.load_state_dict(before)
+    assert loader.state_dict() == before
+    assert rows(batches) == expected
+    loader.skip(3)
+    assert rows(batches) == expected[3:]
+
+
+def test_without_workers_a_second_loop_goes_on(loader):
+    expected = rows(twin(loader))
+    batches = torch.utils.data.DataLoader(loader.dataset(), batch_size=None)
+    got = [next(iter(batches)) for _ in range(3)]
+    assert rows(got) == expected[:3]
+    assert loader.state_dict()["steps"] == 3

@@ -257,7 +257,7 @@ def test_a_state_is_of_its_data(tmp_path):
     state = loader.state_dict()
     cwm.PackedLoader(prefix, 8).load_state_dict(state)
     save(prefix, [[[i, i + 2]] for i in range(20)])
-    with pytest.raises(ValueError, match="data ="):
+    with pytest.raises(ValueError, match="source 'data': the content of files"):
         cwm.PackedLoader(prefix, 8).load_state_dict(state)
 
 

@@ -526,3 +526,17 @@ def test_load_refuses_tokens_outside_the_vocabulary(folder, values, message):
     edit_json(folder / "config.json", lambda config: config.update(values))
     with pytest.raises(ValueError, match=f"config.json: {message}"):
         load(folder)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+@pytest.mark.parametrize("format", ["huggingface", "meta", "dcp"])
+def test_saved_files_have_the_mode_that_the_umask_gives(tmp_path, umask, format):
+    model = Transformer(preset("tiny", vocab_size=20, layers=1))
+    before = os.umask(umask)
+    try:
+        for _ in range(2):  # a new folder, and one whose weights are replaced
+            save(model, tmp_path / "model", format)
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()}
+    assert set(modes.values()) == {0o666 & ~umask}, modes

@@ -5,13 +5,17 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from cwm_core.model import Transformer, preset
-from cwm_core.training import TrainConfig, Trainer, World, latest, parallelize
+from cwm_core.model import RopeConfig, Transformer, preset
+from cwm_core.model.attention import BACKENDS
+from cwm_core.training import TrainConfig, Trainer, World, latest, parallelize, trainer
+from cwm_core.training.batches import to_device
 from cwm_core.training.optimizer import learning_rate_factor
 
 
@@ -258,3 +262,78 @@ def test_malformed_toml_is_named(tmp_path):
 def test_importing_the_package_does_not_import_torch():
     code = "import cwm_core, sys; assert 'torch' not in sys.modules; cwm_core.__doc__"
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+class Tokens(NamedTuple):
+    tokens: torch.Tensor
+    cu_seqlens: torch.Tensor
+    name: str
+
+
+@dataclass(frozen=True)
+class FrozenTokens:
+    tokens: torch.Tensor
+    cu_seqlens: torch.Tensor
+    name: str
+
+
+@pytest.mark.parametrize("kind", [Tokens, FrozenTokens, lambda *args: SimpleNamespace(**Tokens(*args)._asdict())])
+def test_batches_of_tensors_are_moved_to_the_device(kind):
+    batch = kind(torch.zeros(2, 3), torch.tensor([0, 3, 6]), "first")
+    moved = to_device(batch, torch.device("meta"))
+    assert moved.tokens.is_meta and moved.cu_seqlens.is_meta and moved.tokens.shape == (2, 3)
+    assert moved.name == "first" and type(moved) is type(batch)
+    assert not batch.tokens.is_meta
+    assert to_device(batch, torch.device("cpu")) is batch
+
+
+def test_the_trainer_moves_batches(monkeypatch):
+    """There is one device here, so that this shows the call and not the copy."""
+    moved = []
+
+    def note(batch, device):
+        moved.append(device)
+        return to_device(batch, device)
+
+    monkeypatch.setattr(trainer, "to_device", note)
+    batches = [next(iter(Loader())).to_torch("cpu") for _ in range(2)]
+    train(TrainConfig(max_steps=2), loader=batches)
+    assert moved == [torch.device("cpu")] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"global_every": 0}, "global_every must be at least 1, got 0"),
+        ({"global_every": -2}, "global_every must be at least 1"),
+        ({"max_length": 0}, "max_length must be at least 1"),
+        ({"layers": 0}, "layers must be at least 1"),
+        ({"norm_eps": float("nan")}, "norm_eps"),
+    ],
+)
+def test_impossible_shapes_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        preset("tiny", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"factor": 0}, r"rope\.factor must be a positive number, got 0"),
+        ({"theta": -1.0}, r"rope\.theta must be a positive number"),
+        ({"factor": float("inf")}, r"rope\.factor must be a positive number"),
+        ({"original_length": 0}, r"rope\.original_length must be a positive number"),
+        ({"low_freq_factor": 4.0}, r"rope\.low_freq_factor \(4\.0\) must be below"),
+    ],
+)
+def test_impossible_rotations_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        RopeConfig(**changes)
+
+
+@pytest.mark.parametrize("attention", ["flex", "varlen"])
+def test_attention_that_cannot_run_here_is_refused_at_the_start(attention, monkeypatch):
+    monkeypatch.setattr(BACKENDS[attention], "unavailable", staticmethod(lambda device: f"not on {device}"))
+    config = TrainConfig(max_steps=1, attention=attention)
+    with pytest.raises(ValueError, match=f"attention backend '{attention}' cannot run: not on cpu"):
+        parallelize(small_model(), config, World.create(config))

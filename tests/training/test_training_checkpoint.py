@@ -594,3 +594,80 @@ def fail_on_rank_1(folder):
 
 def test_what_fails_on_one_rank_fails_on_all(tmp_path):
     assert run_ranks(fail_on_rank_1, 2, tmp_path) == [["step-000000001", "step-000000003"]] * 2
+
+
+def failing_once(monkeypatch, number):
+    """The `number`-th time tensors are written, the disk is full."""
+    write, calls = checkpoint._write_tensors, []
+
+    def written(*args):
+        calls.append(args)
+        if len(calls) == number:
+            raise OSError(28, "No space left on device")
+        write(*args)
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", written)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_save_after_a_failed_one_is_written(tmp_path, monkeypatch, asynchronous):
+    failing_once(monkeypatch, 1)
+    checkpoints, run = Checkpoints(tmp_path, asynchronous=asynchronous), tiny_run()
+    if asynchronous:
+        checkpoints.save(1, *run, {"n": 1})
+    with pytest.raises(OSError, match="step-000000001 could not be written"):
+        checkpoints.save(2 if asynchronous else 1, *run, {"n": 2})
+    if asynchronous:
+        assert [path.name for path in tmp_path.iterdir()] == ["step-000000002"]
+    checkpoints.save(3, *run, {"n": 3})
+    checkpoints.wait()
+    assert latest(tmp_path).name == "step-000000003"
+    assert Checkpoints(tmp_path).resume(*tiny_run(1))["n"] == 3
+
+
+def test_when_two_saves_fail_both_are_named(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", fail)
+    checkpoints, run = Checkpoints(tmp_path), tiny_run()
+    checkpoints.save(1, *run, {})
+    with pytest.raises(OSError, match="step-000000001 could not be written") as caught:
+        checkpoints.save(2, *run, {})
+    assert "step-000000002 could not be written" in "".join(caught.value.__notes__)
+    checkpoints.wait()
+
+
+@pytest.mark.parametrize(("steps", "number", "saved"), [(6, 1, 4), (6, 2, 6), (3, 1, 3)])
+def test_a_run_with_a_failed_checkpoint_saves_the_next_state(tmp_path, monkeypatch, steps, number, saved):
+    """The next time, or at the end of the run; then it reports the failure."""
+    failing_once(monkeypatch, number)
+    config = TrainConfig(max_steps=steps, checkpoint_every=2, checkpoint_folder=str(tmp_path))
+    with pytest.raises(OSError, match=f"step-{2 * number:09d} could not be written"):
+        train(config)
+    assert latest(tmp_path).name == f"step-{saved:09d}"
+    assert len(train(config)[1]) == steps - saved
+
+
+def test_a_second_run_in_the_same_folder_is_locked_out(tmp_path):
+    config = TrainConfig(max_steps=3, checkpoint_folder=str(tmp_path))
+    outcomes = []
+
+    def second(progress):
+        with pytest.raises(BlockingIOError, match="another training run") as caught:
+            train(config)
+        outcomes.append(caught.value.filename)
+
+    assert train(config, on_step=second)[2] == "finished"
+    assert outcomes == [str(tmp_path)] * 3
+    assert train(config)[2] == "finished"
+
+
+def test_checkpoints_do_not_follow_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoints = Checkpoints("run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    checkpoints.save(1, *tiny_run(), {})
+    checkpoints.wait()
+    assert latest(tmp_path / "run").name == "step-000000001"

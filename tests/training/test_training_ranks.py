@@ -191,3 +191,46 @@ def unprepared(shards):
 
 def test_a_model_that_was_not_divided_is_refused(shards):
     run_ranks(unprepared, 2, shards)
+
+
+def replicas_of_own_weights(shards, shape):
+    """The documented script, in which each rank draws its own weights; returns those after two steps."""
+    torch.manual_seed(100 + torch.distributed.get_rank())
+    config = TrainConfig(max_steps=2, warmup_steps=1, **shape)
+    world = World.create(config)
+    model = Transformer(MODEL)
+    parallelize(model, config, world)
+    Trainer(model, open_loader(shards, world.data_rank, world.data_ranks), config, None, world).run()
+    # As this rank has them: `full_tensor` does not look at the other replicas.
+    return {name: parameter.full_tensor().detach().numpy() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("shape", [{"replicas": 2}, {"replicas": 1}, {"tensor": 2}])
+def test_all_ranks_train_the_weights_of_the_first(shards, shape):
+    one, other = run_ranks(replicas_of_own_weights, 2, shards, shape)
+    torch.manual_seed(100)
+    alone = Transformer(MODEL)
+    config = TrainConfig(max_steps=2, warmup_steps=1)
+    Trainer(alone, open_loader(shards), config).run()
+    for name, parameter in alone.named_parameters():
+        assert (one[name] == other[name]).all(), name
+        np.testing.assert_allclose(one[name], parameter.detach().numpy(), rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def weights_made_apart(shards, shape):
+    config = TrainConfig(max_steps=1, **shape)
+    world = World.create(config)
+    with torch.device("meta"):
+        model = Transformer(MODEL)
+    parallelize(model, config, world)
+    initialize(model, 0)
+    with torch.no_grad():
+        model.norm.weight.mul_(1.0 + torch.distributed.get_rank() / 10)
+    loader = open_loader(shards, world.data_rank, world.data_ranks)
+    with pytest.raises(ValueError, match=r"copies of 1 weights differ, the first norm\.weight"):
+        Trainer(model, loader, config, None, world).run()
+    return True
+
+
+def test_replicas_that_differ_are_refused(shards):
+    assert run_ranks(weights_made_apart, 2, shards, {"replicas": 2}) == [True, True]

@@ -14,6 +14,7 @@ import torch
 from cwm_core.cli import main
 from cwm_core.data import ShardWriter
 from cwm_core.inference import Engine
+from cwm_core.support.files import locked
 
 RUN = """
 output = "run"
@@ -137,3 +138,95 @@ def test_the_script_of_the_documentation_runs(run_folder):
     assert len(run.stdout.splitlines()) == 20 and "{'data': " in run.stdout
     assert cwm.model.load("trained").config.vocab_size == run_folder.vocab_size
     assert cwm.model.load("checkpoints/step-000000020").config.layers == 4
+
+
+def test_a_second_run_in_the_output_folder_is_locked_out(run_folder, capsys):
+    with locked("run", "training run"):
+        assert main(["train", "run.toml"]) == 1
+    error = capsys.readouterr().err
+    assert "run: another training run is using this folder" in error and "Traceback" not in error
+    assert not Path("run/config.json").exists()
+    assert main(["train", "run.toml", "--set", "training.max_steps=1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.global_every=0", "[model] global_every must be at least 1, got 0"),
+        ("model.rope.factor=0.0", "[model] rope.factor must be a positive number, got 0.0"),
+        ("model.max_length=64", "[model] max_length 64 is less than the 96 tokens of a row"),
+        ("model.tied=3", "[model] tied must be bool, got 3"),
+        ("training.attention=varlen", "[training] attention backend 'varlen' cannot run"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_a_sentence(run_folder, capsys, change, message):
+    assert main(["train", "run.toml", "--set", change]) == 1
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
+
+
+def test_a_bucket_longer_than_the_model_is_refused(run_folder, capsys):
+    buckets = "data.buckets=[{max_length=50, batch_size=2, seq_len=50}, {batch_size=2, seq_len=128}]"
+    assert main(["train", "run.toml", "--set", "model.max_length=100", "--set", buckets]) == 1
+    assert "max_length 100 is less than the 128 tokens of a row" in capsys.readouterr().err
+
+
+def test_embedding_and_output_can_be_tied(run_folder):
+    assert main(["train", "run.toml", "--set", "model.tied=true", "--set", "training.max_steps=1"]) == 0
+    assert cwm.model.load("run").config.tied
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_too_little_memory_is_a_sentence(run_folder, capsys, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cwm.model.Transformer, "loss", fail)
+    assert main(["train", "run.toml"]) == 1
+    text = capsys.readouterr().err
+    assert "out of memory" in text and "batch_size" in text and len(text.splitlines()) == 1
+
+
+def test_float8_without_torchao_is_a_sentence(run_folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    assert main(["train", "run.toml", "--set", "training.dtype=float8"]) == 1
+    assert "pip install 'cwm-core[float8]'" in capsys.readouterr().err
+
+
+def test_another_vocabulary_of_the_same_size_is_refused(run_folder, capsys):
+    """For shards that name theirs, for a run to resume, and for the model of another run."""
+    short = ["--set", "training.max_steps=2"]
+    assert main(["train", "run.toml", *short]) == 0
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["vocabulary_fingerprint"] == run_folder.fingerprint
+    other = cwm.Tokenizer.train(["other words than those " * 50], vocab_size=320)
+    while other.vocab_size < run_folder.vocab_size:
+        names = [*other.special_tokens, f"<|more_{other.vocab_size}|>"]
+        other = cwm.Tokenizer.train(["other words than those " * 50], vocab_size=320, special_tokens=names)
+    assert other.vocab_size == run_folder.vocab_size
+    other.save("other")
+    assert main(["train", "run.toml", *short, "--set", "tokenizer=other"]) == 1
+    assert "made with another vocabulary" in capsys.readouterr().err
+
+    with ShardWriter("unnamed", other.vocab_size) as writer:
+        writer.add(np.arange(60))
+    unnamed = ["--set", "data.sources.counting.folder=unnamed", "--set", "tokenizer=other"]
+    assert main(["train", "run.toml", "--set", "training.max_steps=4", *unnamed]) == 1
+    assert "run holds a run with another vocabulary" in capsys.readouterr().err
+
+    Path("next.toml").write_text(
+        RUN.partition("[model]")[0] + '[model]\nfolder = "run"\n[data]' + RUN.partition("[data]")[2]
+    )
+    assert main(["train", "next.toml", "--set", "output=next", *short, *unnamed]) == 1
+    assert "[model] folder run holds a model of another vocabulary" in capsys.readouterr().err
+    config.pop("vocabulary_fingerprint")  # a folder of other software: its tokenizer.json tells
+    Path("run/config.json").write_text(json.dumps(config))
+    assert main(["train", "next.toml", "--set", "output=next", *short, *unnamed]) == 1
+    assert "[model] folder run holds a model of another vocabulary" in capsys.readouterr().err
+    assert main(["train", "next.toml", "--set", "output=next", *short]) == 0

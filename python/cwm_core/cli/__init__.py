@@ -47,7 +47,15 @@ def _report_errors(args: argparse.Namespace, interruptible: Interruptible | None
     except BrokenPipeError:  # who read our output has seen enough; the flush at exit must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except (OSError, ValueError, SyntaxError, FloatingPointError, ModuleNotFoundError, SandboxError) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        FloatingPointError,
+        MemoryError,
+        ModuleNotFoundError,
+        SandboxError,
+    ) as error:
         is_ours = not isinstance(error, ModuleNotFoundError) or error.name in EXTRAS
         if not is_ours or os.environ.get("CWM_TRACEBACK"):
             raise

@@ -90,7 +90,7 @@ def sentence(error: Exception) -> str:
         return f"{error.filename}, line {error.lineno}: {error.msg}"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from cwm_core import _native
 
-from .shards import HasVocabSize, Path, check_not_negative, vocabulary_of
+from .identity import check_same, describe_sources
+from .shards import HasVocabSize, Path, check_not_negative, fingerprint_of, fingerprint_text, vocabulary_of
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,7 @@ STATE_VERSION = 2
 _LONGEST = 2**32 - 1
 
 SourceSpec = Path | tuple[Path, float] | tuple[Path, float, int | None]
+"""A folder, its share, and its epochs: None stands for the loader's."""
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,12 @@ class PackedLoader:
         """Open the shards and stand before the first batch.
 
         ``sources``: a folder of shards or anything else that ``Shards`` opens, or by name such a path, its share of the
-        tokens (any positive weight) and its passes. ``vocab_size``: the number of ids, or a tokenizer. Shards that name
-        another are refused; Megatron's files name none and are held to it or, without it, to what the others name.
+        tokens (any positive weight) and its passes (None: ``epochs``). ``vocab_size``: the number of ids, or a
+        tokenizer. Shards of another size, or made with another tokenizer as far as they name it, are refused;
+        Megatron's files name none and are held to it or, without it, to what the others name.
         ``batch_size``: rows a step, of all ranks together. ``epochs``: passes over every source that has no
-        number of its own; None goes on forever. ``lookahead``: documents packed together, 1 to 1,048,576; more pack
+        number of its own; None never ends. To pass over some sources forever and others a few times, leave ``epochs``
+        out and give these their own number. ``lookahead``: documents packed together, 1 to 1,048,576; more pack
         better and take longer to resume. ``buckets``: by ascending ``max_length``, the last one's None; they take the
         place of ``batch_size``. ``mask``: by label of spans the part of them, 0 to 1, to leave out of the loss, span by
         span at random, the same for a document in every epoch: ``{"context": 1, "observation": 0.5}``. ``prefetch``:
@@ -162,21 +166,26 @@ class PackedLoader:
         Raises OSError and ValueError as ``Shards`` does, and ValueError for a share that is not positive, no sources,
         sources of different vocabularies, a label that no shard has, or impossible numbers.
         """
-        self._options = {name: value for name, value in locals().items() if name != "self"}
+        options = {name: value for name, value in locals().items() if name != "self"}
         check_not_negative(seq_len=seq_len, batch_size=batch_size, rank=rank, world_size=world_size, seed=seed)
         check_not_negative(lookahead=lookahead, prefetch=prefetch)
         if packing not in ("best_fit", "stream"):
             raise ValueError(f'packing must be "best_fit" or "stream", not {packing!r}')
         self._buckets = list(buckets or [Bucket(None, batch_size)])
         entries = [_source(name, spec, epochs) for name, spec in _named(sources).items()]
+        # Another process may open the folders after a change of the working directory.
+        self._options = options | {"sources": {name: (folder, *rest) for name, folder, *rest in entries}}
         shapes = [_shape(bucket, seq_len) for bucket in self._buckets]
         masks = [(label, float(part)) for label, part in (mask or {}).items()]
         best_fit = lookahead if packing == "best_fit" else None
         size = None if vocab_size is None else vocabulary_of(vocab_size)
-        self._arguments = (entries, size, shapes, best_fit, masks, rank, world_size, seed)
+        self._fingerprint = fingerprint_of(vocab_size)
+        self._arguments = (entries, size, self._fingerprint, shapes, best_fit, masks, rank, world_size, seed)
         self._prefetch = prefetch
         self._sources = [name for name, *_ in entries]
         self._native = self._open(0, 1)
+        # Set by `dataset`.
+        self._workers_began: torch.Tensor | None = None
         # All that the order of the rows and the masks depend on.
         self._identity = {
             "version": STATE_VERSION,
@@ -194,12 +203,12 @@ class PackedLoader:
     def _worker(self, turn: int, workers: int) -> PackedLoader:
         """Return a loader of the same data for every step whose number leaves ``turn`` when divided by ``workers``."""
         worker = object.__new__(PackedLoader)
-        vars(worker).update(vars(self), _native=self._open(turn, workers))
+        vars(worker).update(vars(self), _native=self._open(turn, workers), _workers_began=None)
         return worker
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process needs to go on from here."""
-        return {"options": self._options, "state": self.state_dict()}
+        return {"options": self._options, "state": self._state()}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         """Open the shards and go to where the pickled loader stood."""
@@ -216,6 +225,12 @@ class PackedLoader:
         """Number of ids in the vocabulary; every token is below it. None if no source names it."""
         return self._native.vocab_size
 
+    @property
+    def vocabulary_fingerprint(self) -> str | None:
+        """`Tokenizer.fingerprint` of the documents' tokenizer, as sources or ``vocab_size`` name it, or None."""
+        known = self._native.vocabulary_fingerprint
+        return fingerprint_text(self._fingerprint if known is None else known)
+
     def __iter__(self) -> PackedLoader:
         """Return the loader itself: iterating again goes on where it stands."""
         return self
@@ -229,7 +244,10 @@ class PackedLoader:
         return Batch(*values, self._buckets[bucket].global_window)
 
     def skip(self, steps: int) -> int:
-        """Go over the next steps without reading their tokens; returns how many there were, at most ``steps``."""
+        """Go over the next steps without reading their tokens; returns how many there were, at most ``steps``.
+
+        If it is interrupted or fails, the loader stays where it stood.
+        """
         check_not_negative(steps=steps)
         return self._native.skip(steps)
 
@@ -239,19 +257,34 @@ class PackedLoader:
         It begins where the loader stands. With several workers each makes every n-th batch, and they arrive in the
         loader's order. ``torchdata``'s ``StatefulDataLoader`` saves and loads its state.
         """
-        from .torch import PackedDataset
+        from .torch import PackedDataset, shared_counter
 
-        return PackedDataset(self)
+        if self._workers_began is None:
+            self._workers_began = shared_counter()
+        return PackedDataset(self, self._workers_began)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader stands, after the last batch returned: a few KB at most, fit for JSON.
 
         It is the same on every rank, so saving that of one is enough.
+
+        Raises RuntimeError after a ``DataLoader`` with workers has taken batches: they are made in other processes, and
+        how many of them were used is not known here.
         """
+        if self._workers_began is not None and self._workers_began.item() == self._native.state()[0][0]:
+            raise RuntimeError(
+                "worker processes of a DataLoader took batches from here on, so this loader does not know where the "
+                "run stands. Use torchdata's StatefulDataLoader and its state_dict(), or iterate over the loader itself"
+            )
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
         (steps, documents, positions), tokens, places = self._native.state()
         keys = ("cursors", "taken", "rest")
         return {
             **self._identity,
+            "vocabulary": self.vocabulary_fingerprint,
+            "sources": describe_sources(self._native.description()),
             "steps": steps,
             "documents": documents,
             "positions": positions,
@@ -264,15 +297,16 @@ class PackedLoader:
 
         Raises ValueError, changing nothing, if the state is of other data or another configuration, or impossible.
         """
-        for key, mine in self._identity.items():
-            if key not in state or state[key] != mine:
-                raise ValueError(f"loader state has {key} = {state.get(key)!r}, this loader {mine!r}")
+        mine = {**self._identity, "vocabulary": self.vocabulary_fingerprint}
+        check_same(mine, self._native.description(), state)
         try:
             counts = (state["steps"], state["documents"], state["positions"])
             places = [(place["cursors"], place["taken"], place["rest"]) for place in state["places"]]
             self._native.restore((counts, state["tokens"], places))
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"loader state is malformed: {error!r}") from error
+        if self._workers_began is not None:
+            self._workers_began.fill_(-1)
 
     def stats(self) -> dict[str, Any]:
         """Return totals over all ranks since step 0.
@@ -298,10 +332,11 @@ def _source(name: str, spec: SourceSpec, epochs: int | None) -> tuple[str, str, 
     given = tuple(spec) if isinstance(spec, tuple | list) else (spec,)
     if not 1 <= len(given) <= 3:
         raise ValueError(f"source {name!r} must be a folder, its share and its epochs, not {spec!r}")
-    folder, share, own = given + (1.0, epochs)[len(given) - 1 :]
+    folder, share, own = given + (1.0, None)[len(given) - 1 :]
+    own = epochs if own is None else own
     if own is not None:
         check_not_negative(epochs=own)
-    return name, os.fspath(folder), float(share), own
+    return name, os.path.abspath(folder), float(share), own
 
 
 def _shape(bucket: Bucket, seq_len: int) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ Path = str | os.PathLike[str]
 
 
 class HasVocabSize(Protocol):
-    """What a shard needs to know of a tokenizer."""
+    """What a shard needs to know of a tokenizer. One with a `fingerprint`, hexadecimal digits, is told from others."""
 
     @property
     def vocab_size(self) -> int:
@@ -55,7 +55,8 @@ class ShardWriter:
     ) -> None:
         """Open ``folder`` for writing, created if need be.
 
-        ``vocab_size``: the number of ids, or a tokenizer. ``shard_tokens``: a shard is closed before it would grow
+        ``vocab_size``: the number of ids, or a tokenizer, whose fingerprint the shards then carry. ``shard_tokens``: a
+        shard is closed before it would grow
         past this; only a single longer document does. ``append``: go on behind the shards that the folder holds, as
         after a writer that was killed; ``documents`` says how many they have.
 
@@ -65,7 +66,8 @@ class ShardWriter:
         """
         size = vocabulary_of(vocab_size)
         check_not_negative(shard_tokens=shard_tokens)
-        self._native = _native.ShardWriter(folder, size, shard_tokens, append)
+        path, fingerprint = os.path.abspath(folder), fingerprint_of(vocab_size)
+        self._native = _native.ShardWriter(path, size, fingerprint, shard_tokens, append)
 
     @property
     def documents(self) -> int:
@@ -150,17 +152,20 @@ class Shards:
     def __init__(self, path: Path, *, vocab_size: int | HasVocabSize | None = None) -> None:
         """Open a folder of shards, or a dataset of Megatron's by its prefix, its ``.idx`` or its ``.bin``.
 
-        ``vocab_size``: the number of ids, or a tokenizer. Shards that name another are refused; Megatron's files name
+        ``vocab_size``: the number of ids, or a tokenizer. Shards of another size, or made with another tokenizer as far
+        as they name it, are refused; Megatron's files name
         none, so that without it any id below 2^31 is let pass.
 
         Raises OSError if the files cannot be read and ValueError if there are no shards, one is missing, damaged,
         truncated or of another version, or their vocabularies differ.
         """
         self._options = {
-            "path": os.fspath(path),
+            # Another process may open it after a change of the working directory.
+            "path": os.path.abspath(path),
             "vocab_size": None if vocab_size is None else vocabulary_of(vocab_size),
         }
-        self._native = _native.Shards(self._options["path"], self._options["vocab_size"])
+        fingerprint = fingerprint_of(vocab_size)
+        self._native = _native.Shards(self._options["path"], self._options["vocab_size"], fingerprint)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle as the path, which another process opens for itself."""
@@ -198,6 +203,11 @@ class Shards:
     def vocab_size(self) -> int | None:
         """Number of ids in the vocabulary; every id is below it. None if it is not known."""
         return self._native.vocab_size
+
+    @property
+    def vocabulary_fingerprint(self) -> str | None:
+        """`Tokenizer.fingerprint` of the tokenizer that made the documents. None if no shard names it."""
+        return fingerprint_text(self._native.vocabulary_fingerprint)
 
     @property
     def sources(self) -> list[str]:
@@ -255,6 +265,17 @@ def vocabulary_of(vocab_size: int | HasVocabSize) -> int:
     size = vocab_size if isinstance(vocab_size, int) else operator.index(vocab_size.vocab_size)
     check_not_negative(vocab_size=size)
     return size
+
+
+def fingerprint_of(vocabulary: int | HasVocabSize | None) -> int | None:
+    """Return a tokenizer's fingerprint as a number; None for a size, or a tokenizer without a fingerprint."""
+    text = getattr(vocabulary, "fingerprint", None)
+    return None if text is None else int(text, 16)
+
+
+def fingerprint_text(fingerprint: int | None) -> str | None:
+    """Return a fingerprint as `Tokenizer.fingerprint` writes it."""
+    return None if fingerprint is None else f"{fingerprint:016x}"
 
 
 def check_not_negative(**values: int) -> None:

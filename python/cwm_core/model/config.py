@@ -15,6 +15,9 @@ BOS_TOKEN = 128_000
 STOP_TOKENS = (128001, 128008, 128009)
 
 
+_SIZES = ("vocab_size", "width", "ffn_width", "layers", "heads", "kv_heads", "head_size", "window")
+
+
 @dataclass(frozen=True)
 class RopeConfig:
     """Rotary positions with Llama-3 scaling (arXiv 2407.21783, the released configuration's `rope_parameters`).
@@ -30,13 +33,13 @@ class RopeConfig:
     original_length: int = 8192
 
     def __post_init__(self) -> None:
-        """Check that there is a scaling with these numbers."""
+        """Raise ValueError for numbers that no positions follow from."""
         for name in ("theta", "factor", "low_freq_factor", "high_freq_factor", "original_length"):
             _check_positive(f"rope.{name}", getattr(self, name))
-        if self.high_freq_factor <= self.low_freq_factor:
+        if self.low_freq_factor >= self.high_freq_factor:
             raise ValueError(
-                f"rope.high_freq_factor must be more than rope.low_freq_factor, got {self.high_freq_factor} and "
-                f"{self.low_freq_factor}"
+                f"rope.low_freq_factor ({self.low_freq_factor}) must be below rope.high_freq_factor "
+                f"({self.high_freq_factor})"
             )
 
 
@@ -70,17 +73,21 @@ class ModelConfig:
     bos_token: int | None = None
     tied: bool = False
     """Whether the output layer is the embedding."""
+    vocabulary: str | None = field(default=None, compare=False)
+    """`Tokenizer.fingerprint` of the vocabulary that the model is trained on; None if it is not known."""
 
     def __post_init__(self) -> None:
         """Fill in what was left out, and check the values."""
+        for name in (*_SIZES, "global_every", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        _check_positive("norm_eps", self.norm_eps)
         if self.stop_tokens is None:
             is_llama3 = self.vocab_size == LLAMA3_VOCABULARY
             object.__setattr__(self, "stop_tokens", STOP_TOKENS if is_llama3 else ())
             if self.bos_token is None and is_llama3:
                 object.__setattr__(self, "bos_token", BOS_TOKEN)
         if not self.layer_windows:
-            if self.global_every < 1:
-                raise ValueError(f"global_every must be at least 1, got {self.global_every}")
             windows = tuple(None if i % self.global_every == 0 else self.window for i in range(self.layers))
             object.__setattr__(self, "layer_windows", windows)
         self._check_sizes()
@@ -89,20 +96,6 @@ class ModelConfig:
     def _check_sizes(self) -> None:
         if len(self.layer_windows) != self.layers:
             raise ValueError(f"layer_windows has {len(self.layer_windows)} entries for {self.layers} layers")
-        for name in (
-            "vocab_size",
-            "width",
-            "ffn_width",
-            "layers",
-            "heads",
-            "kv_heads",
-            "head_size",
-            "window",
-            "max_length",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        _check_positive("norm_eps", self.norm_eps)
         for window in self.layer_windows:
             if window is not None and window < 1:
                 raise ValueError(f"a window of layer_windows must be at least 1 or None, got {window}")
@@ -171,6 +164,7 @@ class ModelConfig:
             stop_tokens=stop_tokens,
             bos_token=bos_token,
             tied=config.get("tie_word_embeddings", False),
+            vocabulary=config.get("vocabulary_fingerprint"),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -204,12 +198,14 @@ class ModelConfig:
             # Left out where there is none: transformers refuses a null, or takes it for the ids of Llama-3.
             **({} if self.bos_token is None else {"bos_token_id": self.bos_token}),
             **({"eos_token_id": list(self.stop_tokens)} if self.stop_tokens else {}),
+            # A key of ours, which other readers ignore.
+            **({"vocabulary_fingerprint": self.vocabulary} if self.vocabulary else {}),
         }
 
 
 def _check_positive(name: str, value: float) -> None:
     if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a number above 0, got {value}")
+        raise ValueError(f"{name} must be a positive number, got {value}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

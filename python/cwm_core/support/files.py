@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import stat
@@ -10,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO
+
+_WITHOUT_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK}
 
 
 def sync(path: str | os.PathLike[str]) -> None:
@@ -73,6 +77,39 @@ def write_file(path: str | os.PathLike[str], content: bytes | str) -> None:
     """
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def locked(folder: str | os.PathLike[str], purpose: str) -> Iterator[None]:
+    """Hold a folder, which is created if need be, so that no second process works in it at the same time.
+
+    The lock ends with the block, or with the process however that ends. On a file system without locks nothing is held.
+
+    Args:
+        folder: The folder to hold.
+        purpose: Who holds it, for the message: "training run".
+
+    Raises:
+        BlockingIOError: The folder is held already.
+        OSError: The folder cannot be created or opened.
+    """
+    os.makedirs(folder, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            text = f"another {purpose} is using this folder; wait until it ends, or choose another folder"
+            raise BlockingIOError(error.errno, text, os.fspath(folder)) from None
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
+        yield
+    finally:
+        # Children that inherited the descriptor would keep the lock otherwise.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
 
 
 def _names_descriptor(path: str | os.PathLike[str]) -> bool:

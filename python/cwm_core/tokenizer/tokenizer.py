@@ -63,6 +63,7 @@ class Tokenizer:
     def __init__(self, native: _native.Tokenizer) -> None:
         """Wrap the compiled tokenizer; use `Tokenizer.load` or `Tokenizer.train`."""
         self._native = native
+        self._fingerprint: str | None = None
 
     @classmethod
     def load(
@@ -195,6 +196,16 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest token id, special tokens included."""
         return self._native.vocab_size
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell this tokenizer from others: shards, checkpoints, and models carry them.
+
+        They depend on tokens, merges, split pattern, and special tokens, not on the file that these come from.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = f"{self._native.fingerprint():016x}"
+        return self._fingerprint
 
     @property
     def special_tokens(self) -> dict[str, int]:

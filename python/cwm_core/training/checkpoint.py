@@ -18,9 +18,10 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -33,7 +34,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.optim import Optimizer
 
-from ..support.files import sync
+from ..support.files import locked, sync
 from . import manifest, reader, rng
 from .tensors import check_same, make_states, tensors_by_name
 
@@ -64,7 +65,7 @@ class Checkpoints:
         `asynchronous`: `save` returns as soon as it has a copy of the state in host memory, which it holds on to for
         the next save; otherwise when all is on disk.
         """
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # a change of the working directory does not move it
         self.keep = keep
         self.asynchronous = asynchronous
         self._ranks: _Ranks | None = None
@@ -75,15 +76,17 @@ class Checkpoints:
     def save(self, step: int, model: nn.Module, optimizers: Iterable[Optimizer], state: dict[str, Any]) -> None:
         """Save everything as it is now, after waiting for a save that is still under way.
 
+        If that one failed, this save is written first, before the call returns, and then its failure is raised.
+
         `state` is what `resume` will return, stored as JSON: rank 0's, for all ranks. Of an optimizer its state is
         saved, not the settings of its parameter groups. Raises what `wait` raises, and TypeError for a `state` that
         JSON cannot give back, or a value in the model's or an optimizer's state that is not a tensor.
         """
-        self.wait()
-        self._ranks = self._ranks or _Ranks()
         files = {_STATE: _to_json(state | {"step": step})}
         if hasattr(model, "config"):
             files["config.json"] = json.dumps(model.config.to_hf(), indent=2).encode()
+        failure = self._settle()
+        self._ranks = self._ranks or _Ranks()
         tensors, device = tensors_by_name(model, optimizers), _device(model)
         random = rng.state(device)
         if self.asynchronous:
@@ -91,13 +94,31 @@ class Checkpoints:
             self._pending = self._thread.submit(self._write, step, self._stager.stage(tensors), files, random)
         else:
             self._write(step, tensors, files, random)
+        if failure is not None:
+            if also := self._settle():
+                failure.add_note(str(also))
+            raise failure
 
     def wait(self) -> None:
         """Return when the last save is on disk; raises OSError, naming the folder, if it failed."""
-        if self._pending is not None:
-            wait_for([self._pending])
-            done, self._pending = self._pending, None
-            done.result()
+        if failure := self._settle():
+            raise failure
+
+    def _settle(self) -> BaseException | None:
+        """Wait for the save that is under way, and return why it failed, if it did."""
+        if self._pending is None:
+            return None
+        wait_for([self._pending])
+        done, self._pending = self._pending, None
+        return done.exception()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder, so that no other run writes into it; raises BlockingIOError on all ranks if one does."""
+        self._ranks = ranks = self._ranks or _Ranks()
+        with ExitStack() as stack:
+            ranks.lead(lambda: stack.enter_context(locked(self.folder, "training run")))
+            yield
 
     def resume(
         self,

@@ -16,12 +16,16 @@ def convert_to_float8(model: Transformer, tensor: int, device: torch.device) -> 
 
     Weights stay as they are, and embedding, output layer and attention too. `tensor` is the number of ranks that each
     product will be shared by. On a CPU the products are emulated: rounded to float8, computed in the weights' type.
-    Raises ImportError without torchao, and ValueError for sizes that are no multiples of 16 on each rank.
+    Raises ModuleNotFoundError without torchao, and ValueError for sizes that are no multiples of 16 on each rank.
     """
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
-        raise ImportError("dtype 'float8' needs the package torchao") from error
+        raise ModuleNotFoundError(
+            f"dtype 'float8' needs torchao, which cannot be imported ({error}): pip install 'cwm-core[float8]', or "
+            "take dtype 'bfloat16'",
+            name="torchao",
+        ) from error
     c = model.config
     rows = {"heads x head_size": c.heads * c.head_size, "kv_heads x head_size": c.kv_heads * c.head_size}
     for name, size in {"width": c.width * tensor, "ffn_width": c.ffn_width, **rows}.items():

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -19,27 +20,34 @@ from torch.distributed.tensor.parallel import (
 )
 
 from ..model import Transformer
-from ..model.attention import Sdpa, choose_backend
+from ..model.attention import Mask, Sdpa, choose_backend
 from .activation_checkpointing import checkpoint_activations
 from .config import TrainConfig
 from .context import share_tokens
 from .float8 import convert_to_float8
 from .world import World
 
+# Bytes of weights that are compared at a time.
+_SUMMED = 1 << 22
+
 
 def parallelize(model: Transformer, config: TrainConfig, world: World) -> None:
     """Cut `model` over the ranks of `world` and prepare its layers as `config` says, in place.
 
-    The model may be on the meta device (then `initialize` or `load_into` follows) or have weights, the same on each
-    rank. Its names, and what `forward` and `loss` return, stay the same; gradients are summed over the ranks, not
-    averaged. With one rank nothing is cut. Raises ValueError, naming the sizes, where ranks do not divide them.
+    The model may be on the meta device (then `initialize` or `load_into` follows) or have weights: all ranks then get
+    those of rank 0. Its names, and what `forward` and `loss` return, stay the same; gradients are summed over the
+    ranks, not averaged. With one rank nothing is cut. Raises ValueError, naming the sizes, where ranks do not divide
+    them, and for an attention backend that cannot run on the device.
     """
     if config.attention != "default":
         model.attention_backend = config.attention
+    backend = _backend(model, world)
     checkpointing = config.checkpointing != "none"
-    if config.compile and checkpointing and choose_backend(model.attention_backend, world.device) is Sdpa:
+    if config.compile and checkpointing and backend is Sdpa:
         # PyTorch would leave the layers as they are, without a word: what is checkpointed compiles whole or not at all.
         raise ValueError("compile with checkpointing needs an attention_backend that compiles, which 'sdpa' does not")
+    if world.size > 1:
+        share_weights(model, world)
     if config.dtype == "float8":
         convert_to_float8(model, world.tensor, world.device)
     if world.tensor > 1:
@@ -53,6 +61,62 @@ def parallelize(model: Transformer, config: TrainConfig, world: World) -> None:
             layer.compile()
     if world.size > 1:
         shard_weights(model, world.mesh, config.dtype)
+
+
+def _backend(model: Transformer, world: World) -> type[Mask]:
+    try:
+        return choose_backend(model.attention_backend, world.device)
+    except RuntimeError as error:
+        raise ValueError(f"{error}; choose another attention") from None
+
+
+def share_weights(model: Transformer, world: World) -> None:
+    """Give all ranks the weights of rank 0, except those on the meta device, which have none yet.
+
+    Each rank has made its own, from the state of its own random number generator.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not tensor.is_meta:
+            shared = tensor.detach().to(world.device, copy=True)
+            dist.broadcast(shared, 0)
+            tensor.data.copy_(shared)
+
+
+def check_replicas(model: Transformer) -> None:
+    """Raise ValueError, on all ranks, if what several ranks have copies of differs between them.
+
+    Copies that start out different are never made equal: the ranks would train several models.
+    """
+    sums: dict[tuple[DeviceMesh, int], dict[str, Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor):
+            for dimension, placement in enumerate(parameter.placements):
+                if placement.is_replicate() and parameter.device_mesh.size(dimension) > 1:
+                    own = _bit_sum(parameter.to_local())
+                    sums.setdefault((parameter.device_mesh, dimension), {})[name] = own
+    different = set()
+    for (mesh, dimension), values in sums.items():
+        least, most = (torch.stack(list(values.values())) for _ in range(2))
+        dist.all_reduce(least, dist.ReduceOp.MIN, group=mesh.get_group(dimension))
+        dist.all_reduce(most, dist.ReduceOp.MAX, group=mesh.get_group(dimension))
+        different.update(name for name, same in zip(values, (least == most).tolist(), strict=True) if not same)
+    found: list[Any] = [None] * (dist.get_world_size() if sums else 1)
+    if sums:
+        dist.all_gather_object(found, sorted(different))
+    if names := sorted({name for part in found for name in part or ()}):
+        raise ValueError(
+            f"the ranks' copies of {len(names)} weights differ, the first {names[0]}: give every rank the same "
+            "weights, by the same seed, or before parallelize(), which gives all ranks those of rank 0"
+        )
+
+
+def _bit_sum(values: Tensor) -> Tensor:
+    """A number that differs, all but surely, between different values; on their device."""
+    total = torch.zeros((), dtype=torch.int64, device=values.device)
+    for part in values.detach().contiguous().flatten().view(torch.uint8).split(_SUMMED):
+        weights = torch.arange(1, part.numel() + 1, device=part.device)
+        total = total * 31 + (part * weights).sum()  # it may overflow, on all ranks alike
+    return total
 
 
 def share_matrices(model: Transformer, mesh: DeviceMesh) -> None:

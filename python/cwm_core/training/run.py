@@ -37,6 +37,7 @@ import torch
 from .. import model as models
 from ..data import Bucket, PackedLoader
 from ..model import ModelConfig, RopeConfig, Transformer
+from ..support.files import locked, write_file
 from ..tokenizer import Tokenizer
 from .checkpoint import latest
 from .config import TrainConfig, checked, parse_overrides
@@ -115,18 +116,35 @@ def run(config: RunConfig, on_step: OnStep | None = None) -> str:
     metrics.jsonl there, the fields of `Progress`; after a resume the steps since the checkpoint come again. `on_step`
     is called in the main process only.
 
-    Raises OSError and ValueError for a configuration that cannot be run, FloatingPointError as `Trainer.run`.
+    Raises OSError and ValueError for a configuration that cannot be run, BlockingIOError when another run uses the
+    output folder, MemoryError when the device has too little memory, FloatingPointError as `Trainer.run`.
     """
+    try:
+        return _run(config, on_step)
+    except RuntimeError as error:
+        # On a CPU it has no type of its own.
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        reason = str(error).split(". ")[0]
+        raise MemoryError(
+            f"[training] the device {config.training.device!r} is out of memory: {reason}. Take fewer rows a step "
+            "([data] batch_size, with grad_accumulation to make up for it), shorter rows (seq_len), or "
+            'checkpointing = "full"; `cwm plan` shows what a run needs'
+        ) from error
+
+
+def _run(config: RunConfig, on_step: OnStep | None) -> str:
     tokenizer = Tokenizer.load(config.tokenizer)
     with _table("training"):
         _check_device(config.training.device)
         world = World.create(config.training)
-    with world:
+    with world, _exclusive(config.output, world):
         loader = PackedLoader(
             **vars(config.data), vocab_size=tokenizer, rank=world.data_rank, world_size=world.data_ranks
         )
         with _table("model"):
             shape = model_config(config.model, tokenizer)
+            _check_rows(config.data, shape)
         _prepare_output(config, shape, world)
         model = _model(config, shape, world)
         with _reports(config, on_step if world.is_main else None, world.is_main) as report:
@@ -216,7 +234,8 @@ def model_config(table: dict[str, Any], tokenizer: Tokenizer | None) -> ModelCon
         allowed, defaults = {"folder": str, "max_length": int, "norm_eps": float, "rope": dict}, {}
     else:
         start = models.preset(checked({"preset": table["preset"]}, {"preset": str})["preset"])
-        sizes = {f.name: type(f.default) for f in dataclasses.fields(ModelConfig) if type(f.default) in (int, float)}
+        kinds = (int, float, bool)
+        sizes = {f.name: type(f.default) for f in dataclasses.fields(ModelConfig) if type(f.default) in kinds}
         allowed, defaults = {"preset": str, **sizes, "rope": dict}, _of_vocabulary(tokenizer)
     changes = checked(table, allowed)
     if "rope" in changes:
@@ -229,7 +248,31 @@ def model_config(table: dict[str, Any], tokenizer: Tokenizer | None) -> ModelCon
         config = dataclasses.replace(start, **{key: value for key, value in changes.items() if key != "folder"})
     else:
         config = models.preset(changes.pop("preset"), **defaults | changes)
+    if tokenizer:
+        config = _with_vocabulary(config, tokenizer, table.get("folder"))
     return config
+
+
+def _with_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: str | None) -> ModelConfig:
+    """The configuration with the tokenizer's fingerprint; ValueError if the folder's model has another vocabulary."""
+    known = config.vocabulary
+    if folder and known is None and (Path(folder) / "tokenizer.json").exists():
+        known = Tokenizer.load(folder).fingerprint
+    if known not in (None, tokenizer.fingerprint):
+        raise ValueError(
+            f"folder {folder} holds a model of another vocabulary (fingerprint {known}) than tokenizer "
+            f"({tokenizer.fingerprint}): use the tokenizer that the model was trained with"
+        )
+    return dataclasses.replace(config, vocabulary=tokenizer.fingerprint)
+
+
+def _check_rows(data: DataConfig, shape: ModelConfig) -> None:
+    rows = [data.seq_len, *(bucket.seq_len for bucket in data.buckets or () if bucket.seq_len)]
+    if max(rows) > shape.max_length:
+        raise ValueError(
+            f"max_length {shape.max_length} is less than the {max(rows)} tokens of a row ([data] seq_len): "
+            "make the rows shorter, or set max_length to at least that"
+        )
 
 
 def _of_vocabulary(tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -255,6 +298,21 @@ def _model(config: RunConfig, shape: ModelConfig, world: World) -> Transformer:
     return model
 
 
+@contextmanager
+def _exclusive(output: Path, world: World) -> Iterator[None]:
+    """Hold the output folder for this run; raise BlockingIOError on all ranks if another run holds it."""
+    with ExitStack() as stack:
+        failure: OSError | None = None
+        if world.is_main:
+            try:
+                stack.enter_context(locked(output, "training run"))
+            except OSError as error:
+                failure = error
+        if world.any(failure is not None):
+            raise failure or BlockingIOError(f"{output} cannot be used by this run: see what the main rank says")
+        yield
+
+
 def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
@@ -268,10 +326,16 @@ def _prepare_output(run: RunConfig, model: ModelConfig, world: World) -> None:
     if latest(run.training.checkpoint_folder) is None:
         if world.is_main:
             run.output.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(model.to_hf(), indent=2) + "\n")
+            write_file(file, json.dumps(model.to_hf(), indent=2) + "\n")
         return
     before = json.loads(file.read_text())
-    for key, value in model.to_hf().items():
+    known = before.pop("vocabulary_fingerprint", None)
+    if None not in (known, model.vocabulary) and known != model.vocabulary:
+        raise ValueError(
+            f"{run.output} holds a run with another vocabulary (fingerprint {known}) than tokenizer "
+            f"({model.vocabulary}): use the tokenizer of that run, or another output folder"
+        )
+    for key, value in dataclasses.replace(model, vocabulary=None).to_hf().items():
         # Training depends on the shape alone, not on which tokens begin and end a generation.
         if key not in ("bos_token_id", "eos_token_id") and before.get(key) != value:
             raise ValueError(f"{run.output} holds a run of a model with {key} = {before.get(key)}, not {value}")

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -19,12 +19,13 @@ from torch.distributed.tensor import DTensor
 
 from ..model import Transformer
 from . import failure
+from .batches import to_device
 from .checkpoint import Checkpoints
 from .config import TrainConfig
 from .gpus import peak_flops
 from .metrics import Progress, Sums, batch_flops, peak_memory, position_sources
 from .optimizer import learning_rate_factor, make_optimizers, set_learning_rate
-from .parallel import clip_grad_norm
+from .parallel import check_replicas, clip_grad_norm
 from .world import World
 
 # Settings that a resumed run may change: when it ends, where and how it computes the same, and what it keeps.
@@ -54,10 +55,10 @@ class Trainer:
 
     A batch has `.tokens`, `.targets`, `.loss_mask`, `.position_ids` (each [rows, seq_len]) and `.cu_seqlens` (offsets
     of documents in the flattened batch); one whose arrays are not tensors has `.to_torch(device)`, which gives the
-    batch with tensors. `on_step` is called after every step. When `config.checkpoint_folder` holds a checkpoint, the
-    run goes on from it, and ends as the uninterrupted one would have, bit for bit on one machine; for this the loader
-    needs `state_dict()` and `load_state_dict()`. SIGTERM and Ctrl-C end the run after the current step, with a
-    checkpoint.
+    batch with tensors. Tensors on another device are moved. `on_step` is called after every step. When
+    `config.checkpoint_folder` holds a checkpoint, the run goes on from it, and ends as the uninterrupted one would
+    have, bit for bit on one machine; for this the loader needs `state_dict()` and `load_state_dict()`. SIGTERM and
+    Ctrl-C end the run after the current step, with a checkpoint.
     """
 
     def __init__(
@@ -100,8 +101,14 @@ class Trainer:
         """Train to the end; returns why it ended: "finished", "data" (the loader is exhausted) or "signal".
 
         Raises FloatingPointError, naming the step, when loss or gradient is not finite: the model then still has the
-        weights from before that step, and no checkpoint is written.
+        weights from before that step, and no checkpoint is written. Raises BlockingIOError when another run uses
+        `config.checkpoint_folder`, ValueError when replicas of the weights differ between ranks, and OSError when a
+        checkpoint could not be written: after the state at that time was saved, if that is possible.
         """
+        with self._checkpoints.locked() if self._checkpoints else nullcontext():
+            return self._run()
+
+    def _run(self) -> str:
         self._start()
         try:
             with _deterministic(self.config.deterministic or self.device.type == "cpu"), self._stop_on_signals():
@@ -115,8 +122,8 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """Save the state of the run as it is now to `config.checkpoint_folder`, while the run goes on."""
+        self._saved_step = self.step  # also where it fails: then it was tried
         self._save(self._checkpoints)
-        self._saved_step = self.step
 
     def _save(self, checkpoints: Checkpoints) -> None:
         state = {
@@ -156,6 +163,7 @@ class Trainer:
             return  # run() called again
         if not (self._checkpoints and self.load_checkpoint()):
             torch.manual_seed(self.config.seed)
+        check_replicas(self.model)
 
     def _loop(self) -> str:
         self.model.train()
@@ -188,7 +196,7 @@ class Trainer:
         taken = []
         for arrays in batches:
             flops = batch_flops(self.model.config, arrays)  # while they are still on the CPU
-            batch = arrays if isinstance(arrays.tokens, Tensor) else arrays.to_torch(self.device)
+            batch = to_device(arrays, self.device)
             sources = position_sources(batch) if self._sources else None
             own = None if sources is None else self.world.slice_tokens(sources)
             offsets = torch.as_tensor(arrays.cu_seqlens)

@@ -15,7 +15,8 @@
 //!
 //! Tokens, masked runs and spans are zero-filled to 4,096 bytes each. Header: magic (8 bytes), version u32, zero u32,
 //! then u64 each: vocabulary size, `d`, `t`, `m`, `s`, bytes of names, bytes of labels; then u32: CRC-32 of all that
-//! follows the spans. So every byte of the file is under a checksum, the header's checksum depends on every byte, and a
+//! follows the spans, u32 zero, and u64: fingerprint of the vocabulary, 0 if it is not known (as in files written before
+//! there were fingerprints). So every byte of the file is under a checksum, the header's checksum depends on every byte, and a
 //! reader checks the pages it touches and no others.
 
 use std::ops::Range;
@@ -34,6 +35,7 @@ pub const SPAN: usize = 12;
 const CHECKED: usize = PAGE - 4;
 const COUNTS: Range<usize> = 16..72;
 const INDEX_CRC: usize = COUNTS.end;
+const FINGERPRINT: usize = INDEX_CRC + 8;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
@@ -45,6 +47,8 @@ pub struct Header {
     pub name_bytes: u64,
     pub label_bytes: u64,
     pub index_crc: u32,
+    /// Of the vocabulary; 0 if it is not known.
+    pub fingerprint: u64,
 }
 
 /// Byte ranges of the sections in the file.
@@ -85,6 +89,7 @@ impl Header {
             field.copy_from_slice(&count.to_le_bytes());
         }
         page[INDEX_CRC..INDEX_CRC + 4].copy_from_slice(&self.index_crc.to_le_bytes());
+        page[FINGERPRINT..FINGERPRINT + 8].copy_from_slice(&self.fingerprint.to_le_bytes());
         let crc = crc32fast::hash(&page[..CHECKED]);
         page[CHECKED..].copy_from_slice(&crc.to_le_bytes());
         page
@@ -120,6 +125,7 @@ impl Header {
             name_bytes: count(5),
             label_bytes: count(6),
             index_crc: u32_at(page, INDEX_CRC),
+            fingerprint: u64_at(page, FINGERPRINT),
         })
     }
 

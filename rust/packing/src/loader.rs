@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use cwm_interrupt::{Pace, check};
+
 use crate::batch::{Batch, Filler, MaskPolicy};
 use crate::error::{Error, Result};
-use crate::mix::Mixture;
+use crate::mix::{Mixture, Source};
 use crate::permute::mix64;
 use crate::plan::{MAX_COUNT, Packing, Place, Planner};
 use crate::rows::{Bucket, Rows};
+use crate::shards::Shards;
 
 const MAX_LOOKAHEAD: u64 = 1 << 20;
 
@@ -99,8 +102,11 @@ pub struct State {
 pub struct Loader {
     mixture: Arc<Mixture>,
     config: Config,
-    /// One for every bucket that has documents: over endless epochs, one without any would look for them forever.
-    planners: Vec<(usize, Planner)>,
+    /// The buckets that have documents, and the sources of these. Over endless epochs, a planner of any other bucket
+    /// would look for documents forever.
+    used: Vec<(usize, Vec<usize>)>,
+    /// One for each of `used`.
+    planners: Vec<Planner>,
     totals: Totals,
     filler: Filler,
     rows: Rows,
@@ -112,8 +118,8 @@ impl Loader {
     pub fn new(mixture: Arc<Mixture>, config: Config) -> Result<Loader> {
         config.check()?;
         let filler = Filler::new(MaskPolicy::new(&mixture, &config.masks, config.seed)?);
-        let used = (0..config.buckets.len()).filter(|&bucket| is_used(&mixture, &config.buckets[bucket]));
-        let planners = used.map(|bucket| Ok((bucket, planner(&mixture, &config, bucket)?)));
+        let used = used_buckets(&mixture, &config.buckets)?;
+        let planners = used.iter().map(|used| planner(&mixture, &config, used));
         let planners = planners.collect::<Result<_>>()?;
         let totals = Totals {
             tokens: vec![0; mixture.sources.len()],
@@ -122,6 +128,7 @@ impl Loader {
         Ok(Loader {
             mixture,
             config,
+            used,
             planners,
             totals,
             filler,
@@ -179,6 +186,7 @@ impl Loader {
     /// Plans all rows of the next step and says of which bucket they are. Every rank plans the rows of all, so that the
     /// order does not depend on how many there are.
     fn plan(&mut self) -> Result<Option<usize>> {
+        check()?;
         // A stream reads the lengths of documents as it goes, in any shard; a window has read them when it was planned.
         if self.config.packing == Packing::Stream {
             self.mixture.check_present()?;
@@ -186,10 +194,10 @@ impl Loader {
         let Some(next) = self.next_planner()? else {
             return Ok(None);
         };
-        let (bucket, planner) = &mut self.planners[next];
+        let (bucket, planner) = (self.used[next].0, &mut self.planners[next]);
         let Bucket {
             batch_size, seq_len, ..
-        } = self.config.buckets[*bucket];
+        } = self.config.buckets[bucket];
         self.rows.clear();
         for _ in 0..batch_size {
             planner.next_row(&self.mixture, &mut self.rows)?;
@@ -200,13 +208,13 @@ impl Loader {
             self.totals.tokens[piece.source as usize] += u64::from(piece.len);
             self.totals.documents += u64::from(piece.is_last);
         }
-        Ok(Some(self.planners[next].0))
+        Ok(Some(bucket))
     }
 
     /// The planner that is furthest behind in the common order of documents, so that all go through it side by side.
     fn next_planner(&mut self) -> Result<Option<usize>> {
         let mut next: Option<(usize, f64)> = None;
-        for (at, (_, planner)) in self.planners.iter_mut().enumerate() {
+        for (at, planner) in self.planners.iter_mut().enumerate() {
             if planner.is_ready(&self.mixture)? {
                 let progress = planner.progress();
                 if next.is_none_or(|(_, least)| progress < least) {
@@ -220,7 +228,7 @@ impl Loader {
     pub fn state(&self) -> State {
         self.interrupted.clone().unwrap_or_else(|| State {
             totals: self.totals.clone(),
-            places: self.planners.iter().map(|(_, planner)| planner.place()).collect(),
+            places: self.planners.iter().map(Planner::place).collect(),
         })
     }
 
@@ -230,10 +238,10 @@ impl Loader {
         self.check_state(state)?;
         self.mixture.check_present()?;
         let mut planners = Vec::new();
-        for ((bucket, _), place) in self.planners.iter().zip(&state.places) {
-            let mut planner = planner(&self.mixture, &self.config, *bucket)?;
+        for (used, place) in self.used.iter().zip(&state.places) {
+            let mut planner = planner(&self.mixture, &self.config, used)?;
             planner.go_to(&self.mixture, place)?;
-            planners.push((*bucket, planner));
+            planners.push(planner);
         }
         (self.planners, self.totals, self.interrupted) = (planners, state.totals.clone(), None);
         Ok(())
@@ -261,15 +269,42 @@ impl Loader {
     }
 }
 
-fn is_used(mixture: &Mixture, bucket: &Bucket) -> bool {
-    let all = bucket.lengths == (1..=u32::MAX);
-    let mut sources = mixture.sources.iter();
-    all || sources.any(|source| source.shards.lengths().any(|length| bucket.lengths.contains(&length)))
+/// The buckets that have documents, each with the sources that these are from.
+fn used_buckets(mixture: &Mixture, buckets: &[Bucket]) -> Result<Vec<(usize, Vec<usize>)>> {
+    let mut used = Vec::new();
+    for (number, bucket) in buckets.iter().enumerate() {
+        let mut sources = Vec::new();
+        for (source, Source { shards, .. }) in mixture.sources.iter().enumerate() {
+            if has_documents(shards, bucket)? {
+                sources.push(source);
+            }
+        }
+        if !sources.is_empty() {
+            used.push((number, sources));
+        }
+    }
+    Ok(used)
 }
 
-fn planner(mixture: &Mixture, config: &Config, bucket: usize) -> Result<Planner> {
-    let seed = mix64(mix64(config.seed) ^ bucket as u64);
-    Planner::new(mixture, config.buckets[bucket].clone(), config.packing, seed)
+fn has_documents(shards: &Shards, bucket: &Bucket) -> Result<bool> {
+    if bucket.lengths == (1..=u32::MAX) {
+        return Ok(true); // whatever their lengths, which need not be read then
+    }
+    shards.check_present()?;
+    let mut pace = Pace::default();
+    for length in shards.lengths() {
+        if bucket.lengths.contains(&length) {
+            return Ok(true);
+        }
+        pace.did(1)?;
+    }
+    Ok(false)
+}
+
+fn planner(mixture: &Mixture, config: &Config, (bucket, sources): &(usize, Vec<usize>)) -> Result<Planner> {
+    let seed = mix64(mix64(config.seed) ^ *bucket as u64);
+    let bucket = config.buckets[*bucket].clone();
+    Planner::new(mixture, bucket, sources.clone(), config.packing, seed)
 }
 
 fn slice_of(rows: &Rows, slice: std::ops::Range<usize>) -> Rows {

@@ -18,6 +18,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use cwm_interrupt::{Pace, check};
 use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::error::{Error, Result};
@@ -30,6 +31,8 @@ pub const VERSION: u64 = 1;
 const HEADER: usize = 34;
 /// Pages of the `.bin` that go into the checksum.
 const SAMPLES: usize = 64;
+/// Bytes of the index that are hashed between two checks for an interrupt.
+const HASHED: usize = 1 << 26;
 
 /// The files of a dataset, if `path` is its prefix or one of them.
 pub(crate) fn files(path: &Path) -> Option<(PathBuf, PathBuf)> {
@@ -235,27 +238,28 @@ impl Megatron {
             checksum: 0,
             names: [String::new()],
         };
-        all.check_index().map_err(|what| all.index.damaged(what))?;
-        all.checksum = all.hash();
+        all.check_index()?;
+        all.checksum = all.hash()?;
         Ok(all)
     }
 
     /// Goes over the whole index; counts documents and tokens.
-    fn check_index(&mut self) -> std::result::Result<(), String> {
+    fn check_index(&mut self) -> Result<()> {
         let sequences = self.layout.lengths.len() / 4;
         let last = self.layout.bounds.len() / 8;
         if self.bound(0) != Some(0) || self.bound(last as u64 - 1) != Some(sequences) {
-            return Err("the documents do not cover the sequences".into());
+            return Err(self.index.damaged("the documents do not cover the sequences"));
         }
-        let mut start = 0;
+        let (mut start, mut pace) = (0, Pace::default());
         for document in 0..last as u64 - 1 {
             let end = self.bound(document + 1).filter(|&end| end >= start && end <= sequences);
-            let end =
-                end.ok_or_else(|| format!("document {document} ends before it begins, or past the last sequence"))?;
-            match self
-                .document_tokens(start..end)
-                .map_err(|what| format!("document {document}: {what}"))?
-            {
+            let end = end.ok_or_else(|| {
+                let what = format!("document {document} ends before it begins, or past the last sequence");
+                self.index.damaged(what)
+            })?;
+            pace.did(1 + (end - start) as u64)?;
+            let tokens = self.document_tokens(start..end);
+            match tokens.map_err(|what| self.index.damaged(format!("document {document}: {what}")))? {
                 0 => self.empty.push(self.documents),
                 tokens => {
                     self.documents += 1;
@@ -265,7 +269,7 @@ impl Megatron {
             start = end;
         }
         if self.documents == 0 {
-            return Err("no document has tokens".into());
+            return Err(self.index.damaged("no document has tokens"));
         }
         Ok(())
     }
@@ -351,10 +355,13 @@ impl Megatron {
         self.checksum
     }
 
-    fn hash(&self) -> u32 {
+    fn hash(&self) -> Result<u32> {
         let data = &self.data.map;
         let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&self.index.map);
+        for part in self.index.map.chunks(HASHED) {
+            check()?;
+            hasher.update(part);
+        }
         hasher.update(&(data.len() as u64).to_le_bytes());
         let pages = data.len().div_ceil(PAGE);
         let samples = pages.min(SAMPLES);
@@ -363,7 +370,7 @@ impl Megatron {
             let page = sample * (pages - 1) / (samples - 1).max(1);
             hasher.update(&data[page * PAGE..data.len().min((page + 1) * PAGE)]);
         }
-        hasher.finalize()
+        Ok(hasher.finalize())
     }
 
     /// Tokens of a document.
@@ -428,11 +435,13 @@ impl Megatron {
     /// Checks every id. Opening has checked the rest.
     pub fn verify(&self) -> Result<()> {
         let (mut tokens, mut targets) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+        let mut pace = Pace::default();
         for document in 0..self.documents {
             let len = self.document_len(document) as usize;
             for start in (0..len).step_by(tokens.len()) {
                 let count = tokens.len().min(len - start);
                 self.read(document, start, &mut tokens[..count], &mut targets[..count - 1])?;
+                pace.did(count as u64)?;
             }
         }
         Ok(())

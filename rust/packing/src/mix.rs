@@ -151,6 +151,17 @@ impl Mixture {
                 shards.set_vocab_size(expected)?;
             }
         }
+        let mut named = sources
+            .iter()
+            .filter_map(|source| Some((&source.name, source.shards.fingerprint()?)));
+        if let Some((first, expected)) = named.next()
+            && let Some((name, own)) = named.find(|&(_, own)| own != expected)
+        {
+            return Err(Error::Invalid(format!(
+                "source {name:?} was made with another vocabulary (fingerprint {own:016x}) than source {first:?} \
+                 ({expected:016x}); tokenize one of them again"
+            )));
+        }
         Ok(Mixture { sources, seed })
     }
 
@@ -185,6 +196,13 @@ impl Mixture {
             .min_by(|&a, &b| behind(a).total_cmp(&behind(b)))
     }
 
+    /// Whether `cursors` have passed all epochs of each of these sources.
+    pub fn are_exhausted(&self, sources: &[usize], cursors: &[Cursor]) -> bool {
+        sources
+            .iter()
+            .all(|&source| cursors[source].draws >= self.draws(source))
+    }
+
     /// Documents a source gives in all its epochs.
     pub fn draws(&self, source: usize) -> u64 {
         let source = &self.sources[source];
@@ -202,6 +220,11 @@ impl Mixture {
     /// All sources have the same, or none names one.
     pub fn vocab_size(&self) -> Option<u64> {
         self.sources.first().and_then(|source| source.shards.vocab_size())
+    }
+
+    /// The fingerprint of the sources' vocabulary; `None` if no source names it.
+    pub fn vocabulary_fingerprint(&self) -> Option<u64> {
+        self.sources.iter().find_map(|source| source.shards.fingerprint())
     }
 
     /// A number that differs, all but surely, when any byte of any shard, a name or a share does; of Megatron's data, any

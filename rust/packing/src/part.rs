@@ -34,6 +34,14 @@ impl Part {
         }
     }
 
+    /// The fingerprint of the vocabulary; `None` if it is not known.
+    pub fn fingerprint(&self) -> Option<u64> {
+        match self {
+            Part::Shard(shard) => shard.fingerprint(),
+            Part::Megatron(_) => None,
+        }
+    }
+
     /// See [`crate::Shards::set_vocab_size`].
     pub(crate) fn set_vocab_size(&mut self, size: u64) {
         if let Part::Megatron(megatron) = self {

@@ -4,11 +4,13 @@
 //! how many of its rows were given out is all that is needed to go on: the window is planned anew. A stream lays documents end to end and
 //! cuts them where a row is full; what is needed to go on is the next document and the rest of the one that was cut.
 
+use cwm_interrupt::Pace;
+
 use crate::bins::Bins;
 use crate::error::{Error, Result};
 use crate::mix::{Cursor, Mixture, Walk};
 use crate::rows::{Bucket, Piece, Rows, cut, whole};
-use crate::window::Window;
+use crate::window::{DRAW, Window};
 
 /// Documents between two checks that the shards are as long as they were.
 const CHECK_EVERY: u64 = 4096;
@@ -35,6 +37,8 @@ pub struct Place {
 /// Plans the rows of one bucket.
 pub struct Planner {
     bucket: Bucket,
+    /// The sources that have documents of the bucket.
+    sources: Vec<usize>,
     seed: u64,
     mode: Mode,
 }
@@ -54,7 +58,9 @@ enum Mode {
 }
 
 impl Planner {
-    pub fn new(mixture: &Mixture, bucket: Bucket, packing: Packing, seed: u64) -> Result<Planner> {
+    /// Starts at the first document. `sources` are those that have documents of the bucket: when these are exhausted the
+    /// planner ends, although the walk may pass over documents of other sources forever.
+    pub fn new(mixture: &Mixture, bucket: Bucket, sources: Vec<usize>, packing: Packing, seed: u64) -> Result<Planner> {
         let start = vec![Cursor::default(); mixture.sources.len()];
         let mode = match packing {
             Packing::BestFit { lookahead } => {
@@ -74,7 +80,12 @@ impl Planner {
                 until_check: 0,
             },
         };
-        Ok(Planner { bucket, seed, mode })
+        Ok(Planner {
+            bucket,
+            sources,
+            seed,
+            mode,
+        })
     }
 
     /// Whether another row can be given out; plans it if need be.
@@ -88,7 +99,14 @@ impl Planner {
             } => loop {
                 let planned = match window {
                     Some(planned) => planned,
-                    None => window.insert(Window::plan(mixture, &self.bucket, *lookahead, self.seed, start)?),
+                    None => window.insert(Window::plan(
+                        mixture,
+                        &self.bucket,
+                        &self.sources,
+                        *lookahead,
+                        self.seed,
+                        start,
+                    )?),
                 };
                 if *taken < planned.count() {
                     return Ok(true);
@@ -104,7 +122,12 @@ impl Planner {
                 rest,
                 until_check,
             } => {
+                let mut pace = Pace::default();
                 while rest.is_none() {
+                    if mixture.are_exhausted(&self.sources, walk.cursors()) {
+                        return Ok(false);
+                    }
+                    pace.did(DRAW)?;
                     if *until_check == 0 {
                         mixture.check_present()?;
                         *until_check = CHECK_EVERY;
@@ -197,7 +220,7 @@ impl Planner {
                 taken,
                 window,
             } => {
-                let planned = Window::plan(mixture, &self.bucket, *lookahead, self.seed, &cursors)?;
+                let planned = Window::plan(mixture, &self.bucket, &self.sources, *lookahead, self.seed, &cursors)?;
                 let rows = planned.count();
                 if place.taken > rows as u64 || place.rest.is_some() {
                     return Err(impossible(format!("row {} of a window of {rows}", place.taken)));

@@ -2,6 +2,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use cwm_interrupt::Pace;
 use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::error::{Error, Result};
@@ -79,6 +80,11 @@ impl Shard {
 
     pub fn vocab_size(&self) -> u64 {
         self.header.vocab_size
+    }
+
+    /// The fingerprint of the vocabulary; `None` if it is not known.
+    pub fn fingerprint(&self) -> Option<u64> {
+        Some(self.header.fingerprint).filter(|&fingerprint| fingerprint != 0)
     }
 
     /// The header's checksum, which depends on every byte of the file.
@@ -193,12 +199,14 @@ impl Shard {
     pub fn verify(&self) -> Result<()> {
         let (mut runs, mut spans) = (Vec::new(), Vec::new());
         let (mut tokens, mut targets) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+        let mut pace = Pace::default();
         for document in 0..self.documents() {
             let len = self.document_len(document) as usize;
             for start in (0..len).step_by(tokens.len()) {
                 let count = tokens.len().min(len - start);
                 let (tokens, targets) = (&mut tokens[..count], &mut targets[..count - 1]);
                 self.read(document, start, tokens, targets)?;
+                pace.did(count as u64)?;
             }
             self.masked_runs(document, &mut runs)?;
             self.spans(document, &mut spans)?;

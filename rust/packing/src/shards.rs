@@ -45,12 +45,22 @@ impl Shards {
                 let what = format!("shard {expected:05}.{EXTENSION} is missing before this one");
                 return Err(Error::damaged(&path, what));
             }
+            cwm_interrupt::check()?;
             let shard = Shard::open(&path)?;
             if self.vocab_size().is_some_and(|size| size != shard.vocab_size()) {
                 return Err(Error::damaged(
                     &path,
                     "its vocabulary size differs from that of the first shard",
                 ));
+            }
+            if let (Some(known), Some(own)) = (self.fingerprint(), shard.fingerprint())
+                && known != own
+            {
+                let what = format!(
+                    "made with another vocabulary ({own:016x}) than the shards before it ({known:016x}); \
+                     tokenize the documents again, into another folder"
+                );
+                return Err(Error::damaged(&path, what));
             }
             self.push(Part::Shard(shard));
         }
@@ -93,6 +103,22 @@ impl Shards {
                 self.parts.iter_mut().for_each(|part| part.set_vocab_size(size));
                 Ok(())
             }
+        }
+    }
+
+    /// The fingerprint of the vocabulary that the parts were made with; `None` if no part names it.
+    pub fn fingerprint(&self) -> Option<u64> {
+        self.parts.iter().find_map(Part::fingerprint)
+    }
+
+    /// Refuses data that name another vocabulary than the one with this fingerprint.
+    pub fn check_fingerprint(&self, expected: u64) -> Result<()> {
+        match self.fingerprint() {
+            Some(own) if own != expected => Err(Error::Invalid(format!(
+                "the documents were made with another vocabulary (fingerprint {own:016x}) than the one given \
+                 ({expected:016x}); use the tokenizer that made them, or tokenize them again"
+            ))),
+            _ => Ok(()),
         }
     }
 
@@ -145,12 +171,16 @@ impl Shards {
     }
 }
 
-/// Number and path of every shard file in a folder, by number. Other files, such as unfinished shards, are passed over.
+/// Number and path of every shard file in a folder, by number. Other files are ignored, and hidden ones: unfinished
+/// shards, and what systems leave beside a file, such as `._00000.cwmtok`.
 pub(crate) fn shard_files(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let path = entry.map_err(Error::io(folder))?.path();
-        if path.extension().is_none_or(|extension| extension != EXTENSION) {
+        let is_hidden = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if is_hidden || path.extension().is_none_or(|extension| extension != EXTENSION) {
             continue;
         }
         let number = path

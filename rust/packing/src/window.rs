@@ -1,5 +1,7 @@
 //! A window: the next documents of a bucket, packed together by best fit.
 
+use cwm_interrupt::Pace;
+
 use crate::bins::Bins;
 use crate::error::Result;
 use crate::mix::{Cursor, Mixture, Walk};
@@ -10,6 +12,8 @@ use crate::rows::{Bucket, Piece, Rows, cut, whole};
 const SCAN: u64 = 8;
 /// ... and, with a small look-ahead, so many documents.
 const MIN_SCAN: u64 = 4096;
+/// Units of work of a document drawn and packed.
+pub(crate) const DRAW: u64 = 16;
 
 /// Rows packed together, and the order in which they are given out.
 pub struct Window {
@@ -21,17 +25,28 @@ pub struct Window {
 }
 
 impl Window {
-    /// Packs the next `lookahead` documents of a bucket, and as many more as fit into what room they leave.
-    pub fn plan(mixture: &Mixture, bucket: &Bucket, lookahead: u64, seed: u64, start: &[Cursor]) -> Result<Window> {
+    /// Packs the next `lookahead` documents of a bucket, and as many more as fit into what room they leave. `sources` are
+    /// those that have documents of the bucket; when they are exhausted, nothing is drawn.
+    pub fn plan(
+        mixture: &Mixture,
+        bucket: &Bucket,
+        sources: &[usize],
+        lookahead: u64,
+        seed: u64,
+        start: &[Cursor],
+    ) -> Result<Window> {
         mixture.check_present()?;
         let mut walk = Walk::at(start.to_vec());
         let first = walk.draws();
         let mut bins = Bins::new(bucket.seq_len)?;
-        let limit = first + lookahead.saturating_mul(SCAN).max(MIN_SCAN);
-        let mut pieces = draw_pieces(mixture, bucket, lookahead, limit, &mut walk);
+        let limit = match mixture.are_exhausted(sources, start) {
+            true => first,
+            false => first + lookahead.saturating_mul(SCAN).max(MIN_SCAN),
+        };
+        let mut pieces = draw_pieces(mixture, bucket, lookahead, limit, &mut walk)?;
         let lengths: Vec<u32> = pieces.iter().map(|piece| piece.len).collect();
         let mut bin_of = bins.pack(&lengths);
-        fill_up(mixture, bucket, limit, &mut walk, &mut bins, &mut pieces, &mut bin_of);
+        fill_up(mixture, bucket, limit, &mut walk, &mut bins, &mut pieces, &mut bin_of)?;
         let draws = (first, walk.draws());
         let rows = rows_of(&pieces, &bin_of, bins.count());
         let order = Permutation::new(rows.ends.len() as u64, mix64(mix64(seed) ^ first));
@@ -60,7 +75,7 @@ impl Window {
         self.draws.0 as f64 + part * (self.draws.1 - self.draws.0) as f64
     }
 
-    /// Whether there were no more documents to draw.
+    /// Whether there were no more documents of the bucket to draw.
     pub fn is_last(&self) -> bool {
         self.draws.0 == self.draws.1
     }
@@ -72,10 +87,11 @@ impl Window {
 }
 
 /// The pieces of the next `lookahead` documents of the bucket, unless `limit` documents were drawn before.
-fn draw_pieces(mixture: &Mixture, bucket: &Bucket, lookahead: u64, limit: u64, walk: &mut Walk) -> Vec<Piece> {
-    let (mut pieces, mut documents) = (Vec::new(), 0);
+fn draw_pieces(mixture: &Mixture, bucket: &Bucket, lookahead: u64, limit: u64, walk: &mut Walk) -> Result<Vec<Piece>> {
+    let (mut pieces, mut documents, mut pace) = (Vec::new(), 0, Pace::default());
     while documents < lookahead && walk.draws() < limit {
         let Some(drawn) = mixture.draw(walk) else { break };
+        pace.did(DRAW)?;
         if !bucket.lengths.contains(&drawn.len) {
             continue;
         }
@@ -87,7 +103,7 @@ fn draw_pieces(mixture: &Mixture, bucket: &Bucket, lookahead: u64, limit: u64, w
             rest = second;
         }
     }
-    pieces
+    Ok(pieces)
 }
 
 /// Draws further documents for as long as they fit into the room that is left: so no window ends in an empty row.
@@ -99,21 +115,24 @@ fn fill_up(
     bins: &mut Bins,
     pieces: &mut Vec<Piece>,
     bin_of: &mut Vec<u32>,
-) {
+) -> Result<()> {
+    let mut pace = Pace::default();
     while walk.draws() < limit
         && let Some(drawn) = mixture.draw(walk)
     {
+        pace.did(DRAW)?;
         if !bucket.lengths.contains(&drawn.len) {
             continue;
         }
         let fitting = usize::try_from(drawn.len).ok().filter(|&len| len <= bucket.seq_len);
         let Some(bin) = fitting.and_then(|_| bins.place(drawn.len)) else {
             walk.undo(drawn);
-            return;
+            return Ok(());
         };
         pieces.push(whole(drawn));
         bin_of.push(bin);
     }
+    Ok(())
 }
 
 /// The pieces bin by bin, those of a bin in their order.

@@ -33,6 +33,8 @@ pub struct NewDocument<'a> {
 pub struct ShardWriter {
     folder: PathBuf,
     vocab_size: u64,
+    /// Of the vocabulary; 0 if it is not known.
+    fingerprint: u64,
     shard_tokens: u64,
     published: usize,
     documents: u64,
@@ -63,6 +65,7 @@ impl ShardWriter {
         let mut writer = ShardWriter {
             folder: folder.to_owned(),
             vocab_size,
+            fingerprint: 0,
             shard_tokens,
             published: 0,
             documents: 0,
@@ -95,9 +98,25 @@ impl ShardWriter {
                 self.vocab_size
             )));
         }
+        self.fingerprint = shards.fingerprint().unwrap_or(0);
         self.published = shards.parts().len();
         self.documents = shards.documents();
         self.tokens = shards.tokens();
+        Ok(())
+    }
+
+    /// Says with which vocabulary documents are made, from the next shard on. Another one than that of the shards in the
+    /// folder is refused; shards that name none are accepted.
+    pub fn set_fingerprint(&mut self, fingerprint: u64) -> Result<()> {
+        if self.fingerprint != 0 && self.fingerprint != fingerprint {
+            return Err(Error::Invalid(format!(
+                "{}: its shards were made with another vocabulary (fingerprint {:016x}) than the one given \
+                 ({fingerprint:016x}); use the tokenizer that made them, or another folder",
+                self.folder.display(),
+                self.fingerprint
+            )));
+        }
+        self.fingerprint = fingerprint;
         Ok(())
     }
 
@@ -127,7 +146,7 @@ impl ShardWriter {
         // A shard that failed to take a document is dropped, and the writer with it: half a document may be in it.
         let mut shard = match self.open.take() {
             Some(shard) => ManuallyDrop::into_inner(shard),
-            None => OpenShard::create(&self.folder, self.vocab_size)?,
+            None => OpenShard::create(&self.folder, self.vocab_size, self.fingerprint)?,
         };
         self.closed = true;
         shard.push(document).map_err(Error::io(&self.folder))?;
@@ -284,6 +303,7 @@ impl Names {
 struct OpenShard {
     file: NamedTempFile,
     vocab_size: u64,
+    fingerprint: u64,
     /// Token bytes not yet in the file.
     pending: Vec<u8>,
     page_crcs: Vec<u32>,
@@ -298,7 +318,7 @@ struct OpenShard {
 }
 
 impl OpenShard {
-    fn create(folder: &Path, vocab_size: u64) -> Result<OpenShard> {
+    fn create(folder: &Path, vocab_size: u64, fingerprint: u64) -> Result<OpenShard> {
         let mut file = tempfile::Builder::new()
             .prefix(UNFINISHED)
             // As any new file: the umask applies. The crate's default keeps other users out.
@@ -310,6 +330,7 @@ impl OpenShard {
         Ok(OpenShard {
             file,
             vocab_size,
+            fingerprint,
             pending: Vec::new(),
             page_crcs: Vec::new(),
             document_ends: Vec::new(),
@@ -384,6 +405,7 @@ impl OpenShard {
             name_bytes: self.names.stored.len() as u64,
             label_bytes: self.labels.stored.len() as u64,
             index_crc: 0,
+            fingerprint: self.fingerprint,
         };
         self.pending = little_endian(std::mem::take(&mut self.runs).as_flattened());
         self.end_section()?;

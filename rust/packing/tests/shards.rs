@@ -301,3 +301,32 @@ fn a_missing_shard_is_an_error() {
     let error = Shards::open(folder.path()).err().unwrap().to_string();
     assert!(error.contains("shard 00001.cwmtok is missing"), "{error}");
 }
+
+#[test]
+fn an_interrupt_ends_long_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = ShardWriter::create(folder.path(), 10, 1 << 20, false).unwrap();
+    for _ in 0..4 {
+        let ids = vec![1; 100_000];
+        writer
+            .add(&NewDocument {
+                ids: &ids,
+                ..NewDocument::default()
+            })
+            .unwrap();
+    }
+    writer.finish().unwrap();
+    let shards = Shards::open(folder.path()).unwrap();
+    let interrupted = |work: &dyn Fn() -> cwm_packing::Result<()>| {
+        cwm_interrupt::asking(
+            || false,
+            || {
+                std::thread::sleep(std::time::Duration::from_millis(60)); // it is not asked before
+                matches!(work(), Err(Error::Interrupted(_)))
+            },
+        )
+    };
+    assert!(interrupted(&|| shards.verify()));
+    assert!(interrupted(&|| Shards::open(folder.path()).map(drop)));
+    shards.verify().unwrap();
+}

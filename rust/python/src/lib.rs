@@ -1,7 +1,9 @@
 //! Python bindings: one file a room, each only converting types, releasing the GIL and mapping errors.
 
+mod arrays;
 mod errors;
 mod grammar;
+mod interrupt;
 mod packing;
 mod recorder;
 mod store;

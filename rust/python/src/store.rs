@@ -11,6 +11,7 @@ use pyo3::exceptions::{PyIndexError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
+use crate::interrupt::{detached, interruptible};
 use crate::trace::Trace;
 
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -45,7 +46,7 @@ impl TraceWriter {
         f: impl FnOnce(&mut store::Writer) -> store::Result<R> + Send,
     ) -> PyResult<R> {
         py.detach(|| match self.0.lock() {
-            Ok(mut writer) => f(&mut writer).map_err(to_py),
+            Ok(mut writer) => interruptible(to_py, || f(&mut writer)),
             Err(_) => Err(PyRuntimeError::new_err("an earlier call panicked")),
         })
     }
@@ -55,7 +56,7 @@ impl TraceWriter {
 impl TraceWriter {
     #[new]
     fn new(py: Python<'_>, path: PathBuf, append: bool) -> PyResult<Self> {
-        let writer = py.detach(|| store::Writer::open(&path, append)).map_err(to_py)?;
+        let writer = detached(py, to_py, || store::Writer::open(&path, append))?;
         Ok(TraceWriter(Mutex::new(writer)))
     }
 
@@ -97,7 +98,7 @@ impl TraceReader {
 impl TraceReader {
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let reader = py.detach(|| store::Reader::open(&path)).map_err(to_py)?;
+        let reader = detached(py, to_py, || store::Reader::open(&path))?;
         Ok(TraceReader(reader))
     }
 
@@ -112,34 +113,23 @@ impl TraceReader {
 
     fn trace(&self, py: Python<'_>, index: u64) -> PyResult<Trace> {
         self.check(index)?;
-        py.detach(|| self.0.trace(index)).map(Trace::from).map_err(to_py)
+        detached(py, to_py, || self.0.trace(index)).map(Trace::from)
     }
 
     fn find(&self, key: &Bound<'_, PyString>) -> PyResult<Option<u64>> {
         let Ok(text) = key.to_str() else {
             return Ok(None); // keys are Unicode, and this one is not: it has a lone surrogate
         };
-        let (py, key) = (key.py(), text);
-        py.detach(|| self.0.find(key)).map_err(to_py)
+        detached(key.py(), to_py, || self.0.find(text))
     }
 
     fn block(&self, py: Python<'_>, index: u64) -> PyResult<TraceBlock> {
         self.check(index)?;
-        py.detach(|| self.0.block(index)).map(TraceBlock).map_err(to_py)
+        detached(py, to_py, || self.0.block(index)).map(TraceBlock)
     }
 
     fn verify(&self, py: Python<'_>) -> PyResult<()> {
-        let mut interrupt = None;
-        let verified = py.detach(|| {
-            self.0.verify(|| {
-                interrupt = Python::attach(|py| py.check_signals()).err();
-                interrupt.is_none()
-            })
-        });
-        match interrupt {
-            Some(error) => Err(error),
-            None => verified.map_err(to_py),
-        }
+        detached(py, to_py, || self.0.verify())
     }
 }
 
@@ -170,16 +160,16 @@ impl TraceBlock {
 
     fn key(&self, py: Python<'_>, place: usize) -> PyResult<Option<&str>> {
         self.check(place)?;
-        py.detach(|| self.0.key(place)).map_err(to_py)
+        detached(py, to_py, || self.0.key(place))
     }
 
     fn metadata(&self, py: Python<'_>, place: usize) -> PyResult<&str> {
         self.check(place)?;
-        py.detach(|| self.0.metadata(place)).map_err(to_py)
+        detached(py, to_py, || self.0.metadata(place))
     }
 
     fn trace(&self, py: Python<'_>, place: usize) -> PyResult<Trace> {
         self.check(place)?;
-        py.detach(|| self.0.trace(place)).map(Trace::from).map_err(to_py)
+        detached(py, to_py, || self.0.trace(place)).map(Trace::from)
     }
 }

@@ -17,6 +17,8 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyDict, PyIterator, PyString};
 
+use crate::arrays;
+use crate::interrupt::{detached, interruptible};
 use crate::trace::{ParsedTrace, Trace};
 
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -85,12 +87,14 @@ impl Tokenizer {
                 special_tokens,
             )
         };
-        py.detach(build).map(Self).map_err(error)
+        arrays::load(py)?;
+        detached(py, error, build).map(Self)
     }
 
     #[staticmethod]
     fn from_json(py: Python<'_>, file: &[u8]) -> PyResult<Self> {
-        py.detach(|| Inner::from_json(file)).map(Self).map_err(error)
+        arrays::load(py)?;
+        detached(py, error, || Inner::from_json(file)).map(Self)
     }
 
     #[staticmethod]
@@ -103,17 +107,15 @@ impl Tokenizer {
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let py = texts.py();
+        arrays::load(py)?;
         let splitter = Splitter::new(pattern).map_err(error)?;
         let counts = count_pieces(texts, splitter, threads_or_all(threads), progress.as_ref())?;
         let mut failed: PyResult<()> = Ok(());
         let mut reported = Instant::now();
-        let trained = py.detach(|| {
+        let trained = detached(py, error, || {
             let (vocab, splitter) = counts.train(vocab_size, |merges| {
                 if merges == vocab_size - 256 || reported.elapsed() >= BETWEEN_REPORTS {
-                    failed = Python::attach(|py| {
-                        py.check_signals()?;
-                        report(py, progress.as_ref(), ("merge", merges, vocab_size - 256))
-                    });
+                    failed = Python::attach(|py| report(py, progress.as_ref(), ("merge", merges, vocab_size - 256)));
                     reported = Instant::now();
                 }
                 failed.is_ok()
@@ -121,7 +123,7 @@ impl Tokenizer {
             build(vocab, splitter, special_tokens)
         });
         failed?;
-        trained.map(Self).map_err(error)
+        trained.map(Self)
     }
 
     fn to_json<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
@@ -144,6 +146,11 @@ impl Tokenizer {
     #[getter]
     fn pattern(&self) -> &str {
         self.0.pattern()
+    }
+
+    /// See [`Inner::fingerprint`].
+    fn fingerprint(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.0.fingerprint())
     }
 
     #[getter]
@@ -169,7 +176,7 @@ impl Tokenizer {
                 .with_tokens(&text, |ids| PyArray1::from_slice(py, cast_slice(ids)));
             return copied.map_err(error);
         }
-        let ids = py.detach(|| self.0.encode(&text, None)).map_err(error)?;
+        let ids = detached(py, error, || self.0.encode(&text, None))?;
         Ok(array(py, ids))
     }
 
@@ -182,19 +189,17 @@ impl Tokenizer {
         let py = text.py();
         let text = utf8(text)?;
         let special = self.0.special_tokens();
-        let ids = py.detach(|| match &allowed {
+        let ids = detached(py, error, || match &allowed {
             None => self.0.encode(&text, Some(special.all())),
             Some(names) => self
                 .0
                 .encode(&text, Some(&special.matcher(names.iter().map(|name| &**name))?)),
-        });
-        Ok(array(py, ids.map_err(error)?))
+        })?;
+        Ok(array(py, ids))
     }
 
     fn encode_bytes<'py>(&self, py: Python<'py>, data: &[u8]) -> PyResult<Bound<'py, PyArray1<i32>>> {
-        py.detach(|| self.0.encode_bytes(data))
-            .map(|ids| array(py, ids))
-            .map_err(error)
+        detached(py, error, || self.0.encode_bytes(data)).map(|ids| array(py, ids))
     }
 
     fn encode_batch<'py>(
@@ -204,9 +209,7 @@ impl Tokenizer {
         threads: Option<usize>,
     ) -> PyResult<Vec<Bound<'py, PyArray1<i32>>>> {
         let texts: Vec<PyBackedStr> = texts.iter().map(utf8).collect::<PyResult<_>>()?;
-        let batch = py
-            .detach(|| self.0.encode_batch(&texts, threads_or_all(threads)))
-            .map_err(error)?;
+        let batch = detached(py, error, || self.0.encode_batch(&texts, threads_or_all(threads)))?;
         Ok(batch.into_iter().map(|ids| array(py, ids)).collect())
     }
 
@@ -223,7 +226,7 @@ impl Tokenizer {
             let rest = &paths[arrays.len()..];
             let batch = py.detach(|| {
                 let texts = read_some(rest)?;
-                self.0.encode_batch(&texts, threads).map_err(error)
+                interruptible(error, || self.0.encode_batch(&texts, threads))
             })?;
             arrays.extend(batch.into_iter().map(|ids| array(py, ids)));
             py.check_signals()?;
@@ -234,7 +237,7 @@ impl Tokenizer {
     fn count(&self, text: &Bound<'_, PyString>) -> PyResult<usize> {
         let py = text.py();
         let text = utf8(text)?;
-        py.detach(|| self.0.count(&text)).map_err(error)
+        detached(py, error, || self.0.count(&text))
     }
 
     fn decode_bytes<'py>(&self, py: Python<'py>, ids: PyReadonlyArray1<'py, i32>) -> PyResult<Bound<'py, PyBytes>> {
@@ -254,12 +257,12 @@ impl Tokenizer {
     }
 
     fn encode_trace<'py>(&self, py: Python<'py>, trace: &Trace) -> PyResult<Bound<'py, PyArray1<i32>>> {
-        let ids = py.detach(|| self.0.encode_trace(&trace.inner)).map_err(error)?;
+        let ids = detached(py, error, || self.0.encode_trace(&trace.inner))?;
         Ok(array(py, ids))
     }
 
     fn trace_tokens<'py>(&self, py: Python<'py>, trace: &Trace) -> PyResult<TraceTokens<'py>> {
-        let tokens = py.detach(|| self.0.trace_tokens(&trace.inner)).map_err(error)?;
+        let tokens = detached(py, error, || self.0.trace_tokens(&trace.inner))?;
         if i32::try_from(tokens.ids.len()).is_err() {
             return Err(PyValueError::new_err(format!(
                 "a trace of {} tokens: their positions are 32-bit numbers",
@@ -349,7 +352,7 @@ fn count_pieces(
         if batch.is_empty() {
             return Ok(counts);
         }
-        py.detach(|| counts.add_batch(&batch, threads)).map_err(error)?;
+        detached(py, error, || counts.add_batch(&batch, threads))?;
         batch.clear();
         total += bytes;
         py.check_signals()?;

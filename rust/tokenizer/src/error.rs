@@ -13,7 +13,7 @@ pub enum Error {
     UnknownSpecial(String),
     /// Positions inside one text are 32-bit numbers.
     TooLong { bytes: usize },
-    /// The caller's progress callback asked to stop.
+    /// The caller asked to stop.
     Interrupted,
 }
 
@@ -33,6 +33,12 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl From<cwm_interrupt::Interrupted> for Error {
+    fn from(_: cwm_interrupt::Interrupted) -> Error {
+        Error::Interrupted
+    }
+}
 
 pub type Result<T> = std::result::Result<T, Error>;
 

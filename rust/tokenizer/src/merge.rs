@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use cwm_interrupt::Pace;
+
 use crate::hash::{Table, hash_key};
 
 /// Two adjacent tokens and what they become. Its number in the list is when.
@@ -135,13 +137,18 @@ impl Merges {
     }
 
     /// Takes time linear in the piece where merges make pairs of later merges only, as nearly all do: then all places of
-    /// a merge are known before the first of them is merged.
+    /// a merge are known before the first of them is merged. An interrupt ends it early: the tokens are then not those of
+    /// the piece, and the caller's next check fails.
     fn merge_long(&self, piece: &[u8], queue: &mut Queue, out: &mut Vec<u32>) -> Option<u32> {
         queue.fill(piece, self);
-        let mut last = None;
+        let (mut last, mut pace) = (None, Pace::default());
         while let Some(number) = queue.first() {
             queue.take(number);
             while let Some((at, merge)) = queue.next(number) {
+                if pace.did(MERGE_WORK).is_err() {
+                    *queue = Queue::default();
+                    return last;
+                }
                 last = Some(merge);
                 let node = queue.nodes[at as usize];
                 queue.set(node.next, NEVER);
@@ -163,6 +170,8 @@ impl Merges {
 
 /// Longest piece of `merge_short`: as many as a mask has bits.
 const SHORT: usize = 64;
+/// Units of work of one merge, for [`Pace`].
+pub(crate) const MERGE_WORK: u64 = 8;
 
 const END: u32 = u32::MAX;
 

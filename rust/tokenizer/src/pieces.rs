@@ -1,9 +1,8 @@
 //! Counting the pieces of a corpus, which is all that training needs to know of it.
 
-use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
+use cwm_interrupt::on_threads;
 use rustc_hash::FxHashMap;
 
 use crate::error::Result;
@@ -44,18 +43,7 @@ impl PieceCounts {
             }
             Ok(())
         };
-        thread::scope(|scope| {
-            let (mine, others) = self.counts[..threads].split_at_mut(1);
-            let others: Vec<_> = others
-                .iter_mut()
-                .map(|counts| scope.spawn(move || work(counts)))
-                .collect();
-            let done = work(&mut mine[0]);
-            others
-                .into_iter()
-                .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
-                .fold(done, Result::and)
-        })
+        on_threads(&mut self.counts[..threads], work).into_iter().collect()
     }
 
     /// The counts of all threads together.

@@ -4,6 +4,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use cwm_interrupt::{check, on_threads};
+use xxhash_rust::xxh3::Xxh3;
+
 use crate::error::{Error, Result, invalid};
 use crate::json::{parse_json, write_json};
 use crate::pool::{Lent, Pool, Tools};
@@ -91,6 +94,28 @@ impl Tokenizer {
         self.vocab.id_end().max(special_end) as usize
     }
 
+    /// A number that differs, all but surely, from that of a tokenizer that could give a text other tokens, or a token
+    /// another meaning. Which file the tokenizer comes from does not matter. Never 0.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = Xxh3::new();
+        let mut text = |id: u32, bytes: &[u8]| {
+            hasher.update(&id.to_le_bytes());
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        };
+        self.vocab.iter().for_each(|(token, id)| text(id, token));
+        text(u32::MAX, self.splitter.known_pattern().as_bytes());
+        let mut special: Vec<_> = self.special.iter().collect();
+        special.sort_unstable_by_key(|&(_, id)| id);
+        special.into_iter().for_each(|(name, id)| text(id, name.as_bytes()));
+        for merge in self.vocab.merges() {
+            hasher.update(&merge.left.to_le_bytes());
+            hasher.update(&merge.right.to_le_bytes());
+        }
+        hasher.update(&[u8::from(self.vocab.takes_all_whole())]);
+        hasher.digest().max(1)
+    }
+
     /// The tokens of `text`, in which the names that `special` finds are special tokens.
     pub fn encode(&self, text: &str, special: Option<&Matcher>) -> Result<Vec<u32>> {
         let mut out = Vec::with_capacity(text.len() / 3);
@@ -148,6 +173,7 @@ impl Tokenizer {
             .collect();
         unstable.extend_from_slice(&bytes[valid..]);
         cache.encode_piece(&self.vocab, &unstable, &mut out);
+        check()?; // merging may have been interrupted
         Ok(out)
     }
 
@@ -157,7 +183,7 @@ impl Tokenizer {
         let parts = self.parts(texts, threads);
         let next = AtomicUsize::new(0);
         let done: Mutex<Vec<(usize, Result<Vec<u32>>)>> = Mutex::new(Vec::with_capacity(parts.len()));
-        let work = || {
+        let work = |_| {
             let mut encoder = self.encoder();
             let mut mine = Vec::new();
             while let at = next.fetch_add(1, Ordering::Relaxed)
@@ -165,16 +191,16 @@ impl Tokenizer {
             {
                 let mut ids = Vec::with_capacity(part.len() / 3);
                 let text = &texts[*text].as_ref()[part.clone()];
-                mine.push((at, encoder.encode(text, &mut ids).map(|()| ids)));
+                let encoded = encoder.encode(text, &mut ids).map(|()| ids);
+                let is_interrupted = encoded == Err(Error::Interrupted);
+                mine.push((at, encoded));
+                if is_interrupted {
+                    break;
+                }
             }
             done.lock().unwrap_or_else(PoisonError::into_inner).append(&mut mine);
         };
-        std::thread::scope(|scope| {
-            for _ in 1..threads.min(parts.len()) {
-                scope.spawn(work);
-            }
-            work();
-        });
+        on_threads(0..threads.clamp(1, parts.len().max(1)), work);
         let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
         done.sort_unstable_by_key(|&(at, _)| at);
         let mut batch: Vec<Vec<u32>> = Vec::with_capacity(texts.len());

@@ -47,6 +47,9 @@ impl Tokenizer {
         let mut renderer = Renderer::new(trace);
         for frame in trace.frames() {
             sink(encoder.push_frame(frame, &mut renderer));
+            if encoder.failed.is_err() {
+                break;
+            }
         }
         if trace.is_complete() {
             encoder.push(Part::Special(Special::EndOfText));

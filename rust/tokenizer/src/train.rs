@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::collections::hash_map::Entry;
 
+use cwm_interrupt::Pace;
 use rustc_hash::FxHashMap;
 
 use crate::error::{Error, Result, invalid};
@@ -36,6 +37,9 @@ impl PieceCounts {
 
 type Pair = (u32, u32);
 
+/// Units of work of one place of a pair, for [`Pace`].
+const PLACE_WORK: u64 = 16;
+
 /// The id of no token.
 const NONE: u32 = u32::MAX;
 
@@ -48,7 +52,7 @@ struct Occurrences {
 }
 
 fn learn(mut corpus: Corpus, wanted: usize, mut progress: impl FnMut(usize) -> bool) -> Result<Vec<Pair>> {
-    let mut pairs = corpus.pairs();
+    let mut pairs = corpus.pairs()?;
     // Counts only fall after a pair is first seen, so an entry that is out of date is corrected when it comes up.
     let mut queue: BinaryHeap<(u64, Reverse<Pair>)> = pairs
         .iter()
@@ -67,7 +71,7 @@ fn learn(mut corpus: Corpus, wanted: usize, mut progress: impl FnMut(usize) -> b
             continue;
         }
         let places = pairs.remove(&pair).map_or(Vec::new(), |occurrences| occurrences.places);
-        let new = corpus.merge(pair, &places, &mut before, &mut after);
+        let new = corpus.merge(pair, &places, &mut before, &mut after)?;
         merges.push(pair);
 
         // Where merges touch, as in `abab`, a pair is new to begin with and gone in the end: it is added, then reduced.
@@ -187,9 +191,11 @@ impl Corpus {
     }
 
     /// The pairs of bytes.
-    fn pairs(&self) -> FxHashMap<Pair, Occurrences> {
+    fn pairs(&self) -> Result<FxHashMap<Pair, Occurrences>> {
         let mut pairs: FxHashMap<Pair, Occurrences> = FxHashMap::default();
+        let mut pace = Pace::default();
         for (window, at) in self.bytes.windows(2).zip(0..) {
+            pace.did(PLACE_WORK)?;
             let pair = (window[0].id, window[1].id);
             if pair.0 != NONE && pair.1 != NONE {
                 let occurrences = pairs.entry(pair).or_insert(Occurrences {
@@ -200,16 +206,18 @@ impl Corpus {
                 occurrences.places.push(at);
             }
         }
-        pairs
+        Ok(pairs)
     }
 
     /// Merges `pair` where it still occurs at `places`, and tells what stands before and after the new tokens at the
     /// moment each is made. Gives their id.
-    fn merge(&mut self, pair: Pair, places: &[u32], before: &mut Neighbours, after: &mut Neighbours) -> u32 {
+    fn merge(&mut self, pair: Pair, places: &[u32], before: &mut Neighbours, after: &mut Neighbours) -> Result<u32> {
+        let mut pace = Pace::default();
         let new = self.lengths.len() as u32;
         let (left, right) = (self.lengths[pair.0 as usize], self.lengths[pair.1 as usize]);
         self.lengths.push(left + right);
         for &at in places {
+            pace.did(PLACE_WORK)?;
             let at = at as usize;
             let middle = at + left as usize;
             let Byte { id, piece } = self.bytes[at];
@@ -231,7 +239,7 @@ impl Corpus {
                 after.add(next, at, count);
             }
         }
-        new
+        Ok(new)
     }
 }
 

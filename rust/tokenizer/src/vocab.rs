@@ -1,10 +1,11 @@
 //! The ordinary tokens of a vocabulary and how bytes merge into them.
 
+use cwm_interrupt::Pace;
 use rustc_hash::FxHashMap;
 
 use crate::error::{Result, invalid};
 use crate::hash::{MAX_NUMBERS, Table, hash};
-use crate::merge::{Merge, Merges, Queue};
+use crate::merge::{MERGE_WORK, Merge, Merges, Queue};
 
 /// Ids are below this, so that a hostile file cannot ask for a table of billions of entries. The largest published
 /// vocabularies have a few hundred thousand tokens.
@@ -53,7 +54,7 @@ impl Vocabulary {
             MergeOrder::ById => merges_by_id(&tokens)?,
             MergeOrder::Listed(pairs) => merges_listed(&tokens, &pairs)?,
         };
-        let (merges, reached) = used(&tokens, Merges::new(byte_ids, all));
+        let (merges, reached) = used(&tokens, Merges::new(byte_ids, all))?;
         Ok(Self {
             whole: reached.into_iter().map(|reached| whole_pieces || reached).collect(),
             tokens,
@@ -84,6 +85,11 @@ impl Vocabulary {
 
     pub fn whole_pieces(&self) -> bool {
         self.whole_pieces
+    }
+
+    /// Whether each piece that is a token becomes it: because its merges lead there, or as `whole_pieces` says.
+    pub fn takes_all_whole(&self) -> bool {
+        self.iter().all(|(_, id)| self.whole[id as usize])
     }
 
     /// The merges that happen in some text, the earliest first; no two make the same token.
@@ -250,13 +256,14 @@ fn check_number(merges: Vec<Merge>) -> Result<Vec<Merge>> {
 /// they join, the bytes of the joined token merge to these two when they stand alone, and then to it. Hence at most one
 /// merge of those that make a token ever happens: the last one when its own bytes are merged. The others need not be
 /// kept, nor is there ever a choice between two of them.
-fn used(tokens: &Tokens, all: Merges) -> (Merges, Vec<bool>) {
+fn used(tokens: &Tokens, all: Merges) -> Result<(Merges, Vec<bool>)> {
     let mut reached = vec![false; tokens.id_end() as usize];
     let mut kept = vec![false; all.list().len()];
-    let (mut queue, mut out) = (Queue::default(), Vec::new());
+    let (mut queue, mut out, mut pace) = (Queue::default(), Vec::new(), Pace::default());
     for (token, id) in tokens.iter() {
         out.clear();
         let last = all.merge(token, &mut queue, &mut out);
+        pace.did(MERGE_WORK * token.len() as u64)?; // merging may have been interrupted
         if out == [id] {
             reached[id as usize] = true;
             if let Some(number) = last {
@@ -269,7 +276,7 @@ fn used(tokens: &Tokens, all: Merges) -> (Merges, Vec<bool>) {
         .iter()
         .zip(kept)
         .filter_map(|(merge, kept)| kept.then_some(*merge));
-    (all.with_list(list.collect()), reached)
+    Ok((all.with_list(list.collect()), reached))
 }
 
 #[cfg(test)]

@@ -98,7 +98,8 @@ def _with_tokens(config: ModelConfig, tokenizer: Tokenizer | None) -> ModelConfi
         return config
     config.check_tokenizer(tokenizer)
     bos_token = tokenizer.bos_token if config.bos_token is None else config.bos_token
-    return replace(config, stop_tokens=config.stop_tokens or tokenizer.stop_tokens, bos_token=bos_token)
+    stop_tokens = config.stop_tokens or tokenizer.stop_tokens
+    return replace(config, stop_tokens=stop_tokens, bos_token=bos_token, vocabulary=tokenizer.fingerprint)
 
 
 def _weights(model: Transformer) -> dict[str, Tensor]:
@@ -134,7 +135,10 @@ def _begin(folder: Path, format: Format) -> tuple[bool, Path]:
 
 
 def _finish(partial: Path, folder: Path, format: Format, new: bool) -> None:
+    # The mode that the umask gives to new files: writers of weights may make theirs private.
+    mode = partial.stat().st_mode & 0o666
     for file in partial.iterdir():
+        file.chmod(mode)
         sync(file)
     sync(partial)
     if new:

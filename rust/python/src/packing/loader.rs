@@ -14,6 +14,8 @@ use pyo3::prelude::*;
 
 use super::shards::open;
 use super::to_py;
+use crate::arrays;
+use crate::interrupt::{detached, interruptible};
 
 /// How long to wait for a batch before looking whether Ctrl-C was pressed.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -42,6 +44,8 @@ type StateParts = ((u64, u64, u64), Vec<u64>, Vec<(Vec<[u64; 2]>, u64, Option<[u
 
 /// name, folder, share, epochs
 type SourceParts = (String, PathBuf, f64, Option<u64>);
+/// name, share, epochs, and checksum and documents of each file
+type SourceDescription = (String, f64, Option<u64>, Vec<(u32, u64)>);
 /// longest document, tokens a row, rows a step
 type BucketParts = (u32, usize, usize);
 
@@ -101,8 +105,8 @@ impl PackedLoader {
         &self,
         py: Python<'_>,
         course: &Course,
-        f: impl FnOnce(&mut Maker) -> R + Send,
-    ) -> Option<R> {
+        f: impl FnOnce(&mut Maker) -> PyResult<R> + Send,
+    ) -> PyResult<Option<R>> {
         py.detach(|| {
             for _ in 0..PATIENCE.as_millis() / POLL.as_millis() {
                 let maker = match course.maker.try_lock() {
@@ -114,9 +118,9 @@ impl PackedLoader {
                     }
                 };
                 let mut maker = maker;
-                return Some(f(&mut maker));
+                return f(&mut maker).map(Some);
             }
-            None
+            Ok(None)
         })
     }
 
@@ -190,6 +194,7 @@ impl PackedLoader {
         py: Python<'_>,
         sources: Vec<SourceParts>,
         vocab_size: Option<u64>,
+        fingerprint: Option<u64>,
         buckets: Vec<BucketParts>,
         lookahead: Option<u64>,
         masks: Vec<(String, f64)>,
@@ -199,6 +204,7 @@ impl PackedLoader {
         worker: (u64, u64),
         prefetch: usize,
     ) -> PyResult<Self> {
+        arrays::load(py)?;
         let build = || {
             let config = Config {
                 buckets: buckets_of(buckets),
@@ -216,7 +222,7 @@ impl PackedLoader {
             let source = |(name, folder, share, epochs): SourceParts| {
                 Ok(packing::Source {
                     name,
-                    shards: open(&folder, vocab_size)?,
+                    shards: open(&folder, vocab_size, fingerprint)?,
                     share,
                     epochs,
                 })
@@ -232,21 +238,22 @@ impl PackedLoader {
                 course: Mutex::new(Arc::new(course)),
             })
         };
-        py.detach(build).map_err(to_py)
+        detached(py, to_py, build)
     }
 
     fn next_batch<'py>(&self, py: Python<'py>) -> PyResult<Option<BatchParts<'py>>> {
         let course = self.course();
         loop {
-            let made = self.with_maker(py, &course, |maker| self.make(&course, maker));
-            match made.flatten() {
-                Some(batch) => return batch.map_err(to_py)?.map(|batch| arrays(py, batch)).transpose(),
+            let make = |maker: &mut Maker| interruptible(to_py, || self.make(&course, maker).transpose());
+            match self.with_maker(py, &course, make)?.flatten() {
+                Some(batch) => return batch.map(|batch| arrays_of(py, batch)).transpose(),
                 None => py.check_signals()?,
             }
         }
     }
 
-    /// Goes over `steps` steps, or as many as there are, without reading tokens; returns how many.
+    /// Goes over `steps` steps, or as many as there are, without reading tokens; returns how many. After an error the
+    /// loader stands where it stood.
     fn skip(&self, py: Python<'_>, steps: u64) -> PyResult<u64> {
         let course = self.course();
         let skip = |maker: &mut Maker| {
@@ -265,8 +272,8 @@ impl PackedLoader {
             Ok(skipped)
         };
         loop {
-            match self.with_maker(py, &course, skip) {
-                Some(skipped) => return skipped.map_err(to_py),
+            match self.with_maker(py, &course, |maker| interruptible(to_py, || skip(maker)))? {
+                Some(skipped) => return Ok(skipped),
                 None => py.check_signals()?,
             }
         }
@@ -275,6 +282,23 @@ impl PackedLoader {
     /// See [`Mixture::fingerprint`].
     fn fingerprint(&self) -> u64 {
         self.mixture.fingerprint()
+    }
+
+    #[getter]
+    fn vocabulary_fingerprint(&self) -> Option<u64> {
+        self.mixture.vocabulary_fingerprint()
+    }
+
+    /// For each source: name, share, epochs, and for each of its files in order a checksum and its documents. All that
+    /// [`Mixture::fingerprint`] depends on.
+    fn description(&self) -> Vec<SourceDescription> {
+        let sources = self.mixture.sources.iter();
+        let describe = |source: &packing::Source| {
+            let parts = source.shards.parts().iter();
+            let parts = parts.map(|part| (part.checksum(), part.documents())).collect();
+            (source.name.clone(), source.share, source.epochs, parts)
+        };
+        sources.map(describe).collect()
     }
 
     #[getter]
@@ -304,7 +328,7 @@ impl PackedLoader {
         let place = |(cursors, taken, rest)| Place { cursors, taken, rest };
         let places = places.into_iter().map(place).collect();
         let state = State { totals, places };
-        let loader = py.detach(|| self.loader_at(&state)).map_err(to_py)?;
+        let loader = detached(py, to_py, || self.loader_at(&state))?;
         let course = Arc::new(Course::new(state, Maker::Loader(Box::new(loader))));
         let old = std::mem::replace(&mut *lock(&self.course), course);
         if old.process != process::id() {
@@ -328,7 +352,7 @@ fn buckets_of(buckets: Vec<BucketParts>) -> Vec<packing::Bucket> {
     buckets.into_iter().map(bucket).collect()
 }
 
-fn arrays(py: Python<'_>, mut batch: packing::Batch) -> PyResult<BatchParts<'_>> {
+fn arrays_of(py: Python<'_>, mut batch: packing::Batch) -> PyResult<BatchParts<'_>> {
     let (max_seqlen, padding, bucket) = (batch.max_seqlen, batch.padding, batch.bucket);
     let cu_seqlens = std::mem::take(&mut batch.cu_seqlens).into_pyarray(py);
     let source_ids = std::mem::take(&mut batch.source_ids).into_pyarray(py);

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use cwm_interrupt::Pace;
 use cwm_packing as packing;
 use numpy::{Element, IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArray};
 use numpy::{PyArrayDescrMethods, PyUntypedArrayMethods};
@@ -11,6 +12,11 @@ use pyo3::exceptions::{PyIndexError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use super::to_py;
+use crate::arrays;
+use crate::interrupt::{detached, interruptible};
+
+/// Units of work of adding a document without tokens, for [`Pace`].
+const DOCUMENT_WORK: u64 = 32;
 
 /// The ids of an array of one dimension and any integer type.
 enum Ids {
@@ -155,7 +161,7 @@ impl ShardWriter {
         py.detach(|| {
             let writer = self.0.lock();
             let mut writer = writer.map_err(|_: PoisonError<_>| PyRuntimeError::new_err("an earlier call panicked"))?;
-            f(&mut writer).map_err(to_py)
+            interruptible(to_py, || f(&mut writer))
         })
     }
 }
@@ -163,10 +169,21 @@ impl ShardWriter {
 #[pymethods]
 impl ShardWriter {
     #[new]
-    fn new(py: Python<'_>, folder: PathBuf, vocab_size: u64, shard_tokens: u64, append: bool) -> PyResult<Self> {
-        let writer = py
-            .detach(|| packing::ShardWriter::create(&folder, vocab_size, shard_tokens, append))
-            .map_err(to_py)?;
+    fn new(
+        py: Python<'_>,
+        folder: PathBuf,
+        vocab_size: u64,
+        fingerprint: Option<u64>,
+        shard_tokens: u64,
+        append: bool,
+    ) -> PyResult<Self> {
+        arrays::load(py)?;
+        let create = || {
+            let mut writer = packing::ShardWriter::create(&folder, vocab_size, shard_tokens, append)?;
+            fingerprint.map_or(Ok(()), |fingerprint| writer.set_fingerprint(fingerprint))?;
+            Ok(writer)
+        };
+        let writer = detached(py, to_py, create)?;
         Ok(ShardWriter(Mutex::new(writer)))
     }
 
@@ -216,8 +233,9 @@ impl ShardWriter {
         }
         let tags = tags_of(&sources, source_ids, ranges.len())?;
         self.detached(py, |writer| {
-            let mut tokens = Vec::new();
+            let (mut tokens, mut pace) = (Vec::new(), Pace::default());
             for (range, tag) in ranges.into_iter().zip(tags) {
+                pace.did(DOCUMENT_WORK + range.len() as u64)?;
                 ids.get(range.clone(), &mut tokens)?;
                 writer.add(&packing::NewDocument {
                     ids: &tokens,
@@ -271,8 +289,9 @@ type Numbers<'py> = Bound<'py, PyArray1<u32>>;
 #[pymethods]
 impl Shards {
     #[new]
-    fn new(py: Python<'_>, path: PathBuf, vocab_size: Option<u64>) -> PyResult<Self> {
-        let shards = py.detach(|| open(&path, vocab_size)).map_err(to_py)?;
+    fn new(py: Python<'_>, path: PathBuf, vocab_size: Option<u64>, fingerprint: Option<u64>) -> PyResult<Self> {
+        arrays::load(py)?;
+        let shards = detached(py, to_py, || open(&path, vocab_size, fingerprint))?;
         let (sources, places) = shards.union(packing::Part::sources);
         let (labels, _) = shards.union(packing::Part::labels);
         Ok(Shards {
@@ -298,6 +317,11 @@ impl Shards {
     }
 
     #[getter]
+    fn vocabulary_fingerprint(&self) -> Option<u64> {
+        self.shards.fingerprint()
+    }
+
+    #[getter]
     fn sources(&self) -> Vec<String> {
         self.sources.clone()
     }
@@ -316,7 +340,7 @@ impl Shards {
         }
         let (part, document) = self.shards.locate(at);
         let shard = &self.shards.parts()[part];
-        let (tokens, mask, spans) = py.detach(|| read(shard, document)).map_err(to_py)?;
+        let (tokens, mask, spans) = detached(py, to_py, || read(shard, document))?;
         let named = |span: packing::Span| (shard.labels()[span.label as usize].clone(), span.start, span.end);
         Ok((
             tokens.into_pyarray(py),
@@ -330,30 +354,34 @@ impl Shards {
     fn lengths<'py>(&self, py: Python<'py>) -> PyResult<(Numbers<'py>, Numbers<'py>)> {
         let read = || {
             self.shards.check_present()?;
-            let shards = self.shards.parts().iter().zip(&self.places);
-            let sources = shards.flat_map(|(shard, places)| {
-                (0..shard.documents()).map(|document| places[shard.source_index(document)] as u32)
-            });
-            Ok((
-                self.shards.lengths().collect::<Vec<u32>>(),
-                sources.collect::<Vec<u32>>(),
-            ))
+            let (mut lengths, mut sources, mut pace) = (Vec::new(), Vec::new(), Pace::default());
+            for (shard, places) in self.shards.parts().iter().zip(&self.places) {
+                for document in 0..shard.documents() {
+                    pace.did(1)?;
+                    lengths.push(shard.document_len(document));
+                    sources.push(places[shard.source_index(document)] as u32);
+                }
+            }
+            Ok((lengths, sources))
         };
-        let (lengths, sources) = py.detach(read).map_err(to_py)?;
+        let (lengths, sources) = detached(py, to_py, read)?;
         Ok((lengths.into_pyarray(py), sources.into_pyarray(py)))
     }
 
     fn verify(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.shards.verify()).map_err(to_py)
+        detached(py, to_py, || self.shards.verify())
     }
 }
 
 /// Opens data of a known vocabulary, or of one that they may name.
-pub fn open(path: &Path, vocab_size: Option<u64>) -> packing::Result<packing::Shards> {
+pub fn open(path: &Path, vocab_size: Option<u64>, fingerprint: Option<u64>) -> packing::Result<packing::Shards> {
     let mut shards = packing::Shards::open(path)?;
+    let named = |error| packing::Error::Invalid(format!("{}: {error}", path.display()));
     if let Some(size) = vocab_size {
-        let named = |error| packing::Error::Invalid(format!("{}: {error}", path.display()));
         shards.set_vocab_size(size).map_err(named)?;
+    }
+    if let Some(fingerprint) = fingerprint {
+        shards.check_fingerprint(fingerprint).map_err(named)?;
     }
     Ok(shards)
 }

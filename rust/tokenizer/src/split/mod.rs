@@ -5,7 +5,10 @@ mod masks;
 mod rules;
 mod window;
 
+use cwm_interrupt::Pace;
+
 use crate::error::{Error, Result};
+use crate::merge::MERGE_WORK;
 use masks::{Classifier, WIDTH};
 use rules::{Cl100k, Gpt2, Llama3, O200k, Qwen2, Rules, first_piece};
 use window::beginnings;
@@ -79,6 +82,14 @@ impl Splitter {
         &self.pattern
     }
 
+    /// The pattern; of those that this module cuts alike, always the same one.
+    pub(crate) fn known_pattern(&self) -> &str {
+        match self.engine {
+            Engine::Known(Known::Gpt2, _) => GPT2_PATTERN,
+            _ => &self.pattern,
+        }
+    }
+
     /// Whether the pattern is one of this module's.
     pub fn is_known(&self) -> bool {
         matches!(self.engine, Engine::Known(..))
@@ -100,16 +111,13 @@ impl Splitter {
     /// `ends` for that.
     pub fn for_each_batch(&self, text: &str, ends: &mut Ends, batch: impl FnMut(&[u32])) -> Result<()> {
         match &self.engine {
-            Engine::Known(known, classifier) => {
-                match known {
-                    Known::Llama3 => split::<Llama3>(text, *classifier, ends, batch),
-                    Known::Gpt2 => split::<Gpt2>(text, *classifier, ends, batch),
-                    Known::Cl100k => split::<Cl100k>(text, *classifier, ends, batch),
-                    Known::O200k => split::<O200k>(text, *classifier, ends, batch),
-                    Known::Qwen2 => split::<Qwen2>(text, *classifier, ends, batch),
-                }
-                Ok(())
-            }
+            Engine::Known(known, classifier) => match known {
+                Known::Llama3 => split::<Llama3>(text, *classifier, ends, batch),
+                Known::Gpt2 => split::<Gpt2>(text, *classifier, ends, batch),
+                Known::Cl100k => split::<Cl100k>(text, *classifier, ends, batch),
+                Known::O200k => split::<O200k>(text, *classifier, ends, batch),
+                Known::Qwen2 => split::<Qwen2>(text, *classifier, ends, batch),
+            },
             Engine::Regex(regex) => split_by_regex(regex, text, ends, batch),
         }
     }
@@ -131,11 +139,20 @@ impl Splitter {
 /// Ends of pieces that are collected before they are handed on.
 const BATCH: usize = 256;
 
+/// Units of work of a byte, for [`Pace`]. At least those of a merge, so that a piece whose merging was interrupted is
+/// followed by a check, which fails.
+const BYTE_WORK: u64 = MERGE_WORK;
+/// Units of work of a match, which may backtrack for milliseconds.
+const MATCH_WORK: u64 = 1 << 10;
+
 /// Ends of pieces, some at a time.
 #[derive(Debug)]
 pub struct Ends {
     ends: [u32; BATCH],
     len: usize,
+    /// Where the first piece begins.
+    start: u32,
+    pace: Pace,
 }
 
 impl Default for Ends {
@@ -143,16 +160,19 @@ impl Default for Ends {
         Self {
             ends: [0; BATCH],
             len: 0,
+            start: 0,
+            pace: Pace::default(),
         }
     }
 }
 
 impl Ends {
     /// Makes room for the ends in one window.
-    fn reserve(&mut self, batch: &mut impl FnMut(&[u32])) {
+    fn reserve(&mut self, batch: &mut impl FnMut(&[u32])) -> Result<()> {
         if self.len > BATCH - WIDTH {
-            self.flush(batch);
+            self.flush(batch)?;
         }
+        Ok(())
     }
 
     fn push(&mut self, end: usize) {
@@ -160,19 +180,22 @@ impl Ends {
         self.len += 1;
     }
 
-    fn flush(&mut self, batch: &mut impl FnMut(&[u32])) {
+    fn flush(&mut self, batch: &mut impl FnMut(&[u32])) -> Result<()> {
         batch(&self.ends[..self.len]);
-        self.len = 0;
+        let end = self.ends[..self.len].last().copied().unwrap_or(self.start);
+        let bytes = u64::from(end - self.start);
+        (self.len, self.start) = (0, end);
+        Ok(self.pace.did(BYTE_WORK * bytes)?)
     }
 }
 
-fn split<R: Rules>(text: &str, classifier: Classifier, ends: &mut Ends, mut batch: impl FnMut(&[u32])) {
+fn split<R: Rules>(text: &str, classifier: Classifier, ends: &mut Ends, mut batch: impl FnMut(&[u32])) -> Result<()> {
     let bytes = text.as_bytes();
     let mut at = 0;
     let mut padded;
-    ends.len = 0;
+    (ends.len, ends.start) = (0, 0);
     while at < bytes.len() {
-        ends.reserve(&mut batch);
+        ends.reserve(&mut batch)?;
         let rest = &bytes[at..];
         // Two bytes tell most pieces that are not of ASCII.
         if rest[0].is_ascii() && rest.get(1).is_none_or(u8::is_ascii) {
@@ -202,7 +225,7 @@ fn split<R: Rules>(text: &str, classifier: Classifier, ends: &mut Ends, mut batc
         at += first_piece::<R>(&text[at..]);
         ends.push(at);
     }
-    ends.flush(&mut batch);
+    ends.flush(&mut batch)
 }
 
 fn split_by_regex(
@@ -212,10 +235,11 @@ fn split_by_regex(
     mut batch: impl FnMut(&[u32]),
 ) -> Result<()> {
     let mut end = 0;
-    ends.len = 0;
+    (ends.len, ends.start) = (0, 0);
     for found in regex.find_iter(text) {
         let found = found.map_err(|why| Error::Pattern(format!("gave up after byte {end}: {why}")))?;
-        ends.reserve(&mut batch);
+        ends.pace.did(MATCH_WORK)?;
+        ends.reserve(&mut batch)?;
         for place in [found.start(), found.end()] {
             if place > end {
                 ends.push(place);
@@ -226,8 +250,7 @@ fn split_by_regex(
     if end < text.len() {
         ends.push(text.len());
     }
-    ends.flush(&mut batch);
-    Ok(())
+    ends.flush(&mut batch)
 }
 
 fn compile(pattern: &str) -> Result<fancy_regex::Regex> {

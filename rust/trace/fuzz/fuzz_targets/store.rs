@@ -27,7 +27,7 @@ fn use_it(path: &Path) {
     for index in 0..reader.len().min(100) {
         let _ = reader.trace(index);
     }
-    let _ = (reader.find("a").is_ok(), reader.verify(|| true).is_ok());
+    let _ = (reader.find("a").is_ok(), reader.verify().is_ok());
     if let Ok(mut writer) = Writer::open(path, true) {
         let _ = writer.close();
     }

@@ -68,6 +68,7 @@ impl StoreFile {
         let finders = KINDS.map(memmem::Finder::new);
         let mut at = from;
         while end.saturating_sub(at) >= HEAD as u64 {
+            cwm_interrupt::check()?;
             let bytes = self.read(at, CHUNK.min(end - at))?;
             let mut found: Vec<usize> = finders.iter().flat_map(|kind| kind.find_iter(&bytes)).collect();
             found.sort_unstable();

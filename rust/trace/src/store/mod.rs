@@ -29,6 +29,9 @@ pub enum Error {
     /// The file is none of this version, or an argument makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// The caller asked to stop.
+    #[error(transparent)]
+    Interrupted(#[from] cwm_interrupt::Interrupted),
 }
 
 pub type Result<T> = std::result::Result<T, Error>;

@@ -3,6 +3,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use cwm_interrupt::check;
+
 use super::block::{Block, has_right_checksums};
 use super::file::StoreFile;
 use super::format::{DataHead, Footer, HEAD, HEADER, Head, IndexHead, crc, key_hash};
@@ -116,6 +118,7 @@ impl Reader {
     fn scan(&mut self, size: u64) -> Result<()> {
         let mut last_data = None;
         while self.end < size {
+            check()?;
             let at = self.end;
             let Some((head, block_end)) = self.file.head(at, size)? else {
                 match self.file.next_block(at + 1, size)? {
@@ -310,6 +313,7 @@ impl Reader {
         }
         let mut keys = Vec::new();
         for &(first, _) in &self.tail {
+            check()?;
             let block = self.read_block(first)?;
             for place in 0..block.len() {
                 keys.extend(block.key(place)?.map(|key| (key_hash(key), first + place as u64)));
@@ -320,12 +324,12 @@ impl Reader {
         Ok(self.tail_keys.get_or_init(|| keys))
     }
 
-    /// Reads the whole file and checks all that can be checked, unless `go_on`, asked after each block, says no. The torn
-    /// tail of a file that was not closed is no damage.
-    pub fn verify(&self, mut go_on: impl FnMut() -> bool) -> Result<()> {
+    /// Reads the whole file and checks all that can be checked. The torn tail of a file that was not closed is not damage.
+    pub fn verify(&self) -> Result<()> {
         self.first_damage()?;
         let (mut at, mut traces, mut keys) = (if self.end == 0 { 0 } else { HEADER as u64 }, 0, 0);
         while at < self.end {
+            check()?;
             let Some((head, block_end)) = self.file.head(at, self.end)? else {
                 return self.file.damaged(at, "there is no block here");
             };
@@ -343,9 +347,6 @@ impl Reader {
                 let block = Block::new(self.file.clone(), at, data);
                 keys += self.verify_block(&block)?;
                 traces += data.traces;
-                if !go_on() {
-                    return Ok(());
-                }
             }
             at = block_end;
         }
@@ -361,6 +362,7 @@ impl Reader {
     fn verify_block(&self, block: &Block) -> Result<u64> {
         let mut keys = 0;
         for place in 0..block.len() {
+            check()?;
             block.metadata(place)?;
             block.trace(place)?;
             if let Some(key) = block.key(place)? {

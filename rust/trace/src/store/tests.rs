@@ -72,7 +72,7 @@ fn use_it(path: &Path) {
         for key in ["", "a", "b"] {
             let _ = reader.find(key);
         }
-        let _ = reader.verify(|| true);
+        let _ = reader.verify();
         drop(reader);
         if let Ok(mut writer) = Writer::open(path, true) {
             let _ = writer.add(&trace(0), Some("a"), "{}");
@@ -169,7 +169,7 @@ proptest! {
             }
         }
         let reader = Reader::open(&path).expect("it can be opened");
-        reader.verify(|| true).expect("it is whole");
+        reader.verify().expect("it is whole");
         prop_assert_eq!(reader.len(), count);
         for index in 0..count {
             prop_assert!(reader.trace(index).expect("it is there") == trace(index));
