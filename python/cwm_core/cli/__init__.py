@@ -52,7 +52,6 @@ def _report_errors(args: argparse.Namespace, interruptible: Interruptible | None
         ValueError,
         SyntaxError,
         FloatingPointError,
-        MemoryError,
         ModuleNotFoundError,
         SandboxError,
     ) as error:

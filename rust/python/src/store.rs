@@ -32,7 +32,7 @@ fn to_py(error: store::Error) -> PyErr {
             None => io::Error::new(error.kind(), format!("{}: {error}", path.display())).into(),
         },
         store::Error::Damaged { .. } => errors::damaged(error.to_string()),
-        store::Error::Invalid(message) => PyValueError::new_err(message),
+        error @ (store::Error::Invalid(_) | store::Error::Interrupted(_)) => PyValueError::new_err(error.to_string()),
     }
 }
 

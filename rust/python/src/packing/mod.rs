@@ -26,7 +26,9 @@ fn to_py(error: packing::Error) -> PyErr {
             None => io::Error::new(error.kind(), format!("{}: {error}", path.display())).into(),
         },
         packing::Error::Damaged { .. } => errors::damaged(error.to_string()),
-        packing::Error::Invalid(message) => PyValueError::new_err(message),
+        error @ (packing::Error::Invalid(_) | packing::Error::Interrupted(_)) => {
+            PyValueError::new_err(error.to_string())
+        }
     }
 }
 
