@@ -494,7 +494,6 @@ def json_file(tokenizer, tmp_path):
         (["model", "end_of_word_suffix"], "</w>", "end_of_word_suffix"),
         (["model", "vocab", "日"], 5000, "byte-level"),
         (["model", "vocab", "ab cd"], 5000, "byte-level"),
-        (["model", "vocab", ""], 5000, "empty"),
         (["model", "vocab", "zzz"], 5, "two tokens have the id 5"),
         (["model", "vocab", "zzz"], -5, "not a tokenizer.json"),
         (["model", "vocab", "zzz"], 2**31, "above the limit"),

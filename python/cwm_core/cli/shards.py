@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..data import Shards, ShardWriter
 from ..exchange import trace_files
-from ..tokenizer import GPT2_PATTERN, LLAMA3_PATTERN, Tokenizer
+from ..tokenizer import PATTERNS, Tokenizer, split_pattern
 from .shared import OK, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
 
 if TYPE_CHECKING:
     from cwm_core.documents import Item
-
-_PATTERNS = {"llama3": LLAMA3_PATTERN, "gpt2": GPT2_PATTERN}
 
 
 def add_tokenize(verbs: Any) -> None:
@@ -56,7 +54,7 @@ def add_tokenize(verbs: Any) -> None:
     parser.add_argument(
         "--pattern",
         metavar="PATTERN",
-        help="how --train-vocab splits text: llama3 (the default), gpt2, or a regular expression",
+        help=f"how --train-vocab splits text: {', '.join(PATTERNS)}, or a regular expression (default: llama3)",
     )
     parser.add_argument(
         "--resume",
@@ -82,14 +80,13 @@ def _tokenize(args: argparse.Namespace) -> int:
 
     if args.pattern and not args.train_vocab:
         args.error("--pattern is for --train-vocab; a stored vocabulary has its own")
+    pattern = split_pattern(args.pattern or "llama3")
     files = list(trace_files(args.inputs))
     if args.train_vocab:
         if args.tokenizer.is_file() or (args.tokenizer / "tokenizer.json").exists():
             raise ValueError(f"{args.tokenizer} already holds a vocabulary; leave out --train-vocab to use it")
         texts = (text for file in files for item in read_items(file) for text in item_texts(item))
-        tokenizer = Tokenizer.train(
-            texts, args.train_vocab, pattern=_PATTERNS.get(args.pattern or "llama3", args.pattern)
-        )
+        tokenizer = Tokenizer.train(texts, args.train_vocab, pattern=pattern)
         tokenizer.save(args.tokenizer)
         say(args, f"{args.tokenizer}: {tokenizer.vocab_size:,} tokens, special ones included")
     else:

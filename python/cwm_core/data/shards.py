@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cwm_core import _native
+from cwm_core.support.arguments import several
 
 Path = str | os.PathLike[str]
 
@@ -116,7 +117,7 @@ class ShardWriter:
         tells.
         """
         tags = None if source_ids is None else _integers(source_ids)
-        self._native.add_many(np.asarray(ids), _integers(offsets), _mask(loss_mask), list(sources), tags)
+        self._native.add_many(np.asarray(ids), _integers(offsets), _mask(loss_mask), list(several(sources, "sources")), tags)
 
     def close(self) -> None:
         """Publish the shard under way and take no more documents. The second call does nothing."""
@@ -252,7 +253,7 @@ def _mask(loss_mask: ArrayLike | None) -> NDArray[np.bool_] | None:
 
 def vocabulary_of(vocab_size: int | HasVocabSize) -> int:
     """Return the number of ids that is given, or that of a tokenizer; raises ValueError for a negative one."""
-    size = vocab_size if isinstance(vocab_size, int) else operator.index(vocab_size.vocab_size)
+    size = operator.index(getattr(vocab_size, "vocab_size", vocab_size))
     check_not_negative(vocab_size=size)
     return size
 
