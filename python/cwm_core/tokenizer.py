@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from cwm_core import _native, chat
 from cwm_core.support.arguments import several
 from cwm_core.support.files import write_file, write_files
+from cwm_core.support.text import well_formed
 
 LLAMA3_PATTERN: str = _native.LLAMA3_PATTERN
 """The split pattern of Llama-3 and of the Code World Model."""
@@ -472,6 +473,7 @@ def split_pattern(pattern: str) -> str:
     Raises:
         ValueError: It looks like a name, letters and digits alone, and is none that is known.
     """
+    _check_unicode(pattern, "split pattern")
     name = re.sub("[-_ ]", "", pattern).lower().removesuffix("base")
     if name in PATTERNS:
         return PATTERNS[name]
@@ -484,9 +486,18 @@ def split_pattern(pattern: str) -> str:
 
 
 def _listed(special_tokens: SpecialTokens) -> list[str] | list[tuple[str, int]]:
-    if isinstance(special_tokens, Mapping):
-        return list(special_tokens.items())
-    return list(several(special_tokens, "special_tokens"))
+    names = list(several(special_tokens, "special_tokens"))
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"special_tokens: expected strings, got {name!r}")
+        _check_unicode(name, "special token")
+    return [(name, special_tokens[name]) for name in names] if isinstance(special_tokens, Mapping) else names
+
+
+def _check_unicode(text: str, what: str) -> None:
+    """Raise ValueError if a text holds a lone surrogate, which neither a file nor a text that is encoded can."""
+    if well_formed(text) != text:
+        raise ValueError(f"{what} {text!r} holds a lone surrogate, which is no character")
 
 
 def _from_ranks(data: bytes, pattern: str, special_tokens: dict[str, int]) -> Tokenizer:

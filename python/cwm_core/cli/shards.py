@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data import Shards, ShardWriter
-from ..exchange import trace_files
+from ..exchange import document_files
+from ..support.jsonl import STDIN
 from ..tokenizer import PATTERNS, Tokenizer, split_pattern
 from .shared import OK, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
 
@@ -28,14 +29,15 @@ def add_tokenize(verbs: Any) -> None:
         "All of a text is learned, of a chat what the assistant says, and of a trace what follows its first frame:\n"
         "what stands before that is the prompt of a prediction. Of a trajectory, as `cwm agent` writes it, actions\n"
         "are learned, and half of the observations, chosen at random. A document's source is that of its metadata in\n"
-        "a store or its row's, else the name of the folder that its file lies in.",
+        "a store or its row's, else the name of the folder that its file lies in. Of a folder that holds traces or\n"
+        "stores, only these are read; of another, its JSONL and Parquet files.",
     )
     parser.add_argument(
         "inputs",
         nargs="+",
         type=Path,
         metavar="IN",
-        help="*.cwmtrace, *.cwmtraces, a folder of both, *.jsonl, *.parquet",
+        help="*.cwmtrace, *.cwmtraces, *.jsonl (also .gz and .zst), *.parquet, a folder of these, - for JSONL on stdin",
     )
     parser.add_argument(
         "--tokenizer",
@@ -81,7 +83,9 @@ def _tokenize(args: argparse.Namespace) -> int:
     if args.pattern and not args.train_vocab:
         args.error("--pattern is for --train-vocab; a stored vocabulary has its own")
     pattern = split_pattern(args.pattern or "llama3")
-    files = list(trace_files(args.inputs))
+    files = list(document_files(args.inputs))
+    if args.train_vocab and Path(STDIN) in files:
+        args.error("--train-vocab reads its input twice, which standard input cannot be; write it to a file first")
     if args.train_vocab:
         if args.tokenizer.is_file() or (args.tokenizer / "tokenizer.json").exists():
             raise ValueError(f"{args.tokenizer} already holds a vocabulary; leave out --train-vocab to use it")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..jsonl import read_rows
+from ..support.jsonl import read_rows
 
 _FIELDS: dict[str, tuple[type, ...]] = {
     "code": (str,),

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..environments import Backend, SandboxBackend, Task, issue_task, judge
-from ..jsonl import read_rows
 from ..sandbox import SandboxError
 from ..sandbox.programs import installed_packages
+from ..support.jsonl import read_rows
 from .report import Report, Result, count_left_out, measure
 from .results import Progress, Results, digest
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 
-from ...jsonl import read_rows
+from ...support.jsonl import read_rows
 from ..sample import Drop, Sample
 
 _WORD = re.compile(r"\w+")
