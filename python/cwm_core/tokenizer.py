@@ -259,7 +259,9 @@ class Tokenizer:
             return self._native.encode(text)
         if isinstance(allowed_special, str) and allowed_special == "all":
             return self._native.encode_with_special(text, None)
-        return self._native.encode_with_special(text, list(several(allowed_special, "allowed_special")))
+        return self._native.encode_with_special(
+            text, [well_formed(name) for name in several(allowed_special, "allowed_special")]
+        )
 
     def encode_bytes(self, data: bytes) -> NDArray[np.int32]:
         """Token ids of bytes that need not be UTF-8, int32 of shape [n]; as tiktoken's `_encode_bytes` gives them.
