@@ -492,8 +492,8 @@ USER_PATTERNS = [
 USER_TEXT = "".join(
     f"a{c}b1{c}{c} ab aab c{c}_12345\n{c}b\r\nA{c}"
     for c in [
-        "", "²", "\u200d", "\u200c", "é", "e\u0301", "ß", "ſ", "ﬁ", "ss", "K", "日", "Ω", "😀", "\u2028", "\x0b", "\x85",
-        "Ⅷ", "٣",
+        "", "²", "\u200d", "\u200c", "é", "e\u0301", "ß", "ſ", "ﬁ", "ss", "K", "日", "Ω", "😀", "\u2028", "\x0b", 
+        "\x85", "Ⅷ", "٣",
     ]
 )  # fmt: skip
 USER_TEXTS = [USER_TEXT, USER_TEXT + "\n", "", "\n", "a\nb", "  \n \n a  "]

@@ -120,5 +120,5 @@ def test_every_reader_takes_every_form(read, row, tmp_path):
 @pytest.mark.parametrize(("read", "row"), READERS)
 def test_every_reader_names_the_line_of_what_is_nested_too_deeply(read, row, tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(json.dumps(row).encode() + b"\n" + b"[" * 200_000)
-    with pytest.raises(ValueError, match="line 2.*nested too deeply"):
+    with pytest.raises(ValueError, match=r"line 2.*nested too deeply"):
         list(read(tmp_path / "rows.jsonl"))
