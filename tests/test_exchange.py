@@ -148,7 +148,7 @@ def test_mistakes_leave_nothing_behind(store, capsys):
             "broken.jsonl, line 2: not a stored trace: it does not begin with the header",
         ),
         (("import", "other.jsonl", new), "other.jsonl, line 1: there is no 'trace'; only what `cwm export` wrote can"),
-        (("import", "array.jsonl", new), "array.jsonl, line 1: is no JSON object"),
+        (("import", "array.jsonl", new), "array.jsonl, line 1: not a JSON object, but a list"),
         (("import", "cut.jsonl", new), "cut.jsonl, line 1: Unterminated string"),
         (("import", "utf8.jsonl", new), "utf8.jsonl, line 1: 'utf-8' codec can't decode byte 0xff in position 1"),
         (("import", "keys.jsonl", new), "keys.jsonl, line 1: key must be a string or null, metadata a JSON object"),

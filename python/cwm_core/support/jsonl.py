@@ -58,9 +58,8 @@ def read_rows(
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}, line {number}: not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise ValueError(
-                f"{os.fspath(path)}, line {number}: expected a JSON object, got {_KINDS.get(type(row), 'a number')}"
-            )
+            kind = _KINDS.get(type(row), "a number")
+            raise ValueError(f"{os.fspath(path)}, line {number}: not a JSON object, but {kind}")
         yield number, row
 
 
