@@ -88,7 +88,7 @@ def write_files(contents: Mapping[str | os.PathLike[str], bytes | str]) -> None:
             file = stack.enter_context(replacing(path))
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
-            with suppress(OSError):  # what cannot be synchronized, such as a FIFO
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device or FIFO cannot be synchronized
                 os.fsync(file.fileno())
 
 
