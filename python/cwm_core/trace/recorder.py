@@ -66,7 +66,7 @@ class Recorder:
         max_depth: int | None = None,
     ) -> None:
         """Raises ValueError for a scope that is neither of the two words nor a list of paths."""
-        if isinstance(scope, str) and scope not in ("file", "package"):
+        if isinstance(scope, str | bytes) and scope not in ("file", "package"):
             raise ValueError(f'scope must be "file", "package" or a list of paths, not {scope!r}')
         self._scope = scope
         self._capture_output = capture_output
@@ -151,6 +151,8 @@ class Recorder:
             OSError: the file cannot be read.
             SyntaxError: the file does not compile.
         """
+        if isinstance(argv, str | bytes):
+            raise TypeError(f"argv: expected a list of strings, got the single {argv[:60]!r}")
         name = os.path.abspath(path)
         with open(name, "rb") as file:  # from here, so that this reading is told from the program's
             compiled = compile(file.read(), name, "exec", dont_inherit=True)

@@ -81,7 +81,7 @@ impl Tokenizer {
         let build = || {
             build(
                 Inner::vocabulary_from_ranks(file)?,
-                Splitter::new(pattern)?,
+                Splitter::for_ranks(pattern)?,
                 special_tokens,
             )
         };
@@ -89,8 +89,9 @@ impl Tokenizer {
     }
 
     #[staticmethod]
-    fn from_json(py: Python<'_>, file: &[u8]) -> PyResult<Self> {
-        py.detach(|| Inner::from_json(file)).map(Self).map_err(error)
+    fn from_json(py: Python<'_>, file: &[u8]) -> PyResult<(Self, Vec<String>)> {
+        let (tokenizer, warnings) = py.detach(|| Inner::from_json_with_warnings(file)).map_err(error)?;
+        Ok((Self(tokenizer), warnings))
     }
 
     #[staticmethod]
