@@ -1,6 +1,9 @@
 """The `cwm` command: the whole way through its verbs, what it says of mistakes, and its exit codes."""
 
+import gzip
+import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +17,7 @@ import pytest
 from cwm_core import machines
 from cwm_core.cli import main
 from cwm_core.data.traces import encode_for_training, training_texts
+from cwm_core.tokenizer import CL100K_PATTERN, QWEN2_PATTERN
 
 PROGRAM = """
 import sys
@@ -224,6 +228,77 @@ def test_tokenizes_stores_as_it_does_single_traces(shards):
     train = ["--tokenizer", "again", "--train-vocab", "300"]
     assert main(["tokenize", "traces/more.cwmtraces", *train, "-o", "again-shards"]) == 0
     assert Path("again/tokenizer.json").read_bytes() == Path("vocabulary/tokenizer.json").read_bytes()
+
+
+# ---- files as people have them
+
+
+@pytest.fixture
+def vocabulary(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cwm.Tokenizer.train(["a b"], 256).save("vocabulary")
+    return ["--tokenizer", "vocabulary"]
+
+
+def texts_of(folder):
+    tokenizer = cwm.Tokenizer.load("vocabulary")
+    special = ("<|begin_of_text|>", "<|end_of_text|>")
+    return [
+        tokenizer.decode(document.tokens).removeprefix(special[0]).removesuffix(special[1])
+        for document in cwm.Shards(folder)
+    ]
+
+
+def test_tokenize_takes_folders_of_json_lines(vocabulary):
+    Path("data/deep").mkdir(parents=True)
+    Path("data/a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\n{"text": "b"}\n\n')
+    Path("data/deep/c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "c"}'))
+    Path("data/._a.jsonl").write_bytes(b"\0\x05\x16\x07")
+    assert main(["tokenize", "data", *vocabulary, "-o", "shards"]) == 0
+    assert texts_of("shards") == ["a", "b", "c"]
+    assert cwm.Shards("shards").sources == ["data", "deep"]
+
+
+def test_tokenize_takes_standard_input(vocabulary, monkeypatch, capsys):
+    data = gzip.compress(b'{"text": "a"}\n{"text": "b", "source": "mine"}\n')
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
+    assert main(["tokenize", "-", *vocabulary, "-o", "shards"]) == 0
+    assert (texts_of("shards"), cwm.Shards("shards").sources) == (["a", "b"], ["stdin", "mine"])
+    assert main(["tokenize", "-", "-", *vocabulary, "-o", "twice"]) == 1
+    assert "can be read only once" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["tokenize", "-", "--tokenizer", "new", "--train-vocab", "300", "-o", "new-shards"])
+    assert "reads its input twice" in capsys.readouterr().err
+
+
+def test_tokenize_takes_sources_with_lone_surrogates(vocabulary):
+    rows = [{"text": "a\ud800", "source": "\udfff x"}, {"text": "b", "source": "\ud83d\ude00"}]
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["tokenize", "a.jsonl", *vocabulary, "-o", "shards"]) == 0
+    assert (texts_of("shards"), cwm.Shards("shards").sources) == (["a\ufffd", "b"], ["\ufffd x", "\U0001f600"])
+
+
+def test_a_folder_whose_name_is_not_utf8_is_a_source(vocabulary):
+    folder = Path(os.fsdecode(b"\xff"))
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"text": "a"}\n')
+    assert main(["tokenize", str(folder), *vocabulary, "-o", "shards"]) == 0
+    assert cwm.Shards("shards").sources == ["\ufffd"]
+
+
+@pytest.mark.parametrize(("name", "expected"), [("Qwen2", QWEN2_PATTERN), ("cl100k_base", CL100K_PATTERN)])
+def test_tokenize_takes_patterns_by_name(name, expected, vocabulary):
+    Path("a.jsonl").write_text('{"text": "a b"}\n')
+    train = ["--tokenizer", "new", "--train-vocab", "256", "--pattern", name]
+    assert main(["tokenize", "a.jsonl", *train, "-o", "shards"]) == 0
+    assert cwm.Tokenizer.load("new").pattern == expected
+
+
+def test_tokenize_refuses_an_unknown_name_of_a_pattern(vocabulary, capsys):
+    Path("a.jsonl").write_text('{"text": "a b"}\n')
+    train = ["--tokenizer", "new", "--train-vocab", "256", "--pattern", "qwen9"]
+    assert main(["tokenize", "a.jsonl", *train, "-o", "shards"]) == 1
+    assert "one of llama3, gpt2" in capsys.readouterr().err
 
 
 def test_tokenizes_with_loss_after_the_first_frame(shards, capsys):

@@ -145,7 +145,7 @@ def test_values_survive_json(value):
 
 
 BAD = {
-    "[1]": "a problem is a JSON object, not a list",
+    "[1]": "not a JSON object, but a list",
     "{": "Expecting property name",
     "[" * 100_000: "nested too deeply",
     '{"name": "x"}': "neither CodeContests",

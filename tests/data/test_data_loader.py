@@ -674,3 +674,15 @@ def test_hidden_files_are_ignored(tmp_path, name):
     with cwm.ShardWriter(sources["a"], VOCAB_SIZE, append=True) as writer:
         writer.add([3])
     assert len(cwm.Shards(sources["a"])) == 2
+
+
+def test_the_state_of_a_loader_made_with_integers_of_numpy_is_json(tmp_path):
+    with cwm.ShardWriter(tmp_path / "a", 10) as writer:
+        for _ in range(9):
+            writer.add([1, 2, 3])
+    sizes = {"batch_size": 2, "seed": 3, "lookahead": 100, "rank": 0, "world_size": 1, "prefetch": 1}
+    plain = cwm.PackedLoader(tmp_path / "a", 8, **sizes)
+    loader = cwm.PackedLoader(tmp_path / "a", np.int64(8), **{name: np.int64(size) for name, size in sizes.items()})
+    next(plain), next(loader)
+    assert json.loads(json.dumps(loader.state_dict())) == json.loads(json.dumps(plain.state_dict()))
+    assert loader.skip(np.int64(1)) == plain.skip(1) == 1

@@ -306,3 +306,14 @@ def test_indices(shards):
     for index in (20, -21):
         with pytest.raises(IndexError):
             shards[index]
+
+
+def test_integers_of_numpy_and_single_strings(tmp_path):
+    with cwm.ShardWriter(tmp_path / "a", np.int64(500), shard_tokens=np.int64(1000)) as writer:
+        with pytest.raises(TypeError, match="sources: expected several strings"):
+            writer.add_many([1, 2], [0, 2], sources="tag")
+        writer.add([1, 2], source="a\ud800", spans={"\udfff": [[0, 1]]})
+        writer.add_many([3, 4], [0, 2], sources=["\ud83d\ude00"])
+    shards = cwm.Shards(tmp_path / "a", vocab_size=np.int32(500))
+    assert (shards.sources, shards.labels) == (["a\ufffd", "\U0001f600"], ["\ufffd"])
+    assert shards[np.int64(1)].tokens.tolist() == [3, 4]

@@ -101,8 +101,8 @@ def test_vocabularies_learn_from_what_is_encoded(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: Expecting"),
-        ("[1]", "line 2: is no JSON object"),
+        ("{", "line 2: not JSON: Expecting"),
+        ("[1]", "line 2: not a JSON object, but a list"),
         ('{"texts": "x"}', "line 2: there is no 'messages', 'trace' or 'text'"),
         ('{"text": 1}', "line 2: there is no 'messages', 'trace' or 'text'"),
         ('{"messages": "x"}', "line 2: messages is no list of objects"),

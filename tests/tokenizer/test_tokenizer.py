@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from cwm_core.tokenizer import CL100K_PATTERN, GPT2_PATTERN, LLAMA3_PATTERN, O20
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llama3 import SPECIAL, rank_path, tiktoken_encoding
-from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks, load_tiktoken_bpe
 
 STDLIB = sorted(Path(os.__file__).parent.glob("*.py"))
 
@@ -469,9 +470,324 @@ def test_bad_patterns_are_refused(pattern, tmp_path):
 def test_a_catastrophic_pattern_is_an_error(tmp_path):
     (tmp_path / "ranks").write_bytes(ranks_file(BYTES))
     tokenizer = Tokenizer.load(tmp_path / "ranks", pattern=r"(?:a|a(?!x))*(?<!a)c")
-    for call in (tokenizer.encode, tokenizer.count, lambda text: tokenizer.encode_batch([text])):
+    trained = Tokenizer.train(["b"], 256, pattern=r"(?:a|a(?!x))*(?<!a)c")
+    for call in (tokenizer.encode, tokenizer.count, lambda text: tokenizer.encode_batch([text]), trained.encode):
         with pytest.raises(ValueError, match="gave up"):
             call("a" * 100 + "c")
+
+
+# ---- patterns that users give ------------------------------------------------------------------------------------
+
+# What engines of regular expressions disagree on, or do in ways of their own.
+USER_PATTERNS = [
+    r"^", r"$", r"^a|b$", r"\Aa|b\z", r"b\Z", r"\w+|\W+", r"\b", r"\B", r"\d+|\D+", r"\s+|\S+", r"\h+|\H+",
+    r"[[:alpha:]]+", r"[[:alnum:]]+", r"[[:punct:]]", r"[[:space:]]+", r"[[:word:]]+", r"[[:^alpha:]]+", r"[^\W\d]+",
+    r".+", r"(?m:.+)", r"(?s:.+)", r"(?i:ss)", r"(?i:[k-s]+)", r"(?i)ﬁ|st", r"(?<=a)b", r"(?<!\w)1", r"(?=b)",
+    r"a(?!b)", r"(?>a|ab)c?", r"a++b?", r"\p{N}{1,3}+", r"\d{2}?", r"a{,2}", r"(?<n>a)\k<n>", r"(a)\1", r"\X", r"\R",
+    r"\Ga", r"a\Kb", r"\O", r"\N+", r"\p{L}+", r"\p{Lu}", r"\p{Han}+", r"\p{Greek}", r"\p{Emoji}", r"\P{L}+",
+    r"\p{^L}+", r"\u00e9", r"\xff", r"\x{e9}", r"[a-z&&[^b]]+", r"(?x) a b", r"(?#a)b", r"(?~ab)", r"(?U:a+)",
+    r"\Q.\E", r"(?P<n>a)", r"a|", r"(?:)", r"\K",
+    CL100K_PATTERN, CL100K_PATTERN.replace("{1,3}", "{1,3}+").replace(r"\z", "$"),
+]  # fmt: skip
+USER_TEXT = "".join(
+    f"a{c}b1{c}{c} ab aab c{c}_12345\n{c}b\r\nA{c}"
+    for c in [
+        "", "²", "\u200d", "\u200c", "é", "e\u0301", "ß", "ſ", "ﬁ", "ss", "K", "日", "Ω", "😀", "\u2028", "\x0b", 
+        "\x85", "Ⅷ", "٣",
+    ]
+)  # fmt: skip
+USER_TEXTS = [USER_TEXT, USER_TEXT + "\n", "", "\n", "a\nb", "  \n \n a  "]
+
+
+@pytest.mark.parametrize("pattern", USER_PATTERNS)
+def test_a_pattern_for_training_equals_tokenizers_or_is_refused(pattern, tmp_path):
+    """In training, after saving, and in a `tokenizer.json` that others wrote."""
+    split = tokenizers.pre_tokenizers.Split
+    try:
+        theirs = split(tokenizers.Regex(pattern), "isolated")
+    except Exception:
+        with pytest.raises(ValueError, match="split pattern"):
+            Tokenizer.train(["a"], 256, pattern=pattern)
+        return
+    ours = Tokenizer.train(USER_TEXTS, 300, pattern=pattern)
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([theirs, byte_level])
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=byte_level.alphabet(), show_progress=False
+    )
+    library.train_from_iterator(USER_TEXTS, trainer)
+    assert json_file(ours, tmp_path)["model"]["merges"] == [
+        " ".join(merge) for merge in json.loads(library.to_str())["model"]["merges"]
+    ]
+    saved = by_library(ours, tmp_path)
+    again = Tokenizer.load(tmp_path)
+    for text in USER_TEXTS:
+        assert ours.encode(text).tolist() == library.encode(text).ids == saved.encode(text).ids
+        assert again.encode(text).tolist() == saved.encode(text).ids
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory):
+    """Ranks that merge all that the texts hold side by side, so that every cut shows."""
+    path = tmp_path_factory.mktemp("uncut") / "ranks"
+    Tokenizer.train(USER_TEXTS, 600, pattern="(?m:.+)").save_ranks(path)
+    return path
+
+
+@pytest.mark.parametrize("pattern", USER_PATTERNS)
+def test_a_pattern_for_ranks_equals_tiktoken_and_is_saved_as_one_that_means_the_same(pattern, uncut, tmp_path):
+    ranks = load_tiktoken_bpe(str(uncut))
+    try:
+        theirs = tiktoken.Encoding("peer", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    except ValueError:
+        return  # only its newer engine, which is ours, takes this pattern
+    ours = Tokenizer.load(uncut, pattern=pattern)
+    for text in USER_TEXTS:
+        try:
+            ids = theirs.encode_ordinary(text)
+        except BaseException:  # a panic of tiktoken's
+            continue
+        if theirs.decode(ids) == text:  # tiktoken drops what no match covers
+            assert ours.encode(text).tolist() == ids
+    try:
+        library = by_library(ours, tmp_path)
+    except ValueError as error:
+        assert "tokenizer.json cannot express" in str(error)
+        return
+    again = Tokenizer.load(tmp_path)
+    for text in USER_TEXTS:
+        assert library.encode(text).ids == ours.encode(text).tolist() == again.encode(text).tolist()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_named_pattern_is_saved_with_equal_ids(pattern, tmp_path):
+    ours = Tokenizer.load(rank_path(), pattern=pattern)
+    library = by_library(ours, tmp_path)
+    for text in [*(text for text in texts_of_every_code_point() if len(text) > 1), *USER_TEXTS]:
+        assert library.encode(text).ids == ours.encode(text).tolist(), repr(text[:10])
+
+
+def test_the_patterns_as_tiktoken_writes_them_are_saved_with_equal_ids(tmp_path):
+    for pattern in (
+        CL100K_PATTERN.replace("{1,3}", "{1,3}+").replace(r"\z", "$"),
+        r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+    ):
+        ours = Tokenizer.load(rank_path(), pattern=pattern)
+        assert ours.encode("1234567").tolist() == tiktoken.Encoding(
+            "peer", pat_str=pattern, mergeable_ranks=tiktoken_encoding()._mergeable_ranks, special_tokens={}
+        ).encode_ordinary("1234567")
+        library = by_library(ours, tmp_path)
+        for text in ["1234567 \n", "a \n b  ", *USER_TEXTS]:
+            assert library.encode(text).ids == ours.encode(text).tolist()
+
+
+def test_hostile_patterns_of_a_file_are_errors(small, tmp_path):
+    file = json_file(small, tmp_path)
+    for pattern in ["(" * 100_000, "(?:" * 3000 + "a" + ")" * 3000 + "(", "[" * 10_000, r"(?<=a*)b\k<x>", "a{100001}"]:
+        file["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": pattern}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+        with pytest.raises(ValueError, match="split pattern"):
+            Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("llama3", LLAMA3_PATTERN),
+        ("Llama-3", LLAMA3_PATTERN),
+        ("GPT2", GPT2_PATTERN),
+        ("cl100k_base", CL100K_PATTERN),
+        ("o200k", O200K_PATTERN),
+        ("Qwen2", QWEN2_PATTERN),
+    ],
+)
+def test_patterns_have_names(name, pattern, tmp_path):
+    assert Tokenizer.train(["a b"], 256, pattern=name).pattern == pattern
+    (tmp_path / "ranks").write_bytes(ranks_file(BYTES))
+    assert Tokenizer.load(tmp_path / "ranks", pattern=name).pattern == pattern
+
+
+@pytest.mark.parametrize("name", ["qwen", "gpt-5", "llama3.3", "p50k_base", "LLAMA 4"])
+def test_an_unknown_name_is_no_pattern(name, tmp_path):
+    (tmp_path / "ranks").write_bytes(ranks_file(BYTES))
+    for call in (
+        lambda: Tokenizer.train(["a b"], 256, pattern=name),
+        lambda: Tokenizer.load(tmp_path / "ranks", pattern=name),
+    ):
+        with pytest.raises(ValueError, match=f"{name}.*one of llama3, gpt2"):
+            call()
+    assert Tokenizer.train(["a b"], 256, pattern=f"(?:{name})").pattern == f"(?:{name})"
+
+
+# ---- added tokens --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("in_vocab", "added"),
+    [
+        ({}, [("<a>", 900), ("<b>", 1000)]),
+        ({}, [("<b>", 257), ("<a>", 256)]),
+        ({"<a>": 500}, [("<a>", 500), ("<b>", 257)]),
+        ({"<a>": 500}, [("<b>", 300), ("<a>", 700), ("<c>", 1)]),
+        ({"zz": 258}, [("<a>", 257)]),
+        ({"": 256}, [("<a>", 257)]),
+    ],
+)
+def test_added_tokens_have_the_ids_of_tokenizers(in_vocab, added, tmp_path):
+    file = json_file(Tokenizer.train([], 256, special_tokens=[]), tmp_path)
+    file["model"]["vocab"] |= in_vocab
+    flags = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False) | {"special": True}
+    file["added_tokens"] = [{"id": id, "content": name} | flags for name, id in added if id != 1]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours = Tokenizer.load(tmp_path)
+    names = [token["content"] for token in file["added_tokens"]]
+    assert ours.special_tokens == {name: library.token_to_id(name) for name in names}
+    assert ours.encode("x<a>y<b>", allowed_special="all").tolist() == library.encode("x<a>y<b>").ids
+    moved = any(ours.special_tokens[token["content"]] != token["id"] for token in file["added_tokens"])
+    assert [("as in the library tokenizers" in str(warning.message)) for warning in caught] == [True] * moved
+
+
+@pytest.mark.parametrize("name", ["foo", "Ġfoo", "foo<|x|>"])
+def test_no_ordinary_text_gives_a_special_token_after_save(name, tmp_path):
+    for special in ({name: 5000}, {name: 300, "<s>": 7000}, [name]):
+        ours = Tokenizer.train(["foo bar foo"], 257, special_tokens=special)
+        library = by_library(ours, tmp_path)
+        for text in ("foo", " foo", "foo foo", "a foo<|x|>"):
+            assert library.encode(text).ids == ours.encode(text).tolist()
+            assert not set(library.encode(text).ids) & set(ours.special_tokens.values())
+        library.encode_special_tokens = False
+        assert library.encode(name).ids == ours.encode(name, allowed_special="all").tolist()
+
+
+def test_a_special_token_that_text_would_give_is_refused(tmp_path):
+    """Where a token that no merge leads to has to be found whole, one in the vocabulary cannot be kept out."""
+    (tmp_path / "ranks").write_bytes(ranks_file([*BYTES, b"xyz"]))
+    special = {"<s>": 400, "foo": 300}
+    with pytest.raises(ValueError, match='"foo" would give the special token "foo"'):
+        Tokenizer.load(tmp_path / "ranks", special_tokens=special).save(tmp_path)
+    file = json_file(Tokenizer.train([], 256, special_tokens=["foo"]), tmp_path)
+    file["model"]["vocab"]["foo"] = 256
+    file["model"]["ignore_merges"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    with pytest.raises(ValueError, match='"foo" would give the special token "foo"'):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_token_without_bytes(tmp_path):
+    """Whisper's rank file has one, written as `=`, and so has its `tokenizer.json`."""
+    (tmp_path / "ranks").write_bytes(ranks_file([*BYTES, b"ab"]) + b"= 257\n")
+    ours = Tokenizer.load(tmp_path / "ranks", special_tokens=["<|endoftext|>"])
+    theirs = tiktoken.Encoding(
+        "whisper",
+        pat_str=LLAMA3_PATTERN,
+        mergeable_ranks=load_tiktoken_bpe(str(tmp_path / "ranks")),
+        special_tokens={"<|endoftext|>": 258},
+    )
+    assert ours.special_tokens == {"<|endoftext|>": 258}
+    assert ours.encode("ab ba").tolist() == theirs.encode("ab ba")
+    assert ours.decode([257, 256, 257]) == theirs.decode([257, 256, 257]) == "ab"
+    assert ours.token_to_bytes(257) == b""
+    ours.save_ranks(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "ranks").read_bytes()
+    library = by_library(ours, tmp_path / "folder")
+    again = Tokenizer.load(tmp_path / "folder")
+    assert library.encode("ab ba").ids == again.encode("ab ba").tolist() == ours.encode("ab ba").tolist()
+    assert library.token_to_id("<|endoftext|>") == again.special_tokens["<|endoftext|>"] == 258
+    assert again.decode([257, 256]) == "ab"
+    again.save_ranks(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "ranks").read_bytes()
+
+
+# ---- arguments -----------------------------------------------------------------------------------------------------
+
+
+def test_a_single_string_is_not_several(small, tmp_path):
+    for call in (
+        lambda: Tokenizer.train("text", 300),
+        lambda: Tokenizer.train(b"text", 300),
+        lambda: Tokenizer.train(["a"], 300, special_tokens="<eos>"),
+        lambda: Tokenizer.train_files("text", 300),
+        lambda: Tokenizer.load(rank_path(), special_tokens="<eos>"),
+        lambda: small.encode_batch("abc"),
+        lambda: small.encode_files(str(tmp_path)),
+        lambda: small.encode("abc", allowed_special="<|frame_sep|>"),
+        lambda: small.encode_chat("hi"),
+        lambda: small.encode_chat({"role": "user", "content": "hi"}),
+    ):
+        with pytest.raises(TypeError, match="expected"):
+            call()
+
+
+def test_integers_of_numpy_are_integers(small):
+    trained = Tokenizer.train(["ab"], np.int64(256), threads=np.int32(1), special_tokens={"<s>": np.int64(300)})
+    assert (trained.vocab_size, trained.special_tokens) == (301, {"<s>": 300})
+    assert small.token_to_bytes(np.uint8(5)) == small.token_to_bytes(5)
+    assert small.decoder().feed(np.int64(70)) == small.decoder().feed(70)
+    assert len(small.encode_batch(["a", "b"], threads=np.int64(2))) == 2
+
+
+def test_lone_surrogates_in_names_and_patterns_are_named(small):
+    for call in (
+        lambda: Tokenizer.train(["a"], 256, special_tokens=["\ud800"]),
+        lambda: Tokenizer.train(["a"], 256, special_tokens={"<\udfff>": 256}),
+        lambda: Tokenizer.train(["a"], 256, pattern="\ud800|."),
+    ):
+        with pytest.raises(ValueError, match="lone surrogate"):
+            call()
+    with pytest.raises(ValueError, match="is not a special token"):
+        small.encode("x", allowed_special={"\ud800"})
+
+
+# ---- saving --------------------------------------------------------------------------------------------------------
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_failed_save_changes_nothing(small, failing, tmp_path, monkeypatch):
+    small.save(tmp_path)
+    before = contents(tmp_path)
+    calls = iter(range(1, 99))
+    real = os.fsync
+
+    def fsync(descriptor):
+        if next(calls) == failing:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match="No space left"):
+            Tokenizer.train(["other"], 256, special_tokens=small.special_tokens.keys()).save(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_saving_ranks_replaces_the_file_at_once(small, tmp_path, monkeypatch):
+    path = tmp_path / "ranks"
+    path.write_bytes(b"old")
+    ranked = Tokenizer.load(rank_path())
+
+    def fsync(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match="No space left"):
+            ranked.save_ranks(path)
+    assert contents(tmp_path) == {"ranks": b"old"}
+
+
+def test_the_chat_format_of_another_vocabulary_does_not_stay(small, tmp_path):
+    small.save(tmp_path)
+    assert (tmp_path / "chat_template.jinja").exists()
+    Tokenizer.train(["a"], 256, special_tokens=["<s>"]).save(tmp_path)
+    assert sorted(contents(tmp_path)) == ["tokenizer.json", "tokenizer_config.json"]
 
 
 def json_file(tokenizer, tmp_path):
@@ -494,7 +810,6 @@ def json_file(tokenizer, tmp_path):
         (["model", "end_of_word_suffix"], "</w>", "end_of_word_suffix"),
         (["model", "vocab", "日"], 5000, "byte-level"),
         (["model", "vocab", "ab cd"], 5000, "byte-level"),
-        (["model", "vocab", ""], 5000, "empty"),
         (["model", "vocab", "zzz"], 5, "two tokens have the id 5"),
         (["model", "vocab", "zzz"], -5, "not a tokenizer.json"),
         (["model", "vocab", "zzz"], 2**31, "above the limit"),

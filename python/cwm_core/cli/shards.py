@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data import Shards, ShardWriter
-from ..formats.traces import trace_files
-from ..tokenizer import GPT2_PATTERN, LLAMA3_PATTERN, Tokenizer
+from ..formats.traces import document_files
+from ..support.jsonl import STDIN
+from ..tokenizer import PATTERNS, Tokenizer, split_pattern
 from .options import OK, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
 
 if TYPE_CHECKING:
     from cwm_core.data.documents import Item
-
-_PATTERNS = {"llama3": LLAMA3_PATTERN, "gpt2": GPT2_PATTERN}
 
 
 def add_tokenize(verbs: Any) -> None:
@@ -30,14 +29,15 @@ def add_tokenize(verbs: Any) -> None:
         "All of a text is learned, of a chat what the assistant says, and of a trace what follows its first frame:\n"
         "what stands before that is the prompt of a prediction. Of a trajectory, as `cwm agent` writes it, actions\n"
         "are learned, and half of the observations, chosen at random. A document's source is that of its metadata in\n"
-        "a store or its row's, else the name of the folder that its file lies in.",
+        "a store or its row's, else the name of the folder that its file lies in. Of a folder that holds traces or\n"
+        "stores, only these are read; of another, its JSONL and Parquet files.",
     )
     parser.add_argument(
         "inputs",
         nargs="+",
         type=Path,
         metavar="IN",
-        help="*.cwmtrace, *.cwmtraces, a folder of both, *.jsonl, *.parquet",
+        help="*.cwmtrace, *.cwmtraces, *.jsonl (also .gz and .zst), *.parquet, a folder of these, - for JSONL on stdin",
     )
     parser.add_argument(
         "--tokenizer",
@@ -56,7 +56,7 @@ def add_tokenize(verbs: Any) -> None:
     parser.add_argument(
         "--pattern",
         metavar="PATTERN",
-        help="how --train-vocab splits text: llama3 (the default), gpt2, or a regular expression",
+        help=f"how --train-vocab splits text: {', '.join(PATTERNS)}, or a regular expression (default: llama3)",
     )
     parser.add_argument(
         "--resume",
@@ -82,14 +82,15 @@ def _tokenize(args: argparse.Namespace) -> int:
 
     if args.pattern and not args.train_vocab:
         args.error("--pattern is for --train-vocab; a stored vocabulary has its own")
-    files = list(trace_files(args.inputs))
+    pattern = split_pattern(args.pattern or "llama3")
+    files = list(document_files(args.inputs))
+    if args.train_vocab and Path(STDIN) in files:
+        args.error("--train-vocab reads its input twice, which standard input cannot be; write it to a file first")
     if args.train_vocab:
         if args.tokenizer.is_file() or (args.tokenizer / "tokenizer.json").exists():
             raise ValueError(f"{args.tokenizer} already holds a vocabulary; leave out --train-vocab to use it")
         texts = (text for file in files for item in read_items(file) for text in item_texts(item))
-        tokenizer = Tokenizer.train(
-            texts, args.train_vocab, pattern=_PATTERNS.get(args.pattern or "llama3", args.pattern)
-        )
+        tokenizer = Tokenizer.train(texts, args.train_vocab, pattern=pattern)
         tokenizer.save(args.tokenizer)
         say(args, f"{args.tokenizer}: {tokenizer.vocab_size:,} tokens, special ones included")
     else:

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ..support.jsonl import loads, read_rows
 from ..trace import Trace
 from .prelude import import_paths, with_prelude
 from .unit import Unit
@@ -74,17 +75,12 @@ def read_contests(path: str | os.PathLike[str]) -> Iterator[Contest]:
 
     Raises ValueError that names the file, the line and what is wrong with it; OSError when it cannot be read.
     """
-    with open(path, "rb") as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            try:
-                if len(line) > MAX_LINE_BYTES:
-                    raise ValueError(f"more than {MAX_LINE_BYTES} bytes")
-                if line.strip():
-                    yield _contest(_parsed(line), number)
-            except ValueError as error:
-                raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
+    for number, row in read_rows(path, loads=_parsed, max_line_bytes=MAX_LINE_BYTES):
+        try:
+            contest = _contest(row, number)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
+        yield contest
 
 
 def units(
@@ -304,10 +300,7 @@ def _alike(value: Any, wanted: Any, tolerance: float) -> bool:
 
 def _parsed(text: str | bytes) -> Any:
     """What a JSON text holds; integers of too many digits become infinite."""
-    try:
-        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _MAX_INT_DIGITS else math.inf)
-    except RecursionError:
-        raise ValueError("JSON nested too deeply") from None
+    return loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _MAX_INT_DIGITS else math.inf)
 
 
 def _contest(row: Any, number: int) -> Contest:

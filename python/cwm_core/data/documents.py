@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from ..environments.encoding import encode_trajectory
 from ..environments.trajectories import Trajectory, TrajectoryReader, is_trajectory_file
 from ..formats.traces import read_traces, rows, stored_trace
+from ..support.jsonl import STDIN, is_jsonl
 from ..tokenizer import Tokenizer
 from ..trace import StoredTrace
 from .traces import TrainingDocument, encode_for_training, training_texts
@@ -48,8 +50,9 @@ def read_items(file: Path) -> Iterator[Item]:
 
     Raises OSError, and ValueError, saying where, for what is damaged or none of these.
     """
-    folder = file.resolve().parent.name
-    if file.suffix not in (".jsonl", ".parquet"):
+    is_stdin = str(file) == STDIN
+    folder = "stdin" if is_stdin else file.resolve().parent.name
+    if file.suffix != ".parquet" and not is_jsonl(file):
         for entry in read_traces(file):
             yield Item(entry, _source(entry.metadata, folder), str(file))
         return
@@ -59,7 +62,11 @@ def read_items(file: Path) -> Iterator[Item]:
                 yield Item(trajectory, folder, f"{file}, trajectory {trajectory.name}")
         return
     for where, row in rows(file, _COLUMNS):
-        if row.get("messages") is not None:
+        if row.keys() == {"crc32", "trajectory"}:  # of a file that is compressed, which `TrajectoryReader` cannot read
+            trajectory = _trajectory(row["trajectory"], where)
+            if trajectory.failure is None:
+                yield Item(trajectory, folder, where)
+        elif row.get("messages") is not None:
             yield Item(Chat(_messages(row["messages"], where)), _source(row, folder), where)
         elif row.get("trace") is not None:
             entry = stored_trace(row, where)
@@ -116,6 +123,13 @@ def _encode_text(tokenizer: Tokenizer, text: str) -> TrainingDocument:
 def _source(values: dict[str, Any], default: str) -> str:
     source = values.get("source")
     return source if isinstance(source, str) else default
+
+
+def _trajectory(value: Any, where: str) -> Trajectory:
+    try:
+        return Trajectory.from_json(json.dumps(value).encode())
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _messages(value: Any, where: str) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ for batch in loader:
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -167,6 +168,8 @@ class PackedLoader:
         sources of different vocabularies, a label that no shard has, or impossible numbers.
         """
         options = {name: value for name, value in locals().items() if name != "self"}
+        # Of NumPy's integers the state would hold some, which JSON does not have.
+        seq_len, batch_size, seed, lookahead = map(operator.index, (seq_len, batch_size, seed, lookahead))
         check_not_negative(seq_len=seq_len, batch_size=batch_size, rank=rank, world_size=world_size, seed=seed)
         check_not_negative(lookahead=lookahead, prefetch=prefetch)
         if packing not in ("best_fit", "stream"):
@@ -340,7 +343,8 @@ def _source(name: str, spec: SourceSpec, epochs: int | None) -> tuple[str, str, 
 
 
 def _shape(bucket: Bucket, seq_len: int) -> tuple[int, int, int]:
-    longest = _LONGEST if bucket.max_length is None else bucket.max_length
-    row = seq_len if bucket.seq_len is None else bucket.seq_len
-    check_not_negative(max_length=longest, seq_len=row, batch_size=bucket.batch_size)
-    return longest, row, bucket.batch_size
+    longest = _LONGEST if bucket.max_length is None else operator.index(bucket.max_length)
+    row = seq_len if bucket.seq_len is None else operator.index(bucket.seq_len)
+    batch_size = operator.index(bucket.batch_size)
+    check_not_negative(max_length=longest, seq_len=row, batch_size=batch_size)
+    return longest, row, batch_size

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cwm_core import _native
+from cwm_core.support.arguments import several
+from cwm_core.support.text import well_formed
 
 Path = str | os.PathLike[str]
 
@@ -90,15 +92,15 @@ class ShardWriter:
 
         ``ids``: int32, uint16, uint32 or int64 [n], n at least 1. ``loss_mask``: bool [n], True where the token is to
         be learned, that is, predicted from those before it; without it every token is. ``source``: a tag kept with
-        the document. ``spans``: where something lies in it, by label: integers [k, 2], first token and token after the
-        last; spans may overlap.
+        the document; a lone surrogate in it becomes U+FFFD, as in a text. ``spans``: where something lies in it,
+        by label: integers [k, 2], first token and token after the last; spans may overlap.
 
         Raises ValueError for an id outside the vocabulary, no ids, a mask of another length or a span that is empty or
         outside the document, and TypeError for another dtype; such a document changes nothing. After an OSError the
         writer is closed.
         """
         spans = [_labelled(*item) for item in (spans or {}).items()]
-        self._native.add(np.asarray(ids), _mask(loss_mask), source, spans)
+        self._native.add(np.asarray(ids), _mask(loss_mask), well_formed(source), spans)
 
     def add_many(
         self,
@@ -118,7 +120,8 @@ class ShardWriter:
         tells.
         """
         tags = None if source_ids is None else _integers(source_ids)
-        self._native.add_many(np.asarray(ids), _integers(offsets), _mask(loss_mask), list(sources), tags)
+        names = [well_formed(source) for source in several(sources, "sources")]
+        self._native.add_many(np.asarray(ids), _integers(offsets), _mask(loss_mask), names, tags)
 
     def close(self) -> None:
         """Publish the shard under way and take no more documents. The second call does nothing."""
@@ -237,10 +240,10 @@ class Shards:
 def _labelled(label: str, ranges: ArrayLike) -> tuple[str, NDArray[np.int64]]:
     array = np.asarray(ranges)
     if array.size == 0:
-        return label, np.empty((0, 2), dtype=np.int64)
+        return well_formed(label), np.empty((0, 2), dtype=np.int64)
     if array.ndim != 2:
         raise ValueError(f"spans labelled {label!r} must have two dimensions, not {array.ndim}")
-    return label, array.astype(np.int64, casting="same_kind")
+    return well_formed(label), array.astype(np.int64, casting="same_kind")
 
 
 def _integers(values: ArrayLike) -> NDArray[np.int64]:
@@ -262,7 +265,7 @@ def _mask(loss_mask: ArrayLike | None) -> NDArray[np.bool_] | None:
 
 def vocabulary_of(vocab_size: int | HasVocabSize) -> int:
     """Return the number of ids that is given, or that of a tokenizer; raises ValueError for a negative one."""
-    size = vocab_size if isinstance(vocab_size, int) else operator.index(vocab_size.vocab_size)
+    size = operator.index(getattr(vocab_size, "vocab_size", vocab_size))
     check_not_negative(vocab_size=size)
     return size
 

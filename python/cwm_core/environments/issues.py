@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..support.jsonl import read_rows
+from ..support.jsonl import loads, read_rows
 from .patches import touched
 from .protection import SETTINGS
 from .tasks import Task
@@ -90,7 +90,7 @@ def issue_task(row: Mapping[str, Any], *, test_command: str = TEST_COMMAND) -> T
 def _names(row: Mapping[str, Any], field: str) -> tuple[str, ...]:
     value = row.get(field)
     try:
-        names = json.loads(value) if isinstance(value, str) else value
+        names = loads(value) if isinstance(value, str) else value
     except ValueError:
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

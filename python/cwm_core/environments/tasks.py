@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..support.files import replacing
+from ..support.jsonl import loads, read_lines
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Task:
     @classmethod
     def from_json(cls, line: str | bytes) -> "Task":
         """Read what `to_json` wrote. Raises ValueError that names a missing, unknown or mistyped field."""
-        values = json.loads(line)
+        values = loads(line)
         if not isinstance(values, dict):
             raise ValueError(f"a task is a JSON object, not {type(values).__name__}")
         if unknown := values.keys() - {f.name for f in fields(cls)}:
@@ -84,10 +85,9 @@ def write_tasks(path: str | os.PathLike[str], tasks: Iterable[Task]) -> None:
 
 
 def read_tasks(path: str | os.PathLike[str]) -> Iterator[Task]:
-    """Read a JSONL file of tasks. Raises ValueError that names the line."""
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield Task.from_json(line)
-            except ValueError as error:
-                raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
+    """Read a file of JSON lines, as `read_rows` takes it. Raises ValueError that names the line."""
+    for number, line in read_lines(path):
+        try:
+            yield Task.from_json(line)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None

@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from cwm_core._native import Trace
+from cwm_core.support.arguments import several
 from cwm_core.support.files import replacing
+from cwm_core.support.jsonl import ENDINGS, STDIN, is_jsonl, loads, read_rows
 from cwm_core.trace import StoredTrace, TraceReader, TraceWriter
 from cwm_core.trace.store import outcome
 
@@ -86,8 +88,8 @@ def import_traces(
         raise FileExistsError(17, "a store must be a regular file, and something else is there", str(target))
     done = 0
     with _appearing(target) as partial, TraceWriter(partial) as writer:
-        for source in map(Path, sources):
-            for entry in _read_folder(source) if source.is_dir() else _READERS[_kind(source, _READERS)](source):
+        for source in map(Path, several(sources, "sources")):
+            for entry in _read_folder(source) if source.is_dir() else _READERS[_kind_to_read(source, _READERS)](source):
                 try:
                     writer.add_as_is(entry.trace, entry.key, entry.metadata)
                 except ValueError as error:  # such as a key that is there already
@@ -111,17 +113,20 @@ def read_traces(file: Path, key: str | None = None) -> Iterator[StoredTrace]:
 
 
 def rows(path: Path, columns: Collection[str]) -> Iterator[tuple[str, Row]]:
-    """Go through the rows of a ``.parquet`` file, of these columns only, or the objects of a ``.jsonl`` file.
+    """Go through the rows of a ``.parquet`` file, of these columns only, or the objects of a file of JSON lines.
 
-    Gives with each where it is. Raises OSError, and ValueError, saying where, for what is damaged or of another kind.
+    The latter may be compressed, or standard input, named ``-``. Gives with each where it is.
+
+    Raises OSError, and ValueError, saying where, for what is damaged or of another kind.
     """
-    return _json_lines(path) if _kind(path, (".jsonl", ".parquet")) == ".jsonl" else _parquet_rows(path, columns)
+    is_json = _kind_to_read(path, (".jsonl", ".parquet")) == ".jsonl"
+    return _json_lines(path) if is_json else _parquet_rows(path, columns)
 
 
 def stored_trace(row: Row, where: str) -> StoredTrace:
     """The trace of a row that `export_traces` wrote; raises ValueError, saying `where`, for another row."""
     try:
-        key, metadata = row.get("key"), json.loads(row.get("metadata") or "{}")
+        key, metadata = row.get("key"), loads(row.get("metadata") or "{}")
         if not (key is None or isinstance(key, str)) or not isinstance(metadata, dict):
             raise ValueError("key must be a string or null, metadata a JSON object")
         trace = row["trace"]
@@ -139,10 +144,39 @@ def trace_files(paths: Sequence[Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        found = sorted(file for ending in (TRACE, STORE) for file in path.rglob("*" + ending))
+        found = files_in(path, (TRACE, STORE))
         if not found:
             raise FileNotFoundError(2, f"no *{TRACE} or *{STORE} file in this folder", str(path))
         yield from found
+
+
+def document_files(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield the paths, and for a folder the files under it that documents are read from.
+
+    Those are its stores and single traces or, where it has none, its files of JSON lines and Parquet. So the records
+    that a corpus keeps beside its stores are not taken for documents.
+
+    Raises:
+        FileNotFoundError: A folder has no such file.
+        ValueError: Standard input is named twice.
+    """
+    if sum(str(path) == STDIN for path in paths) > 1:
+        raise ValueError(f"standard input ({STDIN}) is named more than once, but can be read only once")
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = files_in(path, (TRACE, STORE)) or files_in(path, (*ENDINGS, ".parquet"))
+        if not found:
+            kinds = ", ".join(f"*{ending}" for ending in (TRACE, STORE, *ENDINGS, ".parquet"))
+            raise FileNotFoundError(2, f"no file in this folder is one of {kinds}", str(path))
+        yield from found
+
+
+def files_in(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """Return the files under a folder whose names end so, sorted, without hidden ones such as `._00000.jsonl`."""
+    found = (file for file in folder.rglob("*") if file.name.endswith(endings) and file.is_file())
+    return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 
 def _row(entry: StoredTrace) -> Row:
@@ -236,16 +270,7 @@ class _Parquet:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Row]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line.decode())
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{where}: is no JSON object")
-            yield where, row
+    return ((f"{path}, line {number}", row) for number, row in read_rows(path))
 
 
 def _parquet_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[str, Row]]:
@@ -289,6 +314,11 @@ def _kind(path: Path, known: Collection[str]) -> str:
     if path.suffix not in known:
         raise ValueError(f"{path}: the name must end in {' or '.join(known)}")
     return path.suffix
+
+
+def _kind_to_read(path: Path, known: Collection[str]) -> str:
+    """As `_kind`, also for compressed JSON lines and for standard input."""
+    return ".jsonl" if ".jsonl" in known and is_jsonl(path) else _kind(path, known)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO
@@ -110,6 +110,23 @@ def locked(folder: str | os.PathLike[str], purpose: str) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+def write_files(contents: Mapping[str | os.PathLike[str], bytes | str]) -> None:
+    """Replace the content of several files, as `write_file` does, but none before all of them are on disk.
+
+    A full disk leaves every file as it was. (A machine that stops between two renames leaves some old, some new.)
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    with ExitStack() as stack:
+        for path, content in contents.items():
+            file = stack.enter_context(replacing(path))
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device or FIFO cannot be synchronized
+                os.fsync(file.fileno())
 
 
 def _names_descriptor(path: str | os.PathLike[str]) -> bool:

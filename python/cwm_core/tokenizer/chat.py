@@ -134,6 +134,8 @@ class _Encoder:
 
 def _role_and_content(number: int, message: Mapping[str, str]) -> tuple[str, str]:
     """The message as the format has it: a tool's name in the role, reasoning in the content."""
+    if not isinstance(message, Mapping):
+        raise TypeError(f"message {number}: expected a mapping with role and content, got {type(message).__name__}")
     role = message.get("role")
     optional = {"tool": "name", "assistant": "reasoning_content"}.get(role) if isinstance(role, str) else None
     if not {"role", "content"} <= message.keys() <= {"role", "content", optional}:

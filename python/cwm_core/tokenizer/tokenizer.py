@@ -7,6 +7,8 @@ Token ids are one-dimensional `numpy.int32` arrays. Vocabularies are those of ti
 import codecs
 import json
 import os
+import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -16,6 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cwm_core import _native
+from cwm_core.support.arguments import several
+from cwm_core.support.files import write_file, write_files
+from cwm_core.support.text import well_formed
 from cwm_core.tokenizer import chat
 
 LLAMA3_PATTERN: str = _native.LLAMA3_PATTERN
@@ -32,6 +37,15 @@ O200K_PATTERN: str = _native.O200K_PATTERN
 
 QWEN2_PATTERN: str = _native.QWEN2_PATTERN
 """The split pattern of Qwen2, which takes digits one by one."""
+
+PATTERNS: dict[str, str] = {
+    "llama3": LLAMA3_PATTERN,
+    "gpt2": GPT2_PATTERN,
+    "cl100k": CL100K_PATTERN,
+    "o200k": O200K_PATTERN,
+    "qwen2": QWEN2_PATTERN,
+}
+"""The split patterns that have a name, by that name."""
 
 CWM_SPECIAL_TOKENS: tuple[str, ...] = _native.CWM_SPECIAL_TOKENS
 """The 256 special tokens of the Code World Model in the order of their ids, which follow those of ordinary tokens."""
@@ -56,8 +70,9 @@ class Tokenizer:
     of text met before are remembered, in at most about 30 MB for each call that runs at the same time; a forked process
     may go on with what it inherits.
 
-    The five patterns that this module names are split by code of their own, any other by a regex engine, about ten
-    times more slowly.
+    A split pattern means what the library that the vocabulary is for makes of it: for a rank file tiktoken, for
+    `tokenizer.json` and a trained vocabulary Hugging Face's `tokenizers`. The five of `PATTERNS` mean the same to both
+    and are split by code of their own, any other by the library's regex engine, about ten times more slowly.
     """
 
     def __init__(self, native: _native.Tokenizer) -> None:
@@ -81,24 +96,32 @@ class Tokenizer:
 
         Args:
             path: The file or folder.
-            pattern: Split pattern, for a rank file only. Default: `LLAMA3_PATTERN`.
+            pattern: For a rank file only. Split pattern, as tiktoken understands it, or the name of one, as
+                `split_pattern` takes it. Default: `LLAMA3_PATTERN`.
             special_tokens: For a rank file only. Names in order, with the ids that follow the ranks; or ids by name.
                 Default: `CWM_SPECIAL_TOKENS`.
 
         Raises:
             ValueError: The file is no valid vocabulary or uses what is not supported; the message says what and where.
+
+        Warns:
+            UserWarning: An added token has another id than the file says: `tokenizers` numbers added tokens by itself.
         """
         path = Path(path)
         data = (path / "tokenizer.json" if path.is_dir() else path).read_bytes()
         if not data.lstrip().startswith(b"{"):
             special = CWM_SPECIAL_TOKENS if special_tokens is None else special_tokens
             ranked = _native.Tokenizer.from_ranks(
-                data, LLAMA3_PATTERN if pattern is None else pattern, _listed(special)
+                data, LLAMA3_PATTERN if pattern is None else split_pattern(pattern), _listed(special)
             )
             return cls(ranked)
         if pattern is not None or special_tokens is not None:
             raise ValueError(f"{path}: tokenizer.json states its own pattern and special tokens")
-        return cls(_native.Tokenizer.from_json(data))
+        native, renumbered = _native.Tokenizer.from_json(data)
+        if renumbered:
+            more = f"; so do {len(renumbered) - 1} more" if len(renumbered) > 1 else ""
+            warnings.warn(f"{path}: {renumbered[0]}{more}", stacklevel=2)
+        return cls(native)
 
     @classmethod
     def train(
@@ -120,7 +143,7 @@ class Tokenizer:
             texts: Any iterable of strings; an open text file is one of its lines. Each is split by itself. Special
                 tokens are never looked for, so leave them out.
             vocab_size: Number of ordinary tokens: the 256 bytes and the merges. Fewer result if no pair is left.
-            pattern: Split pattern.
+            pattern: Split pattern, as `tokenizers` understands it, or the name of one, as `split_pattern` takes it.
             special_tokens: Names in order, with the ids that follow the ordinary tokens; or ids by name.
             threads: How many count the pieces of texts, several texts at a time. Default: one a processor.
             progress: Called now and then with `("count", bytes, None)`, the UTF-8 of the texts so far, then with
@@ -128,9 +151,11 @@ class Tokenizer:
 
         Raises:
             ValueError: The size, the pattern or a special token is invalid.
+            TypeError: `texts` or `special_tokens` is a single string.
         """
-        special = _listed(special_tokens)
-        return cls(_native.Tokenizer.train(iter(texts), vocab_size, pattern, special, threads, progress))
+        texts, special = iter(several(texts, "texts")), _listed(special_tokens)
+        pattern = split_pattern(pattern)
+        return cls(_native.Tokenizer.train(texts, vocab_size, pattern, special, threads, progress))
 
     @classmethod
     def train_files(
@@ -152,7 +177,7 @@ class Tokenizer:
             ValueError: As `train`; or a file is not UTF-8, with its name and the offset of the first such byte.
             OSError: A file cannot be read.
         """
-        texts = (text for path in paths for text in _texts_of_file(path))
+        texts = (text for path in several(paths, "paths") for text in _texts_of_file(path))
         return cls.train(
             texts, vocab_size, pattern=pattern, special_tokens=special_tokens, threads=threads, progress=progress
         )
@@ -164,33 +189,47 @@ class Tokenizer:
         `chat_template.jinja` is the chat format, if the vocabulary has its tokens. `docs/tokenizer.md` says how the
         libraries are to be called for equal ids and what they cannot express.
 
+        The files are complete on disk before the first of them takes its name; a failure to write changes nothing. The
+        chat format of an earlier vocabulary is deleted if this one has no tokens for it. The pattern of a rank file is
+        written as one that means the same to `tokenizers`.
+
         (In a rank file, pairs that become the same token have one rank; `tokenizer.json` has to order them. That makes
         a difference only for ranks that no BPE training produces.)
 
         Raises:
-            ValueError: A special token has the name of an ordinary one, which the format cannot keep apart.
+            ValueError: A special token has the name of an ordinary one, or ordinary text would give it; or the pattern
+                has a part that the format cannot express.
+            OSError: A file cannot be written.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_bytes(self._native.to_json())
         special = self.special_tokens
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             **{role: name for role, name in _TOKEN_ROLES.items() if name in special},
         }
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        if special.keys() >= set(chat.CHAT_TOKENS):
-            (folder / "chat_template.jinja").write_text(chat.CHAT_TEMPLATE, "utf-8")
+        files: dict[str | os.PathLike[str], bytes | str] = {
+            folder / "tokenizer.json": self._native.to_json(),
+            folder / "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+        }
+        template = folder / "chat_template.jinja"
+        has_chats = special.keys() >= set(chat.CHAT_TOKENS)
+        if has_chats:
+            files[template] = chat.CHAT_TEMPLATE
+        folder.mkdir(parents=True, exist_ok=True)
+        write_files(files)
+        if not has_chats:
+            template.unlink(missing_ok=True)
 
     def save_ranks(self, path: str | os.PathLike[str]) -> None:
-        """Write the ordinary tokens as a rank file of tiktoken; pattern and special tokens are no part of it.
+        """Replace `path` by the ordinary tokens as a rank file of tiktoken, which has no pattern and special tokens.
 
         Raises:
             ValueError: A rank file cannot express this vocabulary: its merges are not in the order of the ids, it has
                 tokens that no merge leads to, or a token is longer than 1,024 bytes.
+            OSError: The file cannot be written; it is then as it was.
         """
-        Path(path).write_bytes(self._native.to_ranks())
+        write_file(path, self._native.to_ranks())
 
     @property
     def vocab_size(self) -> int:
@@ -240,10 +279,15 @@ class Tokenizer:
 
         Raises:
             ValueError: A name is not a special token; or the pattern gave up on the text.
+            TypeError: `allowed_special` is a string other than `"all"`.
         """
         if not allowed_special:
             return self._native.encode(text)
-        return self._native.encode_with_special(text, None if allowed_special == "all" else list(allowed_special))
+        if isinstance(allowed_special, str) and allowed_special == "all":
+            return self._native.encode_with_special(text, None)
+        return self._native.encode_with_special(
+            text, [well_formed(name) for name in several(allowed_special, "allowed_special")]
+        )
 
     def encode_bytes(self, data: bytes) -> NDArray[np.int32]:
         """Token ids of bytes that need not be UTF-8, int32 of shape [n]; as tiktoken's `_encode_bytes` gives them.
@@ -255,7 +299,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Iterable[str], *, threads: int | None = None) -> list[NDArray[np.int32]]:
         """Token ids of each text, as by `encode`, computed by `threads` threads (default: one a processor)."""
-        return self._native.encode_batch(list(texts), threads)
+        return self._native.encode_batch(list(several(texts, "texts")), threads)
 
     def encode_files(
         self, paths: Iterable[str | os.PathLike[str]], *, threads: int | None = None
@@ -268,7 +312,7 @@ class Tokenizer:
             ValueError: A file is not UTF-8, with its name and the offset of the first such byte; or too long (4 GiB).
             OSError: A file cannot be read.
         """
-        return self._native.encode_files(list(paths), threads)
+        return self._native.encode_files(list(several(paths, "paths")), threads)
 
     def count(self, text: str) -> int:
         """Number of tokens of `text`, `len(encode(text))` without the array."""
@@ -447,8 +491,41 @@ def _end_of_lines(text: str) -> int:
     return end or len(text)
 
 
+def split_pattern(pattern: str) -> str:
+    """Return the split pattern that is named, or the regular expression itself.
+
+    Args:
+        pattern: A key of `PATTERNS`, also in another case, with hyphens, or with `_base` at its end as tiktoken writes
+            it; or a regular expression.
+
+    Raises:
+        ValueError: It looks like a name, letters and digits alone, and is none that is known.
+    """
+    _check_unicode(pattern, "split pattern")
+    name = re.sub("[-_ ]", "", pattern).lower().removesuffix("base")
+    if name in PATTERNS:
+        return PATTERNS[name]
+    if re.fullmatch(r"(?=.*[A-Za-z])[A-Za-z0-9]+([-_. ][A-Za-z0-9]+)*", pattern):
+        raise ValueError(
+            f"split pattern {pattern!r}: expected a regular expression or one of {', '.join(PATTERNS)}. For an "
+            f"expression that matches this very text, write (?:{pattern})"
+        )
+    return pattern
+
+
 def _listed(special_tokens: SpecialTokens) -> list[str] | list[tuple[str, int]]:
-    return list(special_tokens.items()) if isinstance(special_tokens, Mapping) else list(special_tokens)
+    names = list(several(special_tokens, "special_tokens"))
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"special_tokens: expected strings, got {name!r}")
+        _check_unicode(name, "special token")
+    return [(name, special_tokens[name]) for name in names] if isinstance(special_tokens, Mapping) else names
+
+
+def _check_unicode(text: str, what: str) -> None:
+    """Raise ValueError if a text holds a lone surrogate, which neither a file nor a text that is encoded can."""
+    if well_formed(text) != text:
+        raise ValueError(f"{what} {text!r} holds a lone surrogate, which is no character")
 
 
 def _from_ranks(data: bytes, pattern: str, special_tokens: dict[str, int]) -> Tokenizer:
@@ -456,4 +533,5 @@ def _from_ranks(data: bytes, pattern: str, special_tokens: dict[str, int]) -> To
 
 
 def _from_json(data: bytes) -> Tokenizer:
-    return Tokenizer(_native.Tokenizer.from_json(data))
+    native, _ = _native.Tokenizer.from_json(data)
+    return Tokenizer(native)

@@ -74,7 +74,7 @@ class Recorder:
             TypeError: A limit is no integer.
             ValueError: The scope is neither of the two words nor a list of paths, or a limit is below its least value.
         """
-        if isinstance(scope, str) and scope not in ("file", "package"):
+        if isinstance(scope, str | bytes) and scope not in ("file", "package"):
             raise ValueError(f'scope must be "file", "package" or a list of paths, not {scope!r}')
         limits = {"max_frames": max_frames, "max_bytes": max_bytes, "max_depth": max_depth}
         counts = {name: _count(name, value) for name, value in limits.items()}
@@ -178,6 +178,8 @@ class Recorder:
             SyntaxError: The file does not compile.
             ValueError: The folder or zip file has no `__main__.py`.
         """
+        if isinstance(argv, str | bytes):
+            raise TypeError(f"argv: expected a list of strings, got the single {argv[:60]!r}")
         program = entry.load_program(path)
         with program.in_place(argv):
             recording, given = self._recording(lambda: program.code.co_filename)

@@ -83,7 +83,7 @@ impl Tokenizer {
         let build = || {
             build(
                 Inner::vocabulary_from_ranks(file)?,
-                Splitter::new(pattern)?,
+                Splitter::for_ranks(pattern)?,
                 special_tokens,
             )
         };
@@ -92,9 +92,10 @@ impl Tokenizer {
     }
 
     #[staticmethod]
-    fn from_json(py: Python<'_>, file: &[u8]) -> PyResult<Self> {
+    fn from_json(py: Python<'_>, file: &[u8]) -> PyResult<(Self, Vec<String>)> {
         arrays::load(py)?;
-        detached(py, error, || Inner::from_json(file)).map(Self)
+        let (tokenizer, warnings) = detached(py, error, || Inner::from_json_with_warnings(file))?;
+        Ok((Self(tokenizer), warnings))
     }
 
     #[staticmethod]

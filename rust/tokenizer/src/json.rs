@@ -105,7 +105,9 @@ impl Pair {
     }
 }
 
-pub fn parse_json(file: &[u8]) -> Result<Tokenizer> {
+/// The tokenizer of a file, and a sentence for each added token whose id in the file is not the one that the library
+/// gives it.
+pub fn parse_json(file: &[u8]) -> Result<(Tokenizer, Vec<String>)> {
     let file: File =
         serde_json::from_slice(file).map_err(|why| Error::Vocabulary(format!("not a tokenizer.json: {why}")))?;
     if !file.normalizer.is_null() {
@@ -113,9 +115,64 @@ pub fn parse_json(file: &[u8]) -> Result<Tokenizer> {
     }
     refuse_other_models(&file.model)?;
     let splitter = Splitter::new(pattern(&file.pre_tokenizer)?)?;
-    let special = special_tokens(&file.added_tokens)?;
-    let names: FxHashSet<&str> = file.added_tokens.iter().map(|token| token.content.as_str()).collect();
-    Tokenizer::new(vocabulary(&file.model, &names)?, splitter, special)
+    refuse_other_tokens(&file.added_tokens)?;
+    let (special, renumbered) = number(&file.added_tokens, &file.model.vocab.0)?;
+    let names: FxHashSet<&str> = special.iter().map(|(name, _)| name.as_str()).collect();
+    if file.model.ignore_merges {
+        let in_vocabulary = file.model.vocab.0.iter().map(|(token, _)| token.as_str());
+        refuse_pieces(in_vocabulary.filter(|token| names.contains(token)), &splitter)?;
+    }
+    let vocabulary = vocabulary(&file.model, &names)?;
+    let tokenizer = Tokenizer::new(vocabulary, splitter, SpecialTokens::new(special)?)?;
+    Ok((tokenizer, renumbered))
+}
+
+/// Numbers added tokens as the library does, whatever `id` the file gives them: one that is in the vocabulary has its
+/// id there, the others follow from the size of the vocabulary on, in the order of the file.
+fn number(added: &[AddedToken], vocab: &[(String, u32)]) -> Result<(Vec<(String, u32)>, Vec<String>)> {
+    let ids: FxHashMap<&str, u32> = vocab.iter().map(|(token, id)| (token.as_str(), *id)).collect();
+    let names: FxHashMap<u32, &str> = vocab.iter().map(|(token, id)| (*id, token.as_str())).collect();
+    let (mut next, mut renumbered) = (ids.len() as u32, Vec::new());
+    let mut special = Vec::with_capacity(added.len());
+    for AddedToken {
+        content, id: stated, ..
+    } in added
+    {
+        if names.get(stated).is_some_and(|name| name != content) {
+            return invalid(format!(
+                "added token {content:?} has the id {stated} of an ordinary token"
+            ));
+        }
+        let id = ids.get(content.as_str()).copied().unwrap_or_else(|| {
+            next += 1;
+            next - 1
+        });
+        if id != *stated {
+            renumbered.push(format!(
+                "added token {content:?} gets the id {id}, as in the library tokenizers, not {stated} as the file says"
+            ));
+        }
+        special.push((content.clone(), id));
+    }
+    Ok((special, renumbered))
+}
+
+/// Refuses special tokens of the vocabulary that text gives where a whole piece is the token.
+fn refuse_pieces<'t>(names: impl Iterator<Item = &'t str>, splitter: &Splitter) -> Result<()> {
+    for name in names {
+        let Some(text) = to_bytes(name).ok().and_then(|bytes| String::from_utf8(bytes).ok()) else {
+            continue;
+        };
+        let mut pieces = 0;
+        splitter.for_each(&text, |_| pieces += 1)?;
+        if pieces == 1 {
+            return invalid(format!(
+                "ordinary text {text:?} would give the special token {name:?}: it is one piece, and in the vocabulary, \
+                 with ignore_merges"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn refuse_other_models(model: &Model) -> Result<()> {
@@ -164,7 +221,7 @@ fn pattern(pre_tokenizer: &Value) -> Result<&str> {
     invalid(format!("pre_tokenizer {} is not supported", shown(pre_tokenizer)))
 }
 
-fn special_tokens(added: &[AddedToken]) -> Result<SpecialTokens> {
+fn refuse_other_tokens(added: &[AddedToken]) -> Result<()> {
     for token in added {
         let content = &token.content;
         if !token.special {
@@ -178,7 +235,7 @@ fn special_tokens(added: &[AddedToken]) -> Result<SpecialTokens> {
             ));
         }
     }
-    SpecialTokens::new(added.iter().map(|token| (token.content.clone(), token.id)))
+    Ok(())
 }
 
 fn vocabulary(model: &Model, special: &FxHashSet<&str>) -> Result<Vocabulary> {
@@ -217,6 +274,7 @@ pub fn write_json(tokenizer: &Tokenizer) -> Result<Vec<u8>> {
             ));
         }
     }
+    let mut ignore_merges = vocab.whole_pieces();
     // The library numbers added tokens from the size of the vocabulary on, unless they are part of it.
     let special: Vec<_> = tokenizer
         .special_tokens()
@@ -228,6 +286,12 @@ pub fn write_json(tokenizer: &Tokenizer) -> Result<Vec<u8>> {
         .map(|&(_, id)| id as usize)
         .eq(entries.len()..entries.len() + special.len())
     {
+        // There, a text that is one piece would give them, unless merges decide alone.
+        if vocab.is_reached() {
+            ignore_merges = false;
+        } else if ignore_merges {
+            refuse_pieces(special.iter().map(|(name, _)| name.as_str()), tokenizer.splitter())?;
+        }
         entries.extend(special.iter().cloned());
         entries.sort_unstable_by_key(|&(_, id)| id);
     }
@@ -245,7 +309,7 @@ pub fn write_json(tokenizer: &Tokenizer) -> Result<Vec<u8>> {
         .collect();
     let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
     let split = json!({
-        "type": "Split", "pattern": {"Regex": tokenizer.pattern()}, "behavior": "Isolated", "invert": false
+        "type": "Split", "pattern": {"Regex": tokenizer.splitter().for_tokenizers()?}, "behavior": "Isolated", "invert": false
     });
     let merges: Vec<String> = vocab
         .merges()
@@ -296,7 +360,7 @@ pub fn write_json(tokenizer: &Tokenizer) -> Result<Vec<u8>> {
             end_of_word_suffix: Value::Null,
             fuse_unk: false,
             byte_fallback: false,
-            ignore_merges: vocab.whole_pieces(),
+            ignore_merges,
             vocab: Entries(entries),
             merges,
         },

@@ -6,6 +6,9 @@ use base64::engine::general_purpose::STANDARD;
 use crate::error::{Error, Result};
 use crate::vocab::{MergeOrder, Vocabulary};
 
+/// How a line writes the token without bytes: nothing would leave no column, and tiktoken reads padding as nothing.
+const EMPTY: &[u8] = b"=";
+
 pub fn parse_ranks(file: &[u8]) -> Result<Vocabulary> {
     let mut entries = Vec::new();
     for (line, number) in file.split(|&byte| byte == b'\n').zip(1..) {
@@ -24,7 +27,10 @@ fn parse_line(line: &[u8]) -> std::result::Result<(Vec<u8>, u32), String> {
         .position(u8::is_ascii_whitespace)
         .ok_or("no space between the token and its rank")?;
     let (token, rank) = line.split_at(space);
-    let token = STANDARD.decode(token).map_err(|why| format!("broken base64: {why}"))?;
+    let token = match token {
+        EMPTY => Vec::new(),
+        token => STANDARD.decode(token).map_err(|why| format!("broken base64: {why}"))?,
+    };
     let rank = std::str::from_utf8(rank.trim_ascii())
         .ok()
         .and_then(|rank| rank.parse().ok());
@@ -36,7 +42,10 @@ pub fn write_ranks(vocab: &Vocabulary) -> Result<Vec<u8>> {
     vocab.check_order_by_id()?;
     let mut file = String::new();
     for (token, id) in vocab.iter() {
-        STANDARD.encode_string(token, &mut file);
+        match token {
+            [] => file.push('='),
+            token => STANDARD.encode_string(token, &mut file),
+        }
         file.push_str(&format!(" {id}\n"));
     }
     Ok(file.into_bytes())

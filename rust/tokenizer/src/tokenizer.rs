@@ -53,6 +53,11 @@ impl Tokenizer {
 
     /// From a `tokenizer.json`.
     pub fn from_json(file: &[u8]) -> Result<Self> {
+        parse_json(file).map(|(tokenizer, _)| tokenizer)
+    }
+
+    /// As `from_json`, with a sentence for each added token whose id in the file is not the one that it gets.
+    pub fn from_json_with_warnings(file: &[u8]) -> Result<(Self, Vec<String>)> {
         parse_json(file)
     }
 
@@ -82,6 +87,10 @@ impl Tokenizer {
 
     pub fn special_tokens(&self) -> &SpecialTokens {
         &self.special
+    }
+
+    pub fn splitter(&self) -> &Splitter {
+        &self.splitter
     }
 
     pub fn pattern(&self) -> &str {

@@ -30,6 +30,8 @@ pub struct Vocabulary {
     merges: Merges,
     /// Whether a piece that is the token with this id becomes it.
     whole: Vec<bool>,
+    /// Whether the bytes of every token merge into it.
+    is_reached: bool,
     by_id: bool,
     whole_pieces: bool,
 }
@@ -55,7 +57,9 @@ impl Vocabulary {
             MergeOrder::Listed(pairs) => merges_listed(&tokens, &pairs)?,
         };
         let (merges, reached) = used(&tokens, Merges::new(byte_ids, all))?;
+        let is_reached = tokens.iter().all(|(_, id)| reached[id as usize]);
         Ok(Self {
+            is_reached,
             whole: reached.into_iter().map(|reached| whole_pieces || reached).collect(),
             tokens,
             merges,
@@ -90,6 +94,11 @@ impl Vocabulary {
     /// Whether each piece that is a token becomes it: because its merges lead there, or as `whole_pieces` says.
     pub fn takes_all_whole(&self) -> bool {
         self.iter().all(|(_, id)| self.whole[id as usize])
+    }
+
+    /// Whether merging gives every token for its own bytes, so that `whole_pieces` makes no difference.
+    pub fn is_reached(&self) -> bool {
+        self.is_reached
     }
 
     /// The merges that happen in some text, the earliest first; no two make the same token.
@@ -131,17 +140,16 @@ impl Vocabulary {
 #[derive(Debug, Clone)]
 struct Tokens {
     bytes: Vec<u8>,
-    /// Where the token of each id begins in `bytes`, and where the last one ends.
+    /// Where the token of each id begins in `bytes`, and where the last one ends. An id without a token has no bytes.
     starts: Vec<u32>,
+    /// The id of the token that has no bytes, as Whisper's vocabulary has one. No text produces it.
+    empty: Option<u32>,
     ids: Table,
 }
 
 impl Tokens {
     fn new(mut entries: Vec<(Vec<u8>, u32)>) -> Result<Self> {
         entries.sort_by_key(|&(_, id)| id);
-        if let Some((_, id)) = entries.iter().find(|(token, _)| token.is_empty()) {
-            return invalid(format!("token {id} is empty"));
-        }
         if let Some((_, id)) = entries.last()
             && *id >= MAX_IDS
         {
@@ -157,6 +165,7 @@ impl Tokens {
         let mut tokens = Self {
             bytes: Vec::with_capacity(bytes),
             starts: vec![0],
+            empty: None,
             ids: Table::with_capacity(entries.len()),
         };
         for (token, id) in entries {
@@ -166,6 +175,9 @@ impl Tokens {
             tokens.starts.resize(id as usize + 1, tokens.bytes.len() as u32);
             tokens.bytes.extend_from_slice(&token);
             tokens.starts.push(tokens.bytes.len() as u32);
+            if token.is_empty() {
+                tokens.empty = Some(id);
+            }
             tokens.ids.insert(hash(&token), id);
         }
         Ok(tokens)
@@ -182,7 +194,7 @@ impl Tokens {
     fn get(&self, id: u32) -> Option<&[u8]> {
         (id < self.id_end())
             .then(|| self.at(id))
-            .filter(|token| !token.is_empty())
+            .filter(|token| !token.is_empty() || self.empty == Some(id))
     }
 
     fn id(&self, token: &[u8]) -> Option<u32> {
@@ -262,6 +274,10 @@ fn used(tokens: &Tokens, all: Merges) -> Result<(Merges, Vec<bool>)> {
     let (mut queue, mut out, mut pace) = (Queue::default(), Vec::new(), Pace::default());
     for (token, id) in tokens.iter() {
         out.clear();
+        if token.is_empty() {
+            reached[id as usize] = true; // nothing merges, and no piece is empty
+            continue;
+        }
         let last = all.merge(token, &mut queue, &mut out);
         pace.did(MERGE_WORK * token.len() as u64)?; // merging may have been interrupted
         if out == [id] {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import re
 import tokenize
@@ -16,6 +15,7 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path, PurePath
 from typing import Any
 
+from ...support.jsonl import is_jsonl, read_rows
 from ..filters.licence import of_package
 from ..inputs.slices import Names
 
@@ -78,7 +78,7 @@ def read_sources(source: str | os.PathLike[str], *, paths: Sequence[str] | None 
     has no code.
     """
     path = Path(source)
-    if path.suffix == ".jsonl" and path.is_file():
+    if is_jsonl(path) and path.is_file():
         return list(_snippets(path))
     if path.is_dir() or (path.suffix == ".py" and path.is_file()):
         return list(_modules(path.resolve()))
@@ -168,15 +168,10 @@ def _top_level(distribution: Distribution) -> set[str]:
 
 
 def _snippets(path: Path) -> Iterator[Source]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-                code = row["code"]
-                if not isinstance(code, str):
-                    raise TypeError
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}:{number}: not a snippet: an object with the text of its `code`") from error
-            call = row.get("call") or (f"f({row['input']})" if isinstance(row.get("input"), str) else None)
-            provenance = {"package": path.name, "id": row.get("id", number), "licence": row.get("licence")}
-            yield Source(None, f"{path.name}:{number}", code, (), provenance, call)
+    for number, row in read_rows(path):
+        code = row.get("code")
+        if not isinstance(code, str):
+            raise ValueError(f"{path}, line {number}: not a snippet: an object with the text of its `code`")
+        call = row.get("call") or (f"f({row['input']})" if isinstance(row.get("input"), str) else None)
+        provenance = {"package": path.name, "id": row.get("id", number), "licence": row.get("licence")}
+        yield Source(None, f"{path.name}:{number}", code, (), provenance, call)

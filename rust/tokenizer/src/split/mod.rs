@@ -2,15 +2,21 @@
 
 mod class;
 mod masks;
+mod oniguruma;
 mod rules;
+mod translate;
 mod window;
+
+use std::borrow::Cow;
 
 use cwm_interrupt::Pace;
 
 use crate::error::{Error, Result};
 use crate::merge::MERGE_WORK;
 use masks::{Classifier, WIDTH};
+use oniguruma::Oniguruma;
 use rules::{Cl100k, Gpt2, Llama3, O200k, Qwen2, Rules, first_piece};
+use translate::to_oniguruma;
 use window::beginnings;
 
 /// The split pattern of Llama-3 and of the Code World Model.
@@ -19,8 +25,8 @@ pub const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}
 /// The pattern built into GPT-2's tokenizer, which `tokenizer.json` calls `ByteLevel` with `use_regex`.
 pub const GPT2_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-/// The pattern of tiktoken's `cl100k_base`.
-pub const CL100K_PATTERN: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s";
+/// The pattern of tiktoken's `cl100k_base`, without the two parts of it that mean something else to `tokenizers`.
+pub const CL100K_PATTERN: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++\z|\s*[\r\n]|\s+(?!\S)|\s";
 
 /// The pattern of tiktoken's `o200k_base`.
 pub const O200K_PATTERN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -29,6 +35,9 @@ pub const O200K_PATTERN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{
 pub const QWEN2_PATTERN: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// `CL100K_PATTERN` as tiktoken writes it.
+const TIKTOKEN_CL100K_PATTERN: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s";
+
 /// GPT-2's pattern as tiktoken writes it.
 const R50K_PATTERN: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s";
 
@@ -36,6 +45,9 @@ const R50K_PATTERN: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L
 const BACKTRACK_LIMIT: usize = 1_000_000;
 
 /// A compiled split pattern.
+///
+/// A pattern means what the library that its vocabulary is for makes of it. The libraries use two engines, which take
+/// much the same syntax and differ on `^`, `$`, `\w`, `\b` and more.
 #[derive(Debug, Clone)]
 pub struct Splitter {
     pattern: String,
@@ -45,7 +57,10 @@ pub struct Splitter {
 #[derive(Debug, Clone)]
 enum Engine {
     Known(Known, Classifier),
-    Regex(Box<fancy_regex::Regex>),
+    /// The engine of `tokenizers`.
+    Oniguruma(Oniguruma),
+    /// The engine of tiktoken.
+    FancyRegex(Box<fancy_regex::Regex>),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -57,25 +72,71 @@ enum Known {
     Qwen2,
 }
 
-impl Splitter {
-    /// The patterns of this module are cut by code of their own, any other by a regex engine.
-    pub fn new(pattern: &str) -> Result<Self> {
-        let known = match pattern {
+impl Known {
+    /// The known patterns mean the same in both dialects.
+    fn find(pattern: &str) -> Option<Self> {
+        match pattern {
             LLAMA3_PATTERN => Some(Known::Llama3),
-            GPT2_PATTERN | R50K_PATTERN => Some(Known::Gpt2),
+            GPT2_PATTERN => Some(Known::Gpt2),
             CL100K_PATTERN => Some(Known::Cl100k),
             O200K_PATTERN => Some(Known::O200k),
             QWEN2_PATTERN => Some(Known::Qwen2),
             _ => None,
+        }
+    }
+
+    fn pattern(self) -> &'static str {
+        match self {
+            Known::Llama3 => LLAMA3_PATTERN,
+            Known::Gpt2 => GPT2_PATTERN,
+            Known::Cl100k => CL100K_PATTERN,
+            Known::O200k => O200K_PATTERN,
+            Known::Qwen2 => QWEN2_PATTERN,
+        }
+    }
+}
+
+impl Splitter {
+    /// Compiles a pattern as `tokenizers` does, for a `tokenizer.json` and for training.
+    ///
+    /// The patterns of this module are cut by code of their own, any other by a regex engine.
+    pub fn new(pattern: &str) -> Result<Self> {
+        Self::compile(pattern, Known::find(pattern), || {
+            Oniguruma::new(pattern).map(Engine::Oniguruma)
+        })
+    }
+
+    /// Compiles a pattern as tiktoken does, for a rank file.
+    pub fn for_ranks(pattern: &str) -> Result<Self> {
+        let known = match pattern {
+            R50K_PATTERN => Some(Known::Gpt2),
+            TIKTOKEN_CL100K_PATTERN => Some(Known::Cl100k),
+            _ => Known::find(pattern),
         };
+        Self::compile(pattern, known, || {
+            compile(pattern).map(Box::new).map(Engine::FancyRegex)
+        })
+    }
+
+    fn compile(pattern: &str, known: Option<Known>, other: impl FnOnce() -> Result<Engine>) -> Result<Self> {
         let engine = match known {
             Some(known) => Engine::Known(known, Classifier::detect()),
-            None => Engine::Regex(Box::new(compile(pattern)?)),
+            None => other()?,
         };
         Ok(Self {
             pattern: pattern.to_owned(),
             engine,
         })
+    }
+
+    /// Returns a pattern by which `tokenizers` cuts every text as this splitter does, or an error that names what has
+    /// no counterpart there.
+    pub fn for_tokenizers(&self) -> Result<Cow<'_, str>> {
+        match &self.engine {
+            Engine::Known(known, _) => Ok(known.pattern().into()),
+            Engine::Oniguruma(_) => Ok(self.pattern.as_str().into()),
+            Engine::FancyRegex(_) => to_oniguruma(&self.pattern).map(Cow::from),
+        }
     }
 
     pub fn pattern(&self) -> &str {
@@ -118,7 +179,8 @@ impl Splitter {
                 Known::O200k => split::<O200k>(text, *classifier, ends, batch),
                 Known::Qwen2 => split::<Qwen2>(text, *classifier, ends, batch),
             },
-            Engine::Regex(regex) => split_by_regex(regex, text, ends, batch),
+            Engine::Oniguruma(regex) => split_at(regex.find_iter(text), text, ends, batch),
+            Engine::FancyRegex(regex) => split_at(matches(regex, text), text, ends, batch),
         }
     }
 
@@ -228,19 +290,20 @@ fn split<R: Rules>(text: &str, classifier: Classifier, ends: &mut Ends, mut batc
     ends.flush(&mut batch)
 }
 
-fn split_by_regex(
-    regex: &fancy_regex::Regex,
+/// Cuts `text` before and after each match.
+fn split_at(
+    matches: impl Iterator<Item = Result<(usize, usize)>>,
     text: &str,
     ends: &mut Ends,
     mut batch: impl FnMut(&[u32]),
 ) -> Result<()> {
     let mut end = 0;
     (ends.len, ends.start) = (0, 0);
-    for found in regex.find_iter(text) {
-        let found = found.map_err(|why| Error::Pattern(format!("gave up after byte {end}: {why}")))?;
+    for found in matches {
+        let (match_start, match_end) = found?;
         ends.pace.did(MATCH_WORK)?;
         ends.reserve(&mut batch)?;
-        for place in [found.start(), found.end()] {
+        for place in [match_start, match_end] {
             if place > end {
                 ends.push(place);
                 end = place;
@@ -251,6 +314,15 @@ fn split_by_regex(
         ends.push(text.len());
     }
     ends.flush(&mut batch)
+}
+
+fn matches(regex: &fancy_regex::Regex, text: &str) -> impl Iterator<Item = Result<(usize, usize)>> {
+    let mut end = 0;
+    regex.find_iter(text).map(move |found| {
+        let found = found.map_err(|why| Error::Pattern(format!("gave up after byte {end}: {why}")))?;
+        end = found.end();
+        Ok((found.start(), found.end()))
+    })
 }
 
 fn compile(pattern: &str) -> Result<fancy_regex::Regex> {
@@ -273,25 +345,27 @@ mod tests {
         pieces
     }
 
-    /// Each known pattern by its own code and by the regex engine.
+    /// Each known pattern by its own code and by the regex engines that take it.
     static BOTH: LazyLock<Vec<(Splitter, Splitter)>> = LazyLock::new(|| {
         let patterns = [
             LLAMA3_PATTERN,
             GPT2_PATTERN,
-            R50K_PATTERN,
             CL100K_PATTERN,
             O200K_PATTERN,
             QWEN2_PATTERN,
         ];
-        patterns
-            .into_iter()
-            .map(|pattern| {
-                let regex = Splitter {
-                    pattern: pattern.into(),
-                    engine: Engine::Regex(Box::new(compile(pattern).unwrap())),
-                };
-                (Splitter::new(pattern).unwrap(), regex)
-            })
+        let by = |engine: Engine, pattern: &str| {
+            let regex = Splitter {
+                pattern: pattern.into(),
+                engine,
+            };
+            (Splitter::for_ranks(pattern).unwrap(), regex)
+        };
+        let fancy_regex = |pattern| by(Engine::FancyRegex(Box::new(compile(pattern).unwrap())), pattern);
+        let oniguruma = |pattern| by(Engine::Oniguruma(Oniguruma::new(pattern).unwrap()), pattern);
+        let tiktoken = [R50K_PATTERN, TIKTOKEN_CL100K_PATTERN];
+        (patterns.iter().chain(&tiktoken).copied().map(fancy_regex))
+            .chain(patterns.into_iter().map(oniguruma))
             .collect()
     });
 
@@ -321,7 +395,7 @@ mod tests {
         let alphabet = ['a', 'S', '1', ' ', '\n', '\'', '(', '/'];
         for number in 0..8usize.pow(6) {
             let text: String = (0..6).map(|place| alphabet[number >> (3 * place) & 7]).collect();
-            for (known, regex) in BOTH.iter().take(1 + 5 * usize::from(number % 8 == 0)) {
+            for (known, regex) in BOTH.iter().take(if number % 8 == 0 { BOTH.len() } else { 1 }) {
                 assert_eq!(pieces(known, &text), pieces(regex, &text), "{}", known.pattern);
             }
         }
@@ -362,15 +436,19 @@ mod tests {
 
     #[test]
     fn a_catastrophic_pattern_is_an_error() {
-        let splitter = Splitter::new(r"(?:a|a(?!x))*(?<!a)c").unwrap();
-        let result = splitter.for_each(&("a".repeat(100) + "c"), |_| ());
-        assert!(matches!(result, Err(Error::Pattern(_))), "{result:?}");
+        for make in [Splitter::new, Splitter::for_ranks] {
+            let splitter = make(r"(?:a|a(?!x))*(?<!a)c").unwrap();
+            let result = splitter.for_each(&("a".repeat(100) + "c"), |_| ());
+            assert!(matches!(result, Err(Error::Pattern(_))), "{result:?}");
+        }
     }
 
     #[test]
     fn a_broken_pattern_is_an_error() {
         for pattern in ["(", "[a", r"\p{Nope}", &"(".repeat(100_000)] {
-            assert!(matches!(Splitter::new(pattern), Err(Error::Pattern(_))));
+            for make in [Splitter::new, Splitter::for_ranks] {
+                assert!(matches!(make(pattern), Err(Error::Pattern(_))));
+            }
         }
     }
 
