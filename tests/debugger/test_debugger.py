@@ -569,7 +569,7 @@ def test_a_vocabulary_without_traces(engine):
 
 
 def test_the_example_of_the_page(tmp_path, monkeypatch, capsys):
-    page = (ROOT / "docs/debugger.md").read_text()
+    page = (ROOT / "docs/guides/debug.md").read_text()
     code = page[page.index("def f(t):") : page.index("```", page.index("def f(t):"))]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "turn.py").write_text(code)
@@ -578,7 +578,7 @@ def test_the_example_of_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cwm.model, "load", lambda path: None)
     monkeypatch.setattr(cwm.inference, "Engine", lambda model, tokenizer: None)
     monkeypatch.setattr(cwm.debugger, "EngineFrames", lambda engine: source)
-    (example,) = examples("docs/debugger.md")
+    (example,) = examples("docs/guides/debug.md")
     exec(example, {})
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"4 {lines[0].split()[1]} {{'t': '[6, 1]'}} ['f', 'main']"]

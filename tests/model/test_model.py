@@ -159,7 +159,7 @@ def test_contradictory_sizes_are_refused(change, message):
 
 
 def test_the_documentation_runs():
-    page = (Path(__file__).parents[2] / "docs" / "model.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs/concepts/model.md").read_text("utf-8")
     names = {}
     exec(page.split("```python\n")[1].split("```")[0], names)
     assert names["logits"].shape == (300, 4096) and names["each"].shape == (300,)

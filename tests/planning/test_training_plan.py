@@ -560,7 +560,7 @@ def test_plan_on_each_gpu(capsys, gpu):
 
 
 def test_the_documentation_shows_what_is_printed(capsys):
-    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs/reference/command-line.md").read_text("utf-8")
     command, output = page.split("$ cwm plan ")[1].split("```")[0].split("\n", 1)
     assert shown(capsys, *command.split()) == output
 

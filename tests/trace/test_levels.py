@@ -15,7 +15,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from programs import programs
 
-DOCS = Path(__file__).parents[2] / "docs" / "trace-format.md"
+DOCS = Path(__file__).parents[2] / "docs/concepts/trace-format.md"
 
 
 class Shown(NamedTuple):

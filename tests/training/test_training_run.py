@@ -132,7 +132,7 @@ def test_a_stage_takes_weights_but_not_positions_from_the_one_before(run_folder,
 
 
 def test_the_script_of_the_documentation_runs(run_folder):
-    (script,) = readme.examples("docs/training.md")
+    (script,) = readme.examples("docs/guides/train.md")
     run = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert len(run.stdout.splitlines()) == 20 and "{'data': " in run.stdout

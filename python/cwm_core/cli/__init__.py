@@ -1,4 +1,4 @@
-"""The `cwm` command: one verb a room, described in `docs/command-line.md`."""
+"""The `cwm` command: one verb a room, described in `docs/reference/command-line.md`."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def add_agent(verbs: Any) -> None:
         "cwm agent tasks.jsonl --agent engine --model runs/tiny --out rollouts --workers 8",
         "The agent is a script (by default each task's known solution), a model on the built-in engine, or a model\n"
         "behind an OpenAI-compatible endpoint. What it runs, runs in a sandbox. Ctrl-C keeps what is done; the same\n"
-        "command goes on. `cwm tokenize` turns the trajectories into training data. docs/rollouts.md says more.",
+        "command goes on. `cwm tokenize` turns the trajectories into training data. docs/guides/rollouts.md says more.",
     )
     parser.add_argument("tasks", type=Path, metavar="TASKS", help="the tasks, *.jsonl")
     parser.add_argument("--agent", required=True, choices=("script", "engine", "endpoint"), help="what acts")

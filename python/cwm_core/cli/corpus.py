@@ -31,7 +31,7 @@ def add_corpus(verbs: Any) -> None:
         "cwm corpus contests problems.jsonl --licence CC-BY-4.0 --tokenizer vocabulary -o corpus",
         "Every program runs in a process of its own in a sandbox, twice, under two hash seeds. OUT holds traces and\n"
         "token shards, ready for training. Ctrl-C, or any other end, keeps what is done; the same command goes on.\n"
-        "docs/corpus.md says what is kept and why.",
+        "docs/guides/corpus.md says what is kept and why.",
     )
     kinds = parser.add_subparsers(title="what to record", dest="kind", metavar="KIND", required=True)
     _add_functions(kinds)

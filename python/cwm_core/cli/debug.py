@@ -43,7 +43,7 @@ def add_debug(verbs: Any) -> None:
         "  cwm debug http://localhost:8000/v1 sort.py --call 'f(2)' --tokenizer vocabulary",
         "MODEL is a model's folder, or the address of a completions server that takes token ids, as vLLM does; its\n"
         "key, if it needs one, is in CWM_API_KEY. `help` at the prompt lists the commands, which are much as pdb's;\n"
-        "docs/debugger.md has more, and the configuration of editors for --dap.",
+        "docs/guides/debug.md has more, and the configuration of editors for --dap.",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model, or address of a server")
     parser.add_argument("program", nargs="?", metavar="FILE", help="the program")

@@ -33,7 +33,7 @@ def add_eval(verbs: Any) -> None:
         "cwm eval traces runs/tiny problems.jsonl -o results/traces",
         "FILE has a JSON object a line: `code` that defines f, `input` for its arguments, `output` for the repr of\n"
         "its result. Programs and what the model writes run only in a sandbox. Ctrl-C keeps what is done; the same\n"
-        "command goes on. docs/evaluation.md says what is measured.",
+        "command goes on. docs/guides/evaluate.md says what is measured.",
     )
     tasks = parser.add_subparsers(title="what to evaluate", dest="task", metavar="TASK", required=True)
     for task, purpose in TASKS.items():

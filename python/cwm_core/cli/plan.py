@@ -22,7 +22,7 @@ def add_plan(verbs: Any) -> None:
         "Work out the memory, operations, time and cost of a training run, without running it.",
         "cwm plan midtrain --gpu h100 --gpus 2048 --tensor 8 --context 4",
         "CONFIG is a run's file, as of `cwm train`, or a stage of the 32 B model: pretrain, midtrain, sft.\n"
-        "docs/command-line.md says what is exact and what is assumed.",
+        "docs/reference/command-line.md says what is exact and what is assumed.",
     )
     parser.add_argument("config", metavar="CONFIG", help="a run's TOML file, or pretrain, midtrain, sft")
     parser.add_argument("--gpu", default="h100", choices=("h100", "h200", "b200"), help="default: h100")

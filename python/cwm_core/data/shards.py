@@ -1,4 +1,4 @@
-"""Token shards on disk: ``ShardWriter`` and ``Shards``, described in ``docs/data.md``."""
+"""Token shards on disk: ``ShardWriter`` and ``Shards``, described in ``docs/guides/pack.md``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trace-prediction scores: Table 9 of the CWM technical report, as ``docs/trace-format.md`` defines them."""
+"""Trace-prediction scores: Table 9 of the CWM technical report, as ``docs/concepts/trace-format.md`` defines them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Shared building blocks: durable files, JSON lines, HTTP, process pools."""
+"""Shared building blocks: files that appear whole, JSON lines, HTTP, process pools, Ray."""

@@ -6,8 +6,10 @@ from .tokenizer import (
     GPT2_PATTERN,
     LLAMA3_PATTERN,
     O200K_PATTERN,
+    PATTERNS,
     QWEN2_PATTERN,
     Tokenizer,
+    split_pattern,
 )
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
     "GPT2_PATTERN",
     "LLAMA3_PATTERN",
     "O200K_PATTERN",
+    "PATTERNS",
     "QWEN2_PATTERN",
     "Tokenizer",
+    "split_pattern",
 ]

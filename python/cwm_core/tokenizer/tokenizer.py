@@ -186,7 +186,7 @@ class Tokenizer:
         """Write a folder that `load`, `tokenizers`, `transformers` and what builds on it read, with equal ids.
 
         `tokenizer.json` is the vocabulary, `tokenizer_config.json` names the special tokens of general use, and
-        `chat_template.jinja` is the chat format, if the vocabulary has its tokens. `docs/tokenizer.md` says how the
+        `chat_template.jinja` is the chat format, if the vocabulary has its tokens. `docs/guides/tokenize.md` says how the
         libraries are to be called for equal ids and what they cannot express.
 
         The files are complete on disk before the first of them takes its name; a failure to write changes nothing. The
@@ -348,7 +348,7 @@ class Tokenizer:
         return Decoder(self)
 
     def encode_trace(self, trace: _native.Trace) -> NDArray[np.int32]:
-        """Token ids of a whole trace, int32 of shape [n], in the form that `docs/trace-format.md` describes.
+        """Token ids of a whole trace, int32 of shape [n], in the form that `docs/concepts/trace-format.md` describes.
 
         Each part (context, state, source line, value) is encoded by itself and special tokens stand between them by id,
         so a special token's text in the program stays ordinary text.

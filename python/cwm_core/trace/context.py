@@ -18,7 +18,7 @@ from functools import lru_cache
 
 from .recorder import Trace
 
-_MARK = "  # << START_OF_TRACE"  # see docs/trace-format.md
+_MARK = "  # << START_OF_TRACE"  # see docs/concepts/trace-format.md
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -1,6 +1,6 @@
 """Recording executions: ``record``, ``record_source``, ``Recorder``, and the ``Trace`` that they give.
 
-The format of a trace is described in ``docs/trace-format.md``. The recorder is native: it reads the interpreter's
+The format of a trace is described in ``docs/concepts/trace-format.md``. The recorder is native: it reads the interpreter's
 frames where they lie and leaves the program's objects alone.
 """
 
@@ -472,7 +472,7 @@ def _call_lines(code: str, call: str) -> list[str]:
 
 
 def _context(source: Callable[[str], list[str]], filename: str, name: str, first_line: int, line: int) -> str:
-    """The file's source with the entry marked: see CONTEXT in ``docs/trace-format.md``."""
+    """The file's source with the entry marked: see CONTEXT in ``docs/concepts/trace-format.md``."""
     lines = list(source(filename))
     number = (line or first_line) if name == "<module>" else sources.def_line(lines, name, first_line)
     return _mark(lines, number)

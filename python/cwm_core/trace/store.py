@@ -7,7 +7,7 @@ reader[0], reader["function/3"], reader.metadata(0)
 for trace in reader:
     ...
 
-The file is described in ``docs/trace-store.md``.
+The file is described in ``docs/reference/trace-store.md``.
 """
 
 from __future__ import annotations

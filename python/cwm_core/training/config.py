@@ -69,7 +69,7 @@ class TrainConfig:
     """Whether the layers are compiled."""
     attention: str = "default"
     """Kernels of attention, all equal: "default" leaves the model's `attention_backend`, which is "flex" on a GPU and
-    "sdpa" elsewhere; or "flex", "varlen", "sdpa", "reference" (docs/model.md)."""
+    "sdpa" elsewhere; or "flex", "varlen", "sdpa", "reference" (docs/concepts/model.md)."""
     deterministic: bool = False
     """On a GPU, take only algorithms that give the same result every time, which are slower; on a CPU all do."""
     device: str = "cpu"

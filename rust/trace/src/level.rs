@@ -1,6 +1,6 @@
 //! Coarser traces: which frames a level shows, and how those are written that refer to frames left out.
 //!
-//! `docs/trace-format.md` defines the levels.
+//! `docs/concepts/trace-format.md` defines the levels.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;

@@ -2,7 +2,7 @@
 //!
 //! A [`Trace`] is a context (source text) and frames, one an event. Frames are kept in rows: source lines, variable
 //! names and sets of names are interned, and a CALL or LINE frame stores only the values that changed, so a step of a
-//! loop costs a few dozen bytes. The format itself is described in `docs/trace-format.md`.
+//! loop costs a few dozen bytes. The format itself is described in `docs/concepts/trace-format.md`.
 
 mod json;
 mod level;

@@ -1,4 +1,4 @@
-"""Serving a model with the OpenAI protocol, on ASGI. Needs the extra `serve`; see `docs/serving.md`."""
+"""Serving a model with the OpenAI protocol, on ASGI. Needs the extra `serve`; see `docs/guides/serve.md`."""
 
 from .app import Limits, create_app
 from .process import listen, make_server, serve

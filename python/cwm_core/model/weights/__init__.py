@@ -1,4 +1,4 @@
-"""Weights on disk: folders of Hugging Face, of Meta, and of distributed checkpoints; see docs/weights.md."""
+"""Weights on disk: folders of Hugging Face, of Meta, and of distributed checkpoints; see docs/guides/weights.md."""
 
 from .loading import load, load_into, read_config
 from .saving import Format, save
