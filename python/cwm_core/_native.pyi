@@ -58,7 +58,7 @@ class Trace:
         loop_budget: tuple[int, int] | None = None,
         changes_only: bool = False,
     ) -> Trace:
-        """A trace that shows less of the same execution, as ``docs/concepts/trace-format.md`` defines; the options combine.
+        """Return a trace that shows less of the same execution; the options combine (`docs/concepts/trace-format.md`).
 
         Args:
             calls_only: show only CALL and RETURN frames, and the EXCEPTION frames that unwind an activation.

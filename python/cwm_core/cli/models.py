@@ -32,9 +32,7 @@ def add_train(verbs: Any) -> None:
         "  torchrun --nproc-per-node 8 -m cwm_core train configs/cwm-32b/pretrain.toml",
         "Ctrl-C ends the run after the current step, with a checkpoint; the same command goes on from there.",
     )
-    parser.add_argument(
-        "config", type=Path, metavar="CONFIG", help="the run; docs/reference/command-line.md lists its keys"
-    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="the run: a TOML file")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the file; may be repeated"
     )

@@ -186,8 +186,8 @@ class Tokenizer:
         """Write a folder that `load`, `tokenizers`, `transformers` and what builds on it read, with equal ids.
 
         `tokenizer.json` is the vocabulary, `tokenizer_config.json` names the special tokens of general use, and
-        `chat_template.jinja` is the chat format, if the vocabulary has its tokens. `docs/guides/tokenize.md` says how the
-        libraries are to be called for equal ids and what they cannot express.
+        `chat_template.jinja` is the chat format, if the vocabulary has its tokens.
+        `docs/guides/tokenize.md` says how the libraries are to be called for equal ids and what they cannot express.
 
         The files are complete on disk before the first of them takes its name; a failure to write changes nothing. The
         chat format of an earlier vocabulary is deleted if this one has no tokens for it. The pattern of a rank file is

@@ -1,7 +1,7 @@
 """The pytest plugin: ``pytest --cwm-record FOLDER`` records what a test suite makes a package do.
 
 Each process writes a trace store into the folder, with the sample that `cwm_core.corpus.repository` reads back; the
-suite's outcome stays what it is. ``docs/guides/corpus-projects.md`` says what is recorded and what a test can see of it.
+suite's outcome does not change. `docs/guides/corpus-projects.md` says what is recorded and what a test can see of it.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Recording executions: ``record``, ``record_source``, ``Recorder``, and the ``Trace`` that they give.
 
-The format of a trace is described in ``docs/concepts/trace-format.md``. The recorder is native: it reads the interpreter's
+`docs/concepts/trace-format.md` describes the format of a trace. The recorder is native: it reads the interpreter's
 frames where they lie and leaves the program's objects alone.
 """
 

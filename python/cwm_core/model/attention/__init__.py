@@ -1,6 +1,6 @@
 """Causal attention within documents, global or within a window; its cost follows what the mask leaves, not the packing.
 
-There are four backends, equal in what they compute (see docs/concepts/model.md). A backend is a class whose objects are masks:
+Four backends compute the same (`docs/concepts/model.md`). A backend is a class whose objects are masks:
 made once for a forward pass and a window, from the documents' offsets, and handed to all layers of that window.
 
 - "sdpa" runs everywhere, a call or more for each document; the default but on CUDA.
