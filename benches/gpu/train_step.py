@@ -36,7 +36,15 @@ from cwm_core.training.gpus import peak_flops as published_peak
 from cwm_core.training.metrics import peak_memory
 from measure import arguments, attempt, documents, peak_flops, report
 
-TINY = {"width": 64, "ffn_width": 128, "heads": 4, "kv_heads": 2, "head_size": 16, "window": 64, "vocab_size": 512}
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "sliding_window": 64,
+    "vocab_size": 512,
+}
 
 WARMUP, STEPS = 3, 8
 
@@ -60,7 +68,7 @@ def main() -> None:
     """Measure every case, print a table and write the figures."""
     args = arguments(__doc__)
     device = torch.device("cpu" if args.tiny else "cuda")
-    config = preset("cwm-32b", layers=4, **(TINY if args.tiny else {}))
+    config = preset("cwm-32b", num_hidden_layers=4, **(TINY if args.tiny else {}))
     peak = peak_flops(device, torch.float32 if args.tiny else torch.bfloat16)
     rows = []
     for case in TINY_CASES if args.tiny else GPU_CASES:

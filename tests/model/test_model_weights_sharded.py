@@ -11,10 +11,20 @@ from ranks import run_ranks
 
 # Sizes that ranks do not divide where they need not: rows of norms and of the embedding's width are cut unevenly.
 CONFIG = preset(
-    "tiny", vocab_size=52, width=36, ffn_width=52, layers=2, heads=8, kv_heads=4, head_size=6, window=6, global_every=2,
-    stop_tokens=(),
+    "tiny", vocab_size=52, hidden_size=36, intermediate_size=52, num_hidden_layers=2, num_attention_heads=8,
+    num_key_value_heads=4, head_dim=6, sliding_window=6, full_attention_interval=2, eos_token_id=(),
 )  # fmt: skip
-TIED = preset("tiny", vocab_size=52, width=36, ffn_width=52, layers=1, heads=4, kv_heads=2, head_size=6, tied=True)
+TIED = preset(
+    "tiny",
+    vocab_size=52,
+    hidden_size=36,
+    intermediate_size=52,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=6,
+    tie_word_embeddings=True,
+)
 FORMATS = ("huggingface", "meta", "dcp")
 CUTS = {2: [{}, {"tensor": 2}], 4: [{"tensor": 2}, {"replicas": 2, "context": 2}]}
 
@@ -35,7 +45,7 @@ def same_weights(model, state):
     assert model.state_dict().keys() == state.keys()
     for name, tensor in whole_state(model).items():
         assert torch.equal(tensor, state[name]), name
-    assert (model.lm_head.weight is model.embed_tokens.weight) == model.config.tied
+    assert (model.lm_head.weight is model.embed_tokens.weight) == model.config.tie_word_embeddings
 
 
 def initialize_load_and_save(folder, cuts):
@@ -46,7 +56,7 @@ def initialize_load_and_save(folder, cuts):
             model = cut_model(config, settings)
             initialize(model, seed=3)
             same_weights(model, expected.state_dict())
-            source = folder / f"random-{config.layers}"
+            source = folder / f"random-{config.num_hidden_layers}"
             state = load(source / "dcp").state_dict()
             for form in FORMATS if config is CONFIG else ("huggingface", "dcp"):
                 fresh = cut_model(config, settings)
@@ -54,7 +64,7 @@ def initialize_load_and_save(folder, cuts):
                 same_weights(fresh, state)
                 load_into(model, source / form)  # over weights that are there
                 same_weights(model, state)
-                saved = folder / f"saved-{config.layers}-{number}-{form}"
+                saved = folder / f"saved-{config.num_hidden_layers}-{number}-{form}"
                 save(fresh, saved, form, max_shard_bytes=5000)
                 initialize(model, seed=4)
                 load_into(model, saved)  # now from parts, if each rank wrote some
@@ -66,7 +76,7 @@ def initialize_load_and_save(folder, cuts):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_sharded_models_have_the_weights_of_whole_ones(tmp_path, ranks):
-    models = {config.layers: random_model(config) for config in (CONFIG, TIED)}
+    models = {config.num_hidden_layers: random_model(config) for config in (CONFIG, TIED)}
     for layers, model in models.items():
         for form in FORMATS:
             save(model, tmp_path / f"random-{layers}" / form, form)

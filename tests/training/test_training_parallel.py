@@ -20,10 +20,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CONFIG = preset(
-    "tiny", vocab_size=52, width=32, ffn_width=64, layers=3, heads=8, kv_heads=4, head_size=8, window=6, global_every=2
+    "tiny",
+    vocab_size=52,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=8,
+    sliding_window=6,
+    full_attention_interval=2,
 )
-TIED = replace(CONFIG, tied=True)
-FEW_KEYS = replace(CONFIG, kv_heads=1)  # fewer heads of keys than context ranks
+TIED = replace(CONFIG, tie_word_embeddings=True)
+FEW_KEYS = replace(CONFIG, num_key_value_heads=1)  # fewer heads of keys than context ranks
 ROWS, SEQ_LEN = 4, 24
 
 
@@ -192,7 +201,7 @@ def test_checkpointing_computes_again_what_it_says(alone):
         with Count() as count:
             model.loss(tokens, tokens).total.backward()
         calls[mode] = [count.calls[operation] for operation in (mm, silu, sdpa)]
-    (products, activations, attentions), layers = calls["none"], CONFIG.layers
+    (products, activations, attentions), layers = calls["none"], CONFIG.num_hidden_layers
     assert calls["selective"] == [products, activations + layers, attentions]
     # The recomputation stops before the last product, whose output no gradient needs.
     assert calls["full"] == [products + 6 * layers, activations + layers, 2 * attentions]
@@ -290,9 +299,9 @@ def refused():
     return [
         message(lambda: train(tensor=4)),
         message(lambda: train(tensor=2, shape=odd)),
-        message(lambda: train(tensor=2, shape=replace(CONFIG, heads=3, kv_heads=3))),
-        message(lambda: train(context=2, shape=replace(CONFIG, heads=3, kv_heads=3))),
-        message(lambda: train(tensor=2, dtype="float8", shape=replace(CONFIG, ffn_width=48))),
+        message(lambda: train(tensor=2, shape=replace(CONFIG, num_attention_heads=3, num_key_value_heads=3))),
+        message(lambda: train(context=2, shape=replace(CONFIG, num_attention_heads=3, num_key_value_heads=3))),
+        message(lambda: train(tensor=2, dtype="float8", shape=replace(CONFIG, intermediate_size=48))),
         message(lambda: train(compile=True, checkpointing="full")),
         message(tokens_that_do_not_divide),
     ]
@@ -314,10 +323,10 @@ def test_what_does_not_divide_is_refused():
         assert messages[:4] == [
             "2 ranks cannot be divided into replicas (1) x tensor (4) x context (1)",
             "2 tensor ranks cannot share vocab_size = 51",
-            "2 tensor ranks cannot share heads = 3",
+            "2 tensor ranks cannot share num_attention_heads = 3",
             "2 context ranks cannot share 3 heads with 3 key and value heads (of a tensor rank)",
         ]
-        assert messages[4] == "float8 needs ffn_width a multiple of 16 on each of 2 tensor ranks: 48"
+        assert messages[4] == "float8 needs intermediate_size a multiple of 16 on each of 2 tensor ranks: 48"
         assert "attention_backend" in messages[5]
         assert messages[6] == "2 tensor ranks cannot share 3 tokens"
     with pytest.raises(ValueError, match=r"1 ranks cannot be divided into replicas \(2\)"):
@@ -340,7 +349,7 @@ def test_fresh_weights_depend_on_seed_and_name_alone():
     assert not any(torch.equal(same[name], other[name]) for name in matrices)
     drawn = torch.cat([same[name].flatten() / same[name].std() for name in matrices])
     assert drawn.unique().numel() > 0.99 * drawn.numel()  # no matrix repeats another
-    large = Transformer(replace(CONFIG, width=512, vocab_size=512))
+    large = Transformer(replace(CONFIG, hidden_size=512, vocab_size=512))
     for seed in (None, 0):
         if seed is not None:
             initialize(large, seed)

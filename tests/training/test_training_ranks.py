@@ -14,7 +14,16 @@ from cwm_core.training import TrainConfig, Trainer, World, latest, parallelize
 from ranks import run_ranks
 
 MODEL = preset(
-    "tiny", vocab_size=60, width=32, ffn_width=48, layers=3, heads=8, kv_heads=4, head_size=8, window=9, global_every=2
+    "tiny",
+    vocab_size=60,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=8,
+    sliding_window=9,
+    full_attention_interval=2,
 )
 STEPS = 6
 

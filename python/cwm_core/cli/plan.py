@@ -84,7 +84,7 @@ def _table(model: ModelConfig, work: Workload, cluster: Cluster, plan: Plan) -> 
     notes = {"data": f", {waits}", "tensor": "", "context": ""}
     share = f"{plan.memory_total / gpu.memory:.0%} of {gpu.memory / 1e9:.0f} GB"
     lines = [
-        ("model", f"{plan.parameters:,} parameters, {model.layers} layers, width {model.width:,}"),
+        ("model", f"{plan.parameters:,} parameters, {model.num_hidden_layers} layers, width {model.hidden_size:,}"),
         ("GPUs", f"{cluster.gpus:,} x {gpu.name} = {split}"),
         ("step", f"{work.step_tokens:,} tokens: {rows}"),
         ("how", f"{work.dtype}, {work.optimizer}, checkpointing {work.checkpointing}"),

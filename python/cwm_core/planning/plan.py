@@ -226,14 +226,14 @@ def plan(model: ModelConfig, work: Workload, cluster: Cluster) -> Plan:
 
 
 def _check_split(model: ModelConfig, work: Workload, cluster: Cluster) -> None:
-    for name in ("kv_heads", "ffn_width", "vocab_size"):
+    for name in ("num_key_value_heads", "intermediate_size", "vocab_size"):
         if getattr(model, name) % cluster.tensor:
             raise ValueError(f"tensor ({cluster.tensor}) must divide {name} ({getattr(model, name)})")
     ranks = cluster.context * cluster.tensor
-    if model.heads % ranks or (model.kv_heads % ranks and ranks % model.kv_heads):
+    if model.num_attention_heads % ranks or (model.num_key_value_heads % ranks and ranks % model.num_key_value_heads):
         raise ValueError(
-            f"context x tensor ({ranks}) must divide heads ({model.heads}), and it or kv_heads ({model.kv_heads}) the "
-            "other"
+            f"context x tensor ({ranks}) must divide num_attention_heads ({model.num_attention_heads}), and it or "
+            f"num_key_value_heads ({model.num_key_value_heads}) the other"
         )
     if work.seq_len % (cluster.context * cluster.tensor):
         raise ValueError(f"context x tensor must divide seq_len ({work.seq_len})")
@@ -249,7 +249,7 @@ def forward_flops(model: ModelConfig, work: Workload) -> tuple[float, float, flo
     """FLOPs a token of one forward pass: the layers' products, the output layer, attention.
 
     A product with a matrix of N weights is N multiply-adds, 2 N FLOPs (arXiv 2001.08361, section 2.1). Attention is two
-    products, scores and values: 4 x heads x head_size FLOPs for each unmasked pair, summed over layers and averaged
+    products, scores and values: 4 x heads x head_dim FLOPs for each unmasked pair, summed over layers and averaged
     over the tokens of all documents. A backward pass takes twice as many: one product for the gradient of each factor.
     Every token is taken to have loss; `cross_entropy` skips the output layer for those without.
     """
@@ -260,8 +260,12 @@ def forward_flops(model: ModelConfig, work: Workload) -> tuple[float, float, flo
         windows = [kind.global_window if window is None else window for window in model.layer_windows]
         pairs += kind.share * sum(unmasked(length, window) for window in windows)
         tokens += kind.share * length
-    linear = 2 * model.layers * layer_weights(model)
-    return linear, 2 * model.vocab_size * model.width, 4 * model.heads * model.head_size * pairs / tokens
+    linear = 2 * model.num_hidden_layers * layer_weights(model)
+    return (
+        linear,
+        2 * model.vocab_size * model.hidden_size,
+        4 * model.num_attention_heads * model.head_dim * pairs / tokens,
+    )
 
 
 def compute_seconds(model: ModelConfig, work: Workload, cluster: Cluster, micro_batches: int) -> float:
@@ -284,7 +288,7 @@ def optimizer_states(model: ModelConfig, optimizer: str) -> int:
 
     AdamW also keeps a step count for each tensor, which is not counted.
     """
-    muon = model.layers * layer_weights(model) if optimizer == "muon" else 0
+    muon = model.num_hidden_layers * layer_weights(model) if optimizer == "muon" else 0
     return 2 * parameters(model) - muon
 
 
@@ -300,7 +304,7 @@ def optimizer_seconds(model: ModelConfig, work: Workload, cluster: Cluster) -> f
     seconds = moved / cluster.gpu.memory_bandwidth
     if work.optimizer == "muon":
         sides = [sorted(shape) for shape in layer_matrices(model)]
-        flops = model.layers * _NEWTON_SCHULZ_STEPS * sum(4 * m * m * n + 2 * m**3 for m, n in sides)
+        flops = model.num_hidden_layers * _NEWTON_SCHULZ_STEPS * sum(4 * m * m * n + 2 * m**3 for m, n in sides)
         seconds += flops / (cluster.gpu.peak["bfloat16"] * cluster.utilization)
     return seconds / cluster.gpus
 
@@ -317,14 +321,14 @@ def memory_per_rank(model: ModelConfig, work: Workload, cluster: Cluster) -> dic
     count = parameters(model)
     dtype = DTYPE_BYTES[work.dtype]
     tokens = work.micro_batch * work.seq_len / (cluster.tensor * cluster.context)
-    table = model.vocab_size * model.width
+    table = model.vocab_size * model.hidden_size
     chunk = GPU_CHUNK_ROWS * model.vocab_size * (4 + 2 * dtype)  # probabilities in float32; logits and gradient
     if cluster.gpus == 1:
-        matrices = model.layers * layer_weights(model) + table
+        matrices = model.num_hidden_layers * layer_weights(model) + table
         buffers = float(matrices * dtype) if work.dtype != "float32" else 0.0
     else:
-        layer = layer_weights(model) + 2 * model.width
-        largest_two = sum(sorted([table, table, *[layer] * min(2, model.layers)])[-2:])
+        layer = layer_weights(model) + 2 * model.hidden_size
+        largest_two = sum(sorted([table, table, *[layer] * min(2, model.num_hidden_layers)])[-2:])
         buffers = largest_two * (dtype + work.gradient_bytes) / cluster.tensor
         if cluster.context > 1:
             buffers += tokens * _heads_bytes(model, work, cluster)
@@ -335,7 +339,7 @@ def memory_per_rank(model: ModelConfig, work: Workload, cluster: Cluster) -> dic
         "activations": activation_bytes(model, work, cluster.tensor, cluster.context, cluster.gpus == 1)
         * tokens
         * cluster.tensor,
-        "loss": tokens * model.width * dtype + 2 * table * 4 / cluster.tensor + chunk / cluster.tensor,
+        "loss": tokens * model.hidden_size * dtype + 2 * table * 4 / cluster.tensor + chunk / cluster.tensor,
         "communication": buffers,
     }
 
@@ -355,21 +359,21 @@ def activation_bytes(
     With checkpointing, one layer is held in full while its backward pass runs.
     """
     size = DTYPE_BYTES[work.dtype]
-    q, kv = model.heads * model.head_size, model.kv_heads * model.head_size
+    q, kv = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     qkv_out = (3 if context > 1 else 2) * q + 2 * kv
     cast = autocast and size < 4
     stream, normed = (4, 5 * size) if cast else (size, 2 * size)
-    inputs = 2 * model.width * stream
-    statistics = 4 * (2 + model.heads)
-    layer = model.width * normed + (inputs + (qkv_out + 4 * model.ffn_width) * size + statistics) / tensor
+    inputs = 2 * model.hidden_size * stream
+    statistics = 4 * (2 + model.num_attention_heads)
+    layer = model.hidden_size * normed + (inputs + (qkv_out + 4 * model.intermediate_size) * size + statistics) / tensor
     kept = {
         "none": layer,
-        "selective": (inputs + (qkv_out + 2 * model.ffn_width) * size + statistics) / tensor,
-        "full": model.width * stream / tensor,
+        "selective": (inputs + (qkv_out + 2 * model.intermediate_size) * size + statistics) / tensor,
+        "full": model.hidden_size * stream / tensor,
     }[work.checkpointing]
     held = 0.0 if work.checkpointing == "none" else layer - kept
-    last_norm = (model.width * stream + 4) / tensor
-    return model.layers * kept + held + last_norm + 2 * model.head_size * stream
+    last_norm = (model.hidden_size * stream + 4) / tensor
+    return model.num_hidden_layers * kept + held + last_norm + 2 * model.head_dim * stream
 
 
 def communication(model: ModelConfig, work: Workload, cluster: Cluster, micro_batches: int) -> dict[str, Traffic]:
@@ -387,10 +391,10 @@ def communication(model: ModelConfig, work: Workload, cluster: Cluster, micro_ba
     shards = cluster.gpus // cluster.tensor
     weights = parameters(model) / cluster.tensor * (2 * DTYPE_BYTES[work.dtype] + work.gradient_bytes)
     local = work.micro_batch * work.seq_len // cluster.context
-    stream = local * model.width * DTYPE_BYTES[work.dtype]
-    reductions = model.layers * {"none": 4, "selective": 5, "full": 6}[work.checkpointing] + 2
+    stream = local * model.hidden_size * DTYPE_BYTES[work.dtype]
+    reductions = model.num_hidden_layers * {"none": 4, "selective": 5, "full": 6}[work.checkpointing] + 2
     exchanged = local * _heads_bytes(model, work, cluster) / cluster.tensor
-    exchanges = model.layers * (2 if work.checkpointing == "none" else 3)
+    exchanges = model.num_hidden_layers * (2 if work.checkpointing == "none" else 3)
     received = {
         "data": weights * (shards - 1) / shards,
         "tensor": reductions * stream * 2 * (cluster.tensor - 1) / cluster.tensor,
@@ -409,8 +413,8 @@ def communication(model: ModelConfig, work: Workload, cluster: Cluster, micro_ba
 
 def _heads_bytes(model: ModelConfig, work: Workload, cluster: Cluster) -> int:
     """Of one token's queries, keys, values and output of attention in one layer, with keys and values for each rank."""
-    kv_heads = max(model.kv_heads, cluster.context * cluster.tensor)
-    return 2 * (model.heads + kv_heads) * model.head_size * DTYPE_BYTES[work.dtype]
+    kv_heads = max(model.num_key_value_heads, cluster.context * cluster.tensor)
+    return 2 * (model.num_attention_heads + kv_heads) * model.head_dim * DTYPE_BYTES[work.dtype]
 
 
 def _bandwidth(cluster: Cluster, ranks: int, stride: int) -> float:

@@ -126,7 +126,7 @@ def share_matrices(model: Transformer, mesh: DeviceMesh) -> None:
     of the tokens. Raises ValueError where the ranks do not divide those; of tokens, when the model gets them.
     """
     ranks, sizes = mesh.size(), model.config
-    for name in ("vocab_size", "ffn_width", "heads", "kv_heads"):
+    for name in ("vocab_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
         if getattr(sizes, name) % ranks:
             raise ValueError(f"{ranks} tensor ranks cannot share {name} = {getattr(sizes, name)}")
     columns, rows = ColwiseParallel(), RowwiseParallel(output_layouts=Shard(1))
@@ -157,7 +157,7 @@ def share_matrices(model: Transformer, mesh: DeviceMesh) -> None:
         for block in (layer.self_attn, layer.mlp):
             # Once for all the products that read it.
             block.register_forward_pre_hook(lambda _, args: (_all_tokens(args[0]), *args[1:]))
-    if sizes.tied:
+    if sizes.tie_word_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
 
 
@@ -172,7 +172,7 @@ def shard_weights(model: Transformer, mesh: DeviceMesh, dtype: str) -> None:
     policy = MixedPrecisionPolicy() if dtype == "float32" else low
     # Norm and output layer are left to the whole model: gathered with it, and kept to the end of the backward pass.
     units: list[nn.Module] = [*model.layers, model]
-    if not model.config.tied:
+    if not model.config.tie_word_embeddings:
         units.insert(0, model.embed_tokens)
     for unit in units:
         fully_shard(unit, mesh=data, mp_policy=policy)

@@ -55,8 +55,8 @@ def save(
       the names of `Transformer` under `model`
 
     With a `tokenizer`, its files are written too, as `Tokenizer.save` does: the folder is then all that `cwm predict`
-    and `cwm serve` need. Where the model's configuration names no stop tokens or no `bos_token`, the configuration in
-    the folder names the tokenizer's. The format may also stand third, with `max_shard_bytes` fourth.
+    and `cwm serve` need. Where the model's configuration has no `eos_token_id` or no `bos_token_id`, the one in
+    the folder has those of the tokenizer. The format may also stand third, with `max_shard_bytes` fourth.
 
     A new folder appears whole. In one that exists, weights of the same format are replaced, and other files left; if
     that is cut off, the folder has the old weights, the new, or none that `load` would take, never a mixture. Weights
@@ -97,9 +97,11 @@ def _with_tokens(config: ModelConfig, tokenizer: Tokenizer | None) -> ModelConfi
     if tokenizer is None:
         return config
     config.check_tokenizer(tokenizer)
-    bos_token = tokenizer.bos_token if config.bos_token is None else config.bos_token
-    stop_tokens = config.stop_tokens or tokenizer.stop_tokens
-    return replace(config, stop_tokens=stop_tokens, bos_token=bos_token, vocabulary=tokenizer.fingerprint)
+    bos_token = tokenizer.bos_token if config.bos_token_id is None else config.bos_token_id
+    stop_tokens = config.eos_token_id or tokenizer.stop_tokens
+    return replace(
+        config, eos_token_id=stop_tokens, bos_token_id=bos_token, vocabulary_fingerprint=tokenizer.fingerprint
+    )
 
 
 def _weights(model: Transformer) -> dict[str, Tensor]:
