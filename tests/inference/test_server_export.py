@@ -39,7 +39,7 @@ def exported(tmp_path_factory):
     }
     model = random_model(preset("tiny", vocab_size=TOKENIZER.vocab_size, eos_token_id=STOPS, **shape))
     folder = tmp_path_factory.mktemp("exported")
-    save(model, folder, "huggingface")
+    save(model, folder, format="huggingface")
     TOKENIZER.save(folder)
     return model, folder
 

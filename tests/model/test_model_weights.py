@@ -112,7 +112,7 @@ def test_round_trips_are_bit_equal(tmp_path_factory, config, dtype, max_shard_by
     model = loaded = random_model(config, seed, dtype)
     for form in formats:
         folder = fresh(tmp_path_factory)
-        save(loaded, folder, form, max_shard_bytes)
+        save(loaded, folder, format=form, max_shard_bytes=max_shard_bytes)
         loaded = load(folder)
         assert_same(loaded, model)
         assert loaded.config == replace(
@@ -146,7 +146,7 @@ def test_transformers_reads_what_we_write_and_we_what_it_writes(tmp_path_factory
 def test_meta_weights_give_the_same_logits_where_adjacent_pairs_turn(tmp_path_factory, config, seed):
     model = random_model(config, seed, torch.float64)
     folder = fresh(tmp_path_factory)
-    save(model, folder, "meta")
+    save(model, folder, format="meta")
     tokens, logits = logits_of(model)
     torch.testing.assert_close(meta_logits(read_dcp(folder), config, tokens), logits, atol=1e-5, rtol=1e-5)
 
@@ -154,7 +154,7 @@ def test_meta_weights_give_the_same_logits_where_adjacent_pairs_turn(tmp_path_fa
 def test_the_pair_model_can_fail(tmp_path):
     """Its logits differ from ours by far if rows stay in our order."""
     model = random_model(preset("tiny", num_hidden_layers=1), dtype=torch.float64)
-    save(model, tmp_path / "m", "meta")
+    save(model, tmp_path / "m", format="meta")
     state = read_dcp(tmp_path / "m")
     state["layers.0.attention.wq.weight"] = model.layers[0].self_attn.q_proj.weight.detach()
     tokens, logits = logits_of(model)
@@ -197,7 +197,7 @@ def test_reads_parameters_of_the_form_meta_released():
 def test_windows_that_meta_cannot_express_are_refused(tmp_path):
     model = Transformer(preset("tiny", layer_windows=(None, 5, 6, 7)))
     with pytest.raises(ValueError, match="cannot express"):
-        save(model, tmp_path / "m", "meta")
+        save(model, tmp_path / "m", format="meta")
     assert not list(tmp_path.iterdir())
 
 
@@ -230,7 +230,7 @@ def test_slices_that_do_not_fit_are_refused(tmp_path):
 
 def test_pytorch_reads_our_checkpoint(tmp_path):
     model = random_model(preset("tiny", num_hidden_layers=2), dtype=torch.bfloat16)
-    save(model, tmp_path / "m", "dcp")
+    save(model, tmp_path / "m", format="dcp")
     state = read_dcp(tmp_path / "m")
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
@@ -285,7 +285,7 @@ MEMORY = """
     large = Transformer(preset("tiny", hidden_size=1024, intermediate_size=3072, num_hidden_layers=3, vocab_size=8192))
     result = {"tensor": max(p.nbytes for p in large.parameters()), "model": sum(p.nbytes for p in large.parameters())}
     for form in ("huggingface", "meta", "dcp"):
-        save(small, folder / f"small-{form}", form)
+        save(small, folder / f"small-{form}", format=form)
         load(folder / f"small-{form}")  # what is imported on the way does not count
         result["save " + form] = peak(save, large, folder / form, form, max_shard_bytes=10**8)
     del large
@@ -333,11 +333,11 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_saving_again_replaces_weights_and_leaves_other_files(tmp_path, form):
-    save(random_model(preset("tiny", num_hidden_layers=2)), tmp_path, form, max_shard_bytes=10**6)
+    save(random_model(preset("tiny", num_hidden_layers=2)), tmp_path, format=form, max_shard_bytes=10**6)
     (tmp_path / "notes.txt").write_text("kept")
     model = random_model(preset("tiny", num_hidden_layers=1), seed=1)
     for max_shard_bytes in (2 * 10**6, 10**9, 10**6, 10**9):
-        save(model, tmp_path, form, max_shard_bytes)
+        save(model, tmp_path, format=form, max_shard_bytes=max_shard_bytes)
         assert_same(load(tmp_path), model)
     assert (tmp_path / "notes.txt").read_text() == "kept"
     names = {file.name for file in tmp_path.iterdir()}
@@ -358,7 +358,7 @@ def test_a_save_that_is_cut_off_leaves_no_mixture(tmp_path, monkeypatch, form, s
     originals = {name: getattr(Path, name) for name in ("replace", "unlink")}
     for cut in range(50):
         folder = tmp_path / str(cut)
-        save(old, folder, form, sizes[0])
+        save(old, folder, format=form, max_shard_bytes=sizes[0])
         steps = 0
 
         def counted(name, cut=cut):
@@ -375,7 +375,7 @@ def test_a_save_that_is_cut_off_leaves_no_mixture(tmp_path, monkeypatch, form, s
             for name in originals:
                 patch.setattr(Path, name, counted(name))
             try:
-                save(new, folder, form, sizes[1])
+                save(new, folder, format=form, max_shard_bytes=sizes[1])
             except KeyboardInterrupt:
                 finished = False
             else:
@@ -404,14 +404,14 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch, form):
     monkeypatch.setattr(huggingface, "write", fail)
     monkeypatch.setattr(dcp, "write", fail)
     with pytest.raises(OSError, match="disk full"):
-        save(Transformer(preset("tiny", num_hidden_layers=1)), tmp_path / "m", form)
+        save(Transformer(preset("tiny", num_hidden_layers=1)), tmp_path / "m", format=form)
     assert not list(tmp_path.iterdir())
 
 
 def test_formats_are_not_mixed(tmp_path):
     model = Transformer(preset("tiny", num_hidden_layers=1))
     for form in FORMATS:
-        save(model, tmp_path / form, form)
+        save(model, tmp_path / form, format=form)
         for other in set(FORMATS) - {form}:
             with pytest.raises(FileExistsError, match="of another format"):
                 save(model, tmp_path / form, other)
@@ -542,7 +542,7 @@ def test_saved_files_have_the_mode_that_the_umask_gives(tmp_path, umask, format)
     before = os.umask(umask)
     try:
         for _ in range(2):  # a new folder, and one whose weights are replaced
-            save(model, tmp_path / "model", format)
+            save(model, tmp_path / "model", format=format)
     finally:
         os.umask(before)
     modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()}

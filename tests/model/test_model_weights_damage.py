@@ -179,7 +179,7 @@ def test_pickles_do_not_run_code(tmp_path):
     with pytest.raises(ValueError, match=r"consolidated\.00\.pth is not a readable file of weights"):
         load(folder)
     for form in ("dcp", "meta"):
-        save(random_model(preset("tiny", num_hidden_layers=1)), tmp_path / f"{form}-malicious", form)
+        save(random_model(preset("tiny", num_hidden_layers=1)), tmp_path / f"{form}-malicious", format=form)
         (tmp_path / f"{form}-malicious" / ".metadata").write_bytes(pickle.dumps(Malicious(trap)))
         with pytest.raises(ValueError, match=r"\.metadata is not metadata of a checkpoint"):
             load(tmp_path / f"{form}-malicious")
@@ -189,7 +189,7 @@ def test_pickles_do_not_run_code(tmp_path):
 def test_metadata_may_name_what_is_not_installed(tmp_path):
     """As that of checkpoints written through other libraries does; it stays a name."""
     model = random_model(preset("tiny", num_hidden_layers=1))
-    save(model, tmp_path / "m", "dcp")
+    save(model, tmp_path / "m", format="dcp")
     file, trap = tmp_path / "m" / ".metadata", str(tmp_path / "trap")
     metadata = torch_dcp.FileSystemReader(tmp_path / "m").read_metadata()
     metadata.storage_meta.checkpoint_id = Malicious(trap)
@@ -212,7 +212,7 @@ class Gone:
 
 def test_tensors_of_a_checkpoint_do_not_run_code(tmp_path):
     trap = str(tmp_path / "trap")
-    save(random_model(preset("tiny", num_hidden_layers=1)), tmp_path / "m", "dcp")
+    save(random_model(preset("tiny", num_hidden_layers=1)), tmp_path / "m", format="dcp")
     (file,) = (tmp_path / "m").glob("*.distcp")
     length = file.stat().st_size
     torch.save(Malicious(trap), file)
@@ -225,7 +225,7 @@ def test_tensors_of_a_checkpoint_do_not_run_code(tmp_path):
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a/b"])
 def test_a_checkpoint_cannot_name_files_elsewhere(tmp_path, name):
-    save(random_model(preset("tiny", num_hidden_layers=1)), tmp_path / "m", "dcp")
+    save(random_model(preset("tiny", num_hidden_layers=1)), tmp_path / "m", format="dcp")
     metadata = torch_dcp.FileSystemReader(tmp_path / "m").read_metadata()
     for info in metadata.storage_data.values():
         info.relative_path = name
@@ -263,7 +263,7 @@ def checkpoint(tmp_path_factory):
 
 
 def test_a_cut_checkpoint_is_an_error_that_names_its_file(tmp_path):
-    save(random_model(preset("tiny", num_hidden_layers=1)), tmp_path / "m", "dcp")
+    save(random_model(preset("tiny", num_hidden_layers=1)), tmp_path / "m", format="dcp")
     (file,) = (tmp_path / "m").glob("*.distcp")
     with file.open("r+b") as opened:
         opened.truncate(file.stat().st_size // 2)

@@ -65,7 +65,7 @@ def initialize_load_and_save(folder, cuts):
                 load_into(model, source / form)  # over weights that are there
                 same_weights(model, state)
                 saved = folder / f"saved-{config.num_hidden_layers}-{number}-{form}"
-                save(fresh, saved, form, max_shard_bytes=5000)
+                save(fresh, saved, format=form, max_shard_bytes=5000)
                 initialize(model, seed=4)
                 load_into(model, saved)  # now from parts, if each rank wrote some
                 same_weights(model, state)
@@ -79,7 +79,7 @@ def test_sharded_models_have_the_weights_of_whole_ones(tmp_path, ranks):
     models = {config.num_hidden_layers: random_model(config) for config in (CONFIG, TIED)}
     for layers, model in models.items():
         for form in FORMATS:
-            save(model, tmp_path / f"random-{layers}" / form, form)
+            save(model, tmp_path / f"random-{layers}" / form, format=form)
     consolidated(tmp_path, models[2], 2, "pth")
     run_ranks(initialize_load_and_save, ranks, tmp_path, CUTS[ranks])
     saved = sorted(tmp_path.glob("saved-*"))
@@ -98,7 +98,7 @@ def failing_saves(folder):
         save(model, folder / "none")
     initialize(model, seed=3)
     with pytest.raises(FileExistsError, match="another format"):
-        save(model, folder / "taken", "dcp")
+        save(model, folder / "taken", format="dcp")
     with pytest.raises(FileExistsError, match="file"):
         save(model, folder / "file" / "model")
     with torch.no_grad():
