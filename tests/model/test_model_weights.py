@@ -287,7 +287,7 @@ MEMORY = """
     for form in ("huggingface", "meta", "dcp"):
         save(small, folder / f"small-{form}", format=form)
         load(folder / f"small-{form}")  # what is imported on the way does not count
-        result["save " + form] = peak(save, large, folder / form, form, max_shard_bytes=10**8)
+        result["save " + form] = peak(save, large, folder / form, format=form, max_shard_bytes=10**8)
     del large
     for form in ("huggingface", "meta", "dcp"):
         for dtype in (torch.float32, torch.bfloat16):
@@ -414,14 +414,14 @@ def test_formats_are_not_mixed(tmp_path):
         save(model, tmp_path / form, format=form)
         for other in set(FORMATS) - {form}:
             with pytest.raises(FileExistsError, match="of another format"):
-                save(model, tmp_path / form, other)
+                save(model, tmp_path / form, format=other)
         assert_same(load(tmp_path / form), model)
 
 
 def test_arguments_that_make_no_sense_are_refused(tmp_path):
     model = Transformer(preset("tiny", num_hidden_layers=1))
     with pytest.raises(ValueError, match="format is 'gguf'"):
-        save(model, tmp_path, "gguf")
+        save(model, tmp_path, format="gguf")
     with pytest.raises(ValueError, match="max_shard_bytes"):
         save(model, tmp_path, max_shard_bytes=0)
     with pytest.raises(ValueError, match="meta device"):
