@@ -57,7 +57,7 @@ class Case:
     """One length of rows, and how its activations are kept."""
 
     tokens: int
-    checkpointing: str
+    activation_checkpointing: str
 
 
 GPU_CASES = (Case(8192, "none"), Case(32_768, "full"), Case(131_072, "full"))
@@ -77,7 +77,7 @@ def main() -> None:
             runs = {"ours": partial(our_steps, config, case, folder, device)}
             for attention in THEIR_ATTENTIONS:
                 runs[attention] = partial(their_steps, config, case, folder, device, attention)
-            what = {"tokens": case.tokens, "checkpointing": case.checkpointing}
+            what = {"tokens": case.tokens, "checkpointing": case.activation_checkpointing}
             of_case = [what | {"model": name} | measured(run) for name, run in runs.items()]
         compare(of_case, case, peak, device)
         rows += of_case
@@ -122,7 +122,7 @@ def our_steps(config: ModelConfig, case: Case, folder: str, device: torch.device
         warmup_steps=0,
         dtype="bfloat16" if on_gpu else "float32",
         device=device.type,
-        checkpointing=case.checkpointing,
+        activation_checkpointing=case.activation_checkpointing,
         compile=on_gpu,
     )
     world = World.create(training)
@@ -167,8 +167,8 @@ def their_steps(
     model.load_state_dict(renamed)
     del start, renamed
     model.train()
-    if case.checkpointing != "none":
-        model.activation_checkpointing_enable({"use_reentrant": False})
+    if case.activation_checkpointing != "none":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     steps = []
     for _, batch in zip(range(WARMUP + STEPS), loader(folder, case), strict=False):

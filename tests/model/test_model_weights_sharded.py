@@ -26,7 +26,10 @@ TIED = preset(
     tie_word_embeddings=True,
 )
 FORMATS = ("huggingface", "meta", "dcp")
-CUTS = {2: [{}, {"tensor": 2}], 4: [{"tensor": 2}, {"replicas": 2, "context": 2}]}
+CUTS = {
+    2: [{}, {"tensor_parallel": 2}],
+    4: [{"tensor_parallel": 2}, {"data_parallel_replicas": 2, "context_parallel": 2}],
+}
 
 
 def cut_model(config, settings):
@@ -69,7 +72,7 @@ def initialize_load_and_save(folder, cuts):
                 initialize(model, seed=4)
                 load_into(model, saved)  # now from parts, if each rank wrote some
                 same_weights(model, state)
-    model = cut_model(CONFIG, {"tensor": 2})
+    model = cut_model(CONFIG, {"tensor_parallel": 2})
     load_into(model, folder / "consolidated")
     same_weights(model, load(folder / "random-2" / "dcp").state_dict())
 

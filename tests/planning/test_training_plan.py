@@ -31,7 +31,7 @@ from cwm_core.planning.plan import (
     stage,
 )
 from cwm_core.training import TrainConfig
-from cwm_core.training.context import share_tokens
+from cwm_core.training.context_parallel import share_tokens
 from cwm_core.training.gpus import GPUS, peak_flops
 from cwm_core.training.optimizer import make_optimizers
 from hypothesis import given, settings
@@ -290,7 +290,7 @@ def test_activations_with_full_checkpointing():
     n = 600
     tokens = torch.randint(SAVING.vocab_size, (1, n))
     saved = saved_bytes(model, lambda: model.hidden(tokens))
-    planned = activation_bytes(SAVING, work_of(n, checkpointing="full")) * n
+    planned = activation_bytes(SAVING, work_of(n, activation_checkpointing="full")) * n
     one_layer, both = (
         activation_bytes(dataclasses.replace(SAVING, num_hidden_layers=k, layer_windows=()), work_of(n)) * n
         for k in (1, 2)
@@ -386,12 +386,12 @@ def test_a_tensor_parallel_layer_keeps_and_moves_what_is_planned(four_ranks):
     with Collectives() as collectives:
         saved = saved_bytes(layer, lambda: results.append(layer(x, rotation, mask)))
         results[0].sum().backward()
-    planned = activation_bytes(config, work_of(n), tensor=4) * n
+    planned = activation_bytes(config, work_of(n), tensor_parallel=4) * n
     last_norm = (4 * config.hidden_size + 4) * n / 4
     assert saved == planned - last_norm + (cpu_only(config, n, "float32", norms=2) - 8 * n) / 4
     moved = collectives.received("all_gather_into") + collectives.received("reduce_scatter")
     embedding_and_output = 2 * 2 * 3 / 4 * n * config.hidden_size * 4
-    planned = communication(config, work_of(n), one_gpu(gpus=4, tensor=4), 1)["tensor"].bytes
+    planned = communication(config, work_of(n), one_gpu(gpus=4, tensor_parallel=4), 1)["tensor"].bytes
     assert moved == planned - embedding_and_output
 
 
@@ -399,7 +399,7 @@ def test_a_tensor_parallel_layer_keeps_and_moves_what_is_planned(four_ranks):
 def test_context_ranks_keep_and_move_what_is_planned(four_ranks, kv_heads):
     config = dataclasses.replace(SAVING, num_attention_heads=8, num_key_value_heads=kv_heads)
     model = Transformer(config)
-    share_tokens(model, four_ranks.get_group(), tensor=1)
+    share_tokens(model, four_ranks.get_group(), 1)
     n = 640
     own = torch.arange(n // 4)[None]
     results = []
@@ -407,9 +407,11 @@ def test_context_ranks_keep_and_move_what_is_planned(four_ranks, kv_heads):
         documents = torch.tensor([0, n])
         saved = saved_bytes(model, lambda: results.append(model.hidden(torch.zeros_like(own), documents, own)))
         results[0].sum().backward()
-    planned = communication(config, work_of(n), one_gpu(gpus=4, context=4), 1)["context"].bytes
+    planned = communication(config, work_of(n), one_gpu(gpus=4, context_parallel=4), 1)["context"].bytes
     assert collectives.received("all_to_all") == planned
-    planned = activation_bytes(dataclasses.replace(config, num_key_value_heads=4), work_of(n), context=4) * n / 4
+    planned = (
+        activation_bytes(dataclasses.replace(config, num_key_value_heads=4), work_of(n), context_parallel=4) * n / 4
+    )
     assert saved == planned + cpu_only(config, n // 4, "float32", norms=5)
 
 
@@ -441,7 +443,7 @@ CLUSTERS = [(2, 1, 1), (4, 2, 1), (8, 2, 2), (64, 1, 1), (256, 4, 2), (2048, 8, 
 @few(60)
 def test_more_ranks_never_need_more_memory_each(name, split, checkpointing, optimizer):
     model, work = stage(name)
-    work = dataclasses.replace(work, checkpointing=checkpointing, optimizer=optimizer)
+    work = dataclasses.replace(work, activation_checkpointing=checkpointing, optimizer=optimizer)
     gpus, tensor, context = split
 
     def needed(gpus, tensor, context):
@@ -457,7 +459,7 @@ def test_more_ranks_never_need_more_memory_each(name, split, checkpointing, opti
 def test_checkpointing_trades_memory_for_time():
     model, work = stage("pretrain")
     cluster = Cluster(GPUS["h100"], 1024)
-    plans = [plan(model, dataclasses.replace(work, checkpointing=kind), cluster) for kind in CHECKPOINTING]
+    plans = [plan(model, dataclasses.replace(work, activation_checkpointing=kind), cluster) for kind in CHECKPOINTING]
     sizes = [each.memory["activations"] for each in plans]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
     assert plans[0].compute_seconds == plans[1].compute_seconds < plans[2].compute_seconds
@@ -467,9 +469,10 @@ def test_checkpointing_trades_memory_for_time():
 
 def test_checkpointing_repeats_traffic():
     model, work = stage("pretrain")
-    cluster = Cluster(GPUS["h100"], 64, tensor=4, context=2)
+    cluster = Cluster(GPUS["h100"], 64, tensor_parallel=4, context_parallel=2)
     none, selective, full = (
-        communication(model, dataclasses.replace(work, checkpointing=kind), cluster, 1) for kind in CHECKPOINTING
+        communication(model, dataclasses.replace(work, activation_checkpointing=kind), cluster, 1)
+        for kind in CHECKPOINTING
     )
     stream = work.seq_len // 2 * model.hidden_size * 2 * 2 * 3 / 4  # an all-reduce over four ranks
     assert selective["tensor"].bytes - none["tensor"].bytes == model.num_hidden_layers * stream
@@ -482,7 +485,7 @@ def test_checkpointing_repeats_traffic():
 @pytest.mark.parametrize("name", STAGES)
 def test_the_figures_of_a_plan_agree(name):
     model, work = stage(name)
-    cluster = Cluster(GPUS["h200"], 512, tensor=4, context=2, utilization=0.4)
+    cluster = Cluster(GPUS["h200"], 512, tensor_parallel=4, context_parallel=2, utilization=0.4)
     result = plan(model, work, cluster)
     assert result.memory_total == sum(result.memory.values())
     assert result.training_flops == 3 * result.forward_flops
@@ -506,23 +509,26 @@ def test_float8_speeds_up_only_the_layers_products():
 def test_splits_that_cannot_be():
     model, work = stage("midtrain")
     for cluster, message in (
-        (Cluster(GPUS["h100"], 2048, tensor=4), "more tensor or context ranks"),
-        (Cluster(GPUS["h100"], 2048, tensor=16, context=2), "tensor \\(16\\) must divide num_key_value_heads \\(8\\)"),
+        (Cluster(GPUS["h100"], 2048, tensor_parallel=4), "more tensor or context ranks"),
         (
-            Cluster(GPUS["h100"], 2048, tensor=4, context=8),
-            "context x tensor \\(32\\) must divide num_attention_heads \\(48\\)",
+            Cluster(GPUS["h100"], 2048, tensor_parallel=16, context_parallel=2),
+            "tensor_parallel \\(16\\) must divide num_key_value_heads \\(8\\)",
+        ),
+        (
+            Cluster(GPUS["h100"], 2048, tensor_parallel=4, context_parallel=8),
+            "context_parallel x tensor_parallel \\(32\\) must divide num_attention_heads \\(48\\)",
         ),
     ):
         with pytest.raises(ValueError, match=message):
             plan(model, work, cluster)
-    with pytest.raises(ValueError, match="must be a multiple of tensor x context"):
-        Cluster(GPUS["h100"], 12, tensor=8)
+    with pytest.raises(ValueError, match="must be a multiple of tensor_parallel x context_parallel"):
+        Cluster(GPUS["h100"], 12, tensor_parallel=8)
     with pytest.raises(ValueError, match="price must not be negative"):
         dataclasses.replace(GPUS["h100"], price=float("nan"))
     with pytest.raises(ValueError, match="utilization must be above 0"):
         Cluster(GPUS["h100"], utilization=0.0)
     with pytest.raises(ValueError, match="checkpointing must be one of none, selective, full"):
-        Workload(8, 8, checkpointing="some")
+        Workload(8, 8, activation_checkpointing="some")
 
 
 def test_parse_documents():
@@ -595,7 +601,7 @@ def test_the_documentation_shows_what_is_printed(capsys):
 
 
 def test_plan_of_a_stage(capsys):
-    text = shown(capsys, "midtrain", "--gpus", "2048", "--context", "8", "--price", "2")
+    text = shown(capsys, "midtrain", "--gpus", "2048", "--context-parallel", "8", "--price", "2")
     assert "32,581,097,472 parameters" in text and "at $2.00" in text
     assert "does NOT fit" in shown(capsys, "sft", "--gpus", "64")
 

@@ -100,7 +100,7 @@ def train(steps=3, shape=CONFIG, attention=None, **settings):
             optimizer.step()
             optimizer.zero_grad()
     result.last = wholes(model)
-    if world.context == 1:
+    if world.context_parallel == 1:
         with torch.no_grad():
             result.logits = model(make_batch(0).tokens)
     return result
@@ -144,14 +144,20 @@ def alone():
 
 TWO = [
     {},
-    {"context": 2, "checkpointing": "selective"},
-    {"context": 2, "shape": FEW_KEYS},
-    {"tensor": 2, "checkpointing": "selective"},
-    {"tensor": 2, "checkpointing": "full"},
+    {"context_parallel": 2, "activation_checkpointing": "selective"},
+    {"context_parallel": 2, "shape": FEW_KEYS},
+    {"tensor_parallel": 2, "activation_checkpointing": "selective"},
+    {"tensor_parallel": 2, "activation_checkpointing": "full"},
     {"shape": TIED},
-    {"shape": TIED, "tensor": 2},
+    {"shape": TIED, "tensor_parallel": 2},
 ]
-FOUR = [{"replicas": 2}, {"replicas": 2, "tensor": 2}, {"tensor": 2}, {"tensor": 2, "context": 2}, {"context": 4}]
+FOUR = [
+    {"data_parallel_replicas": 2},
+    {"data_parallel_replicas": 2, "tensor_parallel": 2},
+    {"tensor_parallel": 2},
+    {"tensor_parallel": 2, "context_parallel": 2},
+    {"context_parallel": 4},
+]
 
 
 @pytest.mark.parametrize(("ranks", "runs"), [(2, TWO), (4, FOUR)])
@@ -162,8 +168,8 @@ def test_training_equals_one_process(alone, ranks, runs):
 
 
 COMPILED = [
-    {"compile": True, "attention": "reference", "tensor": 2, "checkpointing": "selective"},
-    {"compile": True, "context": 2},
+    {"compile": True, "attention": "reference", "tensor_parallel": 2, "activation_checkpointing": "selective"},
+    {"compile": True, "context_parallel": 2},
 ]
 
 
@@ -193,10 +199,12 @@ def test_checkpointing_computes_again_what_it_says(alone):
     )
     calls = {}
     for mode in ("none", "selective", "full"):
-        result = train(checkpointing=mode)
+        result = train(activation_checkpointing=mode)
         for name, gradient in alone[CONFIG].gradients.items():
             assert torch.equal(result.gradients[name], gradient), (mode, name)
-        model = build(TrainConfig(max_steps=1, checkpointing=mode), World.create(TrainConfig(max_steps=1)), CONFIG)
+        model = build(
+            TrainConfig(max_steps=1, activation_checkpointing=mode), World.create(TrainConfig(max_steps=1)), CONFIG
+        )
         tokens = torch.zeros(600, dtype=torch.long)  # past what the CPU computes without a fused kernel
         with Count() as count:
             model.loss(tokens, tokens).total.backward()
@@ -210,7 +218,11 @@ def test_checkpointing_computes_again_what_it_says(alone):
 def test_low_precision_follows_the_curve(alone):
     pytest.importorskip("torchao")
     exact = alone[CONFIG].losses
-    runs = [{"dtype": "bfloat16"}, {"dtype": "float8"}, {"dtype": "float8", "tensor": 2, "checkpointing": "selective"}]
+    runs = [
+        {"dtype": "bfloat16"},
+        {"dtype": "float8"},
+        {"dtype": "float8", "tensor_parallel": 2, "activation_checkpointing": "selective"},
+    ]
     for result in run_ranks(several, 2, runs)[0]:
         assert result.losses == pytest.approx(exact, rel=0.01) and result.losses != pytest.approx(exact, rel=1e-6)
     falling = train(steps=30, dtype="float8").losses
@@ -220,7 +232,7 @@ def test_low_precision_follows_the_curve(alone):
 def test_muon_orthogonalizes_whole_matrices():
     """Its products are in bfloat16: updates differ by that, where those of shards by themselves would by all."""
     expected = train(steps=1, optimizer="muon")
-    runs = [{"steps": 1, "optimizer": "muon", **cut} for cut in ({}, {"tensor": 2})]
+    runs = [{"steps": 1, "optimizer": "muon", **cut} for cut in ({}, {"tensor_parallel": 2})]
     for result in run_ranks(several, 2, runs)[0]:
         for name, first in expected.first.items():
             update = expected.last[name] - first
@@ -230,7 +242,13 @@ def test_muon_orthogonalizes_whole_matrices():
 def places():
     """How each way to share the ranks numbers them, and what they agree on."""
     seen = []
-    for settings in ({}, {"replicas": 2}, {"tensor": 2}, {"context": 2}, {"tensor": 2, "context": 2}):
+    for settings in (
+        {},
+        {"data_parallel_replicas": 2},
+        {"tensor_parallel": 2},
+        {"context_parallel": 2},
+        {"tensor_parallel": 2, "context_parallel": 2},
+    ):
         world = World.create(TrainConfig(max_steps=1, **settings))
         seen.append((world.data_rank, world.data_ranks, world.sum(torch.tensor([1 << world.rank, 1])).tolist()))
         assert world.any(world.rank == 3) and not world.any(False)
@@ -279,7 +297,7 @@ def test_slices_of_a_batch_are_its_tokens_in_order():
     batch, shares = make_batch(0), []
     for rank in range(3):
         world = World(torch.device("cpu"), 1, 1, 1)
-        world.context, world.context_rank = 3, rank
+        world.context_parallel, world.context_rank = 3, rank
         shares += [world.slice(batch), world.slice(SimpleNamespace(**vars(batch), more=5))]
     for name, value in vars(batch).items():
         if name == "cu_seqlens":
@@ -288,7 +306,7 @@ def test_slices_of_a_batch_are_its_tokens_in_order():
             for kind in (shares[::2], shares[1::2]):
                 assert torch.equal(torch.cat([getattr(share, name) for share in kind], 1), value.view(1, -1))
     assert all(share.more == 5 for share in shares[1::2])
-    world.context = 5
+    world.context_parallel = 5
     with pytest.raises(ValueError, match="96 tokens of a batch cannot be shared by 5 context ranks"):
         world.slice(batch)
 
@@ -297,18 +315,18 @@ def refused():
     """Messages of what cannot be divided by two."""
     odd = replace(CONFIG, vocab_size=51)
     return [
-        message(lambda: train(tensor=4)),
-        message(lambda: train(tensor=2, shape=odd)),
-        message(lambda: train(tensor=2, shape=replace(CONFIG, num_attention_heads=3, num_key_value_heads=3))),
-        message(lambda: train(context=2, shape=replace(CONFIG, num_attention_heads=3, num_key_value_heads=3))),
-        message(lambda: train(tensor=2, dtype="float8", shape=replace(CONFIG, intermediate_size=48))),
-        message(lambda: train(compile=True, checkpointing="full")),
+        message(lambda: train(tensor_parallel=4)),
+        message(lambda: train(tensor_parallel=2, shape=odd)),
+        message(lambda: train(tensor_parallel=2, shape=replace(CONFIG, num_attention_heads=3, num_key_value_heads=3))),
+        message(lambda: train(context_parallel=2, shape=replace(CONFIG, num_attention_heads=3, num_key_value_heads=3))),
+        message(lambda: train(tensor_parallel=2, dtype="float8", shape=replace(CONFIG, intermediate_size=48))),
+        message(lambda: train(compile=True, activation_checkpointing="full")),
         message(tokens_that_do_not_divide),
     ]
 
 
 def tokens_that_do_not_divide():
-    config = TrainConfig(max_steps=1, tensor=2)
+    config = TrainConfig(max_steps=1, tensor_parallel=2)
     build(config, World.create(config), CONFIG)(torch.zeros(3, dtype=torch.long)[None])
 
 
@@ -330,7 +348,7 @@ def test_what_does_not_divide_is_refused():
         assert "attention_backend" in messages[5]
         assert messages[6] == "2 tensor ranks cannot share 3 tokens"
     with pytest.raises(ValueError, match=r"1 ranks cannot be divided into replicas \(2\)"):
-        train(replicas=2)
+        train(data_parallel_replicas=2)
 
 
 def test_float8_without_torchao_says_so(monkeypatch):

@@ -110,7 +110,7 @@ def test_metrics_go_to_tensorboard_if_asked(run_folder):
 def test_layers_computed_again_change_nothing(run_folder):
     short = ["--set", "training.max_steps=3"]
     assert main(["train", "run.toml", "--set", "output=plain", *short]) == 0
-    again = ["--set", "training.checkpointing=full"]
+    again = ["--set", "training.activation_checkpointing=full"]
     assert main(["train", "run.toml", "--set", "output=again", *short, *again]) == 0
     assert [step["loss"] for step in metrics("again")] == [step["loss"] for step in metrics("plain")]
 

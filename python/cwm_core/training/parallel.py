@@ -23,7 +23,7 @@ from ..model import Transformer
 from ..model.attention import Mask, Sdpa, choose_backend
 from .activation_checkpointing import checkpoint_activations
 from .config import TrainConfig
-from .context import share_tokens
+from .context_parallel import share_tokens
 from .float8 import convert_to_float8
 from .world import World
 
@@ -42,21 +42,21 @@ def parallelize(model: Transformer, config: TrainConfig, world: World) -> None:
     if config.attention != "default":
         model.attention_backend = config.attention
     backend = _backend(model, world)
-    checkpointing = config.checkpointing != "none"
+    checkpointing = config.activation_checkpointing != "none"
     if config.compile and checkpointing and backend is Sdpa:
         # PyTorch would leave the layers as they are, without a word: what is checkpointed compiles whole or not at all.
         raise ValueError("compile with checkpointing needs an attention_backend that compiles, which 'sdpa' does not")
     if world.size > 1:
         share_weights(model, world)
     if config.dtype == "float8":
-        convert_to_float8(model, world.tensor, world.device)
-    if world.tensor > 1:
+        convert_to_float8(model, world.tensor_parallel, world.device)
+    if world.tensor_parallel > 1:
         share_matrices(model, world.mesh["tensor"])
-    if world.context > 1:
-        share_tokens(model, world.context_group, world.tensor)
+    if world.context_parallel > 1:
+        share_tokens(model, world.context_group, world.tensor_parallel)
     for layer in model.layers:
         if checkpointing:
-            checkpoint_activations(layer, config.checkpointing)
+            checkpoint_activations(layer, config.activation_checkpointing)
         if config.compile:
             layer.compile()
     if world.size > 1:

@@ -129,7 +129,7 @@ def run(config: RunConfig, on_step: OnStep | None = None) -> str:
         raise MemoryError(
             f"[training] the device {config.training.device!r} is out of memory: {reason}. Take fewer rows a step "
             "([data] batch_size, with grad_accumulation to make up for it), shorter rows (seq_len), or "
-            'checkpointing = "full"; `cwm plan` shows what a run needs'
+            'activation_checkpointing = "full"; `cwm plan` shows what a run needs'
         ) from error
 
 
