@@ -168,7 +168,7 @@ def their_steps(
     del start, renamed
     model.train()
     if case.activation_checkpointing != "none":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     steps = []
     for _, batch in zip(range(WARMUP + STEPS), loader(folder, case), strict=False):
