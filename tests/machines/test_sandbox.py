@@ -199,9 +199,9 @@ def test_no_process_is_left_behind(sandbox):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_outlives_a_caller_that_is_interrupted_or_killed(sandbox, number, tmp_path):
     marker = f"8{os.getpid()}.{number:d}"
-    code = f"from cwm_core import sandbox; sandbox.run(['bash', '-c', 'setsid sleep {marker} & sleep {marker}'], "
+    code = f"from cwm_core import machines; machines.run(['bash', '-c', 'setsid sleep {marker} & sleep {marker}'], "
     caller = subprocess.Popen(
-        [sys.executable, "-c", code + f"sandbox={sandbox!r}, limits=sandbox.Limits(seconds=60))"],
+        [sys.executable, "-c", code + f"sandbox={sandbox!r}, limits=machines.Limits(seconds=60))"],
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)},
     )
