@@ -1,6 +1,7 @@
 """Hostile programs against every sandbox backend that this machine can run; the other must refuse."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -140,7 +141,9 @@ def test_endless_output_keeps_head_and_tail(backend):
 )
 def test_fork_bomb_is_bounded(backend, bomb):
     limits = Limits(seconds=8, processes=60)
-    done = machines.run(["bash", "-c", bomb.replace("{python}", sys.executable)], limits=limits, backend=backend)
+    done = machines.run(
+        ["bash", "-c", bomb.replace("{python}", shlex.quote(sys.executable))], limits=limits, backend=backend
+    )
     assert done.exceeded == "processes" or b"fork" in done.stderr or b"start new thread" in done.stderr
     assert done.seconds < 9
 
@@ -199,9 +202,9 @@ def test_no_process_is_left_behind(backend):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_outlives_a_caller_that_is_interrupted_or_killed(backend, number, tmp_path):
     marker = f"8{os.getpid()}.{number:d}"
-    code = f"from cwm_core import sandbox; sandbox.run(['bash', '-c', 'setsid sleep {marker} & sleep {marker}'], "
+    code = f"from cwm_core import machines; machines.run(['bash', '-c', 'setsid sleep {marker} & sleep {marker}'], "
     caller = subprocess.Popen(
-        [sys.executable, "-c", code + f"backend={backend!r}, limits=sandbox.Limits(seconds=60))"],
+        [sys.executable, "-c", code + f"backend={backend!r}, limits=machines.Limits(seconds=60))"],
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)},
     )
