@@ -79,7 +79,7 @@ def _serve(args: argparse.Namespace) -> int:
         engine = inference.Engine(
             loaded, tokenizer, max_batch=args.batch_size, max_length=args.max_length, max_cache_bytes=cache_bytes
         )
-        limits = server.Limits(
+        limits = server.ServerLimits(
             max_queue=args.max_queue,
             max_tokens=args.max_tokens,
             clamp_max_tokens=args.clamp_max_tokens,
