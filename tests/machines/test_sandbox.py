@@ -1,6 +1,7 @@
 """Hostile programs against every sandbox that this machine can run; the other must refuse."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -140,7 +141,8 @@ def test_endless_output_keeps_head_and_tail(sandbox):
 )
 def test_fork_bomb_is_bounded(sandbox, bomb):
     limits = Limits(seconds=8, processes=60)
-    done = machines.run(["bash", "-c", bomb.replace("{python}", sys.executable)], limits=limits, sandbox=sandbox)
+    command = ["bash", "-c", bomb.replace("{python}", shlex.quote(sys.executable))]
+    done = machines.run(command, limits=limits, sandbox=sandbox)
     assert done.exceeded == "processes" or b"fork" in done.stderr or b"start new thread" in done.stderr
     assert done.seconds < 9
 
