@@ -480,7 +480,7 @@ def test_documents_are_trained_on_in_buckets(shards):
         ("output.x=1", "run.toml: output.x cannot be set: output is no table"),
         ("epochs=1", "run.toml: unknown key 'epochs'; there are output, "),
         ("epochs", "run.toml: an override must be key=value, got 'epochs'"),
-        ("model.depth=1", "[model] unknown key 'depth'; there are preset, "),
+        ("model.depth=1", "[model] unknown key 'depth'; expected one of preset, "),
         ("model.preset=huge", "[model] no preset 'huge'"),
         ("model.folder=x", "[model] either preset or folder must be given"),
         ("model.vocab_size=300", "[model] vocab_size 300 is less than the tokenizer's 556"),

@@ -63,10 +63,11 @@ def _plan(args: argparse.Namespace) -> int:
         gpu = dataclasses.replace(gpu, price=args.price)
     if args.config in planning.STAGES:
         model, work = planning.stage(args.config)
-        split = args.tensor_parallel or 1, args.context_parallel or 1
+        split = [args.tensor_parallel or 1, args.context_parallel or 1]
     else:
-        model, work, split = planning.from_toml(args.config, args.gpus, args.tensor_parallel, args.context_parallel)
-    cluster = planning.Cluster(gpu, args.gpus, *split, args.mfu, args.network)
+        model, work, *split = planning.from_toml(args.config, args.gpus, args.tensor_parallel, args.context_parallel)
+    tensor, context = split
+    cluster = planning.Cluster(gpu, args.gpus, tensor, context, args.mfu, args.network)
     names = ("activation_checkpointing", "dtype", "optimizer", "micro_batch", "step_tokens", "tokens")
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.documents is not None:

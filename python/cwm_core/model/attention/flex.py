@@ -1,15 +1,17 @@
 """Attention by PyTorch's FlexAttention: one kernel, compiled for the GPU, over the blocks that the mask leaves.
 
-Which blocks these are follows from the first key of each query alone. Documents are consecutive and attention is
-causal, so the first keys never fall, and a block of queries needs a contiguous range of key blocks, of which the full
-ones (every query looks at every key) are a contiguous range too. That is arithmetic on a few numbers a block, where
-`create_block_mask` evaluates the mask at every pair of tokens: 17 billion at 131,072.
+The blocks follow from the first key of each query alone. Documents are consecutive and attention is causal, so first
+keys never fall. A block of queries therefore needs a contiguous range of key blocks, and the full blocks among them
+(every query attends to every key) are contiguous too. This is arithmetic on a few numbers per block, whereas
+`create_block_mask` evaluates the mask for every pair of tokens: 17 billion at 131,072 tokens.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,33 +27,34 @@ class Flex:
     """Attention of all documents in one kernel."""
 
     def __init__(self, documents: Documents, window: int | None) -> None:
-        """Attention within `documents`, and within `window` tokens if given."""
+        """Attend within `documents`, and within `window` tokens if given."""
         self.block_mask = block_mask(documents.first_keys(window))
 
     @staticmethod
     def unavailable(device: torch.device) -> str | None:
-        """None: it runs on every device, though on a CPU PyTorch gives no gradients and computes all scores."""
+        """Return None: the backend runs on every device, though on a CPU without gradients and over all scores."""
         return None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See `Mask.attend`."""
+        """Implement `Mask.attend`."""
         # What is compiled around this compiles the kernel too; a CPU, for tests, does without a compiler.
         alone = q.device.type != "cpu" and not torch.compiler.is_compiling()
-        kernel = compiled_flex_attention() if alone else flex_attention
-        out = kernel(to_row(q), to_row(k), to_row(v), block_mask=self.block_mask, enable_gqa=True)
+        kernel = compiled_flex_attention() if alone else functools.partial(flex_attention)
+        out: Tensor = kernel(to_row(q), to_row(k), to_row(v), block_mask=self.block_mask, enable_gqa=True)
         return from_row(out, len(q))
 
 
 @lru_cache
-def compiled_flex_attention() -> Callable[..., Tensor]:
-    """FlexAttention compiled, once. `fullgraph`: an error is better than its fallback, which computes all scores."""
+def compiled_flex_attention() -> Callable[..., Any]:
+    """Return FlexAttention, compiled once. With `fullgraph`, failing to compile is an error, not a slow fallback."""
     return torch.compile(flex_attention, fullgraph=True)
 
 
 def block_mask(first: Tensor) -> BlockMask:
-    """The mask under which each query looks at the keys from its own of `first`, int32 [tokens], to itself.
+    """Return the mask under which each query attends to the keys from its own entry of `first` to itself.
 
-    Made on the device of `first` without waiting for it. Equals what `create_block_mask` makes of the same mask.
+    `first` is int32 [tokens]. The mask is computed on its device without waiting for it, and equals the result of
+    `create_block_mask` for the same mask.
     """
     n = len(first)
     blocks = -(-n // BLOCK)
