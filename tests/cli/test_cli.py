@@ -466,7 +466,7 @@ def test_documents_are_trained_on_in_buckets(shards):
     [
         ("data.buckets=[{max_length=9}]", "run.toml: [data.buckets] 'batch_size' is missing"),
         ("data.buckets=[{batch_size=1, max_length=9}]", "the last bucket must have no max_length"),
-        ("training.lr=1", "run.toml: [training] unknown key 'lr'; there are max_steps, "),
+        ("training.lr=1", "run.toml: [training] unknown key 'lr'; expected one of max_steps, "),
         ("training.max_steps=many", "run.toml: [training] max_steps must be int, got 'many'"),
         ("training.checkpoint_folder=x", "run.toml: [training] checkpoint_folder cannot be set"),
         ("training.device=toaster", "[training] device 'toaster' cannot be used: "),
@@ -478,7 +478,7 @@ def test_documents_are_trained_on_in_buckets(shards):
         ("data.sources.x.share=1", "run.toml: [data.sources.x] 'folder' is missing"),
         ("data.sources.some.folder=nowhere", "nowhere"),
         ("output.x=1", "run.toml: output.x cannot be set: output is no table"),
-        ("epochs=1", "run.toml: unknown key 'epochs'; there are output, "),
+        ("epochs=1", "run.toml: unknown key 'epochs'; expected one of output, "),
         ("epochs", "run.toml: an override must be key=value, got 'epochs'"),
         ("model.depth=1", "[model] unknown key 'depth'; expected one of preset, "),
         ("model.preset=huge", "[model] no preset 'huge'"),
