@@ -77,7 +77,7 @@ def test_torchrun_trains_what_one_process_trains(run_folder):
     alone, shared = metrics("alone"), metrics()
     assert [step["loss"] for step in shared] == pytest.approx([step["loss"] for step in alone], rel=2e-3)
     assert [step["loss"] for step in shared[:5]] == pytest.approx([step["loss"] for step in alone[:5]], rel=1e-5)
-    assert len(shared) == 40 and result.stderr.count("run: the model and its vocabulary") == 1
+    assert len(shared) == 40 and result.stderr.count("wrote the model and its vocabulary to run") == 1
     rng = torch.Generator().manual_seed(0)
     tokens = torch.randint(320, (1, 60), generator=rng)
     ours, theirs = (cwm.model.load(folder)(tokens).softmax(-1) for folder in ("run", "alone"))

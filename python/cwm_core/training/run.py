@@ -27,7 +27,8 @@ import dataclasses
 import json
 import os
 import tomllib
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ from ..model import ModelConfig, RopeParameters, Transformer
 from ..support.files import locked, write_file
 from ..tokenizer import Tokenizer
 from .checkpoint import latest
+from .checks import corpus_warnings
 from .config import TrainConfig, checked, parse_overrides
 from .metrics import Progress
 from .parallel import parallelize
@@ -49,6 +51,10 @@ from .trainer import StopReason, Trainer
 from .world import World
 
 RUN_KEYS = {"output": str, "tokenizer": str, "tensorboard": bool, "model": dict, "data": dict, "training": dict}
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ class RunConfig:
         return cls(output, Path(top["tokenizer"]), top["model"], data, training, top.get("tensorboard", False))
 
 
-def run(config: RunConfig, on_step: OnStep | None = None) -> StopReason:
+def run(config: RunConfig, on_step: OnStep | None = None, on_warning: Callable[[str], None] = _warn) -> StopReason:
     """Train as `config` says, resuming from the newest checkpoint in its output folder if there is one.
 
     Under torchrun, each process calls this function. Unless a signal ends the run, the output folder then holds the
@@ -134,6 +140,8 @@ def run(config: RunConfig, on_step: OnStep | None = None) -> StopReason:
     Args:
         config: The run.
         on_step: Function called with the metrics of each step, in the main process only.
+        on_warning: Function called with each warning about the data, in the main process only; by default the warning
+            is a `UserWarning`.
 
     Returns:
         The reason why the run ended.
@@ -146,7 +154,7 @@ def run(config: RunConfig, on_step: OnStep | None = None) -> StopReason:
         FloatingPointError: Loss or gradient is not finite.
     """
     try:
-        return _run(config, on_step)
+        return _run(config, on_step, on_warning)
     except RuntimeError as error:
         # On a CPU, running out of memory is a plain RuntimeError.
         if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
@@ -159,7 +167,7 @@ def run(config: RunConfig, on_step: OnStep | None = None) -> StopReason:
         ) from error
 
 
-def _run(config: RunConfig, on_step: OnStep | None) -> StopReason:
+def _run(config: RunConfig, on_step: OnStep | None, on_warning: Callable[[str], None]) -> StopReason:
     tokenizer = Tokenizer.load(config.tokenizer)
     with _table("training"):
         _check_device(config.training.device)
@@ -172,6 +180,8 @@ def _run(config: RunConfig, on_step: OnStep | None) -> StopReason:
             shape = model_config(config.model, tokenizer)
             _check_rows(config.data, shape)
         _prepare_output(config, shape, world)
+        for text in corpus_warnings(config.data) if world.is_main else ():
+            on_warning(text)
         model = _model(config, shape, world)
         with _reports(config, on_step if world.is_main else None, world.is_main) as report:
             reason = Trainer(model, loader, config.training, report, world).run()
@@ -248,6 +258,11 @@ def _bucket(entry: dict[str, Any]) -> Bucket:
     return Bucket(**{"max_length": None, **values})
 
 
+def model_keys() -> tuple[str, ...]:
+    """Return the keys of `[model]` that change a preset: the numbers and flags of `ModelConfig`."""
+    return tuple(f.name for f in dataclasses.fields(ModelConfig) if type(f.default) in (int, float, bool))
+
+
 def model_config(table: dict[str, Any], tokenizer: Tokenizer | None) -> ModelConfig:
     """Return the model configuration of the table `[model]`.
 
@@ -262,9 +277,8 @@ def model_config(table: dict[str, Any], tokenizer: Tokenizer | None) -> ModelCon
         defaults: dict[str, Any] = {}
     else:
         start = models.preset(checked({"preset": table["preset"]}, {"preset": str})["preset"])
-        kinds = (int, float, bool)
-        sizes = {f.name: type(f.default) for f in dataclasses.fields(ModelConfig) if type(f.default) in kinds}
-        allowed, defaults = {"preset": str, **sizes, "rope_parameters": dict}, _of_vocabulary(tokenizer)
+        kinds = {f.name: type(f.default) for f in dataclasses.fields(ModelConfig) if f.name in model_keys()}
+        allowed, defaults = {"preset": str, **kinds, "rope_parameters": dict}, _of_vocabulary(tokenizer)
     changes = checked(table, allowed)
     if "rope_parameters" in changes:
         rope = checked(

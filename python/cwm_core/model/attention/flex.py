@@ -8,7 +8,6 @@ keys never fall. A block of queries therefore needs a contiguous range of key bl
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -37,11 +36,15 @@ class Flex:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Implement `Mask.attend`."""
-        # What is compiled around this compiles the kernel too; a CPU, for tests, does without a compiler.
+        # An enclosing torch.compile compiles the kernel too. On a CPU, in tests, the kernel is not compiled.
         alone = q.device.type != "cpu" and not torch.compiler.is_compiling()
-        kernel = compiled_flex_attention() if alone else functools.partial(flex_attention)
-        out: Tensor = kernel(to_row(q), to_row(k), to_row(v), block_mask=self.block_mask, enable_gqa=True)
-        return from_row(out, len(q))
+        batch = len(q)
+        q, k, v = to_row(q), to_row(k), to_row(v)
+        if alone:
+            out: Tensor = compiled_flex_attention()(q, k, v, block_mask=self.block_mask, enable_gqa=True)
+        else:
+            out = flex_attention(q, k, v, block_mask=self.block_mask, enable_gqa=True)
+        return from_row(out, batch)
 
 
 @lru_cache
