@@ -141,6 +141,30 @@ def test_the_script_of_the_documentation_runs(run_folder):
     assert cwm.model.load("checkpoints/step-000000020").config.num_hidden_layers == 4
 
 
+def test_the_script_on_parallelism_trains_replicas_as_one_process(run_folder):
+    (script,) = readme.examples("docs/guides/parallelism.md")
+    small = {'"cuda"': '"cpu"', '"bfloat16"': '"float32"', "8192": "96", "max_steps=1000": "max_steps=4"}
+    small['preset("cwm-1b")'] = f'preset("tiny", vocab_size={run_folder.vocab_size}, num_hidden_layers=2)'
+    for large, value in small.items():
+        assert large in script
+        script = script.replace(large, value)
+    Path("two.py").write_text(script)
+    Path("one.py").write_text(script.replace("replicas=2", "replicas=1").replace('"trained"', '"alone"'))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "two.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    for command in (launch, ["one.py"]):
+        run = subprocess.run(
+            [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert run.returncode == 0, run.stderr
+    replicas, alone = (cwm.model.load(folder) for folder in ("trained", "alone"))
+    start = cwm.model.Transformer(alone.config)
+    cwm.model.initialize(start, seed=0)
+    for ours, theirs, before in zip(replicas.parameters(), alone.parameters(), start.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+        assert not torch.equal(theirs, before)
+
+
 def test_a_second_run_in_the_output_folder_is_locked_out(run_folder, capsys):
     with locked("run", "training run"):
         assert main(["train", "run.toml"]) == 1
