@@ -258,7 +258,7 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
 
 @pytest.mark.parametrize("state", [{"a": torch.ones(1)}, {"a": [{3: "x"}]}, {"a": np.int64(3)}, {"a": b"x"}])
 def test_state_that_json_would_change_is_refused(tmp_path, state):
-    with pytest.raises(TypeError, match="fit for JSON"):
+    with pytest.raises(TypeError, match="must be valid JSON"):
         Checkpoints(tmp_path).save(1, *tiny_run(), state)
 
 
@@ -424,7 +424,7 @@ def test_only_files_of_the_checkpoint_are_read(saved, tmp_path, place):
     next(iter(metadata.storage_data.values())).relative_path = place
     (path / ".metadata").write_bytes(pickle.dumps(metadata))
     rewrite_manifest(path)
-    assert "which is no file of the checkpoint" in resumed(folder)[2][0]
+    assert "which is not a file of the checkpoint" in resumed(folder)[2][0]
 
 
 # Kills.
