@@ -9,13 +9,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-# Logits held at a time on a CPU: 2**21 float32 values (8 MiB) stay near its caches.
+# Logits held at a time on a CPU: 2**21 float32 values (8 MiB) roughly fit its caches.
 CPU_CHUNK_LOGITS = 2**21
 
 # Positions held at a time on other devices. Adding a chunk's product to the gradient of the output layer moves 12 bytes
-# a weight (bfloat16 written and read, float32 read and written) beside 6 FLOPs a weight and position, so the moving
-# takes 500/positions of the time of the products on a GPU of 1e15 FLOP/s and 4e12 byte/s, whatever the vocabulary:
-# hundreds of positions would cost as much again, and 2,048 a quarter for 2 GB (128,256 logits each, in bfloat16).
+# per weight (bfloat16 written and read, float32 read and written), compared to 6 FLOPs per weight and position. On a
+# GPU with 1e15 FLOP/s and 4e12 bytes/s, the traffic takes 500/positions of the time of the products, whatever the
+# vocabulary. A few hundred positions would double the time; 2,048 add a quarter and take 2 GB (128,256 logits each, in
+# bfloat16).
 GPU_CHUNK_ROWS = 2048
 
 

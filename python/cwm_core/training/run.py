@@ -1,16 +1,16 @@
-"""A training run described by one TOML file: shards, a vocabulary and settings in, a model folder out.
+"""A training run described by one TOML file.
 
-    output = "runs/tiny"          # the model, its vocabulary, metrics.jsonl, and checkpoints/ to resume from
-    tokenizer = "vocabulary"      # what the shards were written with
-    tensorboard = false           # also write the metrics to output/tensorboard
+    output = "runs/tiny"          # gets the model, its vocabulary, metrics.jsonl and checkpoints/
+    tokenizer = "vocabulary"      # vocabulary that the shards were written with
+    tensorboard = false           # true: write metrics to output/tensorboard too
 
     [model]
-    preset = "tiny"               # or folder = "...", weights to start from, as of the stage before
-    num_hidden_layers = 2         # changes to the preset: numbers of `ModelConfig`, and [model.rope_parameters]
+    preset = "tiny"               # or folder = "...": weights to start from
+    num_hidden_layers = 2         # changes of the preset: keys of `ModelConfig`
 
     [data]
-    seq_len = 1024                # also batch_size, seed, epochs, packing, lookahead, as in `PackedLoader`
-    mask = { context = 1 }        # by label of spans, the part of them to leave out of the loss
+    seq_len = 1024                # and batch_size, seed, epochs, packing, lookahead as in `PackedLoader`
+    mask = { context = 1 }        # share of spans to leave out of the loss, by label
     # buckets = [{ max_length = 512, batch_size = 8, seq_len = 512, global_window = 256 }, { batch_size = 4 }]
     sources.traces = { folder = "shards/traces", share = 0.3, epochs = 4 }
     sources.code = { folder = "shards/code", share = 0.7 }

@@ -62,12 +62,12 @@ def block_mask(first: Tensor) -> BlockMask:
     n = len(first)
     blocks = -(-n // BLOCK)
     queries = torch.arange(blocks, dtype=torch.int32, device=first.device)
-    # Of a block of queries: the first key of its first query, and that of its last, whose window begins last.
+    # First keys of the first and the last query of each block; the window of the last query begins last.
     first_of_first, first_of_last = first[::BLOCK], first[BLOCK - 1 :: BLOCK]
-    if n % BLOCK:  # a block cut short is not full
+    if n % BLOCK:  # an incomplete block is not full
         first_of_last = torch.cat((first_of_last, first.new_full((1,), n)))
     begin = first_of_first // BLOCK
-    # The last block of keys holds the diagonal; the one before it is the last that can be full.
+    # The last block of keys contains the diagonal; the block before it is the last that can be full.
     full_begin = ((first_of_last + BLOCK - 1) // BLOCK).clamp(max=queries)
     full = queries - full_begin
     columns = queries[None]

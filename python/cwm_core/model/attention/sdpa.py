@@ -16,18 +16,18 @@ from torch import Tensor
 
 from .documents import Documents
 
-# Queries per block where a mask is needed. A block computes the scores of QUERY_BLOCK - 1 keys more than its window
-# has, so smaller blocks waste less, and larger ones are fewer calls: on a CPU, of 64 to 1,024, 128 took least time.
+# Queries per block if a mask is needed. A block computes scores of QUERY_BLOCK - 1 keys more than its window, so
+# smaller blocks waste less, and larger blocks need fewer calls. On a CPU, 128 was fastest of 64 to 1,024.
 QUERY_BLOCK = 128
 
-# Blocks are cut from slices of the document this long, or as long as the window where that is longer: the gradient of
-# a cut is as large as what it was cut from, and cut from a whole document its blocks would cost that length squared.
+# Blocks are cut from slices of the document of this length, or of the window's length if that is longer. The gradient
+# of a block is as large as the tensor it was cut from, so blocks of a whole document would cost its length squared.
 QUERY_SLICE = 16 * QUERY_BLOCK
 
-# Queries per block against a cache's keys: bounds the mask to so many rows.
+# Queries per block against the keys of a cache; bounds the rows of the mask.
 CACHED_BLOCK = 512
 
-# Documents of at most this many tokens are short for a CPU: their scores still fit its caches.
+# Longest document in tokens whose scores fit the caches of a CPU.
 SHORT = 512
 
 

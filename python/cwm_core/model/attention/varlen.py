@@ -25,10 +25,10 @@ class Varlen:
         """Attend within `documents`, and within `window` tokens if given."""
         self.kernel = find_kernel()
         self.offsets = documents.offsets
-        # The kernel starts blocks for documents of this length and leaves those that a document does not fill. A power
-        # of two, so that code compiled for it serves many batches.
+        # The kernel launches blocks for documents of this length and exits those that a document does not fill. A power
+        # of two, so that compiled code serves many batches.
         self.longest = 1 << (max(documents.lengths, default=1) - 1).bit_length()
-        self.window = (-1 if window is None else window - 1, 0)  # our windows count the query's own key, theirs do not
+        self.window = (-1 if window is None else window - 1, 0)  # the kernel's windows do not count the query's own key
 
     @staticmethod
     def unavailable(device: torch.device) -> str | None:
@@ -49,7 +49,7 @@ class Varlen:
         """
         if q.dtype not in (torch.bfloat16, torch.float16):
             raise TypeError(f"attention backend 'varlen' computes in bfloat16 or float16, got {q.dtype}")
-        assert self.kernel is not None  # where it is, the backend is unavailable
+        assert self.kernel is not None  # otherwise the backend is unavailable
         packed = (to_row(x)[0].transpose(0, 1) for x in (q, k, v))
         out = self.kernel(*packed, self.offsets, self.offsets, self.longest, self.longest, window_size=self.window)
         return from_row(out.transpose(0, 1)[None], len(q))
