@@ -16,7 +16,9 @@ from ..machines import Backend
 from ..support.cluster import ray_cluster
 from .agents import Agent, Budget, Generate, Message, OutOfBudget, Reply, system_prompt
 from .environment import Transition
+from .rewards import RewardFunction
 from .tasks import Task
+from .tools import Tool, tools_by_name
 from .trajectories import Trajectory, TrajectoryWriter, Turn, task_digest
 from .workers import EXTRA_SECONDS, EnvironmentWorker, ProcessWorker, ray_workers
 
@@ -143,6 +145,8 @@ def run_rollouts(
     workers: int | None = None,
     ray: bool = False,
     system: str | None = None,
+    tools: Iterable[Tool] = (),
+    reward: RewardFunction | None = None,
     environment: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[int, int, Trajectory | None], object] | None = None,
@@ -163,7 +167,9 @@ def run_rollouts(
         workers: Rollouts at a time; None: one a processor.
         ray: Let the environments run on a Ray cluster (see `support.cluster.ray_cluster`). The agent stays here. The
             tasks' folders must be there under the same paths.
-        system: As of `rollout`.
+        system: The system message; None is `system_prompt(tools=tools)`, "" is none.
+        tools: Tools in addition to the built-in ones; like `reward`, from a module that worker processes can import.
+        reward: Judges the submitted diffs; None is `judge`.
         environment: More arguments of `Environment`.
         settings: More to record, and to hold against the file's.
         progress: Called with the numbers of rollouts done and of all, and the newest trajectory, at first None.
@@ -173,11 +179,19 @@ def run_rollouts(
     """
     budget = budget or Budget()
     options = {"seconds": budget.seconds, "command_seconds": budget.command_seconds, "max_turns": budget.turns}
+    named = tools_by_name(tools)
+    extensions: dict[str, Any] = {}
+    if named:
+        options["tools"] = tuple(named.values())
+        extensions["tools"] = sorted(named)
+    if reward is not None:
+        options["reward"] = reward
+        extensions["reward"] = getattr(reward, "__qualname__", type(reward).__qualname__)
     options |= environment or {}
     jobs = _jobs(tasks, samples, seed)
-    system = system_prompt() if system is None else system
+    system = system_prompt(tools=named.values()) if system is None else system
     digest = hashlib.sha256(system.encode(errors="surrogatepass")).hexdigest()[:16]
-    more = {"system": digest, "seed": seed, **(settings or {})}
+    more = {"system": digest, "seed": seed, **extensions, **(settings or {})}
     Path(folder).mkdir(parents=True, exist_ok=True)
     with TrajectoryWriter(Path(folder) / FILE) as writer:
         _check_same(folder, writer, _settings(agent, budget, more), jobs)

@@ -73,7 +73,9 @@ class ProcessWorker:
             os.close(watched)
         self._closing = threading.Lock()
         try:
-            self._connection.send((sys.path, backend, dict(options)))
+            # First the path: what comes next may be of modules that are found only there.
+            self._connection.send([*sys.path, os.getcwd()])
+            self._connection.send((backend, dict(options)))
         except BaseException:
             self.close()
             raise
@@ -127,7 +129,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit an ignored one
     with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):
         threading.Thread(target=_interrupt_at_end_of, args=(watched,), daemon=True).start()
-        sys.path[:], backend, options = connection.recv()
+        sys.path[:] = connection.recv()
+        backend, options = connection.recv()
         with Environment(backend, **options) as environment:
             while True:
                 what, argument = connection.recv()
