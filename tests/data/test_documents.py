@@ -107,7 +107,7 @@ def test_vocabularies_learn_from_what_is_encoded(tmp_path):
         ('{"text": 1}', "line 2: there is no 'messages', 'trace' or 'text'"),
         ('{"messages": "x"}', "line 2: messages is no list of objects"),
         ('{"messages": [{"role": "user"}]}', "line 2: a message has no content"),
-        ('{"messages": [{"role": "cat", "content": "x"}]}', "line 2: message 0 has the unknown role 'cat'"),
+        ('{"messages": [{"role": "cat", "content": "x"}]}', "line 2: message 0: unknown role 'cat'"),
         ('{"trace": "AAAA"}', "line 2: "),
     ],
 )

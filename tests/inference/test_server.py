@@ -67,7 +67,7 @@ def test_greedy_completions_are_those_of_the_engine():
         assert choice["prompt_token_ids"] == TOKENIZER.encode(prompt).tolist()
         assert choice["finish_reason"] == generation.finish_reason
         ids = generation.ids[:-1] if generation.finish_reason == "stop" else generation.ids
-        text = "".join(TOKENIZER.decoder().feed([t for t in ids.tolist() if t not in SPECIAL.values()]))
+        text = "".join(TOKENIZER.stream_decoder().feed([t for t in ids.tolist() if t not in SPECIAL.values()]))
         assert choice["text"].rstrip("\ufffd") == text.rstrip("\ufffd")
         logprobs = choice["logprobs"]
         assert logprobs["token_logprobs"] == pytest.approx(generation.logprobs.tolist(), abs=1e-4)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..data import Shards, ShardWriter
 from ..formats.traces import document_files
 from ..support.jsonl import STDIN
-from ..tokenizer import PATTERNS, Tokenizer, split_pattern
+from ..tokenizer import PATTERNS, Tokenizer, resolve_pattern
 from .options import OK, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _tokenize(args: argparse.Namespace) -> int:
 
     if args.pattern and not args.train_vocab:
         args.error("--pattern is for --train-vocab; a stored vocabulary has its own")
-    pattern = split_pattern(args.pattern or "llama3")
+    pattern = resolve_pattern(args.pattern or "llama3")
     files = list(document_files(args.inputs))
     if args.train_vocab and Path(STDIN) in files:
         args.error("--train-vocab reads its input twice, which standard input cannot be; write it to a file first")

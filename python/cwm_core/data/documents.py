@@ -11,9 +11,10 @@ import numpy as np
 
 from ..environments.encoding import encode_trajectory
 from ..environments.trajectories import Trajectory, TrajectoryReader, is_trajectory_file
-from ..formats.traces import read_traces, rows, stored_trace
+from ..formats.traces import read_table, read_traces, trace_from_row
 from ..support.jsonl import STDIN, is_jsonl
 from ..tokenizer import Tokenizer
+from ..tokenizer.special_tokens import BEGIN_OF_TEXT, END_OF_TEXT
 from ..trace import StoredTrace
 from .traces import TrainingDocument, encode_for_training, training_texts
 
@@ -61,7 +62,7 @@ def read_items(file: Path) -> Iterator[Item]:
             if trajectory.failure is None:
                 yield Item(trajectory, folder, f"{file}, trajectory {trajectory.name}")
         return
-    for where, row in rows(file, _COLUMNS):
+    for where, row in read_table(file, _COLUMNS):
         if row.keys() == {"crc32", "trajectory"}:  # of a file that is compressed, which `TrajectoryReader` cannot read
             trajectory = _trajectory(row["trajectory"], where)
             if trajectory.failure is None:
@@ -69,7 +70,7 @@ def read_items(file: Path) -> Iterator[Item]:
         elif row.get("messages") is not None:
             yield Item(Chat(_messages(row["messages"], where)), _source(row, folder), where)
         elif row.get("trace") is not None:
-            entry = stored_trace(row, where)
+            entry = trace_from_row(row, where)
             yield Item(entry, _source(entry.metadata, folder), where)
         elif isinstance(row.get("text"), str):
             yield Item(Text(row["text"]), _source(row, folder), where)
@@ -113,8 +114,7 @@ def item_texts(item: Item) -> Iterator[str]:
 def _encode_text(tokenizer: Tokenizer, text: str) -> TrainingDocument:
     special = tokenizer.special_tokens
     begin, end = (
-        np.array([special[name]] if name in special else [], np.int32)
-        for name in ("<|begin_of_text|>", "<|end_of_text|>")
+        np.array([special[name]] if name in special else [], np.int32) for name in (BEGIN_OF_TEXT, END_OF_TEXT)
     )
     ids = np.concatenate([begin, tokenizer.encode(text), end])
     return TrainingDocument(ids, np.ones(len(ids), np.bool_), {})

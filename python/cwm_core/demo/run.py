@@ -21,6 +21,7 @@ from ..evaluation import TraceScores, mean_scores, next_line_baseline, score_tra
 from ..inference import Engine, Prediction, predict_states, predict_traces
 from ..model import ModelConfig, Transformer
 from ..tokenizer import Tokenizer
+from ..tokenizer.special_tokens import CALL_SEP, END_OF_TEXT, FRAME_SEP
 from ..trace import Trace
 from ..training import Progress, TrainConfig, Trainer
 from ..training.report import show_progress
@@ -189,9 +190,9 @@ def initialize(model: Transformer) -> None:
 def with_first_frame(trace: Trace, prediction: Prediction) -> Trace:
     """A prediction as a trace of its own: the context and the frame of the prompt, then the predicted frames."""
     text = trace.to_text()
-    end = text.index("<|frame_sep|>", text.index("<|call_sep|>")) + len("<|frame_sep|>")
-    frames = prediction.parsed.trace.to_text().partition("<|frame_sep|>")[2]
-    return Trace.parse(text[:end] + frames.removesuffix("<|end_of_text|>")).trace
+    end = text.index(FRAME_SEP, text.index(CALL_SEP)) + len(FRAME_SEP)
+    frames = prediction.parsed.trace.to_text().partition(FRAME_SEP)[2]
+    return Trace.parse(text[:end] + frames.removesuffix(END_OF_TEXT)).trace
 
 
 def _mean(traces: list[Trace], predictions: list[Prediction]) -> TraceScores:

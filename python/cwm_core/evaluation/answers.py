@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..tokenizer.special_tokens import BEGIN_OF_TEXT, STOP_TOKENS
 from .problems import Problem
 from .reading import answer_of_chat
 
@@ -58,7 +59,7 @@ def ask(
     prompts = prompts_of(tokenizer, texts, style)
     stops = tokenizer.stop_tokens
     if not stops:
-        raise ValueError("this vocabulary has no token that ends an answer, as <|end_of_text|> or <|eot_id|>")
+        raise ValueError(f"this vocabulary has no token that ends an answer; expected one of {', '.join(STOP_TOKENS)}")
     if style == "completion":
         on_token = _end_at(_newlines(tokenizer), stops[0])
         generations = engine.generate(prompts, max_new_tokens, stops, on_token=on_token, **sampling)
@@ -81,7 +82,7 @@ def prompts_of(tokenizer: Tokenizer, texts: Sequence[str], style: Style) -> list
 
 def completion_prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """Tokens of a document that begins with the text, int32 [n]."""
-    begin = tokenizer.special_tokens.get("<|begin_of_text|>")
+    begin = tokenizer.special_tokens.get(BEGIN_OF_TEXT)
     return np.concatenate([np.array([] if begin is None else [begin], np.int32), tokenizer.encode(text)])
 
 

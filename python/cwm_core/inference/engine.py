@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..model import Transformer
-from ..support.arguments import several
+from ..support.arguments import reject_single_string
 from .cache import KeyValueCache, cache_bytes
 from .constraint import Constraint
 from .decoder import Decoder, Piece, power_of_two
@@ -117,7 +117,7 @@ class Engine:
 
         Raises ValueError for an empty prompt, a token outside the vocabulary, or settings out of range.
         """
-        prompts = several(prompts, "prompts")
+        prompts = reject_single_string(prompts, "prompts")
         stops = None if stop_ids is None else frozenset(stop_ids)
         handles: list[Handle] = []
         try:

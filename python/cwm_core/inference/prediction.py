@@ -11,11 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..tokenizer import Tokenizer
+from ..tokenizer.special_tokens import (
+    ACTION_SEP,
+    ARG_SEP,
+    BEGIN_OF_TEXT,
+    CALL_SEP,
+    END_OF_TEXT,
+    EVENT_SEPS,
+    FRAME_SEP,
+    TRACE_CONTEXT_START,
+)
 from ..trace import ParsedTrace, Trace, last_return, source_context
 from .engine import Engine, Generation
 from .grammar import TraceConstraint, TraceGrammar
 
-END = "<|end_of_text|>"
 EVENTS = ("call", "line", "return", "exception")
 
 Guide = Callable[[Sequence[Any]], tuple[str, str] | None]
@@ -49,7 +58,7 @@ class Prediction:
             has_part = part != 1 or self.parsed.frames[row].locals is not None
             if has_part and not np.isnan(logprob):
                 sums[row, part] = np.nan_to_num(sums[row, part]) + logprob
-            if name == "<|frame_sep|>":
+            if name == FRAME_SEP:
                 row, part = row + 1, 0
             elif name is not None:
                 part += 1
@@ -83,13 +92,13 @@ def trace_prompt(tokenizer: Tokenizer, code: str, call: str) -> np.ndarray:
 
     return np.concatenate(
         [
-            marks("<|begin_of_text|>", "<|trace_context_start|>"),
+            marks(BEGIN_OF_TEXT, TRACE_CONTEXT_START),
             tokenizer.encode(source_context(code, call)),
-            marks("<|frame_sep|>", "<|call_sep|>"),
+            marks(FRAME_SEP, CALL_SEP),
             tokenizer.encode("{}"),
-            marks("<|action_sep|>"),
+            marks(ACTION_SEP),
             tokenizer.encode("def main():\n"),
-            marks("<|frame_sep|>"),
+            marks(FRAME_SEP),
         ]
     )
 
@@ -159,7 +168,7 @@ def predict_step(
     tokenizer = _tokenizer(engine)
     prompt = tokenizer.encode_trace(trace) if isinstance(trace, Trace) else np.asarray(trace, np.int32)
     constraints = [_grammar(engine).constraint(prompt)] if constrained else None
-    stops = [tokenizer.special_tokens[name] for name in ("<|frame_sep|>", END)]
+    stops = [tokenizer.special_tokens[name] for name in (FRAME_SEP, END_OF_TEXT)]
     return _predictions(tokenizer, engine.generate([prompt], max_new_tokens, stops, **_given(constraints)))[0]
 
 
@@ -207,7 +216,7 @@ def predict_guided(
     generations = engine.generate(
         [one.prompt for one in guided],
         max_new_tokens,
-        [tokenizer.special_tokens[END]],
+        [tokenizer.special_tokens[END_OF_TEXT]],
         on_token=lambda i, ids: guided[i].supply(ids[-1]),
         **_given(constraints),
     )
@@ -242,7 +251,7 @@ def _predict(
     engine: Engine, prompts: Sequence[np.ndarray], max_new_tokens: int, constraints: list[TraceConstraint] | None
 ) -> list[Prediction]:
     tokenizer = _tokenizer(engine)
-    stops = [tokenizer.special_tokens[END]]
+    stops = [tokenizer.special_tokens[END_OF_TEXT]]
     return _predictions(tokenizer, engine.generate(prompts, max_new_tokens, stops, **_given(constraints)))
 
 
@@ -253,7 +262,7 @@ def _predictions(tokenizer: Tokenizer, generations: list[Generation]) -> list[Pr
 def _prompt(tokenizer: Tokenizer, trace: Trace) -> np.ndarray:
     """The context and the first frame of a trace."""
     ids = tokenizer.encode_trace(trace)
-    spans, context = tokenizer.trace_spans(trace)
+    _, spans, context = tokenizer.trace_tokens(trace)
     # The frame's last part is followed by its <|frame_sep|>.
     return ids[: spans[0, :, 1].max() + 1 if len(spans) else context]
 
@@ -274,12 +283,12 @@ class _Guided:
         self.frame.append(token)
         if token not in self.specials:
             return None
-        if token != self.special["<|action_sep|>" if self.has_state else "<|frame_sep|>"]:
-            return [self.special[END]]
-        rest = [*self.line, self.special["<|frame_sep|>"]] if self.has_state else []
+        if token != self.special[ACTION_SEP if self.has_state else FRAME_SEP]:
+            return [self.special[END_OF_TEXT]]
+        rest = [*self.line, self.special[FRAME_SEP]] if self.has_state else []
         parsed = self.tokenizer.parse_trace([*self.frame, *rest])
         if parsed.error is not None:
-            return [*rest, self.special[END]]
+            return [*rest, self.special[END_OF_TEXT]]
         self.frames += parsed.frames
         return [*rest, *self._open()]
 
@@ -287,13 +296,13 @@ class _Guided:
         """Begins the next frame: the tokens before the model's part of it, or the end token after the last frame."""
         following = self.guide(self.frames)
         if following is None:
-            return [self.special[END]]
+            return [self.special[END_OF_TEXT]]
         event, line = following
         if event not in EVENTS:
             raise ValueError(f"the event of a frame is one of {EVENTS}, not {event!r}")
         self.has_state = event in ("call", "line")
         self.line = self.tokenizer.encode(line).tolist()
-        self.frame = [self.special[f"<|{event}_sep|>"]]
+        self.frame = [self.special[EVENT_SEPS[event]]]
         if not self.has_state:
-            self.frame += [self.special["<|action_sep|>"], *self.line, self.special["<|arg_sep|>"]]
+            self.frame += [self.special[ACTION_SEP], *self.line, self.special[ARG_SEP]]
         return list(self.frame)
