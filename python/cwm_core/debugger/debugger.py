@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import machines
 from ..inference.lines import Places, ProgramLines
-from ..inference.prediction import trace_prompt
+from ..inference.prompts import trace_prompt
 from ..machines.programs import DEFAULT_LIMITS, check_sandbox, installed_packages, record_program
 from ..tokenizer import Tokenizer
 from ..tokenizer.special_tokens import ACTION_SEP
@@ -307,7 +307,7 @@ class Debugger:
     # ---- reality
 
     def verify(
-        self, *, backend: machines.Sandbox = "bubblewrap", limits: machines.Limits = DEFAULT_LIMITS
+        self, *, sandbox: machines.Sandbox = "bubblewrap", limits: machines.Limits = DEFAULT_LIMITS
     ) -> Verification:
         """Run the program in a sandbox, record it, and say where the frames so far first differ from it.
 
@@ -319,13 +319,13 @@ class Debugger:
             DebuggerError: the program gave no trace: its module body failed, or it ended itself or hit a limit.
         """
         predicted = [step.frame for step in self._steps]
-        check_sandbox(backend)
+        check_sandbox(sandbox)
         outcome = record_program(
             self.code,
             self.call,
             max_frames=len(predicted) + 1,
             limits=limits,
-            backend=backend,
+            sandbox=sandbox,
             paths=installed_packages(),
         )
         if outcome.value is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..machines import Limits, Sandbox, literals_equal
 from ..machines.programs import DEFAULT_LIMITS, Outcome, check_sandbox, evaluate_with_arguments, in_parallel
 from ..trace import ParsedTrace, last_return
-from .answers import Style, ask, fields_of, fill, load_template, prompts_of
+from .answers import Style, ask, fields_of, fill, load_template, question_prompts
 from .executions import How, check_how, predict_calls
 from .problems import Problem
 from .reading import arguments_of_answer, output_of_answer
@@ -63,7 +63,7 @@ def evaluate_output(
         if how == "trace":
             prompts = [trace_prompt(engine.tokenizer, problem.code, problem.call) for problem in batch]
         else:
-            prompts = prompts_of(engine.tokenizer, [fill(text, **fields_of(problem)) for problem in batch], style)
+            prompts = question_prompts(engine.tokenizer, [fill(text, **fields_of(problem)) for problem in batch], style)
         return leaving_out(batch, too_long(engine, prompts, max_new_tokens), lambda kept: answer(kept, seed))
 
     def answer(batch: Sequence[Problem], seed: int) -> list[Result]:
@@ -99,7 +99,7 @@ def evaluate_input(
     top_p: float = 1.0,
     max_new_tokens: int = 4096,
     limits: Limits = DEFAULT_LIMITS,
-    backend: Sandbox = "bubblewrap",
+    sandbox: Sandbox = "bubblewrap",
     **options: Any,
 ) -> Report:
     """Ask for arguments with which each program returns its `output`; any that do, tried in a sandbox, are right.
@@ -107,13 +107,13 @@ def evaluate_input(
     An answer's arguments must be Python literals by value; see `evaluate_with_arguments`. Arguments are as of
     `evaluate_output`, the template's fields `{code}` and `{output}`, and as of `evaluate_traces`.
     """
-    check_sandbox(backend)
+    check_sandbox(sandbox)
     _check_samples(samples, temperature)
     text = load_template(_template_name("input", style), ("code", "output"), template)
     sampling = {"temperature": temperature, "top_p": top_p}
 
     def solve(batch: Sequence[Problem], seed: int) -> list[Result]:
-        prompts = prompts_of(engine.tokenizer, [fill(text, **fields_of(problem)) for problem in batch], style)
+        prompts = question_prompts(engine.tokenizer, [fill(text, **fields_of(problem)) for problem in batch], style)
         return leaving_out(batch, too_long(engine, prompts, max_new_tokens), lambda kept: answer(kept, seed))
 
     def answer(batch: Sequence[Problem], seed: int) -> list[Result]:
@@ -135,7 +135,7 @@ def evaluate_input(
     def _try(code: str, arguments: str | None) -> Outcome[str]:
         if arguments is None:
             return Outcome(None, "no answer")
-        return evaluate_with_arguments(code, arguments, limits=limits, backend=backend)
+        return evaluate_with_arguments(code, arguments, limits=limits, sandbox=sandbox)
 
     settings = {
         "style": style,
