@@ -292,7 +292,7 @@ def test_what_is_unknown_is_left_out():
 
 def tiny_engine(seed=0):
     torch.manual_seed(seed)
-    config = cwm.model.preset("tiny", vocab_size=TOKENIZER.vocab_size, width=32, layers=2)
+    config = cwm.model.preset("tiny", vocab_size=TOKENIZER.vocab_size, hidden_size=32, num_hidden_layers=2)
     return cwm.inference.Engine(cwm.model.Transformer(config), TOKENIZER)
 
 

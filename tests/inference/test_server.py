@@ -22,7 +22,15 @@ TOKENIZER = small_tokenizer()
 SPECIAL = TOKENIZER.special_tokens
 EOT = SPECIAL["<|eot_id|>"]
 MODEL = random_model(
-    preset("tiny", vocab_size=TOKENIZER.vocab_size, width=32, ffn_width=48, layers=2, head_size=8, window=16)
+    preset(
+        "tiny",
+        vocab_size=TOKENIZER.vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        head_dim=8,
+        sliding_window=16,
+    )
 )
 HELLO = [{"role": "user", "content": "hi"}]
 

@@ -37,14 +37,14 @@ class Recipe:
     seed: int = 0
     model: dict[str, object] = field(
         default_factory=lambda: {
-            "width": 128,
-            "ffn_width": 384,
-            "layers": 4,
-            "heads": 4,
-            "kv_heads": 2,
-            "head_size": 32,
-            "global_every": 2,
-            "window": 64,
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "full_attention_interval": 2,
+            "sliding_window": 64,
         }
     )
     training: dict[str, object] = field(

@@ -108,9 +108,9 @@ class Demo:
         torch.manual_seed(recipe.seed)
         config = ModelConfig(
             vocab_size=tokenizer.vocab_size,
-            stop_tokens=tokenizer.stop_tokens,
-            bos_token=tokenizer.bos_token,
-            max_length=4 * recipe.seq_len,
+            eos_token_id=tokenizer.stop_tokens,
+            bos_token_id=tokenizer.bos_token,
+            max_position_embeddings=4 * recipe.seq_len,
             **recipe.model,
         )
         trained, untrained = Transformer(config), Transformer(config)
@@ -184,7 +184,7 @@ def initialize(model: Transformer) -> None:
         elif name == "lm_head.weight":
             torch.nn.init.zeros_(parameter)
         elif parameter.dim() == 2 and not name.endswith(("o_proj.weight", "down_proj.weight")):
-            torch.nn.init.normal_(parameter, std=model.config.width**-0.5)
+            torch.nn.init.normal_(parameter, std=model.config.hidden_size**-0.5)
 
 
 def with_first_frame(trace: Trace, prediction: Prediction) -> Trace:
