@@ -1,8 +1,9 @@
 """Run environments on a machine backend of your own: here, one that logs each machine that it opens.
 
-A backend is an object with a method `open(task)` that returns a machine; `cwm_core.machines.protocol` says what a
-machine does. From the command line, use it with `cwm agent tasks.jsonl --sandbox environment_machine:LoggingBackend ...`
-in this folder.
+A backend is an object with a method `open(task)` that returns a machine. `cwm_core.machines.protocol` defines the
+methods of a machine. From the command line, in this folder:
+
+    cwm agent tasks.jsonl --sandbox environment_machine:LoggingBackend ...
 """
 
 import os
