@@ -184,7 +184,8 @@ def _make_agent(args: argparse.Namespace) -> Agent:
         script = environments.solution_actions if args.script is None else _script(args.script)
         return environments.ScriptedAgent(script)
     if ":" in args.agent:
-        return extension(args.agent, "start")
+        agent: Agent = extension(args.agent, "start")
+        return agent
     if args.model is None:
         args.error(f"--agent {args.agent} needs --model")
     if args.agent == "engine":

@@ -251,7 +251,8 @@ def machines(kind: str, image: str | None = None) -> Backend:
     from ..machines.programs import check_sandbox, installed_packages
 
     if ":" in kind:
-        return extension(kind, "open")
+        backend: Backend = extension(kind, "open")
+        return backend
     if kind == "docker":
         return DockerBackend(image)
     check_sandbox(kind)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -178,7 +179,11 @@ def run_rollouts(
     while another run writes to it; KeyboardInterrupt when interrupted.
     """
     budget = budget or Budget()
-    options = {"seconds": budget.seconds, "command_seconds": budget.command_seconds, "max_turns": budget.turns}
+    options: dict[str, Any] = {
+        "seconds": budget.seconds,
+        "command_seconds": budget.command_seconds,
+        "max_turns": budget.turns,
+    }
     named = tools_by_name(tools)
     extensions: dict[str, Any] = {}
     if named:
@@ -203,14 +208,12 @@ def run_rollouts(
             return 0
         seconds = budget.seconds + EXTRA_SECONDS
         with contextlib.ExitStack() as stack:
+            connect: Callable[[], EnvironmentWorker]
             if ray:
                 cluster = stack.enter_context(ray_cluster())
                 connect, workers = ray_workers(cluster, backend, options, seconds, workers)
             else:
-
-                def connect() -> EnvironmentWorker:
-                    return ProcessWorker(backend, options, seconds)
-
+                connect = partial(ProcessWorker, backend, options, seconds)
                 workers = workers or os.cpu_count() or 1
 
             def work(worker: EnvironmentWorker, job: _Job) -> Trajectory:
@@ -241,7 +244,9 @@ def _jobs(tasks: Iterable[Task], samples: int, seed: int) -> list[_Job]:
 
 def _settings(agent: Agent, budget: Budget, more: Mapping[str, Any]) -> dict[str, Any]:
     """As a file gives them back. Raises ValueError or TypeError for what JSON does not have."""
-    return json.loads(json.dumps({**agent.settings, "budget": asdict(budget), **more}, allow_nan=False))
+    text = json.dumps({**agent.settings, "budget": asdict(budget), **more}, allow_nan=False)
+    settings: dict[str, Any] = json.loads(text)
+    return settings
 
 
 def _check_same(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 from ..machines import Machine
@@ -110,7 +109,10 @@ def parse_action(text: str, more: Collection[str] = ()) -> Call | None:
         ActionError: The message has more than one call, unpaired or misplaced tags, an unknown tool, an empty call, or
             a blank path.
     """
-    refused = partial(ActionError, more=more)
+
+    def refused(problem: str, tool: str | None = None) -> ActionError:
+        return ActionError(problem, tool, more)
+
     if text.lstrip().startswith("<think>"):
         _, closed, text = text.partition("</think>")
         if not closed:

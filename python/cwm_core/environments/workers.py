@@ -82,11 +82,13 @@ class ProcessWorker:
 
     def start(self, task: Task) -> str:
         """See `EnvironmentWorker.start`."""
-        return self._ask("start", task)
+        observation: str = self._ask("start", task)
+        return observation
 
     def step(self, action: str) -> Transition:
         """See `EnvironmentWorker.step`."""
-        return self._ask("step", action)
+        transition: Transition = self._ask("step", action)
+        return transition
 
     def _ask(self, what: str, argument: Any) -> Any:
         try:
@@ -162,17 +164,19 @@ class RayWorker:
         """Ask Ray for a place that has `cpus` processors left."""
         import ray
 
-        self._ray = ray
-        actor = ray.remote(num_cpus=cpus, max_restarts=0)(ProcessWorker)
-        self._actor = actor.remote(backend, dict(options), seconds)
+        self._ray: Any = ray
+        actor: Any = ray.remote(num_cpus=cpus, max_restarts=0)(ProcessWorker)
+        self._actor: Any = actor.remote(backend, dict(options), seconds)
 
     def start(self, task: Task) -> str:
         """See `EnvironmentWorker.start`."""
-        return self._get(self._actor.start.remote(task))
+        observation: str = self._get(self._actor.start.remote(task))
+        return observation
 
     def step(self, action: str) -> Transition:
         """See `EnvironmentWorker.step`."""
-        return self._get(self._actor.step.remote(action))
+        transition: Transition = self._get(self._actor.step.remote(action))
+        return transition
 
     def _get(self, reference: Any) -> Any:
         try:
