@@ -19,13 +19,13 @@ from pathlib import Path
 
 import cwm_core as cwm
 from cwm_core.corpus import _worker, workers
-from cwm_core.corpus.workers import Order, Worker
+from cwm_core.corpus.sandbox import Run, RecordingSandbox
 from python_tracer import oracle
 
 HERE = Path(__file__).parent
 
 
-class OracleWorker(Worker):
+class OracleWorker(RecordingSandbox):
     """A worker around the Python tracer, whose answers are texts."""
 
     _script = (str(HERE / "python_tracer.py"), _worker.__file__)
@@ -51,7 +51,7 @@ def verdicts(entries: list[tuple[str, str, str, str]], paths: list[str]) -> Iter
     for module, group in groupby(entries, lambda one: one[0]):
         of_module = list(group)
         with OracleWorker(paths=[str(HERE), str(HERE.parent / "tests"), *paths], preload=module) as worker:
-            told = worker.run(Order("", call, module=module) for _, _, call, _ in of_module)
+            told = worker.run(Run("", call, module=module) for _, _, call, _ in of_module)
             for (_, key, _, text), answer in zip(of_module, told, strict=True):
                 if same(answer, text):
                     yield key, "equal"

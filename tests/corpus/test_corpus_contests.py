@@ -1,4 +1,4 @@
-"""Contest files, good and bad, as units; and judging what was recorded of them."""
+"""ContestProblem files, good and bad, as units; and judging what was recorded of them."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import re
 import cwm_core as cwm
 import pytest
 from cwm_core.corpus.contests import judge, judge_digest, read_contests, units
-from cwm_core.corpus.workers import Order, Worker
+from cwm_core.corpus.sandbox import Run, RecordingSandbox
 from cwm_core.machines import bubblewrap_refusal
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,8 +99,8 @@ def test_calls_of_functions_and_methods(contests):
 def test_programs_are_recorded_and_judged(contests):
     found = list(units(contests, licence="MIT"))
     runs = [(unit, n) for unit in found for n in range(len(unit.inputs))]
-    orders = [Order(unit.code, stdin=unit.inputs[n], options={"capture_output": True}) for unit, n in runs]
-    with Worker(backend="process" if bubblewrap_refusal() else "bubblewrap") as worker:
+    orders = [Run(unit.code, stdin=unit.inputs[n], options={"capture_output": True}) for unit, n in runs]
+    with RecordingSandbox(backend="process" if bubblewrap_refusal() else "bubblewrap") as worker:
         answers = list(worker.run(orders))
     assert len(runs) > 10
     for (unit, n), answer in zip(runs, answers, strict=True):

@@ -18,7 +18,7 @@ from .options import FAILED, OK, add_verb, counter, machines, not_negative, posi
 
 if TYPE_CHECKING:
     from cwm_core.corpus.pipeline import Summary, Work
-    from cwm_core.corpus.recording import Settings
+    from cwm_core.corpus.recording import CorpusSettings
     from cwm_core.support.pool import Pool
 
 
@@ -229,13 +229,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _settings(args: argparse.Namespace, licences: Iterable[str] = (), effects: Iterable[str] = ()) -> Settings:
+def _settings(args: argparse.Namespace, licences: Iterable[str] = (), effects: Iterable[str] = ()) -> CorpusSettings:
     from dataclasses import replace
 
     from cwm_core.corpus.filters import PERMISSIVE
-    from cwm_core.corpus.recording import LIMITS, Settings
+    from cwm_core.corpus.recording import LIMITS, CorpusSettings
 
-    return Settings(
+    return CorpusSettings(
         tokenizer=str(args.tokenizer.absolute()),
         max_frames=args.max_frames,
         max_tokens=args.max_tokens,
@@ -252,7 +252,7 @@ def _settings(args: argparse.Namespace, licences: Iterable[str] = (), effects: I
 def _make(
     args: argparse.Namespace,
     items: Iterable[Any],
-    settings: Settings,
+    settings: CorpusSettings,
     description: dict[str, Any],
     work: Work | None = None,
     **options: Any,

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .generator import Program
+from .generator import GeneratedProgram
 
 
 class Algorithm(NamedTuple):
@@ -20,10 +20,10 @@ class Algorithm(NamedTuple):
         """Of the function."""
         return self.code[len("def ") : self.code.index("(")]
 
-    def program(self, seed: int) -> Program:
+    def program(self, seed: int) -> GeneratedProgram:
         """The algorithm called on the inputs of a seed."""
         arguments = self.arguments(random.Random(seed))
-        return Program(self.code, f"{self.name}({', '.join(map(repr, arguments))})")
+        return GeneratedProgram(self.code, f"{self.name}({', '.join(map(repr, arguments))})")
 
 
 def _integer(low: int, high: int) -> Callable[[random.Random], tuple[object, ...]]:

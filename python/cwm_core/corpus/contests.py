@@ -41,7 +41,7 @@ _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")
 _SMALLEST = 4  # inputs are drawn from the smallest, this many times as many as are wanted
 
 
-class Test(NamedTuple):
+class ContestTest(NamedTuple):
     """What a solution is given, and what it must answer."""
 
     input: str
@@ -51,13 +51,13 @@ class Test(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Contest:
+class ContestProblem:
     """A problem with solutions in Python 3."""
 
     name: str
     source: str
     """The form it was read from: "codecontests" or "apps"."""
-    tests: tuple[Test, ...]
+    tests: tuple[ContestTest, ...]
     right: tuple[str, ...]
     """Solutions that the data set says are accepted. Not all are: see `judge`."""
     wrong: tuple[str, ...] | None
@@ -68,7 +68,7 @@ class Contest:
     url: str | None = None
 
 
-def read_contests(path: str | os.PathLike[str]) -> Iterator[Contest]:
+def read_contests(path: str | os.PathLike[str]) -> Iterator[ContestProblem]:
     """Read a file of JSON lines. Solutions that do not compile as Python 3, as those in Python 2, are left out.
 
     So are tests that Python cannot write as literals (infinite numbers, integers of thousands of digits).
@@ -84,7 +84,7 @@ def read_contests(path: str | os.PathLike[str]) -> Iterator[Contest]:
 
 
 def units(
-    contests: Iterable[Contest],
+    contests: Iterable[ContestProblem],
     *,
     licence: str,
     seed: int = 0,
@@ -182,7 +182,7 @@ def judge_digest(trace: Trace, expected: str, *, call: bool = False) -> bool:
     return answer is not None and _digest(answer) == expected
 
 
-def _unit(id: str, contest: Contest, code: str, tests: Sequence[Test], provenance: dict[str, Any]) -> Unit:
+def _unit(id: str, contest: ContestProblem, code: str, tests: Sequence[ContestTest], provenance: dict[str, Any]) -> Unit:
     if contest.difficulty is not None:
         provenance["difficulty"] = contest.difficulty
     if contest.url is not None:
@@ -210,7 +210,7 @@ def _callee(code: str, function: str) -> str:
     return function
 
 
-def _small(tests: Iterable[Test], count: int, most: int, draw: random.Random) -> list[Test]:
+def _small(tests: Iterable[ContestTest], count: int, most: int, draw: random.Random) -> list[ContestTest]:
     """Some of the tests with the smallest inputs, the smallest first."""
     by_input = {test.input: test for test in tests if len(test.input) <= most}
     smallest = sorted(by_input.values(), key=lambda test: (len(test.input), test.input))[: _SMALLEST * count]
@@ -303,7 +303,7 @@ def _parsed(text: str | bytes) -> Any:
     return loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _MAX_INT_DIGITS else math.inf)
 
 
-def _contest(row: Any, number: int) -> Contest:
+def _contest(row: Any, number: int) -> ContestProblem:
     if not isinstance(row, dict):
         raise ValueError(f"a problem is a JSON object, not {_kind(row)}")
     if "input_output" in row:
@@ -313,15 +313,15 @@ def _contest(row: Any, number: int) -> Contest:
     raise ValueError("neither CodeContests (which has 'public_tests') nor APPS (which has 'input_output')")
 
 
-def _code_contests(row: dict[str, Any]) -> Contest:
-    tests: list[Test] = []
+def _code_contests(row: dict[str, Any]) -> ContestProblem:
+    tests: list[ContestTest] = []
     for field in ("public_tests", "private_tests", "generated_tests"):
-        tests += map(Test._make, _pairs(row, field, ("input", "output"), (str,)))
+        tests += map(ContestTest._make, _pairs(row, field, ("input", "output"), (str,)))
     sources = {
         field: _python3(code for language, code in _pairs(row, field, ("language", "solution")) if language in _PYTHON3)
         for field in ("solutions", "incorrect_solutions")
     }
-    return Contest(
+    return ContestProblem(
         _text(row, "name"),
         "codecontests",
         tuple(tests),
@@ -353,7 +353,7 @@ def _pairs(row: dict[str, Any], field: str, names: tuple[str, str], first: tuple
         yield a, b
 
 
-def _apps(row: dict[str, Any], number: int) -> Contest:
+def _apps(row: dict[str, Any], number: int) -> ContestProblem:
     solutions = _unpacked(row, "solutions", list) or []
     tests = _unpacked(row, "input_output", dict) or {}
     function = _optional(tests, "fn_name", (str,))
@@ -369,7 +369,7 @@ def _apps(row: dict[str, Any], number: int) -> Contest:
     identity = next(
         (row[field] for field in ("problem_id", "id", "name") if isinstance(row.get(field), str | int)), None
     )
-    return Contest(
+    return ContestProblem(
         f"apps/{number if identity is None else identity}",
         "apps",
         tuple(test for test in given if test is not None),
@@ -394,23 +394,23 @@ def _unpacked(row: dict[str, Any], field: str, kind: type) -> Any:
     return value
 
 
-def _program_test(index: int, pair: tuple[Any, Any]) -> Test:
+def _program_test(index: int, pair: tuple[Any, Any]) -> ContestTest:
     texts = []
     for value in pair:
         lines = value if isinstance(value, list) else [value]
         if not all(isinstance(line, str) for line in lines):
             raise ValueError(f"'input_output': number {index} must be strings, or lists of lines")
         texts.append("\n".join(lines))
-    return Test(*texts)
+    return ContestTest(*texts)
 
 
-def _call_test(index: int, pair: tuple[Any, Any]) -> Test | None:
+def _call_test(index: int, pair: tuple[Any, Any]) -> ContestTest | None:
     arguments, value = pair
     if not isinstance(arguments, list):
         raise ValueError(f"'input_output': the arguments number {index} must be a list")
     if not _is_finite(arguments) or not _is_finite(value):
         return None
-    return Test(", ".join(map(repr, arguments)), json.dumps(value))
+    return ContestTest(", ".join(map(repr, arguments)), json.dumps(value))
 
 
 def _is_finite(value: Any) -> bool:

@@ -24,7 +24,7 @@ Generate = Callable[[Sequence[Message]], str]
 TEMPLATE = """\
 Here is a Python program and a record of one execution of it, step by step.
 
-Program:
+GeneratedProgram:
 ```
 {code}
 ```

@@ -17,14 +17,14 @@ LETTERS = "ABCDE"
 NAMES = {"int": "abknxy", "str": "sw", "list": "tv", "dict": "d"}
 
 
-class Program(NamedTuple):
+class GeneratedProgram(NamedTuple):
     """A program to record: `code` defines functions, `call` is the expression that runs them."""
 
     code: str
     call: str
 
 
-def generate(seed: int) -> Program:
+def generate(seed: int) -> GeneratedProgram:
     """The program of a seed: the same on every Python version and under every hash seed."""
     # Only randrange, choice, choices and sample of integer-seeded generators: their streams are stable since 3.2.
     rng = random.Random(seed)
@@ -33,7 +33,7 @@ def generate(seed: int) -> Program:
     return _Writer(rng).program()
 
 
-def _recursive(rng: random.Random) -> Program:
+def _recursive(rng: random.Random) -> GeneratedProgram:
     """A function that calls itself on a smaller integer, a shorter string or a shorter list."""
     kind = rng.choice(["int", "str", "list"])
     name = rng.choice(NAMES[kind])
@@ -60,7 +60,7 @@ def _recursive(rng: random.Random) -> Program:
         )
         argument = repr(rng.sample(range(1, 10), rng.randrange(1, 4)))
     code = f"def f({name}):\n    {base}\n        return {result}\n    return {step}\n"
-    return Program(code, f"f({argument})")
+    return GeneratedProgram(code, f"f({argument})")
 
 
 class _Writer:
@@ -81,7 +81,7 @@ class _Writer:
 
     # ---- the program -------------------------------------------------------------------------------------------------
 
-    def program(self) -> Program:
+    def program(self) -> GeneratedProgram:
         rng = self.rng
         parameters, arguments = [], []
         for kind in rng.sample(["int", "int", "str", "list", "dict"], rng.choice([1, 1, 2])):
@@ -100,7 +100,7 @@ class _Writer:
                 steps += made[1]
         code = "".join(self.helpers) + f"def f({', '.join(parameters)}):\n"
         code += "".join(f"    {line}\n" for line in [*body, f"return {self.result()}"])
-        return Program(code, f"f({', '.join(arguments)})")
+        return GeneratedProgram(code, f"f({', '.join(arguments)})")
 
     def helper(self) -> None:
         """A function of one integer, which may raise, called by a later statement."""

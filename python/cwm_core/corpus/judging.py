@@ -15,7 +15,7 @@ from ..trace import Trace
 from .contests import accepts_output, accepts_value, ended_well
 from .sample import Drop
 from .unit import Unit
-from .workers import ONE_THREAD
+from .sandbox import ONE_THREAD
 
 _PROGRAM = "main.py"
 _UNRECORDED = "run without the recorder"

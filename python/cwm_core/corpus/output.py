@@ -23,8 +23,8 @@ from ..data import Shards, ShardWriter
 from ..data.traces import TrainingDocument
 from ..support.files import sync, write_file
 from ..trace import Trace, TraceReader, TraceWriter
-from .filters import Drops, Duplicates, Sketch
-from .recording import NOT_IMPORTED, Kept, Left
+from .filters import DropCounts, Duplicates, Sketch
+from .recording import NOT_IMPORTED, KeptSample, DroppedSample
 
 _TRACES, _TOKENS, _SKETCHES = "traces", "tokens", "sketches"
 _LENGTHS = struct.Struct("<III")
@@ -42,7 +42,7 @@ class Part(NamedTuple):
     by_clock: int
     """Samples dropped in the part because a clock said so: another run may keep them."""
     drops: dict[str, Any]
-    """As of `Drops.to_json`, of the part alone."""
+    """As of `DropCounts.to_json`, of the part alone."""
     interrupted: bool = False
     """Whether it is smaller than others because its run was interrupted; the next run makes it whole."""
 
@@ -52,12 +52,12 @@ class _Started:
     """What an interrupted run left of a part."""
 
     items: int = 0
-    drops: Drops = field(default_factory=Drops)
+    drops: DropCounts = field(default_factory=DropCounts)
     by_clock: int = 0
-    kept: list[Kept] = field(default_factory=list)
+    kept: list[KeptSample] = field(default_factory=list)
 
 
-class Corpus:
+class CorpusWriter:
     """Writes a corpus, or goes on with one; a context manager. One writer at a time has the folder."""
 
     def __init__(
@@ -101,11 +101,11 @@ class Corpus:
         return self._started.items
 
     @property
-    def drops(self) -> Drops:
+    def drops(self) -> DropCounts:
         """What was kept and dropped, and why, in all finished parts."""
-        total = Drops()
+        total = DropCounts()
         for part in self.parts:
-            total.merge(Drops.from_json(part.drops))
+            total.merge(DropCounts.from_json(part.drops))
         return total
 
     @property
@@ -118,7 +118,7 @@ class Corpus:
         """Samples that a clock dropped, in all finished parts."""
         return sum(part.by_clock for part in self.parts)
 
-    def add_part(self, samples: Iterator[Kept | Left], items: int, *, interrupted: bool = False) -> Part:
+    def add_part(self, samples: Iterator[KeptSample | DroppedSample], items: int, *, interrupted: bool = False) -> Part:
         """Write a part of samples, in the order of which duplicates are judged; `items` are done when it is there.
 
         It begins with the samples of an interrupted part, if the last run left one. With `interrupted` this is such a
@@ -129,7 +129,7 @@ class Corpus:
             self._remove_unfinished()
         started = self._started
         number, shards = len(self.parts), self.parts[-1].shards if self.parts else 0
-        drops, by_clock, tokens = Drops.from_json(started.drops.to_json()), started.by_clock, 0
+        drops, by_clock, tokens = DropCounts.from_json(started.drops.to_json()), started.by_clock, 0
         sketches: list[tuple[str, Sketch]] = []
         trace_path = self._path(_TRACES, number, "cwmtraces")
         with (
@@ -137,10 +137,10 @@ class Corpus:
             ShardWriter(self.folder / _TOKENS, self._vocab_size, append=True) as shard,
         ):
             for sample in chain(started.kept, samples):
-                drop = sample.drop if isinstance(sample, Left) else self._duplicates.check(sample.id, sample.sketch)
+                drop = sample.drop if isinstance(sample, DroppedSample) else self._duplicates.check(sample.id, sample.sketch)
                 drops.add(drop)
                 by_clock += drop is not None and drop.reason == "limit of a clock"
-                if drop is not None or isinstance(sample, Left):
+                if drop is not None or isinstance(sample, DroppedSample):
                     continue
                 traces.add(Trace.from_bytes(sample.stored), sample.id, **sample.metadata)
                 ids, loss_mask, spans = sample.document
@@ -195,10 +195,10 @@ class Corpus:
         documents = [shards[len(shards) - len(traces) + place] for place in range(len(traces))]
         sketches = list(self._read_sketches(number))
         kept = [
-            Kept(id, trace.to_bytes(), TrainingDocument(d.tokens, d.loss_mask, d.spans), sketch, metadata)
+            KeptSample(id, trace.to_bytes(), TrainingDocument(d.tokens, d.loss_mask, d.spans), sketch, metadata)
             for (_, metadata, trace), d, (id, sketch) in zip(traces, documents, sketches, strict=True)
         ]
-        drops = Drops.from_json(part.drops | {"kept": 0})  # they are counted again
+        drops = DropCounts.from_json(part.drops | {"kept": 0})  # they are counted again
         return _Started(part.items - self.items, drops, part.by_clock, kept)
 
     def _read_progress(self) -> Iterator[Part]:

@@ -15,20 +15,20 @@ from typing import Any, TypeVar
 from ..support import secrets
 from ..support.pool import Pool, in_order
 from ..tokenizer import Tokenizer
-from .filters import Drops
-from .output import Corpus
-from .recording import Kept, Left, Recording, Settings
+from .filters import DropCounts
+from .output import CorpusWriter
+from .recording import KeptSample, DroppedSample, SampleRecorder, CorpusSettings
 from .sample import Sample
 from .unit import Unit
 
 Item = TypeVar("Item")
 
-Work = Callable[[Sequence[Any], Recording], list[Kept | Left]]
+Work = Callable[[Sequence[Any], SampleRecorder], list[KeptSample | DroppedSample]]
 """What becomes of items, in a recording process: the place for what takes long.
 
 Where it has an attribute `secrets`, names of variables, their values are sent to the processes apart from it."""
 
-ChunkResult = tuple[int, list[Kept | Left]]
+ChunkResult = tuple[int, list[KeptSample | DroppedSample]]
 """How many items there were, and what became of them."""
 
 PART_ITEMS = 1024
@@ -45,15 +45,15 @@ class Summary:
     tokens: int
     by_clock: int
     """Samples dropped because a clock said so: another run may keep them, and differ in that."""
-    drops: Drops
+    drops: DropCounts
 
 
-def record_units(units: Sequence[Unit], recording: Recording) -> list[Kept | Left]:
+def record_units(units: Sequence[Unit], recording: SampleRecorder) -> list[KeptSample | DroppedSample]:
     """`Work` for items that are units."""
     return recording.samples(units)
 
 
-def judge_samples(samples: Sequence[Sample], recording: Recording) -> list[Kept | Left]:
+def judge_samples(samples: Sequence[Sample], recording: SampleRecorder) -> list[KeptSample | DroppedSample]:
     """`Work` for items that were recorded already."""
     return [recording.judged(sample) for sample in samples]
 
@@ -61,7 +61,7 @@ def judge_samples(samples: Sequence[Sample], recording: Recording) -> list[Kept 
 def make_corpus(
     folder: str | os.PathLike[str],
     items: Iterable[Any],
-    settings: Settings,
+    settings: CorpusSettings,
     *,
     description: Mapping[str, Any],
     work: Work = record_units,
@@ -81,11 +81,11 @@ def make_corpus(
 
     Ctrl-C (KeyboardInterrupt) finishes a smaller part with what there is, reports it to `progress`, and is raised.
 
-    Raises as `Corpus`, `Recording`, `Worker` and `work`; finished parts stay.
+    Raises as `Corpus`, `Recording`, `RecordingSandbox` and `work`; finished parts stay.
     """
     vocab_size = Tokenizer.load(settings.tokenizer).vocab_size
     described = {"items": dict(description), "settings": _as_json(settings), "part_items": part_items}
-    with Corpus(folder, described, vocab_size, settings.near_duplicates) as corpus:
+    with CorpusWriter(folder, described, vocab_size, settings.near_duplicates) as corpus:
         part: list[ChunkResult] = []
         left = islice(iter(items), corpus.items + corpus.started, None)
         chunks = _in_chunks(left, chunk_items, part_items, corpus.started)
@@ -118,7 +118,7 @@ def make_corpus(
         return _summary(corpus)
 
 
-def _summary(corpus: Corpus) -> Summary:
+def _summary(corpus: CorpusWriter) -> Summary:
     return Summary(corpus.items, corpus.tokens, corpus.by_clock, corpus.drops)
 
 
@@ -149,16 +149,16 @@ def _in_chunks(items: Iterator[Item], size: int, part_items: int, taken: int) ->
         yield chunk
 
 
-def _results_of(settings: Settings, work: Work, items: list[Any]) -> tuple[int, list[Kept | Left]]:
+def _results_of(settings: CorpusSettings, work: Work, items: list[Any]) -> tuple[int, list[KeptSample | DroppedSample]]:
     """In a recording process: how many items these were, and what became of them."""
     return len(items), work(items, _recording(settings))
 
 
-def _recording(settings: Settings) -> Recording:
+def _recording(settings: CorpusSettings) -> SampleRecorder:
     """The one of this process, whose sandboxes serve one chunk after the other."""
     if _OfProcess.recording is None or _OfProcess.recording.settings != settings:
         _end_recording()
-        _OfProcess.recording = Recording(settings)
+        _OfProcess.recording = SampleRecorder(settings)
     return _OfProcess.recording
 
 
@@ -172,10 +172,10 @@ def _end_recording() -> None:
 class _OfProcess:
     """What a recording process keeps from one chunk to the next."""
 
-    recording: Recording | None = None
+    recording: SampleRecorder | None = None
 
 
-def _as_json(settings: Settings) -> dict[str, Any]:
+def _as_json(settings: CorpusSettings) -> dict[str, Any]:
     values = {field.name: getattr(settings, field.name) for field in fields(settings)}
     values["limits"] = {field.name: getattr(settings.limits, field.name) for field in fields(settings.limits)}
     return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in values.items()}

@@ -28,14 +28,14 @@ from .filters import (
 from .judging import Judge
 from .sample import Drop, Filter, Sample
 from .unit import HASH_SEEDS, Unit
-from .workers import LIMITS, Answer, Order, Worker
+from .sandbox import LIMITS, RunResult, Run, RecordingSandbox
 
 NOT_IMPORTED = "cannot be imported"
 """Why the calls of a module were not tried."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class CorpusSettings:
     """What is kept, and in which form."""
 
     tokenizer: str
@@ -59,7 +59,7 @@ class Settings:
     backend: machines.Sandbox = "bubblewrap"
 
 
-class Kept(NamedTuple):
+class KeptSample(NamedTuple):
     """A sample that passed every filter that looks at it alone."""
 
     id: str
@@ -70,7 +70,7 @@ class Kept(NamedTuple):
     metadata: dict[str, Any]
 
 
-class Left(NamedTuple):
+class DroppedSample(NamedTuple):
     """A sample that did not."""
 
     id: str
@@ -78,19 +78,19 @@ class Left(NamedTuple):
 
 
 @dataclass
-class Recorders:
+class SandboxPair:
     """Two workers, of two hash seeds, for the calls of one module, or for any source; a context manager."""
 
-    settings: Settings
+    settings: CorpusSettings
     module: str | None = None
     paths: tuple[str, ...] = ()
-    workers: list[Worker] = field(default_factory=list)
+    workers: list[RecordingSandbox] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Start them. Raises as `Worker`."""
+        """Start them. Raises as `RecordingSandbox`."""
         try:
             for seed in HASH_SEEDS:
-                worker = Worker(
+                worker = RecordingSandbox(
                     limits=self.settings.limits,
                     backend=self.settings.backend,
                     hash_seed=seed,
@@ -102,7 +102,7 @@ class Recorders:
             self.close()
             raise
 
-    def record(self, orders: Sequence[tuple[Unit, Order]]) -> Iterator[tuple[Answer, Answer]]:
+    def record(self, orders: Sequence[tuple[Unit, Run]]) -> Iterator[tuple[RunResult, RunResult]]:
         """Both recordings of each order: the second one watches clocks and randomness too, and costs more."""
         first, second = self.workers
         once = list(first.run(self._order(order, "io") for _, order in orders))
@@ -111,7 +111,7 @@ class Recorders:
         again = second.run(self._order(order, "all") for order in worth)
         return ((answer, answer if answer.trace is None else next(again)) for answer in once)
 
-    def _order(self, order: Order, effects: Literal["io", "all"]) -> Order:
+    def _order(self, order: Run, effects: Literal["io", "all"]) -> Run:
         options = {"max_frames": self.settings.max_frames} | order.options
         return replace(order, effects=effects, options=options)
 
@@ -129,38 +129,38 @@ class Recorders:
         self.close()
 
 
-class Recording:
+class SampleRecorder:
     """Makes samples of units, in the settings' form; keeps the sandboxes of the last module, and those of no module."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: CorpusSettings) -> None:
         """Load the vocabulary and the evaluation sets. Raises what loading them raises."""
         self.settings = settings
         self.tokenizer = Tokenizer.load(settings.tokenizer)
         self._filters = list(_filters(settings))
-        self._recorders: dict[tuple[str | None, tuple[str, ...]], Recorders] = {}
+        self._recorders: dict[tuple[str | None, tuple[str, ...]], SandboxPair] = {}
 
-    def recorders(self, module: str | None, paths: tuple[str, ...]) -> Recorders:
-        """The workers for a module's calls. Raises as `Worker`."""
+    def recorders(self, module: str | None, paths: tuple[str, ...]) -> SandboxPair:
+        """The workers for a module's calls. Raises as `RecordingSandbox`."""
         key = module, paths
         if key not in self._recorders:
             for other in [k for k in self._recorders if k != (None, ())]:
                 self._recorders.pop(other).close()
-            self._recorders[key] = Recorders(self.settings, module, paths)
+            self._recorders[key] = SandboxPair(self.settings, module, paths)
         return self._recorders[key]
 
-    def samples(self, units: Sequence[Unit]) -> list[Kept | Left]:
+    def samples(self, units: Sequence[Unit]) -> list[KeptSample | DroppedSample]:
         """What becomes of each call of each unit, in order, but those first whose licence is not allowed."""
         refused = [(unit, self.refused(unit.code, unit.provenance)) for unit in units]
-        results: list[Kept | Left] = [
-            Left(_id(unit, number), drop) for unit, drop in refused if drop for number, _ in enumerate(orders_of(unit))
+        results: list[KeptSample | DroppedSample] = [
+            DroppedSample(_id(unit, number), drop) for unit, drop in refused if drop for number, _ in enumerate(runs_of(unit))
         ]
         allowed = [unit for unit, drop in refused if drop is None]
         for key, group in groupby(allowed, lambda unit: (unit.module, unit.paths)):
-            orders = [(unit, order) for unit in group for order in orders_of(unit)]
+            orders = [(unit, order) for unit in group for order in runs_of(unit)]
             try:
                 answers = list(self.recorders(*key).record(orders))
             except ImportError as error:
-                results += [Left(_id(unit, i), Drop(NOT_IMPORTED, str(error))) for i, (unit, _) in _numbered(orders)]
+                results += [DroppedSample(_id(unit, i), Drop(NOT_IMPORTED, str(error))) for i, (unit, _) in _numbered(orders)]
                 continue
             for (number, (unit, order)), answer in zip(_numbered(orders), answers, strict=True):
                 results.append(self._sample(unit, number, order, *answer))
@@ -171,46 +171,46 @@ class Recording:
         licences = self.settings.licences
         return None if licences is None else Licences(licences).check(provenance.get("licence"), code)
 
-    def _sample(self, unit: Unit, number: int, order: Order, first: Answer, second: Answer) -> Kept | Left:
+    def _sample(self, unit: Unit, number: int, order: Run, first: RunResult, second: RunResult) -> KeptSample | DroppedSample:
         id = _id(unit, number)
         for answer in (first, second):
             if answer.trace is None:
-                return Left(id, Drop("limit of a clock" if answer.by_clock else str(answer.reason), id))
+                return DroppedSample(id, Drop("limit of a clock" if answer.by_clock else str(answer.reason), id))
         provenance = dict(unit.provenance)
         provenance.pop("expected", None)
         effects = first.effects | second.effects
         sample = Sample(id, unit.code, order.call or "", first.trace, provenance, second.trace, effects, unit.paths)
         result = self.judged(sample)
-        if isinstance(result, Left) or not unit.outputs:
+        if isinstance(result, DroppedSample) or not unit.outputs:
             return result
         passes = Judge(self.settings.limits, self.settings.backend)(unit, number, first.trace)
         if isinstance(passes, Drop):
-            return Left(id, passes)
+            return DroppedSample(id, passes)
         return result._replace(metadata=result.metadata | {"passes": passes})
 
-    def judged(self, sample: Sample) -> Kept | Left:
+    def judged(self, sample: Sample) -> KeptSample | DroppedSample:
         """The sample in its final form, or which filter drops it; its second recording is in `Sample.again`."""
         if sample.again is None:
-            return Left(sample.id, Drop("not deterministic", "not in the second recording"))
+            return DroppedSample(sample.id, Drop("not deterministic", "not in the second recording"))
         for filter in (terminates, is_deterministic, within_memory, NoEffects(self.settings.allow_effects)):
             if (drop := filter(sample)) is not None:
-                return Left(sample.id, drop)
+                return DroppedSample(sample.id, drop)
         return self._kept(sample)
 
-    def _kept(self, sample: Sample) -> Kept | Left:
+    def _kept(self, sample: Sample) -> KeptSample | DroppedSample:
         try:
             sample = self._narrowed(sample)
         except ContextTooLarge as error:
-            return Left(sample.id, Drop("context too large", str(error)))
+            return DroppedSample(sample.id, Drop("context too large", str(error)))
         for filter in self._filters:
             if (drop := filter(sample)) is not None:
-                return Left(sample.id, drop)
+                return DroppedSample(sample.id, drop)
         document = encode_for_training(self.tokenizer, sample.trace)
         limit = self.settings.max_tokens
         if limit is not None and len(document.ids) > limit:
-            return Left(sample.id, Drop("too many tokens", f"{len(document.ids)} > {limit}"))
+            return DroppedSample(sample.id, Drop("too many tokens", f"{len(document.ids)} > {limit}"))
         metadata = {"source": "corpus", **sample.provenance, "call": sample.call}
-        return Kept(sample.id, sample.trace.to_bytes(), document, sketch(sample.trace), metadata)
+        return KeptSample(sample.id, sample.trace.to_bytes(), document, sketch(sample.trace), metadata)
 
     def _narrowed(self, sample: Sample) -> Sample:
         budget = self.settings.context_tokens
@@ -225,15 +225,15 @@ class Recording:
             self._recorders.popitem()[1].close()
 
 
-def orders_of(unit: Unit) -> Iterator[Order]:
+def runs_of(unit: Unit) -> Iterator[Run]:
     """The runs of a unit."""
     for call in unit.calls:
-        yield Order(unit.code, call, unit.module)
+        yield Run(unit.code, call, unit.module)
     for text in unit.inputs:
-        yield Order(unit.code, stdin=text, options={"capture_output": True})
+        yield Run(unit.code, stdin=text, options={"capture_output": True})
 
 
-def _filters(settings: Settings) -> Iterator[Filter]:
+def _filters(settings: CorpusSettings) -> Iterator[Filter]:
     """Those that look at the sample as it would be kept, the cheapest first."""
     yield SizeLimits(min_frames=settings.min_frames)
     if "machine" not in settings.allow_effects:
@@ -249,7 +249,7 @@ def _filters(settings: Settings) -> Iterator[Filter]:
         yield no_secrets
 
 
-def _numbered(orders: Sequence[tuple[Unit, Order]]) -> Iterator[tuple[int, tuple[Unit, Order]]]:
+def _numbered(orders: Sequence[tuple[Unit, Run]]) -> Iterator[tuple[int, tuple[Unit, Run]]]:
     """Each order with its number within its unit."""
     for _, group in groupby(orders, lambda pair: pair[0].id):
         yield from enumerate(group)

@@ -6,7 +6,7 @@ import ast
 import builtins
 from collections.abc import Iterable, Iterator
 
-from .generator import Program
+from .generator import GeneratedProgram
 
 
 def normalized(code: str) -> str:
@@ -18,7 +18,7 @@ def normalized(code: str) -> str:
     return ast.unparse(_Renaming().visit(ast.parse(code)))
 
 
-def distinct(programs: Iterable[Program], seen: set[str]) -> Iterator[Program]:
+def distinct(programs: Iterable[GeneratedProgram], seen: set[str]) -> Iterator[GeneratedProgram]:
     """The `programs` whose normalized code is not in `seen`, which grows by each of them.
 
     With one set for training programs first and held-out programs after, the two share no program.

@@ -6,7 +6,7 @@ Licences, secrets and near duplicates need libraries that the extra `corpus` bri
 from ..sample import Drop, Filter, Sample
 from .decontamination import Decontamination
 from .deterministic import Difference, first_difference, is_deterministic
-from .drops import Drops
+from .drops import DropCounts
 from .duplicates import Duplicates, Sketch, sketch
 from .effects import Effects, NoEffects
 from .licence import PERMISSIVE, Licences
@@ -19,7 +19,7 @@ __all__ = [
     "Decontamination",
     "Difference",
     "Drop",
-    "Drops",
+    "DropCounts",
     "Duplicates",
     "Effects",
     "Filter",

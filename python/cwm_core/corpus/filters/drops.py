@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-class Drops:
+class DropCounts:
     """Counts samples that were kept and those that were dropped by reason, with a few details of each reason.
 
     Counts of several workers are brought together by `merge`, in any order.
@@ -42,7 +42,7 @@ class Drops:
         self.reasons[drop.reason] += 1
         self._add_examples(drop.reason, [drop.detail] if drop.detail else [])
 
-    def merge(self, other: Drops) -> None:
+    def merge(self, other: DropCounts) -> None:
         """Add what another has counted."""
         self.kept += other.kept
         self.reasons += other.reasons
@@ -58,7 +58,7 @@ class Drops:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Drops:
+    def from_json(cls, value: Mapping[str, Any]) -> DropCounts:
         """Read what `to_json` gave. Raises ValueError for anything else."""
         drops = cls()
         try:
@@ -92,7 +92,7 @@ class Drops:
 
     def __eq__(self, other: object) -> bool:
         """Whether the other has counted the same."""
-        return isinstance(other, Drops) and self.to_json() == other.to_json()
+        return isinstance(other, DropCounts) and self.to_json() == other.to_json()
 
     __hash__ = None  # type: ignore[assignment]  # it changes
 

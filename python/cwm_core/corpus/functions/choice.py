@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .coverage import Reached
+from .coverage import CallCoverage
 
 RAISING_SHARE = 1 / 3
 """Of the calls of a function that raise, as long as any return."""
 
 
-def choose(tried: Mapping[str, Reached], most: int) -> list[str]:
+def choose(tried: Mapping[str, CallCoverage], most: int) -> list[str]:
     """Up to `most` calls, each of which reaches a step that those before it do not.
 
     First the returning ones, then those that raise, which are at most one more than `RAISING_SHARE` of the calls;
@@ -29,7 +29,7 @@ def choose(tried: Mapping[str, Reached], most: int) -> list[str]:
     return chosen + _cover(raising, min(room, most - len(chosen)), seen)
 
 
-def _cover(tried: Mapping[str, Reached], most: int, seen: set[tuple[int, int]]) -> list[str]:
+def _cover(tried: Mapping[str, CallCoverage], most: int, seen: set[tuple[int, int]]) -> list[str]:
     """The greedy cover; adds to what has been seen."""
     chosen: list[str] = []
     left: Sequence[str] = sorted(tried, key=lambda call: tried[call].frames)

@@ -16,7 +16,7 @@ _WRONG_KIND = re.compile(r"(TypeError|AttributeError)\b")
 
 
 @dataclass(frozen=True)
-class Reached:
+class CallCoverage:
     """The part of a function that a call reached, by the line numbers of its file."""
 
     steps: frozenset[tuple[int, int]]
@@ -31,7 +31,7 @@ class Reached:
         return frozenset(line for step in self.steps for line in step if line > 0)
 
 
-def reached(function: Function, trace: Trace) -> Reached | None:
+def reached(function: Function, trace: Trace) -> CallCoverage | None:
     """What a trace of a call reached of the function; None where the function was not entered.
 
     A `TypeError` or `AttributeError` that no `raise` statement of the function raised tells only of an argument of the
@@ -68,4 +68,4 @@ def reached(function: Function, trace: Trace) -> Reached | None:
                     steps.add((at - shift, RAISED))
     if not entered:
         return None
-    return Reached(frozenset(steps), len(trace), trace.exception is not None)
+    return CallCoverage(frozenset(steps), len(trace), trace.exception is not None)

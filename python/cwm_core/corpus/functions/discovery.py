@@ -127,7 +127,7 @@ class Function:
 
 
 @dataclass
-class Found:
+class DiscoveredFunctions:
     """The functions of a source, and why others are not among them."""
 
     functions: list[Function] = field(default_factory=list)
@@ -149,7 +149,7 @@ def find_functions(
     *,
     tests: Sequence[str | os.PathLike[str]] = (),
     paths: Sequence[str] | None = None,
-) -> Found:
+) -> DiscoveredFunctions:
     """The functions and methods of a source that can be called, by module and line.
 
     Left out are functions within functions, and by a reason that is counted: "test", "overload", "abstract", "empty"
@@ -162,7 +162,7 @@ def find_functions(
 
     Raises as `read_sources`.
     """
-    found = Found()
+    found = DiscoveredFunctions()
     sources = []
     for read in read_sources(source, paths=paths):
         if read.tree is None:
@@ -181,7 +181,7 @@ def find_functions(
     return found
 
 
-def _describe(sources: list[Source], suites: list[Source], found: Found) -> None:
+def _describe(sources: list[Source], suites: list[Source], found: DiscoveredFunctions) -> None:
     """Add the functions of modules that belong together."""
     classes_of = {id(s): _classes(s) for s in sources}
     classes = Classes(c for every in classes_of.values() for c in every.values())

@@ -14,10 +14,10 @@ from typing import Any
 from ... import machines
 from ..inputs import endpoint, mutation, strategies
 from ..unit import Unit
-from ..workers import LIMITS, Answer, Order, Worker
+from ..sandbox import LIMITS, RunResult, Run, RecordingSandbox
 from .choice import choose
-from .coverage import Reached, reached
-from .discovery import Found, Function, find_functions
+from .coverage import CallCoverage, reached
+from .discovery import DiscoveredFunctions, Function, find_functions
 
 RECORDING = {"max_frames": 2000, "max_value_chars": 200}
 """Options of the recorder while calls are tried. Traces cut at a limit are not used: that of frames decides the same in
@@ -34,17 +34,17 @@ _EXAMPLES_SHARE, _DRAWN_SHARE = 0.4, 0.35  # of the budget; what is left is for 
 
 
 @dataclass
-class Explored:
+class Exploration:
     """What came of a function."""
 
     function: Function
     unit: Unit | None
     """With the calls that are worth recording; None where there are none."""
-    chosen: dict[str, Reached] = field(default_factory=dict)
-    tried: dict[str, Reached] = field(default_factory=dict)
+    chosen: dict[str, CallCoverage] = field(default_factory=dict)
+    tried: dict[str, CallCoverage] = field(default_factory=dict)
     """All calls that entered the function and ended within the limits, in the order in which they were tried."""
     outcomes: Counter[str] = field(default_factory=Counter)
-    """How many calls came to what: "returned", "raised", "not entered", "cut: LIMIT", or an `Answer.reason`."""
+    """How many calls came to what: "returned", "raised", "not entered", "cut: LIMIT", or an `RunResult.reason`."""
 
     @property
     def steps(self) -> frozenset[tuple[int, int]]:
@@ -57,18 +57,18 @@ Generate = Callable[[list[dict[str, str]]], str]
 
 def explore(
     function: Function,
-    worker: Worker,
+    worker: RecordingSandbox,
     *,
     seed: int = 0,
     budget: int = 100,
     most: int = 5,
     generate: Generate | None = None,
-) -> Explored:
+) -> Exploration:
     """Try calls of a function, and choose from them. A pure function of all but the worker, clocks aside.
 
     Args:
         function: To be called.
-        worker: With the function's module loaded (`Worker(preload=...)`), or to be found in its paths.
+        worker: With the function's module loaded (`RecordingSandbox(preload=...)`), or to be found in its paths.
         seed: Of all that is drawn.
         budget: The most calls that are run.
         most: The most calls that are chosen.
@@ -93,16 +93,16 @@ def explore(
             paths=function.paths,
             provenance={**function.provenance, "seed": seed},
         )
-    return Explored(function, unit, {call: tried[call] for call in calls}, tried, trial.outcomes)
+    return Exploration(function, unit, {call: tried[call] for call in calls}, tried, trial.outcomes)
 
 
 class _Trial:
     """Calls of one function that have been run."""
 
-    def __init__(self, function: Function, worker: Worker, budget: int) -> None:
+    def __init__(self, function: Function, worker: RecordingSandbox, budget: int) -> None:
         self.function, self.worker, self.left = function, worker, budget
         self.done: set[str] = set()
-        self.tried: dict[str, Reached] = {}
+        self.tried: dict[str, CallCoverage] = {}
         self.kept: list[str] = []  # those that reached something new, in the order in which they did
         self.steps: set[tuple[int, int]] = set()
         self.outcomes: Counter[str] = Counter()
@@ -126,11 +126,11 @@ class _Trial:
                 new = True
         return (self.run(again) if again else False) or new
 
-    def order(self, call: str) -> Order:
+    def order(self, call: str) -> Run:
         """To the worker."""
-        return Order(self.function.code, call, module=self.function.module, options=RECORDING)
+        return Run(self.function.code, call, module=self.function.module, options=RECORDING)
 
-    def outcome(self, call: str, answer: Answer) -> str:
+    def outcome(self, call: str, answer: RunResult) -> str:
         """What came of a call, in a word or two."""
         if answer.by_clock:
             self.clocks += 1
@@ -165,7 +165,7 @@ def explore_all(
     backend: machines.Sandbox = "bubblewrap",
     limits: machines.Limits = EXPLORING,
     **options: Any,
-) -> Iterator[Explored]:
+) -> Iterator[Exploration]:
     """`explore` functions, with one worker for each run of functions of the same module.
 
     A module that cannot be imported gives its functions the outcome "cannot be imported". `options` are those of
@@ -173,10 +173,10 @@ def explore_all(
     """
     for (module, paths), group in itertools.groupby(functions, key=lambda f: (f.module, f.paths)):
         try:
-            worker = Worker(limits=limits, backend=backend, paths=paths, preload=module)
+            worker = RecordingSandbox(limits=limits, backend=backend, paths=paths, preload=module)
         except ImportError:
             for function in group:
-                yield Explored(function, None, outcomes=Counter({"cannot be imported": 1}))
+                yield Exploration(function, None, outcomes=Counter({"cannot be imported": 1}))
             continue
         with worker:
             for function in group:
@@ -184,7 +184,7 @@ def explore_all(
 
 
 def units(
-    source: str | os.PathLike[str] | Found,
+    source: str | os.PathLike[str] | DiscoveredFunctions,
     *,
     tests: Sequence[str | os.PathLike[str]] = (),
     paths: Sequence[str] | None = None,
@@ -194,7 +194,7 @@ def units(
 
     Arguments are those of `find_functions`, or what it found; `options` those of `explore_all`.
     """
-    found = source if isinstance(source, Found) else find_functions(source, tests=tests, paths=paths)
+    found = source if isinstance(source, DiscoveredFunctions) else find_functions(source, tests=tests, paths=paths)
     with contextlib.closing(explore_all(found.functions, **options)) as explored:
         for one in explored:
             if one.unit is not None:

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from ...support.endpoint import AnswerError, ContextExceeded, Endpoint, chat_model
 from ...support.secrets import KEY_VARIABLE
-from ..recording import NOT_IMPORTED, Kept, Left, Recording
+from ..recording import NOT_IMPORTED, KeptSample, DroppedSample, SampleRecorder
 from ..sample import Drop
 from .discovery import Function
 from .explore import Generate, explore
@@ -34,17 +34,17 @@ class ExploreAndRecord:
         """Names of the variables that the processes of a pool need; see `pipeline.Work`."""
         return () if self.endpoint is None else (self.key_variable,)
 
-    def __call__(self, functions: Sequence[Function], recording: Recording) -> list[Kept | Left]:
+    def __call__(self, functions: Sequence[Function], recording: SampleRecorder) -> list[KeptSample | DroppedSample]:
         """What becomes of each call; of a function without one, why. Raises `EndpointError`."""
         generate = None if self.endpoint is None else _suggestions(self.endpoint, self.model, self.key_variable)
         refused = [(function, recording.refused(function.code, function.provenance)) for function in functions]
-        results: list[Kept | Left] = [Left(function.id, drop) for function, drop in refused if drop]
+        results: list[KeptSample | DroppedSample] = [DroppedSample(function.id, drop) for function, drop in refused if drop]
         allowed = [function for function, drop in refused if drop is None]
         for (module, paths), group in groupby(allowed, lambda function: (function.module, function.paths)):
             try:
                 worker = recording.recorders(module, paths).workers[0]
             except ImportError as error:
-                results += [Left(function.id, Drop(NOT_IMPORTED, str(error))) for function in group]
+                results += [DroppedSample(function.id, Drop(NOT_IMPORTED, str(error))) for function in group]
                 continue
             units = []
             for function in group:
@@ -53,7 +53,7 @@ class ExploreAndRecord:
                 )
                 if explored.unit is None:
                     most_common = explored.outcomes.most_common(1)
-                    results.append(Left(function.id, Drop("no call that ends well", str(dict(most_common)))))
+                    results.append(DroppedSample(function.id, Drop("no call that ends well", str(dict(most_common)))))
                 else:
                     units.append(explored.unit)
             results += recording.samples(units)

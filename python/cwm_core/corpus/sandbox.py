@@ -16,8 +16,8 @@ from typing import Any, Literal, Self
 
 from .. import machines
 from ..trace import Trace, call_context, source_context
-from . import _worker
-from ._worker import LENGTH
+from . import _sandbox_server
+from ._sandbox_server import LENGTH
 
 LIMITS = machines.Limits(
     seconds=5.0, cpu_seconds=5, memory_bytes=512 << 20, processes=32, file_bytes=16 << 20, output_bytes=16 << 20
@@ -36,7 +36,7 @@ _GRACE = 10.0  # seconds that a worker has, beyond the limit, to end a program a
 
 
 @dataclass(frozen=True)
-class Order:
+class Run:
     """A program to record."""
 
     code: str
@@ -52,7 +52,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Answer:
+class RunResult:
     """What came of an order: a trace, maybe cut at a limit of the recorder, or the reason why there is none.
 
     Reasons: "does not compile", "raised before the call", "no trace", "ended without a result", "ended by signal N",
@@ -73,7 +73,7 @@ class Answer:
         return self.reason in ("limit: seconds", "ended by signal 24")  # SIGXCPU
 
 
-class Worker:
+class RecordingSandbox:
     """A sandbox that records one program after the other; a context manager.
 
     A program cannot reach another one's process, files, or the network. One that brings down its sandbox (a fork
@@ -154,7 +154,7 @@ class Worker:
             )
         self._ready = True
 
-    def run(self, orders: Iterable[Order], *, together: int = 1) -> Iterator[Answer]:
+    def run(self, orders: Iterable[Run], *, together: int = 1) -> Iterator[RunResult]:
         """Record programs, giving answers in their order; a few are taken ahead. Never raises for what they do.
 
         Raises `sandbox.SandboxError` when the sandbox does not start.
@@ -164,7 +164,7 @@ class Worker:
         ends it early is tried again as the first of the next child.
         """
         waiting = iter(orders)
-        pending: deque[Order] = deque()
+        pending: deque[Run] = deque()
         sent = 0
         while True:
             while len(pending) < _IN_FLIGHT and (order := next(waiting, None)) is not None:
@@ -184,11 +184,11 @@ class Worker:
                 self._restart()
                 if together == 1:
                     pending.popleft()
-                    yield Answer(None, reason, frozenset(), 0.0)
+                    yield RunResult(None, reason, frozenset(), 0.0)
                 together = 1  # alone, it is seen which of them it is
                 sent = 0
 
-    def _described(self, order: Order) -> dict[str, Any]:
+    def _described(self, order: Run) -> dict[str, Any]:
         limits = self._limits
         return {
             "code": order.code if order.module is None else "",
@@ -267,7 +267,7 @@ def _take(received: bytearray) -> tuple[dict[str, Any], bytes]:
     return json.loads(text), data
 
 
-def _answer(order: Order, header: dict[str, Any], data: bytes) -> Answer:
+def _answer(order: Run, header: dict[str, Any], data: bytes) -> RunResult:
     """What came of an order. The trace is the program's word about itself, and no more than that."""
     reason, trace = header["reason"], None
     if reason is None:
@@ -283,4 +283,4 @@ def _answer(order: Order, header: dict[str, Any], data: bytes) -> Answer:
         context = source_context if order.module is None else call_context
         if trace.context != context(order.code, order.call):
             trace, reason = None, "no whole trace"
-    return Answer(trace, reason, frozenset(header["effects"]), header["seconds"])
+    return RunResult(trace, reason, frozenset(header["effects"]), header["seconds"])

@@ -39,7 +39,7 @@ NO_RESULT = "ended without a result"
 MAX_WORD, MAX_EFFECTS = 100, 20  # of what a program says about itself
 
 
-class Worker:
+class SandboxServer:
     """Obeys orders until its input ends."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ class Worker:
         os.register_at_fork = register
         with showing_modules_by_name():
             self.recorder = importlib.import_module("cwm_core.trace.recorder").Recorder
-        self.effects = importlib.import_module("cwm_core.corpus.filters.effects").Effects
+        self.effects = importlib.import_module("cwm_core.corpus.effects").Effects
         site.setquit()  # of what `site` brings, programs use exit()
         sys.argv, sys.stdin = [""], open(0, encoding="utf-8", errors="surrogatepass", closefd=False)  # noqa: SIM115
         self.recorder().record_source("def f(x):\n    return [x]\n", "f(1)").to_bytes()  # what is made at first use
@@ -87,7 +87,7 @@ class Worker:
                     self.answer(self.preload(message["preload"]), b"")
 
     def obey(self, orders: list[dict[str, Any]]) -> None:
-        """Answer orders that share a child; those that it did not get to share the next one."""
+        """RunResult orders that share a child; those that it did not get to share the next one."""
         while orders:
             started = time.monotonic()
             answers = self.child(orders)
@@ -160,7 +160,7 @@ class Worker:
             raise RuntimeError("System V IPC objects were left")
 
 
-def become_samples(worker: Worker, orders: list[dict[str, Any]], answers: int) -> None:
+def become_samples(worker: SandboxServer, orders: list[dict[str, Any]], answers: int) -> None:
     """In the child: obey the orders, write an answer after each, and end at once."""
     try:
         os.setsid()
@@ -185,7 +185,7 @@ def become_samples(worker: Worker, orders: list[dict[str, Any]], answers: int) -
         os._exit(0)
 
 
-def obey(worker: Worker, order: dict[str, Any]) -> bytes:
+def obey(worker: SandboxServer, order: dict[str, Any]) -> bytes:
     """Record what the order names: the header's JSON, a newline, and the stored trace."""
     recorder = worker.recorder(**order["options"])
     reason, effects = None, None
@@ -375,4 +375,4 @@ def write(fd: int, data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    Worker(json.loads(sys.argv[1])).serve()
+    SandboxServer(json.loads(sys.argv[1])).serve()
