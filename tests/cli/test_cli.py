@@ -431,8 +431,8 @@ def test_the_whole_way(shards, capsys):
     assert predicted.context == cwm.record_source(PROGRAM, "count(2)").context
     assert predicted.frames[0].line == "def main():\n"
 
-    backend = "process" if machines.bubblewrap_refusal() else "bubblewrap"
-    assert main([*predict, "--verify", "--sandbox", backend, "--source-lines"]) == 0
+    sandbox = "process" if machines.bubblewrap_refusal() else "bubblewrap"
+    assert main([*predict, "--verify", "--sandbox", sandbox, "--source-lines"]) == 0
     out = capsys.readouterr().out
     assert "differ" in out and "valid_format" in out
     assert main(["view", "traces/2.cwmtrace", "--predicted", "predicted.cwmtrace"]) == 0

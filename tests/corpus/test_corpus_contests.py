@@ -100,7 +100,7 @@ def test_programs_are_recorded_and_judged(contests):
     found = list(units(contests, licence="MIT"))
     runs = [(unit, n) for unit in found for n in range(len(unit.inputs))]
     orders = [Run(unit.code, stdin=unit.inputs[n], options={"capture_output": True}) for unit, n in runs]
-    with RecordingSandbox(backend="process" if bubblewrap_refusal() else "bubblewrap") as worker:
+    with RecordingSandbox(sandbox="process" if bubblewrap_refusal() else "bubblewrap") as worker:
         answers = list(worker.run(orders))
     assert len(runs) > 10
     for (unit, n), answer in zip(runs, answers, strict=True):

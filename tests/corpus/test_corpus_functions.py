@@ -17,7 +17,7 @@ from cwm_core.corpus.sandbox import Run, RecordingSandbox
 from hypothesis import given
 from hypothesis import strategies as st
 
-BACKEND = "process" if machines.bubblewrap_refusal() else "bubblewrap"
+SANDBOX = "process" if machines.bubblewrap_refusal() else "bubblewrap"
 
 PART = '''
 """A module that must not be imported by whoever looks at it."""
@@ -137,7 +137,7 @@ def found(package):
 
 @pytest.fixture(scope="module")
 def explored(found):
-    return {one.function.qualname: one for one in explore_all(found.functions, backend=BACKEND, budget=80)}
+    return {one.function.qualname: one for one in explore_all(found.functions, sandbox=SANDBOX, budget=80)}
 
 
 def test_what_is_found_and_what_is_left_out(package, found):
@@ -212,11 +212,11 @@ def test_calls_that_do_not_end_are_cut_by_frames(explored):
 
 def test_exploring_again_gives_the_same(found, explored):
     some = [f for f in found.functions if f.qualname in ("classify", "Stack.pop", "parse")]
-    for again in explore_all(reversed(some), backend=BACKEND, budget=80):
+    for again in explore_all(reversed(some), sandbox=SANDBOX, budget=80):
         before = explored[again.function.qualname]
         assert again.unit == before.unit
         assert list(again.tried.items()) == list(before.tried.items())
-    [other] = explore_all(some[:1], backend=BACKEND, budget=80, seed=1)
+    [other] = explore_all(some[:1], sandbox=SANDBOX, budget=80, seed=1)
     assert list(other.tried) != list(explored["classify"].tried)
     assert other.unit.provenance["seed"] == 1
 
@@ -228,11 +228,11 @@ def test_units_of_snippets(tmp_path):
     ]
     path = tmp_path / "snippets.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    first, second = units(path, backend=BACKEND, budget=40)
+    first, second = units(path, sandbox=SANDBOX, budget=40)
     assert first.module is None and first.id == "snippets.jsonl:1:f"
     assert "f([7, 8], 8)" in first.calls and len(first.calls) >= 2
     assert second.calls[0] == "g({'k': 1})" and second.provenance["licence"] == "MIT"
-    with RecordingSandbox(backend=BACKEND) as worker:
+    with RecordingSandbox(sandbox=SANDBOX) as worker:
         for call, answer in zip(first.calls, worker.run(Run(first.code, c) for c in first.calls), strict=True):
             assert answer.trace == record_source(first.code, call)
 
@@ -245,7 +245,7 @@ def test_a_model_is_asked_too(found):
         asked.append(messages)
         return "parse('a,stop,b')\nparse(__import__('os').abort())"
 
-    with RecordingSandbox(backend=BACKEND, paths=function.paths, preload=function.module) as worker:
+    with RecordingSandbox(sandbox=SANDBOX, paths=function.paths, preload=function.module) as worker:
         one = explore(function, worker, budget=30, generate=generate)
     assert len(asked) == 1
     assert "parse('a,stop,b')" in one.chosen

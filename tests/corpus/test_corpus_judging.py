@@ -13,14 +13,14 @@ pytest.importorskip("rensa")
 pytest.importorskip("license_expression")
 pytest.importorskip("detect_secrets")
 
-BACKEND = "process" if machines.bubblewrap_refusal() else "bubblewrap"
+SANDBOX = "process" if machines.bubblewrap_refusal() else "bubblewrap"
 INPUT, OUTPUT = "2\n3\n4\n", "7\n"
 READS = "import sys, os\nn, *xs = map(int, sys.stdin.read().split())\ntotal = 0\nfor x in xs:\n    total += x\n"
 
 
 @pytest.fixture(scope="module")
 def recording():
-    recording = SampleRecorder(CorpusSettings(str(rank_path()), backend=BACKEND, allow_effects=frozenset({"input"})))
+    recording = SampleRecorder(CorpusSettings(str(rank_path()), sandbox=SANDBOX, allow_effects=frozenset({"input"})))
     yield recording
     recording.close()
 

@@ -24,8 +24,8 @@ pytest.importorskip("rensa")
 pytest.importorskip("license_expression")
 pytest.importorskip("detect_secrets")
 
-BACKEND = "process" if machines.bubblewrap_refusal() else "bubblewrap"
-SETTINGS = CorpusSettings(str(rank_path()), backend=BACKEND)
+SANDBOX = "process" if machines.bubblewrap_refusal() else "bubblewrap"
+SETTINGS = CorpusSettings(str(rank_path()), sandbox=SANDBOX)
 MIT = {"licence": "MIT", "source": "test"}
 
 
@@ -174,7 +174,7 @@ def test_what_is_there_is_checked(tmp_path):
 def test_evaluation_problems_are_kept_out(tmp_path):
     problem = {"code": UNITS[0].code, "input": "[3, 1, 2]", "output": "1", "id": "p1"}
     (tmp_path / "problems.jsonl").write_text(json.dumps(problem) + "\n")
-    settings = CorpusSettings(str(rank_path()), evaluation_sets=(str(tmp_path / "problems.jsonl"),), backend=BACKEND)
+    settings = CorpusSettings(str(rank_path()), evaluation_sets=(str(tmp_path / "problems.jsonl"),), sandbox=SANDBOX)
     assert make(tmp_path / "c", UNITS[:1], settings=settings).drops.to_json()["dropped"] == {"in an evaluation set": 1}
 
 

@@ -21,7 +21,7 @@ TOTAL = "def f(xs):\n    total = 0\n    for x in xs:\n        total += x\n    re
 
 @pytest.fixture(scope="module", params=["process"] if REFUSAL else ["bubblewrap", "process"])
 def worker(request):
-    with RecordingSandbox(backend=request.param) as worker:
+    with RecordingSandbox(sandbox=request.param) as worker:
         yield worker
 
 
@@ -202,7 +202,7 @@ def test_a_sandbox_that_does_not_start_says_so(worker, monkeypatch, tmp_path, pr
     (tmp_path / "broken.py").write_text("import not_there_at_all\n")
     monkeypatch.setattr(RecordingSandbox, "_script", (str(tmp_path / "broken.py"),))
     said = pytest.raises(machines.SandboxError, match=r"(?s)does not start recording.*broken\.py")
-    with said, RecordingSandbox(backend=worker._backend, preload=preload) as broken:
+    with said, RecordingSandbox(sandbox=worker._sandbox, preload=preload) as broken:
         list(broken.run([Run(TOTAL, "f([1])")]))
 
 
@@ -219,9 +219,9 @@ def test_hash_seeds():
 
 def test_modules_are_imported_once(tmp_path):
     (tmp_path / "counted.py").write_text("from time import time_ns\nloaded = time_ns()\ndef f():\n    return loaded\n")
-    backend = "process" if REFUSAL else "bubblewrap"
+    sandbox = "process" if REFUSAL else "bubblewrap"
     orders = [Run("import counted\n", "counted.f()")] * 2
-    with RecordingSandbox(backend=backend, paths=[str(tmp_path)], preload="counted") as worker:
+    with RecordingSandbox(sandbox=sandbox, paths=[str(tmp_path)], preload="counted") as worker:
         first, second = worker.run(orders)
     assert first.trace.result == second.trace.result
     (tmp_path / "broken.py").write_text("1 / 0\n")
@@ -232,7 +232,7 @@ def test_modules_are_imported_once(tmp_path):
         ("queue", "another module has its name"),
     ):
         with pytest.raises(ImportError, match=f"cannot import {name} in the sandbox: {reason}"):
-            RecordingSandbox(backend=backend, paths=[str(tmp_path)], preload=name)
+            RecordingSandbox(sandbox=sandbox, paths=[str(tmp_path)], preload=name)
 
 
 def test_calls_in_a_module_of_a_package(tmp_path):
@@ -242,7 +242,7 @@ def test_calls_in_a_module_of_a_package(tmp_path):
     (tmp_path / "pack" / "part.py").write_text(source)
     order = Run(source, "main(2)", module="pack.part")
     for preload in (None, "pack.part"):
-        with RecordingSandbox(backend="process" if REFUSAL else "bubblewrap", paths=[str(tmp_path)], preload=preload) as worker:
+        with RecordingSandbox(sandbox="process" if REFUSAL else "bubblewrap", paths=[str(tmp_path)], preload=preload) as worker:
             [answer] = worker.run([order])
         assert answer.trace.result == "6"
         lines = (source + "\ndef main():\n    return main(2)\n").splitlines(keepends=True)
@@ -254,7 +254,7 @@ def test_calls_in_a_module_of_a_package(tmp_path):
 
 def test_closing_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    worker = RecordingSandbox(backend="process" if REFUSAL else "bubblewrap")
+    worker = RecordingSandbox(sandbox="process" if REFUSAL else "bubblewrap")
     answers = worker.run([Run(TOTAL, "f([1])"), body("while True:\n    pass")])
     next(answers)
     started = time.monotonic()

@@ -26,7 +26,7 @@ from programs import programs
 from random_models import random_model
 from readme import ROOT, examples
 
-BACKEND = "bubblewrap" if cwm.machines.bubblewrap_refusal() is None else "process"
+SANDBOX = "bubblewrap" if cwm.machines.bubblewrap_refusal() is None else "process"
 
 
 def check_whole_trace(code, call):
@@ -589,13 +589,13 @@ def test_the_example_of_the_page(tmp_path, monkeypatch, capsys):
 
 def test_verify_a_right_prediction():
     subject, trace = debugger()
-    found = subject.verify(backend=BACKEND)
+    found = subject.verify(sandbox=SANDBOX)
     assert found.difference is None and found.compared == 1
     while subject.step().reason == "step":
         if subject.position % 10 == 0:
-            found = subject.verify(backend=BACKEND)
+            found = subject.verify(sandbox=SANDBOX)
             assert found.difference is None and found.compared == subject.position + 1
-    found = subject.verify(backend=BACKEND)
+    found = subject.verify(sandbox=SANDBOX)
     assert str(found) == f"{len(trace)} frames are as in reality" and found.real == cwm.record_source(CODE, CALL)
 
 
@@ -605,7 +605,7 @@ def test_verify_says_the_first_departure():
     subject.set("total", "41")
     at = subject.position
     subject.continue_to()
-    found = subject.verify(backend=BACKEND)
+    found = subject.verify(sandbox=SANDBOX)
     assert (found.difference.index, found.difference.changed) == (at, ("total",))
     assert str(found) == f"frame {at} departs from reality: total"
 
@@ -614,12 +614,12 @@ def test_verify_says_a_wrong_length():
     subject, trace = debugger()
     subject.source.frames[5] = np.array([END], np.int32)
     subject.continue_to()
-    found = subject.verify(backend=BACKEND)
+    found = subject.verify(sandbox=SANDBOX)
     assert (found.difference.index, found.difference.frame) == (5, "missing")
     subject, trace = debugger()
     subject.source.frames.insert(len(trace), subject.source.frames[-2])
     subject.continue_to()
-    found = subject.verify(backend=BACKEND)
+    found = subject.verify(sandbox=SANDBOX)
     assert (found.difference.index, found.difference.frame) == (len(trace), "extra")
 
 
@@ -637,7 +637,7 @@ def test_verify_says_a_wrong_length():
 def test_verify_programs_that_give_no_trace(code, why):
     subject = Debugger(Endless(), TOKENIZER, code, "f()")
     with pytest.raises(DebuggerError, match=why):
-        subject.verify(backend=BACKEND, limits=cwm.machines.Limits(seconds=2.0))
+        subject.verify(sandbox=SANDBOX, limits=cwm.machines.Limits(seconds=2.0))
 
 
 def test_verify_an_endless_program():
@@ -646,5 +646,5 @@ def test_verify_an_endless_program():
     subject = Debugger(Recorded(trace), TOKENIZER, code, "f()")
     for _ in range(40):
         subject.step()
-    found = subject.verify(backend=BACKEND, limits=cwm.machines.Limits(seconds=4.0))
+    found = subject.verify(sandbox=SANDBOX, limits=cwm.machines.Limits(seconds=4.0))
     assert found.difference is None and found.compared == 41

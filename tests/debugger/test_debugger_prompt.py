@@ -15,7 +15,7 @@ from cwm_core.cli import debug, main
 from debugging import CODE, TOKENIZER, debugger
 from random_models import random_model
 
-BACKEND = "" if cwm.machines.bubblewrap_refusal() is None else "process"
+SANDBOX = "" if cwm.machines.bubblewrap_refusal() is None else "process"
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_the_program_is_listed(session):
 
 
 def test_set_restart_and_verify(session):
-    out = session("c 8", "set total = 41", "s", "p total", f"verify {BACKEND}", "restart first 5 0", "restart", "pp xs")
+    out = session("c 8", "set total = 41", "s", "p total", f"verify {SANDBOX}", "restart first 5 0", "restart", "pp xs")
     assert "> prog.py:8 in f  frame 4 line  set by hand" in out and "   total = 41" in out and "41" in out
     at = out.index("frame 4 departs from reality: total")
     assert out[at + 1] == "  total: predicted 41, really 0"

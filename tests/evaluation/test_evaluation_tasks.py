@@ -23,8 +23,8 @@ from evaluation_problems import HOSTILE, PROBLEMS, write_problems
 
 torch = pytest.importorskip("torch")
 
-BACKEND = "process" if machines.bubblewrap_refusal() else "bubblewrap"
-RUN = {"limits": Limits(seconds=2, cpu_seconds=2, processes=16, memory_bytes=1 << 28), "backend": BACKEND}
+SANDBOX = "process" if machines.bubblewrap_refusal() else "bubblewrap"
+RUN = {"limits": Limits(seconds=2, cpu_seconds=2, processes=16, memory_bytes=1 << 28), "sandbox": SANDBOX}
 END = "<|end_of_text|>"
 
 TRACES = {problem.id: cwm.record_source(problem.code, problem.call) for problem in PROBLEMS}
@@ -238,8 +238,8 @@ def test_answers_that_would_do_harm(tmp_path):
     mark = tmp_path / "was here"
     harm = [
         "__import__('os')._exit(0)",
-        f"open({str(mark)!r}, 'w')" if BACKEND == "bubblewrap" else "1, 1",
-        "__import__('os').kill(__import__('os').getppid(), 9)" if BACKEND == "bubblewrap" else "1, 1",
+        f"open({str(mark)!r}, 'w')" if SANDBOX == "bubblewrap" else "1, 1",
+        "__import__('os').kill(__import__('os').getppid(), 9)" if SANDBOX == "bubblewrap" else "1, 1",
         "type('Any', (), {'__eq__': lambda *_: True, '__add__': lambda *_: 5})(), 1",
         "(" * 5000,
     ]
@@ -346,7 +346,7 @@ def cwd(tmp_path, monkeypatch):
 
 def test_the_command(cwd, capsys):
     few = ["model", "problems.jsonl", "--limit", "4", "--max-new-tokens", "8"]
-    box = ["--sandbox", BACKEND]
+    box = ["--sandbox", SANDBOX]
     assert main(["eval", "traces", *few, *box, "--cruxeval", "-o", "t"]) == 0
     out, err = capsys.readouterr()
     assert "published: CWM 32B on CruxEval" in out and "96.9" in out and "4 problems, 0 left out" in out

@@ -26,7 +26,7 @@ with RecordingSandbox(paths=[sys.argv[1]], preload="shapes.square", limits=limit
     deletes, calls = Run(code, "f()"), Run("", "area(3)", module="shapes.square")
     calls = dataclasses.replace(calls, code=open(sys.argv[1] + "/shapes/square.py").read())
     answers = list(worker.run([calls, deletes, calls]))
-said = run_python("import sys; print(sys.prefix)", backend="bubblewrap").stdout.decode()
+said = run_python("import sys; print(sys.prefix)", sandbox="bubblewrap").stdout.decode()
 print(json.dumps([[a.reason, a.trace and a.trace.result] for a in answers] + [said]))
 """
 

@@ -245,7 +245,7 @@ def _settings(args: argparse.Namespace, licences: Iterable[str] = (), effects: I
         evaluation_sets=tuple(str(path.absolute()) for path in args.evaluation_set),
         look_for_secrets=not args.keep_secrets,
         limits=replace(LIMITS, seconds=args.max_seconds),
-        backend=args.sandbox,
+        sandbox=args.sandbox,
     )
 
 

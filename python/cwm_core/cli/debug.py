@@ -330,7 +330,7 @@ class Prompt(cmd.Cmd):
         """[process]: run the program in the sandbox and say where prediction departs from reality."""
         if arg not in ("", "process"):
             raise ValueError("verify takes nothing, or the word process: limits without isolation")
-        found = self.debugger.verify(backend="process" if arg else "bubblewrap")
+        found = self.debugger.verify(sandbox="process" if arg else "bubblewrap")
         self._say(str(found), _RED if found.difference else "")
         for row in _departure(self.debugger, found):
             self._print("  " + row)

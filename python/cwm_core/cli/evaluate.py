@@ -175,7 +175,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
         cpu_seconds = max(int(args.max_seconds), 1)
         options["limits"] = dataclasses.replace(DEFAULT_LIMITS, seconds=args.max_seconds, cpu_seconds=cpu_seconds)
-        options["backend"] = args.sandbox
+        options["sandbox"] = args.sandbox
     return options
 
 

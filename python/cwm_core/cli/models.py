@@ -117,7 +117,7 @@ def _run_for_real(args: argparse.Namespace, code: str) -> Trace:
     check_sandbox(args.sandbox)
     # A frame takes several tokens: no prediction can reach further than this.
     frames, packages = args.max_new_tokens, installed_packages()
-    outcome = record_program(code, args.call, max_frames=frames, backend=args.sandbox, paths=packages, file=args.file)
+    outcome = record_program(code, args.call, max_frames=frames, sandbox=args.sandbox, paths=packages, file=args.file)
     if outcome.value is None:
         raise ValueError(f"{args.file} gave no trace to compare with: {outcome.reason}")
     return outcome.value

@@ -32,7 +32,7 @@ class Judge:
     """
 
     limits: machines.Limits
-    backend: machines.Sandbox = "bubblewrap"
+    sandbox: machines.Sandbox = "bubblewrap"
 
     def __call__(self, unit: Unit, number: int, trace: Trace) -> bool | Drop:
         """Return whether run `number` of a unit passes its test, or why `trace`, which was recorded of it, is dropped.
@@ -59,7 +59,7 @@ class Judge:
         return well and accepts_output(printed, unit.outputs[number], unit.tolerance)
 
     def _judge_call(self, unit: Unit, number: int, trace: Trace) -> bool | Drop:
-        outcome = evaluate_call(unit.code, unit.calls[number], limits=self.limits, backend=self.backend)
+        outcome = evaluate_call(unit.code, unit.calls[number], limits=self.limits, sandbox=self.sandbox)
         if outcome.reason in ("limit: seconds", f"ended by signal {signal.SIGXCPU:d}"):
             return Drop("limit of a clock", _UNRECORDED)
         raised = outcome.reason == "raised"
@@ -81,7 +81,7 @@ class Judge:
                 stdin=text.encode("utf-8", "surrogatepass"),
                 limits=replace(self.limits, output_bytes=2 * self.limits.output_bytes),  # of which half is the head
                 folder=folder,
-                backend=self.backend,
+                sandbox=self.sandbox,
                 env={"PYTHONHASHSEED": "0", **ONE_THREAD},
             )
         finally:

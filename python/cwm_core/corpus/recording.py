@@ -56,7 +56,7 @@ class CorpusSettings:
     near_duplicates: float = 0.8
     """Estimated Jaccard similarity from which two traces are nearly the same; see `Duplicates`."""
     limits: machines.Limits = LIMITS
-    backend: machines.Sandbox = "bubblewrap"
+    sandbox: machines.Sandbox = "bubblewrap"
 
 
 class KeptSample(NamedTuple):
@@ -92,7 +92,7 @@ class SandboxPair:
             for seed in HASH_SEEDS:
                 worker = RecordingSandbox(
                     limits=self.settings.limits,
-                    backend=self.settings.backend,
+                    sandbox=self.settings.sandbox,
                     hash_seed=seed,
                     paths=self.paths,
                     preload=self.module,
@@ -183,7 +183,7 @@ class SampleRecorder:
         result = self.judged(sample)
         if isinstance(result, DroppedSample) or not unit.outputs:
             return result
-        passes = Judge(self.settings.limits, self.settings.backend)(unit, number, first.trace)
+        passes = Judge(self.settings.limits, self.settings.sandbox)(unit, number, first.trace)
         if isinstance(passes, Drop):
             return DroppedSample(id, passes)
         return result._replace(metadata=result.metadata | {"passes": passes})

@@ -86,7 +86,7 @@ class RecordingSandbox:
         self,
         *,
         limits: machines.Limits = LIMITS,
-        backend: machines.Sandbox = "bubblewrap",
+        sandbox: machines.Sandbox = "bubblewrap",
         hash_seed: int = 0,
         paths: Sequence[str] = (),
         preload: str | None = None,
@@ -100,10 +100,10 @@ class RecordingSandbox:
         Raises `sandbox.SandboxError` when the sandbox is not possible here, ImportError when the module cannot be
         imported in it.
         """
-        self._limits, self._backend, self._hash_seed = limits, backend, hash_seed
+        self._limits, self._sandbox, self._hash_seed = limits, sandbox, hash_seed
         self._paths, self._preload = tuple(paths), preload
         self._process: machines.Process | None = None
-        self._folder = tempfile.mkdtemp(prefix="cwm-") if backend == "process" else None
+        self._folder = tempfile.mkdtemp(prefix="cwm-") if sandbox == "process" else None
         try:
             self._start()
         except BaseException:
@@ -123,14 +123,14 @@ class RecordingSandbox:
             "pid_namespace": os.readlink("/proc/self/ns/pid"),
             "folder": self._folder,
             "paths": [os.path.realpath(path) for path in self._paths],
-            "entries": machines.scratch_entries(readable) if self._backend == "bubblewrap" else [],
+            "entries": machines.scratch_entries(readable) if self._sandbox == "bubblewrap" else [],
         }
         self._received, self._unsent, self._said, self._ready = bytearray(), b"", machines.HeadTail(_SAID), False
         self._process = machines.Process(
             [sys.executable, "-s", "-S", "-P", *self._script, json.dumps(settings)],
             folder=self._folder,
             limits=limits,
-            backend=self._backend,
+            sandbox=self._sandbox,
             env={"PYTHONHASHSEED": str(self._hash_seed), **ONE_THREAD},
             readable=readable,
         )
@@ -149,7 +149,7 @@ class RecordingSandbox:
         if not self._exchange(b"", _START_SECONDS):
             reason, said = self._reason(), self._said.value().decode(errors="replace").strip()
             raise machines.SandboxError(
-                f"{sys.executable} does not start recording in the {self._backend} sandbox ({reason}); "
+                f"{sys.executable} does not start recording in the {self._sandbox} sandbox ({reason}); "
                 f"it said: {said or 'nothing'}"
             )
         self._ready = True

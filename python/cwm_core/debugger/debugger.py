@@ -306,7 +306,7 @@ class Debugger:
     # ---- reality
 
     def verify(
-        self, *, backend: machines.Sandbox = "bubblewrap", limits: machines.Limits = DEFAULT_LIMITS
+        self, *, sandbox: machines.Sandbox = "bubblewrap", limits: machines.Limits = DEFAULT_LIMITS
     ) -> Verification:
         """Run the program in a sandbox, record it, and say where the frames so far first differ from it.
 
@@ -318,13 +318,13 @@ class Debugger:
             DebuggerError: the program gave no trace: its module body failed, or it ended itself or hit a limit.
         """
         predicted = [step.frame for step in self._steps]
-        check_sandbox(backend)
+        check_sandbox(sandbox)
         outcome = record_program(
             self.code,
             self.call,
             max_frames=len(predicted) + 1,
             limits=limits,
-            backend=backend,
+            sandbox=sandbox,
             paths=installed_packages(),
         )
         if outcome.value is None:

@@ -99,7 +99,7 @@ def evaluate_input(
     top_p: float = 1.0,
     max_new_tokens: int = 4096,
     limits: Limits = DEFAULT_LIMITS,
-    backend: Sandbox = "bubblewrap",
+    sandbox: Sandbox = "bubblewrap",
     **options: Any,
 ) -> Report:
     """Ask for arguments with which each program returns its `output`; any that do, tried in a sandbox, are right.
@@ -107,7 +107,7 @@ def evaluate_input(
     An answer's arguments must be Python literals by value; see `evaluate_with_arguments`. Arguments are as of
     `evaluate_output`, the template's fields `{code}` and `{output}`, and as of `evaluate_traces`.
     """
-    check_sandbox(backend)
+    check_sandbox(sandbox)
     _check_samples(samples, temperature)
     text = load_template(_template_name("input", style), ("code", "output"), template)
     sampling = {"temperature": temperature, "top_p": top_p}
@@ -135,7 +135,7 @@ def evaluate_input(
     def _try(code: str, arguments: str | None) -> Outcome[str]:
         if arguments is None:
             return Outcome(None, "no answer")
-        return evaluate_with_arguments(code, arguments, limits=limits, backend=backend)
+        return evaluate_with_arguments(code, arguments, limits=limits, sandbox=sandbox)
 
     settings = {
         "style": style,

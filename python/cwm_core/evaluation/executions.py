@@ -45,7 +45,7 @@ def evaluate_traces(
     max_frames: int = 2000,
     cruxeval: bool = False,
     limits: Limits = DEFAULT_LIMITS,
-    backend: Sandbox = "bubblewrap",
+    sandbox: Sandbox = "bubblewrap",
     predict_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Report:
@@ -62,7 +62,7 @@ def evaluate_traces(
         max_frames: Programs that go on after so many frames are left out.
         cruxeval: Put the published scores of CWM 32B beside: for the problems of CruxEval only.
         limits: What a program may use; see `Limits`.
-        backend: The sandbox. Programs of data sets are not trusted: "process" is for those that are.
+        sandbox: The sandbox. Programs of data sets are not trusted: "process" is for those that are.
         predict_options: Further keywords of `predict_traces`.
         options: `folder`, `batch`, `seed`, `progress` and `settings`, as of `run_batches`.
 
@@ -71,7 +71,7 @@ def evaluate_traces(
     """
     from ..inference import predict_traces, trace_prompt
 
-    check_sandbox(backend)
+    check_sandbox(sandbox)
     predict_options = dict(predict_options or {})
 
     def solve(batch: Sequence[Problem], seed: int) -> list[Result]:
@@ -79,7 +79,7 @@ def evaluate_traces(
         return leaving_out(batch, too_long(engine, prompts, max_new_tokens), record)
 
     def record(batch: Sequence[Problem]) -> list[Result]:
-        recorded = _record(batch, max_frames, limits, backend)
+        recorded = _record(batch, max_frames, limits, sandbox)
         traces = [outcome.value for outcome in recorded if outcome.value is not None]
         reasons = [outcome.reason if outcome.value is None else None for outcome in recorded]
         return leaving_out(batch, reasons, lambda kept: predict(kept, traces))
@@ -134,7 +134,7 @@ def evaluate_termination(
     max_frames: int = 2000,
     max_new_tokens: int = 32768,
     limits: Limits = DEFAULT_LIMITS,
-    backend: Sandbox = "bubblewrap",
+    sandbox: Sandbox = "bubblewrap",
     **options: Any,
 ) -> Report:
     """Tell whether each call ends within `max_frames` frames of its trace.
@@ -152,7 +152,7 @@ def evaluate_termination(
 
     check_how(how)
     if any(problem.ends is None for problem in problems):
-        check_sandbox(backend)
+        check_sandbox(sandbox)
     text = load_template("termination", ("code", "input"), template) if how == "direct" else ""
 
     def solve(batch: Sequence[Problem], seed: int) -> list[Result]:
@@ -163,7 +163,7 @@ def evaluate_termination(
         return leaving_out(batch, too_long(engine, prompts, max_new_tokens), tell)
 
     def tell(batch: Sequence[Problem]) -> list[Result]:
-        truths = in_parallel(lambda problem: _ends(problem, max_frames, limits, backend), batch)
+        truths = in_parallel(lambda problem: _ends(problem, max_frames, limits, sandbox), batch)
         known = [truth.value for truth in truths if truth.value is not None]
         reasons = [truth.reason if truth.value is None else None for truth in truths]
         return leaving_out(
@@ -228,11 +228,11 @@ def check_how(how: str) -> None:
         raise ValueError(f'how must be "trace" or "direct", not {how!r}')
 
 
-def _record(batch: Sequence[Problem], max_frames: int, limits: Limits, backend: Sandbox) -> list[Outcome[Trace]]:
+def _record(batch: Sequence[Problem], max_frames: int, limits: Limits, sandbox: Sandbox) -> list[Outcome[Trace]]:
     """Traces of whole executions."""
 
     def record(problem: Problem) -> Outcome[Trace]:
-        outcome = record_program(problem.code, problem.call, max_frames=max_frames, limits=limits, backend=backend)
+        outcome = record_program(problem.code, problem.call, max_frames=max_frames, limits=limits, sandbox=sandbox)
         if outcome.value is not None and outcome.value.truncated:
             return Outcome(None, f"limit: {outcome.value.truncated}")
         return outcome
@@ -240,10 +240,10 @@ def _record(batch: Sequence[Problem], max_frames: int, limits: Limits, backend: 
     return in_parallel(record, batch)
 
 
-def _ends(problem: Problem, max_frames: int, limits: Limits, backend: Sandbox) -> Outcome[bool]:
+def _ends(problem: Problem, max_frames: int, limits: Limits, sandbox: Sandbox) -> Outcome[bool]:
     if problem.ends is not None:
         return Outcome(problem.ends)
-    outcome = record_program(problem.code, problem.call, max_frames=max_frames, limits=limits, backend=backend)
+    outcome = record_program(problem.code, problem.call, max_frames=max_frames, limits=limits, sandbox=sandbox)
     if outcome.value is None:
         return Outcome(None, outcome.reason)
     if outcome.value.truncated in (None, "max_frames"):

@@ -113,7 +113,7 @@ class HeadTail:
 class Process:
     """A running program in a sandbox; a context manager that ends it and all its processes.
 
-    Raises `SandboxError` when the backend is not possible on this machine, ValueError for an unknown backend or one
+    Raises `SandboxError` when the sandbox is not possible on this machine, ValueError for an unknown sandbox or one
     that needs a folder, and NotADirectoryError for a missing folder.
     """
 
@@ -123,7 +123,7 @@ class Process:
         *,
         folder: str | os.PathLike[str] | None,
         limits: Limits,
-        backend: Sandbox = "bubblewrap",
+        sandbox: Sandbox = "bubblewrap",
         env: Mapping[str, str] | None = None,
         readable: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
@@ -132,11 +132,11 @@ class Process:
         `env` is added to a minimal environment; `readable` paths are shown read-only.
         """
         where = os.path.realpath(folder) if folder is not None else None
-        if where is None and backend == "process":
-            raise ValueError("the process backend needs a folder to work in")
+        if where is None and sandbox == "process":
+            raise ValueError("the process sandbox needs a folder to work in")
         if where is not None and not os.path.isdir(where):
             raise NotADirectoryError(f"sandbox folder {where} is not a directory")
-        prefix = _prefix(backend, where, limits, readable)
+        prefix = _prefix(sandbox, where, limits, readable)
         with contextlib.ExitStack() as stack:
             control_read, control_write = (stack.enter_context(os.fdopen(fd, m, 0)) for fd, m in _pipe())
             report_read, report_write = (stack.enter_context(os.fdopen(fd, m, 0)) for fd, m in _pipe())
@@ -151,7 +151,7 @@ class Process:
                     stderr=subprocess.PIPE,
                     bufsize=0,
                     cwd=where,
-                    env=_environment(where, backend) | dict(env or {}),
+                    env=_environment(where, sandbox) | dict(env or {}),
                     pass_fds=(control_read.fileno(), report_write.fileno()),
                     start_new_session=True,
                 )
@@ -281,23 +281,23 @@ def _urgent() -> Iterator[None]:
         os.sched_setscheduler(0, *before)
 
 
-def _prefix(backend: str, folder: str | None, limits: Limits, readable: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Command that the backend puts before the supervisor's."""
-    if backend == "process":
+def _prefix(sandbox: str, folder: str | None, limits: Limits, readable: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Return the command that the sandbox puts before the supervisor's."""
+    if sandbox == "process":
         return []
-    if backend != "bubblewrap":
-        raise ValueError(f'unknown sandbox backend {backend!r}: choose "bubblewrap" or "process"')
+    if sandbox != "bubblewrap":
+        raise ValueError(f'unknown sandbox {sandbox!r}: choose "bubblewrap" or "process"')
     if (reason := bubblewrap.refusal()) is not None:
         raise SandboxError(
-            f'the bubblewrap sandbox is not possible here: {reason}. backend="process" limits resources, '
+            f'the bubblewrap sandbox is not possible here: {reason}. sandbox="process" limits resources, '
             "but does not isolate; choose it only for programs you would run without a sandbox"
         )
     return bubblewrap.command(folder, scratch_bytes=limits.file_bytes, readable=readable)
 
 
-def _environment(folder: str | None, backend: str) -> dict[str, str]:
+def _environment(folder: str | None, sandbox: str) -> dict[str, str]:
     """Variables of a sandboxed program; nothing of this process's own, which may hold keys."""
-    home = "/tmp" if backend == "bubblewrap" else folder  # the former is private, and keeps caches out of the folder
+    home = "/tmp" if sandbox == "bubblewrap" else folder  # the former is private, and keeps caches out of the folder
     path = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin"
     return {"PATH": path, "HOME": home, "LANG": "C.UTF-8"}
 
@@ -328,7 +328,7 @@ def run(
     stdin: bytes = b"",
     limits: Limits | None = None,
     folder: str | os.PathLike[str] | None = None,
-    backend: Sandbox = "bubblewrap",
+    sandbox: Sandbox = "bubblewrap",
     env: Mapping[str, str] | None = None,
     readable: Sequence[str | os.PathLike[str]] = (),
 ) -> Completed:
@@ -339,22 +339,22 @@ def run(
     paths are shown read-only besides the system's programs and this interpreter. A program that cannot be executed
     ends with exit code 127 and the reason in `stderr`.
 
-    Raises `SandboxError` when the backend is not possible on this machine or broke down.
+    Raises `SandboxError` when the sandbox is not possible on this machine or broke down.
     """
     limits = limits or Limits()
     if folder is None:
         folder = tempfile.mkdtemp(prefix="cwm-")
         try:
-            return run(argv, stdin=stdin, limits=limits, folder=folder, backend=backend, env=env, readable=readable)
+            return run(argv, stdin=stdin, limits=limits, folder=folder, sandbox=sandbox, env=env, readable=readable)
         finally:
             remove_tree(folder)
     stdout, stderr = HeadTail(limits.output_bytes), HeadTail(limits.output_bytes)
-    with Process(argv, folder=folder, limits=limits, backend=backend, env=env, readable=readable) as process:
+    with Process(argv, folder=folder, limits=limits, sandbox=sandbox, env=env, readable=readable) as process:
         process.exchange(stdin, stdout.add, stderr.add, seconds=limits.seconds + GRACE, close_stdin=True)
         outcome = process.outcome()
     if outcome is None:
         said = stderr.value()[-2000:].decode(errors="replace").strip()
-        raise SandboxError(f"the {backend} sandbox of {argv[0]!r} ended without a report: {said or 'no message'}")
+        raise SandboxError(f"the {sandbox} sandbox of {argv[0]!r} ended without a report: {said or 'no message'}")
     truncated = bool(stdout.left_out or stderr.left_out)
     return Completed(stdout=stdout.value(), stderr=stderr.value(), truncated=truncated, **outcome)
 

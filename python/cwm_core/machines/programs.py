@@ -48,9 +48,9 @@ def installed_packages() -> list[str]:
     return [path for path in [*folders, str(Path(__file__).parents[2])] if Path(path).is_dir()]
 
 
-def check_sandbox(backend: Sandbox) -> None:
+def check_sandbox(sandbox: Sandbox) -> None:
     """Raise SandboxError, with the reason, where this machine cannot run programs in that sandbox."""
-    run(["true"], backend=backend)
+    run(["true"], sandbox=sandbox)
 
 
 def record_program(
@@ -59,7 +59,7 @@ def record_program(
     *,
     max_frames: int,
     limits: Limits = DEFAULT_LIMITS,
-    backend: Sandbox = "bubblewrap",
+    sandbox: Sandbox = "bubblewrap",
     paths: Sequence[str] = (),
     file: str | None = None,
 ) -> Outcome[Trace]:
@@ -73,7 +73,7 @@ def record_program(
     """
     order = {"do": "record", "code": code, "call": call, "max_frames": max_frames, "max_bytes": _MAX_TRACE_BYTES}
     order |= {"paths": list(paths), "file": file and os.path.abspath(file)}
-    answer = _run(order, replace(limits, output_bytes=_MAX_ANSWER_BYTES), backend)
+    answer = _run(order, replace(limits, output_bytes=_MAX_ANSWER_BYTES), sandbox)
     if answer.value is None:
         return Outcome(None, "raised before the call" if answer.reason == "raised" else answer.reason)
     # The length that the header of a stored trace claims is all that `from_bytes` would unpack.
@@ -89,11 +89,11 @@ def record_program(
 
 
 def evaluate_call(
-    code: str, call: str, *, limits: Limits = DEFAULT_LIMITS, backend: Sandbox = "bubblewrap"
+    code: str, call: str, *, limits: Limits = DEFAULT_LIMITS, sandbox: Sandbox = "bubblewrap"
 ) -> Outcome[str]:
     """The `repr` of the expression `call` in the module `code`, run in a sandbox. Never raises for what they do."""
     order = {"do": "evaluate", "code": code, "call": call}
-    answer = _run(order, replace(limits, output_bytes=_MAX_VALUE_BYTES), backend)
+    answer = _run(order, replace(limits, output_bytes=_MAX_VALUE_BYTES), sandbox)
     if answer.value is None:
         return Outcome(None, answer.reason)
     try:
@@ -159,13 +159,13 @@ def _is_literal(node: ast.expr) -> bool:
     return True
 
 
-def _run(order: dict[str, Any], limits: Limits, backend: Sandbox) -> Outcome[bytes]:
+def _run(order: dict[str, Any], limits: Limits, sandbox: Sandbox) -> Outcome[bytes]:
     try:
         done = run(
             [sys.executable, "-I", _child.__file__],
             stdin=json.dumps(order).encode(),
             limits=limits,
-            backend=backend,
+            sandbox=sandbox,
             readable=[str(Path(_child.__file__).parents[1]), *order.get("paths", ())],
         )
     except SandboxError:

@@ -21,13 +21,13 @@ class SandboxBackend:
 
     def __init__(
         self,
-        kind: process.Sandbox = "bubblewrap",
+        sandbox: process.Sandbox = "bubblewrap",
         *,
         limits: process.Limits = LIMITS,
         readable: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         """Choose a backend of `sandbox`; `readable` paths (of interpreters, say) are shown read-only to commands."""
-        self.kind, self.limits, self.readable = kind, limits, tuple(readable)
+        self.sandbox, self.limits, self.readable = sandbox, limits, tuple(readable)
 
     def open(self, task: Workspace) -> "SandboxMachine":
         """A fresh copy of the task's folder, its `patch` applied; see `Backend.open`."""
@@ -63,7 +63,7 @@ class SandboxMachine:
 
         def start() -> process.Process:
             return process.Process(
-                ARGV, folder=self.root, limits=b.limits, backend=b.kind, env=self._env, readable=b.readable
+                ARGV, folder=self.root, limits=b.limits, sandbox=b.sandbox, env=self._env, readable=b.readable
             )
 
         self._shells.append(Shell(start, output_bytes=b.limits.output_bytes))
@@ -82,7 +82,7 @@ class SandboxMachine:
             stdin=stdin,
             limits=limits,
             folder=self.root,
-            backend=b.kind,
+            sandbox=b.sandbox,
             env=self._env,
             readable=b.readable,
         )

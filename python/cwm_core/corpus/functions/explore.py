@@ -162,7 +162,7 @@ class _Trial:
 def explore_all(
     functions: Iterable[Function],
     *,
-    backend: machines.Sandbox = "bubblewrap",
+    sandbox: machines.Sandbox = "bubblewrap",
     limits: machines.Limits = EXPLORING,
     **options: Any,
 ) -> Iterator[Exploration]:
@@ -173,7 +173,7 @@ def explore_all(
     """
     for (module, paths), group in itertools.groupby(functions, key=lambda f: (f.module, f.paths)):
         try:
-            worker = RecordingSandbox(limits=limits, backend=backend, paths=paths, preload=module)
+            worker = RecordingSandbox(limits=limits, sandbox=sandbox, paths=paths, preload=module)
         except ImportError:
             for function in group:
                 yield Exploration(function, None, outcomes=Counter({"cannot be imported": 1}))
