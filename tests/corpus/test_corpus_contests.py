@@ -6,7 +6,7 @@ import re
 import cwm_core as cwm
 import pytest
 from cwm_core.corpus.contests import judge, judge_digest, read_contests, units
-from cwm_core.corpus.sandbox import Run, RecordingSandbox
+from cwm_core.corpus.sandbox import RecordingSandbox, Run
 from cwm_core.machines import bubblewrap_refusal
 from hypothesis import given
 from hypothesis import strategies as st

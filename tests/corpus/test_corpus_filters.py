@@ -225,7 +225,7 @@ EFFECTS = [  # code, effects seen, those seen with clocks
 WATCH = """
 import contextlib, json, sys
 import cwm_core as cwm
-from cwm_core.corpus.filters import Effects
+from cwm_core.corpus.effects import Effects
 seen = []
 for code in json.loads(sys.argv[1]):
     names = {}
@@ -252,7 +252,7 @@ def test_effects(mode: str) -> None:
 WATCHED = """
 import sys, threading
 import cwm_core as cwm
-from cwm_core.corpus.filters import Effects
+from cwm_core.corpus.effects import Effects
 from cwm_core.corpus.generator import generate
 
 for seed in range(30):

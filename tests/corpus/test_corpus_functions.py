@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from cwm_core import machines, record_source
 from cwm_core.corpus.functions.choice import RAISING_SHARE, choose
-from cwm_core.corpus.functions.coverage import ENTERED, RAISED, RETURNED, CallCoverage, reached
+from cwm_core.corpus.functions.coverage import ENTERED, RAISED, RETURNED, CallCoverage, call_coverage
 from cwm_core.corpus.functions.discovery import find_functions
 from cwm_core.corpus.functions.explore import explore, explore_all, units
 from cwm_core.corpus.functions.sources import read_sources
-from cwm_core.corpus.sandbox import Run, RecordingSandbox
+from cwm_core.corpus.sandbox import RecordingSandbox, Run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -255,12 +255,18 @@ def test_a_model_is_asked_too(found):
 def test_steps_of_a_trace():
     code = "def f(n):\n    for i in range(n):\n        if i:\n            raise ValueError(i)\n    return n\n"
     [function] = _functions(code)
-    assert reached(function, record_source(code, "f(0)")) == CallCoverage(
+    assert call_coverage(function, record_source(code, "f(0)")) == CallCoverage(
         frozenset({(ENTERED, 2), (2, 5), (5, RETURNED)}), 7, False
     )
-    assert reached(function, record_source(code, "f(2)")).steps == {(ENTERED, 2), (2, 3), (3, 2), (3, 4), (4, RAISED)}
-    assert reached(function, record_source(code, "f(None)")).steps == {(ENTERED, 2)}
-    assert reached(function, record_source(code, "len([])")) is None
+    assert call_coverage(function, record_source(code, "f(2)")).steps == {
+        (ENTERED, 2),
+        (2, 3),
+        (3, 2),
+        (3, 4),
+        (4, RAISED),
+    }
+    assert call_coverage(function, record_source(code, "f(None)")).steps == {(ENTERED, 2)}
+    assert call_coverage(function, record_source(code, "len([])")) is None
 
 
 def _functions(code):

@@ -9,7 +9,7 @@ import time
 import pytest
 from cwm_core import machines, record_source
 from cwm_core.corpus.generator import generate
-from cwm_core.corpus.sandbox import LIMITS, Run, RecordingSandbox
+from cwm_core.corpus.sandbox import LIMITS, RecordingSandbox, Run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,19 +158,19 @@ def test_hostile_programs_lose_only_themselves(isolated, name):
 
 @given(st.lists(st.integers(0, 10**9).map(generate), min_size=2, max_size=6))
 def test_programs_that_share_a_child_are_recorded_alike(worker, drawn):
-    answers = list(worker.run((Run(code, call) for code, call in drawn), together=4))
+    answers = list(worker.run((Run(code, call) for code, call in drawn), runs_per_process=4))
     assert [answer.trace for answer in answers] == [record_source(code, call) for code, call in drawn]
 
 
 def test_what_shares_a_child_is_seen_by_the_next(worker):
     count = body("import sys\nsys.count = getattr(sys, 'count', 0) + 1\nreturn sys.count")
-    assert [answer.trace.result for answer in worker.run([count] * 5, together=2)] == ["1", "2", "1", "2", "1"]
+    assert [answer.trace.result for answer in worker.run([count] * 5, runs_per_process=2)] == ["1", "2", "1", "2", "1"]
     assert [answer.trace.result for answer in worker.run([count] * 3)] == ["1"] * 3
 
 
 def test_failures_among_programs_that_share_a_child(worker):
     orders = [order for failure, _ in FAILURES for order in (Run(TOTAL, "f([1])"), failure)]
-    answers = list(worker.run(orders, together=8))
+    answers = list(worker.run(orders, runs_per_process=8))
     assert [answer.reason for answer in answers] == [r for _, reason in FAILURES for r in (None, reason)]
     assert all(answer.trace == record_source(TOTAL, "f([1])") for answer in answers[::2])
 
@@ -180,7 +180,7 @@ def test_hostile_programs_among_those_that_share_a_child(isolated):
     lost = [name for name, (_, reason) in HOSTILE.items() if reason not in (None, "limit: processes")]
     orders = [Run(TOTAL, f"f([{number}])") for number in range(3)]
     for name in lost:
-        answers = list(isolated.run([*orders, body(HOSTILE[name][0]), *orders], together=7))
+        answers = list(isolated.run([*orders, body(HOSTILE[name][0]), *orders], runs_per_process=7))
         assert [answer.trace for answer in answers[:3]] == [record_source(TOTAL, order.call) for order in orders], name
         assert answers[3].reason == HOSTILE[name][1], name
         assert answers[6].trace == record_source(TOTAL, orders[2].call), name
@@ -189,9 +189,7 @@ def test_hostile_programs_among_those_that_share_a_child(isolated):
 @needs_bubblewrap
 def test_a_stopped_worker_is_given_up(isolated, monkeypatch):
     monkeypatch.setattr("cwm_core.corpus.sandbox._GRACE", 0.5)
-    stop, after = isolated.run(
-        [body("import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)"), Run(TOTAL, "f([])")]
-    )
+    stop, after = isolated.run([body("import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)"), Run(TOTAL, "f([])")])
     assert stop.reason == "limit: seconds"
     assert after.trace is not None
 
@@ -200,7 +198,7 @@ def test_a_stopped_worker_is_given_up(isolated, monkeypatch):
 @pytest.mark.parametrize("preload", [None, "json"])
 def test_a_sandbox_that_does_not_start_says_so(worker, monkeypatch, tmp_path, preload):
     (tmp_path / "broken.py").write_text("import not_there_at_all\n")
-    monkeypatch.setattr(RecordingSandbox, "_script", (str(tmp_path / "broken.py"),))
+    monkeypatch.setattr(RecordingSandbox, "_arguments", (str(tmp_path / "broken.py"),))
     said = pytest.raises(machines.SandboxError, match=r"(?s)does not start recording.*broken\.py")
     with said, RecordingSandbox(sandbox=worker._sandbox, preload=preload) as broken:
         list(broken.run([Run(TOTAL, "f([1])")]))
@@ -242,7 +240,9 @@ def test_calls_in_a_module_of_a_package(tmp_path):
     (tmp_path / "pack" / "part.py").write_text(source)
     order = Run(source, "main(2)", module="pack.part")
     for preload in (None, "pack.part"):
-        with RecordingSandbox(sandbox="process" if REFUSAL else "bubblewrap", paths=[str(tmp_path)], preload=preload) as worker:
+        with RecordingSandbox(
+            sandbox="process" if REFUSAL else "bubblewrap", paths=[str(tmp_path)], preload=preload
+        ) as worker:
             [answer] = worker.run([order])
         assert answer.trace.result == "6"
         lines = (source + "\ndef main():\n    return main(2)\n").splitlines(keepends=True)

@@ -182,7 +182,9 @@ def judge_digest(trace: Trace, expected: str, *, call: bool = False) -> bool:
     return answer is not None and _digest(answer) == expected
 
 
-def _unit(id: str, contest: ContestProblem, code: str, tests: Sequence[ContestTest], provenance: dict[str, Any]) -> Unit:
+def _unit(
+    id: str, contest: ContestProblem, code: str, tests: Sequence[ContestTest], provenance: dict[str, Any]
+) -> Unit:
     if contest.difficulty is not None:
         provenance["difficulty"] = contest.difficulty
     if contest.url is not None:

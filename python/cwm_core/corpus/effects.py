@@ -1,19 +1,23 @@
-"""What a call does beyond computing: input and output, reading clocks, drawing random numbers.
+"""Watch what a call does beyond computing: input and output, reading clocks, drawing random numbers.
 
 `Effects` watches in the process that runs the call, with two hooks of the interpreter, and replaces nothing:
 
-- an audit hook, which costs next to nothing, for input and output, processes, threads and `id`;
-- with ``clocks=True``, a profile function for calls of clocks and sources of randomness, which have no audit events.
-  A recording takes two to three times as long with it, so let it watch the second of two. What the program could see
-  of it: `sys.getprofile`, and that recursion reaches its limit one call earlier.
+- An audit hook sees input and output, processes, threads, and calls of `id`. It costs next to nothing.
+- With `clocks=True`, a profile function sees calls of clocks and sources of randomness, which have no audit events. It
+  makes a recording take two to three times as long, so use it for the second of two recordings. The program could
+  notice `sys.getprofile`, and that recursion reaches its limit one call earlier.
 
-Effects count when the program's own frames cause them, directly or through what they call. What the standard library
-does for its own bookkeeping is none: see `_is_bookkeeping`.
+An effect counts if the program's own frames cause it, directly or through what they call. Bookkeeping of the standard
+library does not count: see `_is_bookkeeping`.
 
-Not seen: a clock or generator that C code calls by itself (``map(time.time, ...)``, a compiled extension such as
-NumPy's), clocks that another thread reads, files that are only asked about (`os.stat`, `os.path.exists`), reading
-`os.environ`, output to the standard streams. Comparing two recordings finds what of it shows in the trace. It is no
-sandbox either: a program that wants to hide what it does can.
+The following are not seen. Comparing two recordings finds those that show in the trace.
+
+- A clock or generator that C code calls, such as `map(time.time, ...)` or a compiled extension such as NumPy.
+- Clocks that another thread reads.
+- Queries about files that do not open them, such as `os.stat` and `os.path.exists`.
+- Reading `os.environ`, and output to the standard streams.
+
+This is not a sandbox: a program can hide what it does.
 """
 
 from __future__ import annotations
@@ -24,55 +28,75 @@ import os
 import random
 import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from enum import StrEnum
 from types import FrameType, TracebackType
 from typing import Any
 
-from ..._native import is_recorder_at_work
-from ...trace.recorder import Recorder
-from ..sample import Drop, Sample
+from .._native import is_recorder_at_work
+from ..trace.recorder import Recorder
 
-# Audit events (https://docs.python.org/3/library/audit_events.html) by their beginnings, and the effect they show.
-_EVENTS = {
-    "open": "file",
-    "os.": "file",
-    "shutil.": "file",
-    "tempfile.": "file",
-    "glob.": "file",
-    "pathlib.": "file",
-    "fcntl.": "file",
-    "mmap.": "file",
-    "sqlite3.": "file",
-    "socket.": "network",
-    "urllib.": "network",
-    "http.": "network",
-    "ftplib.": "network",
-    "imaplib.": "network",
-    "poplib.": "network",
-    "smtplib.": "network",
-    "telnetlib.": "network",
-    "nntplib.": "network",
-    "subprocess.": "process",
-    "os.system": "process",
-    "os.exec": "process",
-    "os.fork": "process",
-    "os.forkpty": "process",
-    "os.posix_spawn": "process",
-    "os.spawn": "process",
-    "os.kill": "process",
-    "os.killpg": "process",
-    "os.putenv": "environment",
-    "os.unsetenv": "environment",
-    "pty.": "process",
-    "signal.": "process",
-    "resource.": "process",
-    "syslog.": "file",
-    "webbrowser.": "process",
-    "builtins.input": "input",
-    "builtins.id": "id",
-    "ctypes.": "native code",
-    "_thread.": "thread",
-    "time.sleep": "clock",
+
+class Effect(StrEnum):
+    """What a call does beyond computing. The values are the words in files and on the command line."""
+
+    FILE = "file"
+    NETWORK = "network"
+    PROCESS = "process"
+    ENVIRONMENT = "environment"
+    INPUT = "input"
+    THREAD = "thread"
+    NATIVE_CODE = "native code"
+    ID = "id"
+    """The address of an object was read."""
+    RANDOM = "random"
+    """The global generator of `random` was used, seeded or not."""
+    CLOCK = "clock"
+    ENTROPY = "entropy"
+    MACHINE = "machine"
+    """Process ids, users, the name of the host, or the current folder were read."""
+
+
+# Effects by the beginning of the name of an audit event: https://docs.python.org/3/library/audit_events.html.
+_EVENTS: dict[str, Effect] = {
+    "open": Effect.FILE,
+    "os.": Effect.FILE,
+    "shutil.": Effect.FILE,
+    "tempfile.": Effect.FILE,
+    "glob.": Effect.FILE,
+    "pathlib.": Effect.FILE,
+    "fcntl.": Effect.FILE,
+    "mmap.": Effect.FILE,
+    "sqlite3.": Effect.FILE,
+    "socket.": Effect.NETWORK,
+    "urllib.": Effect.NETWORK,
+    "http.": Effect.NETWORK,
+    "ftplib.": Effect.NETWORK,
+    "imaplib.": Effect.NETWORK,
+    "poplib.": Effect.NETWORK,
+    "smtplib.": Effect.NETWORK,
+    "telnetlib.": Effect.NETWORK,
+    "nntplib.": Effect.NETWORK,
+    "subprocess.": Effect.PROCESS,
+    "os.system": Effect.PROCESS,
+    "os.exec": Effect.PROCESS,
+    "os.fork": Effect.PROCESS,
+    "os.forkpty": Effect.PROCESS,
+    "os.posix_spawn": Effect.PROCESS,
+    "os.spawn": Effect.PROCESS,
+    "os.kill": Effect.PROCESS,
+    "os.killpg": Effect.PROCESS,
+    "os.putenv": Effect.ENVIRONMENT,
+    "os.unsetenv": Effect.ENVIRONMENT,
+    "pty.": Effect.PROCESS,
+    "signal.": Effect.PROCESS,
+    "resource.": Effect.PROCESS,
+    "syslog.": Effect.FILE,
+    "webbrowser.": Effect.PROCESS,
+    "builtins.input": Effect.INPUT,
+    "builtins.id": Effect.ID,
+    "ctypes.": Effect.NATIVE_CODE,
+    "_thread.": Effect.THREAD,
+    "time.sleep": Effect.CLOCK,
 }
 
 _CLOCKS = {
@@ -101,7 +125,7 @@ _IMPORT_SYSTEM = ("<frozen importlib", "<frozen zipimport")
 _RECORDER = Recorder.record_file.__code__.co_filename
 _LIBRARY = os.path.join(os.path.dirname(os.__file__), "")
 _INSTALLED = ("site-packages", "dist-packages")
-# Modules of the standard library that read the clock to do their work, and do not hand it on.
+# Modules of the standard library that read the clock for their own work and do not return it.
 _KEEP_TIME = (
     "asyncio/",
     "concurrent/futures/",
@@ -111,47 +135,54 @@ _KEEP_TIME = (
     "_strptime.py",
     "calendar.py",
 )
-# Modules that ask for the process or thread to tell their own objects apart.
+# Modules that ask for the process or thread to distinguish their own objects.
 _KEEP_IDENTITY = (
     "asyncio/", "concurrent/futures/", "functools.py", "logging/", "queue.py", "random.py", "reprlib.py", "tempfile.py",
     "threading.py", "weakref.py", "_weakrefset.py",
 )  # fmt: skip
-_STREAMS = {0: "input", 1: None, 2: None, "/dev/stdin": "input", "/dev/stdout": None, "/dev/stderr": None}
-"""What opening the standard streams is: reading input, or nothing that counts."""
+_STREAMS: dict[int | str, Effect | None] = {
+    0: Effect.INPUT, 1: None, 2: None, "/dev/stdin": Effect.INPUT, "/dev/stdout": None, "/dev/stderr": None,
+}  # fmt: skip
+"""Effects of opening the standard streams; None for output, which does not count."""
 
 _watching: Effects | None = None
 _hooked = False
 
 
 class Effects:
-    """Watches what runs in the ``with`` block; `names` are the effects seen, also by other threads.
+    """Watches what runs in the `with` block.
 
-    Names: ``"file"``, ``"network"``, ``"process"``, ``"environment"``, ``"input"``, ``"thread"``, ``"native code"``,
-    ``"id"`` (an object's address was read), ``"random"`` (the global generator of `random` was used, seeded or not),
-    and with `clocks` ``"clock"``, ``"entropy"`` and ``"machine"`` (process ids, users, the host's name, the current
-    folder). What another module's body does when it is imported is none, unless
-    it reaches the network or starts a process. On Python 3.11 threads that end before the block does are seen with
-    `clocks` alone.
+    Effects of other threads count too. The body of another module that is imported does not count, unless it reaches
+    the network or starts a process. On Python 3.11, threads that end before the block does are seen only with `clocks`.
 
-    The audit hook stays in the process, asleep outside the block, since the interpreter takes none back. One block
-    watches at a time.
+    The interpreter cannot remove an audit hook, so the hook stays in the process and does nothing outside the block.
+    Only one block can watch at a time.
+
+    Attributes:
+        names: The effects seen. `CLOCK`, `ENTROPY`, and `MACHINE` are seen only with `clocks`.
     """
 
     def __init__(self, *, clocks: bool = False, own: Collection[str] | None = None) -> None:
-        """Watch nothing yet.
+        """Prepare to watch.
 
         Args:
-            clocks: A profile function watches the thread of the block; see the module.
-            own: The files whose frames are the program's own, as of `co_filename`; by default all but those of the
+            clocks: Watch the thread of the block with a profile function too, which sees clocks and sources of
+                randomness.
+            own: Files, as in `co_filename`, whose frames are the program's own. By default, all files but those of the
                 standard library and of installed packages.
         """
-        self.names: set[str] = set()
+        self.names: set[Effect] = set()
         self._clocks = clocks
         self._own = None if own is None else frozenset(own)
 
-    def add(self, name: str, frame: FrameType | None) -> None:
-        """Count an effect whose innermost Python frame is this one, if the program's own frames cause it."""
-        if name == "id":  # who asks is who uses it: what code that is called does with addresses is its own affair
+    def add(self, name: Effect, frame: FrameType | None) -> None:
+        """Count an effect if the program's own frames cause it.
+
+        Args:
+            name: The effect.
+            frame: The innermost Python frame.
+        """
+        if name is Effect.ID:  # what called code does with addresses does not matter to the program
             counts = frame is not None and self._is_own(frame)
         else:
             counts = not self._is_anothers(name, frame) and not _is_bookkeeping(name, frame)
@@ -162,11 +193,11 @@ class Effects:
         file = frame.f_code.co_filename
         return file in self._own if self._own is not None else not (_is_library(frame) or _is_installed(file))
 
-    def _is_anothers(self, name: str, frame: FrameType | None) -> bool:
-        """Whether the recorder does it, or the import of another module: the import system or the module's body."""
+    def _is_anothers(self, name: Effect, frame: FrameType | None) -> bool:
+        """Return whether the cause is the recorder, the import system, or the body of an imported module."""
         while frame is not None:
             file = frame.f_code.co_filename
-            if file == _RECORDER or (file.startswith(_IMPORT_SYSTEM) and name not in ("network", "process")):
+            if file == _RECORDER or (file.startswith(_IMPORT_SYSTEM) and name not in (Effect.NETWORK, Effect.PROCESS)):
                 return True
             if self._is_own(frame):
                 return False
@@ -174,8 +205,12 @@ class Effects:
         return False
 
     def __enter__(self) -> Effects:
-        """Begin. Raises RuntimeError where another block watches, or with `clocks` another profile function is set."""
-        global _watching, _hooked  # noqa: PLW0603  # an audit hook is for the life of the process
+        """Start to watch.
+
+        Raises:
+            RuntimeError: Another block watches, or, with `clocks`, another profile function is set.
+        """
+        global _watching, _hooked  # noqa: PLW0603  # an audit hook lasts as long as the process
         if _watching is not None:
             raise RuntimeError("effects are watched already")
         if self._clocks and sys.getprofile() is not None:
@@ -184,7 +219,7 @@ class Effects:
             sys.addaudithook(_audit)
             _hooked = True
         self._random_state = random.getstate()
-        self._threads = _thread._count()  # `threading` would run code of its own in each child of a worker
+        self._threads = _thread._count()  # importing `threading` would run code in each child of a sandbox
         _watching = self
         if self._clocks:
             sys.setprofile(_profile_function(self))
@@ -193,67 +228,55 @@ class Effects:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End."""
+        """Stop watching."""
         global _watching  # noqa: PLW0603
         if self._clocks:
             sys.setprofile(None)
         _watching = None
         if random.getstate() != self._random_state:
-            self.names.add("random")
+            self.names.add(Effect.RANDOM)
         if _thread._count() > self._threads:
-            self.names.add("thread")
-
-
-@dataclass(frozen=True)
-class NoEffects:
-    """Drop samples with effects other than `allow`; the reason is ``"effect: NAME"``, of several the first by name."""
-
-    allow: Collection[str] = frozenset()
-
-    def __call__(self, sample: Sample) -> Drop | None:
-        """The reason to drop the sample, or None."""
-        seen = sorted(sample.effects.difference(self.allow))
-        return Drop(f"effect: {seen[0]}", ", ".join(seen)) if seen else None
+            self.names.add(Effect.THREAD)
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if _watching is None or not (name := _EVENTS.get(event) or _EVENTS.get(event[: event.find(".") + 1])):
         return
-    if is_recorder_at_work():  # it is a `__repr__` that only the recorder called
+    if is_recorder_at_work():  # the recorder, not the program, called this `__repr__`
         return
     effects = _watching
     if event == "open" and type(arguments[0]) in (int, str) and arguments[0] in _STREAMS:
         name = _STREAMS[arguments[0]]
     try:
-        frame = sys._getframe(1)  # raises an audit event of its own, which is none of those above
-    except ValueError:  # no Python code at all
+        frame = sys._getframe(1)  # its own audit event is not one of those above
+    except ValueError:  # no Python frame
         frame = None
     if name is not None:
         effects.add(name, frame)
 
 
-def _is_bookkeeping(name: str, frame: FrameType | None) -> bool:
-    """Whether the standard library causes an effect for work that has nothing of it in its result.
+def _is_bookkeeping(name: Effect, frame: FrameType | None) -> bool:
+    """Return whether the standard library causes an effect for work whose result does not depend on it.
 
-    Event loops, locks, logs and calendars read the clock when other code of the library asks them to; an event loop
-    wakes itself through a pair of sockets; sources are read to show lines in tracebacks and warnings.
+    Event loops, locks, logs, and calendars read the clock for other code of the library. An event loop wakes itself
+    through a pair of sockets. Sources are read to show lines in tracebacks and warnings.
     """
     inner = []
     while frame is not None and _is_library(frame):
         inner.append((frame.f_code.co_filename.removeprefix(_LIBRARY), frame.f_code.co_name))
         frame = frame.f_back
     files = [file for file, _ in inner]
-    if name == "clock":
+    if name is Effect.CLOCK:
         return len(inner) > 1 and files[0].startswith(_KEEP_TIME) and files[1].startswith((*_KEEP_TIME, "<frozen"))
-    if name == "machine":  # whose lock it is, which process logs
+    if name is Effect.MACHINE:  # locks keep their thread, logs name the process
         return bool(files) and files[0].startswith(_KEEP_IDENTITY)
-    if name == "network":
+    if name is Effect.NETWORK:
         return ("asyncio/selector_events.py", "_make_self_pipe") in inner
-    return name == "file" and "linecache.py" in files[:-1] and files[-1] != "linecache.py"
+    return name is Effect.FILE and "linecache.py" in files[:-1] and files[-1] != "linecache.py"
 
 
 def _is_library(frame: FrameType) -> bool:
-    """Whether a frame is of the standard library."""
+    """Return whether a frame is of the standard library."""
     file = frame.f_code.co_filename
     return file.startswith("<frozen ") or (file.startswith(_LIBRARY) and not _is_installed(file))
 
@@ -263,9 +286,14 @@ def _is_installed(file: str) -> bool:
 
 
 def _profile_function(seen: Effects) -> Callable[[FrameType, str, Any], None]:
-    """What `sys.setprofile` is to call: looks at calls of C functions alone."""
-    effects: dict[Any, str] = {}
-    for table, effect in ((_CLOCKS, "clock"), (_ENTROPY, "entropy"), (_MACHINE, "machine"), (_THREADS, "thread")):
+    """Return a function for `sys.setprofile` that looks at calls of C functions."""
+    effects: dict[Any, Effect] = {}
+    for table, effect in (
+        (_CLOCKS, Effect.CLOCK),
+        (_ENTROPY, Effect.ENTROPY),
+        (_MACHINE, Effect.MACHINE),
+        (_THREADS, Effect.THREAD),
+    ):
         for module, functions in table.items():
             found = sys.modules.get(module)
             effects |= {getattr(found, name): effect for name in functions if hasattr(found, name)}
@@ -278,13 +306,13 @@ def _profile_function(seen: Effects) -> Callable[[FrameType, str, Any], None]:
         if (effect := effects.get(called)) is not None:
             seen.add(effect, frame)
         elif called.__name__ in _DATES and _is_subclass(getattr(called, "__self__", None), datetime.date):
-            seen.add("clock", frame)
+            seen.add(Effect.CLOCK, frame)
         elif frame.f_code is seed and called.__name__ == "seed" and frame.f_locals.get("a") is None:
-            seen.add("entropy", frame)  # a generator that is not given a seed takes one from the system
+            seen.add(Effect.ENTROPY, frame)  # a generator without a seed takes one from the system
 
     return look
 
 
 def _is_subclass(value: object, base: type) -> bool:
-    """As `issubclass`, without asking a value of the program what it is."""
+    """Do what `issubclass` does, without running code of the program's class."""
     return issubclass(type(value), type) and base in type.__dict__["__mro__"].__get__(value)

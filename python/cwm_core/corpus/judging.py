@@ -13,9 +13,11 @@ from .. import machines
 from ..machines.programs import evaluate_call
 from ..trace import Trace
 from .contests import accepts_output, accepts_value, ended_well
+from .failures import CLOCK, CPU_CLOCK
+from .reasons import DropReason
 from .sample import Drop
-from .unit import Unit
 from .sandbox import ONE_THREAD
+from .unit import Unit
 
 _PROGRAM = "main.py"
 _UNRECORDED = "run without the recorder"
@@ -45,32 +47,32 @@ class Judge:
     def _judge_program(self, unit: Unit, number: int, trace: Trace) -> bool | Drop:
         done = self._run(unit.code, unit.inputs[number])
         if done.exceeded == "seconds" or done.signal == signal.SIGXCPU:
-            return Drop("limit of a clock", _UNRECORDED)
+            return Drop(DropReason.CLOCK, _UNRECORDED)
         if done.exceeded is not None or done.truncated:
             return Drop(f"ended by {done.exceeded or 'output_bytes'}", _UNRECORDED)
         printed, error = (stream.decode("utf-8", "replace") for stream in (done.stdout, done.stderr))
         well = done.exit_code == 0
         if not well and (missing := _MISSING.search(error)):
-            return Drop("not installed", missing[1])
+            return Drop(DropReason.NOT_INSTALLED, missing[1])
         if well != ended_well(trace):
-            return Drop("not as without the recorder", f"{trace.exception or 'no exception'} | {_how(done)}")
+            return Drop(DropReason.RECORDER_DISAGREES, f"{trace.exception or 'no exception'} | {_how(done)}")
         if (recorded := (trace.output or "").split()) != printed.split():
-            return Drop("not as without the recorder", f"printed {len(recorded)} words | {len(printed.split())}")
+            return Drop(DropReason.RECORDER_DISAGREES, f"printed {len(recorded)} words | {len(printed.split())}")
         return well and accepts_output(printed, unit.outputs[number], unit.tolerance)
 
     def _judge_call(self, unit: Unit, number: int, trace: Trace) -> bool | Drop:
         outcome = evaluate_call(unit.code, unit.calls[number], limits=self.limits, sandbox=self.sandbox)
-        if outcome.reason in ("limit: seconds", f"ended by signal {signal.SIGXCPU:d}"):
-            return Drop("limit of a clock", _UNRECORDED)
+        if outcome.reason in map(str, (CLOCK, CPU_CLOCK)):
+            return Drop(DropReason.CLOCK, _UNRECORDED)
         raised = outcome.reason == "raised"
         if (outcome.value is None and not raised) or raised != (trace.exception is not None):
             how = (trace.exception or "returned", outcome.reason or "returned")
-            return Drop("not as without the recorder", " | ".join(how))
+            return Drop(DropReason.RECORDER_DISAGREES, " | ".join(how))
         if outcome.value is None:
             missing = (trace.exception or "").startswith("ModuleNotFoundError(")
-            return Drop("not installed", str(trace.exception)) if missing else False
+            return Drop(DropReason.NOT_INSTALLED, str(trace.exception)) if missing else False
         accepted = accepts_value(outcome.value, unit.outputs[number], unit.tolerance)
-        return Drop("answer that cannot be compared", outcome.value[:100]) if accepted is None else accepted
+        return Drop(DropReason.NOT_COMPARABLE, outcome.value[:100]) if accepted is None else accepted
 
     def _run(self, code: str, text: str) -> machines.Completed:
         folder = tempfile.mkdtemp(prefix="cwm-")

@@ -1,4 +1,4 @@
-"""Recording many programs that are not trusted: one sandbox a worker, a fresh forked child in it for each."""
+"""Record many untrusted programs: one sandbox, and in it a newly forked process for each program."""
 
 from __future__ import annotations
 
@@ -16,23 +16,40 @@ from typing import Any, Literal, Self
 
 from .. import machines
 from ..trace import Trace, call_context, source_context
-from . import _sandbox_server
 from ._sandbox_server import LENGTH
+from .effects import Effect
+from .failures import CLOCK, FailureKind, RunFailure
 
 LIMITS = machines.Limits(
     seconds=5.0, cpu_seconds=5, memory_bytes=512 << 20, processes=32, file_bytes=16 << 20, output_bytes=16 << 20
 )
-"""Of one sample; `output_bytes` is what its trace may take, as stored."""
+"""Default limits of one run. `output_bytes` limits the size of the stored trace."""
 
-_MAX_TRACE_BYTES = 64 << 20  # of a recording, in the sample's process and unpacked in this one
-_IN_FLIGHT = 16  # orders that a worker has before it: it need not wait for this side between two of them
-_WORKER_MEMORY = 256 << 20  # what the worker itself may hold
-# Libraries start a thread for each processor else, and meet the limit on processes.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-_START_SECONDS = 60.0  # that a sandbox has to start and to import
+"""Variables that keep libraries from starting a thread for each processor, which the limit on processes forbids."""
+
+_PACKAGE = Path(__file__).parents[1]
+_MAX_TRACE_BYTES = 64 << 20  # of a recording, in the process of the run and unpacked in this process
+_IN_FLIGHT = 16  # runs that are sent ahead, so that the sandbox does not wait for this process
+_SERVER_MEMORY = 256 << 20  # bytes for the server in the sandbox
+_START_SECONDS = 60.0  # for a sandbox to start and to import
 _FOREVER = 10 * 365 * 86400  # seconds
-_SAID = 2000  # bytes kept of what a sandbox writes to standard error
-_GRACE = 10.0  # seconds that a worker has, beyond the limit, to end a program and say so
+_LOG_BYTES = 2000  # kept of what a sandbox writes to standard error
+_GRACE = 10.0  # seconds beyond the limit for the server to end a run and report it
+
+# `random` registers a function that seeds it after each fork, which takes longer than the fork. A program that draws
+# from it unseeded does not give two equal recordings, so it is dropped anyway. The package is importable only while the
+# server imports it: runs must not find what is installed beside it.
+_START = f"""
+import os, sys
+sys.path.append({str(_PACKAGE.parent)!r})
+register, os.register_at_fork = os.register_at_fork, lambda **_: None
+import random
+os.register_at_fork = register
+from cwm_core.corpus._sandbox_server import main
+sys.path.pop()
+main()
+"""
 
 
 @dataclass(frozen=True)
@@ -40,47 +57,52 @@ class Run:
     """A program to record."""
 
     code: str
+    """Source text."""
     call: str | None = None
-    """An expression, recorded as by `record_source`; None: the whole program, as by `Recorder.record_file`."""
+    """Expression to record, as in `record_source`; None for the whole program, as in `Recorder.record_file`."""
     module: str | None = None
-    """The module of a package that the call is in, by `Recorder.record_call`; `code` is its source."""
+    """Module of a package to record the call in, as in `Recorder.record_call`; `code` is then its source."""
     stdin: str = ""
+    """Standard input."""
     effects: Literal["none", "io", "all"] = "none"
-    """What of the run's `Effects` to watch: input and output, or clocks and randomness too."""
+    """Effects to watch: none, those with audit events, or clocks and randomness too."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Of `Recorder`."""
+    """Options of `Recorder`."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of an order: a trace, maybe cut at a limit of the recorder, or the reason why there is none.
-
-    Reasons: "does not compile", "raised before the call", "no trace", "ended without a result", "ended by signal N",
-    "ended by exit code N", "answer too large", "no whole trace", "limit: NAME" (of `sandbox.Limits`), "ended its
-    sandbox".
-    """
+    """Result of a run: a trace, maybe cut at a limit of the recorder, or a failure."""
 
     trace: Trace | None
-    reason: str | None
-    effects: frozenset[str]
-    """As of `filters.effects.Effects`, where they were to be watched."""
+    """The recording; None if the run failed."""
+    failure: RunFailure | None
+    """Why there is no trace."""
+    effects: frozenset[Effect]
+    """Effects seen, if they were watched."""
     seconds: float
-    """Wall clock, from the fork to the end of every process of it, or its share; 0 where the sandbox ended."""
+    """Wall clock time from the fork to the end of all its processes, or the share of this run; 0 if the sandbox
+    ended."""
+
+    @property
+    def reason(self) -> str | None:
+        """Text of the failure, as files count it."""
+        return None if self.failure is None else str(self.failure)
 
     @property
     def by_clock(self) -> bool:
-        """Whether a clock decided, so that another run may come out otherwise."""
-        return self.reason in ("limit: seconds", "ended by signal 24")  # SIGXCPU
+        """Whether a clock ended the run, so that another run may end differently."""
+        return self.failure is not None and self.failure.by_clock
 
 
 class RecordingSandbox:
     """A sandbox that records one program after the other; a context manager.
 
-    A program cannot reach another one's process, files, or the network. One that brings down its sandbox (a fork
-    bomb, say) costs a fresh sandbox, and nobody else's answer.
+    A program cannot reach the processes or files of another program, or the network. A program that brings down its
+    sandbox, such as a fork bomb, costs a new sandbox but no other result.
     """
 
-    _script: tuple[str, ...] = (_worker.__file__,)
+    _arguments: tuple[str, ...] = ("-c", _START)
 
     def __init__(
         self,
@@ -91,14 +113,20 @@ class RecordingSandbox:
         paths: Sequence[str] = (),
         preload: str | None = None,
     ) -> None:
-        """Start it. `hash_seed` is PYTHONHASHSEED.
+        """Start the sandbox.
 
-        With `preload`, a module that can be imported from `paths` (without any, from the standard library), programs
-        begin with it imported; its code has then run in their common parent, and so only speaks for itself. A module of
-        `paths` whose name one of the standard library has cannot be imported.
+        Args:
+            limits: Limits of each run.
+            sandbox: Kind of isolation.
+            hash_seed: Value of PYTHONHASHSEED.
+            paths: Folders that programs can import from, besides those of the standard library. A module whose name the
+                standard library has cannot be imported from them.
+            preload: Module to import before any program runs. Its code runs in the parent of all programs and can
+                change their results, so record only programs of that module.
 
-        Raises `sandbox.SandboxError` when the sandbox is not possible here, ImportError when the module cannot be
-        imported in it.
+        Raises:
+            SandboxError: The sandbox does not work on this machine.
+            ImportError: The module to preload cannot be imported.
         """
         self._limits, self._sandbox, self._hash_seed = limits, sandbox, hash_seed
         self._paths, self._preload = tuple(paths), preload
@@ -115,19 +143,20 @@ class RecordingSandbox:
             self._limits,
             seconds=_FOREVER,
             cpu_seconds=_FOREVER,
-            memory_bytes=self._limits.memory_bytes + _WORKER_MEMORY,
+            memory_bytes=self._limits.memory_bytes + _SERVER_MEMORY,
             processes=self._limits.processes + 1,
         )
-        readable = [str(Path(_worker.__file__).parents[1]), *self._paths]
+        readable = [str(_PACKAGE), *self._paths]
         settings = {
             "pid_namespace": os.readlink("/proc/self/ns/pid"),
             "folder": self._folder,
             "paths": [os.path.realpath(path) for path in self._paths],
             "entries": machines.scratch_entries(readable) if self._sandbox == "bubblewrap" else [],
         }
-        self._received, self._unsent, self._said, self._ready = bytearray(), b"", machines.HeadTail(_SAID), False
+        self._received, self._unsent, self._is_ready = bytearray(), b"", False
+        self._log = machines.HeadTail(_LOG_BYTES)
         self._process = machines.Process(
-            [sys.executable, "-s", "-S", "-P", *self._script, json.dumps(settings)],
+            [sys.executable, "-s", "-S", "-P", *self._arguments, json.dumps(settings)],
             folder=self._folder,
             limits=limits,
             sandbox=self._sandbox,
@@ -136,102 +165,110 @@ class RecordingSandbox:
         )
         if self._preload is not None:
             self._await_ready()
-            order = {"preload": self._preload}
-            answers = self._exchange(_framed(order), _START_SECONDS)
-            reason = answers[0][0]["reason"] if answers else self._reason()
+            answers = self._exchange(_framed({"preload": self._preload}), _START_SECONDS)
+            reason = answers[0][0]["reason"] if answers else str(self._failure())
             if reason is not None:
                 raise ImportError(f"cannot import {self._preload} in the sandbox: {reason}", name=self._preload)
 
     def _await_ready(self) -> None:
-        """Wait until the worker in the sandbox takes orders: one that cannot start says nothing about any program."""
-        if self._ready:
+        """Wait until the server takes requests: a server that cannot start says nothing about any program."""
+        if self._is_ready:
             return
         if not self._exchange(b"", _START_SECONDS):
-            reason, said = self._reason(), self._said.value().decode(errors="replace").strip()
+            failure, log = self._failure(), self._log.value().decode(errors="replace").strip()
             raise machines.SandboxError(
-                f"{sys.executable} does not start recording in the {self._sandbox} sandbox ({reason}); "
-                f"it said: {said or 'nothing'}"
+                f"{sys.executable} does not start recording in the {self._sandbox} sandbox ({failure}); "
+                f"its output: {log or 'none'}"
             )
-        self._ready = True
+        self._is_ready = True
 
-    def run(self, orders: Iterable[Run], *, together: int = 1) -> Iterator[RunResult]:
-        """Record programs, giving answers in their order; a few are taken ahead. Never raises for what they do.
+    def run(self, runs: Iterable[Run], *, runs_per_process: int = 1) -> Iterator[RunResult]:
+        """Record programs and yield results in their order. A few programs are recorded ahead.
 
-        Raises `sandbox.SandboxError` when the sandbox does not start.
+        Args:
+            runs: The programs.
+            runs_per_process: Number of programs that share a process, one after the other, which costs them much less.
+                Use more than one only to try programs out: a program finds what earlier ones left in modules. The
+                limits hold for the whole process. A program that ends the process is tried again in a new one.
 
-        Up to `together` of them share a child, one after the other, which costs them much less: for programs that are
-        only tried, since what one leaves in its modules the next ones find. Its limits hold for all of them; one that
-        ends it early is tried again as the first of the next child.
+        Raises:
+            SandboxError: The sandbox does not start. What programs do never raises.
         """
-        waiting = iter(orders)
+        waiting = iter(runs)
         pending: deque[Run] = deque()
         sent = 0
         while True:
-            while len(pending) < _IN_FLIGHT and (order := next(waiting, None)) is not None:
-                pending.append(order)
+            while len(pending) < _IN_FLIGHT and (run := next(waiting, None)) is not None:
+                pending.append(run)
             if not pending:
                 return
-            unsent = [self._described(order) for order in itertools.islice(pending, sent, None)]
-            data = b"".join(_framed(unsent[i : i + together]) for i in range(0, len(unsent), together))
+            unsent = [self._request(run) for run in itertools.islice(pending, sent, None)]
+            groups = (unsent[i : i + runs_per_process] for i in range(0, len(unsent), runs_per_process))
             self._await_ready()
             sent = len(pending)
-            answers = self._exchange(data, self._limits.seconds + _GRACE)
+            answers = self._exchange(b"".join(map(_framed, groups)), self._limits.seconds + _GRACE)
             for header, trace in answers:
-                yield _answer(pending.popleft(), header, trace)
+                yield _result(pending.popleft(), header, trace)
             sent -= len(answers)
             if not answers:
-                reason = self._reason()
+                failure = self._failure()
                 self._restart()
-                if together == 1:
+                if runs_per_process == 1:
                     pending.popleft()
-                    yield RunResult(None, reason, frozenset(), 0.0)
-                together = 1  # alone, it is seen which of them it is
+                    yield RunResult(None, failure, frozenset(), 0.0)
+                runs_per_process = 1  # shows which of the programs ended the sandbox
                 sent = 0
 
-    def _described(self, order: Run) -> dict[str, Any]:
+    def _request(self, run: Run) -> dict[str, Any]:
         limits = self._limits
         return {
-            "code": order.code if order.module is None else "",
-            "call": order.call,
-            "module": order.module,
-            "stdin": order.stdin,
-            "effects": order.effects,
-            "options": {"max_bytes": _MAX_TRACE_BYTES} | order.options,
+            "code": run.code if run.module is None else "",
+            "call": run.call,
+            "module": run.module,
+            "stdin": run.stdin,
+            "effects": run.effects,
+            "options": {"max_bytes": _MAX_TRACE_BYTES} | run.options,
             "seconds": limits.seconds,
             "answer_bytes": limits.output_bytes,
             "limits": [limits.cpu_seconds, limits.memory_bytes, limits.file_bytes],
         }
 
+    @property
+    def _running(self) -> machines.Process:
+        if self._process is None:
+            raise ValueError("the recording sandbox is closed")
+        return self._process
+
     def _exchange(self, data: bytes, seconds: float) -> list[tuple[dict[str, Any], bytes]]:
-        """Send orders; the answers that are complete once there is one, none if the sandbox ended or is stuck."""
+        """Send requests and return complete answers as soon as there is one; none if the sandbox ended or is stuck."""
         self._unsent = bytes(
-            self._process.exchange(
+            self._running.exchange(
                 self._unsent + data,
                 self._received.extend,
-                self._said.add,
+                self._log.add,
                 seconds=seconds,
-                until=lambda: _complete(self._received),
+                until=lambda: _is_complete(self._received),
             )
         )
         answers = []
-        while _complete(self._received):
+        while _is_complete(self._received):
             answers.append(_take(self._received))
         return answers
 
-    def _reason(self) -> str:
-        """Why the sandbox gave no answer."""
-        outcome = self._process.outcome()
+    def _failure(self) -> RunFailure:
+        """Return why the sandbox gave no answer."""
+        outcome = self._running.outcome()
         if outcome is not None and outcome["exceeded"]:
-            return f"limit: {outcome['exceeded']}"
-        return "ended its sandbox" if self._process.ended else "limit: seconds"
+            return RunFailure(FailureKind.LIMIT, outcome["exceeded"])
+        return RunFailure(FailureKind.SANDBOX_ENDED) if self._running.ended else CLOCK
 
     def _restart(self) -> None:
-        self._process.close()
+        self._running.close()
         self._process = None
         self._start()
 
     def close(self) -> None:
-        """End the sandbox and everything in it. Safe to call again."""
+        """End the sandbox and everything in it. Calling it again does nothing."""
         if self._process is not None:
             self._process.close()
             self._process = None
@@ -239,11 +276,11 @@ class RecordingSandbox:
             machines.remove_tree(self._folder)
 
     def __enter__(self) -> Self:
-        """The worker itself."""
+        """Return the sandbox."""
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Close."""
+        """Close the sandbox."""
         self.close()
 
 
@@ -252,14 +289,14 @@ def _framed(message: Any) -> bytes:
     return LENGTH.pack(len(text)) + text
 
 
-def _complete(received: bytearray) -> bool:
-    """Whether a whole answer has come."""
+def _is_complete(received: bytearray) -> bool:
+    """Return whether the bytes begin with a complete answer."""
     head = 2 * LENGTH.size
     return len(received) >= head and len(received) >= head + sum(struct.unpack_from("<II", received))
 
 
 def _take(received: bytearray) -> tuple[dict[str, Any], bytes]:
-    """Remove the first answer: its header and trace."""
+    """Remove the first answer and return its header and trace."""
     header, trace = struct.unpack_from("<II", received)
     start = 2 * LENGTH.size
     text, data = bytes(received[start : start + header]), bytes(received[start + header : start + header + trace])
@@ -267,20 +304,26 @@ def _take(received: bytearray) -> tuple[dict[str, Any], bytes]:
     return json.loads(text), data
 
 
-def _answer(order: Run, header: dict[str, Any], data: bytes) -> RunResult:
-    """What came of an order. The trace is the program's word about itself, and no more than that."""
-    reason, trace = header["reason"], None
-    if reason is None:
-        try:
-            # The length that the header of a stored trace claims is all that `from_bytes` would unpack.
-            if int.from_bytes(data[12:20], "little") > 2 * _MAX_TRACE_BYTES:
-                reason = "answer too large"
-            else:
-                trace = Trace.from_bytes(data)
-        except ValueError:
-            reason = "no whole trace"
-    if trace is not None and order.call is not None:
-        context = source_context if order.module is None else call_context
-        if trace.context != context(order.code, order.call):
-            trace, reason = None, "no whole trace"
-    return RunResult(trace, reason, frozenset(header["effects"]), header["seconds"])
+def _result(run: Run, header: dict[str, Any], data: bytes) -> RunResult:
+    """Return the result of a run. A program can forge its own trace and effects, but those of no other program."""
+    failure, trace = None if header["reason"] is None else RunFailure.parse(header["reason"]), None
+    effects: frozenset[Effect] = frozenset()
+    try:
+        effects = frozenset(map(Effect, header["effects"]))
+        if failure is None:
+            failure, trace = _read_trace(run, data)
+    except ValueError:
+        failure = RunFailure(FailureKind.DAMAGED_TRACE)
+    return RunResult(trace, failure, effects, header["seconds"])
+
+
+def _read_trace(run: Run, data: bytes) -> tuple[RunFailure | None, Trace | None]:
+    # The header of a stored trace states the length that `from_bytes` unpacks at most.
+    if int.from_bytes(data[12:20], "little") > 2 * _MAX_TRACE_BYTES:
+        return RunFailure(FailureKind.TOO_LARGE), None
+    trace = Trace.from_bytes(data)
+    if run.call is not None:
+        context = source_context if run.module is None else call_context
+        if trace.context != context(run.code, run.call):
+            return RunFailure(FailureKind.DAMAGED_TRACE), None
+    return None, trace

@@ -31,7 +31,7 @@ class CallCoverage:
         return frozenset(line for step in self.steps for line in step if line > 0)
 
 
-def reached(function: Function, trace: Trace) -> CallCoverage | None:
+def call_coverage(function: Function, trace: Trace) -> CallCoverage | None:
     """What a trace of a call reached of the function; None where the function was not entered.
 
     A `TypeError` or `AttributeError` that no `raise` statement of the function raised tells only of an argument of the

@@ -12,6 +12,7 @@ from typing import Any
 from ..inputs import callsites, doctests
 from ..inputs.shapes import Argument, Class, Classes, Shape, arguments, decorators, last_name, literals
 from ..inputs.slices import Names, text, top_level
+from .kinds import FunctionKind, SkipReason
 from .sources import Source, read_sources
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef
@@ -109,8 +110,8 @@ class Function:
     lineno: int
     """Of its `def`."""
     end_lineno: int
-    kind: str
-    """"function", "method", "class method", "static method", "property", "constructor"."""
+    kind: FunctionKind
+    """How the function is called."""
     called: str
     """What is called: an expression, or what is read off an instance."""
     arguments: tuple[Argument, ...]
@@ -131,7 +132,7 @@ class DiscoveredFunctions:
     """The functions of a source, and why others are not among them."""
 
     functions: list[Function] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[SkipReason] = field(default_factory=Counter)
     """By reason, how many definitions; "does not parse" and `Source.problem` count modules."""
 
 
@@ -166,11 +167,11 @@ def find_functions(
     sources = []
     for read in read_sources(source, paths=paths):
         if read.tree is None:
-            found.skipped[read.problem or "does not parse"] += 1
+            found.skipped[read.problem or SkipReason.DOES_NOT_PARSE] += 1
         else:
             sources.append(read)
     own = [s for s in sources if not s.is_test]
-    found.skipped["test"] += sum(len(list(_definitions(s.tree))) for s in sources if s.is_test)
+    found.skipped[SkipReason.TEST] += sum(len(list(_definitions(s.tree))) for s in sources if s.is_test)
     suites = [s for s in sources if s.is_test]
     suites += [s for path in tests for s in read_sources(path) if s.tree is not None]
     if own and own[0].name is None:
@@ -188,7 +189,7 @@ def _describe(sources: list[Source], suites: list[Source], found: DiscoveredFunc
     candidates = []
     for source in sources:
         for qualname, node, owner in _definitions(source.tree):
-            reason = _reason_against(source, node, owner)
+            reason = _skip_reason(source, node, owner)
             if reason is not None:
                 found.skipped[reason] += 1
             else:
@@ -220,20 +221,20 @@ def _definitions(tree: ast.Module) -> Iterator[tuple[str, _Definition, str | Non
                     yield f"{statement.name}.{member.name}", member, statement.name
 
 
-def _reason_against(source: Source, node: _Definition, owner: str | None) -> str | None:
+def _skip_reason(source: Source, node: _Definition, owner: str | None) -> SkipReason | None:
     marks = set(decorators(node))
     module = (source.name or "").rpartition(".")[2]
     is_command = node.name == "main" or module in ("__main__", "setup", "cli") or marks & {"command", "group"}
     special = node.name.startswith("__") and node.name.endswith("__") and not _explored_special(node, owner)
     body = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
     reasons = {
-        "test": node.name.startswith("test_") or (owner or "").startswith("Test"),
-        "overload": "overload" in marks,
-        "abstract": marks & {"abstractmethod", "abstractproperty"} or _is_not_implemented(body),
-        "command line": owner is None and is_command,
-        "special method": special or marks & {"setter", "deleter"},
-        "empty": not body or (len(body) == 1 and isinstance(body[0], ast.Pass)),
-        "asynchronous generator": isinstance(node, ast.AsyncFunctionDef) and _is_generator(node),
+        SkipReason.TEST: node.name.startswith("test_") or (owner or "").startswith("Test"),
+        SkipReason.OVERLOAD: "overload" in marks,
+        SkipReason.ABSTRACT: marks & {"abstractmethod", "abstractproperty"} or _is_not_implemented(body),
+        SkipReason.COMMAND_LINE: owner is None and is_command,
+        SkipReason.SPECIAL_METHOD: special or marks & {"setter", "deleter"},
+        SkipReason.EMPTY: not body or (len(body) == 1 and isinstance(body[0], ast.Pass)),
+        SkipReason.ASYNC_GENERATOR: isinstance(node, ast.AsyncFunctionDef) and _is_generator(node),
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
 
@@ -325,9 +326,9 @@ def _function(
     kind = _kind(node, owner)
     called, receivers = node.name, ()
     if owner is not None:
-        if kind in ("method", "property"):
+        if kind in (FunctionKind.METHOD, FunctionKind.PROPERTY):
             receivers = tuple(classes.instances(owner, names))
-        elif kind == "constructor":
+        elif kind is FunctionKind.CONSTRUCTOR:
             called = owner.name
         else:
             called = f"{owner.name}.{node.name}"
@@ -337,7 +338,7 @@ def _function(
         classes,
         names,
         names,
-        method=kind not in ("function", "static method"),
+        method=kind not in (FunctionKind.FUNCTION, FunctionKind.STATIC_METHOD),
         pool=seen_as,
         functions=functions,
     )
@@ -359,7 +360,7 @@ def _function(
         end_lineno=node.end_lineno or node.lineno,
         kind=kind,
         called=called,
-        arguments=tuple(takes) if kind != "property" else (),
+        arguments=tuple(takes) if kind is not FunctionKind.PROPERTY else (),
         receivers=receivers,
         wrap=wrap,
         examples=tuple(wrap.replace("{}", e) for e in examples),
@@ -385,17 +386,18 @@ def _localised(values: Mapping[str, ast.expr], names: Names) -> list[str]:
     return list(dict.fromkeys(w for w in written if w is not None))
 
 
-def _kind(node: _Definition, owner: Class | None) -> str:
+def _kind(node: _Definition, owner: Class | None) -> FunctionKind:
     marks = decorators(node)
     if owner is None:
-        return "function"
+        return FunctionKind.FUNCTION
     if node.name == "__init__":
-        return "constructor"
+        return FunctionKind.CONSTRUCTOR
     if "staticmethod" in marks:
-        return "static method"
+        return FunctionKind.STATIC_METHOD
     if "classmethod" in marks or node.name in ("__new__", "__class_getitem__", "__init_subclass__"):
-        return "class method"
-    return "property" if any(mark.lower().endswith("property") for mark in marks) else "method"
+        return FunctionKind.CLASS_METHOD
+    is_property = any(mark.lower().endswith("property") for mark in marks)
+    return FunctionKind.PROPERTY if is_property else FunctionKind.METHOD
 
 
 def _wrap(node: _Definition, source: Source) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from ...support.jsonl import is_jsonl, read_rows
 from ..filters.licence import of_package
 from ..inputs.slices import Names
+from .kinds import SkipReason
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Source:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     call: str | None = None
     """That a snippet came with."""
-    problem: str | None = None
+    problem: SkipReason | None = None
     """Why the module cannot be used, in a few fixed words; its text is empty then."""
 
     @cached_property
@@ -135,19 +136,19 @@ def _modules(path: Path) -> Iterator[Source]:
             facts[parts[0]] = _package(root, root / parts[0])
         code, problem = _read(file)
         if not all(part.isidentifier() for part in parts):
-            code, problem = "", "no name to be imported by"
+            code, problem = "", SkipReason.NO_IMPORT_NAME
         yield Source(name, str(relative), code, (str(root),), facts[parts[0]], problem=problem)
 
 
-def _read(file: Path) -> tuple[str, str | None]:
+def _read(file: Path) -> tuple[str, SkipReason | None]:
     """The text of a module, in the encoding that it declares, and why it cannot be read."""
     try:
         with tokenize.open(file) as source:
             return source.read(), None
     except OSError:
-        return "", "cannot be read"
+        return "", SkipReason.UNREADABLE
     except (SyntaxError, UnicodeDecodeError, LookupError):
-        return "", "not in the encoding that it declares"
+        return "", SkipReason.WRONG_ENCODING
 
 
 def _package(root: Path, path: Path) -> dict[str, Any]:

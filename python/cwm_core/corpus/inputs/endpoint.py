@@ -6,6 +6,7 @@ import ast
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from ..functions.kinds import FunctionKind
 from .slices import text
 
 if TYPE_CHECKING:
@@ -55,6 +56,6 @@ def _call(line: str, function: Function) -> str | None:
         match node:
             case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called)) if called == name:
                 return text(tree)
-            case ast.Attribute(attr=called) if called == name and function.kind == "property":
+            case ast.Attribute(attr=called) if called == name and function.kind is FunctionKind.PROPERTY:
                 return text(tree)
     return None

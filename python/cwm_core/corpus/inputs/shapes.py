@@ -7,6 +7,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from .slices import Names, canonical, text
 
@@ -30,13 +31,23 @@ class Shape:
     arguments: tuple[Argument, ...] = ()
 
 
+class ParameterKind(StrEnum):
+    """How an argument is passed."""
+
+    POSITIONAL = "positional"
+    ANY = "any"
+    """By position or by keyword."""
+    KEYWORD = "keyword"
+    VARIADIC = "*"
+
+
 @dataclass(frozen=True)
 class Argument:
     """What a function or class takes at one place."""
 
     name: str
-    kind: str
-    """"positional", "any" (also by keyword), "keyword", "*" or "**"."""
+    kind: ParameterKind
+    """How the argument is passed."""
     default: str | None
     """As text; None where it must be given."""
     shapes: tuple[Shape, ...]
@@ -229,7 +240,7 @@ class Classes:
             if _has_fields(c):
                 own = {f.name: f for f in _fields(c, self, names, depth)}
                 fields = {**own, **{name: f for name, f in fields.items() if name not in own}}
-        yield from sorted(fields.values(), key=lambda f: (f.kind == "keyword", f.default is not None))
+        yield from sorted(fields.values(), key=lambda f: (f.kind is ParameterKind.KEYWORD, f.default is not None))
 
 
 def _is_factory(member: _Function, name: str) -> bool:
@@ -253,10 +264,10 @@ def _fields(of: Class, classes: Classes, names: Names, depth: int) -> Iterator[A
             case ast.AnnAssign(annotation=annotation, value=value) if last_name(annotation) != "ClassVar":
                 shapes = _of_annotation(annotation, _Scope(classes, of.names, names, depth))
                 if value is None or _is_required_field(value):
-                    yield Argument(name, "any", None, tuple(shapes) or (ANY,))
+                    yield Argument(name, ParameterKind.ANY, None, tuple(shapes) or (ANY,))
             case ast.Assign(value=ast.Call(func=function) as value) if last_name(function) in ("ib", "field", "attrib"):
                 if _is_required_field(value):
-                    yield Argument(name.lstrip("_"), "any", None, tuple(_of_name(name)) or (ANY,))
+                    yield Argument(name.lstrip("_"), ParameterKind.ANY, None, tuple(_of_name(name)) or (ANY,))
 
 
 def _is_required_field(value: ast.expr) -> bool:
@@ -323,10 +334,10 @@ def arguments(
     spec = function.args
     positional = [*spec.posonlyargs, *spec.args]
     defaults = [None] * (len(positional) - len(spec.defaults)) + list(spec.defaults)
-    kinds = ["positional"] * len(spec.posonlyargs) + ["any"] * len(spec.args)
+    kinds = [ParameterKind.POSITIONAL] * len(spec.posonlyargs) + [ParameterKind.ANY] * len(spec.args)
     every = list(zip(positional, kinds, defaults, strict=True))[method:]
-    every += [(spec.vararg, "*", None)] if spec.vararg else []
-    every += [(a, "keyword", d) for a, d in zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
+    every += [(spec.vararg, ParameterKind.VARIADIC, None)] if spec.vararg else []
+    every += [(a, ParameterKind.KEYWORD, d) for a, d in zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
     scope = _Scope(classes, home, names, depth)
     documented = _documented(ast.get_docstring(function, clean=False) or "")
     for argument, kind, default in every:

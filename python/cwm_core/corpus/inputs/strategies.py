@@ -16,7 +16,8 @@ import hypothesis
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, PrimitiveProvider
 
-from .shapes import ANY, Argument, Shape
+from ..functions.kinds import FunctionKind
+from .shapes import ANY, Argument, ParameterKind, Shape
 
 if TYPE_CHECKING:
     from ..functions.discovery import Function
@@ -104,9 +105,9 @@ def call(function: Function) -> st.SearchStrategy[str]:
     """Calls of a function: its required arguments, some of the others, and what it is a method of."""
     pools = _Pools(function.literals)
     taken = pools.arguments(function.arguments)
-    if function.kind == "property":
+    if function.kind is FunctionKind.PROPERTY:
         plain = pools.value(function.receivers).map(lambda base: on(base, function.called))
-    elif function.kind == "method":
+    elif function.kind is FunctionKind.METHOD:
         plain = st.builds(
             lambda base, arguments: f"{on(base, function.called)}({arguments})", pools.value(function.receivers), taken
         )
@@ -225,12 +226,12 @@ class _Pools:
 def _passed(draw: st.DrawFn, arguments: Sequence[Argument], values: Sequence[st.SearchStrategy[str]]) -> Iterator[str]:
     by_keyword = False
     for argument, value in zip(arguments, values, strict=True):
-        if argument.kind == "*":
+        if argument.kind is ParameterKind.VARIADIC:
             if not by_keyword:
                 yield from draw(st.lists(value, max_size=3))
         elif argument.default is not None and draw(st.sampled_from((True, True, False))):
             by_keyword = True
-        elif argument.kind == "keyword" or (by_keyword and argument.kind == "any"):
+        elif argument.kind is ParameterKind.KEYWORD or (by_keyword and argument.kind is ParameterKind.ANY):
             yield f"{argument.name}={draw(value)}"
         elif not by_keyword:
             yield draw(value)
