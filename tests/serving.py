@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import httpx
 from cwm_core import Tokenizer
 from cwm_core.inference.engine import Event
-from cwm_core.inference.server import Limits, create_app, listen, make_server
+from cwm_core.inference.server import ServerLimits, create_app, listen, make_server
 
 TEXTS = ["def f(x):\n    return x\n", "<think>\nso\n</think>\n<tool: bash>\nls -l\n</tool>\n", "été 😀 日本\n"] * 2
 
@@ -106,8 +106,8 @@ def post(app, path, body):
 
 
 def app_of(engine, tokenizer, **options):
-    limits = {name: options.pop(name) for name in list(options) if name in Limits.__dataclass_fields__}
-    return create_app(engine, tokenizer, name="tiny", limits=Limits(**limits), **options)
+    limits = {name: options.pop(name) for name in list(options) if name in ServerLimits.__dataclass_fields__}
+    return create_app(engine, tokenizer, name="tiny", limits=ServerLimits(**limits), **options)
 
 
 @contextlib.contextmanager

@@ -152,7 +152,7 @@ class Masked(Ours):
     def engine(self, batch: int) -> Engine:
         """As `Ours.engine`."""
         engine = super().engine(batch)
-        engine._decoder.kernel = None
+        engine._runner.kernel = None
         return engine
 
 

@@ -562,7 +562,7 @@ def test_a_full_context(engine):
 def test_a_vocabulary_without_traces(engine):
     plain = cwm.Tokenizer.train([], 256, special_tokens=["<|frame_sep|>"])
     for make in (lambda: Debugger(Endless(), plain, CODE, CALL), lambda: EngineFrames(Engine(engine.model, plain))):
-        with pytest.raises(ValueError, match="not a special token of this vocabulary"):
+        with pytest.raises(ValueError, match=r"the vocabulary lacks .* a special token of the trace format"):
             make()
     with pytest.raises(ValueError, match="needs an engine with a tokenizer"):
         EngineFrames(Engine(engine.model))

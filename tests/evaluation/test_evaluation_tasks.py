@@ -207,7 +207,7 @@ def test_samples_give_pass_at_k():
         evaluate_output(engine, PROBLEMS, samples=2)
     with pytest.raises(ValueError, match='"trace" or "direct"'):
         evaluate_output(engine, PROBLEMS, how="guess")
-    with pytest.raises(ValueError, match="no style 'essay'"):
+    with pytest.raises(ValueError, match="unknown style 'essay'"):
         evaluate_output(engine, PROBLEMS, style="essay")
 
 

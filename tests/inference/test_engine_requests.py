@@ -8,9 +8,9 @@ import torch
 from cwm_core.inference import Engine, Request, cache, cache_bytes
 from cwm_core.inference.attention import decode_mask, split_attention
 from cwm_core.inference.cache import KeyValueCache
-from cwm_core.inference.decoder import joined
 from cwm_core.inference.prefixes import common_prefix
 from cwm_core.inference.quantize import weight_bytes
+from cwm_core.inference.runner import joined
 from cwm_core.inference.sampling import Sampling, choose
 from cwm_core.model import Transformer, preset, save
 from hypothesis import given, settings
@@ -147,8 +147,8 @@ def test_events_tell_all_that_handles_hold():
 def test_a_shared_prefix_is_read_once():
     read = []
     engine = Engine(MODEL, prefix_bytes=1_000_000)
-    prefill = engine._decoder.prefill
-    engine._decoder.prefill = lambda pieces: (read.extend(len(piece.tokens) for piece in pieces), prefill(pieces))
+    prefill = engine._runner.prefill
+    engine._runner.prefill = lambda pieces: (read.extend(len(piece.tokens) for piece in pieces), prefill(pieces))
     prompt = random_prompt(40)
     results = engine.generate([prompt] * 8, 20)
     assert read == [16, 16, 7]  # a ring at a time
@@ -477,7 +477,7 @@ def varlen_attn(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, enable_gqa, sequse
 def test_a_kernel_that_counts_keys_attends_where_places_are_filled_in_order():
     spans = []
     engine = Engine(MODEL)
-    engine._decoder.kernel = lambda *args, **options: (spans.append(args[6]), varlen_attn(*args, **options))[1]
+    engine._runner.kernel = lambda *args, **options: (spans.append(args[6]), varlen_attn(*args, **options))[1]
     prompts = [random_prompt(n, n) for n in (3, 20, 1)]
     for prompt, result in zip(prompts, engine.generate(prompts, 12, ()), strict=True):
         assert result.ids.tolist() == plain_greedy(MODEL, prompt, 12)[0]

@@ -10,7 +10,7 @@ pytest.importorskip("httpx")
 
 import httpx
 from cwm_core.inference import Engine
-from cwm_core.inference.server.worker import MAX_FAILURES
+from cwm_core.inference.server.engine_thread import MAX_FAILURES
 from cwm_core.model import preset
 from cwm_core.tokenizer.chat import REASONING_SYSTEM_PROMPT
 from hypothesis import given, settings
@@ -371,7 +371,7 @@ def test_whatever_the_body_the_answer_is_well_formed(bodies, path):
                     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
                 else:
                     assert response.json()["choices"]
-            assert app.state.service.worker.open == 0
+            assert app.state.service.engine_thread.open == 0
             until(lambda: not engine.handles)
 
     asyncio.run(send())
@@ -515,7 +515,7 @@ def test_a_broken_engine_is_an_error(monkeypatch, method):
     assert answers[0].status_code == 500
     for answer in answers:
         assert answer.status_code == 200 or set(answer.json()["error"]) == {"message", "type", "param", "code"}
-    assert app.state.service.worker.open == 0
+    assert app.state.service.engine_thread.open == 0
 
 
 def test_a_bug_is_an_error_without_a_traceback(monkeypatch):
@@ -532,7 +532,7 @@ def test_the_queue_has_bounds():
         async with client_of(app) as client:
             posts = [client.post("/v1/completions", json=completion(max_tokens=30)) for _ in range(9)]
             responses = await asyncio.gather(*posts)
-            assert app.state.service.worker.open == 0
+            assert app.state.service.engine_thread.open == 0
             return responses, await client.post("/v1/completions", json=completion(n=6))
 
     responses, large = asyncio.run(run())

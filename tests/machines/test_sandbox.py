@@ -1,6 +1,7 @@
 """Hostile programs against every sandbox that this machine can run; the other must refuse."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -140,7 +141,8 @@ def test_endless_output_keeps_head_and_tail(sandbox):
 )
 def test_fork_bomb_is_bounded(sandbox, bomb):
     limits = Limits(seconds=8, processes=60)
-    done = machines.run(["bash", "-c", bomb.replace("{python}", sys.executable)], limits=limits, sandbox=sandbox)
+    command = ["bash", "-c", bomb.replace("{python}", shlex.quote(sys.executable))]
+    done = machines.run(command, limits=limits, sandbox=sandbox)
     assert done.exceeded == "processes" or b"fork" in done.stderr or b"start new thread" in done.stderr
     assert done.seconds < 9
 
@@ -199,9 +201,9 @@ def test_no_process_is_left_behind(sandbox):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_outlives_a_caller_that_is_interrupted_or_killed(sandbox, number, tmp_path):
     marker = f"8{os.getpid()}.{number:d}"
-    code = f"from cwm_core import sandbox; sandbox.run(['bash', '-c', 'setsid sleep {marker} & sleep {marker}'], "
+    code = f"from cwm_core import machines; machines.run(['bash', '-c', 'setsid sleep {marker} & sleep {marker}'], "
     caller = subprocess.Popen(
-        [sys.executable, "-c", code + f"sandbox={sandbox!r}, limits=sandbox.Limits(seconds=60))"],
+        [sys.executable, "-c", code + f"sandbox={sandbox!r}, limits=machines.Limits(seconds=60))"],
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)},
     )

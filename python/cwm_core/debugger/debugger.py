@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import machines
 from ..inference.lines import Places, ProgramLines
-from ..inference.prediction import trace_prompt
+from ..inference.prompts import trace_prompt
 from ..machines.programs import DEFAULT_LIMITS, check_sandbox, installed_packages, record_program
 from ..tokenizer import Tokenizer
 from ..trace import Trace, source_context

@@ -4,16 +4,16 @@ from cwm_core.evaluation.calls import evaluate_input, evaluate_output
 from cwm_core.evaluation.executions import evaluate_termination, evaluate_traces
 from cwm_core.evaluation.problems import Problem, read_problems
 from cwm_core.evaluation.report import Measure, Report
-from cwm_core.evaluation.swe import Prediction, evaluate_swe, read_predictions, write_predictions
+from cwm_core.evaluation.swe import SwePrediction, evaluate_swe, read_predictions, write_predictions
 from cwm_core.evaluation.traces import TraceScores, mean_scores, next_line_baseline, score_trace
 from cwm_core.machines.programs import DEFAULT_LIMITS
 
 __all__ = [
     "DEFAULT_LIMITS",
     "Measure",
-    "Prediction",
     "Problem",
     "Report",
+    "SwePrediction",
     "TraceScores",
     "evaluate_input",
     "evaluate_output",

@@ -55,7 +55,7 @@ def ask(
     Raises ValueError for an unknown style, and when the vocabulary lacks special tokens that are needed.
     """
     tokenizer: Tokenizer = engine.tokenizer
-    prompts = prompts_of(tokenizer, texts, style)
+    prompts = question_prompts(tokenizer, texts, style)
     stops = tokenizer.stop_tokens
     if not stops:
         raise ValueError("this vocabulary has no token that ends an answer, as <|end_of_text|> or <|eot_id|>")
@@ -67,22 +67,15 @@ def ask(
     return [answer_of_chat(_text(tokenizer, g.ids), reasoning=style == "reasoning") for g in generations]
 
 
-def prompts_of(tokenizer: Tokenizer, texts: Sequence[str], style: Style) -> list[np.ndarray]:
-    """The tokens that `ask` puts before the model for each text, int32 [n]; raises as `ask`."""
+def question_prompts(tokenizer: Tokenizer, texts: Sequence[str], style: Style) -> list[np.ndarray]:
+    """Return the prompt that `ask` gives the model for each text, int32 [n]; raise the same errors as `ask`."""
+    from ..inference.prompts import chat_prompt, completion_prompt
+
     if style == "completion":
         return [completion_prompt(tokenizer, text) for text in texts]
     if style not in STYLES:
-        raise ValueError(f"no style {style!r}; there are {', '.join(STYLES)}")
-    chats = [[{"role": "user", "content": text}] for text in texts]
-    return [
-        tokenizer.encode_chat(chat, reasoning=style == "reasoning", add_generation_prompt=True)[0] for chat in chats
-    ]
-
-
-def completion_prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Tokens of a document that begins with the text, int32 [n]."""
-    begin = tokenizer.special_tokens.get("<|begin_of_text|>")
-    return np.concatenate([np.array([] if begin is None else [begin], np.int32), tokenizer.encode(text)])
+        raise ValueError(f"unknown style {style!r}; expected one of {', '.join(STYLES)}")
+    return [chat_prompt(tokenizer, text, reasoning=style == "reasoning") for text in texts]
 
 
 def answer_logprobs(engine: Engine, prompts: Iterable[np.ndarray], answers: Sequence[np.ndarray]) -> np.ndarray:

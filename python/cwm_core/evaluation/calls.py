@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..machines import Limits, Sandbox, literals_equal
 from ..machines.programs import DEFAULT_LIMITS, Outcome, check_sandbox, evaluate_with_arguments, in_parallel
 from ..trace import ParsedTrace, last_return
-from .answers import Style, ask, fields_of, fill, load_template, prompts_of
+from .answers import Style, ask, fields_of, fill, load_template, question_prompts
 from .executions import How, check_how, predict_calls
 from .problems import Problem
 from .reading import arguments_of_answer, output_of_answer
@@ -63,7 +63,7 @@ def evaluate_output(
         if how == "trace":
             prompts = [trace_prompt(engine.tokenizer, problem.code, problem.call) for problem in batch]
         else:
-            prompts = prompts_of(engine.tokenizer, [fill(text, **fields_of(problem)) for problem in batch], style)
+            prompts = question_prompts(engine.tokenizer, [fill(text, **fields_of(problem)) for problem in batch], style)
         return leaving_out(batch, too_long(engine, prompts, max_new_tokens), lambda kept: answer(kept, seed))
 
     def answer(batch: Sequence[Problem], seed: int) -> list[Result]:
@@ -113,7 +113,7 @@ def evaluate_input(
     sampling = {"temperature": temperature, "top_p": top_p}
 
     def solve(batch: Sequence[Problem], seed: int) -> list[Result]:
-        prompts = prompts_of(engine.tokenizer, [fill(text, **fields_of(problem)) for problem in batch], style)
+        prompts = question_prompts(engine.tokenizer, [fill(text, **fields_of(problem)) for problem in batch], style)
         return leaving_out(batch, too_long(engine, prompts, max_new_tokens), lambda kept: answer(kept, seed))
 
     def answer(batch: Sequence[Problem], seed: int) -> list[Result]:

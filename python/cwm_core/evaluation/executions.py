@@ -12,7 +12,7 @@ import numpy as np
 from ..machines import Limits, Sandbox, literals_equal
 from ..machines.programs import DEFAULT_LIMITS, Outcome, check_sandbox, in_parallel, record_program
 from ..trace import ParsedTrace, Trace
-from .answers import answer_logprobs, completion_prompt, fields_of, fill, load_template
+from .answers import answer_logprobs, fields_of, fill, load_template
 from .problems import Problem
 from .report import Measure, Report, Result, count_left_out, measure
 from .results import digest, leaving_out, limit_settings, run_batches, too_long
@@ -148,7 +148,7 @@ def evaluate_termination(
     Accuracy and balanced accuracy (mean share of right answers among calls that end and among those that do not) are
     of the problems whose truth is known. Other arguments and errors are as of `evaluate_traces`.
     """
-    from ..inference import trace_prompt
+    from ..inference import completion_prompt, trace_prompt
 
     check_how(how)
     if any(problem.ends is None for problem in problems):

@@ -32,7 +32,7 @@ _NOT_PYTEST = "its tests are not pytest's"
 
 
 @dataclass(frozen=True)
-class Prediction:
+class SwePrediction:
     """A model's patch of one instance, with the names that the SWE-bench harness gives them."""
 
     instance_id: str
@@ -41,19 +41,19 @@ class Prediction:
     """A diff; None or empty where the model submitted nothing."""
 
 
-def write_predictions(path: str | os.PathLike[str], predictions: Iterable[Prediction]) -> None:
+def write_predictions(path: str | os.PathLike[str], predictions: Iterable[SwePrediction]) -> None:
     """Write predictions as JSONL, which the SWE-bench harness reads."""
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(asdict(prediction)) + "\n" for prediction in predictions)
 
 
-def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
+def read_predictions(path: str | os.PathLike[str]) -> list[SwePrediction]:
     """Read a JSONL file of predictions; other fields are ignored.
 
     Raises ValueError that names the line for a field that is missing or mistyped, an instance that occurs twice, and
     a second model.
     """
-    found: dict[str, Prediction] = {}
+    found: dict[str, SwePrediction] = {}
     for number, row in read_rows(path):
         where = f"{os.fspath(path)}, line {number}"
         for field in ("instance_id", "model_name_or_path"):
@@ -62,7 +62,7 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
         patch = row.get("model_patch")
         if "model_patch" not in row or not isinstance(patch, str | None):
             raise ValueError(f"{where}: 'model_patch' must be a string or null, got {json.dumps(patch)[:60]}")
-        prediction = Prediction(row["instance_id"], row["model_name_or_path"], patch)
+        prediction = SwePrediction(row["instance_id"], row["model_name_or_path"], patch)
         if prediction.instance_id in found:
             raise ValueError(f"{where}: {prediction.instance_id} occurs twice")
         first = next(iter(found.values()), prediction)
@@ -122,7 +122,7 @@ def harness_refusal(tasks: Sequence[Task], rows: Sequence[Mapping[str, Any]]) ->
 
 def evaluate_swe(
     dataset: str | os.PathLike[str],
-    predictions: Sequence[Prediction],
+    predictions: Sequence[SwePrediction],
     *,
     by: Judge = "auto",
     folder: str | os.PathLike[str],
@@ -191,7 +191,7 @@ def evaluate_swe(
 
 def run_harness(
     dataset: str | os.PathLike[str],
-    predictions: Sequence[Prediction],
+    predictions: Sequence[SwePrediction],
     folder: str | os.PathLike[str],
     *,
     run_id: str,
@@ -268,7 +268,7 @@ def _judge_all(
             raise
 
 
-def _judge(task: Task, prediction: Prediction | None, backend: Backend, seconds: float) -> Result:
+def _judge(task: Task, prediction: SwePrediction | None, backend: Backend, seconds: float) -> Result:
     patch = (prediction and prediction.model_patch) or ""
     if task.kind == "issue-fix" and not all("::" in name for name in (*task.fail_to_pass, *task.pass_to_pass)):
         return {"id": task.name, "left_out": _NOT_PYTEST}

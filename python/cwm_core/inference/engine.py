@@ -22,10 +22,10 @@ from ..model import Transformer
 from ..support.arguments import several
 from .cache import KeyValueCache, cache_bytes
 from .constraint import Constraint
-from .decoder import Decoder, Piece, power_of_two
 from .prefixes import Prefixes, common_prefix
 from .quantize import quantize_weights
 from .requests import Event, Generation, Handle, Request
+from .runner import ModelRunner, Piece, power_of_two
 from .sampling import Sampling, choose
 
 # Tokens of prompts in one pass. Products of so many rows are bound by arithmetic on every GPU, and the activations of
@@ -87,7 +87,7 @@ class Engine:
             model.to(device)
         weight = model.embed_tokens.weight
         self._cache = KeyValueCache(model.config, weight.dtype, weight.device)
-        self._decoder = Decoder(self.model, self._cache)
+        self._runner = ModelRunner(self.model, self._cache)
         self._prefixes = Prefixes(self._cache, prefix_bytes)
         self._waiting: deque[Handle] = deque()
         self._running: list[Handle] = []
@@ -277,7 +277,7 @@ class Engine:
     def _admit(self) -> None:
         """Let waiting sequences in, as far as slots and memory allow, and make the cache large enough."""
         if self._waiting and not self._running:
-            self._decoder.join_weights()
+            self._runner.join_weights()
         capacity = max((len(handle.prompt) + handle.limit for handle in self._running), default=0)
         while self._waiting and len(self._running) < self.max_batch:
             handle = self._waiting[0]
@@ -293,7 +293,7 @@ class Engine:
         if slots > cache.slots or capacity > cache.capacity:
             # Ahead of need, so that it seldom moves, but not where that would be too much.
             ahead = max(cache.slots, min(power_of_two(slots), self.max_batch)), max(cache.capacity, capacity)
-            self._decoder.resize(*(ahead if self._fits(*ahead) else (slots, capacity)))
+            self._runner.resize(*(ahead if self._fits(*ahead) else (slots, capacity)))
 
     def _fits(self, slots: int, capacity: int) -> bool:
         return self.max_cache_bytes is None or self._bytes(slots, capacity) <= self.max_cache_bytes
@@ -314,7 +314,7 @@ class Engine:
                 pieces.append(Piece(slot, handle.pending[:count]))
                 room -= count
         if pieces:
-            self._decoder.prefill(pieces)
+            self._runner.prefill(pieces)
         for piece in pieces:
             handle = self._running[piece.slot]
             del handle.pending[: len(piece.tokens)]
@@ -354,7 +354,7 @@ class Engine:
     def _decode(self, ready: list[int]) -> list[Event]:
         """One token for each of the slots `ready`."""
         count = ready[-1] + 1
-        logits = self._decoder.decode([handle.pending[0] for handle in self._running[:count]])
+        logits = self._runner.decode([handle.pending[0] for handle in self._running[:count]])
         self._cache.lengths[ready] += 1
         for slot in ready:
             self._keep_blocks(slot, 1)

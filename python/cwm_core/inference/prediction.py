@@ -14,6 +14,7 @@ from ..tokenizer import Tokenizer
 from ..trace import ParsedTrace, Trace, last_return, source_context
 from .engine import Engine, Generation
 from .grammar import TraceConstraint, TraceGrammar
+from .prompts import recorded_prompt, trace_prompt
 
 END = "<|end_of_text|>"
 EVENTS = ("call", "line", "return", "exception")
@@ -57,7 +58,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Output:
+class PredictedOutput:
     """What a model predicted that a call returns."""
 
     value: str | None
@@ -66,32 +67,6 @@ class Output:
     """Of this value, given the predicted frames before it; 0 where there is none."""
     prediction: Prediction
     """The trace that led to it."""
-
-
-def trace_prompt(tokenizer: Tokenizer, code: str, call: str) -> np.ndarray:
-    """The tokens before the prediction of `record_source(code, call)`, int32 [n]: context and first frame.
-
-    Nothing is run. Raises ValueError when the vocabulary lacks a special token of the trace format.
-    """
-    special = tokenizer.special_tokens
-
-    def marks(*names: str) -> np.ndarray:
-        for name in names:
-            if name not in special:
-                raise ValueError(f"{name!r} is not a special token of this vocabulary, which a trace needs")
-        return np.array([special[name] for name in names], np.int32)
-
-    return np.concatenate(
-        [
-            marks("<|begin_of_text|>", "<|trace_context_start|>"),
-            tokenizer.encode(source_context(code, call)),
-            marks("<|frame_sep|>", "<|call_sep|>"),
-            tokenizer.encode("{}"),
-            marks("<|action_sep|>"),
-            tokenizer.encode("def main():\n"),
-            marks("<|frame_sep|>"),
-        ]
-    )
 
 
 def predict_trace(
@@ -131,22 +106,22 @@ def predict_traces(
     Not `constrained`, unless asked for: published scores count how often the form is kept.
     """
     tokenizer = _tokenizer(engine)
-    prompts = [_prompt(tokenizer, trace) for trace in traces]
+    prompts = [recorded_prompt(tokenizer, trace) for trace in traces]
     constraints = [_grammar(engine).constraint(prompt) for prompt in prompts] if constrained else None
     return _predict(engine, prompts, max_new_tokens, constraints)
 
 
 def predict_output(
     engine: Engine, code: str, call: str, *, max_new_tokens: int = 4096, source_lines: bool = False
-) -> Output:
+) -> PredictedOutput:
     """Predict what `call` returns in the module `code`: by the RETURN frame of `main()` in `predict_trace`."""
     prediction = predict_trace(engine, code, call, max_new_tokens=max_new_tokens, source_lines=source_lines)
     frames = list(prediction.parsed.frames)
     returned = last_return(frames, complete=prediction.parsed.complete, depth=1)
     if returned is None:
-        return Output(None, 0.0, prediction)
+        return PredictedOutput(None, 0.0, prediction)
     logprob = prediction.frame_logprobs(_tokenizer(engine))[returned, 3]
-    return Output(frames[returned].arg, float(np.exp(logprob)), prediction)
+    return PredictedOutput(frames[returned].arg, float(np.exp(logprob)), prediction)
 
 
 def predict_step(
@@ -181,7 +156,7 @@ def predict_states(
 
         return next_line
 
-    prompts = [_prompt(_tokenizer(engine), trace) for trace in traces]
+    prompts = [recorded_prompt(_tokenizer(engine), trace) for trace in traces]
     guides = [guide(trace) for trace in traces]
     return predict_guided(engine, prompts, guides, max_new_tokens=max_new_tokens, constrained=constrained)
 
@@ -248,14 +223,6 @@ def _predict(
 
 def _predictions(tokenizer: Tokenizer, generations: list[Generation]) -> list[Prediction]:
     return [Prediction(tokenizer.parse_trace(g.ids), g.ids, g.logprobs) for g in generations]
-
-
-def _prompt(tokenizer: Tokenizer, trace: Trace) -> np.ndarray:
-    """The context and the first frame of a trace."""
-    ids = tokenizer.encode_trace(trace)
-    spans, context = tokenizer.trace_spans(trace)
-    # The frame's last part is followed by its <|frame_sep|>.
-    return ids[: spans[0, :, 1].max() + 1 if len(spans) else context]
 
 
 class _Guided:

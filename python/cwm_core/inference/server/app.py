@@ -25,11 +25,11 @@ from starlette.types import Receive, Scope, Send
 from ...tokenizer import Tokenizer
 from ..engine import Engine, Request
 from .chat import to_messages
+from .engine_thread import EngineThread, Ticket
 from .exchange import Disconnected, Exchange
 from .metrics import Metrics
 from .protocol import ApiError, Chat, Completion, check_ids, invalid, read_chat, read_completion
 from .replies import ChatChoice, Choice, CompletionChoice, Envelope
-from .worker import Ticket, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _LOCAL_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """What a request may take."""
 
     max_queue: int = 256
@@ -81,11 +81,13 @@ class Job:
 class Service:
     """Everything that the routes share."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str, limits: Limits, api_key: str | None) -> None:
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, name: str, limits: ServerLimits, api_key: str | None
+    ) -> None:
         """See `create_app`."""
         self.engine, self.tokenizer, self.name, self.limits = engine, tokenizer, name, limits
-        self.worker = Worker(engine, limits.max_queue)
-        self.metrics = Metrics(self.worker)
+        self.engine_thread = EngineThread(engine, limits.max_queue)
+        self.metrics = Metrics(self.engine_thread)
         self.created = int(time.time())
         self._key = None if api_key is None else _digest(api_key)
         self._stop_tokens = frozenset([*engine.model.config.stop_tokens, *tokenizer.stop_tokens])
@@ -217,15 +219,15 @@ class Generate:
     async def _serve(self, exchange: Exchange, began: float) -> None:
         service = self._service
         service.check_key(exchange.header("authorization"))
-        service.worker.check_room()  # before the body takes memory
+        service.engine_thread.check_room()  # before the body takes memory
         body = await exchange.body(service.limits.body_bytes)
         job = await asyncio.to_thread(self._prepare, body) if len(body) >= LARGE_BODY else self._prepare(body)
-        ticket = service.worker.submit(job.sequences)
+        ticket = service.engine_thread.submit(job.sequences)
         service.metrics.prompt_tokens.inc(sum(map(len, job.prompts)))
         try:
             await exchange.while_connected(self._answer(exchange, job, ticket, began))
         finally:
-            service.worker.cancel(ticket)
+            service.engine_thread.cancel(ticket)
 
     async def _answer(self, exchange: Exchange, job: Job, ticket: Ticket, began: float) -> None:
         service, options = self._service, job.request.options
@@ -254,7 +256,7 @@ class Generate:
         self, exchange: Exchange, envelope: Envelope, choices: list[Choice], ticket: Ticket, began: float
     ) -> None:
         """Feed the choices until all have ended; streamed, send what each says."""
-        worker, metrics = self._service.worker, self._service.metrics
+        engine_thread, metrics = self._service.engine_thread, self._service.metrics
         firsts: dict[int, float] = {}
         unfinished = set(range(len(choices)))
         while unfinished:
@@ -274,7 +276,7 @@ class Generate:
                 metrics.generated_tokens.inc(choice.tokens - before)
                 if delta.finish_reason:
                     unfinished.discard(index)
-                    worker.cancel(ticket, index)
+                    engine_thread.cancel(ticket, index)
                     if choice.tokens > 1 and now > firsts[index]:
                         metrics.token_rate.observe((choice.tokens - 1) / (now - firsts[index]))
                 if choice.is_streamed and (chunk := choice.chunk(delta)):
@@ -298,7 +300,7 @@ def create_app(
     tokenizer: Tokenizer,
     *,
     name: str,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     api_key: str | None = None,
     cors_origins: Sequence[str] | None = None,
 ) -> Starlette:
@@ -309,15 +311,15 @@ def create_app(
     else those that this machine serves itself, so that no other page can make use of a visitor's model.
     `app.state.service` is what the routes share.
     """
-    service = Service(engine, tokenizer, name, limits or Limits(), api_key)
+    service = Service(engine, tokenizer, name, limits or ServerLimits(), api_key)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        service.worker.start()
+        service.engine_thread.start()
         try:
             yield
         finally:
-            await service.worker.stop()
+            await service.engine_thread.stop()
 
     served = {"id": name, "object": "model", "created": service.created, "owned_by": "cwm-core"}
     served |= {"max_model_len": engine.max_length}
@@ -333,7 +335,7 @@ def create_app(
 
     async def health(request: HttpRequest) -> Response:
         try:
-            service.worker.check_room(0)
+            service.engine_thread.check_room(0)
         except ApiError as error:
             return JSONResponse(error.body(), error.status)
         return JSONResponse({"status": "ok"})

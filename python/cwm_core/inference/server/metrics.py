@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from .worker import Worker
+from .engine_thread import EngineThread
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -13,8 +13,8 @@ RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 class Metrics:
     """Counters of one server; in a registry of their own, so that a process may hold several servers."""
 
-    def __init__(self, worker: Worker) -> None:
-        """Gauges ask the worker and its engine when they are read."""
+    def __init__(self, engine_thread: EngineThread) -> None:
+        """Create the metrics; gauges read `engine_thread` and its engine at each scrape."""
         self.registry = CollectorRegistry()
         r = self.registry
         self.requests = Counter(
@@ -33,10 +33,10 @@ class Metrics:
             "cwm_sequence_tokens_per_second", "Of each sequence after its first token.", registry=r, buckets=RATES
         )
         gauges = {
-            "cwm_sequences_open": ("Sequences submitted and not ended.", lambda: worker.open),
-            "cwm_sequences_running": ("Sequences that the engine advances.", lambda: worker.engine.running),
-            "cwm_sequences_waiting": ("Sequences in the engine's queue.", lambda: worker.engine.waiting),
-            "cwm_cache_bytes": ("Bytes of keys and values of sequences.", lambda: worker.engine.cache_bytes),
+            "cwm_sequences_open": ("Sequences submitted and not ended.", lambda: engine_thread.open),
+            "cwm_sequences_running": ("Sequences that the engine advances.", lambda: engine_thread.engine.running),
+            "cwm_sequences_waiting": ("Sequences in the engine's queue.", lambda: engine_thread.engine.waiting),
+            "cwm_cache_bytes": ("Bytes of keys and values of sequences.", lambda: engine_thread.engine.cache_bytes),
         }
         for name, (text, value) in gauges.items():
             Gauge(name, text, registry=r).set_function(value)

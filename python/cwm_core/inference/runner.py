@@ -36,7 +36,7 @@ class Piece:
     tokens: list[int]
 
 
-class Decoder:
+class ModelRunner:
     """Runs a model over a cache. On CUDA each shape of a step is captured once as a graph, and then replayed."""
 
     def __init__(self, model: Transformer, cache: KeyValueCache) -> None:
