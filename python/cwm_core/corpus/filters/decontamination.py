@@ -75,11 +75,11 @@ class Decontamination:
             id = row.get("id", row.get("task_id", number))
             for field in fields:
                 if not isinstance(row.get(field), str):
-                    XX
+                    raise ValueError(f"{os.fspath(path)}, line {number}: {field!r} is missing or not a string")
                 self.add(f"{name}: {id}", row[field])
 
     def match(self, text: str) -> str | None:
-        """Return the problem that shares a run of words with a text, or None. The first shared run of the text decides."""
+        """Return the problem that shares a run of words with a text, or None. The first shared run decides."""
         words = _WORD.findall(text)
         for length in sorted(self._lengths):
             for run in _runs(words, length):
