@@ -149,18 +149,22 @@ BAD = {
     "{": "Expecting property name",
     "[" * 100_000: "nested too deeply",
     '{"name": "x"}': "neither CodeContests",
-    json.dumps(CODE_CONTESTS | {"name": 3}): "'name' must be a string, not a number",
-    json.dumps(CODE_CONTESTS | {"public_tests": "x"}): "'public_tests' must be an object of lists or a list of objects",
+    json.dumps(CODE_CONTESTS | {"name": 3}): "'name': expected a string, got a number",
+    json.dumps(
+        CODE_CONTESTS | {"public_tests": "x"}
+    ): "'public_tests': expected an object of lists or a list of objects",
     json.dumps(CODE_CONTESTS | {"public_tests": {"input": ["1"], "output": []}}): "of one length",
     json.dumps(CODE_CONTESTS | {"public_tests": [{"input": "1"}]}): "'output' number 0 is missing",
     json.dumps(CODE_CONTESTS | {"solutions": {"language": [3], "solution": [[]]}}): "'solution' number 0 is a list",
-    json.dumps(APPS | {"solutions": "{"}): "'solutions' is no JSON",
+    json.dumps(APPS | {"solutions": "{"}): "'solutions': not JSON",
     json.dumps(APPS | {"solutions": "3"}): "'solutions' must hold a list, not a number",
-    json.dumps(APPS | {"solutions": "[3]"}): "'solutions' must be strings",
+    json.dumps(APPS | {"solutions": "[3]"}): "'solutions': expected strings",
     json.dumps(APPS | {"input_output": {"inputs": ["1"]}}): "of one length",
-    json.dumps(APPS | {"input_output": {"inputs": [1], "outputs": ["1"]}}): "number 0 must be strings",
-    json.dumps(CALLED | {"input_output": {"fn_name": "f(", "inputs": [], "outputs": []}}): "'fn_name' is no name",
-    json.dumps(CALLED | {"input_output": {"fn_name": "f", "inputs": [1], "outputs": [1]}}): "must be a list",
+    json.dumps(APPS | {"input_output": {"inputs": [1], "outputs": ["1"]}}): "number 0: expected strings",
+    json.dumps(
+        CALLED | {"input_output": {"fn_name": "f(", "inputs": [], "outputs": []}}
+    ): "'fn_name': expected an identifier",
+    json.dumps(CALLED | {"input_output": {"fn_name": "f", "inputs": [1], "outputs": [1]}}): "expected a list",
 }
 
 

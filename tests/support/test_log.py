@@ -21,7 +21,7 @@ def test_any_cut_keeps_the_complete_lines(tmp_path_factory, rows, cut):
     path.write_bytes(data[: int(cut * len(data))])
     complete = rows[: path.read_bytes().count(b"\n")]
     with ResumableLog(path, durable=False) as log:
-        assert log.rows == complete
+        assert list(log.rows()) == complete
         log.append({"last": 1})
     assert [json.loads(line) for line in path.read_bytes().splitlines()] == [*complete, {"last": 1}]
 
@@ -34,9 +34,9 @@ def test_keep_removes_later_rows(tmp_path_factory, rows, count):
             log.append(row)
         log.keep(count)
         log.append("new")
-        assert log.rows == [*rows[:count], "new"]
+        assert list(log.rows()) == [*rows[:count], "new"]
     with ResumableLog(path) as log:
-        assert log.rows == [*rows[:count], "new"]
+        assert list(log.rows()) == [*rows[:count], "new"]
 
 
 def test_one_writer_at_a_time(tmp_path):
@@ -49,7 +49,7 @@ def test_one_writer_at_a_time(tmp_path):
 def test_a_damaged_line_is_named(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": \n{"a": 2}\n')
-    with pytest.raises(DamagedFileError, match=r"log\.jsonl, line 2") as caught:
-        ResumableLog(path)
+    with ResumableLog(path) as log, pytest.raises(DamagedFileError, match=r"log\.jsonl, line 2") as caught:
+        list(log.rows())
     assert isinstance(caught.value, CwmError) and isinstance(caught.value, ValueError)
     assert path.read_bytes().count(b"\n") == 3

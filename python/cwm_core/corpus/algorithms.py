@@ -10,18 +10,20 @@ from .generator import GeneratedProgram
 
 
 class Algorithm(NamedTuple):
-    """Source text of one function, and what draws the arguments of a call."""
+    """An algorithm and a generator of its inputs."""
 
     code: str
+    """Source text of one function."""
     arguments: Callable[[random.Random], tuple[object, ...]]
+    """Function that draws the arguments of a call."""
 
     @property
     def name(self) -> str:
-        """Of the function."""
+        """Name of the function."""
         return self.code[len("def ") : self.code.index("(")]
 
     def program(self, seed: int) -> GeneratedProgram:
-        """The algorithm called on the inputs of a seed."""
+        """Return the algorithm called with the inputs of a seed."""
         arguments = self.arguments(random.Random(seed))
         return GeneratedProgram(self.code, f"{self.name}({', '.join(map(repr, arguments))})")
 

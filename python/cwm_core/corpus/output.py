@@ -209,7 +209,7 @@ class CorpusWriter:
         return _StartedPart(part.items - self.items, drops, part.by_clock, kept)
 
     def _read_parts(self) -> Iterator[Part]:
-        for number, row in enumerate(self._log.rows, 1):
+        for number, row in enumerate(self._log.rows(), 1):
             try:
                 yield Part(**row)
             except TypeError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,13 +20,10 @@ class ResumableLog:
 
     A line is complete once it ends: what a kill left of a last line is cut when the file is opened. One writer at a
     time has the file.
-
-    Attributes:
-        rows: The rows in the file, in order.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, durable: bool = True) -> None:
-        """Open a file, create it if it does not exist, and read its rows.
+        """Open a file and create it if it does not exist.
 
         Args:
             path: The file.
@@ -33,39 +32,45 @@ class ResumableLog:
 
         Raises:
             BlockingIOError: Another process writes to the file.
-            DamagedFileError: A complete line is not JSON.
             OSError: The file cannot be written.
         """
         self._path, self._durable = Path(path), durable
-        self.rows: list[Any] = []
         self._file = open(path, "a+b")  # noqa: SIM115
         try:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise BlockingIOError(error.errno, "another process writes to this file", os.fspath(path)) from None
-            self._ends = self._read()
+            self._ends = self._cut()
             if durable:
                 sync(self._path.absolute().parent)
         except BaseException:
             self._file.close()
             raise
 
-    def _read(self) -> list[int]:
-        """Read the rows, cut an incomplete last line, and return where each line ends."""
+    def _cut(self) -> list[int]:
+        """Cut an incomplete last line, and return where each line ends."""
         self._file.seek(0)
         end, ends = 0, []
-        for number, line in enumerate(self._file, 1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                self.rows.append(loads(line))
-            except ValueError as error:
-                raise DamagedFileError(f"{self._path}, line {number}: {error}") from None
-            end += len(line)
-            ends.append(end)
+        for line in self._file:
+            if line.endswith(b"\n"):
+                end += len(line)
+                ends.append(end)
         self._file.truncate(end)
         return ends
+
+    def rows(self) -> Iterator[Any]:
+        """Yield the rows in the file, in order.
+
+        Raises:
+            DamagedFileError: A line is not JSON.
+        """
+        with open(self._path, "rb") as file:
+            for number, line in enumerate(islice(file, len(self._ends)), 1):
+                try:
+                    yield loads(line)
+                except ValueError as error:
+                    raise DamagedFileError(f"{self._path}, line {number}: {error}") from None
 
     def append(self, row: Any) -> None:
         """Append a row and hand it to the operating system, and to the disk if the log is durable.
@@ -76,12 +81,10 @@ class ResumableLog:
         line = json.dumps(row).encode() + b"\n"
         self._file.write(line)
         self._flush()
-        self.rows.append(row)
         self._ends.append((self._ends[-1] if self._ends else 0) + len(line))
 
     def keep(self, count: int) -> None:
         """Remove all rows but the first `count`."""
-        del self.rows[count:]
         del self._ends[count:]
         self._file.truncate(self._ends[-1] if self._ends else 0)
         self._flush()

@@ -40,8 +40,8 @@ class DropCounts:
         if drop is None:
             self.kept += 1
             return
-        self.reasons[drop.reason] += 1
-        self._add_examples(drop.reason, [drop.detail] if drop.detail else [])
+        self.reasons[str(drop.reason)] += 1
+        self._add_examples(str(drop.reason), [drop.detail] if drop.detail else [])
 
     def merge(self, other: DropCounts) -> None:
         """Add the counts of another object."""

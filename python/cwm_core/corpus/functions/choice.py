@@ -1,4 +1,4 @@
-"""Which of many calls of a function to keep."""
+"""Choose which of the calls of a function to keep."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from .coverage import CallCoverage
 
 RAISING_SHARE = 1 / 3
-"""Of the calls of a function that raise, as long as any return."""
+"""Share of raising calls among the calls of a function, if any of them returns."""
 
 
 def choose(tried: Mapping[str, CallCoverage], max_calls: int) -> list[str]:
-    """Up to `max_calls` calls, each of which reaches a step that those before it do not.
+    """Return up to `max_calls` calls, each of which reaches a step that those before it do not.
 
-    First the returning ones, then those that raise, which are at most one more than `RAISING_SHARE` of the calls;
-    where none returns, one that raises. Of those that reach equally many new steps, the one with the shortest trace
-    comes first, then the one that was tried first.
+    Returning calls come first. Raising calls follow, at most one more than their `RAISING_SHARE`. If no call returns,
+    one raising call is chosen. Among calls that reach equally many new steps, the one with the shortest trace comes
+    first, then the one that was tried first.
     """
     returning = {call: r for call, r in tried.items() if not r.raised}
     raising = {call: r for call, r in tried.items() if r.raised}
@@ -34,7 +34,7 @@ def choose(tried: Mapping[str, CallCoverage], max_calls: int) -> list[str]:
 
 
 def _cover(tried: Mapping[str, CallCoverage], max_calls: int, seen: set[tuple[int, int]]) -> list[str]:
-    """The greedy cover; adds to what has been seen."""
+    """Return a greedy cover, and add its steps to `seen`."""
     chosen: list[str] = []
     left: Sequence[str] = sorted(tried, key=lambda call: tried[call].frames)
     while len(chosen) < max_calls:

@@ -1,4 +1,4 @@
-"""Functions that can be called, found in source text: nothing is imported, and nothing of it runs."""
+"""Find the functions in source text that can be called. Nothing is imported or run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .kinds import FunctionKind, SkipReason
 from .sources import Source, read_sources
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef
-_MOST_EXAMPLES = 40  # of a function
-_MOST_UNRELATED = 5  # calls of a method's name on what may be of another class
-_MOST_SEEN = 60  # arguments of a name, in a package
+_MAX_EXAMPLES = 40  # of a function
+_MAX_UNRELATED = 5  # calls of a method's name on objects that may have another class
+_MAX_SEEN = 60  # arguments of a name, in a package
 
 CALLED_AS_METHODS = frozenset(
     [
@@ -91,49 +91,55 @@ CALLED_AS_METHODS = frozenset(
         "__enter__",
     ]
 )
-"""Special methods that are explored, by their names; of the others the interpreter expects too much."""
+"""Special methods that are explored. The interpreter expects too much of the others."""
 
 
 @dataclass(frozen=True)
 class Function:
-    """A function that can be called by an expression, and what its text says of its inputs."""
+    """A function that an expression can call, and what its text says about its inputs."""
 
     id: str
-    """PACKAGE:MODULE:QUALIFIED NAME, with ``#2`` and so on where that is defined again."""
+    """PACKAGE:MODULE:QUALIFIED NAME, with `#2` and so on if the name is defined again."""
     module: str | None
-    """None for a snippet."""
+    """Module of the function; None for a snippet."""
     qualname: str
+    """Qualified name."""
     code: str
-    """The text of its module."""
+    """Text of its module."""
     first_line: int
-    """Of its decorators or `def`, from 1."""
+    """Line of its first decorator or of its `def`, from 1."""
     lineno: int
-    """Of its `def`."""
+    """Line of its `def`."""
     end_lineno: int
+    """Its last line."""
     kind: FunctionKind
     """How the function is called."""
     called: str
-    """What is called: an expression, or what is read off an instance."""
+    """Expression that is called, or attribute that is read from an instance."""
     arguments: tuple[Argument, ...]
+    """Arguments of the function."""
     receivers: tuple[Shape, ...]
-    """What a method or property may be called on."""
+    """Values that a method or property can be called on."""
     wrap: str
-    """What is done with the call ``{}``, so that it runs to its end."""
+    """Template with the call as `{}` that makes it run to its end."""
     examples: tuple[str, ...]
-    """Calls seen in documentation, tests and code, best first."""
+    """Calls in documentation, tests, and code, the best first."""
     literals: tuple[str, ...]
-    """That stand in its source."""
+    """Literals in its source."""
     paths: tuple[str, ...]
+    """Folders to import its module from."""
     provenance: Mapping[str, Any]
+    """Origin of the function, as in `Unit`."""
 
 
 @dataclass
 class DiscoveredFunctions:
-    """The functions of a source, and why others are not among them."""
+    """The functions of a source, and why other definitions are not among them."""
 
     functions: list[Function] = field(default_factory=list)
+    """Functions that can be called."""
     skipped: Counter[SkipReason] = field(default_factory=Counter)
-    """By reason, how many definitions; "does not parse" and `Source.problem` count modules."""
+    """Numbers of definitions by reason. Reasons that concern a whole module count modules."""
 
 
 @dataclass
@@ -151,17 +157,18 @@ def find_functions(
     tests: Sequence[str | os.PathLike[str]] = (),
     paths: Sequence[str] | None = None,
 ) -> DiscoveredFunctions:
-    """The functions and methods of a source that can be called, by module and line.
+    """Return the functions and methods of a source that can be called, by module and line.
 
-    Left out are functions within functions, and by a reason that is counted: "test", "overload", "abstract", "empty"
-    (nothing but documentation), "command line", "special method", "asynchronous generator".
+    Functions within functions are left out. Other definitions that are left out are counted by `SkipReason`.
 
     Args:
-        source: As of `read_sources`.
-        tests: Files or folders whose calls are looked at too, as those of test modules within the source are.
-        paths: Where installed packages lie; `sys.path` by default.
+        source: A source, as in `read_sources`.
+        tests: Files or folders whose calls are used as examples, like those of test modules within the source.
+        paths: Folders with installed packages; by default `sys.path`.
 
-    Raises as `read_sources`.
+    Raises:
+        FileNotFoundError: There is no such source.
+        ValueError: A line of snippets is damaged.
     """
     found = DiscoveredFunctions()
     sources = []
@@ -175,7 +182,7 @@ def find_functions(
     suites = [s for s in sources if s.is_test]
     suites += [s for path in tests for s in read_sources(path) if s.tree is not None]
     if own and own[0].name is None:
-        for snippet in own:  # each is a world of its own
+        for snippet in own:  # snippets know nothing of each other
             _describe([snippet], [], found)
     else:
         _describe(own, suites, found)
@@ -211,7 +218,7 @@ def _classes(source: Source) -> dict[str, Class]:
 
 
 def _definitions(tree: ast.Module) -> Iterator[tuple[str, _Definition, str | None]]:
-    """(qualified name, definition, class) of every function of a module and its classes."""
+    """Yield (qualified name, definition, class) for every function of a module and of its classes."""
     for statement in top_level(tree.body):
         if isinstance(statement, _Definition):
             yield statement.name, statement, None
@@ -264,7 +271,11 @@ def _is_generator(node: _Definition) -> bool:
 def _observe(
     candidates: list[_Candidate], sources: list[Source], suites: list[Source], classes: Classes
 ) -> dict[str, dict[str, ast.expr]]:
-    """Give candidates the calls seen of them; the arguments seen, canonical, by the name of the parameter."""
+    """Add the calls that the sources show to the candidates.
+
+    Returns:
+        For each name of a parameter, the arguments seen for it, in canonical form.
+    """
     named: dict[str, list[_Candidate]] = defaultdict(list)
     for candidate in candidates:
         constructs = candidate.node.name == "__init__" and candidate.owner is not None
@@ -278,7 +289,7 @@ def _observe(
         if name in classes.names and isinstance(call, ast.Call):
             classes.seen.setdefault(name, {}).setdefault(written, call)
         for candidate in named.get(name, ()):
-            if len(candidate.seen) < 2 * _MOST_EXAMPLES:
+            if len(candidate.seen) < 2 * _MAX_EXAMPLES:
                 candidate.seen.setdefault(written, call)
             if isinstance(call, ast.Call):
                 _take_arguments(candidate, call, pool)
@@ -309,7 +320,7 @@ def _take_arguments(candidate: _Candidate, call: ast.Call, pool: dict[str, dict[
     names = [a.arg for a in [*spec.posonlyargs, *spec.args]][skipped:]
     given = [*zip(names, call.args, strict=False), *((k.arg, k.value) for k in call.keywords if k.arg)]
     for name, value in given:
-        if len(pool[name]) < _MOST_SEEN and not isinstance(value, ast.Starred | ast.Name):
+        if len(pool[name]) < _MAX_SEEN and not isinstance(value, ast.Starred | ast.Name):
             written = text(value)
             if written is not None and len(written) < 200:
                 pool[name].setdefault(written, value)
@@ -410,10 +421,10 @@ def _wrap(node: _Definition, source: Source) -> str:
 
 
 def _examples(candidate: _Candidate, names: Names) -> list[str]:
-    """The calls seen, in the names of the module: for a method, those first that name its class."""
+    """Return the calls seen, in the names of the module. For a method, calls that name its class come first."""
     written = _localised(candidate.seen, names)
     if candidate.owner is None or candidate.node.name == "__init__":
-        return written[:_MOST_EXAMPLES]
+        return written[:_MAX_EXAMPLES]
     related = [w for w in written if candidate.owner.name in w]
     others = [w for w in written if candidate.owner.name not in w]
-    return [*related[:_MOST_EXAMPLES], *others[:_MOST_UNRELATED]]
+    return [*related[:_MAX_EXAMPLES], *others[:_MAX_UNRELATED]]

@@ -1,7 +1,7 @@
-"""Calls drawn by Hypothesis from the shapes of a function's arguments.
+"""Draw calls with Hypothesis from the shapes of a function's arguments.
 
-The same seed gives the same calls in every process: choices come from a backend of ours, as Hypothesis's own takes
-constants from whatever modules the process has loaded, and keeps them in a folder.
+The same seed gives the same calls in every process. To ensure this, choices come from a backend of this module:
+Hypothesis's own backend takes constants from the modules that the process has loaded, and stores them in a folder.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CALLABLES = (
 
 
 class _Seeded(PrimitiveProvider):
-    """Choices of a plain generator of random numbers, seeded once a run."""
+    """Makes choices with a plain generator of random numbers, seeded once a run."""
 
     seed = ""
 
@@ -75,7 +75,7 @@ AVAILABLE_PROVIDERS[_BACKEND] = _Seeded
 
 
 def draw(strategy: st.SearchStrategy[str], *, seed: str, count: int) -> list[str]:
-    """Up to `count` different examples of a strategy, which may use no choices but integers and booleans."""
+    """Return up to `count` different examples of a strategy, which may only draw integers and booleans."""
     drawn: dict[str, None] = {}
 
     @hypothesis.settings(
@@ -97,12 +97,12 @@ def draw(strategy: st.SearchStrategy[str], *, seed: str, count: int) -> list[str
 
 
 def calls(function: Function, *, seed: str, count: int) -> list[str]:
-    """Up to `count` different calls of a function, as text."""
+    """Return up to `count` different calls of a function, as text."""
     return draw(call(function), seed=seed, count=count)
 
 
 def call(function: Function) -> st.SearchStrategy[str]:
-    """Calls of a function: its required arguments, some of the others, and what it is a method of."""
+    """Return a strategy for calls of a function: its required arguments, some of the others, and its receiver."""
     pools = _Pools(function.literals)
     taken = pools.arguments(function.arguments)
     if function.kind is FunctionKind.PROPERTY:
@@ -117,7 +117,7 @@ def call(function: Function) -> st.SearchStrategy[str]:
 
 
 def on(base: str, attribute: str) -> str:
-    """The attribute of a value that is given as an expression."""
+    """Return the attribute of a value that is given as an expression."""
     node = ast.Attribute(ast.parse(base, mode="eval").body, attribute, ast.Load())
     return ast.unparse(node)
 
@@ -140,13 +140,13 @@ class _Pools:
         self.simple = st.one_of(self.integers, self.texts)
 
     def value(self, shapes: Sequence[Shape]) -> st.SearchStrategy[str]:
-        """An expression of one of the shapes; what has been seen counts as much as two of them."""
+        """Return a strategy for one of the shapes. Expressions that were seen count twice."""
         found = [self.shape(shape) for shape in shapes or (ANY,)]
         found += [self.shape(shape) for shape in shapes if shape.kind == "values"]
         return st.one_of(found)
 
     def shape(self, shape: Shape) -> st.SearchStrategy[str]:
-        """An expression of a shape."""
+        """Return a strategy for a shape."""
         match shape.kind:
             case "values":
                 found = st.sampled_from(shape.values)
@@ -169,7 +169,7 @@ class _Pools:
 
     @cached_property
     def scalars(self) -> dict[str, st.SearchStrategy[str]]:
-        """Expressions for values without elements."""
+        """Strategies for values without elements."""
         return {
             "int": self.integers,
             "float": st.one_of(self.floats, self.integers),
@@ -183,7 +183,7 @@ class _Pools:
         }
 
     def items(self, shape: Shape) -> st.SearchStrategy[str]:
-        """An expression for elements of one kind, as those of most programs are."""
+        """Return a strategy for elements of one kind, like those of most programs."""
         if shape.of and shape.of[0] != ANY:
             item = st.lists(self.value(shape.of[:1]), max_size=5)
         else:
@@ -198,7 +198,7 @@ class _Pools:
         return listed.map(lambda text: f"{made}({text})")
 
     def any(self) -> st.SearchStrategy[str]:
-        """An expression for a value of which nothing is known."""
+        """Return a strategy for a value of unknown type."""
         return st.one_of(
             self.integers,
             self.texts,
@@ -208,12 +208,12 @@ class _Pools:
         )
 
     def pairs(self) -> st.SearchStrategy[str]:
-        """An expression for a dict of simple values."""
+        """Return a strategy for a dict of simple values."""
         pairs = st.lists(st.tuples(self.texts, self.simple).map(": ".join), max_size=3)
         return pairs.map(lambda pairs: f"{{{', '.join(pairs)}}}")
 
     def arguments(self, arguments: Sequence[Argument]) -> st.SearchStrategy[str]:
-        """What stands between the parentheses of a call."""
+        """Return a strategy for the text between the parentheses of a call."""
         values = [self.value(argument.shapes) for argument in arguments]
 
         @st.composite
