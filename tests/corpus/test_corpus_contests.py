@@ -148,18 +148,20 @@ BAD = {
     "[1]": "not a JSON object, but a list",
     "{": "Expecting property name",
     "[" * 100_000: "nested too deeply",
-    '{"name": "x"}': "neither CodeContests",
+    '{"name": "x"}': "expected a problem of CodeContests",
     json.dumps(CODE_CONTESTS | {"name": 3}): "'name': expected a string, got a number",
     json.dumps(
         CODE_CONTESTS | {"public_tests": "x"}
     ): "'public_tests': expected an object of lists or a list of objects",
-    json.dumps(CODE_CONTESTS | {"public_tests": {"input": ["1"], "output": []}}): "of one length",
-    json.dumps(CODE_CONTESTS | {"public_tests": [{"input": "1"}]}): "'output' number 0 is missing",
-    json.dumps(CODE_CONTESTS | {"solutions": {"language": [3], "solution": [[]]}}): "'solution' number 0 is a list",
+    json.dumps(CODE_CONTESTS | {"public_tests": {"input": ["1"], "output": []}}): "of the same length",
+    json.dumps(CODE_CONTESTS | {"public_tests": [{"input": "1"}]}): "unexpected 'output' number 0: missing",
+    json.dumps(
+        CODE_CONTESTS | {"solutions": {"language": [3], "solution": [[]]}}
+    ): "unexpected 'solution' number 0: a list",
     json.dumps(APPS | {"solutions": "{"}): "'solutions': not JSON",
-    json.dumps(APPS | {"solutions": "3"}): "'solutions' must hold a list, not a number",
+    json.dumps(APPS | {"solutions": "3"}): "'solutions': expected a list, got a number",
     json.dumps(APPS | {"solutions": "[3]"}): "'solutions': expected strings",
-    json.dumps(APPS | {"input_output": {"inputs": ["1"]}}): "of one length",
+    json.dumps(APPS | {"input_output": {"inputs": ["1"]}}): "of the same length",
     json.dumps(APPS | {"input_output": {"inputs": [1], "outputs": ["1"]}}): "number 0: expected strings",
     json.dumps(
         CALLED | {"input_output": {"fn_name": "f(", "inputs": [], "outputs": []}}

@@ -122,7 +122,7 @@ _MACHINE = {
 _THREADS = {"_thread": ("start_new_thread", "start_joinable_thread")}  # audited from Python 3.12 on
 _DATES = frozenset({"now", "utcnow", "today"})
 _IMPORT_SYSTEM = ("<frozen importlib", "<frozen zipimport")
-_RECORDER = Recorder.record_file.__code__.co_filename
+_RECORDER = os.path.join(os.path.dirname(Recorder.record_file.__code__.co_filename), "")
 _LIBRARY = os.path.join(os.path.dirname(os.__file__), "")
 _INSTALLED = ("site-packages", "dist-packages")
 # Modules of the standard library that read the clock for their own work and do not return it.
@@ -191,13 +191,17 @@ class Effects:
 
     def _is_own(self, frame: FrameType) -> bool:
         file = frame.f_code.co_filename
-        return file in self._own if self._own is not None else not (_is_library(frame) or _is_installed(file))
+        if self._own is not None:
+            return file in self._own
+        return not (_is_library(frame) or _is_installed(file) or file.startswith(_RECORDER))
 
     def _is_anothers(self, name: Effect, frame: FrameType | None) -> bool:
         """Return whether the cause is the recorder, the import system, or the body of an imported module."""
         while frame is not None:
             file = frame.f_code.co_filename
-            if file == _RECORDER or (file.startswith(_IMPORT_SYSTEM) and name not in (Effect.NETWORK, Effect.PROCESS)):
+            if file.startswith(_RECORDER) or (
+                file.startswith(_IMPORT_SYSTEM) and name not in (Effect.NETWORK, Effect.PROCESS)
+            ):
                 return True
             if self._is_own(frame):
                 return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -52,8 +53,9 @@ def ray_cluster() -> Iterator[Any]:
 
 def _package() -> Any:
     # Ray reads this when it is imported. A cluster that was started where a token exists requires the token, and Ray
-    # sends it only in this mode. Other clusters ignore it.
-    if "RAY_AUTH_MODE" not in os.environ and _has_token():
+    # sends it only in this mode. Other clusters ignore it. Processes that Ray starts read it too, so it must not change
+    # once Ray is imported.
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ and _has_token():
         os.environ["RAY_AUTH_MODE"] = "token"
     try:
         import ray
