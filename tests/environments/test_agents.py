@@ -83,9 +83,15 @@ def model():
     from cwm_core.model import preset
     from random_models import random_model
 
-    shape = {"vocab_size": TOKENIZER.vocab_size, "width": 32, "ffn_width": 48, "layers": 3, "window": 64}
+    shape = {
+        "vocab_size": TOKENIZER.vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "sliding_window": 64,
+    }
     # So many that half of short replies end by one.
-    return random_model(preset("tiny", **shape, stop_tokens=tuple(range(30))))
+    return random_model(preset("tiny", **shape, eos_token_id=tuple(range(30))))
 
 
 def engine_of(model, **options):

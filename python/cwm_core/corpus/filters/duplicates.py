@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from ...support import near_duplicates as near
+from ...tokenizer.special_tokens import FRAME_SEP
 from ...trace import Trace
 from ..reasons import DropReason
 from ..sample import Drop, Sample
@@ -34,7 +35,7 @@ def sketch(trace: Trace) -> Sketch:
     """
     text = trace.to_text()
     exact = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    return Sketch(exact, near.to_bytes(near.sketch(_shingles(text[text.find("<|frame_sep|>") :]))))
+    return Sketch(exact, near.to_bytes(near.sketch(_shingles(text[text.find(FRAME_SEP) :]))))
 
 
 class Duplicates:
@@ -77,5 +78,5 @@ class Duplicates:
 
 def _shingles(text: str) -> Iterator[str]:
     """Yield each pair of consecutive frames. A trace of one frame yields that frame."""
-    frames = text.split("<|frame_sep|>")[1:]
+    frames = text.split(FRAME_SEP)[1:]
     return ("\0".join(pair) for pair in pairwise(frames)) if len(frames) > 1 else iter(frames)
