@@ -22,7 +22,7 @@ def add_import(verbs: Any) -> None:
         "single traces, and folders. The key of a single trace in a folder is its path.\n"
         "Any other OUT is a folder of shards, and the inputs are Parquet files with a column of token ids. Run the\n"
         "same command again to resume an interrupted import.\n"
-        "Parquet files require pyarrow (extra `parquet`).",
+        "Parquet files require pyarrow: run pip install '.[parquet]' in a checkout of cwm-core.",
     )
     parser.add_argument(
         "sources", nargs="+", type=Path, metavar="IN", help="*.parquet, *.jsonl, *.cwmtraces, *.cwmtrace, or a folder"
@@ -36,7 +36,7 @@ def add_import(verbs: Any) -> None:
 def _import(args: argparse.Namespace) -> int:
     are_token_ids = args.output.suffix != STORE and all(source.suffix == ".parquet" for source in args.sources)
     if not are_token_ids:
-        with counter() as progress:
+        with counter(args) as progress:
             count = import_traces(args.sources, args.output, progress)
         say(args, f"{args.output}: {count:,} traces")
         return OK
@@ -45,7 +45,7 @@ def _import(args: argparse.Namespace) -> int:
     if args.tokenizer is None:
         args.error(f"--tokenizer is required: OUT is a folder of shards because it does not end in {STORE}")
     tokenizer = load_tokenizer(args.tokenizer)
-    with counter("rows") as show:
+    with counter(args, "rows") as show:
         progress_of_rows = (lambda done, _: show(done)) if show else None
         done = import_parquet(
             args.sources, args.output, tokenizer, ids=args.ids, source=args.source, progress=progress_of_rows
@@ -65,7 +65,7 @@ def add_export(verbs: Any) -> None:
         "key, source, licence, outcome, frames, context, text, metadata, and trace (the lossless form).\n"
         "Token shards are exported to a Megatron indexed dataset, OUT.idx and OUT.bin. That format has no sources,\n"
         "spans, and loss masks.\n"
-        "Parquet files require pyarrow (extra `parquet`).",
+        "Parquet files require pyarrow: run pip install '.[parquet]' in a checkout of cwm-core.",
     )
     parser.add_argument("input", type=Path, metavar="IN", help="trace store (*.cwmtraces), or folder of shards")
     parser.add_argument(
@@ -85,7 +85,7 @@ def _export(args: argparse.Namespace) -> int:
         count = megatron.write_megatron(args.output.with_suffix(""), Shards(args.input), drop_masks=args.drop_masks)
         say(args, f"{args.output}: {count:,} documents")
         return OK
-    with counter() as progress:
+    with counter(args) as progress:
         count = export_traces(args.input, args.output, progress)
     say(args, f"{args.output}: {count:,} traces")
     return OK

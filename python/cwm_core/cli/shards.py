@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..data import Shards, ShardWriter
 from ..support.jsonl import STDIN
 from ..tokenizer import PATTERNS, Tokenizer, resolve_pattern
-from .options import OK, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
+from .options import OK, add_json, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
 
 if TYPE_CHECKING:
     from cwm_core.data.documents import Item
@@ -114,7 +115,7 @@ def _tokenize(args: argparse.Namespace) -> int:
     items = (item for file in files for item in read_items(file, kinds))
     if args.max_jaccard is not None:
         items = _distinct(items, args.max_jaccard)
-    with ShardWriter(args.output, tokenizer, append=args.resume) as writer, counter() as progress:
+    with ShardWriter(args.output, tokenizer, append=args.resume) as writer, counter(args) as progress:
         for item in islice(items, writer.documents, None):
             ids, loss_mask, spans = item.encode(tokenizer)
             writer.add(ids, loss_mask, item.source, spans)
@@ -154,13 +155,17 @@ def add_pack(verbs: Any) -> None:
     parser.add_argument(
         "--seed", type=not_negative, default=0, metavar="N", help="of the documents' order (default: 0)"
     )
+    add_json(parser)
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from cwm_core.data.report import packing
+    from cwm_core.data.report import packing, packing_figures
 
     options = {name: getattr(args, name) for name in ("batch_size", "packing", "lookahead", "seed")}
-    with counter("steps") as progress:
+    if args.json:
+        write(json.dumps(packing_figures(args.shards, args.seq_len, **options), indent=1) + "\n")
+        return OK
+    with counter(args, "steps") as progress:
         for line in packing(args.shards, args.seq_len, progress=progress, **options):
             write(line + "\n")
     return OK
@@ -179,16 +184,20 @@ def add_inspect(verbs: Any) -> None:
     parser.add_argument("--samples", type=not_negative, default=3, metavar="N", help="documents to show (default: 3)")
     parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of their choice (default: 0)")
     parser.add_argument("--verify", action="store_true", help="first check every byte of the shards")
+    add_json(parser)
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from cwm_core.data.report import inspect
+    from cwm_core.data.report import describe, inspect
 
     tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
     for folder in args.shards:
         if args.verify:
             Shards(folder).verify()
             say(args, f"{folder}: every byte is as it was written")
-        for line in inspect(folder, tokenizer, args.samples, args.seed):
-            write(line + "\n")
+        if not args.json:
+            for line in inspect(folder, tokenizer, args.samples, args.seed):
+                write(line + "\n")
+    if args.json:
+        write(json.dumps({str(folder): describe(folder) for folder in args.shards}, indent=1) + "\n")
     return OK
