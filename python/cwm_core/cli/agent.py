@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -20,6 +19,7 @@ from .options import (
     INTERRUPTED,
     MACHINES,
     OK,
+    add_json,
     add_tokenizer,
     add_verb,
     extension,
@@ -29,6 +29,8 @@ from .options import (
     positive,
     say,
     seconds,
+    shows_progress,
+    warn,
     write,
 )
 
@@ -71,7 +73,7 @@ def add_agent(verbs: Any) -> None:
     )  # fmt: skip
     add("--reward", metavar="MODULE:NAME", help="function that judges the submitted diff (default: the task's tests)")
     add("--retry-failed", action="store_true", help="repeat rollouts that failed")
-    add("--json", action="store_true", help="print the summary as JSON instead of a table")
+    add_json(parser)
     _add_budget(parser)
     script = parser.add_argument_group("script")
     script.add_argument(
@@ -133,7 +135,7 @@ def _agent(args: argparse.Namespace) -> int:
     if args.retry_failed and file.exists():
         say(args, f"{trajectories.drop_failed(file):,} failed rollouts are repeated")
     try:
-        with _bar() as progress:
+        with _bar(args) as progress:
             rollouts.run_rollouts(
                 tasks,
                 agent,
@@ -151,7 +153,7 @@ def _agent(args: argparse.Namespace) -> int:
                 progress=progress,
             )
     except KeyboardInterrupt:
-        say(args, f"interrupted; run the same command to resume from the trajectories in {args.output}")
+        warn(args, f"interrupted; run the same command to resume from the trajectories in {args.output}")
         return INTERRUPTED
     summary = summarize(TrajectoryReader(file))
     text = json.dumps(summary, indent=1) + "\n"
@@ -162,7 +164,7 @@ def _agent(args: argparse.Namespace) -> int:
         _show(summary)
     say(args, f"{file}: {summary['rollouts']:,} trajectories")
     if summary["failed"] == summary["rollouts"]:
-        say(
+        warn(
             args,
             f"every rollout failed, most often with: {next(iter(summary['failures']))}; "
             "repeat them with --retry-failed",
@@ -236,9 +238,9 @@ def _field(text: str) -> tuple[str, Any]:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int, Trajectory | None], None] | None]:
-    """Show a progress bar if standard error is a terminal."""
-    if not sys.stderr.isatty():
+def _bar(args: argparse.Namespace) -> Iterator[Callable[[int, int, Trajectory | None], None] | None]:
+    """Show a progress bar on standard error, unless progress is turned off."""
+    if not shows_progress(args):
         yield None
         return
     from rich.console import Console

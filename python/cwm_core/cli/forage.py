@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from dataclasses import asdict
 from itertools import chain
@@ -13,14 +14,15 @@ from .options import (
     FAILED,
     MACHINES,
     OK,
+    add_json,
     add_verb,
     machines,
     not_negative,
     one_of_or_path,
     positive,
-    say,
     seconds,
     status_line,
+    warn,
     write,
 )
 
@@ -49,6 +51,7 @@ def add_forage(verbs: Any) -> None:
         help="where tests run: bubblewrap (default), docker, process (limits but does not isolate: only for code that "
         "you trust), or the import path of a machine backend, MODULE:NAME",
     )  # fmt: skip
+    add_json(parser)
     add("--image", metavar="IMAGE", help="container image (with --sandbox docker)")
 
 
@@ -59,7 +62,7 @@ def _forage(args: argparse.Namespace) -> int:
     repositories = [
         Repository(path.name, path.absolute(), test_command=args.test_command) for path in args.repositories
     ]
-    with status_line() as show:
+    with status_line(args) as show:
         harvest = forage(
             repositories,
             args.output,
@@ -71,11 +74,16 @@ def _forage(args: argparse.Namespace) -> int:
             seconds=args.suite_seconds,
             status=show,
         )
-    write("".join(f"{name}\t{value}\n" for name, value in _table(asdict(harvest))))
+    if args.json:
+        write(json.dumps(asdict(harvest), indent=1) + "\n")
+    else:
+        write("".join(f"{name}\t{value}\n" for name, value in _table(asdict(harvest))))
     if harvest.unscored:
-        say(args, f"{harvest.unscored:,} issues were not checked: they have no known solution or need --sandbox docker")
+        warn(
+            args, f"{harvest.unscored:,} issues were not checked: they have no known solution or need --sandbox docker"
+        )
     if harvest.short:
-        say(args, f"{harvest.short:,} tasks are missing: there are no more candidates")
+        warn(args, f"{harvest.short:,} tasks are missing: there are no more candidates")
     return OK if any(harvest.tasks.values()) else FAILED
 
 
