@@ -1,4 +1,4 @@
-"""What an interrupted run of `forage` has found out already."""
+"""Record the outcomes of `forage`, so that an interrupted run can resume."""
 
 import json
 import os
@@ -10,13 +10,13 @@ from ...support.files import sync
 
 
 class Journal:
-    """Records by id, a line of JSON each, on disk before `add` returns. The first line holds the settings.
+    """Records by id in a JSON Lines file, whose first line has the settings.
 
-    A file with other settings is refused; a last line that an interruption cut is dropped.
+    A record is on disk when `add` returns. An incomplete last line is dropped.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Open or make it. Raises ValueError for other settings and damaged lines."""
+        """Open or create the file. Raise ValueError if it has other settings or a damaged line."""
         self._records: dict[str, dict[str, Any]] = {}
         settings = json.loads(json.dumps(settings))
         new = not path.exists()
@@ -37,10 +37,10 @@ class Journal:
                 if number > 1:
                     self._records[record["id"]] = record
             except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path}, line {number}: not a record of foraging") from None
+                raise ValueError(f"{path}, line {number}: expected a record of foraging") from None
             if number == 1 and record != settings:
                 names = [name for name in {**settings, **record} if record.get(name) != settings.get(name)]
-                raise ValueError(f"{path} is of a run with another {names[0]}; choose another folder")
+                raise ValueError(f"{path} belongs to a run with a different {names[0]}; choose another folder")
         if len(whole) < len(data):
             os.truncate(path, len(whole))
 
@@ -50,11 +50,11 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def get(self, id: str) -> dict[str, Any] | None:
-        """The record of an id, or None."""
+        """Return the record of an id, or None."""
         return self._records.get(id)
 
     def add(self, id: str, record: Mapping[str, Any]) -> None:
-        """Keep a record. Not for several threads at once."""
+        """Add a record. Call it from one thread at a time."""
         self._records[id] = {"id": id, **record}
         self._write(self._records[id])
 
