@@ -43,7 +43,7 @@ def select(patches: Sequence[str], outcomes: Sequence[Sequence[bool]]) -> Select
     if not patches:
         raise ValueError("there are no patches to choose from")
     if len(outcomes) != len(patches) or len({len(row) for row in outcomes}) > 1:
-        raise ValueError(f"expected {len(patches)} rows of outcomes of equal length, one for each patch")
+        raise ValueError(f"expected a row of outcomes for each of {len(patches)} patches, all of one length")
     normalized = [normalize(patch) for patch in patches]
     passed = tuple(sum(map(bool, row)) for row in outcomes)
     real = [i for i, text in enumerate(normalized) if text] or list(range(len(patches)))
