@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..tokenizer.special_tokens import PAD, TRACE_TOKENS
 
@@ -35,7 +36,7 @@ class Recipe:
     batch_size: int = 6
     steps: int = 1250
     seed: int = 0
-    model: dict[str, object] = field(
+    model: dict[str, Any] = field(
         default_factory=lambda: {
             "hidden_size": 128,
             "intermediate_size": 384,
@@ -47,7 +48,7 @@ class Recipe:
             "sliding_window": 64,
         }
     )
-    training: dict[str, object] = field(
+    training: dict[str, Any] = field(
         default_factory=lambda: {
             "optimizer": "muon",
             "muon_learning_rate": 0.01,
