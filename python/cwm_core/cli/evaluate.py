@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .models import fingerprint, load_engine, named_tokenizer
-from .options import INTERRUPTED, OK, add_cache, add_tokenizer, add_verb, machines, not_negative, positive, say, seconds
+from .options import (
+    INTERRUPTED,
+    OK,
+    add_cache,
+    add_json,
+    add_tokenizer,
+    add_verb,
+    machines,
+    not_negative,
+    positive,
+    say,
+    seconds,
+    shows_progress,
+    warn,
+    write,
+)
 
 if TYPE_CHECKING:
     from cwm_core.evaluation import Report
@@ -58,6 +72,7 @@ def _add_swe(tasks: Any) -> None:
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="tasks at a time (default: 1)")
     parser.add_argument("--max-seconds", type=seconds, default=1800.0, metavar="S", help="of a task (default: 1800)")
     parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of the bootstrap (default: 0)")
+    add_json(parser)
     parser.set_defaults(run=_eval_swe)
 
 
@@ -67,6 +82,7 @@ def _add_task(tasks: Any, task: str, purpose: str) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the problems, *.jsonl")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder for the results")
     add_tokenizer(parser)
+    add_json(parser)
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N problems")
     parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of all that is drawn (default: 0)")
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="problems at a time (default: 64)")
@@ -114,7 +130,7 @@ def _eval(args: argparse.Namespace) -> int:
     engine.max_batch = args.batch_size
     evaluate: Callable[..., Report] = getattr(evaluation, f"evaluate_{args.task}")
     try:
-        with _bar() as progress:
+        with _bar(args) as progress:
             report = evaluate(
                 engine,
                 problems,
@@ -124,7 +140,7 @@ def _eval(args: argparse.Namespace) -> int:
                 **_options(args),
             )
     except KeyboardInterrupt:
-        say(args, f"interrupted; the same command goes on from the results in {args.output}")
+        warn(args, f"interrupted; the same command goes on from the results in {args.output}")
         return INTERRUPTED
     except SandboxError as error:
         raise ValueError(str(error)) from None
@@ -137,7 +153,7 @@ def _eval_swe(args: argparse.Namespace) -> int:
     predictions = evaluation.read_predictions(args.predictions)
     backend = machines(args.sandbox)
     try:
-        with _bar() as progress:
+        with _bar(args) as progress:
             report = evaluation.evaluate_swe(
                 args.file,
                 predictions,
@@ -151,14 +167,17 @@ def _eval_swe(args: argparse.Namespace) -> int:
                 settings={"machines": args.sandbox},
             )
     except KeyboardInterrupt:
-        say(args, f"interrupted; the same command goes on from the results in {args.output}")
+        warn(args, f"interrupted; the same command goes on from the results in {args.output}")
         return INTERRUPTED
     return _finish(args, report)
 
 
 def _finish(args: argparse.Namespace, report: Report) -> int:
     report.save(args.output / "report.json")
-    _show(report)
+    if args.json:
+        write((args.output / "report.json").read_text("utf-8"))
+    else:
+        _show(report)
     say(args, f"{args.output}: report.json, with every problem's result")
     return OK
 
@@ -180,9 +199,9 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int], None] | None]:
+def _bar(args: argparse.Namespace) -> Iterator[Callable[[int, int], None] | None]:
     """A progress bar on standard error, where a person looks on."""
-    if not sys.stderr.isatty():
+    if not shows_progress(args):
         yield None
         return
     from rich.console import Console
