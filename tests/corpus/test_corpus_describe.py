@@ -307,7 +307,7 @@ def test_a_failing_endpoint_stops_the_run_and_loses_no_trace(tmp_path, capsys, m
     with bad_server(reply({"error": {"message": "who are you"}}, status or 500)) as served:
         assert main([*command, served.url if status else DOWN]) == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert said in line and "the same command goes on" in line
+    assert said in line and "run the same command to resume" in line
     assert out.read_bytes() == b"" == (tmp_path / ("chats.jsonl" + GIVEN_UP)).read_bytes()
     with bad_server(reply(chat("It returns."))) as served:  # an answer: now they are given up
         assert main([*command, served.url]) == 1

@@ -21,6 +21,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
+
 from .._native import DamagedFileError
 from ..data import Shards, ShardWriter
 from ..data.traces import TrainingDocument
@@ -214,7 +216,14 @@ class CorpusWriter:
             return []
         shards = Shards(self.folder / _TOKENS)
         last = (shards[len(shards) - count + place] for place in range(count))
-        return [TrainingDocument(document.tokens, document.loss_mask, document.spans) for document in last]
+        return [
+            TrainingDocument(
+                document.tokens,
+                document.loss_mask,
+                {label: spans.astype(np.int32) for label, spans in document.spans.items()},
+            )
+            for document in last
+        ]
 
     def _read_parts(self) -> Iterator[Part]:
         for number, row in enumerate(self._log.rows(), 1):
