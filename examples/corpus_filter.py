@@ -3,7 +3,7 @@
     cd examples
     cwm corpus functions toolz --filter corpus_filter:no_prints --filter corpus_filter:varied --tokenizer V -o corpus
 
-From Python, give them to `make_corpus(..., filters=[no_prints, DistinctLines(4)])`.
+From Python, give them to `make_corpus(..., filters=[no_prints, DistinctLines(5)])`.
 """
 
 from dataclasses import dataclass
@@ -28,4 +28,4 @@ class DistinctLines:
         return Drop("few lines", f"{len(lines)} < {self.at_least}") if len(lines) < self.at_least else None
 
 
-varied = DistinctLines(4)
+varied = DistinctLines(5)

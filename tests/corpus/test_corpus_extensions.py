@@ -66,7 +66,7 @@ def test_filters_from_the_command_line(tmp_path, workers):
     assert json.loads(done.stdout)["dropped"] == {"few lines": 1, "prints": 1}
     assert keys(tmp_path / "out") == ["long#0"]
     settings = json.loads((tmp_path / "out" / "corpus.json").read_text())["settings"]
-    assert settings["filters"] == ["corpus_filter:no_prints", "DistinctLines(at_least=4)"]
+    assert settings["filters"] == ["corpus_filter:no_prints", "DistinctLines(at_least=5)"]
     done = corpus("source", "mine:absent", out=tmp_path / "other", cwd=tmp_path)
     assert done.returncode == 1 and "mine has no 'absent'" in done.stderr
 
