@@ -400,7 +400,7 @@ def test_inspect_shows_what_shards_hold(shards, capsys):
     documents = list(shards)
     learned = sum(document.loss_mask.sum() for document in documents) / shards.tokens
     context = sum(document.spans["context"][0, 1] for document in documents) / shards.tokens
-    assert f"{'learned':<30} {learned:>7.1%}" in out
+    assert f"{'in the loss':<30} {learned:>7.1%}" in out
     assert f"{'in spans: context':<30} {context:>7.1%}" in out
     assert out.count("\n--- document ") == 2 and out.count("<|begin_of_text|><|trace_context_start|>") == 2
     assert main(["inspect", "shards"]) == 0
