@@ -108,14 +108,14 @@ def test_mistakes_are_said_and_the_session_goes_on(session):
     for command, says in (
         ("frobnicate 3", "*** no command 'frobnicate'; help lists them"),
         ("b 5", "*** no frame can be on line 5: it has no code of a function"),
-        ("b x", "*** 'x' is no whole number from 0"),
+        ("b x", "*** expected a whole number of at least 0, got 'x'"),
         ("cl 3", "*** no breakpoint at line 3"),
         ("p n + 1", "*** 'n + 1' is no variable, nor an element of one: nothing is evaluated here"),
         ("set n", "*** set NAME = VALUE"),
         ("set n = 1", "*** no variable 'n' here; there are: none"),
         ("u", "*** there is no level 1 of the stack"),
         ("d", "*** there is no level -1 of the stack"),
-        ("restart x", "*** 'x' is no whole number from 0"),
+        ("restart x", "*** expected a whole number of at least 0, got 'x'"),
         ("restart 1 nan", "*** 'nan' is no number from 0"),
         ("verify really", "*** verify takes nothing, or the word process: limits without isolation"),
         ("help frobnicate", "*** no command 'frobnicate'"),
@@ -166,7 +166,9 @@ def test_interrupting(monkeypatch, capsys):
 @pytest.fixture
 def model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = cwm.model.preset("tiny", vocab_size=TOKENIZER.vocab_size, width=32, layers=1, max_length=600)
+    config = cwm.model.preset(
+        "tiny", vocab_size=TOKENIZER.vocab_size, hidden_size=32, num_hidden_layers=1, max_position_embeddings=600
+    )
     cwm.model.save(random_model(config), tmp_path / "model")
     TOKENIZER.save(tmp_path / "model")
     Path("prog.py").write_text(CODE)
@@ -197,7 +199,10 @@ def test_wrong_usage_of_the_command(model, capsys):
         (["debug", "nowhere", "prog.py", "--call", "f(1)"], "nowhere"),
         (["debug", "model", "nowhere.py", "--call", "f(1)"], "nowhere.py"),
         (["debug", "model", "prog.py", "--call", "f("], "--call, line 1"),
-        (["debug", "http://localhost:1", "prog.py", "--call", "f(1)"], "a server needs --tokenizer"),
+        (
+            ["debug", "m", "prog.py", "--call", "f(1)", "--endpoint", "http://localhost:1"],
+            "--endpoint needs --tokenizer",
+        ),
     ):
         assert main(argv) == 1
         out, err = capsys.readouterr()

@@ -181,7 +181,9 @@ def test_says_what_parquet_needs(store):
         [sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
-    assert done.stderr.endswith("cwm export: this needs pyarrow: pip install 'cwm-core[parquet]'\n")
+    assert done.stderr.endswith(
+        "cwm export: this needs pyarrow: run pip install '.[parquet]' in a checkout of cwm-core\n"
+    )
     assert not list(Path().glob("*parquet*"))
 
 

@@ -83,7 +83,7 @@ def test_zstandard_without_a_library_says_what_to_install(tmp_path, monkeypatch)
     (tmp_path / "rows.jsonl.zst").write_bytes(zstd.compress(PLAIN))
     monkeypatch.setitem(sys.modules, "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd", None)
     monkeypatch.delattr(sys.modules.get("backports", sys), "zstd", raising=False)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'cwm-core\[zstd\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"run pip install '.\[zstd\]' in a checkout of cwm-core"):
         list(read_rows(tmp_path / "rows.jsonl.zst"))
 
 

@@ -21,7 +21,7 @@ def add_import(verbs: Any) -> None:
         "Into a store go Parquet and JSONL files that `cwm export` wrote, other stores, single traces and folders; a\n"
         "single trace in a folder gets its path for a key. Any other OUT is a folder of shards, into it go Parquet\n"
         "files with a column of token ids, or what is missing of them after an interruption.\n"
-        "Parquet needs pyarrow: pip install 'cwm-core[parquet]'.",
+        "Parquet needs pyarrow: run pip install '.[parquet]' in a checkout of cwm-core.",
     )
     parser.add_argument(
         "sources", nargs="+", type=Path, metavar="IN", help="*.parquet, *.jsonl, *.cwmtraces, *.cwmtrace, or a folder"
@@ -35,7 +35,7 @@ def add_import(verbs: Any) -> None:
 def _import(args: argparse.Namespace) -> int:
     are_token_ids = args.output.suffix != STORE and all(source.suffix == ".parquet" for source in args.sources)
     if not are_token_ids:
-        with counter() as progress:
+        with counter(args) as progress:
             count = import_traces(args.sources, args.output, progress)
         say(args, f"{args.output}: {count:,} traces")
         return OK
@@ -44,7 +44,7 @@ def _import(args: argparse.Namespace) -> int:
     if args.tokenizer is None:
         args.error(f"--tokenizer is missing: OUT is a folder of shards unless it ends in {STORE}")
     tokenizer = load_tokenizer(args.tokenizer)
-    with counter("rows") as show:
+    with counter(args, "rows") as show:
         progress_of_rows = (lambda done, _: show(done)) if show else None
         done = import_parquet(
             args.sources, args.output, tokenizer, ids=args.ids, source=args.source, progress=progress_of_rows
@@ -63,7 +63,7 @@ def add_export(verbs: Any) -> None:
         "Traces go to Parquet or JSONL, and come back by `cwm import`: a row holds key, source, licence, outcome,\n"
         "frames, context, text, metadata, and the trace itself, lossless. Shards go to Megatron's indexed dataset,\n"
         "OUT.idx and OUT.bin, which has no place for sources, spans and masks.\n"
-        "Parquet needs pyarrow: pip install 'cwm-core[parquet]'.",
+        "Parquet needs pyarrow: run pip install '.[parquet]' in a checkout of cwm-core.",
     )
     parser.add_argument("input", type=Path, metavar="IN", help="*.cwmtraces, or a folder of shards")
     parser.add_argument("output", type=Path, metavar="OUT", help="*.parquet, *.jsonl or *.idx; never overwritten")
@@ -77,7 +77,7 @@ def _export(args: argparse.Namespace) -> int:
         count = megatron.write(args.output.with_suffix(""), Shards(args.input), drop_masks=args.drop_masks)
         say(args, f"{args.output}: {count:,} documents")
         return OK
-    with counter() as progress:
+    with counter(args) as progress:
         count = export_traces(args.input, args.output, progress)
     say(args, f"{args.output}: {count:,} traces")
     return OK

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .models import fingerprint, load_engine, named_tokenizer
-from .options import INTERRUPTED, OK, add_cache, add_tokenizer, add_verb, machines, not_negative, positive, say, seconds
+from .options import (
+    INTERRUPTED,
+    OK,
+    add_cache,
+    add_json,
+    add_tokenizer,
+    add_verb,
+    machines,
+    not_negative,
+    positive,
+    say,
+    seconds,
+    shows_progress,
+    warn,
+    write,
+)
 
 if TYPE_CHECKING:
     from cwm_core.evaluation import Report
@@ -52,12 +66,13 @@ def _add_swe(tasks: Any) -> None:
         help="SWE-bench's own harness, or our tests in machines (default: the harness where it can run)",
     )  # fmt: skip
     parser.add_argument(
-        "--machines", choices=("bubblewrap", "docker", "process"), default="bubblewrap",
+        "--sandbox", choices=("bubblewrap", "docker", "process"), default="bubblewrap",
         help="for --by machines; 'process' does not isolate: for patches that you trust (default: bubblewrap)",
     )  # fmt: skip
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="tasks at a time (default: 1)")
     parser.add_argument("--max-seconds", type=seconds, default=1800.0, metavar="S", help="of a task (default: 1800)")
     parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of the bootstrap (default: 0)")
+    add_json(parser)
     parser.set_defaults(run=_eval_swe)
 
 
@@ -67,9 +82,10 @@ def _add_task(tasks: Any, task: str, purpose: str) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the problems, *.jsonl")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder for the results")
     add_tokenizer(parser)
+    add_json(parser)
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N problems")
     parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of all that is drawn (default: 0)")
-    parser.add_argument("--batch", type=positive, default=64, metavar="N", help="problems at a time (default: 64)")
+    parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="problems at a time (default: 64)")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute, as cuda (default: cpu)")
     add_cache(parser)
     tokens = 32768 if task == "termination" else 4096
@@ -111,10 +127,10 @@ def _eval(args: argparse.Namespace) -> int:
     required = () if args.task in ("traces", "termination") else ("output",)
     problems = evaluation.read_problems(args.file, limit=args.limit, required=required)
     engine = load_engine(args.model, args.device, args.tokenizer, cache_bytes=(args.cache_gib or 0) << 30 or None)
-    engine.max_batch = args.batch
+    engine.max_batch = args.batch_size
     evaluate: Callable[..., Report] = getattr(evaluation, f"evaluate_{args.task}")
     try:
-        with _bar() as progress:
+        with _bar(args) as progress:
             report = evaluate(
                 engine,
                 problems,
@@ -124,7 +140,7 @@ def _eval(args: argparse.Namespace) -> int:
                 **_options(args),
             )
     except KeyboardInterrupt:
-        say(args, f"interrupted; the same command goes on from the results in {args.output}")
+        warn(args, f"interrupted; the same command goes on from the results in {args.output}")
         return INTERRUPTED
     except SandboxError as error:
         raise ValueError(str(error)) from None
@@ -135,9 +151,9 @@ def _eval_swe(args: argparse.Namespace) -> int:
     from cwm_core import evaluation
 
     predictions = evaluation.read_predictions(args.predictions)
-    backend = machines(args.machines)
+    backend = machines(args.sandbox)
     try:
-        with _bar() as progress:
+        with _bar(args) as progress:
             report = evaluation.evaluate_swe(
                 args.file,
                 predictions,
@@ -148,17 +164,20 @@ def _eval_swe(args: argparse.Namespace) -> int:
                 seconds=args.max_seconds,
                 seed=args.seed,
                 progress=progress,
-                settings={"machines": args.machines},
+                settings={"machines": args.sandbox},
             )
     except KeyboardInterrupt:
-        say(args, f"interrupted; the same command goes on from the results in {args.output}")
+        warn(args, f"interrupted; the same command goes on from the results in {args.output}")
         return INTERRUPTED
     return _finish(args, report)
 
 
 def _finish(args: argparse.Namespace, report: Report) -> int:
     report.save(args.output / "report.json")
-    _show(report)
+    if args.json:
+        write((args.output / "report.json").read_text("utf-8"))
+    else:
+        _show(report)
     say(args, f"{args.output}: report.json, with every problem's result")
     return OK
 
@@ -166,10 +185,10 @@ def _finish(args: argparse.Namespace, report: Report) -> int:
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     # What a task does not have, its evaluation does not take.
     names = (
-        "seed", "batch", "max_new_tokens", "max_frames", "cruxeval", "how", "style", "samples", "temperature", "top_p",
+        "seed", "max_new_tokens", "max_frames", "cruxeval", "how", "style", "samples", "temperature", "top_p",
         "template",
     )  # fmt: skip
-    options = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    options = {name: getattr(args, name) for name in names if hasattr(args, name)} | {"batch": args.batch_size}
     if hasattr(args, "sandbox"):
         from cwm_core.evaluation import DEFAULT_LIMITS
 
@@ -180,9 +199,9 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int], None] | None]:
+def _bar(args: argparse.Namespace) -> Iterator[Callable[[int, int], None] | None]:
     """A progress bar on standard error, where a person looks on."""
-    if not sys.stderr.isatty():
+    if not shows_progress(args):
         yield None
         return
     from rich.console import Console

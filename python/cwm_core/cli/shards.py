@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data import Packing, Shards, ShardWriter
 from ..support.jsonl import STDIN
-from ..tokenizer import PATTERNS, Tokenizer, split_pattern
-from .options import OK, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
+from ..tokenizer import PATTERNS, Tokenizer, resolve_pattern
+from .options import OK, add_json, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
 
 if TYPE_CHECKING:
     from cwm_core.data.documents import Item
@@ -24,9 +26,9 @@ def add_tokenize(verbs: Any) -> None:
         _tokenize,
         "Encode traces, texts, chats, and trajectories as a folder of token shards to train on.",
         "cwm tokenize traces/ --tokenizer vocabulary --train-vocab 4096 -o shards",
-        "A row of a JSONL or Parquet file has one of the columns messages (a chat), trace (as `cwm export` writes it),\n"
-        "and text. Of a folder that holds traces or stores, only these are read; of another folder, its JSONL and\n"
-        "Parquet files. The source of a document is the one in its row or metadata, else the name of its folder.\n\n"
+        "A row of a JSONL or Parquet file has one of the columns messages (a chat), trace (as `cwm export` writes\n"
+        "it), and text. Of a folder that holds traces or stores, only these are read; of another folder, its JSONL\n"
+        "and Parquet files. The source of a document is that of its row or metadata, else the name of its folder.\n\n"
         "Tokens in the loss:\n"
         "  text        all tokens\n"
         "  chat        what the assistant says\n"
@@ -53,7 +55,7 @@ def add_tokenize(verbs: Any) -> None:
         "--train-vocab",
         type=positive,
         metavar="N",
-        help="first train a vocabulary of N ordinary tokens and 256 special ones, and save it to the --tokenizer FOLDER",
+        help="first train a vocabulary of N ordinary and 256 special tokens, and save it to the --tokenizer FOLDER",
     )
     parser.add_argument(
         "--pattern",
@@ -97,7 +99,7 @@ def _tokenize(args: argparse.Namespace) -> int:
 
     if args.pattern and not args.train_vocab:
         args.error("--pattern requires --train-vocab: a saved vocabulary has its own pattern")
-    pattern = split_pattern(args.pattern or "llama3")
+    pattern = resolve_pattern(args.pattern or "llama3")
     kinds = document_kinds([*args.kind, TrajectoryKind(seed=args.seed, observations=args.observations)])
     files = list(document_files(args.inputs, kinds))
     if args.train_vocab and Path(STDIN) in files:
@@ -114,7 +116,7 @@ def _tokenize(args: argparse.Namespace) -> int:
     items: Iterator[Item] = (item for file in files for item in read_items(file, kinds))
     if args.max_jaccard is not None:
         items = _distinct(items, args.max_jaccard)
-    with ShardWriter(args.output, tokenizer, append=args.resume) as writer, counter() as progress:
+    with ShardWriter(args.output, tokenizer, append=args.resume) as writer, counter(args) as progress:
         for item in islice(items, writer.documents, None):
             ids, loss_mask, spans = item.encode(tokenizer)
             writer.add(ids, loss_mask, item.source, spans)
@@ -161,13 +163,17 @@ def add_pack(verbs: Any) -> None:
     parser.add_argument(
         "--seed", type=not_negative, default=0, metavar="N", help="seed of the order of documents (default: 0)"
     )
+    add_json(parser)
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from cwm_core.data.report import packing
+    from cwm_core.data.report import packing, summarize_packing
 
     options = {name: getattr(args, name) for name in ("batch_size", "packing", "lookahead", "seed")}
-    with counter("steps") as progress:
+    if args.json:
+        write(json.dumps(asdict(summarize_packing(args.shards, args.seq_len, **options)), indent=1) + "\n")
+        return OK
+    with counter(args, "steps") as progress:
         for line in packing(args.shards, args.seq_len, progress=progress, **options):
             write(line + "\n")
     return OK

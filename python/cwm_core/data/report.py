@@ -106,15 +106,31 @@ def inspect(folder: Path, tokenizer: Tokenizer | None = None, samples: int = 3, 
         yield text[:_SAMPLE_CHARS] + more
 
 
-def packing(
+@dataclass(frozen=True)
+class PackingSummary:
+    """Rows that one epoch of folders of shards packs into."""
+
+    shards: dict[str, ShardSummary]
+    """Contents by folder."""
+    rows: int
+    """Number of rows."""
+    steps: int
+    """Number of steps."""
+    longer_documents: int
+    """Number of documents that are longer than a row."""
+    efficiency: float
+    """Fraction of all positions that hold a token."""
+
+
+def summarize_packing(
     folders: Sequence[str],
     seq_len: int,
     *,
     batch_size: int = 1,
     progress: Callable[[int], None] | None = None,
     **options: Any,
-) -> Iterator[str]:
-    """Yield the lines of a report on how one epoch packs into rows, computed from document lengths alone.
+) -> PackingSummary:
+    """Compute how one epoch packs into rows, from the lengths of the documents alone.
 
     Args:
         folders: Folders of shards.
@@ -124,19 +140,31 @@ def packing(
         **options: Further options of `PackedLoader`.
     """
     summaries = {folder: describe(folder) for folder in folders}
-    lengths = np.concatenate([Shards(folder).lengths for folder in folders])
-    yield from _size_lines(summaries, lengths)
-    yield from _histogram_lines(lengths)
     sources = {folder: (folder, float(summary.tokens)) for folder, summary in summaries.items()}
     loader = PackedLoader(sources, seq_len, batch_size=batch_size, epochs=1, **options)
     while loader.skip(_STEPS_AT_A_TIME) == _STEPS_AT_A_TIME:
         if progress:
             progress(loader.stats().steps)
     stats = loader.stats()
-    cut = int((lengths > seq_len).sum())
-    yield f"\nrows        {stats.steps * batch_size:,} of {seq_len:,} tokens, in {stats.steps:,} steps"
-    yield f"longer      {cut:,} documents ({cut / len(lengths):.1%}) are longer than a row"
-    yield f"efficiency  {stats.efficiency:.3%} of all positions hold a token"
+    return PackingSummary(
+        shards=summaries,
+        rows=stats.steps * batch_size,
+        steps=stats.steps,
+        longer_documents=sum(int((Shards(folder).lengths > seq_len).sum()) for folder in folders),
+        efficiency=stats.efficiency,
+    )
+
+
+def packing(folders: Sequence[str], seq_len: int, **options: Any) -> Iterator[str]:
+    """Yield the lines of a report on how one epoch packs into rows. Takes the arguments of `summarize_packing`."""
+    summary = summarize_packing(folders, seq_len, **options)
+    lengths = np.concatenate([Shards(folder).lengths for folder in folders])
+    yield from _size_lines(summary.shards, lengths)
+    yield from _histogram_lines(lengths)
+    longer = summary.longer_documents
+    yield f"\nrows        {summary.rows:,} of {seq_len:,} tokens, in {summary.steps:,} steps"
+    yield f"longer      {longer:,} documents ({longer / len(lengths):.1%}) are longer than a row"
+    yield f"efficiency  {summary.efficiency:.3%} of all positions hold a token"
 
 
 class HistogramBin(NamedTuple):

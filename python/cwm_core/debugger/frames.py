@@ -13,6 +13,7 @@ from ..inference.engine import Engine
 from ..inference.grammar import TraceGrammar
 from ..support.http import Client, EndpointError
 from ..tokenizer import Tokenizer
+from ..tokenizer.special_tokens import END_OF_TEXT, FRAME_SEP
 
 # An answer of a server holds at most this many bytes for each token asked for, and some more.
 _ANSWER_BYTES_PER_TOKEN, _ANSWER_BYTES = 1 << 10, 1 << 20
@@ -41,7 +42,7 @@ class FrameSource(Protocol):
 def frame_ends(tokenizer: Tokenizer) -> tuple[int, int]:
     """The tokens that end a frame and a trace. Raises ValueError for a vocabulary that lacks them."""
     try:
-        return tokenizer.special_tokens["<|frame_sep|>"], tokenizer.special_tokens["<|end_of_text|>"]
+        return tokenizer.special_tokens[FRAME_SEP], tokenizer.special_tokens[END_OF_TEXT]
     except KeyError as error:
         raise ValueError(f"{error} is not a special token of this vocabulary, which a trace needs") from None
 

@@ -19,10 +19,10 @@ GPU_BLOCKS = 256
 
 
 def append_and_attend(cached: Tensor, start: int, qkv: tuple[Tensor, Tensor, Tensor], window: int | None) -> Tensor:
-    """Attention [heads, m, head_size] of a piece of a sequence that begins at position `start`, to all up to its end.
+    """Attention [heads, m, head_dim] of a piece of a sequence that begins at position `start`, to all up to its end.
 
-    `qkv` are queries [heads, m, head_size], and keys and values [kv_heads, m, head_size], which go into `cached` [2,
-    kv_heads, length, head_size], the sequence's slot in a layer.
+    `qkv` are queries [heads, m, head_dim], and keys and values [kv_heads, m, head_dim], which go into `cached` [2,
+    kv_heads, length, head_dim], the sequence's slot in a layer.
     """
     q, k, v = qkv
     length, m = cached.shape[2], k.shape[1]
@@ -41,7 +41,7 @@ def append_and_attend(cached: Tensor, start: int, qkv: tuple[Tensor, Tensor, Ten
 
 
 def attend_to_end(q: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
-    """Causal attention of `q` [heads, m, head_size], the last m of the n positions of `keys` and `values`."""
+    """Causal attention of `q` [heads, m, head_dim], the last m of the n positions of `keys` and `values`."""
     if q.device.type == "cuda" and q.dtype != torch.float32 and (kernel := find_kernel()):
         m, n = q.shape[1], keys.shape[1]
         ends = [torch.tensor([0, length], dtype=torch.int32, device=q.device) for length in (m, n)]
@@ -69,9 +69,9 @@ def key_splits(blocks: int, span: int) -> int:
 
 
 def split_attention(q: Tensor, cached: Tensor, mask: Tensor, splits: int) -> Tensor:
-    """Attention of `q` [n x kv_heads, group, head_size], one position each, to `cached`, n slots of a layer.
+    """Attention of `q` [n x kv_heads, group, head_dim], one position each, to `cached`, n slots of a layer.
 
-    [2, n, kv_heads, length, head_size]; `mask` [n x kv_heads, 1, span] is added to the scores of the first places. Keys
+    [2, n, kv_heads, length, head_dim]; `mask` [n x kv_heads, 1, span] is added to the scores of the first places. Keys
     are cut into `splits` parts, or fewer where they do not divide, which are attended to side by side; each part's
     output counts by its sum of exponentials.
     """
@@ -101,9 +101,13 @@ def find_counting_kernel(config: ModelConfig, device: torch.device, dtype: torch
     Of one query a sequence, and several heads to one of keys, it cuts keys into parts itself (`mha_varlen_fwd` in
     aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, where `seqlenq_ngroups_swapped`).
     """
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or config.heads == config.kv_heads:
+    if (
+        device.type != "cuda"
+        or dtype not in (torch.bfloat16, torch.float16)
+        or config.num_attention_heads == config.num_key_value_heads
+    ):
         return None
-    if torch.cuda.get_device_capability(device) < (8, 0) or config.head_size % 8 or config.head_size > 256:
+    if torch.cuda.get_device_capability(device) < (8, 0) or config.head_dim % 8 or config.head_dim > 256:
         return None
     with suppress(ImportError):
         from torch.nn.attention.varlen import varlen_attn

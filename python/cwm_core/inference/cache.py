@@ -32,7 +32,7 @@ def rounded(tokens: int) -> int:
 def cache_bytes(config: ModelConfig, tokens: int, slots: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
     """Bytes of the keys and values of `slots` sequences of up to `tokens` tokens."""
     positions = sum(layer_length(window, rounded(tokens)) for window in config.layer_windows)
-    return 2 * slots * config.kv_heads * config.head_size * positions * dtype.itemsize
+    return 2 * slots * config.num_key_value_heads * config.head_dim * positions * dtype.itemsize
 
 
 class KeyValueCache:
@@ -43,7 +43,7 @@ class KeyValueCache:
         self.config, self.dtype, self.device = config, dtype, device
         self.slots = self.capacity = 0
         self.layers: list[Tensor] = []
-        """For each layer keys and values, [2, slots, kv_heads, length, head_size]."""
+        """For each layer keys and values, [2, slots, kv_heads, length, head_dim]."""
         self.lengths = np.zeros(0, np.int64)
         """How many tokens each slot holds."""
         self.begins = self.lengths.copy()
@@ -60,7 +60,7 @@ class KeyValueCache:
         self.capacity = capacity = rounded(capacity)
         kept = min(slots, self.slots)
         for i, window in enumerate(self.config.layer_windows):
-            shape = (2, slots, self.config.kv_heads, layer_length(window, capacity), self.config.head_size)
+            shape = (2, slots, self.config.num_key_value_heads, layer_length(window, capacity), self.config.head_dim)
             # Zeros, not uninitialized: masked positions get weight 0, and 0 times a stray NaN would still be NaN.
             new = torch.zeros(shape, dtype=self.dtype, device=self.device)
             if i == len(self.layers):
@@ -109,7 +109,7 @@ class KeyValueCache:
     def copy_block(self, slot: int, start: int, local: bool) -> Tensor:
         """A copy of what the local, or the global, layers hold of a slot's positions `start` to `start` + `block`.
 
-        [layers, 2, kv_heads, block, head_size]; `start` is a multiple of `block`.
+        [layers, 2, kv_heads, block, head_dim]; `start` is a multiple of `block`.
         """
         views = self._block_views(slot, start, local)
         return torch.stack(views) if views else torch.empty(0)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..model import Transformer
-from ..support.arguments import several
+from ..support.arguments import reject_single_string
 from .cache import KeyValueCache, cache_bytes
 from .constraint import Constraint
 from .prefixes import Prefixes, common_prefix
@@ -70,10 +70,10 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         # A model whose configuration names none, as one of Meta's layout, still ends where its tokenizer says.
-        self.stop_tokens = frozenset([*model.config.stop_tokens, *getattr(tokenizer, "stop_tokens", ())])
+        self.stop_tokens = frozenset([*model.config.eos_token_id, *getattr(tokenizer, "stop_tokens", ())])
         """Where a request without `stop_ids` ends: at the stop tokens of the configuration and of the tokenizer."""
         self.max_batch = max_batch
-        self.max_length = max_length or model.config.max_length
+        self.max_length = max_length or model.config.max_position_embeddings
         self.prefill_chunk = prefill_chunk
         self.max_cache_bytes = max_cache_bytes
         if min(max_batch, prefill_chunk, self.max_length) < 1 or prefix_bytes < 0:
@@ -117,7 +117,7 @@ class Engine:
 
         Raises ValueError for an empty prompt, a token outside the vocabulary, or settings out of range.
         """
-        prompts = several(prompts, "prompts")
+        prompts = reject_single_string(prompts, "prompts")
         stops = None if stop_ids is None else frozenset(stop_ids)
         handles: list[Handle] = []
         try:

@@ -126,7 +126,8 @@ def _zstd(name: str) -> Any:
             from backports import zstd
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            f"{name} is compressed with Zstandard, which needs backports.zstd: pip install 'cwm-core[zstd]'",
+            f"{name} is compressed with Zstandard, which needs backports.zstd: "
+            "run pip install '.[zstd]' in a checkout of cwm-core",
             name="backports.zstd",
         ) from None
     return zstd
