@@ -240,7 +240,7 @@ def test_the_demo_does_not_go_on_with_a_model_that_is_half_trained(cwd, capsys, 
 
     monkeypatch.setattr(demo, "Trainer", Interrupted)
     monkeypatch.setattr(demo, "SHORT", demo.Recipe(programs=20, algorithm_calls=1, held_out=2, steps=1))
-    assert main(["demo", "--short", "--out", "demo"]) == 130
+    assert main(["demo", "--short", "--output", "demo"]) == 130
     said = capsys.readouterr()
     assert said.err == "cwm demo: interrupted\n" and "Predicting" not in said.out
     assert not Path("demo/model").exists() and not Path("demo/results.json").exists()

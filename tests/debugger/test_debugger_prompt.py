@@ -197,7 +197,10 @@ def test_wrong_usage_of_the_command(model, capsys):
         (["debug", "nowhere", "prog.py", "--call", "f(1)"], "nowhere"),
         (["debug", "model", "nowhere.py", "--call", "f(1)"], "nowhere.py"),
         (["debug", "model", "prog.py", "--call", "f("], "--call, line 1"),
-        (["debug", "http://localhost:1", "prog.py", "--call", "f(1)"], "a server needs --tokenizer"),
+        (
+            ["debug", "m", "prog.py", "--call", "f(1)", "--endpoint", "http://localhost:1"],
+            "--endpoint needs --tokenizer",
+        ),
     ):
         assert main(argv) == 1
         out, err = capsys.readouterr()

@@ -269,7 +269,7 @@ def test_what_is_no_report_is_refused(tmp_path, text):
 
 def test_the_command(files, tmp_path, capsys):
     pytest.importorskip("rich")
-    argv = ["eval", "swe", str(files[1]), str(files[0]), "-o", str(tmp_path / "out"), "--machines", KIND]
+    argv = ["eval", "swe", str(files[1]), str(files[0]), "-o", str(tmp_path / "out"), "--sandbox", KIND]
     assert main([*argv, "--workers", "2", "--max-seconds", "60"]) == 0
     said = capsys.readouterr()
     assert "resolved" in said.out and "25.0" in said.out and "wilson" in said.out

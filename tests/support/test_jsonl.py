@@ -8,7 +8,7 @@ import sys
 import pytest
 from cwm_core.corpus.contests import read_contests
 from cwm_core.corpus.functions.sources import read_sources
-from cwm_core.data.documents import Text, read_items
+from cwm_core.data.documents import read_items
 from cwm_core.environments import Task, read_tasks
 from cwm_core.environments.issues import read_issues
 from cwm_core.evaluation.problems import read_problems
@@ -42,7 +42,7 @@ def test_every_form_gives_the_same_rows(form, name, tmp_path):
     (tmp_path / name).write_bytes(FORMS[form])
     assert is_jsonl(tmp_path / name)
     assert [row for _, row in read_rows(tmp_path / name)] == ROWS
-    assert [item.content for item in read_items(tmp_path / name)] == [Text(row["text"]) for row in ROWS]
+    assert [item.content for item in read_items(tmp_path / name)] == [row["text"] for row in ROWS]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -38,21 +38,21 @@ def add_agent(verbs: Any) -> None:
         verbs,
         _agent,
         "Let an agent work on a file of tasks, several at a time, and keep every trajectory and its reward.",
-        "cwm agent tasks.jsonl --agent engine --model runs/tiny --out rollouts --workers 8",
+        "cwm agent tasks.jsonl --agent engine --model runs/tiny -o rollouts --workers 8",
         "The agent is a script (by default each task's known solution), a model on the built-in engine, or a model\n"
         "behind an OpenAI-compatible endpoint. What it runs, runs in a sandbox. Ctrl-C keeps what is done; the same\n"
         "command goes on. `cwm tokenize` turns the trajectories into training data. docs/guides/rollouts.md says more.",
     )
     parser.add_argument("tasks", type=Path, metavar="TASKS", help="the tasks, *.jsonl")
     parser.add_argument("--agent", required=True, choices=("script", "engine", "endpoint"), help="what acts")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the trajectories")
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="folder for the trajectories")
     parser.add_argument("--samples", type=positive, default=1, metavar="N", help="rollouts of each task (default: 1)")
     parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of all that is drawn (default: 0)")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N tasks")
     parser.add_argument("--workers", type=positive, metavar="N", help="rollouts at a time (default: one a processor)")
     parser.add_argument("--ray", action="store_true", help="run the environments on a Ray cluster; see RAY_ADDRESS")
     parser.add_argument(
-        "--backend", choices=("bubblewrap", "docker", "process"), default="bubblewrap",
+        "--sandbox", choices=("bubblewrap", "docker", "process"), default="bubblewrap",
         help="where commands run; 'process' only limits them and does not isolate: for agents you trust",
     )  # fmt: skip
     parser.add_argument("--image", metavar="IMAGE", help="of containers, for tasks that name none (with docker)")
@@ -69,7 +69,7 @@ def add_agent(verbs: Any) -> None:
     model.add_argument("--reasoning", action="store_true", help="ask for reasoning before every action")
     model.add_argument("--device", default="cpu", metavar="DEVICE", help="engine: where to compute (default: cpu)")
     endpoint = parser.add_argument_group("an endpoint")
-    endpoint.add_argument("--url", metavar="URL", help="as http://127.0.0.1:8000/v1")
+    endpoint.add_argument("--endpoint", metavar="URL", help="as http://127.0.0.1:8000/v1")
     endpoint.add_argument(
         "--key-variable", default="CWM_API_KEY", metavar="NAME", help="variable with the key (default: CWM_API_KEY)"
     )
@@ -107,7 +107,7 @@ def _agent(args: argparse.Namespace) -> int:
     budget = _budget(args)
     agent = _make_agent(args)
     secrets.conceal()  # from what the agent runs
-    file = args.out / rollouts.FILE
+    file = args.output / rollouts.FILE
     if args.retry_failed and file.exists():
         say(args, f"{trajectories.drop_failed(file):,} rollouts that failed are made again")
     try:
@@ -115,23 +115,23 @@ def _agent(args: argparse.Namespace) -> int:
             rollouts.run_rollouts(
                 tasks,
                 agent,
-                args.out,
+                args.output,
                 samples=args.samples,
                 seed=args.seed,
                 budget=budget,
-                backend=machines(args.backend, args.image),
+                backend=machines(args.sandbox, args.image),
                 workers=args.workers,
                 ray=args.ray,
                 system=system_prompt(reasoning=args.reasoning),
-                settings={"backend": args.backend},
+                settings={"backend": args.sandbox},
                 progress=progress,
             )
     except KeyboardInterrupt:
-        say(args, f"interrupted; the same command goes on from the trajectories in {args.out}")
+        say(args, f"interrupted; the same command goes on from the trajectories in {args.output}")
         return INTERRUPTED
     summary = summarize(TrajectoryReader(file))
     text = json.dumps(summary, indent=1) + "\n"
-    write_file(args.out / "summary.json", text)
+    write_file(args.output / "summary.json", text)
     if args.json:
         write(text)
     else:
@@ -162,12 +162,12 @@ def _make_agent(args: argparse.Namespace) -> Agent:
         args.error(f"--agent {args.agent} needs --model")
     if args.agent == "engine":
         return _engine_agent(args)
-    if args.url is None:
-        args.error("--agent endpoint needs --url")
+    if args.endpoint is None:
+        args.error("--agent endpoint needs --endpoint")
     sampling = {"temperature": args.temperature, "top_p": args.top_p}
     reasoning = {"reasoning_effort": "medium"} if args.reasoning else {}
     return environments.EndpointAgent(
-        args.url,
+        args.endpoint,
         args.model,
         key_variable=args.key_variable,
         fields={**sampling, **reasoning, **dict(map(_field, args.field))},

@@ -29,7 +29,7 @@ def add_corpus(verbs: Any) -> None:
         _corpus,
         "Make a corpus: run code that nobody vouches for, keep the traces that teach.",
         "cwm corpus contests problems.jsonl --licence CC-BY-4.0 --tokenizer vocabulary -o corpus",
-        "Every program runs in a process of its own in a sandbox, twice, under two hash seeds. OUT holds traces and\n"
+        "Every program runs in a process of its own in a sandbox, twice, under two hash seeds. DIR holds traces and\n"
         "token shards, ready for training. Ctrl-C, or any other end, keeps what is done; the same command goes on.\n"
         "docs/guides/corpus.md says what is kept and why.",
     )
@@ -172,7 +172,7 @@ def _add_describe(kinds: Any) -> None:
     add("--endpoint", required=True, metavar="URL", help="of an OpenAI-compatible server, as http://localhost:8000/v1")
     add("--model", required=True, metavar="NAME", help="its name there")
     add("--attempts", type=positive, default=3, metavar="N", help="for a trace (default: 3)")
-    add("--parallel", type=positive, default=8, metavar="N", help="traces at a time (default: 8)")
+    add("--workers", type=positive, default=8, metavar="N", help="traces at a time (default: 8)")
 
 
 def _describe(args: argparse.Namespace) -> int:
@@ -188,7 +188,7 @@ def _describe(args: argparse.Namespace) -> int:
                 stores,
                 args.output,
                 describer,
-                parallel=args.parallel,
+                parallel=args.workers,
                 progress=lambda counts: show(sum(counts)) if show else None,
             )
     except EndpointError as error:
@@ -201,7 +201,7 @@ def _describe(args: argparse.Namespace) -> int:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-o", "--output", required=True, type=Path, metavar="OUT", help="folder of the corpus")
+    add("-o", "--output", required=True, type=Path, metavar="DIR", help="folder of the corpus")
     add("--tokenizer", required=True, type=Path, metavar="FOLDER", help="a folder with tokenizer.json, or a rank file")
     add("--seed", type=not_negative, default=0, metavar="N", help="of all that is drawn (default: 0)")
     add("--workers", type=positive, default=os.cpu_count(), metavar="N", help="processes (default: one a processor)")

@@ -28,7 +28,7 @@ _LISTED = 5  # lines before and after the current one
 
 # What a launch request may say, with the type of each.
 _LAUNCH = {
-    "model": str, "program": str, "call": str, "tokenizer": str, "modelName": str, "device": str, "seed": int,
+    "model": str, "program": str, "call": str, "tokenizer": str, "endpoint": str, "device": str, "seed": int,
     "temperature": (int, float), "maxFrames": int, "maxTokens": int, "maxFrameTokens": int,
 }  # fmt: skip
 
@@ -40,16 +40,16 @@ def add_debug(verbs: Any) -> None:
         _debug,
         "Step through the predicted execution of a call, without running the program.",
         "cwm debug runs/tiny sort.py --call 'bubble_sort([3, 1, 2])'\n"
-        "  cwm debug http://localhost:8000/v1 sort.py --call 'f(2)' --tokenizer vocabulary",
-        "MODEL is a model's folder, or the address of a completions server that takes token ids, as vLLM does; its\n"
-        "key, if it needs one, is in CWM_API_KEY. `help` at the prompt lists the commands, which are much as pdb's;\n"
-        "docs/guides/debug.md has more, and the configuration of editors for --dap.",
+        "  cwm debug tiny sort.py --call 'f(2)' --endpoint http://localhost:8000/v1 --tokenizer vocabulary",
+        "MODEL is a model's folder or, with --endpoint, the name of a model at a completions server that takes token\n"
+        "ids, as vLLM does; CWM_API_KEY holds its key, if it needs one. `help` at the prompt lists the\n"
+        "commands, which are much as pdb's; docs/guides/debug.md has more, and the configuration of editors for --dap.",
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model, or address of a server")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model, or its name at --endpoint")
     parser.add_argument("program", nargs="?", metavar="FILE", help="the program")
     parser.add_argument("--call", metavar="EXPR", help="expression to predict, in FILE's names")
     add_tokenizer(parser)
-    parser.add_argument("--model-name", metavar="NAME", help="name of the model at the server, if it has several")
+    parser.add_argument("--endpoint", metavar="URL", help="server that has the model, as http://localhost:8000/v1")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute, as cuda (default: cpu)")
     parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="number of the sample (default: 0)")
     parser.add_argument(
@@ -98,13 +98,13 @@ def _open(args: argparse.Namespace) -> Debugger:
     code = program(args.program, args.call)
     vocabulary = None if args.tokenizer is None else Path(args.tokenizer)
     options = {name: getattr(args, name) for name in ("seed", "temperature", "max_frames", "max_tokens")}
-    if args.model.startswith(("http://", "https://")):
+    if args.endpoint is not None:
         if vocabulary is None:
-            raise ValueError("a server needs --tokenizer, its model's vocabulary")
+            raise ValueError("--endpoint needs --tokenizer, the model's vocabulary")
         tokenizer = load_tokenizer(vocabulary)
         key = os.environ.get("CWM_API_KEY")
         source: Any = debugger.ServerFrames(
-            args.model, args.model_name, tokenizer, api_key=key, max_frame_tokens=args.max_frame_tokens
+            args.endpoint, args.model, tokenizer, api_key=key, max_frame_tokens=args.max_frame_tokens
         )
     else:
         from .models import load_engine

@@ -52,7 +52,7 @@ def _add_swe(tasks: Any) -> None:
         help="SWE-bench's own harness, or our tests in machines (default: the harness where it can run)",
     )  # fmt: skip
     parser.add_argument(
-        "--machines", choices=("bubblewrap", "docker", "process"), default="bubblewrap",
+        "--sandbox", choices=("bubblewrap", "docker", "process"), default="bubblewrap",
         help="for --by machines; 'process' does not isolate: for patches that you trust (default: bubblewrap)",
     )  # fmt: skip
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="tasks at a time (default: 1)")
@@ -69,7 +69,7 @@ def _add_task(tasks: Any, task: str, purpose: str) -> None:
     add_tokenizer(parser)
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N problems")
     parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of all that is drawn (default: 0)")
-    parser.add_argument("--batch", type=positive, default=64, metavar="N", help="problems at a time (default: 64)")
+    parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="problems at a time (default: 64)")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute, as cuda (default: cpu)")
     add_cache(parser)
     tokens = 32768 if task == "termination" else 4096
@@ -111,7 +111,7 @@ def _eval(args: argparse.Namespace) -> int:
     required = () if args.task in ("traces", "termination") else ("output",)
     problems = evaluation.read_problems(args.file, limit=args.limit, required=required)
     engine = load_engine(args.model, args.device, args.tokenizer, cache_bytes=(args.cache_gib or 0) << 30 or None)
-    engine.max_batch = args.batch
+    engine.max_batch = args.batch_size
     evaluate: Callable[..., Report] = getattr(evaluation, f"evaluate_{args.task}")
     try:
         with _bar() as progress:
@@ -135,7 +135,7 @@ def _eval_swe(args: argparse.Namespace) -> int:
     from cwm_core import evaluation
 
     predictions = evaluation.read_predictions(args.predictions)
-    backend = machines(args.machines)
+    backend = machines(args.sandbox)
     try:
         with _bar() as progress:
             report = evaluation.evaluate_swe(
@@ -148,7 +148,7 @@ def _eval_swe(args: argparse.Namespace) -> int:
                 seconds=args.max_seconds,
                 seed=args.seed,
                 progress=progress,
-                settings={"machines": args.machines},
+                settings={"machines": args.sandbox},
             )
     except KeyboardInterrupt:
         say(args, f"interrupted; the same command goes on from the results in {args.output}")
@@ -166,10 +166,10 @@ def _finish(args: argparse.Namespace, report: Report) -> int:
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     # What a task does not have, its evaluation does not take.
     names = (
-        "seed", "batch", "max_new_tokens", "max_frames", "cruxeval", "how", "style", "samples", "temperature", "top_p",
+        "seed", "max_new_tokens", "max_frames", "cruxeval", "how", "style", "samples", "temperature", "top_p",
         "template",
     )  # fmt: skip
-    options = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    options = {name: getattr(args, name) for name in names if hasattr(args, name)} | {"batch": args.batch_size}
     if hasattr(args, "sandbox"):
         from cwm_core.evaluation import DEFAULT_LIMITS
 

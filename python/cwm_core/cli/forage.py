@@ -18,13 +18,13 @@ def add_forage(verbs: Any) -> None:
         verbs,
         _forage,
         "Make tasks for agents: repositories broken in one place, and issues of SWE-bench's form.",
-        "cwm forage repositories/* --count 100 --out tasks",
+        "cwm forage repositories/* --count 100 -o tasks",
         "A change becomes a task if it breaks some of the repository's tests and not all. DIR/tasks.jsonl is what\n"
         "`cwm agent` takes. Ctrl-C, or any other end, keeps what is known; the same command goes on.",
     )
     add = parser.add_argument
     add("repositories", nargs="*", type=Path, metavar="REPOSITORY", help="a folder with tests that pass")
-    add("--out", required=True, type=Path, metavar="DIR", help="folder for the tasks")
+    add("-o", "--output", required=True, type=Path, metavar="DIR", help="folder for the tasks")
     add("--count", required=True, type=positive, metavar="N", help="tasks to make")
     add("--issues", type=Path, action="append", default=[], metavar="FILE", help="instances of SWE-bench, *.jsonl")
     add("--test-command", default="python -m pytest -q", metavar="COMMAND", help="pytest's, for the whole suite")
@@ -32,7 +32,7 @@ def add_forage(verbs: Any) -> None:
     add("--workers", type=positive, default=os.cpu_count(), metavar="N", help="suites at a time (one a processor)")
     add("--suite-seconds", type=seconds, default=600.0, metavar="S", help="that the tests may take (default: 600)")
     add(
-        "--backend", choices=("bubblewrap", "docker", "process"), default="bubblewrap",
+        "--sandbox", choices=("bubblewrap", "docker", "process"), default="bubblewrap",
         help="where tests run; 'process' only limits them and does not isolate: for code that you trust",
     )  # fmt: skip
     add("--image", metavar="IMAGE", help="of containers (with docker)")
@@ -48,9 +48,9 @@ def _forage(args: argparse.Namespace) -> int:
     with status_line() as show:
         harvest = forage(
             repositories,
-            args.out,
+            args.output,
             count=args.count,
-            backend=machines(args.backend, args.image),
+            backend=machines(args.sandbox, args.image),
             issues=list(chain.from_iterable(map(read_issues, args.issues))),
             seed=args.seed,
             workers=args.workers,
@@ -59,7 +59,7 @@ def _forage(args: argparse.Namespace) -> int:
         )
     write("".join(f"{name}\t{value}\n" for name, value in _table(asdict(harvest))))
     if harvest.unscored:
-        say(args, f"{harvest.unscored:,} issues were taken untried: they have no solution, or need --backend docker")
+        say(args, f"{harvest.unscored:,} issues were taken untried: they have no solution, or need --sandbox docker")
     if harvest.short:
         say(args, f"{harvest.short:,} tasks fewer than asked for: everything was tried")
     return OK if any(harvest.tasks.values()) else FAILED

@@ -68,7 +68,7 @@ def add_predict(verbs: Any) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model")
     parser.add_argument("file", metavar="FILE", help="the program")
     parser.add_argument("--call", required=True, metavar="EXPR", help="expression to predict, in FILE's names")
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="write the predicted trace, for `cwm view`")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the predicted trace, for `cwm view`")
     parser.add_argument(
         "--max-new-tokens", type=positive, default=4096, metavar="N", help="stop after N tokens (default: 4096)"
     )
@@ -199,10 +199,10 @@ def add_demo(verbs: Any) -> None:
         verbs,
         _demo,
         "Go the whole way in little: record, tokenize, pack, train, predict and score.",
-        "cwm demo --short --out demo",
+        "cwm demo --short -o demo",
     )
     parser.add_argument(
-        "--out", default="cwm-demo", metavar="DIR", help="folder for what it writes (default: cwm-demo)"
+        "-o", "--output", default="cwm-demo", metavar="DIR", help="folder for what it writes (default: cwm-demo)"
     )
     parser.add_argument("--short", action="store_true", help="the same in about a minute, with worse scores")
 
@@ -210,4 +210,4 @@ def add_demo(verbs: Any) -> None:
 def _demo(args: argparse.Namespace) -> int:
     from cwm_core import demo
 
-    return demo.main(["--out", args.out, *(["--short"] if args.short else [])])
+    return demo.main(["--output", args.output, *(["--short"] if args.short else [])])

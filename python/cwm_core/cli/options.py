@@ -206,7 +206,7 @@ def status_line() -> Iterator[Callable[[str], None] | None]:
 
 
 def machines(kind: str, image: str | None = None) -> Backend:
-    """The backend of environments that `--backend` names. Raises SandboxError where it is not possible."""
+    """The backend of environments that `--sandbox` names. Raises SandboxError where it is not possible."""
     from ..machines import DockerBackend, SandboxBackend
     from ..machines.programs import check_sandbox, installed_packages
 

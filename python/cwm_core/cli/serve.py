@@ -31,7 +31,7 @@ def add_serve(verbs: Any) -> None:
     parser.add_argument("--port", type=_port, default=8000, help="port to listen on, 0 for a free one (default: 8000)")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute, as cuda (default: cpu)")
     parser.add_argument(
-        "--max-batch", type=positive, default=64, metavar="N", help="sequences generated together (default: 64)"
+        "--batch-size", type=positive, default=64, metavar="N", help="sequences generated together (default: 64)"
     )
     parser.add_argument(
         "--max-queue", type=positive, default=256, metavar="N", help="sequences that may wait beyond (default: 256)"
@@ -77,7 +77,7 @@ def _serve(args: argparse.Namespace) -> int:
         loaded, tokenizer = load_model(args.model, args.device, args.tokenizer)
         cache_bytes = (args.cache_gib or 0) << 30 or free_memory(args.device) * 8 // 10
         engine = inference.Engine(
-            loaded, tokenizer, max_batch=args.max_batch, max_length=args.max_length, max_cache_bytes=cache_bytes
+            loaded, tokenizer, max_batch=args.batch_size, max_length=args.max_length, max_cache_bytes=cache_bytes
         )
         limits = server.ServerLimits(
             max_queue=args.max_queue,

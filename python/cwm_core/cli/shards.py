@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data import Shards, ShardWriter
-from ..formats.traces import document_files
 from ..support.jsonl import STDIN
 from ..tokenizer import PATTERNS, Tokenizer, split_pattern
 from .options import OK, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
@@ -64,6 +63,14 @@ def add_tokenize(verbs: Any) -> None:
         help="go on behind the shards that an interrupted run over the same files left",
     )
 
+    parser.add_argument(
+        "--kind",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="also read documents of this kind, a cwm_core.data.DocumentKind; may be given several times",
+    )
+
     rollouts = parser.add_argument_group("trajectories")
     rollouts.add_argument(
         "--observations", type=share, default=0.5, metavar="P", help="part of the observations to learn (default: 0.5)"
@@ -78,29 +85,31 @@ def add_tokenize(verbs: Any) -> None:
 
 
 def _tokenize(args: argparse.Namespace) -> int:
-    from cwm_core.data.documents import encode_item, item_texts, read_items
+    from cwm_core.data.documents import document_files, document_kinds, read_items
+    from cwm_core.environments.documents import TrajectoryKind
 
     if args.pattern and not args.train_vocab:
         args.error("--pattern is for --train-vocab; a stored vocabulary has its own")
     pattern = split_pattern(args.pattern or "llama3")
-    files = list(document_files(args.inputs))
+    kinds = document_kinds([*args.kind, TrajectoryKind(seed=args.seed, observations=args.observations)])
+    files = list(document_files(args.inputs, kinds))
     if args.train_vocab and Path(STDIN) in files:
         args.error("--train-vocab reads its input twice, which standard input cannot be; write it to a file first")
     if args.train_vocab:
         if args.tokenizer.is_file() or (args.tokenizer / "tokenizer.json").exists():
             raise ValueError(f"{args.tokenizer} already holds a vocabulary; leave out --train-vocab to use it")
-        texts = (text for file in files for item in read_items(file) for text in item_texts(item))
+        texts = (text for file in files for item in read_items(file, kinds) for text in item.texts())
         tokenizer = Tokenizer.train(texts, args.train_vocab, pattern=pattern)
         tokenizer.save(args.tokenizer)
         say(args, f"{args.tokenizer}: {tokenizer.vocab_size:,} tokens, special ones included")
     else:
         tokenizer = load_tokenizer(args.tokenizer)
-    items = (item for file in files for item in read_items(file))
+    items = (item for file in files for item in read_items(file, kinds))
     if args.max_jaccard is not None:
         items = _distinct(items, args.max_jaccard)
     with ShardWriter(args.output, tokenizer, append=args.resume) as writer, counter() as progress:
         for item in islice(items, writer.documents, None):
-            ids, loss_mask, spans = encode_item(tokenizer, item, seed=args.seed, observations=args.observations)
+            ids, loss_mask, spans = item.encode(tokenizer)
             writer.add(ids, loss_mask, item.source, spans)
             if progress:
                 progress(writer.documents)

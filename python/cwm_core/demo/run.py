@@ -33,10 +33,10 @@ THREADS = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m cwm_core.demo", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for everything the demo writes")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for everything the demo writes")
     parser.add_argument("--short", action="store_true", help="the same in about a minute, with worse scores")
     options = parser.parse_args(arguments)
-    Demo(SHORT if options.short else FULL, options.out, Console()).run()
+    Demo(SHORT if options.short else FULL, options.output, Console()).run()
     return 0
 
 

@@ -29,7 +29,7 @@ from .summary import summarize
 from .tasks import Task, read_tasks, write_tasks
 from .tools import ActionError, Call, parse_action
 from .trajectories import Trajectory, TrajectoryReader, TrajectoryWriter, Turn, read_trajectories
-from .workers import ProcessWorker, Worker, WorkerError
+from .workers import EnvironmentWorker, ProcessWorker, WorkerError
 
 __all__ = [
     "CWM",
@@ -45,6 +45,7 @@ __all__ = [
     "EndpointError",
     "EngineAgent",
     "Environment",
+    "EnvironmentWorker",
     "Generate",
     "Message",
     "NearDuplicates",
@@ -63,7 +64,6 @@ __all__ = [
     "TrajectoryWriter",
     "Transition",
     "Turn",
-    "Worker",
     "WorkerError",
     "distinct",
     "encode_trajectory",

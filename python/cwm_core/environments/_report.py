@@ -13,6 +13,7 @@ import pytest
 
 BOX = os.path.dirname(os.path.abspath(__file__))
 CONTROL = "test_" + __name__[::-1]
+EXPECTED = CONTROL + "_expected"
 OUTCOMES = {}
 ERRORS = []
 FILES = set()
@@ -32,9 +33,14 @@ for variable in ("PYTEST_ADDOPTS", "PYTHONPATH"):
 
 def note(name, outcome):
     """Keep the worst that happened to a test in its three phases."""
-    name = name[len(ABOVE[0]) :] if ABOVE and name.startswith(ABOVE[0]) else name
+    name = in_repository(name)
     before = OUTCOMES.get(name, outcome)
     OUTCOMES[name] = max(before, outcome, key=RANK.index)
+
+
+def in_repository(name):
+    """Return a test's name without the way from pytest's root down to the repository."""
+    return name[len(ABOVE[0]) :] if ABOVE and name.startswith(ABOVE[0]) else name
 
 
 def fail():
@@ -53,11 +59,21 @@ def pytest_configure(config):
         ABOVE.append(way + "/")
 
 
+def pytest_itemcollected(item):
+    """Mark the tests of unittest that are declared to fail; pytest's own have the keyword "xfail".
+
+    Code under test can raise what `pytest.xfail()` raises, and so make any test look like one that is expected to fail.
+    """
+    owners = [item.parent, item]
+    if any(getattr(getattr(owner, "obj", None), "__unittest_expecting_failure__", False) for owner in owners):
+        item.keywords[EXPECTED] = True
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """Append the control, behind a test that is a plain function and neither skipped nor expected to fail."""
     for item in reversed(items):
-        marked = any(item.get_closest_marker(name) for name in ("skip", "skipif", "xfail"))
+        marked = any(name in item.keywords for name in ("skip", "skipif", "xfail"))
         kind = type(item)
         if kind.__name__ == "Function" and type(item.parent).__name__ == "Module" and not marked:
             if hasattr(kind, "from_parent"):
@@ -76,7 +92,8 @@ def pytest_runtest_logreport(report):
     if report.failed:
         note(report.nodeid, "failed" if report.when == "call" else "error")
     elif report.skipped:
-        note(report.nodeid, "xfailed" if hasattr(report, "wasxfail") else "skipped")
+        declared = EXPECTED in report.keywords or "xfail" in report.keywords
+        note(report.nodeid, "xfailed" if hasattr(report, "wasxfail") and declared else "skipped")
     elif report.when == "call":
         note(report.nodeid, "passed")
     if CONFIG and report.when == "setup":
@@ -89,6 +106,9 @@ def pytest_sessionfinish(session, exitstatus):
     """Write all; not in the workers of pytest-xdist, whose reports come to their controller."""
     if hasattr(session.config, "workerinput"):
         return
+    for item in getattr(session, "items", []):
+        if in_repository(item.nodeid) not in OUTCOMES:
+            note(item.nodeid, "error")  # the session was ended before the test ran
     control = [OUTCOMES.pop(name) for name in list(OUTCOMES) if name.endswith("::" + CONTROL)]
     report = {
         "outcomes": OUTCOMES,

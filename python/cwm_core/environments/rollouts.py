@@ -18,14 +18,14 @@ from .agents import Agent, Budget, Generate, Message, OutOfBudget, Reply, system
 from .environment import Transition
 from .tasks import Task
 from .trajectories import Trajectory, TrajectoryWriter, Turn, task_digest
-from .workers import EXTRA_SECONDS, ProcessWorker, Worker, ray_workers
+from .workers import EXTRA_SECONDS, EnvironmentWorker, ProcessWorker, ray_workers
 
 FILE = "trajectories.jsonl"
 LAST_WORDS = 2.0  # seconds that an interrupted agent has to notice
 
 
 class Episode(Protocol):
-    """What a rollout needs of an `Environment`, or of a `Worker`."""
+    """What a rollout needs of an `Environment`, or of a `EnvironmentWorker`."""
 
     def start(self, task: Task) -> str:
         """The first observation."""
@@ -194,12 +194,12 @@ def run_rollouts(
                 connect, workers = ray_workers(cluster, backend, options, seconds, workers)
             else:
 
-                def connect() -> Worker:
+                def connect() -> EnvironmentWorker:
                     return ProcessWorker(backend, options, seconds)
 
                 workers = workers or os.cpu_count() or 1
 
-            def work(worker: Worker, job: _Job) -> Trajectory:
+            def work(worker: EnvironmentWorker, job: _Job) -> Trajectory:
                 return rollout(
                     worker, agent, job.task, name=job.name, seed=job.seed, budget=budget, system=system, settings=more
                 )
@@ -251,9 +251,9 @@ class _Crew:
 
     def __init__(
         self,
-        work: Callable[[Worker, _Job], Trajectory],
+        work: Callable[[EnvironmentWorker, _Job], Trajectory],
         jobs: Sequence[_Job],
-        connect: Callable[[], Worker],
+        connect: Callable[[], EnvironmentWorker],
         count: int,
         interrupt: Callable[[], None],
     ) -> None:
@@ -265,7 +265,7 @@ class _Crew:
         self._stopping = False
         self._changing = threading.Lock()
         """Held while a worker comes or goes, so that none comes once all are told to go."""
-        self._workers: dict[int, Worker] = {}
+        self._workers: dict[int, EnvironmentWorker] = {}
         self._threads = [threading.Thread(target=self._serve, args=(i,), daemon=True) for i in range(count)]
 
     def _serve(self, place: int) -> None:
@@ -281,7 +281,7 @@ class _Crew:
         finally:
             self._discard(place)
 
-    def _worker(self, place: int) -> Worker | None:
+    def _worker(self, place: int) -> EnvironmentWorker | None:
         with self._changing:
             if self._stopping:
                 return None

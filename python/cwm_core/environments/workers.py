@@ -29,7 +29,7 @@ class WorkerError(RuntimeError):
     """An environment in another process failed; says what it said."""
 
 
-class Worker(Protocol):
+class EnvironmentWorker(Protocol):
     """An environment elsewhere."""
 
     def start(self, task: Task) -> str:
@@ -79,11 +79,11 @@ class ProcessWorker:
             raise
 
     def start(self, task: Task) -> str:
-        """See `Worker.start`."""
+        """See `EnvironmentWorker.start`."""
         return self._ask("start", task)
 
     def step(self, action: str) -> Transition:
-        """See `Worker.step`."""
+        """See `EnvironmentWorker.step`."""
         return self._ask("step", action)
 
     def _ask(self, what: str, argument: Any) -> Any:
@@ -108,7 +108,7 @@ class ProcessWorker:
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
     def close(self) -> None:
-        """See `Worker.close`."""
+        """See `EnvironmentWorker.close`."""
         with self._closing:
             if self._lifeline >= 0:
                 os.close(self._lifeline)
@@ -164,11 +164,11 @@ class RayWorker:
         self._actor = actor.remote(backend, dict(options), seconds)
 
     def start(self, task: Task) -> str:
-        """See `Worker.start`."""
+        """See `EnvironmentWorker.start`."""
         return self._get(self._actor.start.remote(task))
 
     def step(self, action: str) -> Transition:
-        """See `Worker.step`."""
+        """See `EnvironmentWorker.step`."""
         return self._get(self._actor.step.remote(action))
 
     def _get(self, reference: Any) -> Any:
@@ -180,7 +180,7 @@ class RayWorker:
             raise WorkerError(f"{type(error).__name__}: {error}") from None
 
     def close(self) -> None:
-        """See `Worker.close`. The actor's end is that of the process it started."""
+        """See `EnvironmentWorker.close`. The actor's end is that of the process it started."""
         self._ray.kill(self._actor)
 
 

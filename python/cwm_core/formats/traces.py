@@ -29,8 +29,9 @@ from typing import Any, BinaryIO, Protocol
 
 from cwm_core._native import Trace
 from cwm_core.support.arguments import several
-from cwm_core.support.files import replacing
-from cwm_core.support.jsonl import ENDINGS, STDIN, is_jsonl, loads, read_rows
+from cwm_core.support.files import files_in, replacing
+from cwm_core.support.jsonl import is_jsonl, loads
+from cwm_core.support.tables import read_table
 from cwm_core.trace import StoredTrace, TraceReader, TraceWriter
 from cwm_core.trace.store import outcome
 
@@ -112,17 +113,6 @@ def read_traces(file: Path, key: str | None = None) -> Iterator[StoredTrace]:
         yield StoredTrace(key, {"source": file.resolve().parent.name, "outcome": outcome(trace)}, trace)
 
 
-def rows(path: Path, columns: Collection[str]) -> Iterator[tuple[str, Row]]:
-    """Go through the rows of a ``.parquet`` file, of these columns only, or the objects of a file of JSON lines.
-
-    The latter may be compressed, or standard input, named ``-``. Gives with each where it is.
-
-    Raises OSError, and ValueError, saying where, for what is damaged or of another kind.
-    """
-    is_json = _kind_to_read(path, (".jsonl", ".parquet")) == ".jsonl"
-    return _json_lines(path) if is_json else _parquet_rows(path, columns)
-
-
 def stored_trace(row: Row, where: str) -> StoredTrace:
     """The trace of a row that `export_traces` wrote; raises ValueError, saying `where`, for another row."""
     try:
@@ -148,35 +138,6 @@ def trace_files(paths: Sequence[Path]) -> Iterator[Path]:
         if not found:
             raise FileNotFoundError(2, f"no *{TRACE} or *{STORE} file in this folder", str(path))
         yield from found
-
-
-def document_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield the paths, and for a folder the files under it that documents are read from.
-
-    Those are its stores and single traces or, where it has none, its files of JSON lines and Parquet. So the records
-    that a corpus keeps beside its stores are not taken for documents.
-
-    Raises:
-        FileNotFoundError: A folder has no such file.
-        ValueError: Standard input is named twice.
-    """
-    if sum(str(path) == STDIN for path in paths) > 1:
-        raise ValueError(f"standard input ({STDIN}) is named more than once, but can be read only once")
-    for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        found = files_in(path, (TRACE, STORE)) or files_in(path, (*ENDINGS, ".parquet"))
-        if not found:
-            kinds = ", ".join(f"*{ending}" for ending in (TRACE, STORE, *ENDINGS, ".parquet"))
-            raise FileNotFoundError(2, f"no file in this folder is one of {kinds}", str(path))
-        yield from found
-
-
-def files_in(folder: Path, endings: tuple[str, ...]) -> list[Path]:
-    """Return the files under a folder whose names end so, sorted, without hidden ones such as `._00000.jsonl`."""
-    found = (file for file in folder.rglob("*") if file.name.endswith(endings) and file.is_file())
-    return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 
 def _row(entry: StoredTrace) -> Row:
@@ -269,26 +230,8 @@ class _Parquet:
             self._writer.close()
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Row]]:
-    return ((f"{path}, line {number}", row) for number, row in read_rows(path))
-
-
-def _parquet_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[str, Row]]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            present = [name for name in columns if name in file.schema_arrow.names]
-            rows = (row for batch in file.iter_batches(batch_size=256, columns=present) for row in batch.to_pylist())
-            for number, row in enumerate(rows, 1):
-                yield f"{path}, row {number}", row
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
 def _read_rows(path: Path) -> Iterator[StoredTrace]:
-    for where, row in rows(path, ("key", "metadata", "trace")):
+    for where, row in read_table(path, ("key", "metadata", "trace")):
         yield stored_trace(row, where)
 
 
