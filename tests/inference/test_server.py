@@ -297,7 +297,7 @@ def test_log_probabilities_of_a_chat():
         ({"messages": [{"role": "user", "content": None}]}, "no content", "messages"),
         ({"messages": [{"role": "tool", "name": 5, "content": ""}]}, "answers no call", "messages"),
         (chat(tools=[{}]), "expected a tool of type function", "tools[0]"),
-        (chat(tools=[{"type": "function", "function": {"name": "a>"}}]), "no name", "tools[0].function.name"),
+        (chat(tools=[{"type": "function", "function": {"name": "a>"}}]), "the name must not", "tools[0].function.name"),
         (chat(tools=[{"type": "function", "function": {"name": "a", "parameters": 5}}]), "must be the schema",
          "tools[0].function.parameters"),
         (chat(tool_choice="required"), "auto or none", "tool_choice"),
