@@ -98,11 +98,11 @@ class EngineFrames:
         self.engine = engine
         self.max_frame_tokens = max_frame_tokens
         self.options = options
+        # A model's own stop tokens end its frame too, which is then malformed.
+        self._stop_ids = {*frame_ends(engine.tokenizer), *engine.stop_tokens}
         self._grammar = (
             TraceGrammar(engine.tokenizer, vocab_size=engine.model.config.vocab_size) if constrained else None
         )
-        # A model's own stop tokens end its frame too, which is then malformed.
-        self._stop_ids = {*frame_ends(engine.tokenizer), *engine.stop_tokens}
 
     def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> PredictedFrame:
         """Predict one frame; see `FrameSource`."""
