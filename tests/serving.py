@@ -28,7 +28,7 @@ class ScriptedEngine:
     """Says `script(request)` to each request, a token a step, `seconds` a step; raises the exceptions in `failures`."""
 
     def __init__(self, tokenizer, script=None, *, max_batch=4, max_length=1000, seconds=0.0):
-        self.model = SimpleNamespace(config=SimpleNamespace(vocab_size=tokenizer.vocab_size, stop_tokens=()))
+        self.model = SimpleNamespace(config=SimpleNamespace(vocab_size=tokenizer.vocab_size, eos_token_id=()))
         self.script = script or (lambda request: [65 + i % 26 for i in range(request.max_new_tokens)])
         self.max_batch, self.max_length, self.seconds = max_batch, max_length, seconds
         self.failures = []

@@ -45,9 +45,9 @@ RUN = """
 
     [model]
     preset = "tiny"
-    width = 32
-    layers = 1
-    rope = { theta = 10000.0 }
+    hidden_size = 32
+    num_hidden_layers = 1
+    rope_parameters = { rope_theta = 10000.0 }
 
     [data]
     seq_len = 128
@@ -494,7 +494,7 @@ def test_mistakes_in_a_run(shards, capsys, change, message):
 @pytest.mark.torch
 def test_a_run_resumes_only_as_it_began(shards, capsys):
     assert main(["train", "run.toml", "--set", "training.max_steps=1"]) == 0
-    assert "hidden_size = 32, not 64" in failure(capsys, "train", "run.toml", "--set", "model.width=64")
+    assert "hidden_size = 32, not 64" in failure(capsys, "train", "run.toml", "--set", "model.hidden_size=64")
     assert "seed = 0, not 1" in failure(capsys, "train", "run.toml", "--set", "training.seed=1")
 
 

@@ -514,7 +514,9 @@ def test_probabilities():
 
 @pytest.fixture(scope="module")
 def engine():
-    config = cwm.model.preset("tiny", vocab_size=TOKENIZER.vocab_size, width=32, layers=2, max_length=700)
+    config = cwm.model.preset(
+        "tiny", vocab_size=TOKENIZER.vocab_size, hidden_size=32, num_hidden_layers=2, max_position_embeddings=700
+    )
     return Engine(random_model(config), TOKENIZER)
 
 

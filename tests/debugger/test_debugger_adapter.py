@@ -450,7 +450,9 @@ def test_a_client_that_is_gone(served):
 @pytest.fixture
 def model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = cwm.model.preset("tiny", vocab_size=TOKENIZER.vocab_size, width=32, layers=1, max_length=600)
+    config = cwm.model.preset(
+        "tiny", vocab_size=TOKENIZER.vocab_size, hidden_size=32, num_hidden_layers=1, max_position_embeddings=600
+    )
     cwm.model.save(random_model(config), tmp_path / "model")
     TOKENIZER.save(tmp_path / "model")
     Path("prog.py").write_text(CODE)

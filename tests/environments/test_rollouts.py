@@ -131,7 +131,14 @@ def learn(trajectories, folder):
     tokenizer = Tokenizer.train(texts, 400)
     assert write_shards(folder / "shards", tokenizer, trajectories) == len(trajectories)
     loader = PackedLoader(folder / "shards", 1024, vocab_size=tokenizer, batch_size=2, seed=1)
-    config = preset("tiny", vocab_size=tokenizer.vocab_size, width=48, ffn_width=96, layers=2, window=256)
+    config = preset(
+        "tiny",
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        sliding_window=256,
+    )
     losses = []
     torch.manual_seed(0)
     train = TrainConfig(max_steps=30, learning_rate=1e-2, warmup_steps=2, seed=0)
@@ -411,7 +418,7 @@ def test_an_engines_agent_in_threads_is_interrupted(quick_tasks, tmp_path):
     from random_models import random_model
 
     tokenizer = Tokenizer.train(["<tool: bash>\nls\n</tool>"], 260)
-    shape = {"vocab_size": tokenizer.vocab_size, "width": 32, "ffn_width": 48, "layers": 2}
+    shape = {"vocab_size": tokenizer.vocab_size, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     engine = Engine(random_model(preset("tiny", **shape)), tokenizer, max_length=20_000)
     budget = Budget(action_tokens=8, context_tokens=20_000, seconds=60)
     run_rollouts(quick_tasks[:3], EngineAgent(engine), tmp_path / "a", backend=LIGHT, budget=budget, workers=3)
@@ -521,7 +528,7 @@ def test_cwm_agent_with_a_model(quick_tasks, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tokenizer = Tokenizer.train(["<tool: bash>\nls\n</tool>"], 260)
     tokenizer.save("model")
-    shape = {"vocab_size": tokenizer.vocab_size, "width": 32, "ffn_width": 48, "layers": 2}
+    shape = {"vocab_size": tokenizer.vocab_size, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     save(random_model(preset("tiny", **shape)), "model")
     write_tasks("tasks.jsonl", quick_tasks[:1])
     command = [

@@ -97,7 +97,7 @@ def test_the_truth_scores_one():
     assert output.published == 0.88 and report.measures[-1].published is None
     lengths = []
     for trace in TRACES.values():
-        spans, _ = TOKENIZER.trace_spans(trace)
+        spans = TOKENIZER.trace_tokens(trace).spans
         states = [int(end - start) for start, end in spans[1:, 0] if start >= 0]
         lengths.append(sum(states) / len(states))
     assert found["state tokens"] == pytest.approx(np.mean(lengths))
@@ -294,7 +294,7 @@ def test_what_is_unknown_is_left_out():
 
 def tiny_engine(seed=0):
     torch.manual_seed(seed)
-    config = cwm.model.preset("tiny", vocab_size=TOKENIZER.vocab_size, width=32, layers=2)
+    config = cwm.model.preset("tiny", vocab_size=TOKENIZER.vocab_size, hidden_size=32, num_hidden_layers=2)
     return cwm.inference.Engine(cwm.model.Transformer(config), TOKENIZER)
 
 

@@ -20,7 +20,7 @@ from test_engine import VOCAB, assert_greedy, make_model, plain_greedy
 
 # Rings of 16 places come round within the tests; the margin leaves 8 of them to a window of 7, and to blocks of 8.
 WINDOW = 7
-MODEL = make_model(seed=2, heads=4, kv_heads=2)
+MODEL = make_model(seed=2, num_attention_heads=4, num_key_value_heads=2)
 
 
 @pytest.fixture(autouse=True)
@@ -425,7 +425,7 @@ def test_the_cache_of_the_large_model(monkeypatch):
     monkeypatch.undo()
     config = preset("cwm-32b")
     assert cache_bytes(config, 131_072) == pytest.approx(10.2e9, rel=6e-3)
-    everywhere = preset("cwm-32b", global_every=1)
+    everywhere = preset("cwm-32b", full_attention_interval=1)
     assert cache_bytes(everywhere, 131_072) == pytest.approx(34.4e9, rel=2e-3)
     meta = KeyValueCache(config, torch.bfloat16, torch.device("meta"))
     meta.resize(3, 131_072)
@@ -509,7 +509,7 @@ def test_joined_weights_are_the_models_own(tmp_path):
 @pytest.mark.parametrize(("kind", "error"), [("int8", 0.06), ("float8", 0.25)])
 def test_quantized_weights(kind, error):
     pytest.importorskip("torchao")
-    config = preset("tiny", vocab_size=64, width=128, ffn_width=256)
+    config = preset("tiny", vocab_size=64, hidden_size=128, intermediate_size=256)
     exact, model = random_model(config, seed=1), random_model(config, seed=1)
     engine = Engine(model, device="cpu", quantize=kind)
     handle = engine.submit(Request(list(range(50)), 1, (), top_logprobs=64))

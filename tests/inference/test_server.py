@@ -22,7 +22,15 @@ TOKENIZER = small_tokenizer()
 SPECIAL = TOKENIZER.special_tokens
 EOT = SPECIAL["<|eot_id|>"]
 MODEL = random_model(
-    preset("tiny", vocab_size=TOKENIZER.vocab_size, width=32, ffn_width=48, layers=2, head_size=8, window=16)
+    preset(
+        "tiny",
+        vocab_size=TOKENIZER.vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        head_dim=8,
+        sliding_window=16,
+    )
 )
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -67,7 +75,7 @@ def test_greedy_completions_are_those_of_the_engine():
         assert choice["prompt_token_ids"] == TOKENIZER.encode(prompt).tolist()
         assert choice["finish_reason"] == generation.finish_reason
         ids = generation.ids[:-1] if generation.finish_reason == "stop" else generation.ids
-        text = "".join(TOKENIZER.decoder().feed([t for t in ids.tolist() if t not in SPECIAL.values()]))
+        text = "".join(TOKENIZER.stream_decoder().feed([t for t in ids.tolist() if t not in SPECIAL.values()]))
         assert choice["text"].rstrip("\ufffd") == text.rstrip("\ufffd")
         logprobs = choice["logprobs"]
         assert logprobs["token_logprobs"] == pytest.approx(generation.logprobs.tolist(), abs=1e-4)

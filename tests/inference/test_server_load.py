@@ -29,7 +29,15 @@ from random_models import random_model
 from serving import ScriptedEngine, app_of, events_of, running_server, small_tokenizer, until
 
 TOKENIZER = small_tokenizer()
-TINY = preset("tiny", vocab_size=TOKENIZER.vocab_size, width=32, ffn_width=48, layers=2, head_size=8, window=16)
+TINY = preset(
+    "tiny",
+    vocab_size=TOKENIZER.vocab_size,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    head_dim=8,
+    sliding_window=16,
+)
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 
 

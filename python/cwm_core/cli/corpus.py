@@ -18,7 +18,7 @@ from .options import FAILED, OK, add_verb, counter, machines, not_negative, posi
 
 if TYPE_CHECKING:
     from cwm_core.corpus.pipeline import Summary, Work
-    from cwm_core.corpus.recording import Settings
+    from cwm_core.corpus.recording import CorpusSettings
     from cwm_core.support.pool import Pool
 
 
@@ -127,7 +127,7 @@ def _add_repository(kinds: Any) -> None:
 
 def _repository(args: argparse.Namespace) -> Summary:
     from cwm_core.corpus.filters.licence import Licences, of_folder
-    from cwm_core.corpus.pipeline import judge_samples
+    from cwm_core.corpus.pipeline import filter_samples
     from cwm_core.corpus.repository import recorded_twice
     from cwm_core.environments import Task
 
@@ -159,7 +159,7 @@ def _repository(args: argparse.Namespace) -> Summary:
         licence=licence,
         report=lambda text: say(args, text),
     )
-    return _make(args, samples, settings, description, judge_samples)
+    return _make(args, samples, settings, description, filter_samples)
 
 
 def _add_describe(kinds: Any) -> None:
@@ -229,13 +229,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _settings(args: argparse.Namespace, licences: Iterable[str] = (), effects: Iterable[str] = ()) -> Settings:
+def _settings(args: argparse.Namespace, licences: Iterable[str] = (), effects: Iterable[str] = ()) -> CorpusSettings:
     from dataclasses import replace
 
     from cwm_core.corpus.filters import PERMISSIVE
-    from cwm_core.corpus.recording import LIMITS, Settings
+    from cwm_core.corpus.recording import CorpusSettings
+    from cwm_core.corpus.sandbox import LIMITS
 
-    return Settings(
+    return CorpusSettings(
         tokenizer=str(args.tokenizer.absolute()),
         max_frames=args.max_frames,
         max_tokens=args.max_tokens,
@@ -252,7 +253,7 @@ def _settings(args: argparse.Namespace, licences: Iterable[str] = (), effects: I
 def _make(
     args: argparse.Namespace,
     items: Iterable[Any],
-    settings: Settings,
+    settings: CorpusSettings,
     description: dict[str, Any],
     work: Work | None = None,
     **options: Any,
@@ -296,7 +297,7 @@ def _named(paths: Iterable[Path]) -> list[str]:
 def _corpus(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from cwm_core.corpus.recording import NOT_IMPORTED
+    from cwm_core.corpus.reasons import DropReason
 
     secrets.conceal()  # from the code that is recorded
     summary = args.make(args)
@@ -305,8 +306,8 @@ def _corpus(args: argparse.Namespace) -> int:
         say(args, f"{summary.by_clock:,} samples were dropped by a clock: another run may keep them")
     if summary.drops.kept == 0:
         say(args, f"nothing was kept in {args.output}")
-    if summary.drops.total and set(summary.drops.reasons) == {NOT_IMPORTED}:
-        example = next(iter(summary.drops.examples.get(NOT_IMPORTED, [])), "")
+    if summary.drops.total and set(summary.drops.reasons) == {DropReason.NOT_IMPORTED}:
+        example = next(iter(summary.drops.examples.get(DropReason.NOT_IMPORTED, [])), "")
         raise ValueError(
             f"no module could be imported in the sandbox, so nothing was recorded: {example}. Install what the sources "
             f"need into the environment of {sys.executable}, and give the folder that they are imported from"

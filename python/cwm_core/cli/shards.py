@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data import Shards, ShardWriter
 from ..support.jsonl import STDIN
-from ..tokenizer import PATTERNS, Tokenizer, split_pattern
+from ..tokenizer import PATTERNS, Tokenizer, resolve_pattern
 from .options import OK, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _tokenize(args: argparse.Namespace) -> int:
 
     if args.pattern and not args.train_vocab:
         args.error("--pattern is for --train-vocab; a stored vocabulary has its own")
-    pattern = split_pattern(args.pattern or "llama3")
+    pattern = resolve_pattern(args.pattern or "llama3")
     kinds = document_kinds([*args.kind, TrajectoryKind(seed=args.seed, observations=args.observations)])
     files = list(document_files(args.inputs, kinds))
     if args.train_vocab and Path(STDIN) in files:

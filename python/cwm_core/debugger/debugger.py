@@ -19,6 +19,7 @@ from ..inference.lines import Places, ProgramLines
 from ..inference.prompts import trace_prompt
 from ..machines.programs import DEFAULT_LIMITS, check_sandbox, installed_packages, record_program
 from ..tokenizer import Tokenizer
+from ..tokenizer.special_tokens import ACTION_SEP
 from ..trace import Trace, source_context
 from ..view import Difference, differences
 from .frames import FrameSource, frame_ends
@@ -335,7 +336,7 @@ class Debugger:
         written = step.frame.locals | {name: value}
         if step.frame.event == "line" and self._before(step).get(name) == value:
             written[name] = UNCHANGED
-        action = int(np.argmax(step.ids == self.tokenizer.special_tokens["<|action_sep|>"]))
+        action = int(np.argmax(step.ids == self.tokenizer.special_tokens[ACTION_SEP]))
         ids = np.concatenate([step.ids[:1], self.tokenizer.encode(json.dumps(written)), step.ids[action:]])
         frame = self.tokenizer.parse_trace(ids).frames[0]
         previous = self._steps[self.position - 1] if self.position else None

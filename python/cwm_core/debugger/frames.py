@@ -14,6 +14,7 @@ from ..inference.engine import Engine
 from ..inference.grammar import TraceGrammar
 from ..support.http import Client, EndpointError
 from ..tokenizer import Tokenizer
+from ..tokenizer.special_tokens import END_OF_TEXT, FRAME_SEP
 
 # Limits of the size of a server's answer: for each requested token, and for the rest.
 _ANSWER_BYTES_PER_TOKEN, _ANSWER_BYTES = 1 << 10, 1 << 20
@@ -58,7 +59,7 @@ class FrameSource(Protocol):
 def frame_ends(tokenizer: Tokenizer) -> tuple[int, int]:
     """Return the tokens that end a frame and a trace; raise ValueError if the vocabulary lacks them."""
     try:
-        return tokenizer.special_tokens["<|frame_sep|>"], tokenizer.special_tokens["<|end_of_text|>"]
+        return tokenizer.special_tokens[FRAME_SEP], tokenizer.special_tokens[END_OF_TEXT]
     except KeyError as error:
         raise ValueError(f"the vocabulary lacks {error}, a special token of the trace format") from None
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..tokenizer.special_tokens import STOP_TOKENS
 from .problems import Problem
 from .reading import answer_of_chat
 
@@ -73,7 +74,7 @@ def ask(
     prompts = question_prompts(tokenizer, texts, style)
     stops = tokenizer.stop_tokens
     if not stops:
-        raise ValueError("the vocabulary lacks a token that ends an answer, such as <|end_of_text|> or <|eot_id|>")
+        raise ValueError(f"the vocabulary lacks a token that ends an answer; expected one of {', '.join(STOP_TOKENS)}")
     if style == "completion":
         on_token = _end_at(_newlines(tokenizer), stops[0])
         generations = engine.generate(prompts, max_new_tokens, stops, on_token=on_token, **sampling)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..machines import Limits, Sandbox, literals_equal
 from ..machines.programs import DEFAULT_LIMITS, Outcome, check_sandbox, in_parallel, record_program
+from ..tokenizer.special_tokens import END_OF_TEXT, FRAME_SEP
 from ..trace import ParsedTrace, Trace
 from .answers import answer_logprobs, fields_of, fill, load_template
 from .problems import Problem
@@ -34,8 +35,6 @@ CWM_32B_ON_CRUXEVAL = {
 
 # Trace scores that are 0 or 1 for each trace.
 _SHARES = ("output", "valid_format")
-
-_END = "<|end_of_text|>"
 
 
 def evaluate_traces(
@@ -235,7 +234,7 @@ def predict_calls(
 
     tokenizer = engine.tokenizer
     prompts = [trace_prompt(tokenizer, problem.code, problem.call) for problem in problems]
-    generations = engine.generate(prompts, max_new_tokens, [tokenizer.special_tokens[_END]], **sampling)
+    generations = engine.generate(prompts, max_new_tokens, [tokenizer.special_tokens[END_OF_TEXT]], **sampling)
     return [Prediction(tokenizer.parse_trace(g.ids), g.ids, g.logprobs) for g in generations]
 
 
@@ -277,13 +276,13 @@ def _predicts_end(tokenizer: Tokenizer, prediction: Prediction, max_frames: int)
         return True
     # A frame with an end token inside, or one that is closed, is malformed; any other was cut by the limit of tokens.
     rest = prediction.ids[parsed.error_offset :].tolist() if parsed.error else []
-    closing = {tokenizer.special_tokens[name] for name in ("<|frame_sep|>", _END)}
+    closing = {tokenizer.special_tokens[name] for name in (FRAME_SEP, END_OF_TEXT)}
     return None if closing.intersection(rest) else False
 
 
 def _mean_lengths(tokenizer: Tokenizer, parsed: ParsedTrace) -> dict[str, float | None]:
     """Return the mean numbers of tokens of the predicted states and actions."""
-    spans, _ = tokenizer.trace_spans(parsed.trace)
+    spans = tokenizer.trace_tokens(parsed.trace).spans
     lengths = np.diff(spans, axis=2)[:, :2, 0]
     means = {}
     for part, name in enumerate(("state_tokens", "action_tokens")):

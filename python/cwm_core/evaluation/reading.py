@@ -12,10 +12,11 @@ from itertools import islice
 
 from ..machines.literals import STRING
 from ..machines.programs import parse_expression
+from ..tokenizer.special_tokens import REASONING_THINKING_END, REASONING_THINKING_START
 
 # Beginnings and ends of reasoning: as text, and as the names of the model's special tokens.
-_THOUGHT_BEGINS = ("<think>", "<|reasoning_thinking_start|>")
-_THOUGHT_END = re.compile(r"</think>|<\|reasoning_thinking_end\|>")
+_THOUGHT_BEGINS = ("<think>", REASONING_THINKING_START)
+_THOUGHT_END = re.compile(f"</think>|{re.escape(REASONING_THINKING_END)}")
 _MARK = re.compile(r"\[(/?)ANSWER\]")
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n`]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"(?<!`)(`{1,3})(?!`)(.+?)(?<!`)\1(?!`)")

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from cwm_core._native import Trace
-from cwm_core.support.arguments import several
+from cwm_core.support.arguments import reject_single_string
 from cwm_core.support.files import files_in, replacing
 from cwm_core.support.jsonl import is_jsonl, loads
 from cwm_core.support.tables import read_table
@@ -89,7 +89,7 @@ def import_traces(
         raise FileExistsError(17, "a store must be a regular file, and something else is there", str(target))
     done = 0
     with _appearing(target) as partial, TraceWriter(partial) as writer:
-        for source in map(Path, several(sources, "sources")):
+        for source in map(Path, reject_single_string(sources, "sources")):
             for entry in _read_folder(source) if source.is_dir() else _READERS[_kind_to_read(source, _READERS)](source):
                 try:
                     writer.add_as_is(entry.trace, entry.key, entry.metadata)
@@ -113,7 +113,7 @@ def read_traces(file: Path, key: str | None = None) -> Iterator[StoredTrace]:
         yield StoredTrace(key, {"source": file.resolve().parent.name, "outcome": outcome(trace)}, trace)
 
 
-def stored_trace(row: Row, where: str) -> StoredTrace:
+def trace_from_row(row: Row, where: str) -> StoredTrace:
     """The trace of a row that `export_traces` wrote; raises ValueError, saying `where`, for another row."""
     try:
         key, metadata = row.get("key"), loads(row.get("metadata") or "{}")
@@ -232,7 +232,7 @@ class _Parquet:
 
 def _read_rows(path: Path) -> Iterator[StoredTrace]:
     for where, row in read_table(path, ("key", "metadata", "trace")):
-        yield stored_trace(row, where)
+        yield trace_from_row(row, where)
 
 
 def _read_native(path: Path) -> Iterator[StoredTrace]:

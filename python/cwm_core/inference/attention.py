@@ -25,13 +25,13 @@ def append_and_attend(cached: Tensor, start: int, qkv: tuple[Tensor, Tensor, Ten
     """Append keys and values to the cache of a layer, and return the attention of the new positions.
 
     Args:
-        cached: The slot of the sequence in the layer, [2, kv_heads, length, head_size].
+        cached: The slot of the sequence in the layer, [2, kv_heads, length, head_dim].
         start: Position of the first new token.
-        qkv: Queries [heads, m, head_size], and keys and values [kv_heads, m, head_size].
+        qkv: Queries [heads, m, head_dim], and keys and values [kv_heads, m, head_dim].
         window: Window of the layer; None for a global layer.
 
     Returns:
-        The attention output, [heads, m, head_size].
+        The attention output, [heads, m, head_dim].
     """
     q, k, v = qkv
     length, m = cached.shape[2], k.shape[1]
@@ -50,7 +50,7 @@ def append_and_attend(cached: Tensor, start: int, qkv: tuple[Tensor, Tensor, Ten
 
 
 def attend_to_end(q: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
-    """Return the causal attention of `q` [heads, m, head_size], the last m of the n positions of `keys`."""
+    """Return the causal attention of `q` [heads, m, head_dim], the last m of the n positions of `keys`."""
     if q.device.type == "cuda" and q.dtype != torch.float32 and (kernel := find_kernel()):
         m, n = q.shape[1], keys.shape[1]
         ends = [torch.tensor([0, length], dtype=torch.int32, device=q.device) for length in (m, n)]
@@ -91,8 +91,8 @@ def split_attention(q: Tensor, cached: Tensor, mask: Tensor, splits: int) -> Ten
     The outputs of the splits are weighted by their sums of exponentials.
 
     Args:
-        q: Queries, [n x kv_heads, group, head_size].
-        cached: The slots of a layer, [2, n, kv_heads, length, head_size].
+        q: Queries, [n x kv_heads, group, head_dim].
+        cached: The slots of a layer, [2, n, kv_heads, length, head_dim].
         mask: Mask to add to the scores of the first `span` places, [n x kv_heads, 1, span].
         splits: Number of splits; fewer if it does not divide the keys.
     """
@@ -123,9 +123,13 @@ def find_counting_kernel(config: ModelConfig, device: torch.device, dtype: torch
     keys itself: see `seqlenq_ngroups_swapped` in `mha_varlen_fwd`,
     aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp.
     """
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or config.heads == config.kv_heads:
+    if (
+        device.type != "cuda"
+        or dtype not in (torch.bfloat16, torch.float16)
+        or config.num_attention_heads == config.num_key_value_heads
+    ):
         return None
-    if torch.cuda.get_device_capability(device) < (8, 0) or config.head_size % 8 or config.head_size > 256:
+    if torch.cuda.get_device_capability(device) < (8, 0) or config.head_dim % 8 or config.head_dim > 256:
         return None
     with suppress(ImportError):
         from torch.nn.attention.varlen import varlen_attn
@@ -139,8 +143,8 @@ def counted_attention(q: Tensor, cached: Tensor, counts: Tensor, span: int, kern
     """Return the attention of one position a sequence to the first `counts` places, with `kernel`.
 
     Args:
-        q: Queries, [n x kv_heads, group, head_size].
-        cached: The slots of a layer, [2, n, kv_heads, length, head_size].
+        q: Queries, [n x kv_heads, group, head_dim].
+        cached: The slots of a layer, [2, n, kv_heads, length, head_dim].
         counts: Number of filled places, int32 [n x kv_heads].
         span: Upper bound of `counts`.
         kernel: The function that `find_counting_kernel` returned.

@@ -32,7 +32,7 @@ def rounded(tokens: int) -> int:
 def cache_bytes(config: ModelConfig, tokens: int, slots: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
     """Return the size in bytes of the keys and values of `slots` sequences of up to `tokens` tokens."""
     positions = sum(layer_length(window, rounded(tokens)) for window in config.layer_windows)
-    return 2 * slots * config.kv_heads * config.head_size * positions * dtype.itemsize
+    return 2 * slots * config.num_key_value_heads * config.head_dim * positions * dtype.itemsize
 
 
 class KeyValueCache:
@@ -43,7 +43,7 @@ class KeyValueCache:
         self.config, self.dtype, self.device = config, dtype, device
         self.slots = self.capacity = 0
         self.layers: list[Tensor] = []
-        """Keys and values of each layer, [2, slots, kv_heads, length, head_size]."""
+        """Keys and values of each layer, [2, slots, kv_heads, length, head_dim]."""
         self.lengths = np.zeros(0, np.int64)
         """Number of tokens in each slot, int64 [slots]."""
         self.begins = self.lengths.copy()
@@ -60,7 +60,7 @@ class KeyValueCache:
         self.capacity = capacity = rounded(capacity)
         kept = min(slots, self.slots)
         for i, window in enumerate(self.config.layer_windows):
-            shape = (2, slots, self.config.kv_heads, layer_length(window, capacity), self.config.head_size)
+            shape = (2, slots, self.config.num_key_value_heads, layer_length(window, capacity), self.config.head_dim)
             # Zeros, because masked positions get weight 0, and 0 times a stray NaN of uninitialized memory is NaN.
             new = torch.zeros(shape, dtype=self.dtype, device=self.device)
             if i == len(self.layers):
@@ -107,7 +107,7 @@ class KeyValueCache:
         self.lengths[target] = prefix
 
     def copy_block(self, slot: int, start: int, local: bool) -> Tensor:
-        """Return a copy of one block of a slot, [layers, 2, kv_heads, block, head_size].
+        """Return a copy of one block of a slot, [layers, 2, kv_heads, block, head_dim].
 
         Args:
             slot: The slot.

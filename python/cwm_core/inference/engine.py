@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..model import Transformer
-from ..support.arguments import several
+from ..support.arguments import reject_single_string
 from .cache import KeyValueCache, cache_bytes
 from .constraint import Constraint
 from .prefixes import Prefixes, common_prefix
@@ -80,10 +80,10 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         # The configuration of a model in Meta's layout names no stop tokens; its tokenizer does.
-        self.stop_tokens = frozenset([*model.config.stop_tokens, *getattr(tokenizer, "stop_tokens", ())])
+        self.stop_tokens = frozenset([*model.config.eos_token_id, *getattr(tokenizer, "stop_tokens", ())])
         """Stop tokens of requests without `stop_ids`: those of the configuration and of the tokenizer."""
         self.max_batch = max_batch
-        self.max_length = max_length or model.config.max_length
+        self.max_length = max_length or model.config.max_position_embeddings
         self.prefill_chunk = prefill_chunk
         self.max_cache_bytes = max_cache_bytes
         if min(max_batch, prefill_chunk, self.max_length) < 1 or prefix_bytes < 0:
@@ -135,7 +135,7 @@ class Engine:
         Raises:
             ValueError: A prompt is empty, a token is outside the vocabulary, or a setting is out of range.
         """
-        prompts = several(prompts, "prompts")
+        prompts = reject_single_string(prompts, "prompts")
         stops = None if stop_ids is None else frozenset(stop_ids)
         handles: list[Handle] = []
         try:

@@ -11,13 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..tokenizer import Tokenizer
+from ..tokenizer.special_tokens import (
+    ACTION_SEP,
+    ARG_SEP,
+    END_OF_TEXT,
+    EVENT_SEPS,
+    FRAME_SEP,
+)
 from ..trace import ParsedTrace, Trace, last_return, source_context
 from .engine import Engine
 from .grammar import TraceConstraint, TraceGrammar
 from .prompts import recorded_prompt, trace_prompt
 from .requests import Generation
 
-END = "<|end_of_text|>"
 EVENTS = ("call", "line", "return", "exception")
 
 Guide = Callable[[Sequence[Any]], tuple[str, str] | None]
@@ -55,7 +61,7 @@ class Prediction:
             has_part = part != 1 or self.parsed.frames[row].locals is not None
             if has_part and not np.isnan(logprob):
                 sums[row, part] = np.nan_to_num(sums[row, part]) + logprob
-            if name == "<|frame_sep|>":
+            if name == FRAME_SEP:
                 row, part = row + 1, 0
             elif name is not None:
                 part += 1
@@ -159,7 +165,7 @@ def predict_step(
     tokenizer = _tokenizer(engine)
     prompt = tokenizer.encode_trace(trace) if isinstance(trace, Trace) else np.asarray(trace, np.int32)
     constraints = [_grammar(engine).constraint(prompt)] if constrained else None
-    stops = [tokenizer.special_tokens[name] for name in ("<|frame_sep|>", END)]
+    stops = [tokenizer.special_tokens[name] for name in (FRAME_SEP, END_OF_TEXT)]
     return _predictions(tokenizer, engine.generate([prompt], max_new_tokens, stops, **_given(constraints)))[0]
 
 
@@ -215,7 +221,7 @@ def predict_guided(
     generations = engine.generate(
         [one.prompt for one in guided],
         max_new_tokens,
-        [tokenizer.special_tokens[END]],
+        [tokenizer.special_tokens[END_OF_TEXT]],
         on_token=lambda i, ids: guided[i].supply(ids[-1]),
         **_given(constraints),
     )
@@ -251,7 +257,7 @@ def _predict(
     engine: Engine, prompts: Sequence[np.ndarray], max_new_tokens: int, constraints: list[TraceConstraint] | None
 ) -> list[Prediction]:
     tokenizer = _tokenizer(engine)
-    stops = [tokenizer.special_tokens[END]]
+    stops = [tokenizer.special_tokens[END_OF_TEXT]]
     return _predictions(tokenizer, engine.generate(prompts, max_new_tokens, stops, **_given(constraints)))
 
 
@@ -278,12 +284,12 @@ class _Guided:
         self.frame.append(token)
         if token not in self.specials:
             return None
-        if token != self.special["<|action_sep|>" if self.has_state else "<|frame_sep|>"]:
-            return [self.special[END]]
-        rest = [*self.line, self.special["<|frame_sep|>"]] if self.has_state else []
+        if token != self.special[ACTION_SEP if self.has_state else FRAME_SEP]:
+            return [self.special[END_OF_TEXT]]
+        rest = [*self.line, self.special[FRAME_SEP]] if self.has_state else []
         parsed = self.tokenizer.parse_trace([*self.frame, *rest])
         if parsed.error is not None:
-            return [*rest, self.special[END]]
+            return [*rest, self.special[END_OF_TEXT]]
         self.frames += parsed.frames
         return [*rest, *self._open()]
 
@@ -291,13 +297,13 @@ class _Guided:
         """Return the tokens of the next frame before the model's part; the end token after the last frame."""
         following = self.guide(self.frames)
         if following is None:
-            return [self.special[END]]
+            return [self.special[END_OF_TEXT]]
         event, line = following
         if event not in EVENTS:
             raise ValueError(f"the guide returned the event {event!r}; expected one of {', '.join(EVENTS)}")
         self.has_state = event in ("call", "line")
         self.line = self.tokenizer.encode(line).tolist()
-        self.frame = [self.special[f"<|{event}_sep|>"]]
+        self.frame = [self.special[EVENT_SEPS[event]]]
         if not self.has_state:
-            self.frame += [self.special["<|action_sep|>"], *self.line, self.special["<|arg_sep|>"]]
+            self.frame += [self.special[ACTION_SEP], *self.line, self.special[ARG_SEP]]
         return list(self.frame)

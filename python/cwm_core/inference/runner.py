@@ -54,7 +54,7 @@ class ModelRunner:
         self._gate_up = [joined(x.mlp.gate_proj, x.mlp.up_proj) for x in layers]
         for linear in [y for x in layers for y in (x.self_attn.o_proj, x.mlp.down_proj)]:
             lay_by_columns(linear)
-        if not self.config.tied:  # tied weights are also read by rows, as embeddings
+        if not self.config.tie_word_embeddings:  # tied weights are also read by rows, as embeddings
             lay_by_columns(self.model.lm_head)
         self._graphs.clear()
 
@@ -122,7 +122,7 @@ class ModelRunner:
 
     def _step(self, n: int, span: int) -> Tensor:
         """Return the logits of the first n slots for their tokens and positions; no slot is longer than `span`."""
-        cache, heads, size = self.cache, self.config.kv_heads, self.config.head_size
+        cache, heads, size = self.cache, self.config.num_key_value_heads, self.config.head_dim
         positions = self._positions[:n]
         rotation = self._rotation_at(positions)
         first_rows = torch.arange(n * heads, device=cache.device).view(n, heads)
@@ -147,7 +147,7 @@ class ModelRunner:
         self, positions: Tensor, span: int, length: int, window: int | None
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the attention of queries at `positions` [n] to the first `span` places of one kind of layer."""
-        heads = self.config.kv_heads
+        heads = self.config.num_key_value_heads
         if self.kernel is not None and window is None:
             counts = (positions + 1).int()[:, None].expand(-1, heads).flatten()
             return partial(counted_attention, counts=counts, span=span, kernel=self.kernel)
@@ -161,17 +161,15 @@ class ModelRunner:
         return cos.index_select(0, positions)[:, None], sin.index_select(0, positions)[:, None]
 
     def _project(self, i: int, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rotated queries [tokens, heads, head_size], and rotated keys and values [tokens, kv_heads, ...]."""
-        heads, kv_heads = self.config.heads, self.config.kv_heads
-        qkv = self._qkv[i](normalize(x, self.model.layers[i].input_layernorm)).unflatten(
-            -1, (-1, self.config.head_size)
-        )
+        """Return rotated queries [tokens, heads, head_dim], and rotated keys and values [tokens, kv_heads, ...]."""
+        heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
+        qkv = self._qkv[i](normalize(x, self.model.layers[i].input_layernorm)).unflatten(-1, (-1, self.config.head_dim))
         qk, v = qkv.split((heads + kv_heads, kv_heads), 1)
         q, k = rotate(qk, rotation).split((heads, kv_heads), 1)
         return q, k, v
 
     def _finish(self, i: int, x: Tensor, attended: Tensor) -> Tensor:
-        """Return the output of layer i, given its input and its attention [tokens, heads, head_size]."""
+        """Return the output of layer i, given its input and its attention [tokens, heads, head_dim]."""
         layer = self.model.layers[i]
         x = x + layer.self_attn.o_proj(attended.flatten(1))
         gate, up = self._gate_up[i](normalize(x, layer.post_attention_layernorm)).chunk(2, -1)

@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def several(values: Iterable[T], name: str) -> Iterable[T]:
+def reject_single_string(values: Iterable[T], name: str) -> Iterable[T]:
     """Return `values`, an iterable of strings or paths, unless it is a single string.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...tokenizer.special_tokens import EOT_ID
 from ..tasks import Task
 from .protocol import Budget, Generate, Message, OutOfBudget, Reply
 
@@ -131,7 +132,7 @@ class _Conversation:
         stopped = handle.finish_reason == "stop"
         said = handle.ids[:-1] if stopped else handle.ids
         # Whatever token ended the reply, the chat's format has this one.
-        end = tokenizer.special_tokens["<|eot_id|>"]
+        end = tokenizer.special_tokens[EOT_ID]
         self._ids = np.concatenate([prompt, np.array([*said, end], np.int32)])
         self._messages, self._replies = len(messages) + 1, self._replies + 1
         return Reply(

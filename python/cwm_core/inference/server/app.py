@@ -93,7 +93,7 @@ class Service:
         self.metrics = Metrics(self.engine_thread)
         self.created = int(time.time())
         self._key = None if api_key is None else _digest(api_key)
-        self._stop_tokens = frozenset([*engine.model.config.stop_tokens, *tokenizer.stop_tokens])
+        self._stop_tokens = frozenset([*engine.model.config.eos_token_id, *tokenizer.stop_tokens])
 
     def check_key(self, authorization: str) -> None:
         """Raise `ApiError` unless the server has no key or the header contains it."""

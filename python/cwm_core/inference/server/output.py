@@ -84,7 +84,7 @@ class Output:
         self._special = frozenset(tokenizer.special_tokens.values()) if skip_special else frozenset()
         self._names = names or {}
         self._vocab_size = tokenizer.vocab_size
-        self._decoder = tokenizer.decoder()
+        self._decoder = tokenizer.stream_decoder()
         self._stops = StopStrings(stops)
         self._chars = 0
         self.tokens = 0

@@ -6,6 +6,7 @@ import secrets
 from typing import Any
 
 from ...tokenizer import Tokenizer
+from ...tokenizer.special_tokens import REASONING_THINKING_END, REASONING_THINKING_START
 from ..requests import Event
 from .chat import Parts, Splitter
 from .output import Delta, Output, token_text
@@ -104,7 +105,7 @@ class ChatChoice(_Choice):
         options = request.options
         self._index, self._tokenizer, self._options, self._prompt = index, tokenizer, options, prompt
         special = tokenizer.special_tokens
-        marks = {"<|reasoning_thinking_start|>": "<think>", "<|reasoning_thinking_end|>": "</think>"}
+        marks = {REASONING_THINKING_START: "<think>", REASONING_THINKING_END: "</think>"}
         names = {special[name]: text for name, text in marks.items() if name in special}
         self._output = Output(tokenizer, options.stop, skip_special=options.skip_special_tokens, names=names)
         self._splitter = Splitter(request.tools, prefix)
