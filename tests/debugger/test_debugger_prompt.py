@@ -99,27 +99,27 @@ def test_set_restart_and_verify(session):
     out = session("c 8", "set total = 41", "s", "p total", f"verify {SANDBOX}", "restart first 5 0", "restart", "pp xs")
     assert "> prog.py:8 in f  frame 4 line  set by hand" in out and "   total = 41" in out and "41" in out
     at = out.index("frame 4 differs from the real execution: total")
-    assert out[at + 1] == "  total: predicted 41, really 0"
+    assert out[at + 1] == "  total: predicted 41, actual 0"
     assert "sample 5 at temperature 0" in out and "sample 6 at temperature 1" in out
     assert out[-1] == "*** no variable 'xs' here; variables: none"
 
 
 def test_mistakes_are_said_and_the_session_goes_on(session):
     for command, says in (
-        ("frobnicate 3", "*** no command 'frobnicate'; help lists them"),
+        ("frobnicate 3", "*** unknown command 'frobnicate'; type help for a list"),
         ("b 5", "*** no frame can be on line 5: it has no code inside a function"),
         ("b x", "*** 'x' is no whole number from 0"),
         ("cl 3", "*** no breakpoint at line 3"),
         ("p n + 1", "*** 'n + 1': expected a variable or an element of one; expressions do not work"),
-        ("set n", "*** set NAME = VALUE"),
+        ("set n", "*** expected set NAME = VALUE"),
         ("set n = 1", "*** no variable 'n' here; variables: none"),
         ("u", "*** there is no level 1 of the stack"),
         ("d", "*** there is no level -1 of the stack"),
         ("restart x", "*** 'x' is no whole number from 0"),
-        ("restart 1 nan", "*** 'nan' is no number from 0"),
-        ("verify really", "*** verify takes nothing, or the word process: limits without isolation"),
-        ("help frobnicate", "*** no command 'frobnicate'"),
-        ("*", "*** no command '*'; help lists them"),
+        ("restart 1 nan", "*** 'nan': expected a number, at least 0"),
+        ("verify really", "*** expected verify or verify process, which does not isolate the program"),
+        ("help frobnicate", "*** unknown command 'frobnicate'"),
+        ("*", "*** unknown command '*'; type help for a list"),
     ):
         assert session(command, "s")[2:] == [
             says,
@@ -189,8 +189,8 @@ def test_wrong_usage_of_the_command(model, capsys):
     for argv, says in (
         (["debug"], "MODEL, FILE and --call are needed"),
         (["debug", "model", "prog.py"], "MODEL, FILE and --call are needed"),
-        (["debug", "model", "prog.py", "--call", "f(1)", "--port", "1"], "--port is for --dap"),
-        (["debug", "model", "prog.py", "--call", "f(1)", "--temperature", "-1"], "no number from 0"),
+        (["debug", "model", "prog.py", "--call", "f(1)", "--port", "1"], "--port needs --dap"),
+        (["debug", "model", "prog.py", "--call", "f(1)", "--temperature", "-1"], "expected a number, at least 0"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(argv)

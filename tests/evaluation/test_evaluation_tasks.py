@@ -352,7 +352,7 @@ def test_the_command(cwd, capsys):
     assert main(["eval", "traces", *few, *box, "--cruxeval", "-o", "t"]) == 0
     out, err = capsys.readouterr()
     assert "published: CWM 32B on CruxEval" in out and "96.9" in out and "4 problems, 0 left out" in out
-    assert err == "cwm eval: t: report.json, with every problem's result\n"
+    assert err == "cwm eval: wrote the result of every problem to t/report.json\n"
     report = json.loads(Path("t/report.json").read_text())
     assert len(report["results"]) == 4 and report["settings"]["model"] == "model"
     assert main(["eval", "output", *few, "--how", "trace", "-o", "o"]) == 0
@@ -384,4 +384,4 @@ def test_an_interrupted_command_says_how_to_go_on(cwd, capsys, monkeypatch):
 
     monkeypatch.setattr(cwm.inference.Engine, "generate", interrupted)
     assert main(["eval", "output", "model", "problems.jsonl", "-o", "out"]) == 130
-    assert capsys.readouterr().err == "cwm eval: interrupted; the same command goes on from the results in out\n"
+    assert capsys.readouterr().err == "cwm eval: interrupted; repeat the command to resume from the results in out\n"
