@@ -467,7 +467,7 @@ def check_command(client):
         ({"program": "nowhere.py", "model": "model", "call": CALL}, "nowhere.py"),
         ({"program": "prog.py", "model": "model", "call": "f("}, "never closed"),
         ({"program": "prog.py", "model": "model", "call": CALL, "seed": "x"}, "launch: invalid seed: 'x'"),
-        ({"program": "prog.py", "model": "model", "call": CALL, "temperature": -1}, "temperature cannot be -1"),
+        ({"program": "prog.py", "model": "model", "call": CALL, "temperature": -1}, "launch: invalid temperature: -1"),
     ):
         with pytest.raises(DebuggerError, match=why):
             client.ask("launch", **wrong)

@@ -39,7 +39,10 @@ def test_what_may_be_missing(tmp_path):
         ('{"code": "c", "input": [1], "output": ""}', r"line 1: 'input' must be a string, got \[1\]"),
         ('\n{"code": "c", "input": "", "output": "", "ends": 1}', "line 2: 'ends' must be true or false, got 1"),
         ('{"code": "c", "input": "", "output": "", "id": true}', "line 1: 'id' must be a string, got true"),
-        ('{"code": "c", "input": "", "output": "", "id": "2"}\n{"code": "c", "input": "", "output": ""}', "line 1 too"),
+        (
+            '{"code": "c", "input": "", "output": "", "id": "2"}\n{"code": "c", "input": "", "output": ""}',
+            "used in line 1",
+        ),
         ("[1]", "line 1: not a JSON object"),
         ("{", "line 1: not JSON"),
         ("[" * 100_000, "line 1: not JSON"),

@@ -7,9 +7,10 @@ from pathlib import Path
 import cwm_core as cwm
 import pytest
 from cwm_core.cli import main
-from cwm_core.evaluation import Problem, evaluate_task
+from cwm_core.evaluation import Problem, evaluate_task, evaluate_traces
 from evaluation_problems import PROBLEMS, write_problems
-from test_evaluation_tasks import TOKENIZER, tiny_engine
+from readme import examples
+from test_evaluation_tasks import SANDBOX, TOKENIZER, tiny_engine
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "evaluation_task.py"
 
@@ -73,3 +74,17 @@ def test_a_function_that_cannot_be_used_is_an_error(cwd, capsys, function, messa
     Path("own_task.py").write_text("VALUE = 5\n")
     assert main(["eval", "run", function, "model", "problems.jsonl", "-o", "out"]) == 1
     assert capsys.readouterr().err.startswith(f"cwm eval: {message}")
+
+
+def test_the_examples_of_the_page_run(cwd, capsys, monkeypatch):
+    Path("model").rename("runs-tiny")
+    Path("runs").mkdir()
+    Path("runs-tiny").rename("runs/tiny")
+    monkeypatch.setitem(evaluate_traces.__kwdefaults__, "sandbox", SANDBOX)
+    namespace = {}
+    for example in examples("docs/guides/evaluate.md"):
+        exec(example, namespace)
+    assert "valid_format 0.0" in capsys.readouterr().out
+    converted = cwm.evaluation.read_problems("converted.jsonl")
+    assert [(p.id, p.input, p.output) for p in converted] == [("a/1", "2", "3")]
+    assert namespace["report"].task == "output_length"
