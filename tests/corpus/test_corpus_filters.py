@@ -511,7 +511,7 @@ def test_a_library_that_is_missing_is_named_with_its_extra(library: str, tmp_pat
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     message = done.stderr.strip().splitlines()[-1]
     assert message.startswith(("ImportError: ", "ModuleNotFoundError: ")) and f"needs {library}" in message
-    assert message.endswith("install cwm-core[corpus]")
+    assert message.endswith("run pip install '.[corpus]' in a checkout of cwm-core")
 
 
 def test_a_chain_of_filters_stops_at_the_first_reason() -> None:

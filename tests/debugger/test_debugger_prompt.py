@@ -108,15 +108,15 @@ def test_mistakes_are_said_and_the_session_goes_on(session):
     for command, says in (
         ("frobnicate 3", "*** unknown command 'frobnicate'; type help for a list"),
         ("b 5", "*** no frame can be on line 5: it has no code inside a function"),
-        ("b x", "*** 'x' is no whole number from 0"),
+        ("b x", "*** expected a whole number of at least 0, got 'x'"),
         ("cl 3", "*** no breakpoint at line 3"),
         ("p n + 1", "*** 'n + 1': expected a variable or an element of one; expressions do not work"),
         ("set n", "*** expected set NAME = VALUE"),
         ("set n = 1", "*** no variable 'n' here; variables: none"),
         ("u", "*** there is no level 1 of the stack"),
         ("d", "*** there is no level -1 of the stack"),
-        ("restart x", "*** 'x' is no whole number from 0"),
-        ("restart 1 nan", "*** 'nan': expected a number, at least 0"),
+        ("restart x", "*** expected a whole number of at least 0, got 'x'"),
+        ("restart 1 nan", "*** expected a number of at least 0, got 'nan'"),
         ("verify really", "*** expected verify or verify process, which does not isolate the program"),
         ("help frobnicate", "*** unknown command 'frobnicate'"),
         ("*", "*** unknown command '*'; type help for a list"),
@@ -190,7 +190,7 @@ def test_wrong_usage_of_the_command(model, capsys):
         (["debug"], "MODEL, FILE and --call are required"),
         (["debug", "model", "prog.py"], "MODEL, FILE and --call are required"),
         (["debug", "model", "prog.py", "--call", "f(1)", "--port", "1"], "--port needs --dap"),
-        (["debug", "model", "prog.py", "--call", "f(1)", "--temperature", "-1"], "expected a number, at least 0"),
+        (["debug", "model", "prog.py", "--call", "f(1)", "--temperature", "-1"], "expected a number of at least 0"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(argv)

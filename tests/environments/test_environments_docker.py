@@ -43,7 +43,7 @@ def machine(folder):
 
 def test_package_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "docker", None)
-    with pytest.raises(machines.SandboxError, match=r"pip install 'cwm-core\[docker\]'"):
+    with pytest.raises(machines.SandboxError, match=r"run pip install '.\[docker\]' in a checkout of cwm-core"):
         DockerBackend()
 
 

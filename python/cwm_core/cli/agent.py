@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -18,6 +17,7 @@ from .options import (
     FAILED,
     INTERRUPTED,
     OK,
+    add_json,
     add_tokenizer,
     add_verb,
     machines,
@@ -25,6 +25,8 @@ from .options import (
     positive,
     say,
     seconds,
+    shows_progress,
+    warn,
     write,
 )
 
@@ -57,7 +59,7 @@ def add_agent(verbs: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--image", metavar="IMAGE", help="of containers, for tasks that name none (with docker)")
     parser.add_argument("--retry-failed", action="store_true", help="make rollouts again that failed")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
+    add_json(parser)
     _add_budget(parser)
     script = parser.add_argument_group("a script")
     script.add_argument("--script", type=Path, metavar="FILE", help="JSON: by task's name, the list of actions")
@@ -111,7 +113,7 @@ def _agent(args: argparse.Namespace) -> int:
     if args.retry_failed and file.exists():
         say(args, f"{trajectories.drop_failed(file):,} rollouts that failed are made again")
     try:
-        with _bar() as progress:
+        with _bar(args) as progress:
             rollouts.run_rollouts(
                 tasks,
                 agent,
@@ -127,7 +129,7 @@ def _agent(args: argparse.Namespace) -> int:
                 progress=progress,
             )
     except KeyboardInterrupt:
-        say(args, f"interrupted; the same command goes on from the trajectories in {args.output}")
+        warn(args, f"interrupted; the same command goes on from the trajectories in {args.output}")
         return INTERRUPTED
     summary = summarize(TrajectoryReader(file))
     text = json.dumps(summary, indent=1) + "\n"
@@ -138,7 +140,7 @@ def _agent(args: argparse.Namespace) -> int:
         _show(summary)
     say(args, f"{file}: {summary['rollouts']:,} trajectories")
     if summary["failed"] == summary["rollouts"]:
-        say(
+        warn(
             args,
             f"every rollout failed, first with: {next(iter(summary['failures']))}; --retry-failed tries them again",
         )
@@ -208,9 +210,9 @@ def _field(text: str) -> tuple[str, Any]:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int, Trajectory | None], None] | None]:
+def _bar(args: argparse.Namespace) -> Iterator[Callable[[int, int, Trajectory | None], None] | None]:
     """A progress bar on standard error, where a person looks on."""
-    if not sys.stderr.isatty():
+    if not shows_progress(args):
         yield None
         return
     from rich.console import Console

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -14,7 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from ..formats.traces import STORE, trace_files
 from ..support import secrets
-from .options import FAILED, OK, add_verb, counter, machines, not_negative, positive, say, seconds
+from .options import (
+    FAILED,
+    OK,
+    add_json,
+    add_verb,
+    counter,
+    machines,
+    not_negative,
+    positive,
+    say,
+    seconds,
+    warn,
+    write,
+)
 
 if TYPE_CHECKING:
     from cwm_core.corpus.pipeline import Summary, Work
@@ -183,7 +197,7 @@ def _describe(args: argparse.Namespace) -> int:
     describer = Describer(chat_model(Endpoint(args.endpoint), args.model, temperature=0.7), attempts=args.attempts)
     stores = [path for path in trace_files(args.inputs) if path.suffix == STORE]
     try:
-        with counter("traces") as show:
+        with counter(args, "traces") as show:
             counts = describe_stores(
                 stores,
                 args.output,
@@ -213,6 +227,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         help="show of the source what a trace touches, in so many tokens (default: the whole file)",
     )  # fmt: skip
     add("--max-seconds", type=seconds, default=5.0, metavar="S", help="of a program (default: %(default)s)")
+    add_json(parser)
     add("--any-licence", action="store_true", help="keep code of any licence, or of none that is known")
     add(
         "--evaluation-set", type=Path, action="append", default=[], metavar="FILE",
@@ -267,7 +282,7 @@ def _make(
         say(args, f"{summary.items:,} items, {kept}, {time.monotonic() - started:.0f} s")
 
     try:
-        with _pool(args) as pool, counter("items") as show:
+        with _pool(args) as pool, counter(args, "items") as show:
             return make_corpus(
                 args.output,
                 items,
@@ -280,7 +295,7 @@ def _make(
                 **options,
             )
     except KeyboardInterrupt:
-        say(args, f"what is done is in {args.output}; the same command resumes")
+        warn(args, f"what is done is in {args.output}; the same command resumes")
         raise
 
 
@@ -301,11 +316,15 @@ def _corpus(args: argparse.Namespace) -> int:
 
     secrets.conceal()  # from the code that is recorded
     summary = args.make(args)
-    Console().print(summary.drops.table())
+    if args.json:
+        figures = {"items": summary.items, "tokens": summary.tokens, "kept": summary.drops.kept}
+        write(json.dumps(figures | {"dropped": dict(summary.drops.reasons)}, indent=1) + "\n")
+    else:
+        Console().print(summary.drops.table())
     if summary.by_clock:
-        say(args, f"{summary.by_clock:,} samples were dropped by a clock: another run may keep them")
+        warn(args, f"{summary.by_clock:,} samples were dropped by a clock: another run may keep them")
     if summary.drops.kept == 0:
-        say(args, f"nothing was kept in {args.output}")
+        warn(args, f"nothing was kept in {args.output}")
     if summary.drops.total and set(summary.drops.reasons) == {DropReason.NOT_IMPORTED}:
         example = next(iter(summary.drops.examples.get(DropReason.NOT_IMPORTED, [])), "")
         raise ValueError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from ..support.imports import import_object
 from .models import fingerprint, load_engine, named_tokenizer
-from .options import INTERRUPTED, OK, add_cache, add_tokenizer, add_verb, machines, not_negative, positive, say, seconds
+from .options import (
+    INTERRUPTED,
+    OK,
+    add_cache,
+    add_json,
+    add_tokenizer,
+    add_verb,
+    machines,
+    not_negative,
+    positive,
+    say,
+    seconds,
+    shows_progress,
+    warn,
+    write,
+)
 
 if TYPE_CHECKING:
     from cwm_core.evaluation import Report
@@ -79,6 +93,7 @@ def _add_swe(tasks: Any) -> None:
         "--max-seconds", type=seconds, default=1800.0, metavar="S", help="time limit of a task (default: 1800)"
     )
     parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
+    add_json(parser)
     parser.set_defaults(run=_eval_swe)
 
 
@@ -88,6 +103,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="problems, *.jsonl")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder for the results")
     add_tokenizer(parser)
+    add_json(parser)
     parser.add_argument("--limit", type=positive, metavar="N", help="evaluate only the first N problems")
     parser.add_argument(
         "--seed", type=not_negative, default=0, metavar="N", help="seed of all random choices (default: 0)"
@@ -177,7 +193,7 @@ def _evaluate(args: argparse.Namespace, evaluate: Callable[..., Report], require
     engine = load_engine(args.model, args.device, args.tokenizer, cache_bytes=(args.cache_gib or 0) << 30 or None)
     engine.max_batch = args.batch_size
     try:
-        with _bar() as progress:
+        with _bar(args) as progress:
             report = evaluate(
                 engine,
                 problems,
@@ -194,7 +210,7 @@ def _evaluate(args: argparse.Namespace, evaluate: Callable[..., Report], require
 
 
 def _interrupted(args: argparse.Namespace) -> int:
-    say(args, f"interrupted; repeat the command to resume from the results in {args.output}")
+    warn(args, f"interrupted; repeat the command to resume from the results in {args.output}")
     return INTERRUPTED
 
 
@@ -204,7 +220,7 @@ def _eval_swe(args: argparse.Namespace) -> int:
     predictions = evaluation.read_predictions(args.predictions)
     backend = machines(args.sandbox)
     try:
-        with _bar() as progress:
+        with _bar(args) as progress:
             report = evaluation.evaluate_swe(
                 args.file,
                 predictions,
@@ -224,7 +240,10 @@ def _eval_swe(args: argparse.Namespace) -> int:
 
 def _finish(args: argparse.Namespace, report: Report) -> int:
     report.save(args.output / "report.json")
-    _show(report)
+    if args.json:
+        write((args.output / "report.json").read_text("utf-8"))
+    else:
+        _show(report)
     say(args, f"wrote the result of every problem to {args.output / 'report.json'}")
     return OK
 
@@ -246,9 +265,9 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int], None] | None]:
+def _bar(args: argparse.Namespace) -> Iterator[Callable[[int, int], None] | None]:
     """Show a progress bar on standard error if it is a terminal."""
-    if not sys.stderr.isatty():
+    if not shows_progress(args):
         yield None
         return
     from rich.console import Console

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .options import FAILED, OK, add_verb, machines, not_negative, positive, say, seconds, status_line, write
+from .options import FAILED, OK, add_json, add_verb, machines, not_negative, positive, seconds, status_line, warn, write
 
 
 def add_forage(verbs: Any) -> None:
@@ -35,6 +36,7 @@ def add_forage(verbs: Any) -> None:
         "--sandbox", choices=("bubblewrap", "docker", "process"), default="bubblewrap",
         help="where tests run; 'process' only limits them and does not isolate: for code that you trust",
     )  # fmt: skip
+    add_json(parser)
     add("--image", metavar="IMAGE", help="of containers (with docker)")
 
 
@@ -45,7 +47,7 @@ def _forage(args: argparse.Namespace) -> int:
     repositories = [
         Repository(path.name, path.absolute(), test_command=args.test_command) for path in args.repositories
     ]
-    with status_line() as show:
+    with status_line(args) as show:
         harvest = forage(
             repositories,
             args.output,
@@ -57,11 +59,14 @@ def _forage(args: argparse.Namespace) -> int:
             seconds=args.suite_seconds,
             status=show,
         )
-    write("".join(f"{name}\t{value}\n" for name, value in _table(asdict(harvest))))
+    if args.json:
+        write(json.dumps(asdict(harvest), indent=1) + "\n")
+    else:
+        write("".join(f"{name}\t{value}\n" for name, value in _table(asdict(harvest))))
     if harvest.unscored:
-        say(args, f"{harvest.unscored:,} issues were taken untried: they have no solution, or need --sandbox docker")
+        warn(args, f"{harvest.unscored:,} issues were taken untried: they have no solution, or need --sandbox docker")
     if harvest.short:
-        say(args, f"{harvest.short:,} tasks fewer than asked for: everything was tried")
+        warn(args, f"{harvest.short:,} tasks fewer than asked for: everything was tried")
     return OK if any(harvest.tasks.values()) else FAILED
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -13,7 +14,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..trace import ParsedTrace, Trace
-from .options import INTERRUPTED, OK, add_tokenizer, add_verb, load_tokenizer, new_file, positive, program, say, write
+from .options import (
+    INTERRUPTED,
+    OK,
+    add_json,
+    add_tokenizer,
+    add_verb,
+    load_tokenizer,
+    new_file,
+    positive,
+    program,
+    say,
+    warn,
+    write,
+)
 
 if TYPE_CHECKING:
     from cwm_core.inference import Engine
@@ -44,11 +58,11 @@ def _train(args: argparse.Namespace) -> int:
 
     config = RunConfig.from_toml(args.config, args.set)
     is_main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
-    with show_progress() if is_main else nullcontext() as on_step:
+    with show_progress() if is_main and not args.quiet else nullcontext() as on_step:
         reason = run(config, on_step)
     if reason == "signal":
         if is_main:
-            say(args, f"interrupted; the same command goes on from the checkpoint in {config.output}")
+            warn(args, f"interrupted; the same command goes on from the checkpoint in {config.output}")
         return INTERRUPTED
     if is_main:
         say(args, f"{config.output}: the model and its vocabulary")
@@ -81,6 +95,7 @@ def add_predict(verbs: Any) -> None:
         default="bubblewrap",
         help="isolation for --verify; 'process' does not isolate: use it only for trusted code (default: bubblewrap)",
     )
+    add_json(parser)
     parser.add_argument("--source-lines", action="store_true", help="predict only lines of FILE")
 
 
@@ -99,15 +114,18 @@ def _predict(args: argparse.Namespace) -> int:
     whole = engine.tokenizer.parse_trace(np.concatenate([prompt, prediction.ids]))
     if target:
         whole.trace.save(target)
-    if real is None:
-        write(view.terminal(whole.trace))
-    else:
-        write(view.terminal(real, predicted=whole))
-        scores = asdict(evaluation.score_trace(real, prediction.parsed))
-        for name, score in scores.items():
-            write(f"{name:<12} {'-' if score is None else f'{score:.3f}'}\n")
+    scores = None if real is None else asdict(evaluation.score_trace(real, prediction.parsed))
     full_context = engine.max_length if len(prompt) + len(prediction.ids) >= engine.max_length else None
-    write(_verdict(whole, args.max_new_tokens, len(prediction.ids), full_context))
+    verdict = _verdict(whole, args.max_new_tokens, len(prediction.ids), full_context)
+    if args.json:
+        result = {"complete": whole.complete, "verdict": verdict.strip(), "frames": len(whole.frames)}
+        result |= {"tokens": len(prediction.ids), "text": whole.trace.to_text(), "scores": scores}
+        write(json.dumps(result, indent=1) + "\n")
+        return OK
+    write(view.terminal(whole.trace) if real is None else view.terminal(real, predicted=whole))
+    for name, score in (scores or {}).items():
+        write(f"{name:<12} {'-' if score is None else f'{score:.3f}'}\n")
+    write(verdict)
     return OK
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from .options import OK, add_verb, positive, write
+from .options import OK, add_json, add_verb, positive, write
 
 if TYPE_CHECKING:
     from cwm_core.model import ModelConfig
@@ -51,7 +51,7 @@ def add_plan(verbs: Any) -> None:
         "--network", type=float, default=0.8, metavar="X", help="share of the links' peak reached (default: 0.8)"
     )
     parser.add_argument("--price", type=float, metavar="DOLLARS", help="of a GPU an hour, instead of the built-in one")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
 
 
 def _plan(args: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ def quantize_weights(model: Transformer, kind: str, device: str | torch.device |
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
     except ImportError:
         raise ModuleNotFoundError(
-            "quantization needs torchao: pip install 'cwm-core[float8]'", name="torchao"
+            "quantization needs torchao: run pip install '.[float8]' in a checkout of cwm-core", name="torchao"
         ) from None
     config = Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig()
     quantize_(model.layers, config, lambda module, _: isinstance(module, nn.Linear), device=device)

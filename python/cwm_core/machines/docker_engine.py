@@ -35,7 +35,7 @@ def docker_package() -> Any:
     try:
         import docker
     except ImportError:
-        said = "Docker machines need the Python package docker: pip install 'cwm-core[docker]'"
+        said = "Docker machines need the Python package docker: run pip install '.[docker]' in a checkout of cwm-core"
         raise process.SandboxError(said) from None
     return docker
 

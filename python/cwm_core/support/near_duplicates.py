@@ -95,6 +95,6 @@ def _library() -> Any:
     try:
         import rensa
     except ImportError as error:
-        text = f"looking for near duplicates needs {error.name}: install cwm-core[corpus]"
+        text = f"looking for near duplicates needs {error.name}: run pip install '.[corpus]' in a checkout of cwm-core"
         raise ModuleNotFoundError(text, name=error.name) from None
     return rensa

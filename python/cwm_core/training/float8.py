@@ -22,8 +22,8 @@ def convert_to_float8(model: Transformer, tensor: int, device: torch.device) -> 
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"dtype 'float8' needs torchao, which cannot be imported ({error}): pip install 'cwm-core[float8]', or "
-            "take dtype 'bfloat16'",
+            f"dtype 'float8' needs torchao, which cannot be imported ({error}): "
+            "run pip install '.[float8]' in a checkout of cwm-core, or use dtype 'bfloat16'",
             name="torchao",
         ) from error
     c = model.config
