@@ -24,24 +24,20 @@ def add_tokenize(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _tokenize,
-        "Encode traces, texts, chats, and trajectories as a folder of token shards to train on.",
+        "Tokenize traces, texts, chats, and trajectories into a folder of token shards for training.",
         "cwm tokenize traces/ --tokenizer vocabulary --train-vocab 4096 -o shards",
-        "A row of a JSONL or Parquet file has one of the columns messages (a chat), trace (as `cwm export` writes\n"
-        "it), and text. Of a folder that holds traces or stores, only these are read; of another folder, its JSONL\n"
-        "and Parquet files. The source of a document is that of its row or metadata, else the name of its folder.\n\n"
-        "Tokens in the loss:\n"
-        "  text        all tokens\n"
-        "  chat        what the assistant says\n"
-        "  trace       what follows the first frame: the rest is the prompt of a prediction\n"
-        "  trajectory  the actions, and half of the observations, chosen at random",
+        "A row of a JSONL or Parquet file has the column `messages` (a chat), `trace` (from `cwm export`), or `text`.\n"
+        "The loss covers all tokens of a text, the assistant's messages of a chat, the tokens of a trace after its\n"
+        "first frame, and the actions and a random half of the observations of a trajectory (from `cwm agent`).\n"
+        "The source of a document is the `source` of its metadata or row, else the name of the folder of its file.\n"
+        "A folder with traces or stores is read for these only, another folder for its JSONL and Parquet files.",
     )
     parser.add_argument(
         "inputs",
         nargs="+",
         type=Path,
         metavar="IN",
-        help="*.cwmtrace, *.cwmtraces, *.jsonl, *.jsonl.gz, *.jsonl.zst, or *.parquet files, folders of such files, "
-        "or - for JSONL on standard input",
+        help="*.cwmtrace, *.cwmtraces, *.jsonl (also .gz or .zst), *.parquet, a folder, or - for JSONL on stdin",
     )
     parser.add_argument(
         "--tokenizer",
@@ -55,7 +51,7 @@ def add_tokenize(verbs: Any) -> None:
         "--train-vocab",
         type=positive,
         metavar="N",
-        help="first train a vocabulary of N ordinary and 256 special tokens, and save it to the --tokenizer FOLDER",
+        help="first train a vocabulary of N ordinary tokens, add 256 special tokens, and save it to FOLDER",
     )
     parser.add_argument(
         "--pattern",
@@ -63,7 +59,9 @@ def add_tokenize(verbs: Any) -> None:
         help=f"split pattern for --train-vocab: {', '.join(PATTERNS)}, or a regular expression (default: llama3)",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="resume an interrupted run over the same inputs: append to its shards"
+        "--resume",
+        action="store_true",
+        help="resume an interrupted run over the same files: append to its shards",
     )
     parser.add_argument(
         "--kind",
@@ -79,7 +77,7 @@ def add_tokenize(verbs: Any) -> None:
         type=share,
         default=0.5,
         metavar="P",
-        help="fraction of the observations in the loss (default: 0.5)",
+        help="share of the observations in the loss (default: 0.5)",
     )
     rollouts.add_argument(
         "--seed", type=not_negative, default=0, metavar="N", help="seed of the choice of observations (default: 0)"
@@ -98,15 +96,17 @@ def _tokenize(args: argparse.Namespace) -> int:
     from cwm_core.environments.documents import TrajectoryKind
 
     if args.pattern and not args.train_vocab:
-        args.error("--pattern requires --train-vocab: a saved vocabulary has its own pattern")
+        args.error("--pattern requires --train-vocab; an existing vocabulary has its own pattern")
     pattern = resolve_pattern(args.pattern or "llama3")
     kinds = document_kinds([*args.kind, TrajectoryKind(seed=args.seed, observations=args.observations)])
     files = list(document_files(args.inputs, kinds))
     if args.train_vocab and Path(STDIN) in files:
-        args.error("--train-vocab reads its input twice, so it cannot read standard input; write the input to a file")
+        args.error(
+            "--train-vocab reads its input twice, so it cannot read standard input; write the input to a file first"
+        )
     if args.train_vocab:
         if args.tokenizer.is_file() or (args.tokenizer / "tokenizer.json").exists():
-            raise ValueError(f"{args.tokenizer} already holds a vocabulary; omit --train-vocab to use it")
+            raise ValueError(f"{args.tokenizer} already contains a vocabulary; remove --train-vocab to use it")
         texts = (text for file in files for item in read_items(file, kinds) for text in item.texts())
         tokenizer = Tokenizer.train(texts, args.train_vocab, pattern=pattern)
         tokenizer.save(args.tokenizer)
