@@ -17,7 +17,7 @@ from ..inference.lines import Places, ProgramLines
 from ..inference.prediction import trace_prompt
 from ..machines.programs import DEFAULT_LIMITS, check_sandbox, installed_packages, record_program
 from ..tokenizer import Tokenizer
-from ..trace import Trace, source_context
+from ..trace import Trace, Truncation, source_context
 from ..view import Difference, differences
 from .frames import FrameSource, frame_ends
 
@@ -334,7 +334,7 @@ class Debugger:
         frames = list(real.frames)
         if not self.finished:
             frames = frames[:count]
-        if real.truncated not in (None, "max_frames"):  # reality was too slow, not shorter
+        if real.truncated not in (None, Truncation.MAX_FRAMES):  # reality was too slow, not shorter
             predicted = predicted[: len(frames)]
         found = differences(frames, predicted)
         return Verification(real, max(len(frames), len(predicted)), found[0] if found else None)
