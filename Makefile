@@ -28,7 +28,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: $(INSTALLED) ## the whole way in little: record, tokenize, pack, train, predict, verify; results in build/demo
-	$(PY) -m cwm_core.demo --out build/demo
+	$(PY) -m cwm_core.demo -o build/demo
 
 test: $(INSTALLED) ## all Python tests
 	$(PY) -m pytest $(TESTS)

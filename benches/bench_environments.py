@@ -60,8 +60,8 @@ def test_sandbox_start(benchmark, tmp_path: Path, kind: str) -> None:
     if kind in alone:
         benchmark(subprocess.run, alone[kind], check=True)
     else:
-        backend = "process" if kind.endswith("process") else "bubblewrap"
-        assert benchmark(machines.run, ["true"], folder=tmp_path, backend=backend).exit_code == 0
+        sandbox = "process" if kind.endswith("process") else "bubblewrap"
+        assert benchmark(machines.run, ["true"], folder=tmp_path, sandbox=sandbox).exit_code == 0
 
 
 @pytest.mark.parametrize("kind", ["cwm_core, bubblewrap", "cwm_core, docker", "docker run"])

@@ -18,17 +18,17 @@ from itertools import groupby
 from pathlib import Path
 
 import cwm_core as cwm
-from cwm_core.corpus import _worker, workers
-from cwm_core.corpus.workers import Order, Worker
+from cwm_core.corpus import sandbox
+from cwm_core.corpus.sandbox import RecordingSandbox, Run
 from python_tracer import oracle
 
 HERE = Path(__file__).parent
 
 
-class OracleWorker(Worker):
-    """A worker around the Python tracer, whose answers are texts."""
+class OracleSandbox(RecordingSandbox):
+    """A recording sandbox around the Python tracer, whose results are texts."""
 
-    _script = (str(HERE / "python_tracer.py"), _worker.__file__)
+    _arguments = (str(HERE / "python_tracer.py"), str(Path(cwm.__file__).parents[1]))
 
 
 def sample(folder: Path, size: int, seed: int) -> list[tuple[str, str, str, str]]:
@@ -47,11 +47,11 @@ def entry(store: cwm.TraceReader, index: int) -> tuple[str, str, str, str]:
 
 def verdicts(entries: list[tuple[str, str, str, str]], paths: list[str]) -> Iterator[tuple[str, str]]:
     """Keys and what became of them."""
-    workers._answer = lambda order, header, text: text.decode("utf-8", "surrogatepass") or header["reason"]
+    sandbox._result = lambda run, header, text: text.decode("utf-8", "surrogatepass") or header["reason"]
     for module, group in groupby(entries, lambda one: one[0]):
         of_module = list(group)
-        with OracleWorker(paths=[str(HERE), str(HERE.parent / "tests"), *paths], preload=module) as worker:
-            told = worker.run(Order("", call, module=module) for _, _, call, _ in of_module)
+        with OracleSandbox(paths=[str(HERE), str(HERE.parent / "tests"), *paths], preload=module) as worker:
+            told = worker.run(Run("", call, module=module) for _, _, call, _ in of_module)
             for (_, key, _, text), answer in zip(of_module, told, strict=True):
                 if same(answer, text):
                     yield key, "equal"

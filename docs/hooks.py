@@ -87,7 +87,7 @@ TABLES = [
     ("Top level", "training/run.py", "RunConfig"),
     ("Table `[data]`", "training/run.py", "DataConfig"),
     ("Table `[model]`", "model/config.py", "ModelConfig"),
-    ("Table `[model.rope]`", "model/config.py", "RopeConfig"),
+    ("Table `[model.rope_parameters]`", "model/config.py", "RopeParameters"),
     ("Table `[training]`", "training/config.py", "TrainConfig"),
 ]
 

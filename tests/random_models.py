@@ -44,7 +44,7 @@ def read_dcp(folder):
 
 def consolidated(tmp_path, model, files, suffix):
     """A folder of Meta's with consolidated files, the matrices cut as model parallelism cuts them."""
-    save(model, tmp_path / "dcp", "meta")
+    save(model, tmp_path / "dcp", format="meta")
     state = read_dcp(tmp_path / "dcp")
     folder = tmp_path / "consolidated"
     folder.mkdir()

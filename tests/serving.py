@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import httpx
 from cwm_core import Tokenizer
 from cwm_core.inference.engine import Event
-from cwm_core.inference.server import Limits, create_app, listen, make_server
+from cwm_core.inference.server import ServerLimits, create_app, listen, make_server
 
 TEXTS = ["def f(x):\n    return x\n", "<think>\nso\n</think>\n<tool: bash>\nls -l\n</tool>\n", "été 😀 日本\n"] * 2
 
@@ -28,7 +28,7 @@ class ScriptedEngine:
     """Says `script(request)` to each request, a token a step, `seconds` a step; raises the exceptions in `failures`."""
 
     def __init__(self, tokenizer, script=None, *, max_batch=4, max_length=1000, seconds=0.0):
-        self.model = SimpleNamespace(config=SimpleNamespace(vocab_size=tokenizer.vocab_size, stop_tokens=()))
+        self.model = SimpleNamespace(config=SimpleNamespace(vocab_size=tokenizer.vocab_size, eos_token_id=()))
         self.script = script or (lambda request: [65 + i % 26 for i in range(request.max_new_tokens)])
         self.max_batch, self.max_length, self.seconds = max_batch, max_length, seconds
         self.failures = []
@@ -106,8 +106,8 @@ def post(app, path, body):
 
 
 def app_of(engine, tokenizer, **options):
-    limits = {name: options.pop(name) for name in list(options) if name in Limits.__dataclass_fields__}
-    return create_app(engine, tokenizer, name="tiny", limits=Limits(**limits), **options)
+    limits = {name: options.pop(name) for name in list(options) if name in ServerLimits.__dataclass_fields__}
+    return create_app(engine, tokenizer, name="tiny", limits=ServerLimits(**limits), **options)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ REFERENCE_TOKENS = 8192
 
 def measure(backend, lengths, window, shape, device, dtype, peak, baseline):
     """One row of the table; the first backend to come here leaves its results in `baseline`."""
-    heads, kv_heads, head_size = shape
+    heads, kv_heads, head_dim = shape
     tokens = sum(lengths)
     if backend == "reference" and tokens > REFERENCE_TOKENS:
         return {"skipped": f"the scores of all pairs: for at most {REFERENCE_TOKENS:,} tokens"}
@@ -30,7 +30,7 @@ def measure(backend, lengths, window, shape, device, dtype, peak, baseline):
     mask = make(packed, window)
     torch.manual_seed(0)
     q, k, v, upstream = (
-        torch.randn(1, n, tokens, head_size, device=device, dtype=dtype) for n in (heads, kv_heads, kv_heads, heads)
+        torch.randn(1, n, tokens, head_dim, device=device, dtype=dtype) for n in (heads, kv_heads, kv_heads, heads)
     )
     inputs = [t.requires_grad_() for t in (q, k, v)]
 
@@ -42,7 +42,7 @@ def measure(backend, lengths, window, shape, device, dtype, peak, baseline):
         out = mask.attend(q, k, v)
         return out, *torch.autograd.grad(out, inputs, upstream)
 
-    flops = 4 * heads * head_size * sum(unmasked(length, window) for length in lengths)
+    flops = 4 * heads * head_dim * sum(unmasked(length, window) for length in lengths)
     row = {
         "mask_s": time_of(lambda: make(packed, window), device),
         "forward_s": time_of(forward, device),

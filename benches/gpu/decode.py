@@ -31,7 +31,15 @@ from cwm_core.model import ModelConfig, Transformer, initialize, preset
 from cwm_core.planning.plan import unmasked
 from measure import arguments, attempt, peak_flops, report, time_of
 
-TINY = {"width": 64, "ffn_width": 128, "heads": 4, "kv_heads": 2, "head_size": 16, "window": 64, "vocab_size": 512}
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "sliding_window": 64,
+    "vocab_size": 512,
+}
 WARMUP, STEPS = 8, 32
 
 # (batch, prompt): alone at rising lengths up to the model's, and as many as fit beside the weights.
@@ -44,7 +52,7 @@ def main() -> None:
     args = arguments(__doc__)
     device = torch.device("cpu" if args.tiny else "cuda")
     dtype = torch.float32 if args.tiny else torch.bfloat16
-    config = preset("cwm-32b", **(TINY | {"layers": 4} if args.tiny else {}))
+    config = preset("cwm-32b", **(TINY | {"num_hidden_layers": 4} if args.tiny else {}))
     peak, bandwidth = peak_flops(device, dtype), read_bandwidth(device)
     with torch.device("meta"):
         model = Transformer(config).to(dtype)
@@ -84,7 +92,7 @@ def with_floors(
     config, batch, prompt = model.config, what["batch"], what["prompt"]
     pairs = sum(unmasked(prompt, window) for window in config.layer_windows)
     weights = sum(p.numel() for p in model.layers.parameters())
-    flops = batch * (2 * weights * prompt + 4 * config.heads * config.head_size * pairs)
+    flops = batch * (2 * weights * prompt + 4 * config.num_attention_heads * config.head_dim * pairs)
     read = weight_bytes(model) - model.embed_tokens.weight.nbytes + batch * kept_bytes(model, prompt)
     floors = {"prefill": flops / peak, "decode": read / bandwidth}
     counts = {"prefill": batch * prompt, "decode": batch}
@@ -103,7 +111,7 @@ def kept_bytes(model: Transformer, tokens: int) -> int:
     """Bytes of keys and values that a step reads of one sequence."""
     config: ModelConfig = model.config
     positions = sum(tokens if window is None else min(tokens, window) for window in config.layer_windows)
-    return 2 * config.kv_heads * config.head_size * positions * model.embed_tokens.weight.itemsize
+    return 2 * config.num_key_value_heads * config.head_dim * positions * model.embed_tokens.weight.itemsize
 
 
 def prompts_of(config: ModelConfig, batch: int, prompt: int) -> np.ndarray:
@@ -152,7 +160,7 @@ class Masked(Ours):
     def engine(self, batch: int) -> Engine:
         """As `Ours.engine`."""
         engine = super().engine(batch)
-        engine._decoder.kernel = None
+        engine._runner.kernel = None
         return engine
 
 

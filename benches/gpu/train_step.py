@@ -36,7 +36,15 @@ from cwm_core.training.gpus import peak_flops as published_peak
 from cwm_core.training.metrics import peak_memory
 from measure import arguments, attempt, documents, peak_flops, report
 
-TINY = {"width": 64, "ffn_width": 128, "heads": 4, "kv_heads": 2, "head_size": 16, "window": 64, "vocab_size": 512}
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "sliding_window": 64,
+    "vocab_size": 512,
+}
 
 WARMUP, STEPS = 3, 8
 
@@ -49,7 +57,7 @@ class Case:
     """One length of rows, and how its activations are kept."""
 
     tokens: int
-    checkpointing: str
+    activation_checkpointing: str
 
 
 GPU_CASES = (Case(8192, "none"), Case(32_768, "full"), Case(131_072, "full"))
@@ -60,7 +68,7 @@ def main() -> None:
     """Measure every case, print a table and write the figures."""
     args = arguments(__doc__)
     device = torch.device("cpu" if args.tiny else "cuda")
-    config = preset("cwm-32b", layers=4, **(TINY if args.tiny else {}))
+    config = preset("cwm-32b", num_hidden_layers=4, **(TINY if args.tiny else {}))
     peak = peak_flops(device, torch.float32 if args.tiny else torch.bfloat16)
     rows = []
     for case in TINY_CASES if args.tiny else GPU_CASES:
@@ -69,7 +77,7 @@ def main() -> None:
             runs = {"ours": partial(our_steps, config, case, folder, device)}
             for attention in THEIR_ATTENTIONS:
                 runs[attention] = partial(their_steps, config, case, folder, device, attention)
-            what = {"tokens": case.tokens, "checkpointing": case.checkpointing}
+            what = {"tokens": case.tokens, "checkpointing": case.activation_checkpointing}
             of_case = [what | {"model": name} | measured(run) for name, run in runs.items()]
         compare(of_case, case, peak, device)
         rows += of_case
@@ -114,7 +122,7 @@ def our_steps(config: ModelConfig, case: Case, folder: str, device: torch.device
         warmup_steps=0,
         dtype="bfloat16" if on_gpu else "float32",
         device=device.type,
-        checkpointing=case.checkpointing,
+        activation_checkpointing=case.activation_checkpointing,
         compile=on_gpu,
     )
     world = World.create(training)
@@ -159,7 +167,7 @@ def their_steps(
     model.load_state_dict(renamed)
     del start, renamed
     model.train()
-    if case.checkpointing != "none":
+    if case.activation_checkpointing != "none":
         model.activation_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     steps = []

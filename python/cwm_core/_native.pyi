@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from types import FrameType
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -501,7 +501,7 @@ class Tokenizer:
         pattern: str,
         special_tokens: list[str] | list[tuple[str, int]],
         threads: int | None,
-        progress: Callable[[str, int, int | None], object] | None,
+        progress: Callable[[Literal["count", "merge"], int, int | None], object] | None,
     ) -> Tokenizer: ...
     def to_json(self) -> bytes: ...
     def to_ranks(self) -> bytes: ...

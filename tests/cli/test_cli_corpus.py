@@ -14,13 +14,13 @@ from machines import kinds
 for library in ("rich", "rensa", "license_expression", "detect_secrets"):
     pytest.importorskip(library)
 
-BACKEND = "process" if machines.bubblewrap_refusal() else "bubblewrap"
+SANDBOX = "process" if machines.bubblewrap_refusal() else "bubblewrap"
 RIGHT = "n = int(input())\ntotal = 0\nfor i in range(n):\n    total += int(input())\nprint(total)\n"
 WRONG = RIGHT.replace("range(n)", "range(n - 1)")
 
 
 def corpus(kind, *arguments, out):
-    common = ["--tokenizer", str(rank_path()), "-o", str(out), "--workers", "1", "--sandbox", BACKEND]
+    common = ["--tokenizer", str(rank_path()), "-o", str(out), "--workers", "1", "--sandbox", SANDBOX]
     return main(["corpus", kind, *map(str, arguments), *common])
 
 
@@ -50,7 +50,7 @@ def test_contests(tmp_path, capsys):
     assert "other sources or settings" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", kinds(BACKEND, "docker"))
+@pytest.mark.parametrize("kind", kinds(SANDBOX, "docker"))
 def test_repository(kind, tmp_path, capsys):
     machine = ["--image", docker_image.image()] if kind == "docker" else []
     project = tmp_path / "project"

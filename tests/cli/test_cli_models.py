@@ -26,8 +26,15 @@ def folders(tmp_path_factory):
     """A folder with a model and its vocabulary, one with the model alone, and the vocabulary alone."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer = cwm.Tokenizer.train([PROGRAM], 260)
-    shape = {"vocab_size": tokenizer.vocab_size, "layers": 1, "width": 32, "ffn_width": 32, "heads": 2, "kv_heads": 1}
-    model = random_model(cwm.model.preset("tiny", **shape, head_size=16, max_length=200))
+    shape = {
+        "vocab_size": tokenizer.vocab_size,
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    model = random_model(cwm.model.preset("tiny", **shape, head_dim=16, max_position_embeddings=200))
     cwm.model.save(model, folder / "whole", tokenizer)
     cwm.model.save(model, folder / "bare")
     tokenizer.save(folder / "vocabulary")
@@ -240,7 +247,7 @@ def test_the_demo_does_not_go_on_with_a_model_that_is_half_trained(cwd, capsys, 
 
     monkeypatch.setattr(demo, "Trainer", Interrupted)
     monkeypatch.setattr(demo, "SHORT", demo.Recipe(programs=20, algorithm_calls=1, held_out=2, steps=1))
-    assert main(["demo", "--short", "--out", "demo"]) == 130
+    assert main(["demo", "--short", "--output", "demo"]) == 130
     said = capsys.readouterr()
     assert said.err == "cwm demo: interrupted\n" and "Predicting" not in said.out
     assert not Path("demo/model").exists() and not Path("demo/results.json").exists()
@@ -264,7 +271,7 @@ def test_out_of_memory_is_one_sentence(cwd, capsys, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(models, "load_engine", load)
-    assert failure(capsys, "predict", "whole", "program.py", *PREDICT).startswith("cwm predict: out of memory; take a")
+    assert failure(capsys, "predict", "whole", "program.py", *PREDICT).startswith("cwm predict: out of memory; use a")
 
 
 def test_other_runtime_errors_keep_their_traceback(cwd, monkeypatch):
@@ -282,8 +289,10 @@ def test_missing_torchao_is_named(monkeypatch):
     from cwm_core.inference import Engine
 
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    model = random_model(cwm.model.preset("tiny", layers=1))
-    with pytest.raises(ModuleNotFoundError, match=r"needs torchao: pip install 'cwm-core\[float8\]'"):
+    model = random_model(cwm.model.preset("tiny", num_hidden_layers=1))
+    with pytest.raises(
+        ModuleNotFoundError, match=r"needs torchao: run pip install '.\[float8\]' in a checkout of cwm-core"
+    ):
         Engine(model, quantize="float8")
 
 
@@ -301,11 +310,14 @@ def damaged(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_parameters": {"factor": 0}}, "rope.factor must be a positive number, got 0"),
-        ({"rope_parameters": {"low_freq_factor": -1}}, "rope.low_freq_factor must be a positive number, got -1"),
-        ({"rms_norm_eps": 0}, "norm_eps must be a positive number, got 0"),
-        ({"max_position_embeddings": 0}, "max_length must be at least 1, got 0"),
-        ({"num_key_value_heads": 0}, "kv_heads must be at least 1, got 0"),
+        ({"rope_parameters": {"factor": 0}}, "rope_parameters.factor must be a positive number, got 0"),
+        (
+            {"rope_parameters": {"low_freq_factor": -1}},
+            "rope_parameters.low_freq_factor must be a positive number, got -1",
+        ),
+        ({"rms_norm_eps": 0}, "rms_norm_eps must be a positive number, got 0"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings must be at least 1, got 0"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads must be at least 1, got 0"),
         ({"layer_types": ["other"]}, "lacks 'other'"),
         ({"eos_token_id": [516]}, "a stop token 516 is outside the vocabulary of 516"),
     ],
@@ -332,9 +344,9 @@ def test_a_damaged_file_of_a_model_is_one_sentence(cwd, capsys, file, content):
 
 
 @pytest.mark.parametrize("every", [0, -1])
-def test_global_every_below_one(every):
-    with pytest.raises(ValueError, match=f"global_every must be at least 1, got {every}"):
-        cwm.model.preset("tiny", global_every=every)
+def test_full_attention_interval_below_one(every):
+    with pytest.raises(ValueError, match=f"full_attention_interval must be at least 1, got {every}"):
+        cwm.model.preset("tiny", full_attention_interval=every)
 
 
 # ---- plans

@@ -1,6 +1,7 @@
 """`cwm record` keeps what it recorded however the process ends, and writes wherever its output leads."""
 
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -106,7 +107,7 @@ def test_programs_with_handlers_of_their_own_are_left_alone(cwd):
 
 def test_an_ignored_signal_stays_ignored(cwd):
     Path("program.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGHUP)\nx = 1\n")
-    shell = f"trap '' HUP; {sys.executable} -m cwm_core record program.py"
+    shell = f"trap '' HUP; {shlex.quote(sys.executable)} -m cwm_core record program.py"
     assert subprocess.run(["sh", "-c", shell], check=False, capture_output=True, timeout=60).returncode == 0
     assert cwm.Trace.load("program.cwmtrace").truncated is None
 

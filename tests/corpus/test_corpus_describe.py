@@ -27,6 +27,7 @@ from cwm_core.corpus.descriptions import GIVEN_UP, describe_stores
 from cwm_core.corpus.generator import generate
 from cwm_core.support.endpoint import (
     AnswerError,
+    AnswerProblem,
     ContextExceeded,
     Endpoint,
     EndpointError,
@@ -178,7 +179,7 @@ def test_steps_name_what_changes() -> None:
 
 def test_attempts_go_on_until_one_is_right() -> None:
     trace = cwm.record_source(CODE, "f(2, 'a')")
-    answers = iter(["", AnswerError("cut answer", "cut"), GOOD.replace("`0`", "`4`"), GOOD, "never asked for"])
+    answers = iter(["", AnswerError(AnswerProblem.CUT, "cut"), GOOD.replace("`0`", "`4`"), GOOD, "never asked for"])
     asked: list[Sequence[dict[str, str]]] = []
 
     def generate(messages: Sequence[dict[str, str]]) -> str:
@@ -227,7 +228,7 @@ def test_a_model_behind_an_endpoint(monkeypatch) -> None:
     [
         (400, b"no such\nmodel", "status 400: no such model"),
         (200, b"no json", "not a JSON object"),
-        (200, b"{}", "no chat completion"),
+        (200, b"{}", "expected a chat completion"),
         (200, b'{"choices": [{"message": {"content": null}}]}', "no text"),
     ],
 )

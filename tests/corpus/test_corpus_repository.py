@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 import sys
 import sysconfig
 import zipfile
@@ -79,7 +80,7 @@ def test_a_suite_is_recorded(project, tmp_path):
     with_counts = {"per-site": 30, "per-function": 100}
     machine = opened(project)
     try:
-        plain = machine.run(f"{sys.executable} -m pytest -q", seconds=60.0)
+        plain = machine.run(f"{shlex.quote(sys.executable)} -m pytest -q", seconds=60.0)
         suite = recorded(machine, tmp_path / "stores", arguments=["-q"], options=with_counts)
         again = recorded(machine, tmp_path / "again", options=with_counts)
         left = machine.run("ls -A", seconds=10.0).stdout.decode().split()

@@ -1,12 +1,14 @@
 """Texts, chats and traces in files, as documents to train on."""
 
 import json
+import sys
 
 import cwm_core as cwm
 import numpy as np
 import pytest
 from cwm_core.cli import main
-from cwm_core.data.documents import Chat, Text, encode_item, item_texts, read_items
+from cwm_core.data import document_files, document_kinds, read_items
+from cwm_core.data.documents import TextKind
 from cwm_core.data.traces import encode_for_training
 from cwm_core.formats.traces import export_traces
 from hypothesis import given
@@ -37,7 +39,7 @@ def write_lines(path, *rows):
 
 
 def encoded(tokenizer, file):
-    return [(encode_item(tokenizer, item), item.source) for item in read_items(file)]
+    return [(item.encode(tokenizer), item.source) for item in read_items(file)]
 
 
 def test_all_of_a_text_is_learned(tmp_path, tokenizer):
@@ -89,12 +91,12 @@ def test_parquet_gives_what_jsonl_gives(tmp_path, tokenizer):
     rows = [{"text": None, "messages": CHAT}, {"text": "x", "messages": None}]
     parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
     contents = [item.content for item in read_items(tmp_path / "rows.parquet")]
-    assert contents == [Chat(CHAT), Text("x")]
+    assert contents == [CHAT, "x"]
 
 
 def test_vocabularies_learn_from_what_is_encoded(tmp_path):
     file = write_lines(tmp_path / "rows.jsonl", {"text": "a text"}, {"messages": CHAT[:2]})
-    texts = [text for item in read_items(file) for text in item_texts(item)]
+    texts = [text for item in read_items(file) for text in item.texts()]
     assert texts == ["a text", "Be brief.", "What is 1 + 1?"]
 
 
@@ -103,11 +105,11 @@ def test_vocabularies_learn_from_what_is_encoded(tmp_path):
     [
         ("{", "line 2: not JSON: Expecting"),
         ("[1]", "line 2: not a JSON object, but a list"),
-        ('{"texts": "x"}', "line 2: there is no 'messages', 'trace' or 'text'"),
-        ('{"text": 1}', "line 2: there is no 'messages', 'trace' or 'text'"),
-        ('{"messages": "x"}', "line 2: messages is no list of objects"),
-        ('{"messages": [{"role": "user"}]}', "line 2: a message has no content"),
-        ('{"messages": [{"role": "cat", "content": "x"}]}', "line 2: message 0 has the unknown role 'cat'"),
+        ('{"texts": "x"}', "line 2: expected one of the columns 'messages', 'trace', 'text'"),
+        ('{"text": 1}', "line 2: expected one of the columns 'messages', 'trace', 'text'"),
+        ('{"messages": "x"}', "line 2: expected 'messages' to be a list of objects"),
+        ('{"messages": [{"role": "user"}]}', "line 2: expected every message to have a string 'content'"),
+        ('{"messages": [{"role": "cat", "content": "x"}]}', "line 2: message 0: unknown role 'cat'"),
         ('{"trace": "AAAA"}', "line 2: "),
     ],
 )
@@ -127,3 +129,123 @@ def test_the_command_writes_shards_of_texts_and_chats(tmp_path, tokenizer, capsy
     shards = cwm.Shards(tmp_path / "shards")
     assert len(shards) == 2 and sorted(shards.sources) == ["chats", "code"]
     assert "2 documents" in capsys.readouterr().err
+
+
+PATCHES = """
+import numpy as np
+from cwm_core.data import DocumentKind, TrainingDocument
+
+class PatchKind(DocumentKind):
+    columns = ("patch", "repository")
+    endings = (".diff",)
+
+    def read_file(self, path):
+        yield str(path), (path.read_text(), "files")
+
+    def read_row(self, row, where):
+        if not row["patch"].startswith("@@"):
+            raise ValueError(f"{where}: not a patch")
+        return None if "binary" in row["patch"] else (row["patch"], row["repository"])
+
+    def source(self, content, row):
+        return content[1]
+
+    def encode(self, tokenizer, content):
+        if not content[0]:
+            raise ValueError("an empty patch")
+        ids = tokenizer.encode(content[0])
+        return TrainingDocument(ids, np.arange(len(ids)) > 0, {"hunk": np.array([[0, len(ids)]], np.int32)})
+
+    def texts(self, content):
+        yield content[0]
+
+def make():
+    return PatchKind()
+
+not_a_kind = 3
+"""
+
+
+@pytest.fixture
+def patches(tmp_path, monkeypatch):
+    """Return a folder with a module that defines a document kind, as the current folder."""
+    (tmp_path / "patch_kinds.py").write_text(PATCHES)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("patch_kinds", None)
+
+
+def test_a_kind_from_outside_reads_rows_and_files(patches, tokenizer):
+    write_lines(patches / "rows.jsonl", {"patch": "@@ a", "repository": "one"}, {"patch": "@@ binary"}, {"text": "x"})
+    (patches / "b.diff").write_text("@@ b")
+    kinds = document_kinds(["patch_kinds:PatchKind"])
+    found = [(item.content, item.source) for item in read_items(patches / "rows.jsonl", kinds)]
+    assert found == [(("@@ a", "one"), "one"), ("x", patches.name)]
+    (item,) = read_items(patches / "b.diff", kinds)
+    assert item.content == ("@@ b", "files") and list(item.texts()) == ["@@ b"]
+    document = item.encode(tokenizer)
+    assert tokenizer.decode(document.ids) == "@@ b" and not document.loss_mask[0] and document.loss_mask[1:].all()
+    # A folder with files of a kind's own is read for these alone.
+    assert list(document_files([patches], kinds)) == [patches / "b.diff"]
+    assert list(document_files([patches])) == [patches / "rows.jsonl"]
+
+
+def test_mistakes_in_documents_of_a_kind_from_outside_say_where(patches, tokenizer):
+    write_lines(patches / "rows.jsonl", {"patch": "no"})
+    kinds = document_kinds(["patch_kinds:make"])
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 1: not a patch"):
+        list(read_items(patches / "rows.jsonl", kinds))
+    (patches / "empty.diff").touch()
+    (item,) = read_items(patches / "empty.diff", kinds)
+    with pytest.raises(ValueError, match=r"empty.diff: an empty patch"):
+        item.encode(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("patch_kinds", "expected an import path of the form module:name"),
+        ("patch_kinds:Missing", "patch_kinds has no 'Missing'"),
+        ("no_such_module:X", "no module named 'no_such_module'"),
+        ("patch_kinds:not_a_kind", "expected a cwm_core.data.DocumentKind, got 3"),
+    ],
+)
+def test_import_paths_without_a_kind_are_refused(patches, path, message):
+    with pytest.raises(ValueError, match=message):
+        document_kinds([path])
+
+
+def test_a_module_that_fails_to_import_another_shows_its_own_error(patches):
+    (patches / "patch_kinds.py").write_text("import no_such_dependency\n")
+    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
+        document_kinds(["patch_kinds:PatchKind"])
+
+
+def test_an_installed_package_adds_a_kind(patches, monkeypatch):
+    package = patches / "site" / "patches-1.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Name: patches\nVersion: 1\n")
+    (package / "entry_points.txt").write_text("[cwm_core.document_kinds]\npatch = patch_kinds:PatchKind\n")
+    monkeypatch.syspath_prepend(patches / "site")
+    monkeypatch.syspath_prepend(patches)
+    assert next(type(kind).__name__ for kind in document_kinds()) == "PatchKind"
+
+
+def test_an_extra_kind_comes_before_and_instead_of_a_built_in_one(tmp_path):
+    class Upper(TextKind):
+        def read_row(self, row, where):
+            return row["text"].upper()
+
+    file = write_lines(tmp_path / "rows.jsonl", {"text": "x"})
+    assert [item.content for item in read_items(file, document_kinds([Upper()]))] == ["X"]
+    mine = TextKind()
+    assert [kind for kind in document_kinds([mine]) if isinstance(kind, TextKind)] == [mine]
+
+
+def test_the_command_encodes_a_kind_from_outside(patches, tokenizer):
+    tokenizer.save(patches / "vocabulary")
+    (patches / "b.diff").write_text("@@ b")
+    options = ["--kind", "patch_kinds:PatchKind", "--tokenizer", "vocabulary", "-o", "shards"]
+    assert main(["tokenize", "b.diff", *options]) == 0
+    (document,) = cwm.Shards("shards")
+    assert document.source == "files" and list(document.spans) == ["hunk"]

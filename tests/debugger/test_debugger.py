@@ -26,7 +26,7 @@ from programs import programs
 from random_models import random_model
 from readme import ROOT, examples
 
-BACKEND = "bubblewrap" if cwm.machines.bubblewrap_refusal() is None else "process"
+SANDBOX = "bubblewrap" if cwm.machines.bubblewrap_refusal() is None else "process"
 
 
 def check_whole_trace(code, call):
@@ -295,7 +295,7 @@ def test_print_looks_up_and_evaluates_nothing():
         with pytest.raises(DebuggerError):
             subject.print(expression)
     for expression, why in (
-        ("b", "no variable 'b' here; there are: a, d, o"),
+        ("b", "no variable 'b' here; variables: a, d, o"),
         ("a[9]", "out of range"),
         ("o[0]", "no"),
     ):
@@ -430,13 +430,13 @@ def test_limits():
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('<|line_sep|>{"n": 1}<|action_sep|>x\n<|frame_sep|>', "frame 3 is no frame: .* a JSON string was expected"),
-        ("<|line_sep|>{}<|frame_sep|>", "no action"),
+        ('<|line_sep|>{"n": 1}<|action_sep|>x\n<|frame_sep|>', "frame 3 is not a frame: .* a JSON string was expected"),
+        ("<|line_sep|>{}<|frame_sep|>", "missing <|action_sep|> after the locals"),
         ("<|line_sep|>{}<|action_sep|>x", "cut after"),
         ("", "cut after 0 tokens"),
-        ("<|line_sep|>{}<|action_sep|>x\n<|frame_sep|>" * 2, "2 frames where one was asked for"),
-        ("<|line_sep|>{}<|action_sep|>x\n<|frame_sep|><|end_of_text|>", "1 frames where one was asked for"),
-        ("nonsense<|end_of_text|>", "frame 3 is no frame"),
+        ("<|line_sep|>{}<|action_sep|>x\n<|frame_sep|>" * 2, "expected one frame, got 2"),
+        ("<|line_sep|>{}<|action_sep|>x\n<|frame_sep|><|end_of_text|>", "expected one frame, got 1"),
+        ("nonsense<|end_of_text|>", "frame 3 is not a frame"),
     ],
 )
 def test_what_is_no_frame_is_reported_and_can_be_tried_again(text, why):
@@ -514,7 +514,9 @@ def test_probabilities():
 
 @pytest.fixture(scope="module")
 def engine():
-    config = cwm.model.preset("tiny", vocab_size=TOKENIZER.vocab_size, width=32, layers=2, max_length=700)
+    config = cwm.model.preset(
+        "tiny", vocab_size=TOKENIZER.vocab_size, hidden_size=32, num_hidden_layers=2, max_position_embeddings=700
+    )
     return Engine(random_model(config), TOKENIZER)
 
 
@@ -562,9 +564,9 @@ def test_a_full_context(engine):
 def test_a_vocabulary_without_traces(engine):
     plain = cwm.Tokenizer.train([], 256, special_tokens=["<|frame_sep|>"])
     for make in (lambda: Debugger(Endless(), plain, CODE, CALL), lambda: EngineFrames(Engine(engine.model, plain))):
-        with pytest.raises(ValueError, match="not a special token of this vocabulary"):
+        with pytest.raises(ValueError, match=r"the vocabulary lacks .* a special token of the trace format"):
             make()
-    with pytest.raises(ValueError, match="needs an engine with a tokenizer"):
+    with pytest.raises(ValueError, match="the engine has no tokenizer"):
         EngineFrames(Engine(engine.model))
 
 
@@ -589,14 +591,14 @@ def test_the_example_of_the_page(tmp_path, monkeypatch, capsys):
 
 def test_verify_a_right_prediction():
     subject, trace = debugger()
-    found = subject.verify(backend=BACKEND)
+    found = subject.verify(sandbox=SANDBOX)
     assert found.difference is None and found.compared == 1
     while subject.step().reason == "step":
         if subject.position % 10 == 0:
-            found = subject.verify(backend=BACKEND)
+            found = subject.verify(sandbox=SANDBOX)
             assert found.difference is None and found.compared == subject.position + 1
-    found = subject.verify(backend=BACKEND)
-    assert str(found) == f"{len(trace)} frames are as in reality" and found.real == cwm.record_source(CODE, CALL)
+    found = subject.verify(sandbox=SANDBOX)
+    assert str(found) == f"{len(trace)} frames equal the real execution" and found.real == cwm.record_source(CODE, CALL)
 
 
 def test_verify_says_the_first_departure():
@@ -605,21 +607,21 @@ def test_verify_says_the_first_departure():
     subject.set("total", "41")
     at = subject.position
     subject.continue_to()
-    found = subject.verify(backend=BACKEND)
+    found = subject.verify(sandbox=SANDBOX)
     assert (found.difference.index, found.difference.changed) == (at, ("total",))
-    assert str(found) == f"frame {at} departs from reality: total"
+    assert str(found) == f"frame {at} differs from the real execution: total"
 
 
 def test_verify_says_a_wrong_length():
     subject, trace = debugger()
     subject.source.frames[5] = np.array([END], np.int32)
     subject.continue_to()
-    found = subject.verify(backend=BACKEND)
+    found = subject.verify(sandbox=SANDBOX)
     assert (found.difference.index, found.difference.frame) == (5, "missing")
     subject, trace = debugger()
     subject.source.frames.insert(len(trace), subject.source.frames[-2])
     subject.continue_to()
-    found = subject.verify(backend=BACKEND)
+    found = subject.verify(sandbox=SANDBOX)
     assert (found.difference.index, found.difference.frame) == (len(trace), "extra")
 
 
@@ -627,17 +629,17 @@ def test_verify_says_a_wrong_length():
     ("code", "why"),
     [
         ("raise ValueError('no')\ndef f():\n    pass\n", "raised before the call"),
-        ("import os\nos._exit(3)\ndef f():\n    pass\n", "gave no trace"),
-        ("import os\nos.mkfifo('real.cwmtrace')\nos._exit(0)\n", "gave no trace"),
-        ("import os\nos.symlink('/etc/passwd', 'real.cwmtrace')\nos._exit(0)\n", "gave no trace"),
-        ("import os\nopen('real.cwmtrace', 'w').write('x')\nos._exit(0)\n", "gave no trace"),
+        ("import os\nos._exit(3)\ndef f():\n    pass\n", "left no trace"),
+        ("import os\nos.mkfifo('real.cwmtrace')\nos._exit(0)\n", "left no trace"),
+        ("import os\nos.symlink('/etc/passwd', 'real.cwmtrace')\nos._exit(0)\n", "left no trace"),
+        ("import os\nopen('real.cwmtrace', 'w').write('x')\nos._exit(0)\n", "left no trace"),
         ("while True:\n    pass\ndef f():\n    pass\n", "limit: seconds"),
     ],
 )
 def test_verify_programs_that_give_no_trace(code, why):
     subject = Debugger(Endless(), TOKENIZER, code, "f()")
     with pytest.raises(DebuggerError, match=why):
-        subject.verify(backend=BACKEND, limits=cwm.machines.Limits(seconds=2.0))
+        subject.verify(sandbox=SANDBOX, limits=cwm.machines.Limits(seconds=2.0))
 
 
 def test_verify_an_endless_program():
@@ -646,5 +648,5 @@ def test_verify_an_endless_program():
     subject = Debugger(Recorded(trace), TOKENIZER, code, "f()")
     for _ in range(40):
         subject.step()
-    found = subject.verify(backend=BACKEND, limits=cwm.machines.Limits(seconds=4.0))
+    found = subject.verify(sandbox=SANDBOX, limits=cwm.machines.Limits(seconds=4.0))
     assert found.difference is None and found.compared == 41

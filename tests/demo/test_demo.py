@@ -32,7 +32,7 @@ def test_the_short_demo(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(run, "THREADS", 1)  # two wait for each other wherever something else runs
     recipe = replace(SHORT, steps=80, held_out=12)
     monkeypatch.setattr(run, "SHORT", recipe)
-    assert main(["--short", "--out", str(tmp_path)]) == 0
+    assert main(["--short", "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
     losses = results["training"]["losses"]

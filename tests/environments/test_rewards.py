@@ -145,6 +145,19 @@ ATTACKS = {
         b"def new(cls, item, call):\n    call.excinfo = None\n    return old(cls, item, call)\n"
         b"r.TestReport.from_item_and_call = classmethod(new)\n"
     )},
+    "the code declares failures expected": {"sums_py": (
+        b"import pytest\ndef add(a, b): pytest.xfail('not yet')\ndef twice(a): return 2 * a\n"
+    )},
+    "the code writes a report to its parents' output": {"sums_py": (
+        b"import json, os, zlib\n"
+        b"names = ['tests/test_sums.py::test_' + name for name in ('add', 'twice[1]', 'twice[2]')]\n"
+        b"report = {'outcomes': dict.fromkeys(names, 'passed'), 'errors': [], 'files': [], 'control': None}\n"
+        b"report = zlib.compress(json.dumps(report).encode())\n"
+        b"parent = os.getppid()\n"
+        b"while parent > 1:\n"
+        b"    try:\n        with open(f'/proc/{parent}/fd/1', 'wb') as f: f.write(report)\n    except OSError: pass\n"
+        b"    parent = int(open(f'/proc/{parent}/stat').read().rpartition(')')[2].split()[1])\n"
+    )},
     "the code rewrites the report at its end": {"sums_py": (
         b"import atexit, glob, json, os, sys, zlib\n"
         b"def forge():\n"
@@ -237,9 +250,35 @@ def test_a_pytest_command_without_named_tests_is_judged_by_its_report(task):
         assert (reward.value, reward.reason[:16]) == (0.0, "the tests failed")
 
 
+def test_a_session_that_is_ended_early_does_not_pass(task):
+    whole = replace(task, fail_to_pass=(), pass_to_pass=())
+    leave = b"import pytest\ndef add(a, b): pytest.exit('enough', returncode=0)\ndef twice(a): return 2 * a\n"
+    reward = judge(whole, diff_of(task, sums_py=leave), BACKEND, seconds=SECONDS)
+    assert (reward.value, reward.reason[:16]) == (0.0, "the tests failed")
+
+
+def test_a_package_does_not_take_the_place_of_a_test(task):
+    (task.folder / "test_root.py").write_bytes(TESTS)
+    hiding = b"import pytest\n__file__ = __file__.replace('/__init__.py', '.py')\ndef test_add(): pass\n"
+    task = replace(task, fail_to_pass=("test_root.py::test_add",), pass_to_pass=(), protected=("test_root.py",))
+    reward = judge(task, diff_of(task, **{"test_root/__init__.py": hiding}), BACKEND, seconds=SECONDS)
+    assert (reward.value, reward.ignored) == (0.0, {"test_root/__init__.py": "a package that hides a test"})
+
+
+@pytest.mark.parametrize("command", [f"cd pkg && {COMMAND}", f"(cd pkg; {COMMAND})"])
+def test_a_module_hides_none_where_the_command_runs(task, command):
+    (task.folder / "pkg").mkdir()
+    (task.folder / "pkg" / "__init__.py").touch()
+    task = replace(task, test_command=command, test_files=())
+    diff = diff_of(task, **{"pkg/pytest.py": FORGED, "pkg/other.py": b"x = 1\n"})
+    assert list(judge(task, diff, BACKEND, seconds=SECONDS).ignored) == ["pkg/pytest.py"]
+
+
 @pytest.mark.parametrize(
     ("path", "allowed"),
     [
+        ("pkg/test_a/__init__.py", False), ("conftest/x.py", False), ("pkg/a_test/b/c.py", False),
+        ("tools/run.py", False), ("tools/run/__main__.py", False),
         ("pkg/core.py", True), ("pkg/new/part.py", True), ("pkg/data/table.json", True), ("setup.py", True),
         ("other/schema.json", True), ("README.md", False), ("pytest.ini", False), ("a/b/pytest.ini", False),
         ("pkg/schema.json", True), ("pkg/other.json", False), ("pkg/tests/conftest.py", False),
@@ -258,7 +297,7 @@ def test_rules_list_what_may_change(path, allowed):
     task = Task(
         "t",
         "",
-        test_command="python run.py -- pytest pkg",
+        test_command="python run.py -- python -m tools.run pytest pkg",
         fail_to_pass=("pkg/tests/test_a.py::test",),
         solution=solution,
     )
@@ -383,12 +422,16 @@ def test_reward_by_similarity_runs_nothing(task):
 
 def test_outcomes_of_every_kind(tmp_path):
     (tmp_path / "test_all.py").write_text(
-        "import pytest\n"
+        "import pytest, unittest\n"
         "def test_passed(): print('x' * 10_000_000)\n"
         "def test_failed(): assert 0\n"
         "@pytest.mark.skip\ndef test_skipped(): pass\n"
         "@pytest.mark.xfail\ndef test_xfailed(): assert 0\n"
         "@pytest.mark.xfail\ndef test_xpassed(): pass\n"
+        "def test_gives_up(): pytest.xfail('now')\n"
+        "class TestCase(unittest.TestCase):\n"
+        "    @unittest.expectedFailure\n    def test_expected(self): assert 0\n"
+        "    def test_unexpected(self): pytest.xfail('now')\n"
         "@pytest.mark.xfail(strict=True)\ndef test_strict(): pass\n"
         "@pytest.fixture\ndef before(): assert 0\n"
         "@pytest.fixture\ndef after():\n    yield\n    assert 0\n"
@@ -399,9 +442,10 @@ def test_outcomes_of_every_kind(tmp_path):
     machine = BACKEND.open(Task("t", "", tmp_path))
     try:
         run = run_tests(machine, COMMAND, seconds=SECONDS)
-        assert {name.partition("::test_")[2] or name: outcome for name, outcome in run.outcomes.items()} == {
+        assert {name.partition("py::test_")[2] or name: outcome for name, outcome in run.outcomes.items()} == {
             "passed": "passed", "failed": "failed", "skipped": "skipped", "xfailed": "xfailed", "xpassed": "passed",
-            "strict": "failed", "before": "error", "after": "error",
+            "strict": "failed", "before": "error", "after": "error", "gives_up": "skipped",
+            "test_all.py::TestCase::test_expected": "xfailed", "test_all.py::TestCase::test_unexpected": "skipped",
         }  # fmt: skip
         assert sorted(path.name for path in Path(machine.root).iterdir()) in (
             ["test_all.py", "test_broken.py"], [".pytest_cache", "test_all.py", "test_broken.py"],

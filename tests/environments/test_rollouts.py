@@ -131,7 +131,14 @@ def learn(trajectories, folder):
     tokenizer = Tokenizer.train(texts, 400)
     assert write_shards(folder / "shards", tokenizer, trajectories) == len(trajectories)
     loader = PackedLoader(folder / "shards", 1024, vocab_size=tokenizer, batch_size=2, seed=1)
-    config = preset("tiny", vocab_size=tokenizer.vocab_size, width=48, ffn_width=96, layers=2, window=256)
+    config = preset(
+        "tiny",
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        sliding_window=256,
+    )
     losses = []
     torch.manual_seed(0)
     train = TrainConfig(max_steps=30, learning_rate=1e-2, warmup_steps=2, seed=0)
@@ -144,11 +151,11 @@ def test_foraged_tasks_are_solved_and_learned(tmp_path):
     """The same from the command line, with tasks that nobody wrote."""
     repositories = [str(copy_repository(name, tmp_path)) for name in NAMES]
     out, tasks = tmp_path / "out", tmp_path / "tasks"
-    backend = ["--backend", ISOLATED]
-    assert main(["forage", *repositories, "--count", "6", "--out", str(tasks), *backend]) == 0
+    backend = ["--sandbox", ISOLATED]
+    assert main(["forage", *repositories, "--count", "6", "--output", str(tasks), *backend]) == 0
     several = list(read_tasks(tasks / "tasks.jsonl"))
     assert len(several) == 6 and len({task.folder for task in several}) >= 3
-    assert main(["agent", str(tasks / "tasks.jsonl"), "--agent", "script", "--out", str(out), *backend]) == 0
+    assert main(["agent", str(tasks / "tasks.jsonl"), "--agent", "script", "--output", str(out), *backend]) == 0
     solved = list(read_trajectories(out / "trajectories.jsonl"))
     assert len(solved) == 6 and all(one.reward == 1.0 for one in solved), [one.reason for one in solved]
     learn(solved, tmp_path)
@@ -345,7 +352,7 @@ def running(tmp_path, quick_tasks, *, stuck_after, workers=2):
     write_tasks(tmp_path / "tasks.jsonl", quick_tasks)
     (tmp_path / "script.json").write_text(json.dumps(script))
     argv = [sys.executable, "-m", "cwm_core", "agent", "tasks.jsonl", "--agent", "script", "--script", "script.json"]
-    argv += ["--out", "out", "--backend", "process", "--workers", str(workers)]
+    argv += ["--output", "out", "--sandbox", "process", "--workers", str(workers)]
     process = subprocess.Popen(
         argv, cwd=tmp_path, env=os.environ | {"TMPDIR": str(work)}, stderr=subprocess.PIPE, start_new_session=True
     )
@@ -411,7 +418,7 @@ def test_an_engines_agent_in_threads_is_interrupted(quick_tasks, tmp_path):
     from random_models import random_model
 
     tokenizer = Tokenizer.train(["<tool: bash>\nls\n</tool>"], 260)
-    shape = {"vocab_size": tokenizer.vocab_size, "width": 32, "ffn_width": 48, "layers": 2}
+    shape = {"vocab_size": tokenizer.vocab_size, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     engine = Engine(random_model(preset("tiny", **shape)), tokenizer, max_length=20_000)
     budget = Budget(action_tokens=8, context_tokens=20_000, seconds=60)
     run_rollouts(quick_tasks[:3], EngineAgent(engine), tmp_path / "a", backend=LIGHT, budget=budget, workers=3)
@@ -445,7 +452,7 @@ def test_an_engines_agent_in_threads_is_interrupted(quick_tasks, tmp_path):
 def test_cwm_agent_plays_solutions(quick_tasks, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_tasks("tasks.jsonl", [*quick_tasks[:2], replace(quick_tasks[2], solution="diff --git a/x b/x\n")])
-    command = ["agent", "tasks.jsonl", "--agent", "script", "--out", "out", "--backend", "process"]
+    command = ["agent", "tasks.jsonl", "--agent", "script", "--output", "out", "--sandbox", "process"]
     assert main(command) == 0
     out, err = capsys.readouterr()
     assert "rollouts" in out and "the tests passed" in out and "3 trajectories" in err
@@ -461,12 +468,12 @@ def test_cwm_agent_tries_failed_rollouts_again(quick_tasks, tmp_path, monkeypatc
     write_tasks("tasks.jsonl", quick_tasks[:2])
     script = {quick_tasks[0].name: ["Done."]}
     Path("script.json").write_text(json.dumps(script))
-    command = ["agent", "tasks.jsonl", "--agent", "script", "--out", "out", "--backend", "process", "--json"]
+    command = ["agent", "tasks.jsonl", "--agent", "script", "--output", "out", "--sandbox", "process", "--json"]
     command += ["--script", "script.json"]
     assert main(command) == 0 == main(command)
     assert json.loads(Path("out/summary.json").read_text())["failed"] == 1
     assert main([*command, "--retry-failed"]) == 0
-    assert "1 rollouts that failed are made again" in capsys.readouterr().err
+    assert "1 failed rollouts are repeated" in capsys.readouterr().err
     assert json.loads(Path("out/summary.json").read_text())["rollouts"] == 2
 
 
@@ -474,9 +481,9 @@ def test_cwm_agent_fails_when_every_rollout_failed(quick_tasks, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     write_tasks("tasks.jsonl", quick_tasks[:2])
     Path("script.json").write_text("{}")
-    command = ["agent", "tasks.jsonl", "--agent", "script", "--out", "out", "--backend", "process"]
+    command = ["agent", "tasks.jsonl", "--agent", "script", "--output", "out", "--sandbox", "process"]
     assert main([*command, "--script", "script.json"]) == 1
-    assert "every rollout failed, first with: ValueError: the script has no actions" in capsys.readouterr().err
+    assert "every rollout failed, most often with: ValueError: the script has no actions" in capsys.readouterr().err
     Path("none.jsonl").touch()
     assert main([*command[:1], "none.jsonl", *command[2:]]) != 0
     assert "none.jsonl: expected at least one task" in capsys.readouterr().err
@@ -490,9 +497,9 @@ def test_cwm_agent_writes_through_links(quick_tasks, tmp_path, monkeypatch):
     for name in ("summary.json", "trajectories.jsonl"):
         Path("out", name).symlink_to(tmp_path / "disk" / name)
     Path("script.json").write_text(json.dumps({quick_tasks[0].name: ["Done."]}))
-    command = ["agent", "tasks.jsonl", "--agent", "script", "--script", "script.json", "--out", "out"]
-    assert main([*command, "--backend", "process"]) == 0
-    assert main([*command, "--backend", "process", "--retry-failed"]) == 0
+    command = ["agent", "tasks.jsonl", "--agent", "script", "--script", "script.json", "--output", "out"]
+    assert main([*command, "--sandbox", "process"]) == 0
+    assert main([*command, "--sandbox", "process", "--retry-failed"]) == 0
     assert all(path.is_symlink() for path in Path("out").iterdir())
     assert sorted(path.name for path in Path("disk").iterdir()) == ["summary.json", "trajectories.jsonl"]
     assert len(list(read_trajectories("disk/trajectories.jsonl"))) == 2
@@ -502,14 +509,14 @@ def test_cwm_agent_writes_through_links(quick_tasks, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--agent", "engine"], "needs --model"),
-        (["--agent", "endpoint", "--model", "m"], "needs --url"),
+        (["--agent", "endpoint", "--model", "m"], "needs --endpoint"),
     ],
 )
 def test_cwm_agent_says_what_is_missing(quick_tasks, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     write_tasks("tasks.jsonl", quick_tasks[:1])
     with pytest.raises(SystemExit) as stopped:
-        main(["agent", "tasks.jsonl", "--out", "out", "--backend", "process", *arguments])
+        main(["agent", "tasks.jsonl", "--output", "out", "--sandbox", "process", *arguments])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
@@ -521,10 +528,21 @@ def test_cwm_agent_with_a_model(quick_tasks, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tokenizer = Tokenizer.train(["<tool: bash>\nls\n</tool>"], 260)
     tokenizer.save("model")
-    shape = {"vocab_size": tokenizer.vocab_size, "width": 32, "ffn_width": 48, "layers": 2}
+    shape = {"vocab_size": tokenizer.vocab_size, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     save(random_model(preset("tiny", **shape)), "model")
     write_tasks("tasks.jsonl", quick_tasks[:1])
-    command = ["agent", "tasks.jsonl", "--agent", "engine", "--model", "model", "--out", "out", "--backend", "process"]
+    command = [
+        "agent",
+        "tasks.jsonl",
+        "--agent",
+        "engine",
+        "--model",
+        "model",
+        "--output",
+        "out",
+        "--sandbox",
+        "process",
+    ]
     assert main([*command, "--action-tokens", "8", "--turns", "2", "--samples", "2"]) == 0
     several = list(read_trajectories("out/trajectories.jsonl"))
     assert [one.tokens > 0 for one in several] == [True, True]
@@ -536,8 +554,8 @@ def test_no_key_reaches_what_an_agent_runs(quick_tasks, tmp_path, monkeypatch):
     look = "env; cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep -a -e CWM -e HF_ -e OWN_"
     (tmp_path / "script.json").write_text(json.dumps({quick_tasks[0].name: [f"<tool: bash>\n{look}\n</tool>"]}))
     write_tasks(tmp_path / "tasks.jsonl", quick_tasks[:1])
-    command = [sys.executable, "-m", "cwm_core", "agent", "tasks.jsonl", "--backend", "process"]
-    command += ["--agent", "script", "--script", "script.json", "--out", "out"]
+    command = [sys.executable, "-m", "cwm_core", "agent", "tasks.jsonl", "--sandbox", "process"]
+    command += ["--agent", "script", "--script", "script.json", "--output", "out"]
     secret = {"CWM_API_KEY": "sk-not-to-be-seen", "HF_TOKEN": "hf-not-to-be-seen", "OWN_HEADER": "is sk-not-to-be-seen"}
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | secret, capture_output=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr.decode()
@@ -553,10 +571,10 @@ def test_the_same_on_a_ray_cluster(quick_tasks, tmp_path):
     """In a process of its own, as Ray leaves threads and servers behind in that which starts it."""
     pytest.importorskip("ray")
     write_tasks(tmp_path / "tasks.jsonl", quick_tasks)
-    command = [sys.executable, "-m", "cwm_core", "agent", "tasks.jsonl", "--agent", "script", "--backend", "process"]
+    command = [sys.executable, "-m", "cwm_core", "agent", "tasks.jsonl", "--agent", "script", "--sandbox", "process"]
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
     environment.pop("RAY_ADDRESS", None)
-    for more in (["--out", "ray", "--ray", "--workers", "3"], ["--out", "here"]):
+    for more in (["--output", "ray", "--ray", "--workers", "3"], ["--output", "here"]):
         done = subprocess.run(
             [*command, *more], cwd=tmp_path, env=environment, capture_output=True, timeout=300, check=False
         )

@@ -12,7 +12,7 @@ import pytest
 from cwm_core import machines as sandbox
 from cwm_core.cli import main
 from cwm_core.environments import Task, make_diff, write_tasks
-from cwm_core.evaluation import Prediction, evaluate_swe, read_predictions, write_predictions
+from cwm_core.evaluation import SwePrediction, evaluate_swe, read_predictions, write_predictions
 from cwm_core.evaluation.statistics import wilson_interval
 from cwm_core.evaluation.swe import harness_refusal, read_harness_report, read_swe_tasks
 from cwm_core.machines import SandboxBackend
@@ -57,9 +57,9 @@ def tasks(tmp_path):
 def files(tasks, tmp_path):
     write_tasks(tmp_path / "tasks.jsonl", tasks)
     predictions = [
-        Prediction("one", "lab/model", tasks[0].solution),
-        Prediction("two", "lab/model", "diff --git a/x b/x\n"),
-        Prediction("three", "lab/model", None),
+        SwePrediction("one", "lab/model", tasks[0].solution),
+        SwePrediction("two", "lab/model", "diff --git a/x b/x\n"),
+        SwePrediction("three", "lab/model", None),
     ]
     write_predictions(tmp_path / "predictions.jsonl", predictions)
     return tmp_path / "tasks.jsonl", tmp_path / "predictions.jsonl"
@@ -84,8 +84,8 @@ GOOD = {"instance_id": "a", "model_name_or_path": "m", "model_patch": ""}
         ([GOOD | {"model_patch": 1}], "line 1: 'model_patch' must be a string or null, got 1"),
         ([{k: v for k, v in GOOD.items() if k != "model_patch"}], "line 1: 'model_patch' must be"),
         ([GOOD, GOOD], "line 2: a occurs twice"),
-        ([GOOD, GOOD | {"instance_id": "b", "model_name_or_path": "n"}], "line 2: predictions of n among m's"),
-        ([], "no predictions in it"),
+        ([GOOD, GOOD | {"instance_id": "b", "model_name_or_path": "n"}], "line 2: expected predictions of m, got n"),
+        ([], "the file has no predictions"),
         ([[]], "line 1: not a JSON object"),
     ],
 )
@@ -101,7 +101,7 @@ def test_the_harness_reads_our_predictions(files):
     from swebench.harness.utils import get_predictions_from_file
 
     read = get_predictions_from_file(str(files[1]), "unused", "test")
-    assert [Prediction(**row) for row in read] == read_predictions(files[1])
+    assert [SwePrediction(**row) for row in read] == read_predictions(files[1])
 
 
 def test_judged_by_machines(files, tmp_path):
@@ -112,7 +112,7 @@ def test_judged_by_machines(files, tmp_path):
     )  # fmt: skip
     assert report.settings["by"] == "machines"
     assert seen == [(i, 4) for i in range(1, 5)]
-    results = {result["id"]: result for result in report.results}
+    results = {result.id: result.values for result in report.results}
     assert {id: result["resolved"] for id, result in results.items()} == {
         "one": True, "two": False, "three": False, "four": False,
     }  # fmt: skip
@@ -142,7 +142,7 @@ def test_tasks_that_cannot_be_judged_are_left_out(files, tasks, tmp_path):
     lines = [tasks[0].to_json(), json.dumps(ROW), json.dumps(other)]
     (tmp_path / "mixed.jsonl").write_text("\n".join(lines) + "\n")
     report = evaluate_swe(
-        tmp_path / "mixed.jsonl", [Prediction("a__b-1", "m", "diff")], backend=BACKEND, folder=tmp_path / "out"
+        tmp_path / "mixed.jsonl", [SwePrediction("a__b-1", "m", "diff")], backend=BACKEND, folder=tmp_path / "out"
     )
     assert report.left_out == {"its tests are not pytest's": 1, "the machine failed: ValueError": 1}
     assert next(m for m in report.measures if m.name == "resolved").n == 1
@@ -150,7 +150,7 @@ def test_tasks_that_cannot_be_judged_are_left_out(files, tasks, tmp_path):
 
 def test_unknown_and_double_tasks_are_refused(files, tasks, tmp_path):
     with pytest.raises(ValueError, match="has no task 'nine'"):
-        evaluate_swe(files[0], [Prediction("nine", "m", "")], backend=BACKEND, folder=tmp_path / "out")
+        evaluate_swe(files[0], [SwePrediction("nine", "m", "")], backend=BACKEND, folder=tmp_path / "out")
     write_tasks(tmp_path / "double.jsonl", [tasks[0], tasks[0]])
     with pytest.raises(ValueError, match="line 2: one occurs twice"):
         read_swe_tasks(tmp_path / "double.jsonl")
@@ -174,7 +174,7 @@ def test_why_the_harness_is_refused(files, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert harness_refusal(tasks, rows) == "docker is not on PATH"
     with pytest.raises(ValueError, match="harness cannot run: docker is not on PATH"):
-        evaluate_swe(path, [Prediction("a__b-1", "m", "")], by="harness", folder=tmp_path / "out")
+        evaluate_swe(path, [SwePrediction("a__b-1", "m", "")], by="harness", folder=tmp_path / "out")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert harness_refusal(tasks, rows) == "the package swebench is not installed"
 
@@ -206,10 +206,10 @@ def test_judged_by_the_harness(tmp_path, monkeypatch):
     monkeypatch.setattr("cwm_core.evaluation.swe.harness_refusal", lambda tasks, rows: None)
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(ROW | {"instance_id": f"a__b-{i}"}) + "\n" for i in range(3)))
-    predictions = [Prediction("a__b-0", "lab/model", "diff"), Prediction("a__b-1", "lab/model", "")]
+    predictions = [SwePrediction("a__b-0", "lab/model", "diff"), SwePrediction("a__b-1", "lab/model", "")]
     report = evaluate_swe(path, predictions, folder=tmp_path / "out", workers=3)
     assert report.settings["by"] == "harness"
-    assert [(r["resolved"], r["reason"]) for r in report.results] == [
+    assert [(r.values["resolved"], r.values["reason"]) for r in report.results] == [
         (True, "resolved"), (False, "nothing was submitted"), (False, "there is no prediction"),
     ]  # fmt: skip
     assert next(m.value for m in report.measures if m.name == "resolved") == pytest.approx(1 / 3)
@@ -260,7 +260,7 @@ def test_the_harness_takes_our_options():
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"resolved_ids": 3}'])
 def test_what_is_no_report_is_refused(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
-    with pytest.raises(ValueError, match=r"r\.json is no report"):
+    with pytest.raises(ValueError, match=r"r\.json is not a report"):
         read_harness_report(tmp_path / "r.json")
 
 
@@ -269,7 +269,7 @@ def test_what_is_no_report_is_refused(tmp_path, text):
 
 def test_the_command(files, tmp_path, capsys):
     pytest.importorskip("rich")
-    argv = ["eval", "swe", str(files[1]), str(files[0]), "-o", str(tmp_path / "out"), "--machines", KIND]
+    argv = ["eval", "swe", str(files[1]), str(files[0]), "-o", str(tmp_path / "out"), "--sandbox", KIND]
     assert main([*argv, "--workers", "2", "--max-seconds", "60"]) == 0
     said = capsys.readouterr()
     assert "resolved" in said.out and "25.0" in said.out and "wilson" in said.out
@@ -339,7 +339,7 @@ git checkout HEAD tests/test_rows.py
     patches = {"a__b-1": row["patch"], "a__b-2": wrong, "a__b-3": breaks, "a__b-4": "nonsense", "a__b-5": ""}
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row | {"instance_id": id}) + "\n" for id in [*patches, "a__b-6"]))
-    predictions = [Prediction(id, "lab/model", patch) for id, patch in patches.items()]
+    predictions = [SwePrediction(id, "lab/model", patch) for id, patch in patches.items()]
     harness = evaluate_swe(path, predictions, folder=tmp_path / "harness", workers=2, seconds=60)
     machines = evaluate_swe(
         path, predictions, by="machines", backend=DockerBackend(), folder=tmp_path / "machines", seconds=60
@@ -347,5 +347,7 @@ git checkout HEAD tests/test_rows.py
     assert (harness.settings["by"], machines.settings["by"]) == ("harness", "machines")
     assert machines.left_out == {}
     for report in (harness, machines):
-        assert [result["resolved"] for result in report.results] == [True, False, False, False, False, False]
-    assert [result["submitted"] for result in harness.results] == [result["submitted"] for result in machines.results]
+        assert [result.values["resolved"] for result in report.results] == [True, False, False, False, False, False]
+    assert [result.values["submitted"] for result in harness.results] == [
+        result.values["submitted"] for result in machines.results
+    ]

@@ -14,8 +14,15 @@ VOCAB = 50
 def make_model(seed=0, **changes):
     """Random weights, large enough that what is generated depends on every token within reach."""
     torch.manual_seed(seed)
-    shape = {"vocab_size": VOCAB, "width": 32, "ffn_width": 48, "layers": 3, "head_size": 8, "window": 7}
-    model = Transformer(preset("tiny", **shape | {"global_every": 2} | changes))
+    shape = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "head_dim": 8,
+        "sliding_window": 7,
+    }
+    model = Transformer(preset("tiny", **shape | {"full_attention_interval": 2} | changes))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
@@ -125,7 +132,7 @@ def test_text_prompts_and_stop_tokens_of_the_model():
             return np.array([ord(c) % VOCAB for c in text], np.int32)
 
     expected = plain_greedy(MODEL, [ord(c) % VOCAB for c in "hello"], 5)[0]
-    model = make_model(stop_tokens=(expected[2],))
+    model = make_model(eos_token_id=(expected[2],))
     result = Engine(model, Tokenizer()).generate(["hello"], 5)[0]
     assert result.finish_reason == "stop"
     assert result.ids.tolist() == expected[: expected.index(expected[2]) + 1]

@@ -8,9 +8,9 @@ import torch
 from cwm_core.inference import Engine, Request, cache, cache_bytes
 from cwm_core.inference.attention import decode_mask, split_attention
 from cwm_core.inference.cache import KeyValueCache
-from cwm_core.inference.decoder import joined
 from cwm_core.inference.prefixes import common_prefix
 from cwm_core.inference.quantize import weight_bytes
+from cwm_core.inference.runner import joined
 from cwm_core.inference.sampling import Sampling, choose
 from cwm_core.model import Transformer, preset, save
 from hypothesis import given, settings
@@ -20,7 +20,7 @@ from test_engine import VOCAB, assert_greedy, make_model, plain_greedy
 
 # Rings of 16 places come round within the tests; the margin leaves 8 of them to a window of 7, and to blocks of 8.
 WINDOW = 7
-MODEL = make_model(seed=2, heads=4, kv_heads=2)
+MODEL = make_model(seed=2, num_attention_heads=4, num_key_value_heads=2)
 
 
 @pytest.fixture(autouse=True)
@@ -147,8 +147,8 @@ def test_events_tell_all_that_handles_hold():
 def test_a_shared_prefix_is_read_once():
     read = []
     engine = Engine(MODEL, prefix_bytes=1_000_000)
-    prefill = engine._decoder.prefill
-    engine._decoder.prefill = lambda pieces: (read.extend(len(piece.tokens) for piece in pieces), prefill(pieces))
+    prefill = engine._runner.prefill
+    engine._runner.prefill = lambda pieces: (read.extend(len(piece.tokens) for piece in pieces), prefill(pieces))
     prompt = random_prompt(40)
     results = engine.generate([prompt] * 8, 20)
     assert read == [16, 16, 7]  # a ring at a time
@@ -275,7 +275,7 @@ def test_requests_from_other_threads():
 def test_one_step_at_a_time():
     engine = Engine(MODEL)
     engine.submit(Request([4], 8, (), on_token=lambda ids: engine.step()))
-    with pytest.raises(RuntimeError, match="a step is under way"):
+    with pytest.raises(RuntimeError, match="another step of this engine is running"):
         engine.step()
 
 
@@ -383,8 +383,8 @@ def test_a_seed_gives_the_same_tokens_whatever_else_runs():
     ("request_", "message"),
     [
         (Request([], 3), "the prompt is empty"),
-        (Request([[1, 2]], 3), "whole numbers in a row"),
-        (Request([1.5], 3), "whole numbers in a row"),
+        (Request([[1, 2]], 3), "expected a list of token ids"),
+        (Request([1.5], 3), "expected a list of token ids"),
         (Request([1] * 100, 3), "a prompt of 100 tokens leaves no room within max_length, 100"),
         (Request([1], 0), "max_new_tokens"),
         (Request([1], 3, top_k=-1), "top_k"),
@@ -409,9 +409,9 @@ def test_bad_forks_and_engines_are_refused():
     with pytest.raises(ValueError, match="a constraint of its own"):
         engine.fork(handle, 1)
     for options in ({"max_batch": 0}, {"prefill_chunk": 0}, {"max_length": -1}, {"prefix_bytes": -1}):
-        with pytest.raises(ValueError, match="need max_batch"):
+        with pytest.raises(ValueError, match="expected max_batch"):
             Engine(MODEL, **options)
-    with pytest.raises(ValueError, match="no quantization 'int3'; there are int8 and float8"):
+    with pytest.raises(ValueError, match="unknown quantization 'int3'; expected 'int8' or 'float8'"):
         Engine(MODEL, quantize="int3")
 
 
@@ -425,7 +425,7 @@ def test_the_cache_of_the_large_model(monkeypatch):
     monkeypatch.undo()
     config = preset("cwm-32b")
     assert cache_bytes(config, 131_072) == pytest.approx(10.2e9, rel=6e-3)
-    everywhere = preset("cwm-32b", global_every=1)
+    everywhere = preset("cwm-32b", full_attention_interval=1)
     assert cache_bytes(everywhere, 131_072) == pytest.approx(34.4e9, rel=2e-3)
     meta = KeyValueCache(config, torch.bfloat16, torch.device("meta"))
     meta.resize(3, 131_072)
@@ -477,7 +477,7 @@ def varlen_attn(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, enable_gqa, sequse
 def test_a_kernel_that_counts_keys_attends_where_places_are_filled_in_order():
     spans = []
     engine = Engine(MODEL)
-    engine._decoder.kernel = lambda *args, **options: (spans.append(args[6]), varlen_attn(*args, **options))[1]
+    engine._runner.kernel = lambda *args, **options: (spans.append(args[6]), varlen_attn(*args, **options))[1]
     prompts = [random_prompt(n, n) for n in (3, 20, 1)]
     for prompt, result in zip(prompts, engine.generate(prompts, 12, ()), strict=True):
         assert result.ids.tolist() == plain_greedy(MODEL, prompt, 12)[0]
@@ -509,7 +509,7 @@ def test_joined_weights_are_the_models_own(tmp_path):
 @pytest.mark.parametrize(("kind", "error"), [("int8", 0.06), ("float8", 0.25)])
 def test_quantized_weights(kind, error):
     pytest.importorskip("torchao")
-    config = preset("tiny", vocab_size=64, width=128, ffn_width=256)
+    config = preset("tiny", vocab_size=64, hidden_size=128, intermediate_size=256)
     exact, model = random_model(config, seed=1), random_model(config, seed=1)
     engine = Engine(model, device="cpu", quantize=kind)
     handle = engine.submit(Request(list(range(50)), 1, (), top_logprobs=64))

@@ -72,7 +72,7 @@ def walk(grammar: TraceGrammar, tokenizer: cwm.Tokenizer, prompt: np.ndarray, rn
 
 def check_walks(grammar: TraceGrammar, tokenizer: cwm.Tokenizer, trace: cwm.Trace, seeds: range, steps: int) -> None:
     ids = tokenizer.encode_trace(trace)
-    spans, context = tokenizer.trace_spans(trace)
+    _, spans, context = tokenizer.trace_tokens(trace)
     complete = 0
     for seed in seeds:
         rng = random.Random(seed)
@@ -99,7 +99,7 @@ def test_lines_of_the_source_only(llama, llama_grammar) -> None:
     for tokenizer, grammar in ((SMALL, SMALL_GRAMMAR), (llama, llama_grammar)):
         held = grammar.for_context(TRACE.context)
         check_walks(held, tokenizer, TRACE, range(30), 60)
-        prompt = tokenizer.encode_trace(TRACE)[: tokenizer.trace_spans(TRACE)[1]]
+        prompt = tokenizer.encode_trace(TRACE)[: tokenizer.trace_tokens(TRACE).context_length]
         seen = set()
         for seed in range(40):
             ids = walk(held, tokenizer, prompt, random.Random(seed), 60)

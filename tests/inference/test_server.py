@@ -10,7 +10,7 @@ pytest.importorskip("httpx")
 
 import httpx
 from cwm_core.inference import Engine
-from cwm_core.inference.server.worker import MAX_FAILURES
+from cwm_core.inference.server.engine_thread import MAX_FAILURES
 from cwm_core.model import preset
 from cwm_core.tokenizer.chat import REASONING_SYSTEM_PROMPT
 from hypothesis import given, settings
@@ -22,7 +22,15 @@ TOKENIZER = small_tokenizer()
 SPECIAL = TOKENIZER.special_tokens
 EOT = SPECIAL["<|eot_id|>"]
 MODEL = random_model(
-    preset("tiny", vocab_size=TOKENIZER.vocab_size, width=32, ffn_width=48, layers=2, head_size=8, window=16)
+    preset(
+        "tiny",
+        vocab_size=TOKENIZER.vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        head_dim=8,
+        sliding_window=16,
+    )
 )
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -67,7 +75,7 @@ def test_greedy_completions_are_those_of_the_engine():
         assert choice["prompt_token_ids"] == TOKENIZER.encode(prompt).tolist()
         assert choice["finish_reason"] == generation.finish_reason
         ids = generation.ids[:-1] if generation.finish_reason == "stop" else generation.ids
-        text = "".join(TOKENIZER.decoder().feed([t for t in ids.tolist() if t not in SPECIAL.values()]))
+        text = "".join(TOKENIZER.stream_decoder().feed([t for t in ids.tolist() if t not in SPECIAL.values()]))
         assert choice["text"].rstrip("\ufffd") == text.rstrip("\ufffd")
         logprobs = choice["logprobs"]
         assert logprobs["token_logprobs"] == pytest.approx(generation.logprobs.tolist(), abs=1e-4)
@@ -293,12 +301,12 @@ def test_log_probabilities_of_a_chat():
         ({"messages": []}, "messages must be", "messages"),
         ({"messages": "hi"}, "messages must be a list of objects", "messages"),
         ({"messages": [5]}, "messages must be a list of objects", "messages"),
-        ({"messages": [{"role": "bot", "content": ""}]}, "no known role", "messages"),
+        ({"messages": [{"role": "bot", "content": ""}]}, "unknown role", "messages"),
         ({"messages": [{"role": "user", "content": None}]}, "no content", "messages"),
         ({"messages": [{"role": "tool", "name": 5, "content": ""}]}, "answers no call", "messages"),
-        (chat(tools=[{}]), "not of the type function", "tools[0]"),
-        (chat(tools=[{"type": "function", "function": {"name": "a>"}}]), "no name", "tools[0].function.name"),
-        (chat(tools=[{"type": "function", "function": {"name": "a", "parameters": 5}}]), "no schema",
+        (chat(tools=[{}]), "expected a tool of type function", "tools[0]"),
+        (chat(tools=[{"type": "function", "function": {"name": "a>"}}]), "the name must not", "tools[0].function.name"),
+        (chat(tools=[{"type": "function", "function": {"name": "a", "parameters": 5}}]), "must be the schema",
          "tools[0].function.parameters"),
         (chat(tool_choice="required"), "auto or none", "tool_choice"),
         (chat(tool_choice={"type": "function"}), "auto or none", "tool_choice"),
@@ -371,7 +379,7 @@ def test_whatever_the_body_the_answer_is_well_formed(bodies, path):
                     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
                 else:
                     assert response.json()["choices"]
-            assert app.state.service.worker.open == 0
+            assert app.state.service.engine_thread.open == 0
             until(lambda: not engine.handles)
 
     asyncio.run(send())
@@ -384,7 +392,7 @@ def test_whatever_the_body_the_answer_is_well_formed(bodies, path):
         (b"{", "not valid JSON"),
         (b"\xff", "not valid JSON"),
         (b"[]", "not a JSON object"),
-        (b'{"prompt": "x", "temperature": NaN}', "NaN is no JSON"),
+        (b'{"prompt": "x", "temperature": NaN}', "NaN is not JSON"),
         (b'{"prompt": ' + b"[" * 100_000, "nested too deeply"),
         (b'{"prompt": [' + b"9" * 5000 + b"]}", "not valid JSON"),
         (b'{"prompt": "x", "max_tokens": 1e999}', "must be an integer"),
@@ -515,7 +523,7 @@ def test_a_broken_engine_is_an_error(monkeypatch, method):
     assert answers[0].status_code == 500
     for answer in answers:
         assert answer.status_code == 200 or set(answer.json()["error"]) == {"message", "type", "param", "code"}
-    assert app.state.service.worker.open == 0
+    assert app.state.service.engine_thread.open == 0
 
 
 def test_a_bug_is_an_error_without_a_traceback(monkeypatch):
@@ -532,7 +540,7 @@ def test_the_queue_has_bounds():
         async with client_of(app) as client:
             posts = [client.post("/v1/completions", json=completion(max_tokens=30)) for _ in range(9)]
             responses = await asyncio.gather(*posts)
-            assert app.state.service.worker.open == 0
+            assert app.state.service.engine_thread.open == 0
             return responses, await client.post("/v1/completions", json=completion(n=6))
 
     responses, large = asyncio.run(run())

@@ -28,10 +28,18 @@ MESSAGES = [
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    shape = {"width": 64, "ffn_width": 48, "layers": 3, "heads": 4, "head_size": 16, "window": 8, "global_every": 2}
-    model = random_model(preset("tiny", vocab_size=TOKENIZER.vocab_size, stop_tokens=STOPS, **shape))
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "head_dim": 16,
+        "sliding_window": 8,
+        "full_attention_interval": 2,
+    }
+    model = random_model(preset("tiny", vocab_size=TOKENIZER.vocab_size, eos_token_id=STOPS, **shape))
     folder = tmp_path_factory.mktemp("exported")
-    save(model, folder, "huggingface")
+    save(model, folder, format="huggingface")
     TOKENIZER.save(folder)
     return model, folder
 

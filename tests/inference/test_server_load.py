@@ -22,14 +22,22 @@ pytest.importorskip("httpx")
 import httpx
 from cwm_core.inference import Engine
 from cwm_core.inference.engine import Request
-from cwm_core.inference.server import worker
+from cwm_core.inference.server import engine_thread
 from cwm_core.inference.server.protocol import ApiError
 from cwm_core.model import preset, save
 from random_models import random_model
 from serving import ScriptedEngine, app_of, events_of, running_server, small_tokenizer, until
 
 TOKENIZER = small_tokenizer()
-TINY = preset("tiny", vocab_size=TOKENIZER.vocab_size, width=32, ffn_width=48, layers=2, head_size=8, window=16)
+TINY = preset(
+    "tiny",
+    vocab_size=TOKENIZER.vocab_size,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    head_dim=8,
+    sliding_window=16,
+)
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 
 
@@ -53,7 +61,7 @@ def body_of(**fields):
 def assert_quiet(app, engine):
     """Nothing runs, waits or is counted as open."""
     service = app.state.service
-    worker = service.worker
+    worker = service.engine_thread
     until(lambda: worker.open == 0 and engine.running == 0 and engine.waiting == 0)
     # The last events still go from one thread to the other.
     until(lambda: not (worker._outbox or worker._submitted or worker._cancelled))
@@ -169,19 +177,19 @@ def test_who_does_not_read_is_given_up():
 
 
 def test_what_waits_for_a_client_has_bounds(monkeypatch):
-    monkeypatch.setattr(worker, "MAX_UNREAD", 100)
+    monkeypatch.setattr(engine_thread, "MAX_UNREAD", 100)
     engine = ScriptedEngine(TOKENIZER, max_length=10**9, seconds=0.0001)
     app = app_of(engine, TOKENIZER)
 
     async def fill():
         service = app.state.service
         async with app.router.lifespan_context(app):
-            ticket = service.worker.submit([Request([1], 10**5, frozenset())])
+            ticket = service.engine_thread.submit([Request([1], 10**5, frozenset())])
             while ticket.open:
                 await asyncio.sleep(0.01)
             with pytest.raises(ApiError, match="too slowly"):
                 await ticket.read()
-            assert service.worker.open == 0
+            assert service.engine_thread.open == 0
             until(lambda: not engine.handles)
 
     asyncio.run(fill())

@@ -7,12 +7,12 @@ from cwm_core.machines import Limits, programs
 from cwm_core.machines.programs import Outcome, evaluate_call, evaluate_with_arguments, record_program
 from evaluation_problems import HARMLESS, HOSTILE, PROBLEMS
 
-BACKEND = "process" if machines.bubblewrap_refusal() else "bubblewrap"
+SANDBOX = "process" if machines.bubblewrap_refusal() else "bubblewrap"
 LIMITS = Limits(seconds=2, cpu_seconds=2, processes=16, memory_bytes=1 << 28)
 
 
 def recorded(code, call, max_frames=1000):
-    return record_program(code, call, max_frames=max_frames, limits=LIMITS, backend=BACKEND)
+    return record_program(code, call, max_frames=max_frames, limits=LIMITS, sandbox=SANDBOX)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.id)
@@ -45,7 +45,7 @@ def test_programs_import_from_the_folders_given(tmp_path):
     (tmp_path / "beside.py").write_text("number = 7\n")
     code = "import beside\ndef f(x):\n    return beside.number\n"
     assert recorded(code, "f(1)") == Outcome(None, "raised before the call")
-    outcome = record_program(code, "f(1)", max_frames=99, limits=LIMITS, backend=BACKEND, paths=[str(tmp_path)])
+    outcome = record_program(code, "f(1)", max_frames=99, limits=LIMITS, sandbox=SANDBOX, paths=[str(tmp_path)])
     assert outcome.value.result == "7"
 
 
@@ -63,12 +63,12 @@ def test_a_trace_that_would_unpack_to_too_much_is_not_unpacked(monkeypatch):
 
 
 def value_of(code, arguments):
-    return evaluate_with_arguments(code, arguments, limits=LIMITS, backend=BACKEND)
+    return evaluate_with_arguments(code, arguments, limits=LIMITS, sandbox=SANDBOX)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS[:6], ids=lambda problem: problem.id)
 def test_values_are_those_of_the_call(problem):
-    assert evaluate_call(problem.code, problem.call, limits=LIMITS, backend=BACKEND) == Outcome(problem.output)
+    assert evaluate_call(problem.code, problem.call, limits=LIMITS, sandbox=SANDBOX) == Outcome(problem.output)
     assert value_of(problem.code, problem.input) == Outcome(problem.output)
 
 

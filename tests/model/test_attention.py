@@ -29,8 +29,8 @@ def offsets_of(lengths):
     return torch.tensor([0, *lengths]).cumsum(0)
 
 
-def random_qkv(n, heads=4, kv_heads=2, head_size=8, batch=1, dtype=torch.float64):
-    return [torch.randn(batch, h, n, head_size, dtype=dtype) for h in (heads, kv_heads, kv_heads)]
+def random_qkv(n, heads=4, kv_heads=2, head_dim=8, batch=1, dtype=torch.float64):
+    return [torch.randn(batch, h, n, head_dim, dtype=dtype) for h in (heads, kv_heads, kv_heads)]
 
 
 def outputs_and_gradients(inputs, upstream, *args, backend):
@@ -332,7 +332,9 @@ def test_default_backends():
 
 # --- within the model ---
 
-MODEL = preset("tiny", vocab_size=50, window=40, layers=3, global_every=2, layer_windows=())
+MODEL = preset(
+    "tiny", vocab_size=50, sliding_window=40, num_hidden_layers=3, full_attention_interval=2, layer_windows=()
+)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -421,7 +423,7 @@ def test_under_autocast_attention_gets_one_type_rotated_in_float32(monkeypatch):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         model.hidden(torch.randint(50, (1, 20)), position_ids=positions)
         rotation = rotary(positions, MODEL, torch.float32)
-        projected = layer.q_proj(seen["x"]).unflatten(-1, (-1, MODEL.head_size))
+        projected = layer.q_proj(seen["x"]).unflatten(-1, (-1, MODEL.head_dim))
     assert {seen[name].dtype for name in "qkv"} == {torch.bfloat16} == {projected.dtype}
     assert torch.equal(seen["q"], rotate(projected.float(), rotation).bfloat16().transpose(1, 2))
 
@@ -503,7 +505,16 @@ def test_local_attention_keeps_one_mask():
 
 
 def test_offsets_may_repeat():
-    config = ModelConfig(vocab_size=9, width=8, ffn_width=8, layers=1, heads=2, kv_heads=1, head_size=4, window=3)
+    config = ModelConfig(
+        vocab_size=9,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=4,
+        sliding_window=3,
+    )
     model, tokens = random_model(config), torch.randint(9, (10,))
     with torch.no_grad():
         expected = model(tokens, torch.tensor([0, 4, 10]))

@@ -81,7 +81,17 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("kept", [None, 0.5])
 def test_no_tensor_holds_all_logits(kept):
     n, vocab, width = 600, 3000, 16  # longer than documents whose scores attention computes as one matrix
-    model = Transformer(preset("tiny", layers=1, vocab_size=vocab, width=width, ffn_width=8, heads=2, kv_heads=1))
+    model = Transformer(
+        preset(
+            "tiny",
+            num_hidden_layers=1,
+            vocab_size=vocab,
+            hidden_size=width,
+            intermediate_size=8,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )
+    )
     tokens = torch.randint(vocab, (1, n))
     with Largest() as largest:
         model.loss(tokens, tokens, None if kept is None else torch.rand(1, n) < kept).total.backward()
@@ -165,7 +175,15 @@ def sharded_output_layer(config, tokens, placement):
 
 @pytest.mark.parametrize("placement", [0, None])
 def test_an_output_layer_shared_as_a_dtensor_brings_its_group(placement):
-    config = preset("tiny", layers=1, vocab_size=31, width=16, ffn_width=8, heads=2, kv_heads=1)  # slices of 16 and 15
+    config = preset(
+        "tiny",
+        num_hidden_layers=1,
+        vocab_size=31,
+        hidden_size=16,
+        intermediate_size=8,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )  # slices of 16 and 15
     tokens = torch.randint(31, (2, 20))
     model = random_model(config)
     total, each = model.loss(tokens, tokens)
@@ -177,6 +195,14 @@ def test_an_output_layer_shared_as_a_dtensor_brings_its_group(placement):
 
 
 def test_an_output_layer_cut_by_columns_is_refused():
-    config = preset("tiny", layers=1, vocab_size=31, width=16, ffn_width=8, heads=2, kv_heads=1)
+    config = preset(
+        "tiny",
+        num_hidden_layers=1,
+        vocab_size=31,
+        hidden_size=16,
+        intermediate_size=8,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
     with pytest.raises(AssertionError, match="must be cut by rows"):
         run_ranks(sharded_output_layer, 2, config, torch.randint(31, (1, 4)), 1)

@@ -25,15 +25,15 @@ def configs(draw):
     every = draw(st.integers(1, 4))
     return ModelConfig(
         vocab_size=draw(st.integers(5, 60)),
-        width=12 * kv_heads,  # the oracle wants width to be a multiple of its heads
-        ffn_width=draw(st.integers(1, 40)),
-        layers=layers,
-        heads=kv_heads * draw(st.sampled_from([1, 2, 4])),
-        kv_heads=kv_heads,
-        head_size=2 * draw(st.integers(1, 8)),
-        window=window,
-        global_every=every,
-        stop_tokens=(),
+        hidden_size=12 * kv_heads,  # the oracle wants width to be a multiple of its heads
+        intermediate_size=draw(st.integers(1, 40)),
+        num_hidden_layers=layers,
+        num_attention_heads=kv_heads * draw(st.sampled_from([1, 2, 4])),
+        num_key_value_heads=kv_heads,
+        head_dim=2 * draw(st.integers(1, 8)),
+        sliding_window=window,
+        full_attention_interval=every,
+        eos_token_id=(),
     )
 
 
@@ -77,7 +77,18 @@ def test_packed_logits_equal_transformers(config, lengths, seed):
 @pytest.mark.parametrize("length", [63, 64, 65, 512, 513, 641, 1100])
 def test_logits_equal_transformers_about_the_ends_of_windows_and_blocks(length):
     torch.manual_seed(length)
-    model = randomize(Transformer(preset("tiny", vocab_size=50, window=64, layers=2, global_every=2, layer_windows=())))
+    model = randomize(
+        Transformer(
+            preset(
+                "tiny",
+                vocab_size=50,
+                sliding_window=64,
+                num_hidden_layers=2,
+                full_attention_interval=2,
+                layer_windows=(),
+            )
+        )
+    )
     tokens = torch.randint(50, (1, length))
     with torch.no_grad():
         assert_logits_equal(model(tokens), oracle_of(model)(tokens).logits)
@@ -85,7 +96,7 @@ def test_logits_equal_transformers_about_the_ends_of_windows_and_blocks(length):
 
 def test_logits_equal_transformers_at_far_positions():
     torch.manual_seed(0)
-    model = randomize(Transformer(preset("tiny", head_size=128, max_length=131_072)))
+    model = randomize(Transformer(preset("tiny", head_dim=128, max_position_embeddings=131_072)))
     tokens = torch.randint(4096, (1, 64))
     positions = torch.arange(131_072 - 64, 131_072)[None]
     with torch.no_grad():
@@ -122,7 +133,7 @@ def test_a_cap_of_the_global_window_equals_such_layers(config, lengths, cap, see
 
 def test_rows_with_documents_equal_documents_alone():
     torch.manual_seed(0)
-    model = randomize(Transformer(preset("tiny", window=5)))
+    model = randomize(Transformer(preset("tiny", sliding_window=5)))
     tokens = torch.randint(4096, (2, 12))
     with torch.no_grad():
         logits = model(tokens, cu_seqlens=torch.tensor([0, 7, 12, 24]))
@@ -151,7 +162,11 @@ def test_configuration_round_trip(config):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"heads": 5}, "multiple of kv_heads"), ({"head_size": 3}, "even"), ({"window": 0}, "window must be")],
+    [
+        ({"num_attention_heads": 5}, "multiple of num_key_value_heads"),
+        ({"head_dim": 3}, "even"),
+        ({"sliding_window": 0}, "window must be"),
+    ],
 )
 def test_contradictory_sizes_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
@@ -167,7 +182,7 @@ def test_the_documentation_runs():
 
 
 def test_checkpointed_layers_give_equal_gradients():
-    config = preset("tiny", vocab_size=50, window=40)
+    config = preset("tiny", vocab_size=50, sliding_window=40)
     tokens, offsets = torch.randint(50, (700,)), torch.tensor([0, 600, 700])
     gradients = []
     for checkpointed in (False, True):

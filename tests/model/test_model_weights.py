@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cwm_core import Tokenizer
-from cwm_core.model import ModelConfig, RopeConfig, Transformer, load, preset, save
+from cwm_core.model import ModelConfig, RopeParameters, Transformer, load, preset, save
 from cwm_core.model.attention import attention
 from cwm_core.model.transformer import rotary_frequencies
 from cwm_core.model.weights import dcp, huggingface, meta
@@ -36,17 +36,21 @@ def configs(draw):
     window = draw(st.integers(1, 12))
     return ModelConfig(
         vocab_size=draw(st.integers(5, 40)),
-        width=heads * draw(st.integers(8, 12)),  # transformers wants a multiple
-        ffn_width=draw(st.integers(1, 30)),
-        layers=layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_size=2 * draw(st.integers(1, 6)),
-        window=window,
+        hidden_size=heads * draw(st.integers(8, 12)),  # transformers wants a multiple
+        intermediate_size=draw(st.integers(1, 30)),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=2 * draw(st.integers(1, 6)),
+        sliding_window=window,
         layer_windows=draw(patterns(layers, window)),
-        rope=draw(st.sampled_from([RopeConfig(), RopeConfig(theta=500.0, factor=4.0, original_length=32)])),
-        stop_tokens=(),
-        tied=draw(st.booleans()),
+        rope_parameters=draw(
+            st.sampled_from(
+                [RopeParameters(), RopeParameters(rope_theta=500.0, factor=4.0, original_max_position_embeddings=32)]
+            )
+        ),
+        eos_token_id=(),
+        tie_word_embeddings=draw(st.booleans()),
     )
 
 
@@ -66,17 +70,17 @@ def logits_of(model, seed=1):
 def meta_logits(state, config, tokens):
     """The transformer with Meta's names, turning adjacent pairs as complex numbers, in float64."""
     state = {name: tensor.double() for name, tensor in state.items()}
-    frequencies = rotary_frequencies(config.rope, config.head_size, torch.device("cpu")).double()
+    frequencies = rotary_frequencies(config.rope_parameters, config.head_dim, torch.device("cpu")).double()
     turns = torch.polar(torch.ones(()).double(), torch.arange(tokens.shape[1])[:, None] * frequencies)
 
     def heads(x, name):
-        return F.linear(x, state[name]).unflatten(-1, (-1, config.head_size)).transpose(1, 2)
+        return F.linear(x, state[name]).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
 
     def turned(x):
         return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turns).flatten(-2)
 
     def norm(x, name):
-        return F.rms_norm(x, x.shape[-1:], state[name], config.norm_eps)
+        return F.rms_norm(x, x.shape[-1:], state[name], config.rms_norm_eps)
 
     x = F.embedding(tokens, state["tok_embeddings.weight"])
     for i, window in enumerate(config.layer_windows):
@@ -87,7 +91,7 @@ def meta_logits(state, config, tokens):
         h = norm(x, f"layers.{i}.ffn_norm.weight")
         w1, w2, w3 = (state[f"layers.{i}.feed_forward.{name}.weight"] for name in ("w1", "w2", "w3"))
         x = x + F.linear(F.silu(F.linear(h, w1)) * F.linear(h, w3), w2)
-    output = state["tok_embeddings.weight" if config.tied else "output.weight"]
+    output = state["tok_embeddings.weight" if config.tie_word_embeddings else "output.weight"]
     return F.linear(norm(x, "norm.weight"), output)
 
 
@@ -108,14 +112,14 @@ def test_round_trips_are_bit_equal(tmp_path_factory, config, dtype, max_shard_by
     model = loaded = random_model(config, seed, dtype)
     for form in formats:
         folder = fresh(tmp_path_factory)
-        save(loaded, folder, form, max_shard_bytes)
+        save(loaded, folder, format=form, max_shard_bytes=max_shard_bytes)
         loaded = load(folder)
         assert_same(loaded, model)
         assert loaded.config == replace(
             config,
-            window=loaded.config.window,  # Meta's parameters say it only where a layer uses it
+            sliding_window=loaded.config.sliding_window,  # Meta's parameters say it only where a layer uses it
         )
-        assert (loaded.lm_head.weight is loaded.embed_tokens.weight) == config.tied
+        assert (loaded.lm_head.weight is loaded.embed_tokens.weight) == config.tie_word_embeddings
     assert torch.equal(logits_of(loaded)[1], logits_of(model)[1])
 
 
@@ -142,15 +146,15 @@ def test_transformers_reads_what_we_write_and_we_what_it_writes(tmp_path_factory
 def test_meta_weights_give_the_same_logits_where_adjacent_pairs_turn(tmp_path_factory, config, seed):
     model = random_model(config, seed, torch.float64)
     folder = fresh(tmp_path_factory)
-    save(model, folder, "meta")
+    save(model, folder, format="meta")
     tokens, logits = logits_of(model)
     torch.testing.assert_close(meta_logits(read_dcp(folder), config, tokens), logits, atol=1e-5, rtol=1e-5)
 
 
 def test_the_pair_model_can_fail(tmp_path):
     """Its logits differ from ours by far if rows stay in our order."""
-    model = random_model(preset("tiny", layers=1), dtype=torch.float64)
-    save(model, tmp_path / "m", "meta")
+    model = random_model(preset("tiny", num_hidden_layers=1), dtype=torch.float64)
+    save(model, tmp_path / "m", format="meta")
     state = read_dcp(tmp_path / "m")
     state["layers.0.attention.wq.weight"] = model.layers[0].self_attn.q_proj.weight.detach()
     tokens, logits = logits_of(model)
@@ -167,7 +171,7 @@ def test_presets_have_the_names_and_shapes_of_others(name):
     shapes = {layout.stored_name(name): tensor.shape for name, tensor in ours.named_parameters()}
     assert shapes == {name: tensor.shape for name, tensor in theirs.named_parameters()}
     values = json.loads(json.dumps(meta.Meta().config_values(config, torch.bfloat16)))
-    assert replace(meta.Meta().config_from(values), stop_tokens=config.stop_tokens) == config
+    assert replace(meta.Meta().config_from(values), eos_token_id=config.eos_token_id) == config
 
 
 def test_reads_parameters_of_the_form_meta_released():
@@ -193,21 +197,21 @@ def test_reads_parameters_of_the_form_meta_released():
 def test_windows_that_meta_cannot_express_are_refused(tmp_path):
     model = Transformer(preset("tiny", layer_windows=(None, 5, 6, 7)))
     with pytest.raises(ValueError, match="cannot express"):
-        save(model, tmp_path / "m", "meta")
+        save(model, tmp_path / "m", format="meta")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 @pytest.mark.parametrize("files", [1, 2])
 def test_loads_consolidated_files(tmp_path, files, suffix):
-    model = random_model(preset("tiny", layers=2))
+    model = random_model(preset("tiny", num_hidden_layers=2))
     folder = consolidated(tmp_path, model, files, suffix)
     assert_same(load(folder), model)
     assert_same(load(folder, dtype=torch.bfloat16), model.bfloat16())
 
 
 def test_loads_consolidated_files_that_hold_different_tensors(tmp_path):
-    model = random_model(preset("tiny", layers=2))
+    model = random_model(preset("tiny", num_hidden_layers=2))
     folder = consolidated(tmp_path, model, 1, "safetensors")
     whole = load_file(folder / "consolidated.00.safetensors")
     save_file({k: v for k, v in whole.items() if "norm" in k}, folder / "consolidated.00.safetensors")
@@ -216,7 +220,7 @@ def test_loads_consolidated_files_that_hold_different_tensors(tmp_path):
 
 
 def test_slices_that_do_not_fit_are_refused(tmp_path):
-    folder = consolidated(tmp_path, random_model(preset("tiny", layers=1)), 2, "pth")
+    folder = consolidated(tmp_path, random_model(preset("tiny", num_hidden_layers=1)), 2, "pth")
     file = folder / "consolidated.01.pth"
     state = torch.load(file)
     torch.save(state | {"output.weight": state["output.weight"][1:]}, file)
@@ -225,8 +229,8 @@ def test_slices_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_pytorch_reads_our_checkpoint(tmp_path):
-    model = random_model(preset("tiny", layers=2), dtype=torch.bfloat16)
-    save(model, tmp_path / "m", "dcp")
+    model = random_model(preset("tiny", num_hidden_layers=2), dtype=torch.bfloat16)
+    save(model, tmp_path / "m", format="dcp")
     state = read_dcp(tmp_path / "m")
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
@@ -240,7 +244,7 @@ TWO_PROCESSES = """
     dist.init_process_group("gloo", init_method=f"file://{folder}.store", rank=rank, world_size=2)
     mesh = dist.init_device_mesh("cpu", (2,))
     torch.manual_seed(0)
-    state = Transformer(preset("tiny", layers=1, vocab_size=301)).state_dict()
+    state = Transformer(preset("tiny", num_hidden_layers=1, vocab_size=301)).state_dict()
     placements = {"o_proj": Shard(1), "norm": Replicate()}
     for name, tensor in state.items():
         placement = next((p for key, p in placements.items() if key in name), Shard(0))
@@ -257,7 +261,7 @@ def test_loads_the_checkpoint_of_two_processes(tmp_path):
     ranks = [subprocess.Popen([*command, str(rank), str(folder)]) for rank in range(2)]
     assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
     assert len(list(folder.glob("*.distcp"))) == 2
-    config = preset("tiny", layers=1, vocab_size=301)
+    config = preset("tiny", num_hidden_layers=1, vocab_size=301)
     (folder / "config.json").write_text(json.dumps(config.to_hf()))
     torch.manual_seed(0)
     assert_same(load(folder), Transformer(config))
@@ -277,13 +281,13 @@ MEMORY = """
         return (kilobytes("VmHWM") - before) * 1024, sum(p.nbytes for p in result.parameters()) if result else 0
 
     folder = pathlib.Path(sys.argv[1])
-    small = Transformer(preset("tiny", layers=1))
-    large = Transformer(preset("tiny", width=1024, ffn_width=3072, layers=3, vocab_size=8192))
+    small = Transformer(preset("tiny", num_hidden_layers=1))
+    large = Transformer(preset("tiny", hidden_size=1024, intermediate_size=3072, num_hidden_layers=3, vocab_size=8192))
     result = {"tensor": max(p.nbytes for p in large.parameters()), "model": sum(p.nbytes for p in large.parameters())}
     for form in ("huggingface", "meta", "dcp"):
-        save(small, folder / f"small-{form}", form)
+        save(small, folder / f"small-{form}", format=form)
         load(folder / f"small-{form}")  # what is imported on the way does not count
-        result["save " + form] = peak(save, large, folder / form, form, max_shard_bytes=10**8)
+        result["save " + form] = peak(save, large, folder / form, format=form, max_shard_bytes=10**8)
     del large
     for form in ("huggingface", "meta", "dcp"):
         for dtype in (torch.float32, torch.bfloat16):
@@ -308,7 +312,7 @@ def test_in_memory_are_the_model_and_a_tensor(tmp_path):
 
 
 def test_weights_do_not_change_with_their_file(tmp_path):
-    model = random_model(preset("tiny", layers=1))
+    model = random_model(preset("tiny", num_hidden_layers=1))
     save(model, tmp_path)
     loaded = load(tmp_path)
     file = tmp_path / "model.safetensors"
@@ -323,17 +327,17 @@ def test_weights_do_not_change_with_their_file(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    save(random_model(preset("tiny", layers=2)), tmp_path / "m", max_shard_bytes=10**6)
+    save(random_model(preset("tiny", num_hidden_layers=2)), tmp_path / "m", max_shard_bytes=10**6)
     return tmp_path / "m"
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_saving_again_replaces_weights_and_leaves_other_files(tmp_path, form):
-    save(random_model(preset("tiny", layers=2)), tmp_path, form, max_shard_bytes=10**6)
+    save(random_model(preset("tiny", num_hidden_layers=2)), tmp_path, format=form, max_shard_bytes=10**6)
     (tmp_path / "notes.txt").write_text("kept")
-    model = random_model(preset("tiny", layers=1), seed=1)
+    model = random_model(preset("tiny", num_hidden_layers=1), seed=1)
     for max_shard_bytes in (2 * 10**6, 10**9, 10**6, 10**9):
-        save(model, tmp_path, form, max_shard_bytes)
+        save(model, tmp_path, format=form, max_shard_bytes=max_shard_bytes)
         assert_same(load(tmp_path), model)
     assert (tmp_path / "notes.txt").read_text() == "kept"
     names = {file.name for file in tmp_path.iterdir()}
@@ -349,12 +353,12 @@ def test_saving_again_replaces_weights_and_leaves_other_files(tmp_path, form):
 @pytest.mark.parametrize("form", ["huggingface", "dcp"])
 def test_a_save_that_is_cut_off_leaves_no_mixture(tmp_path, monkeypatch, form, sizes):
     """Cut at each change of the folder in turn: the old weights, the new, or an error."""
-    old, new = (random_model(preset("tiny", layers=2), seed) for seed in (1, 2))
+    old, new = (random_model(preset("tiny", num_hidden_layers=2), seed) for seed in (1, 2))
     steps, outcomes = 0, []
     originals = {name: getattr(Path, name) for name in ("replace", "unlink")}
     for cut in range(50):
         folder = tmp_path / str(cut)
-        save(old, folder, form, sizes[0])
+        save(old, folder, format=form, max_shard_bytes=sizes[0])
         steps = 0
 
         def counted(name, cut=cut):
@@ -371,7 +375,7 @@ def test_a_save_that_is_cut_off_leaves_no_mixture(tmp_path, monkeypatch, form, s
             for name in originals:
                 patch.setattr(Path, name, counted(name))
             try:
-                save(new, folder, form, sizes[1])
+                save(new, folder, format=form, max_shard_bytes=sizes[1])
             except KeyboardInterrupt:
                 finished = False
             else:
@@ -400,24 +404,24 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch, form):
     monkeypatch.setattr(huggingface, "write", fail)
     monkeypatch.setattr(dcp, "write", fail)
     with pytest.raises(OSError, match="disk full"):
-        save(Transformer(preset("tiny", layers=1)), tmp_path / "m", form)
+        save(Transformer(preset("tiny", num_hidden_layers=1)), tmp_path / "m", format=form)
     assert not list(tmp_path.iterdir())
 
 
 def test_formats_are_not_mixed(tmp_path):
-    model = Transformer(preset("tiny", layers=1))
+    model = Transformer(preset("tiny", num_hidden_layers=1))
     for form in FORMATS:
-        save(model, tmp_path / form, form)
+        save(model, tmp_path / form, format=form)
         for other in set(FORMATS) - {form}:
             with pytest.raises(FileExistsError, match="of another format"):
-                save(model, tmp_path / form, other)
+                save(model, tmp_path / form, format=other)
         assert_same(load(tmp_path / form), model)
 
 
 def test_arguments_that_make_no_sense_are_refused(tmp_path):
-    model = Transformer(preset("tiny", layers=1))
+    model = Transformer(preset("tiny", num_hidden_layers=1))
     with pytest.raises(ValueError, match="format is 'gguf'"):
-        save(model, tmp_path, "gguf")
+        save(model, tmp_path, format="gguf")
     with pytest.raises(ValueError, match="max_shard_bytes"):
         save(model, tmp_path, max_shard_bytes=0)
     with pytest.raises(ValueError, match="meta device"):
@@ -446,7 +450,7 @@ def test_reads_a_configuration_from_before_transformers_5(folder):
 
     before = load(folder)
     edit_json(folder / "config.json", older)
-    assert load(folder).config == replace(before.config, stop_tokens=(7,))
+    assert load(folder).config == replace(before.config, eos_token_id=(7,))
 
 
 # ---- the tokens that begin and end a text
@@ -457,7 +461,7 @@ SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
 
 def save_with_tokenizer(folder, config_changes=(), special_tokens=SPECIAL, form="huggingface"):
     tokenizer = Tokenizer.train(["some text"], 260, special_tokens=special_tokens)
-    model = random_model(preset("tiny", layers=1, vocab_size=tokenizer.vocab_size, **dict(config_changes)))
+    model = random_model(preset("tiny", num_hidden_layers=1, vocab_size=tokenizer.vocab_size, **dict(config_changes)))
     save(model, folder, tokenizer, format=form)
     return tokenizer, model
 
@@ -473,11 +477,11 @@ def test_save_with_a_tokenizer_writes_its_files_and_tokens(tmp_path, form):
     assert (tmp_path / "m/tokenizer_config.json").exists()
     loaded = load(tmp_path / "m")
     assert_same(loaded, model)
-    assert (loaded.config.stop_tokens, loaded.config.bos_token) == (tokenizer.stop_tokens, tokenizer.bos_token)
+    assert (loaded.config.eos_token_id, loaded.config.bos_token_id) == (tokenizer.stop_tokens, tokenizer.bos_token)
 
 
 def test_save_with_a_tokenizer_keeps_what_the_configuration_names(tmp_path):
-    save_with_tokenizer(tmp_path / "m", {"stop_tokens": (7,), "bos_token": 3})
+    save_with_tokenizer(tmp_path / "m", {"eos_token_id": (7,), "bos_token_id": 3})
     config = json.loads((tmp_path / "m/config.json").read_text())
     assert (config["eos_token_id"], config["bos_token_id"]) == ([7], 3)
 
@@ -489,7 +493,7 @@ def test_save_with_a_tokenizer_without_special_tokens(tmp_path):
 
 def test_save_refuses_a_tokenizer_that_is_too_large(tmp_path):
     tokenizer = Tokenizer.train(["some text"], 260)
-    model = random_model(preset("tiny", layers=1, vocab_size=tokenizer.vocab_size - 1))
+    model = random_model(preset("tiny", num_hidden_layers=1, vocab_size=tokenizer.vocab_size - 1))
     with pytest.raises(ValueError, match=f"tokenizer has {tokenizer.vocab_size} tokens, the model only"):
         save(model, tmp_path / "m", tokenizer)
     assert not (tmp_path / "m").exists()
@@ -497,20 +501,20 @@ def test_save_refuses_a_tokenizer_that_is_too_large(tmp_path):
 
 def test_a_vocabulary_of_another_size_has_none_of_the_tokens_of_llama_3():
     config = ModelConfig(vocab_size=1035)
-    assert (config.stop_tokens, config.bos_token) == ((), None)
+    assert (config.eos_token_id, config.bos_token_id) == ((), None)
     released = ModelConfig()
-    assert (released.stop_tokens, released.bos_token) == ((128001, 128008, 128009), 128000)
+    assert (released.eos_token_id, released.bos_token_id) == ((128001, 128008, 128009), 128000)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stop_tokens": (128001,)}, "a stop token 128001 is outside the vocabulary of 1035"),
-        ({"stop_tokens": (3, 1035)}, "a stop token 1035 is outside"),
-        ({"stop_tokens": (-1,)}, "a stop token -1 is outside"),
-        ({"stop_tokens": ("</s>",)}, "a stop token must be a token id, got '</s>'"),
-        ({"bos_token": 1035}, "bos_token 1035 is outside"),
-        ({"bos_token": True}, "bos_token must be a token id, got True"),
+        ({"eos_token_id": (128001,)}, "eos_token_id 128001 is outside the vocabulary of 1035"),
+        ({"eos_token_id": (3, 1035)}, "eos_token_id 1035 is outside"),
+        ({"eos_token_id": (-1,)}, "eos_token_id -1 is outside"),
+        ({"eos_token_id": ("</s>",)}, "eos_token_id must be a token id, got '</s>'"),
+        ({"bos_token_id": 1035}, "bos_token_id 1035 is outside"),
+        ({"bos_token_id": True}, "bos_token_id must be a token id, got True"),
     ],
 )
 def test_tokens_outside_the_vocabulary_are_refused(changes, message):
@@ -520,7 +524,10 @@ def test_tokens_outside_the_vocabulary_are_refused(changes, message):
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"eos_token_id": [4096]}, "a stop token 4096 is outside"), ({"bos_token_id": 5000}, "bos_token 5000 is outside")],
+    [
+        ({"eos_token_id": [4096]}, "eos_token_id 4096 is outside"),
+        ({"bos_token_id": 5000}, "bos_token_id 5000 is outside"),
+    ],
 )
 def test_load_refuses_tokens_outside_the_vocabulary(folder, values, message):
     edit_json(folder / "config.json", lambda config: config.update(values))
@@ -531,11 +538,11 @@ def test_load_refuses_tokens_outside_the_vocabulary(folder, values, message):
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 @pytest.mark.parametrize("format", ["huggingface", "meta", "dcp"])
 def test_saved_files_have_the_mode_that_the_umask_gives(tmp_path, umask, format):
-    model = Transformer(preset("tiny", vocab_size=20, layers=1))
+    model = Transformer(preset("tiny", vocab_size=20, num_hidden_layers=1))
     before = os.umask(umask)
     try:
         for _ in range(2):  # a new folder, and one whose weights are replaced
-            save(model, tmp_path / "model", format)
+            save(model, tmp_path / "model", format=format)
     finally:
         os.umask(before)
     modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()}

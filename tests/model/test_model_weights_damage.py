@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 @pytest.fixture
 def folder(tmp_path):
-    save(random_model(preset("tiny", layers=2)), tmp_path / "m", max_shard_bytes=10**6)
+    save(random_model(preset("tiny", num_hidden_layers=2)), tmp_path / "m", max_shard_bytes=10**6)
     return tmp_path / "m"
 
 
@@ -90,7 +90,7 @@ def test_a_damaged_safetensors_file_is_an_error_that_names_it(damaged, data):
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory):
     folder = tmp_path_factory.mktemp("damaged") / "m"
-    save(random_model(preset("tiny", layers=1, width=8, ffn_width=4, vocab_size=9)), folder)
+    save(random_model(preset("tiny", num_hidden_layers=1, hidden_size=8, intermediate_size=4, vocab_size=9)), folder)
     (folder / "whole").write_bytes((folder / "model.safetensors").read_bytes())
     return folder
 
@@ -147,7 +147,7 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 
 def test_a_tied_model_takes_an_output_layer_only_if_it_is_the_embedding(tmp_path):
-    model = random_model(preset("tiny", layers=1, tied=True))
+    model = random_model(preset("tiny", num_hidden_layers=1, tie_word_embeddings=True))
     save(model, tmp_path)
     file = tmp_path / "model.safetensors"
     tensors = load_file(file)
@@ -174,12 +174,12 @@ def test_pickles_do_not_run_code(tmp_path):
     trap = str(tmp_path / "trap")
     pickle.loads(pickle.dumps(Malicious(trap)))  # it works where it is let
     os.rmdir(trap)
-    folder = consolidated(tmp_path, random_model(preset("tiny", layers=1)), 1, "pth")
+    folder = consolidated(tmp_path, random_model(preset("tiny", num_hidden_layers=1)), 1, "pth")
     torch.save({"norm.weight": Malicious(trap)}, folder / "consolidated.00.pth")
     with pytest.raises(ValueError, match=r"consolidated\.00\.pth is not a readable file of weights"):
         load(folder)
     for form in ("dcp", "meta"):
-        save(random_model(preset("tiny", layers=1)), tmp_path / f"{form}-malicious", form)
+        save(random_model(preset("tiny", num_hidden_layers=1)), tmp_path / f"{form}-malicious", format=form)
         (tmp_path / f"{form}-malicious" / ".metadata").write_bytes(pickle.dumps(Malicious(trap)))
         with pytest.raises(ValueError, match=r"\.metadata is not metadata of a checkpoint"):
             load(tmp_path / f"{form}-malicious")
@@ -188,8 +188,8 @@ def test_pickles_do_not_run_code(tmp_path):
 
 def test_metadata_may_name_what_is_not_installed(tmp_path):
     """As that of checkpoints written through other libraries does; it stays a name."""
-    model = random_model(preset("tiny", layers=1))
-    save(model, tmp_path / "m", "dcp")
+    model = random_model(preset("tiny", num_hidden_layers=1))
+    save(model, tmp_path / "m", format="dcp")
     file, trap = tmp_path / "m" / ".metadata", str(tmp_path / "trap")
     metadata = torch_dcp.FileSystemReader(tmp_path / "m").read_metadata()
     metadata.storage_meta.checkpoint_id = Malicious(trap)
@@ -212,7 +212,7 @@ class Gone:
 
 def test_tensors_of_a_checkpoint_do_not_run_code(tmp_path):
     trap = str(tmp_path / "trap")
-    save(random_model(preset("tiny", layers=1)), tmp_path / "m", "dcp")
+    save(random_model(preset("tiny", num_hidden_layers=1)), tmp_path / "m", format="dcp")
     (file,) = (tmp_path / "m").glob("*.distcp")
     length = file.stat().st_size
     torch.save(Malicious(trap), file)
@@ -225,7 +225,7 @@ def test_tensors_of_a_checkpoint_do_not_run_code(tmp_path):
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a/b"])
 def test_a_checkpoint_cannot_name_files_elsewhere(tmp_path, name):
-    save(random_model(preset("tiny", layers=1)), tmp_path / "m", "dcp")
+    save(random_model(preset("tiny", num_hidden_layers=1)), tmp_path / "m", format="dcp")
     metadata = torch_dcp.FileSystemReader(tmp_path / "m").read_metadata()
     for info in metadata.storage_data.values():
         info.relative_path = name
@@ -254,12 +254,16 @@ def test_damaged_metadata_is_an_error_that_names_the_folder(checkpoint, place, v
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "m"
-    save(random_model(preset("tiny", layers=1, width=8, ffn_width=4, vocab_size=9)), folder, "dcp")
+    save(
+        random_model(preset("tiny", num_hidden_layers=1, hidden_size=8, intermediate_size=4, vocab_size=9)),
+        folder,
+        "dcp",
+    )
     return folder, (folder / ".metadata").read_bytes()
 
 
 def test_a_cut_checkpoint_is_an_error_that_names_its_file(tmp_path):
-    save(random_model(preset("tiny", layers=1)), tmp_path / "m", "dcp")
+    save(random_model(preset("tiny", num_hidden_layers=1)), tmp_path / "m", format="dcp")
     (file,) = (tmp_path / "m").glob("*.distcp")
     with file.open("r+b") as opened:
         opened.truncate(file.stat().st_size // 2)

@@ -11,12 +11,25 @@ from ranks import run_ranks
 
 # Sizes that ranks do not divide where they need not: rows of norms and of the embedding's width are cut unevenly.
 CONFIG = preset(
-    "tiny", vocab_size=52, width=36, ffn_width=52, layers=2, heads=8, kv_heads=4, head_size=6, window=6, global_every=2,
-    stop_tokens=(),
+    "tiny", vocab_size=52, hidden_size=36, intermediate_size=52, num_hidden_layers=2, num_attention_heads=8,
+    num_key_value_heads=4, head_dim=6, sliding_window=6, full_attention_interval=2, eos_token_id=(),
 )  # fmt: skip
-TIED = preset("tiny", vocab_size=52, width=36, ffn_width=52, layers=1, heads=4, kv_heads=2, head_size=6, tied=True)
+TIED = preset(
+    "tiny",
+    vocab_size=52,
+    hidden_size=36,
+    intermediate_size=52,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=6,
+    tie_word_embeddings=True,
+)
 FORMATS = ("huggingface", "meta", "dcp")
-CUTS = {2: [{}, {"tensor": 2}], 4: [{"tensor": 2}, {"replicas": 2, "context": 2}]}
+CUTS = {
+    2: [{}, {"tensor_parallel": 2}],
+    4: [{"tensor_parallel": 2}, {"data_parallel_replicas": 2, "context_parallel": 2}],
+}
 
 
 def cut_model(config, settings):
@@ -35,7 +48,7 @@ def same_weights(model, state):
     assert model.state_dict().keys() == state.keys()
     for name, tensor in whole_state(model).items():
         assert torch.equal(tensor, state[name]), name
-    assert (model.lm_head.weight is model.embed_tokens.weight) == model.config.tied
+    assert (model.lm_head.weight is model.embed_tokens.weight) == model.config.tie_word_embeddings
 
 
 def initialize_load_and_save(folder, cuts):
@@ -46,7 +59,7 @@ def initialize_load_and_save(folder, cuts):
             model = cut_model(config, settings)
             initialize(model, seed=3)
             same_weights(model, expected.state_dict())
-            source = folder / f"random-{config.layers}"
+            source = folder / f"random-{config.num_hidden_layers}"
             state = load(source / "dcp").state_dict()
             for form in FORMATS if config is CONFIG else ("huggingface", "dcp"):
                 fresh = cut_model(config, settings)
@@ -54,22 +67,22 @@ def initialize_load_and_save(folder, cuts):
                 same_weights(fresh, state)
                 load_into(model, source / form)  # over weights that are there
                 same_weights(model, state)
-                saved = folder / f"saved-{config.layers}-{number}-{form}"
-                save(fresh, saved, form, max_shard_bytes=5000)
+                saved = folder / f"saved-{config.num_hidden_layers}-{number}-{form}"
+                save(fresh, saved, format=form, max_shard_bytes=5000)
                 initialize(model, seed=4)
                 load_into(model, saved)  # now from parts, if each rank wrote some
                 same_weights(model, state)
-    model = cut_model(CONFIG, {"tensor": 2})
+    model = cut_model(CONFIG, {"tensor_parallel": 2})
     load_into(model, folder / "consolidated")
     same_weights(model, load(folder / "random-2" / "dcp").state_dict())
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_sharded_models_have_the_weights_of_whole_ones(tmp_path, ranks):
-    models = {config.layers: random_model(config) for config in (CONFIG, TIED)}
+    models = {config.num_hidden_layers: random_model(config) for config in (CONFIG, TIED)}
     for layers, model in models.items():
         for form in FORMATS:
-            save(model, tmp_path / f"random-{layers}" / form, form)
+            save(model, tmp_path / f"random-{layers}" / form, format=form)
     consolidated(tmp_path, models[2], 2, "pth")
     run_ranks(initialize_load_and_save, ranks, tmp_path, CUTS[ranks])
     saved = sorted(tmp_path.glob("saved-*"))
@@ -88,7 +101,7 @@ def failing_saves(folder):
         save(model, folder / "none")
     initialize(model, seed=3)
     with pytest.raises(FileExistsError, match="another format"):
-        save(model, folder / "taken", "dcp")
+        save(model, folder / "taken", format="dcp")
     with pytest.raises(FileExistsError, match="file"):
         save(model, folder / "file" / "model")
     with torch.no_grad():

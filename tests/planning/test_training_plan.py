@@ -31,7 +31,7 @@ from cwm_core.planning.plan import (
     stage,
 )
 from cwm_core.training import TrainConfig
-from cwm_core.training.context import share_tokens
+from cwm_core.training.context_parallel import share_tokens
 from cwm_core.training.gpus import GPUS, peak_flops
 from cwm_core.training.optimizer import make_optimizers
 from hypothesis import given, settings
@@ -63,14 +63,14 @@ def models(draw):
     return preset(
         "tiny",
         vocab_size=draw(size(40)),
-        width=4 * draw(size(6)),
-        ffn_width=draw(size(40)),
-        layers=draw(size(4)),
-        heads=kv_heads * draw(size(3)),
-        kv_heads=kv_heads,
-        head_size=2 * draw(size(6)),
-        window=draw(size(40)),
-        global_every=draw(size(3)),
+        hidden_size=4 * draw(size(6)),
+        intermediate_size=draw(size(40)),
+        num_hidden_layers=draw(size(4)),
+        num_attention_heads=kv_heads * draw(size(3)),
+        num_key_value_heads=kv_heads,
+        head_dim=2 * draw(size(6)),
+        sliding_window=draw(size(40)),
+        full_attention_interval=draw(size(3)),
     )
 
 
@@ -119,7 +119,7 @@ def test_attention_is_counted_by_the_mask_of_packed_documents(config, kinds, cap
         for window in config.layer_windows
     )
     work = work_of(64, documents=tuple(Documents(length, copies, cap) for length, copies in kinds))
-    expected = 4 * config.heads * config.head_size * pairs / n
+    expected = 4 * config.num_attention_heads * config.head_dim * pairs / n
     assert forward_flops(config, work)[2] == pytest.approx(expected, rel=1e-12)
 
 
@@ -128,7 +128,7 @@ def test_attention_is_counted_by_the_mask_of_packed_documents(config, kinds, cap
 def test_flops_are_those_pytorch_counts(config, rows, n):
     """PyTorch counts the scores of masked positions too, n² a layer; all else must agree exactly."""
     linear, head, _ = forward_flops(config, work_of(n))
-    attention = 4 * config.heads * config.head_size * n * config.layers
+    attention = 4 * config.num_attention_heads * config.head_dim * n * config.num_hidden_layers
     forward = rows * n * (linear + head + attention)
     model = Transformer(config)
     tokens = torch.randint(config.vocab_size, (rows, n))
@@ -161,7 +161,13 @@ def test_peaks_of_gpus_by_the_names_they_report():
 def test_flops_of_a_published_run():
     """Llama 3 405B: 3.8e25 FLOPs for 15.6 T tokens, most of them in rows of 8,192 (arXiv 2407.21783, section 1)."""
     config = preset(
-        "cwm-32b", width=16_384, ffn_width=53_248, layers=126, heads=128, kv_heads=8, layer_windows=(None,) * 126
+        "cwm-32b",
+        hidden_size=16_384,
+        intermediate_size=53_248,
+        num_hidden_layers=126,
+        num_attention_heads=128,
+        num_key_value_heads=8,
+        layer_windows=(None,) * 126,
     )
     assert parameters(config) == pytest.approx(405e9, rel=0.005)
     assert 3 * sum(forward_flops(config, work_of(8192))) * 15.6e12 == pytest.approx(3.8e25, rel=0.05)
@@ -170,7 +176,14 @@ def test_flops_of_a_published_run():
 def test_scaling_of_a_published_measurement():
     """Llama 3.1 8B under FSDP2 and torch.compile, 2 rows of 8,192 on each H100 of 8, then of 128: 77.0 and 62.0 GiB,
     6,667 and 6,514 tokens/s a GPU (torchtitan, benchmarks/llama3_h100_202412_torchtitan.md)."""
-    llama = preset("cwm-32b", width=4096, ffn_width=14_336, layers=32, heads=32, layer_windows=(None,) * 32)
+    llama = preset(
+        "cwm-32b",
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        layer_windows=(None,) * 32,
+    )
     few_gpus, many_gpus = (
         plan(llama, work_of(8192, step_tokens=n * 2 * 8192, micro_batch=2, dtype="bfloat16"), Cluster(GPUS["h100"], n))
         for n in (8, 128)
@@ -224,7 +237,15 @@ def saved_bytes(model, run):
 
 # Documents are longer than attention's SHORT, so that the fused kernel computes them, as on a GPU.
 SAVING = preset(
-    "tiny", layers=2, width=48, ffn_width=112, heads=4, kv_heads=2, head_size=16, vocab_size=64, window=2048
+    "tiny",
+    num_hidden_layers=2,
+    hidden_size=48,
+    intermediate_size=112,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    vocab_size=64,
+    sliding_window=2048,
 )
 
 
@@ -232,7 +253,7 @@ def cpu_only(config, n, dtype, norms):
     """What the CPU keeps beyond a plan: its RMSNorm is composed of operations that keep float32 copies of the input
     and the normalized input, where CUDA's fused one keeps the input; token ids, once, are not worth planning."""
     stream = {"float32": 4, "bfloat16": 2, "autocast": 4}[dtype]
-    return norms * config.width * n * (4 + 4 - stream) + 8 * n
+    return norms * config.hidden_size * n * (4 + 4 - stream) + 8 * n
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "autocast"])
@@ -254,7 +275,9 @@ def test_activations_are_what_autograd_saves(dtype, lengths):
     planned = activation_bytes(SAVING, work_of(n, dtype=kind, documents=documents), autocast=dtype == "autocast") * n
     matrices = sum(p.numel() for name, p in model.layers.named_parameters() if p.dim() == 2)
     copies = 2 * matrices if dtype == "autocast" else 0  # planned with the output layer's under "communication"
-    outputs = SAVING.layers * SAVING.heads * SAVING.head_size * (4 if dtype == "float32" else 2) * n
+    outputs = (
+        SAVING.num_hidden_layers * SAVING.num_attention_heads * SAVING.head_dim * (4 if dtype == "float32" else 2) * n
+    )
     concatenated = outputs if len(lengths) > 1 else 0  # by "sdpa", which has a kernel for each document
     assert saved_bytes(model, run) == planned + cpu_only(SAVING, n, dtype, norms=5) + copies + concatenated
 
@@ -267,21 +290,22 @@ def test_activations_with_full_checkpointing():
     n = 600
     tokens = torch.randint(SAVING.vocab_size, (1, n))
     saved = saved_bytes(model, lambda: model.hidden(tokens))
-    planned = activation_bytes(SAVING, work_of(n, checkpointing="full")) * n
+    planned = activation_bytes(SAVING, work_of(n, activation_checkpointing="full")) * n
     one_layer, both = (
-        activation_bytes(dataclasses.replace(SAVING, layers=k, layer_windows=()), work_of(n)) * n for k in (1, 2)
+        activation_bytes(dataclasses.replace(SAVING, num_hidden_layers=k, layer_windows=()), work_of(n)) * n
+        for k in (1, 2)
     )
-    again = both - one_layer - 4 * SAVING.width * n  # a layer without its input
-    rotation = 2 * 4 * SAVING.head_size * n  # held by the function that computes a layer again, where no hook sees it
+    again = both - one_layer - 4 * SAVING.hidden_size * n  # a layer without its input
+    rotation = 2 * 4 * SAVING.head_dim * n  # held by the function that computes a layer again, where no hook sees it
     assert saved == planned - again - rotation + cpu_only(SAVING, n, "float32", norms=1)
 
 
 def test_loss_memory_is_what_autograd_saves():
     model = Transformer(SAVING)
     n = 40
-    hidden = torch.randn(1, n, SAVING.width, requires_grad=True)
+    hidden = torch.randn(1, n, SAVING.hidden_size, requires_grad=True)
     saved = saved_bytes(model, lambda: cross_entropy(hidden, model.lm_head.weight, torch.zeros(1, n, dtype=torch.long)))
-    assert saved == 4 * (n * SAVING.width + SAVING.vocab_size * SAVING.width)
+    assert saved == 4 * (n * SAVING.hidden_size + SAVING.vocab_size * SAVING.hidden_size)
 
 
 # --- what ranks send each other ---
@@ -336,7 +360,9 @@ def test_fsdp_keeps_and_moves_what_is_planned(four_ranks):
 
 
 def test_a_tensor_parallel_layer_keeps_and_moves_what_is_planned(four_ranks):
-    config = dataclasses.replace(SAVING, layers=1, layer_windows=(), heads=8, kv_heads=4)
+    config = dataclasses.replace(
+        SAVING, num_hidden_layers=1, layer_windows=(), num_attention_heads=8, num_key_value_heads=4
+    )
     layer = Layer(config)
     column, row, by_tokens, whole = ColwiseParallel(), RowwiseParallel(output_layouts=Shard(1)), Shard(1), Replicate()
     styles = {
@@ -355,25 +381,25 @@ def test_a_tensor_parallel_layer_keeps_and_moves_what_is_planned(four_ranks):
     n = 640
     rotation = rotary(torch.arange(n)[None], config, torch.float32)
     mask = Sdpa(PackedDocuments.from_rows(1, n, torch.device("cpu")), None)
-    x = torch.randn(1, n // 4, config.width, requires_grad=True)
+    x = torch.randn(1, n // 4, config.hidden_size, requires_grad=True)
     results = []
     with Collectives() as collectives:
         saved = saved_bytes(layer, lambda: results.append(layer(x, rotation, mask)))
         results[0].sum().backward()
-    planned = activation_bytes(config, work_of(n), tensor=4) * n
-    last_norm = (4 * config.width + 4) * n / 4
+    planned = activation_bytes(config, work_of(n), tensor_parallel=4) * n
+    last_norm = (4 * config.hidden_size + 4) * n / 4
     assert saved == planned - last_norm + (cpu_only(config, n, "float32", norms=2) - 8 * n) / 4
     moved = collectives.received("all_gather_into") + collectives.received("reduce_scatter")
-    embedding_and_output = 2 * 2 * 3 / 4 * n * config.width * 4
-    planned = communication(config, work_of(n), one_gpu(gpus=4, tensor=4), 1)["tensor"].bytes
+    embedding_and_output = 2 * 2 * 3 / 4 * n * config.hidden_size * 4
+    planned = communication(config, work_of(n), one_gpu(gpus=4, tensor_parallel=4), 1)["tensor"].bytes
     assert moved == planned - embedding_and_output
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_context_ranks_keep_and_move_what_is_planned(four_ranks, kv_heads):
-    config = dataclasses.replace(SAVING, heads=8, kv_heads=kv_heads)
+    config = dataclasses.replace(SAVING, num_attention_heads=8, num_key_value_heads=kv_heads)
     model = Transformer(config)
-    share_tokens(model, four_ranks.get_group(), tensor=1)
+    share_tokens(model, four_ranks.get_group(), 1)
     n = 640
     own = torch.arange(n // 4)[None]
     results = []
@@ -381,9 +407,11 @@ def test_context_ranks_keep_and_move_what_is_planned(four_ranks, kv_heads):
         documents = torch.tensor([0, n])
         saved = saved_bytes(model, lambda: results.append(model.hidden(torch.zeros_like(own), documents, own)))
         results[0].sum().backward()
-    planned = communication(config, work_of(n), one_gpu(gpus=4, context=4), 1)["context"].bytes
+    planned = communication(config, work_of(n), one_gpu(gpus=4, context_parallel=4), 1)["context"].bytes
     assert collectives.received("all_to_all") == planned
-    planned = activation_bytes(dataclasses.replace(config, kv_heads=4), work_of(n), context=4) * n / 4
+    planned = (
+        activation_bytes(dataclasses.replace(config, num_key_value_heads=4), work_of(n), context_parallel=4) * n / 4
+    )
     assert saved == planned + cpu_only(config, n // 4, "float32", norms=5)
 
 
@@ -415,7 +443,7 @@ CLUSTERS = [(2, 1, 1), (4, 2, 1), (8, 2, 2), (64, 1, 1), (256, 4, 2), (2048, 8, 
 @few(60)
 def test_more_ranks_never_need_more_memory_each(name, split, checkpointing, optimizer):
     model, work = stage(name)
-    work = dataclasses.replace(work, checkpointing=checkpointing, optimizer=optimizer)
+    work = dataclasses.replace(work, activation_checkpointing=checkpointing, optimizer=optimizer)
     gpus, tensor, context = split
 
     def needed(gpus, tensor, context):
@@ -424,14 +452,14 @@ def test_more_ranks_never_need_more_memory_each(name, split, checkpointing, opti
     before = needed(gpus, tensor, context)
     assert needed(2 * gpus, tensor, context) <= before
     assert needed(2 * gpus, tensor, 2 * context) <= before
-    if tensor < model.kv_heads:
+    if tensor < model.num_key_value_heads:
         assert needed(2 * gpus, 2 * tensor, context) <= before
 
 
 def test_checkpointing_trades_memory_for_time():
     model, work = stage("pretrain")
     cluster = Cluster(GPUS["h100"], 1024)
-    plans = [plan(model, dataclasses.replace(work, checkpointing=kind), cluster) for kind in CHECKPOINTING]
+    plans = [plan(model, dataclasses.replace(work, activation_checkpointing=kind), cluster) for kind in CHECKPOINTING]
     sizes = [each.memory["activations"] for each in plans]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
     assert plans[0].compute_seconds == plans[1].compute_seconds < plans[2].compute_seconds
@@ -441,13 +469,14 @@ def test_checkpointing_trades_memory_for_time():
 
 def test_checkpointing_repeats_traffic():
     model, work = stage("pretrain")
-    cluster = Cluster(GPUS["h100"], 64, tensor=4, context=2)
+    cluster = Cluster(GPUS["h100"], 64, tensor_parallel=4, context_parallel=2)
     none, selective, full = (
-        communication(model, dataclasses.replace(work, checkpointing=kind), cluster, 1) for kind in CHECKPOINTING
+        communication(model, dataclasses.replace(work, activation_checkpointing=kind), cluster, 1)
+        for kind in CHECKPOINTING
     )
-    stream = work.seq_len // 2 * model.width * 2 * 2 * 3 / 4  # an all-reduce over four ranks
-    assert selective["tensor"].bytes - none["tensor"].bytes == model.layers * stream
-    assert full["tensor"].bytes - none["tensor"].bytes == 2 * model.layers * stream
+    stream = work.seq_len // 2 * model.hidden_size * 2 * 2 * 3 / 4  # an all-reduce over four ranks
+    assert selective["tensor"].bytes - none["tensor"].bytes == model.num_hidden_layers * stream
+    assert full["tensor"].bytes - none["tensor"].bytes == 2 * model.num_hidden_layers * stream
     assert selective["context"] == full["context"]
     assert full["context"].bytes == pytest.approx(none["context"].bytes * 3 / 2)
     assert none["data"] == selective["data"] == full["data"]
@@ -456,7 +485,7 @@ def test_checkpointing_repeats_traffic():
 @pytest.mark.parametrize("name", STAGES)
 def test_the_figures_of_a_plan_agree(name):
     model, work = stage(name)
-    cluster = Cluster(GPUS["h200"], 512, tensor=4, context=2, utilization=0.4)
+    cluster = Cluster(GPUS["h200"], 512, tensor_parallel=4, context_parallel=2, utilization=0.4)
     result = plan(model, work, cluster)
     assert result.memory_total == sum(result.memory.values())
     assert result.training_flops == 3 * result.forward_flops
@@ -480,20 +509,26 @@ def test_float8_speeds_up_only_the_layers_products():
 def test_splits_that_cannot_be():
     model, work = stage("midtrain")
     for cluster, message in (
-        (Cluster(GPUS["h100"], 2048, tensor=4), "more tensor or context ranks"),
-        (Cluster(GPUS["h100"], 2048, tensor=16, context=2), "tensor \\(16\\) must divide kv_heads \\(8\\)"),
-        (Cluster(GPUS["h100"], 2048, tensor=4, context=8), "context x tensor \\(32\\) must divide heads \\(48\\)"),
+        (Cluster(GPUS["h100"], 2048, tensor_parallel=4), "more tensor or context ranks"),
+        (
+            Cluster(GPUS["h100"], 2048, tensor_parallel=16, context_parallel=2),
+            "tensor_parallel \\(16\\) must divide num_key_value_heads \\(8\\)",
+        ),
+        (
+            Cluster(GPUS["h100"], 2048, tensor_parallel=4, context_parallel=8),
+            "context_parallel x tensor_parallel \\(32\\) must divide num_attention_heads \\(48\\)",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             plan(model, work, cluster)
-    with pytest.raises(ValueError, match="must be a multiple of tensor x context"):
-        Cluster(GPUS["h100"], 12, tensor=8)
+    with pytest.raises(ValueError, match="must be a multiple of tensor_parallel x context_parallel"):
+        Cluster(GPUS["h100"], 12, tensor_parallel=8)
     with pytest.raises(ValueError, match="price must not be negative"):
         dataclasses.replace(GPUS["h100"], price=float("nan"))
     with pytest.raises(ValueError, match="utilization must be above 0"):
         Cluster(GPUS["h100"], utilization=0.0)
     with pytest.raises(ValueError, match="checkpointing must be one of none, selective, full"):
-        Workload(8, 8, checkpointing="some")
+        Workload(8, 8, activation_checkpointing="some")
 
 
 def test_parse_documents():
@@ -509,7 +544,7 @@ def test_parse_documents():
 RUN = """
     [model]
     preset = "tiny"
-    layers = 2
+    num_hidden_layers = 2
 
     [data]
     seq_len = 512
@@ -532,7 +567,7 @@ def test_plan_of_a_run_file(tmp_path, capsys):
     file = tmp_path / "run.toml"
     file.write_text(textwrap.dedent(RUN))
     result = json.loads(shown(capsys, str(file), "--gpus", "2", "--json"))
-    assert result["parameters"] == parameters(preset("tiny", layers=2))
+    assert result["parameters"] == parameters(preset("tiny", num_hidden_layers=2))
     assert result["work"]["step_tokens"] == 3 * 4 * 512 and result["work"]["tokens"] == 10 * 3 * 4 * 512
     assert (result["work"]["micro_batch"], result["micro_batches"], result["steps"]) == (2, 3, 10)
     assert (result["work"]["optimizer"], result["work"]["dtype"]) == ("muon", "bfloat16")
@@ -541,7 +576,7 @@ def test_plan_of_a_run_file(tmp_path, capsys):
 
 
 def test_plan_of_a_run_that_starts_from_a_folder(tmp_path, capsys):
-    config = preset("tiny", layers=3)
+    config = preset("tiny", num_hidden_layers=3)
     (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
     (tmp_path / "run.toml").write_text(f"[model]\nfolder = '{tmp_path}'")
     result = json.loads(shown(capsys, str(tmp_path / "run.toml"), "--tokens", "100000", "--json"))
@@ -566,7 +601,7 @@ def test_the_documentation_shows_what_is_printed(capsys):
 
 
 def test_plan_of_a_stage(capsys):
-    text = shown(capsys, "midtrain", "--gpus", "2048", "--context", "8", "--price", "2")
+    text = shown(capsys, "midtrain", "--gpus", "2048", "--context-parallel", "8", "--price", "2")
     assert "32,581,097,472 parameters" in text and "at $2.00" in text
     assert "does NOT fit" in shown(capsys, "sft", "--gpus", "64")
 
@@ -576,7 +611,7 @@ def test_plan_of_a_stage(capsys):
     [
         ("[data]\nseq_len = 8", "'model' is missing"),
         ("[model]\npreset = 'tiny'\n[data]\nseq_len = 'x'", "seq_len must be int"),
-        ("[model]\nlayers = 2", "either preset or folder"),
+        ("[model]\nnum_hidden_layers = 2", "either preset or folder"),
         ("[model]\npreset = 'tiny'\n[training]\nnothing = 1", "unknown key 'nothing'"),
         ("[model]\nfolder = 'nowhere'", "nowhere/config.json: No such file or directory"),
         ("[model", "run.toml: "),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from cwm_core.model import RopeConfig, Transformer, preset
+from cwm_core.model import RopeParameters, Transformer, preset
 from cwm_core.model.attention import BACKENDS
 from cwm_core.training import TrainConfig, Trainer, World, latest, parallelize, trainer
 from cwm_core.training.batches import to_device
@@ -63,7 +63,17 @@ class NumpyBatch(SimpleNamespace):
 
 def small_model(seed=0):
     torch.manual_seed(seed)
-    return Transformer(preset("tiny", vocab_size=50, width=32, ffn_width=64, layers=2, head_size=8, window=6))
+    return Transformer(
+        preset(
+            "tiny",
+            vocab_size=50,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            head_dim=8,
+            sliding_window=6,
+        )
+    )
 
 
 def train(config, loader=None, model=None, on_step=None):
@@ -304,11 +314,11 @@ def test_the_trainer_moves_batches(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"global_every": 0}, "global_every must be at least 1, got 0"),
-        ({"global_every": -2}, "global_every must be at least 1"),
-        ({"max_length": 0}, "max_length must be at least 1"),
-        ({"layers": 0}, "layers must be at least 1"),
-        ({"norm_eps": float("nan")}, "norm_eps"),
+        ({"full_attention_interval": 0}, "full_attention_interval must be at least 1, got 0"),
+        ({"full_attention_interval": -2}, "full_attention_interval must be at least 1"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings must be at least 1"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
     ],
 )
 def test_impossible_shapes_are_named(changes, message):
@@ -319,16 +329,19 @@ def test_impossible_shapes_are_named(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"factor": 0}, r"rope\.factor must be a positive number, got 0"),
-        ({"theta": -1.0}, r"rope\.theta must be a positive number"),
-        ({"factor": float("inf")}, r"rope\.factor must be a positive number"),
-        ({"original_length": 0}, r"rope\.original_length must be a positive number"),
-        ({"low_freq_factor": 4.0}, r"rope\.low_freq_factor \(4\.0\) must be below"),
+        ({"factor": 0}, r"rope_parameters\.factor must be a positive number, got 0"),
+        ({"rope_theta": -1.0}, r"rope_parameters\.rope_theta must be a positive number"),
+        ({"factor": float("inf")}, r"rope_parameters\.factor must be a positive number"),
+        (
+            {"original_max_position_embeddings": 0},
+            r"rope_parameters\.original_max_position_embeddings must be a positive number",
+        ),
+        ({"low_freq_factor": 4.0}, r"rope_parameters\.low_freq_factor \(4\.0\) must be below"),
     ],
 )
 def test_impossible_rotations_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        RopeConfig(**changes)
+        RopeParameters(**changes)
 
 
 @pytest.mark.parametrize("attention", ["flex", "varlen"])

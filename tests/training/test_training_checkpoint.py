@@ -35,7 +35,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 def tiny_run(seed=0):
     """A model and its optimizers, whose states are random too."""
     torch.manual_seed(seed)
-    model = Transformer(preset("tiny", vocab_size=10, width=16, ffn_width=24, layers=1, head_size=8))
+    model = Transformer(
+        preset("tiny", vocab_size=10, hidden_size=16, intermediate_size=24, num_hidden_layers=1, head_dim=8)
+    )
     optimizers = make_optimizers(model, TrainConfig(max_steps=1, optimizer="muon"))
     fill(model, optimizers, seed)
     return model, optimizers
@@ -272,10 +274,14 @@ def test_refused_state_changes_nothing(saved, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"width": 24}, "not"), ({"layers": 2}, "lacks model.layers.1"), ({"vocab_size": 11}, r"as \[10, 16\]")],
+    [
+        ({"hidden_size": 24}, "not"),
+        ({"num_hidden_layers": 2}, "lacks model.layers.1"),
+        ({"vocab_size": 11}, r"as \[10, 16\]"),
+    ],
 )
 def test_checkpoint_of_another_model_is_refused(saved, tmp_path, change, message):
-    shape = {"vocab_size": 10, "width": 16, "ffn_width": 24, "layers": 1, "head_size": 8}
+    shape = {"vocab_size": 10, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8}
     model = Transformer(preset("tiny", **shape | change))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizers = make_optimizers(model, TrainConfig(max_steps=1, optimizer="muon"))
@@ -482,7 +488,9 @@ def test_killed_while_saving(tmp_path, moment):
 def laid_out(layout, seed):
     """The run of `seed`, its parameters laid out over the ranks."""
     torch.manual_seed(seed)
-    model = Transformer(preset("tiny", vocab_size=10, width=16, ffn_width=24, layers=1, head_size=8))
+    model = Transformer(
+        preset("tiny", vocab_size=10, hidden_size=16, intermediate_size=24, num_hidden_layers=1, head_dim=8)
+    )
     if layout in ("tp", "fsdp and tp"):
         shape = (dist.get_world_size(),) if layout == "tp" else (2, 2)
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "model")[-len(shape) :])

@@ -15,7 +15,17 @@ from cwm_core.training.report import show_progress, write_jsonl, write_tensorboa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-MODEL = preset("tiny", vocab_size=40, width=16, ffn_width=32, layers=2, heads=2, kv_heads=1, head_size=8, window=5)
+MODEL = preset(
+    "tiny",
+    vocab_size=40,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    sliding_window=5,
+)
 
 
 def write_shards(folder, lengths_by_source):

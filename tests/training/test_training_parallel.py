@@ -20,10 +20,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CONFIG = preset(
-    "tiny", vocab_size=52, width=32, ffn_width=64, layers=3, heads=8, kv_heads=4, head_size=8, window=6, global_every=2
+    "tiny",
+    vocab_size=52,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=8,
+    sliding_window=6,
+    full_attention_interval=2,
 )
-TIED = replace(CONFIG, tied=True)
-FEW_KEYS = replace(CONFIG, kv_heads=1)  # fewer heads of keys than context ranks
+TIED = replace(CONFIG, tie_word_embeddings=True)
+FEW_KEYS = replace(CONFIG, num_key_value_heads=1)  # fewer heads of keys than context ranks
 ROWS, SEQ_LEN = 4, 24
 
 
@@ -91,7 +100,7 @@ def train(steps=3, shape=CONFIG, attention=None, **settings):
             optimizer.step()
             optimizer.zero_grad()
     result.last = wholes(model)
-    if world.context == 1:
+    if world.context_parallel == 1:
         with torch.no_grad():
             result.logits = model(make_batch(0).tokens)
     return result
@@ -135,14 +144,20 @@ def alone():
 
 TWO = [
     {},
-    {"context": 2, "checkpointing": "selective"},
-    {"context": 2, "shape": FEW_KEYS},
-    {"tensor": 2, "checkpointing": "selective"},
-    {"tensor": 2, "checkpointing": "full"},
+    {"context_parallel": 2, "activation_checkpointing": "selective"},
+    {"context_parallel": 2, "shape": FEW_KEYS},
+    {"tensor_parallel": 2, "activation_checkpointing": "selective"},
+    {"tensor_parallel": 2, "activation_checkpointing": "full"},
     {"shape": TIED},
-    {"shape": TIED, "tensor": 2},
+    {"shape": TIED, "tensor_parallel": 2},
 ]
-FOUR = [{"replicas": 2}, {"replicas": 2, "tensor": 2}, {"tensor": 2}, {"tensor": 2, "context": 2}, {"context": 4}]
+FOUR = [
+    {"data_parallel_replicas": 2},
+    {"data_parallel_replicas": 2, "tensor_parallel": 2},
+    {"tensor_parallel": 2},
+    {"tensor_parallel": 2, "context_parallel": 2},
+    {"context_parallel": 4},
+]
 
 
 @pytest.mark.parametrize(("ranks", "runs"), [(2, TWO), (4, FOUR)])
@@ -153,8 +168,8 @@ def test_training_equals_one_process(alone, ranks, runs):
 
 
 COMPILED = [
-    {"compile": True, "attention": "reference", "tensor": 2, "checkpointing": "selective"},
-    {"compile": True, "context": 2},
+    {"compile": True, "attention": "reference", "tensor_parallel": 2, "activation_checkpointing": "selective"},
+    {"compile": True, "context_parallel": 2},
 ]
 
 
@@ -184,15 +199,17 @@ def test_checkpointing_computes_again_what_it_says(alone):
     )
     calls = {}
     for mode in ("none", "selective", "full"):
-        result = train(checkpointing=mode)
+        result = train(activation_checkpointing=mode)
         for name, gradient in alone[CONFIG].gradients.items():
             assert torch.equal(result.gradients[name], gradient), (mode, name)
-        model = build(TrainConfig(max_steps=1, checkpointing=mode), World.create(TrainConfig(max_steps=1)), CONFIG)
+        model = build(
+            TrainConfig(max_steps=1, activation_checkpointing=mode), World.create(TrainConfig(max_steps=1)), CONFIG
+        )
         tokens = torch.zeros(600, dtype=torch.long)  # past what the CPU computes without a fused kernel
         with Count() as count:
             model.loss(tokens, tokens).total.backward()
         calls[mode] = [count.calls[operation] for operation in (mm, silu, sdpa)]
-    (products, activations, attentions), layers = calls["none"], CONFIG.layers
+    (products, activations, attentions), layers = calls["none"], CONFIG.num_hidden_layers
     assert calls["selective"] == [products, activations + layers, attentions]
     # The recomputation stops before the last product, whose output no gradient needs.
     assert calls["full"] == [products + 6 * layers, activations + layers, 2 * attentions]
@@ -201,7 +218,11 @@ def test_checkpointing_computes_again_what_it_says(alone):
 def test_low_precision_follows_the_curve(alone):
     pytest.importorskip("torchao")
     exact = alone[CONFIG].losses
-    runs = [{"dtype": "bfloat16"}, {"dtype": "float8"}, {"dtype": "float8", "tensor": 2, "checkpointing": "selective"}]
+    runs = [
+        {"dtype": "bfloat16"},
+        {"dtype": "float8"},
+        {"dtype": "float8", "tensor_parallel": 2, "activation_checkpointing": "selective"},
+    ]
     for result in run_ranks(several, 2, runs)[0]:
         assert result.losses == pytest.approx(exact, rel=0.01) and result.losses != pytest.approx(exact, rel=1e-6)
     falling = train(steps=30, dtype="float8").losses
@@ -211,7 +232,7 @@ def test_low_precision_follows_the_curve(alone):
 def test_muon_orthogonalizes_whole_matrices():
     """Its products are in bfloat16: updates differ by that, where those of shards by themselves would by all."""
     expected = train(steps=1, optimizer="muon")
-    runs = [{"steps": 1, "optimizer": "muon", **cut} for cut in ({}, {"tensor": 2})]
+    runs = [{"steps": 1, "optimizer": "muon", **cut} for cut in ({}, {"tensor_parallel": 2})]
     for result in run_ranks(several, 2, runs)[0]:
         for name, first in expected.first.items():
             update = expected.last[name] - first
@@ -221,7 +242,13 @@ def test_muon_orthogonalizes_whole_matrices():
 def places():
     """How each way to share the ranks numbers them, and what they agree on."""
     seen = []
-    for settings in ({}, {"replicas": 2}, {"tensor": 2}, {"context": 2}, {"tensor": 2, "context": 2}):
+    for settings in (
+        {},
+        {"data_parallel_replicas": 2},
+        {"tensor_parallel": 2},
+        {"context_parallel": 2},
+        {"tensor_parallel": 2, "context_parallel": 2},
+    ):
         world = World.create(TrainConfig(max_steps=1, **settings))
         seen.append((world.data_rank, world.data_ranks, world.sum(torch.tensor([1 << world.rank, 1])).tolist()))
         assert world.any(world.rank == 3) and not world.any(False)
@@ -270,7 +297,7 @@ def test_slices_of_a_batch_are_its_tokens_in_order():
     batch, shares = make_batch(0), []
     for rank in range(3):
         world = World(torch.device("cpu"), 1, 1, 1)
-        world.context, world.context_rank = 3, rank
+        world.context_parallel, world.context_rank = 3, rank
         shares += [world.slice(batch), world.slice(SimpleNamespace(**vars(batch), more=5))]
     for name, value in vars(batch).items():
         if name == "cu_seqlens":
@@ -279,7 +306,7 @@ def test_slices_of_a_batch_are_its_tokens_in_order():
             for kind in (shares[::2], shares[1::2]):
                 assert torch.equal(torch.cat([getattr(share, name) for share in kind], 1), value.view(1, -1))
     assert all(share.more == 5 for share in shares[1::2])
-    world.context = 5
+    world.context_parallel = 5
     with pytest.raises(ValueError, match="96 tokens of a batch cannot be shared by 5 context ranks"):
         world.slice(batch)
 
@@ -288,18 +315,18 @@ def refused():
     """Messages of what cannot be divided by two."""
     odd = replace(CONFIG, vocab_size=51)
     return [
-        message(lambda: train(tensor=4)),
-        message(lambda: train(tensor=2, shape=odd)),
-        message(lambda: train(tensor=2, shape=replace(CONFIG, heads=3, kv_heads=3))),
-        message(lambda: train(context=2, shape=replace(CONFIG, heads=3, kv_heads=3))),
-        message(lambda: train(tensor=2, dtype="float8", shape=replace(CONFIG, ffn_width=48))),
-        message(lambda: train(compile=True, checkpointing="full")),
+        message(lambda: train(tensor_parallel=4)),
+        message(lambda: train(tensor_parallel=2, shape=odd)),
+        message(lambda: train(tensor_parallel=2, shape=replace(CONFIG, num_attention_heads=3, num_key_value_heads=3))),
+        message(lambda: train(context_parallel=2, shape=replace(CONFIG, num_attention_heads=3, num_key_value_heads=3))),
+        message(lambda: train(tensor_parallel=2, dtype="float8", shape=replace(CONFIG, intermediate_size=48))),
+        message(lambda: train(compile=True, activation_checkpointing="full")),
         message(tokens_that_do_not_divide),
     ]
 
 
 def tokens_that_do_not_divide():
-    config = TrainConfig(max_steps=1, tensor=2)
+    config = TrainConfig(max_steps=1, tensor_parallel=2)
     build(config, World.create(config), CONFIG)(torch.zeros(3, dtype=torch.long)[None])
 
 
@@ -314,14 +341,14 @@ def test_what_does_not_divide_is_refused():
         assert messages[:4] == [
             "2 ranks cannot be divided into replicas (1) x tensor (4) x context (1)",
             "2 tensor ranks cannot share vocab_size = 51",
-            "2 tensor ranks cannot share heads = 3",
+            "2 tensor ranks cannot share num_attention_heads = 3",
             "2 context ranks cannot share 3 heads with 3 key and value heads (of a tensor rank)",
         ]
-        assert messages[4] == "float8 needs ffn_width a multiple of 16 on each of 2 tensor ranks: 48"
+        assert messages[4] == "float8 needs intermediate_size a multiple of 16 on each of 2 tensor ranks: 48"
         assert "attention_backend" in messages[5]
         assert messages[6] == "2 tensor ranks cannot share 3 tokens"
     with pytest.raises(ValueError, match=r"1 ranks cannot be divided into replicas \(2\)"):
-        train(replicas=2)
+        train(data_parallel_replicas=2)
 
 
 def test_float8_without_torchao_says_so(monkeypatch):
@@ -340,7 +367,7 @@ def test_fresh_weights_depend_on_seed_and_name_alone():
     assert not any(torch.equal(same[name], other[name]) for name in matrices)
     drawn = torch.cat([same[name].flatten() / same[name].std() for name in matrices])
     assert drawn.unique().numel() > 0.99 * drawn.numel()  # no matrix repeats another
-    large = Transformer(replace(CONFIG, width=512, vocab_size=512))
+    large = Transformer(replace(CONFIG, hidden_size=512, vocab_size=512))
     for seed in (None, 0):
         if seed is not None:
             initialize(large, seed)

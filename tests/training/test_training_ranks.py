@@ -14,7 +14,16 @@ from cwm_core.training import TrainConfig, Trainer, World, latest, parallelize
 from ranks import run_ranks
 
 MODEL = preset(
-    "tiny", vocab_size=60, width=32, ffn_width=48, layers=3, heads=8, kv_heads=4, head_size=8, window=9, global_every=2
+    "tiny",
+    vocab_size=60,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=8,
+    sliding_window=9,
+    full_attention_interval=2,
 )
 STEPS = 6
 
@@ -71,7 +80,7 @@ def assert_same_course(told, expected):
         assert ours.learning_rate == theirs.learning_rate
 
 
-TWO = [{}, {"tensor": 2}, {"context": 2}, {"grad_accumulation": 2}]
+TWO = [{}, {"tensor_parallel": 2}, {"context_parallel": 2}, {"grad_accumulation": 2}]
 
 
 def test_two_ranks_follow_the_curve_of_one(shards):
@@ -105,7 +114,7 @@ def test_a_run_goes_on_with_other_ranks(shards, tmp_path):
     uninterrupted = run_ranks(train, 2, shards)[0]
     for number, (before, after) in enumerate(((2, 2), (2, 1), (1, 2), (2, 4))):
         folder = str(tmp_path / str(number))
-        settings = {"tensor": 2} if after == 4 else {}
+        settings = {"tensor_parallel": 2} if after == 4 else {}
         if before == 1:
             train_until(shards, folder, 5, {})
         else:
@@ -153,7 +162,7 @@ def poisoned(shards, folder, settings):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_step_that_is_not_finite_says_which_documents_it_had(shards, tmp_path, ranks):
-    for settings in ({}, {"context": 2})[:ranks]:
+    for settings in ({}, {"context_parallel": 2})[:ranks]:
         folder = tmp_path / str(settings)
         run = (shards, str(folder), settings)
         messages = run_ranks(poisoned, ranks, *run) if ranks > 1 else [poisoned(*run)]
@@ -205,7 +214,9 @@ def replicas_of_own_weights(shards, shape):
     return {name: parameter.full_tensor().detach().numpy() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("shape", [{"replicas": 2}, {"replicas": 1}, {"tensor": 2}])
+@pytest.mark.parametrize(
+    "shape", [{"data_parallel_replicas": 2}, {"data_parallel_replicas": 1}, {"tensor_parallel": 2}]
+)
 def test_all_ranks_train_the_weights_of_the_first(shards, shape):
     one, other = run_ranks(replicas_of_own_weights, 2, shards, shape)
     torch.manual_seed(100)
@@ -233,4 +244,4 @@ def weights_made_apart(shards, shape):
 
 
 def test_replicas_that_differ_are_refused(shards):
-    assert run_ranks(weights_made_apart, 2, shards, {"replicas": 2}) == [True, True]
+    assert run_ranks(weights_made_apart, 2, shards, {"data_parallel_replicas": 2}) == [True, True]

@@ -22,13 +22,13 @@ tokenizer = "vocabulary"
 
 [model]
 preset = "tiny"
-width = 32
-ffn_width = 64
-layers = 3
-heads = 4
-kv_heads = 2
-head_size = 8
-window = 24
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 3
+num_attention_heads = 4
+num_key_value_heads = 2
+head_dim = 8
+sliding_window = 24
 
 [data]
 seq_len = 96
@@ -110,7 +110,7 @@ def test_metrics_go_to_tensorboard_if_asked(run_folder):
 def test_layers_computed_again_change_nothing(run_folder):
     short = ["--set", "training.max_steps=3"]
     assert main(["train", "run.toml", "--set", "output=plain", *short]) == 0
-    again = ["--set", "training.checkpointing=full"]
+    again = ["--set", "training.activation_checkpointing=full"]
     assert main(["train", "run.toml", "--set", "output=again", *short, *again]) == 0
     assert [step["loss"] for step in metrics("again")] == [step["loss"] for step in metrics("plain")]
 
@@ -123,12 +123,13 @@ def test_a_stage_takes_weights_but_not_positions_from_the_one_before(run_folder,
     Path("next.toml").write_text(text.replace('output = "run"', 'output = "next"'))
     assert main(["train", "next.toml", *short, "--set", "training.learning_rate=1e-30"]) == 0
     before, after = (cwm.model.load(folder) for folder in ("run", "next"))
-    assert (after.config.max_length, after.config.rope.factor) == (999, 2.0)
-    assert after.config.rope.theta == before.config.rope.theta
+    assert (after.config.max_position_embeddings, after.config.rope_parameters.factor) == (999, 2.0)
+    assert after.config.rope_parameters.rope_theta == before.config.rope_parameters.rope_theta
     for ours, theirs in zip(after.parameters(), before.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
-    assert main(["train", "next.toml", "--set", "model.layers=2", "--set", "output=x"]) == 1
-    assert "[model] unknown key 'layers'; there are folder, max_length, norm_eps, rope" in capsys.readouterr().err
+    assert main(["train", "next.toml", "--set", "model.num_hidden_layers=2", "--set", "output=x"]) == 1
+    keys = "folder, max_position_embeddings, rms_norm_eps, rope_parameters"
+    assert f"[model] unknown key 'num_hidden_layers'; there are {keys}" in capsys.readouterr().err
 
 
 def test_the_script_of_the_documentation_runs(run_folder):
@@ -137,7 +138,7 @@ def test_the_script_of_the_documentation_runs(run_folder):
     assert run.returncode == 0, run.stderr
     assert len(run.stdout.splitlines()) == 20 and "{'data': " in run.stdout
     assert cwm.model.load("trained").config.vocab_size == run_folder.vocab_size
-    assert cwm.model.load("checkpoints/step-000000020").config.layers == 4
+    assert cwm.model.load("checkpoints/step-000000020").config.num_hidden_layers == 4
 
 
 def test_a_second_run_in_the_output_folder_is_locked_out(run_folder, capsys):
@@ -152,10 +153,10 @@ def test_a_second_run_in_the_output_folder_is_locked_out(run_folder, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("model.global_every=0", "[model] global_every must be at least 1, got 0"),
-        ("model.rope.factor=0.0", "[model] rope.factor must be a positive number, got 0.0"),
-        ("model.max_length=64", "[model] max_length 64 is less than the 96 tokens of a row"),
-        ("model.tied=3", "[model] tied must be bool, got 3"),
+        ("model.full_attention_interval=0", "[model] full_attention_interval must be at least 1, got 0"),
+        ("model.rope_parameters.factor=0.0", "[model] rope_parameters.factor must be a positive number, got 0.0"),
+        ("model.max_position_embeddings=64", "[model] max_position_embeddings 64 is less than the 96 tokens of a row"),
+        ("model.tie_word_embeddings=3", "[model] tie_word_embeddings must be bool, got 3"),
         ("training.attention=varlen", "[training] attention backend 'varlen' cannot run"),
     ],
 )
@@ -167,13 +168,13 @@ def test_what_cannot_be_run_is_said_in_a_sentence(run_folder, capsys, change, me
 
 def test_a_bucket_longer_than_the_model_is_refused(run_folder, capsys):
     buckets = "data.buckets=[{max_length=50, batch_size=2, seq_len=50}, {batch_size=2, seq_len=128}]"
-    assert main(["train", "run.toml", "--set", "model.max_length=100", "--set", buckets]) == 1
-    assert "max_length 100 is less than the 128 tokens of a row" in capsys.readouterr().err
+    assert main(["train", "run.toml", "--set", "model.max_position_embeddings=100", "--set", buckets]) == 1
+    assert "max_position_embeddings 100 is less than the 128 tokens of a row" in capsys.readouterr().err
 
 
 def test_embedding_and_output_can_be_tied(run_folder):
-    assert main(["train", "run.toml", "--set", "model.tied=true", "--set", "training.max_steps=1"]) == 0
-    assert cwm.model.load("run").config.tied
+    assert main(["train", "run.toml", "--set", "model.tie_word_embeddings=true", "--set", "training.max_steps=1"]) == 0
+    assert cwm.model.load("run").config.tie_word_embeddings
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def test_too_little_memory_is_a_sentence(run_folder, capsys, monkeypatch, error)
 def test_float8_without_torchao_is_a_sentence(run_folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     assert main(["train", "run.toml", "--set", "training.dtype=float8"]) == 1
-    assert "pip install 'cwm-core[float8]'" in capsys.readouterr().err
+    assert "run pip install '.[float8]' in a checkout of cwm-core" in capsys.readouterr().err
 
 
 def test_another_vocabulary_of_the_same_size_is_refused(run_folder, capsys):

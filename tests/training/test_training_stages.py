@@ -30,9 +30,9 @@ def test_the_published_figures_are_those_that_plans_assume(name, tmp_path, monke
     planned, planned_work, (tensor, context) = from_toml(CONFIGS / "cwm-32b" / f"{name}.toml", gpus=2048)
     assert (planned_work.seq_len, planned_work.step_tokens) == (work.seq_len, work.step_tokens)
     assert planned_work.tokens == pytest.approx(work.tokens, rel=1e-4)
-    assert planned.layers == 64 and model.kv_heads % (tensor * context) == 0
-    assert planned.rope.factor == (1.0 if name == "pretrain" else 16.0)
-    assert planned.max_length == (8192 if name == "pretrain" else 131_072)
+    assert planned.num_hidden_layers == 64 and model.num_key_value_heads % (tensor * context) == 0
+    assert planned.rope_parameters.factor == (1.0 if name == "pretrain" else 16.0)
+    assert planned.max_position_embeddings == (8192 if name == "pretrain" else 131_072)
     RunConfig.from_toml(CONFIGS / "cwm-32b" / f"{name}.toml")
 
 
@@ -92,7 +92,7 @@ def test_the_three_stages_in_little(corpus):
         if name != "sft":
             small.append(f"training.horizon_tokens={horizon}")
         if name == "midtrain":
-            small += [f"training.start_tokens={6 * 2 * 512}", "model.max_length=1024"]
+            small += [f"training.start_tokens={6 * 2 * 512}", "model.max_position_embeddings=1024"]
             small.append("data.buckets=[{max_length=128, batch_size=2, global_window=64}, {batch_size=2}]")
         else:
             small.append("data.batch_size=2")

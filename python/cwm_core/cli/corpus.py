@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -14,11 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 from ..formats.traces import STORE, trace_files
 from ..support import secrets
-from .options import FAILED, OK, add_verb, counter, machines, not_negative, positive, say, seconds
+from .options import (
+    FAILED,
+    OK,
+    add_json,
+    add_verb,
+    counter,
+    machines,
+    not_negative,
+    positive,
+    say,
+    seconds,
+    warn,
+    write,
+)
 
 if TYPE_CHECKING:
     from cwm_core.corpus.pipeline import Summary, Work
-    from cwm_core.corpus.recording import Settings
+    from cwm_core.corpus.recording import CorpusSettings
     from cwm_core.support.pool import Pool
 
 
@@ -29,7 +43,7 @@ def add_corpus(verbs: Any) -> None:
         _corpus,
         "Make a corpus: run code that nobody vouches for, keep the traces that teach.",
         "cwm corpus contests problems.jsonl --licence CC-BY-4.0 --tokenizer vocabulary -o corpus",
-        "Every program runs in a process of its own in a sandbox, twice, under two hash seeds. OUT holds traces and\n"
+        "Every program runs in a process of its own in a sandbox, twice, under two hash seeds. DIR holds traces and\n"
         "token shards, ready for training. Ctrl-C, or any other end, keeps what is done; the same command goes on.\n"
         "docs/guides/corpus.md says what is kept and why.",
     )
@@ -127,7 +141,7 @@ def _add_repository(kinds: Any) -> None:
 
 def _repository(args: argparse.Namespace) -> Summary:
     from cwm_core.corpus.filters.licence import Licences, of_folder
-    from cwm_core.corpus.pipeline import judge_samples
+    from cwm_core.corpus.pipeline import filter_samples
     from cwm_core.corpus.repository import recorded_twice
     from cwm_core.environments import Task
 
@@ -159,7 +173,7 @@ def _repository(args: argparse.Namespace) -> Summary:
         licence=licence,
         report=lambda text: say(args, text),
     )
-    return _make(args, samples, settings, description, judge_samples)
+    return _make(args, samples, settings, description, filter_samples)
 
 
 def _add_describe(kinds: Any) -> None:
@@ -172,7 +186,7 @@ def _add_describe(kinds: Any) -> None:
     add("--endpoint", required=True, metavar="URL", help="of an OpenAI-compatible server, as http://localhost:8000/v1")
     add("--model", required=True, metavar="NAME", help="its name there")
     add("--attempts", type=positive, default=3, metavar="N", help="for a trace (default: 3)")
-    add("--parallel", type=positive, default=8, metavar="N", help="traces at a time (default: 8)")
+    add("--workers", type=positive, default=8, metavar="N", help="traces at a time (default: 8)")
 
 
 def _describe(args: argparse.Namespace) -> int:
@@ -183,12 +197,12 @@ def _describe(args: argparse.Namespace) -> int:
     describer = Describer(chat_model(Endpoint(args.endpoint), args.model, temperature=0.7), attempts=args.attempts)
     stores = [path for path in trace_files(args.inputs) if path.suffix == STORE]
     try:
-        with counter("traces") as show:
+        with counter(args, "traces") as show:
             counts = describe_stores(
                 stores,
                 args.output,
                 describer,
-                parallel=args.parallel,
+                parallel=args.workers,
                 progress=lambda counts: show(sum(counts)) if show else None,
             )
     except EndpointError as error:
@@ -201,7 +215,7 @@ def _describe(args: argparse.Namespace) -> int:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-o", "--output", required=True, type=Path, metavar="OUT", help="folder of the corpus")
+    add("-o", "--output", required=True, type=Path, metavar="DIR", help="folder of the corpus")
     add("--tokenizer", required=True, type=Path, metavar="FOLDER", help="a folder with tokenizer.json, or a rank file")
     add("--seed", type=not_negative, default=0, metavar="N", help="of all that is drawn (default: 0)")
     add("--workers", type=positive, default=os.cpu_count(), metavar="N", help="processes (default: one a processor)")
@@ -213,6 +227,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         help="show of the source what a trace touches, in so many tokens (default: the whole file)",
     )  # fmt: skip
     add("--max-seconds", type=seconds, default=5.0, metavar="S", help="of a program (default: %(default)s)")
+    add_json(parser)
     add("--any-licence", action="store_true", help="keep code of any licence, or of none that is known")
     add(
         "--evaluation-set", type=Path, action="append", default=[], metavar="FILE",
@@ -229,13 +244,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _settings(args: argparse.Namespace, licences: Iterable[str] = (), effects: Iterable[str] = ()) -> Settings:
+def _settings(args: argparse.Namespace, licences: Iterable[str] = (), effects: Iterable[str] = ()) -> CorpusSettings:
     from dataclasses import replace
 
     from cwm_core.corpus.filters import PERMISSIVE
-    from cwm_core.corpus.recording import LIMITS, Settings
+    from cwm_core.corpus.recording import CorpusSettings
+    from cwm_core.corpus.sandbox import LIMITS
 
-    return Settings(
+    return CorpusSettings(
         tokenizer=str(args.tokenizer.absolute()),
         max_frames=args.max_frames,
         max_tokens=args.max_tokens,
@@ -245,14 +261,14 @@ def _settings(args: argparse.Namespace, licences: Iterable[str] = (), effects: I
         evaluation_sets=tuple(str(path.absolute()) for path in args.evaluation_set),
         look_for_secrets=not args.keep_secrets,
         limits=replace(LIMITS, seconds=args.max_seconds),
-        backend=args.sandbox,
+        sandbox=args.sandbox,
     )
 
 
 def _make(
     args: argparse.Namespace,
     items: Iterable[Any],
-    settings: Settings,
+    settings: CorpusSettings,
     description: dict[str, Any],
     work: Work | None = None,
     **options: Any,
@@ -266,7 +282,7 @@ def _make(
         say(args, f"{summary.items:,} items, {kept}, {time.monotonic() - started:.0f} s")
 
     try:
-        with _pool(args) as pool, counter("items") as show:
+        with _pool(args) as pool, counter(args, "items") as show:
             return make_corpus(
                 args.output,
                 items,
@@ -279,7 +295,7 @@ def _make(
                 **options,
             )
     except KeyboardInterrupt:
-        say(args, f"what is done is in {args.output}; the same command resumes")
+        warn(args, f"what is done is in {args.output}; the same command resumes")
         raise
 
 
@@ -296,17 +312,21 @@ def _named(paths: Iterable[Path]) -> list[str]:
 def _corpus(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from cwm_core.corpus.recording import NOT_IMPORTED
+    from cwm_core.corpus.reasons import DropReason
 
     secrets.conceal()  # from the code that is recorded
     summary = args.make(args)
-    Console().print(summary.drops.table())
+    if args.json:
+        figures = {"items": summary.items, "tokens": summary.tokens, "kept": summary.drops.kept}
+        write(json.dumps(figures | {"dropped": dict(summary.drops.reasons)}, indent=1) + "\n")
+    else:
+        Console().print(summary.drops.table())
     if summary.by_clock:
-        say(args, f"{summary.by_clock:,} samples were dropped by a clock: another run may keep them")
+        warn(args, f"{summary.by_clock:,} samples were dropped by a clock: another run may keep them")
     if summary.drops.kept == 0:
-        say(args, f"nothing was kept in {args.output}")
-    if summary.drops.total and set(summary.drops.reasons) == {NOT_IMPORTED}:
-        example = next(iter(summary.drops.examples.get(NOT_IMPORTED, [])), "")
+        warn(args, f"nothing was kept in {args.output}")
+    if summary.drops.total and set(summary.drops.reasons) == {DropReason.NOT_IMPORTED}:
+        example = next(iter(summary.drops.examples.get(DropReason.NOT_IMPORTED, [])), "")
         raise ValueError(
             f"no module could be imported in the sandbox, so nothing was recorded: {example}. Install what the sources "
             f"need into the environment of {sys.executable}, and give the folder that they are imported from"

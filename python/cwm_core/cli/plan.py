@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from .options import OK, add_verb, positive, write
+from .options import OK, add_json, add_verb, positive, write
 
 if TYPE_CHECKING:
     from cwm_core.model import ModelConfig
@@ -20,16 +20,22 @@ def add_plan(verbs: Any) -> None:
         verbs,
         _plan,
         "Work out the memory, operations, time and cost of a training run, without running it.",
-        "cwm plan midtrain --gpu h100 --gpus 2048 --tensor 8 --context 4",
+        "cwm plan midtrain --gpu h100 --gpus 2048 --tensor-parallel 8 --context-parallel 4",
         "CONFIG is a run's file, as of `cwm train`, or a stage of the 32 B model: pretrain, midtrain, sft.\n"
         "docs/reference/command-line.md says what is exact and what is assumed.",
     )
     parser.add_argument("config", metavar="CONFIG", help="a run's TOML file, or pretrain, midtrain, sft")
     parser.add_argument("--gpu", default="h100", choices=("h100", "h200", "b200"), help="default: h100")
     parser.add_argument("--gpus", type=positive, default=1, metavar="N", help="how many (default: 1)")
-    parser.add_argument("--tensor", type=positive, metavar="N", help="tensor-parallel ranks (default: CONFIG's, or 1)")
-    parser.add_argument("--context", type=positive, metavar="N", help="context-parallel ranks (default: as --tensor)")
-    parser.add_argument("--checkpointing", choices=("none", "selective", "full"), help="of activations")
+    parser.add_argument(
+        "--tensor-parallel", type=positive, metavar="N", help="tensor-parallel ranks (default: CONFIG's, or 1)"
+    )
+    parser.add_argument(
+        "--context-parallel", type=positive, metavar="N", help="context-parallel ranks (default: CONFIG's, or 1)"
+    )
+    parser.add_argument(
+        "--activation-checkpointing", choices=("none", "selective", "full"), help="default: CONFIG's, or none"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float8"), help="of the products")
     parser.add_argument("--optimizer", choices=("adamw", "muon"))
     parser.add_argument("--micro-batch", type=positive, metavar="ROWS", help="rows a data rank computes at a time")
@@ -45,7 +51,7 @@ def add_plan(verbs: Any) -> None:
         "--network", type=float, default=0.8, metavar="X", help="share of the links' peak reached (default: 0.8)"
     )
     parser.add_argument("--price", type=float, metavar="DOLLARS", help="of a GPU an hour, instead of the built-in one")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -57,11 +63,11 @@ def _plan(args: argparse.Namespace) -> int:
         gpu = dataclasses.replace(gpu, price=args.price)
     if args.config in planning.STAGES:
         model, work = planning.stage(args.config)
-        split = args.tensor or 1, args.context or 1
+        split = args.tensor_parallel or 1, args.context_parallel or 1
     else:
-        model, work, split = planning.from_toml(args.config, args.gpus, args.tensor, args.context)
+        model, work, split = planning.from_toml(args.config, args.gpus, args.tensor_parallel, args.context_parallel)
     cluster = planning.Cluster(gpu, args.gpus, *split, args.mfu, args.network)
-    names = ("checkpointing", "dtype", "optimizer", "micro_batch", "step_tokens", "tokens")
+    names = ("activation_checkpointing", "dtype", "optimizer", "micro_batch", "step_tokens", "tokens")
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.documents is not None:
         changes["documents"] = planning.parse_documents(args.documents)
@@ -78,16 +84,16 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _table(model: ModelConfig, work: Workload, cluster: Cluster, plan: Plan) -> str:
     gpu = cluster.gpu
-    split = f"data {cluster.data:,} x tensor {cluster.tensor} x context {cluster.context}"
+    split = f"data {cluster.data:,} x tensor {cluster.tensor_parallel} x context {cluster.context_parallel}"
     rows = f"{plan.micro_batches:,} x {work.micro_batch} rows of {work.seq_len:,} a data rank"
     waits = "hidden by compute" if plan.traffic["data"].seconds <= plan.compute_seconds else "longer than compute"
     notes = {"data": f", {waits}", "tensor": "", "context": ""}
     share = f"{plan.memory_total / gpu.memory:.0%} of {gpu.memory / 1e9:.0f} GB"
     lines = [
-        ("model", f"{plan.parameters:,} parameters, {model.layers} layers, width {model.width:,}"),
+        ("model", f"{plan.parameters:,} parameters, {model.num_hidden_layers} layers, width {model.hidden_size:,}"),
         ("GPUs", f"{cluster.gpus:,} x {gpu.name} = {split}"),
         ("step", f"{work.step_tokens:,} tokens: {rows}"),
-        ("how", f"{work.dtype}, {work.optimizer}, checkpointing {work.checkpointing}"),
+        ("how", f"{work.dtype}, {work.optimizer}, checkpointing {work.activation_checkpointing}"),
         ("FLOPs a token", f"{plan.forward_flops:.4g} forward, {plan.training_flops:.4g} training"),
         ("memory a rank", f"{_gigabytes(plan.memory_total)}, {share}: {'fits' if plan.fits else 'does NOT fit'}"),
         *((f"  {item}", _gigabytes(size)) for item, size in plan.memory.items()),

@@ -1,142 +1,272 @@
-"""What training reads, as it lies in files: traces, texts, chats and trajectories; which tokens of each are learned."""
+"""Read training documents from files: the registry of document kinds, and the kinds for texts and chats.
+
+A document kind recognizes a file or a row of a file, reads it, and encodes what it read. The kinds of traces and
+trajectories are in the packages that own those: `cwm_core.formats.documents` and `cwm_core.environments.documents`.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..environments.encoding import encode_trajectory
-from ..environments.trajectories import Trajectory, TrajectoryReader, is_trajectory_file
-from ..formats.traces import read_traces, rows, stored_trace
-from ..support.jsonl import STDIN, is_jsonl
+from ..support.files import files_in
+from ..support.imports import entry_point_objects, import_object
+from ..support.jsonl import STDIN
+from ..support.tables import TABLE_ENDINGS, is_table, read_table
 from ..tokenizer import Tokenizer
-from ..trace import StoredTrace
-from .traces import TrainingDocument, encode_for_training, training_texts
+from ..tokenizer.special_tokens import BEGIN_OF_TEXT, END_OF_TEXT
+from .traces import TrainingDocument
 
-_COLUMNS = ("text", "messages", "source", "key", "metadata", "trace")
+ENTRY_POINTS = "cwm_core.document_kinds"
+"""Group of entry points by which an installed package adds document kinds."""
+
+BUILT_IN = (
+    "cwm_core.environments.documents:TrajectoryKind",
+    "cwm_core.data.documents:ChatKind",
+    "cwm_core.formats.documents:TraceKind",
+    "cwm_core.data.documents:TextKind",
+)
+"""Import paths of the kinds that `document_kinds` always has. A row with several columns is of the first that fits."""
+
+Row = Mapping[str, Any]
+Content = TypeVar("Content")
 
 
-class Text(NamedTuple):
-    """A text: all of it is learned."""
+class DocumentKind(ABC, Generic[Content]):
+    """A kind of training document. Subclass it to train on documents of your own.
 
-    text: str
+    A subclass defines `encode` and `texts`, and reads rows of JSONL and Parquet files (`columns` and `read_row`), files
+    of its own (`endings` and `read_file`), or both.
+    """
 
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Columns that a row of this kind may have. The first one marks the kind: it is there, and not null."""
+    endings: ClassVar[tuple[str, ...]] = ()
+    """Endings of the names of files that hold only documents of this kind, such as `.cwmtraces`."""
 
-class Chat(NamedTuple):
-    """A chat, as `Tokenizer.encode_chat` takes it: what the assistant says is learned."""
+    def has_file(self, path: Path) -> bool:
+        """Return whether `read_file` reads this file."""
+        return path.name.endswith(self.endings)
 
-    messages: list[dict[str, str]]
+    def read_file(self, path: Path) -> Iterator[tuple[str, Content]]:
+        """Yield the documents of a file of this kind with their places, for error messages.
+
+        Raises:
+            ValueError: The file is damaged.
+            OSError: The file cannot be read.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads rows, not files")
+
+    def has_row(self, row: Row) -> bool:
+        """Return whether `read_row` reads this row."""
+        return bool(self.columns) and row.get(self.columns[0]) is not None
+
+    def read_row(self, row: Row, where: str) -> Content | None:
+        """Return the document in a row of a JSONL or Parquet file, or None to leave the row out.
+
+        Args:
+            row: Values by column.
+            where: Place of the row, for error messages.
+
+        Raises:
+            ValueError: The row is malformed.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads files, not rows")
+
+    def source(self, content: Content, row: Row) -> str | None:
+        """Return the document's source, or None for the name of the folder that holds the file.
+
+        Args:
+            content: The document.
+            row: The row that it comes from. Empty if it comes from a file of this kind.
+        """
+        source = row.get("source")
+        return source if isinstance(source, str) else None
+
+    @abstractmethod
+    def encode(self, tokenizer: Tokenizer, content: Content) -> TrainingDocument:
+        """Return the tokens, loss mask, and spans of a document.
+
+        Raises:
+            ValueError: The document cannot be encoded.
+        """
+
+    @abstractmethod
+    def texts(self, content: Content) -> Iterable[str]:
+        """Yield the texts that `encode` encodes separately, to train a vocabulary on."""
 
 
 class Item(NamedTuple):
-    """One document before it is tokens, its source, and where it is."""
+    """A document that is not yet encoded."""
 
-    content: StoredTrace | Text | Chat | Trajectory
+    kind: DocumentKind[Any]
+    """Kind that read the document and encodes it."""
+    content: Any
+    """The document, of the type that its kind reads."""
     source: str
+    """Source that the document is counted under."""
     where: str
+    """Place of the document, for error messages."""
+
+    def encode(self, tokenizer: Tokenizer) -> TrainingDocument:
+        """Return the tokens, loss mask, and spans of the document.
+
+        Raises:
+            ValueError: The document cannot be encoded. The message says where it is.
+        """
+        try:
+            return self.kind.encode(tokenizer, self.content)
+        except ValueError as error:
+            raise ValueError(f"{self.where}: {error}") from None
+
+    def texts(self) -> Iterable[str]:
+        """Yield the texts of the document that are encoded separately, for `Tokenizer.train`."""
+        return self.kind.texts(self.content)
 
 
-def read_items(file: Path) -> Iterator[Item]:
-    """Go through the documents of a file: a stored trace, a store of traces, trajectories, or rows of JSONL or Parquet.
+def document_kinds(extra: Iterable[str | DocumentKind[Any]] = ()) -> list[DocumentKind[Any]]:
+    """Return the kinds of documents to recognize, in the order in which they are tried.
 
-    Of trajectories, those of rollouts that failed are left out. A row has `messages`, a chat; or `trace`, as `cwm
-    export` writes it; or else `text`. The source of a trace in a store or row is that of its metadata, and of other
-    rows the string `source`; where there is none, and for trajectories, it is the name of the folder that the file lies
-    in.
+    The extra kinds come first, then those that installed packages register as entry points of the group
+    `cwm_core.document_kinds`, then the built-in ones. Of several instances of a class, only the first is returned, so
+    that an extra kind can replace a built-in one that has other options.
 
-    Raises OSError, and ValueError, saying where, for what is damaged or none of these.
+    Args:
+        extra: Kinds, or their import paths (`module:name`). A path names a kind, or a class or function that returns
+            one when called without arguments.
+
+    Raises:
+        ValueError: An import path does not lead to a document kind.
     """
-    is_stdin = str(file) == STDIN
-    folder = "stdin" if is_stdin else file.resolve().parent.name
-    if file.suffix != ".parquet" and not is_jsonl(file):
-        for entry in read_traces(file):
-            yield Item(entry, _source(entry.metadata, folder), str(file))
-        return
-    if file.suffix == ".jsonl" and is_trajectory_file(file):
-        for trajectory in TrajectoryReader(file):
-            if trajectory.failure is None:
-                yield Item(trajectory, folder, f"{file}, trajectory {trajectory.name}")
-        return
-    for where, row in rows(file, _COLUMNS):
-        if row.keys() == {"crc32", "trajectory"}:  # of a file that is compressed, which `TrajectoryReader` cannot read
-            trajectory = _trajectory(row["trajectory"], where)
-            if trajectory.failure is None:
-                yield Item(trajectory, folder, where)
-        elif row.get("messages") is not None:
-            yield Item(Chat(_messages(row["messages"], where)), _source(row, folder), where)
-        elif row.get("trace") is not None:
-            entry = stored_trace(row, where)
-            yield Item(entry, _source(entry.metadata, folder), where)
-        elif isinstance(row.get("text"), str):
-            yield Item(Text(row["text"]), _source(row, folder), where)
-        else:
-            raise ValueError(f"{where}: there is no 'messages', 'trace' or 'text'")
+    kinds: dict[type, DocumentKind[Any]] = {}
+    for given in (*extra, *entry_point_objects(ENTRY_POINTS), *BUILT_IN):
+        found = import_object(given) if isinstance(given, str) else given
+        kind = found if isinstance(found, DocumentKind) or not callable(found) else found()
+        if not isinstance(kind, DocumentKind):
+            raise ValueError(f"{given}: expected a cwm_core.data.DocumentKind, got {kind!r}")
+        kinds.setdefault(type(kind), kind)
+    return list(kinds.values())
 
 
-def encode_item(tokenizer: Tokenizer, item: Item, *, seed: int = 0, observations: float = 0.5) -> TrainingDocument:
-    """Tokens, loss mask and spans of a document; raises ValueError, saying where it is, for one that has none.
+def document_files(paths: Sequence[Path], kinds: Sequence[DocumentKind[Any]] | None = None) -> Iterator[Path]:
+    """Yield the paths, with each folder replaced by the files in it that documents are read from.
 
-    A text is put between `<|begin_of_text|>` and `<|end_of_text|>`, as far as the vocabulary has them. `seed` and
-    `observations` are for `encode_trajectory`.
+    In a folder, these are the files of kinds with an ending of their own, such as traces and stores. A folder without
+    such files is read for its JSONL and Parquet files, so that the records that a corpus keeps beside its stores are
+    not read as documents.
+
+    Args:
+        paths: Files and folders.
+        kinds: Kinds of documents to recognize (default: `document_kinds()`).
+
+    Raises:
+        FileNotFoundError: A folder has no such file.
+        ValueError: Standard input is named twice.
     """
-    try:
-        match item.content:
-            case Text(text):
-                return _encode_text(tokenizer, text)
-            case Chat(messages):
-                return TrainingDocument(*tokenizer.encode_chat(messages), {})
-            case Trajectory() as trajectory:
-                return TrainingDocument(*encode_trajectory(tokenizer, trajectory, seed=seed, observations=observations))
-            case StoredTrace(trace=trace):
-                return encode_for_training(tokenizer, trace)
-    except ValueError as error:
-        raise ValueError(f"{item.where}: {error}") from None
+    if sum(str(path) == STDIN for path in paths) > 1:
+        raise ValueError(f"standard input ({STDIN}) is named more than once, but can be read only once")
+    own = tuple(ending for kind in (document_kinds() if kinds is None else kinds) for ending in kind.endings)
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = files_in(path, own) or files_in(path, TABLE_ENDINGS)
+        if not found:
+            known = ", ".join(f"*{ending}" for ending in (*own, *TABLE_ENDINGS))
+            raise FileNotFoundError(2, f"no file in this folder is one of {known}", str(path))
+        yield from found
 
 
-def item_texts(item: Item) -> Iterator[str]:
-    """The texts of a document that are encoded each by itself, for `Tokenizer.train`."""
-    match item.content:
-        case Text(text):
-            yield text
-        case Chat(messages):
-            yield from (message["content"] for message in messages)
-        case Trajectory() as trajectory:
-            yield from (message["content"] for message in trajectory.conversation())
-        case StoredTrace(trace=trace):
-            yield from training_texts(trace)
+def read_items(path: Path, kinds: Sequence[DocumentKind[Any]] | None = None) -> Iterator[Item]:
+    """Yield the documents of a file.
+
+    Args:
+        path: A file that one of the kinds recognizes, a JSONL or Parquet file, or `-` for JSONL on standard input.
+        kinds: Kinds of documents to recognize (default: `document_kinds()`).
+
+    Raises:
+        ValueError: The file is damaged, or no kind recognizes it or one of its rows. The message says where.
+        OSError: The file cannot be read.
+    """
+    kinds = document_kinds() if kinds is None else kinds
+    folder = "stdin" if str(path) == STDIN else path.resolve().parent.name
+    for kind, row, where, content in _contents(path, kinds):
+        source = kind.source(content, row)
+        yield Item(kind, content, folder if source is None else source, where)
 
 
-def _encode_text(tokenizer: Tokenizer, text: str) -> TrainingDocument:
-    special = tokenizer.special_tokens
-    begin, end = (
-        np.array([special[name]] if name in special else [], np.int32)
-        for name in ("<|begin_of_text|>", "<|end_of_text|>")
-    )
-    ids = np.concatenate([begin, tokenizer.encode(text), end])
-    return TrainingDocument(ids, np.ones(len(ids), np.bool_), {})
+def _contents(path: Path, kinds: Sequence[DocumentKind[Any]]) -> Iterator[tuple[DocumentKind[Any], Row, str, Any]]:
+    for kind in kinds:
+        if kind.has_file(path):
+            yield from ((kind, {}, where, content) for where, content in kind.read_file(path))
+            return
+    if not is_table(path):
+        raise ValueError(f"{path}: no document kind recognizes this file")
+    columns = dict.fromkeys(["source", *(name for kind in kinds for name in kind.columns)])
+    for where, row in read_table(path, columns.keys()):
+        found = next((kind for kind in kinds if kind.has_row(row)), None)
+        if found is None:
+            known = [repr(kind.columns[0]) for kind in kinds if kind.columns]
+            raise ValueError(f"{where}: expected one of the columns {', '.join(known)}")
+        content = found.read_row(row, where)
+        if content is not None:
+            yield found, row, where, content
 
 
-def _source(values: dict[str, Any], default: str) -> str:
-    source = values.get("source")
-    return source if isinstance(source, str) else default
+class TextKind(DocumentKind[str]):
+    """Texts, in the column `text`. Every token is in the loss."""
+
+    columns = ("text",)
+
+    def has_row(self, row: Row) -> bool:
+        """Return whether the row has a text."""
+        return isinstance(row.get("text"), str)
+
+    def read_row(self, row: Row, where: str) -> str:
+        """Return the text."""
+        return str(row["text"])
+
+    def encode(self, tokenizer: Tokenizer, content: str) -> TrainingDocument:
+        """Encode the text between `<|begin_of_text|>` and `<|end_of_text|>`, if the vocabulary has these tokens."""
+        special = tokenizer.special_tokens
+        begin, end = (
+            np.array([special[name]] if name in special else [], np.int32) for name in (BEGIN_OF_TEXT, END_OF_TEXT)
+        )
+        ids = np.concatenate([begin, tokenizer.encode(content), end])
+        return TrainingDocument(ids, np.ones(len(ids), np.bool_), {})
+
+    def texts(self, content: str) -> Iterable[str]:
+        """Yield the text."""
+        yield content
 
 
-def _trajectory(value: Any, where: str) -> Trajectory:
-    try:
-        return Trajectory.from_json(json.dumps(value).encode())
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+class ChatKind(DocumentKind[list[dict[str, str]]]):
+    """Chats, in the column `messages`: see `Tokenizer.encode_chat`. The loss is on what the assistant says."""
 
+    columns = ("messages",)
 
-def _messages(value: Any, where: str) -> list[dict[str, str]]:
-    """Messages without the keys that are null, as Parquet has them for all that any message has."""
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise ValueError(f"{where}: messages is no list of objects")
-    messages = [{key: part for key, part in message.items() if part is not None} for message in value]
-    if not all(isinstance(message.get("content"), str) for message in messages):
-        raise ValueError(f"{where}: a message has no content that is a string")
-    return messages
+    def read_row(self, row: Row, where: str) -> list[dict[str, str]]:
+        """Return the messages without keys that are null: Parquet adds every key that any message has.
+
+        Raises:
+            ValueError: The messages are not a list of objects that each have a content.
+        """
+        value = row["messages"]
+        if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+            raise ValueError(f"{where}: expected 'messages' to be a list of objects")
+        messages = [{key: part for key, part in message.items() if part is not None} for message in value]
+        if not all(isinstance(message.get("content"), str) for message in messages):
+            raise ValueError(f"{where}: expected every message to have a string 'content'")
+        return messages
+
+    def encode(self, tokenizer: Tokenizer, content: list[dict[str, str]]) -> TrainingDocument:
+        """Encode the chat."""
+        return TrainingDocument(*tokenizer.encode_chat(content), {})
+
+    def texts(self, content: list[dict[str, str]]) -> Iterable[str]:
+        """Yield the content of every message."""
+        return (message["content"] for message in content)

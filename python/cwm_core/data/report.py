@@ -79,20 +79,42 @@ def packing(
 
     ``options`` are those of ``PackedLoader``. ``progress`` is called with the steps planned so far.
     """
-    figures = {folder: describe(folder) for folder in folders}
+    figures = packing_figures(folders, seq_len, batch_size=batch_size, progress=progress, **options)
     lengths = np.concatenate([Shards(folder).lengths for folder in folders])
-    yield from _figures(figures, lengths)
+    yield from _figures(figures["shards"], lengths)
     yield from _histogram_lines(lengths)
+    longer = figures["longer_documents"]
+    yield f"\nrows        {figures['rows']:,} of {seq_len:,} tokens, in {figures['steps']:,} steps"
+    yield f"longer      {longer:,} documents ({longer / len(lengths):.1%}) are longer than a row"
+    yield f"efficiency  {figures['efficiency']:.3%} of all positions hold a token"
+
+
+def packing_figures(
+    folders: Sequence[str],
+    seq_len: int,
+    *,
+    batch_size: int = 1,
+    progress: Callable[[int], None] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return how one epoch of folders of shards packs: `shards` by folder, `rows`, `steps`, `efficiency`, and so on.
+
+    Takes the arguments of `packing`.
+    """
+    figures = {folder: describe(folder) for folder in folders}
     sources = {folder: (folder, one["tokens"]) for folder, one in figures.items()}
     loader = PackedLoader(sources, seq_len, batch_size=batch_size, epochs=1, **options)
     while loader.skip(_STEPS_AT_A_TIME) == _STEPS_AT_A_TIME:
         if progress:
             progress(loader.stats()["steps"])
     stats = loader.stats()
-    cut = int((lengths > seq_len).sum())
-    yield f"\nrows        {stats['steps'] * batch_size:,} of {seq_len:,} tokens, in {stats['steps']:,} steps"
-    yield f"longer      {cut:,} documents ({cut / len(lengths):.1%}) are longer than a row"
-    yield f"efficiency  {stats['efficiency']:.3%} of all positions hold a token"
+    return {
+        "shards": figures,
+        "rows": stats["steps"] * batch_size,
+        "steps": stats["steps"],
+        "longer_documents": sum(int((Shards(folder).lengths > seq_len).sum()) for folder in folders),
+        "efficiency": stats["efficiency"],
+    }
 
 
 def histogram(lengths: NDArray[np.integer]) -> list[tuple[int, int, int, int]]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cwm_core import _native
-from cwm_core.support.arguments import several
+from cwm_core.support.arguments import reject_single_string
 from cwm_core.support.text import well_formed
 
 Path = str | os.PathLike[str]
@@ -120,7 +120,7 @@ class ShardWriter:
         tells.
         """
         tags = None if source_ids is None else _integers(source_ids)
-        names = [well_formed(source) for source in several(sources, "sources")]
+        names = [well_formed(source) for source in reject_single_string(sources, "sources")]
         self._native.add_many(np.asarray(ids), _integers(offsets), _mask(loss_mask), names, tags)
 
     def close(self) -> None:

@@ -32,7 +32,7 @@ def encode_for_training(tokenizer: Tokenizer, trace: Trace) -> TrainingDocument:
     within frames. Raises ValueError as `Tokenizer.encode_trace`.
     """
     ids, parts, context = tokenizer.trace_tokens(trace)
-    # The first frame ends with the <|frame_sep|> behind its last part.
+    # FRAME_SEP follows the last part of the first frame.
     prompt = parts[0, :, 1].max() + 1 if len(parts) else context
     spans = {"context": np.array([[0, context]], np.int32)}
     for number, label in enumerate(("state", "action", "value")):

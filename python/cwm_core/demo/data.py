@@ -8,7 +8,7 @@ from itertools import count, islice
 from pathlib import Path
 
 from ..corpus.algorithms import ALGORITHMS
-from ..corpus.generator import Program, generate
+from ..corpus.generator import GeneratedProgram, generate
 from ..corpus.split import distinct
 from ..data import ShardWriter
 from ..data.traces import encode_for_training, training_texts
@@ -21,7 +21,7 @@ HELD_OUT_SEEDS = 10**9
 MAX_FRAMES = 200
 
 
-def programs(recipe: Recipe) -> tuple[list[Program], list[Program]]:
+def programs(recipe: Recipe) -> tuple[list[GeneratedProgram], list[GeneratedProgram]]:
     """Programs to train on and to predict: no two of them, across both lists, share a text, not even up to names.
 
     The calls of a classic algorithm share its code; all of them are in the first list.
@@ -39,7 +39,7 @@ def programs(recipe: Recipe) -> tuple[list[Program], list[Program]]:
     return train, held_out
 
 
-def record(programs: Iterable[Program]) -> list[Trace]:
+def record(programs: Iterable[GeneratedProgram]) -> list[Trace]:
     """The executions of programs, by the native recorder."""
     recorder = Recorder(max_frames=MAX_FRAMES)
     return [recorder.record_source(program.code, program.call) for program in programs]

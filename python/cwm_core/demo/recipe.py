@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..tokenizer.special_tokens import PAD, TRACE_TOKENS
+
 # Splits the parts of a trace where copying happens: names and values apart from the JSON around them, the beginning of
 # a statement as one piece, each digit and capital letter alone.
 PATTERN = (
@@ -15,19 +17,7 @@ PATTERN = (
     r"""|[A-Z]?[a-z_]+\(?|[A-Z]|[0-9]{1,2}|[^\sA-Za-z0-9]*\n|[^\sA-Za-z0-9]+ ?|\s+"""
 )
 
-SPECIAL_TOKENS = (
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|trace_context_start|>",
-    "<|frame_sep|>",
-    "<|action_sep|>",
-    "<|return_sep|>",
-    "<|call_sep|>",
-    "<|line_sep|>",
-    "<|exception_sep|>",
-    "<|arg_sep|>",
-    "<|pad|>",
-)
+SPECIAL_TOKENS = (*TRACE_TOKENS, PAD)
 
 
 @dataclass(frozen=True)
@@ -47,14 +37,14 @@ class Recipe:
     seed: int = 0
     model: dict[str, object] = field(
         default_factory=lambda: {
-            "width": 128,
-            "ffn_width": 384,
-            "layers": 4,
-            "heads": 4,
-            "kv_heads": 2,
-            "head_size": 32,
-            "global_every": 2,
-            "window": 64,
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "full_attention_interval": 2,
+            "sliding_window": 64,
         }
     )
     training: dict[str, object] = field(

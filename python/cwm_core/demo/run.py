@@ -21,6 +21,7 @@ from ..evaluation import TraceScores, mean_scores, next_line_baseline, score_tra
 from ..inference import Engine, Prediction, predict_states, predict_traces
 from ..model import ModelConfig, Transformer
 from ..tokenizer import Tokenizer
+from ..tokenizer.special_tokens import CALL_SEP, END_OF_TEXT, FRAME_SEP
 from ..trace import Trace
 from ..training import Progress, TrainConfig, Trainer
 from ..training.report import show_progress
@@ -33,10 +34,10 @@ THREADS = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m cwm_core.demo", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for everything the demo writes")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for everything the demo writes")
     parser.add_argument("--short", action="store_true", help="the same in about a minute, with worse scores")
     options = parser.parse_args(arguments)
-    Demo(SHORT if options.short else FULL, options.out, Console()).run()
+    Demo(SHORT if options.short else FULL, options.output, Console()).run()
     return 0
 
 
@@ -107,9 +108,9 @@ class Demo:
         torch.manual_seed(recipe.seed)
         config = ModelConfig(
             vocab_size=tokenizer.vocab_size,
-            stop_tokens=tokenizer.stop_tokens,
-            bos_token=tokenizer.bos_token,
-            max_length=4 * recipe.seq_len,
+            eos_token_id=tokenizer.stop_tokens,
+            bos_token_id=tokenizer.bos_token,
+            max_position_embeddings=4 * recipe.seq_len,
             **recipe.model,
         )
         trained, untrained = Transformer(config), Transformer(config)
@@ -183,15 +184,15 @@ def initialize(model: Transformer) -> None:
         elif name == "lm_head.weight":
             torch.nn.init.zeros_(parameter)
         elif parameter.dim() == 2 and not name.endswith(("o_proj.weight", "down_proj.weight")):
-            torch.nn.init.normal_(parameter, std=model.config.width**-0.5)
+            torch.nn.init.normal_(parameter, std=model.config.hidden_size**-0.5)
 
 
 def with_first_frame(trace: Trace, prediction: Prediction) -> Trace:
     """A prediction as a trace of its own: the context and the frame of the prompt, then the predicted frames."""
     text = trace.to_text()
-    end = text.index("<|frame_sep|>", text.index("<|call_sep|>")) + len("<|frame_sep|>")
-    frames = prediction.parsed.trace.to_text().partition("<|frame_sep|>")[2]
-    return Trace.parse(text[:end] + frames.removesuffix("<|end_of_text|>")).trace
+    end = text.index(FRAME_SEP, text.index(CALL_SEP)) + len(FRAME_SEP)
+    frames = prediction.parsed.trace.to_text().partition(FRAME_SEP)[2]
+    return Trace.parse(text[:end] + frames.removesuffix(END_OF_TEXT)).trace
 
 
 def _mean(traces: list[Trace], predictions: list[Prediction]) -> TraceScores:

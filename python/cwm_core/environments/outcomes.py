@@ -23,7 +23,8 @@ CHUNK = 32 << 10  # bytes read at a time: less than any backend keeps of a comma
 MAX_REPORT_BYTES = 64 << 20
 READ_SECONDS = 60.0
 
-# The tests' own output goes to stderr, so that stdout is the report's alone.
+# Another command reads the report, after every process of this one has ended: code under test can write to the output
+# of its parents.
 SCRIPT = """
 box=$(mktemp -d) && cat > "$box/{plugin}.py" || exit 125
 export CWM_PYTEST_ADDOPTS="${{PYTEST_ADDOPTS:-}}" CWM_PYTHONPATH="${{PYTHONPATH:-}}"
@@ -33,7 +34,8 @@ export PYTEST_ADDOPTS="${{PYTEST_ADDOPTS:-}} -p {plugin} --continue-on-collectio
 ( {command}
 ) </dev/null >&2
 code=$?
-mv "$box/report" {kept} 2>/dev/null && head -c {chunk} {kept} && [ "$(wc -c < {kept})" -ge {chunk} ] || rm -f {kept}
+rm -rf {kept}
+mv "$box/report" {kept} 2>/dev/null
 rm -rf "$box"
 exit $code
 """
@@ -108,17 +110,14 @@ def _reported(
         plugin=plugin,
         command=command,
         kept=kept,
-        chunk=CHUNK,
         hash_seed=hash_seed,
         names=f" CWM_NAMES={shlex.quote(names)}" if names else "",
     )
     completed = machine.run(script, stdin=source, seconds=seconds)
-    data = completed.stdout
-    if completed.exceeded or not data:
+    data = b"" if completed.exceeded else read_file(machine, kept)
+    machine.run(f"rm -rf {kept}", seconds=READ_SECONDS)
+    if not data:
         return completed, None
-    if len(data) >= CHUNK:
-        data += _read(machine, kept, CHUNK)
-        machine.run(f"rm -f {kept}", seconds=READ_SECONDS)
     try:
         report = json.loads(zlib.decompressobj().decompress(data, MAX_REPORT_BYTES))
     except (zlib.error, ValueError, RecursionError):
@@ -128,13 +127,9 @@ def _reported(
 
 def read_file(machine: Machine, path: str) -> bytes:
     """The content of a file of a machine, of any size; empty where there is none."""
-    return _read(machine, path, 0)
-
-
-def _read(machine: Machine, path: str, start: int) -> bytes:
     data = bytearray()
-    while start + len(data) < MAX_REPORT_BYTES:
-        command = f"tail -c +{start + len(data) + 1} -- {shlex.quote(path)} | head -c {CHUNK}"
+    while len(data) < MAX_REPORT_BYTES:
+        command = f"tail -c +{len(data) + 1} -- {shlex.quote(path)} | head -c {CHUNK}"
         chunk = machine.run(command, seconds=READ_SECONDS).stdout
         data += chunk
         if len(chunk) < CHUNK:

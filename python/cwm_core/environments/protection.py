@@ -6,6 +6,7 @@ by itself needs no entry in a list of such files, also where a later version of 
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ class Rules:
             (where.suffix in CONFIGURATION, "configuration"),
             (where.name in LOADED or where.suffix in UNREVIEWABLE, "loaded by Python or pytest by itself"),
             (not self.protected.isdisjoint({where, *where.parents}) or _has_test_name(path), "a test, or protected"),
+            (any(self._is_test_module(folder) for folder in where.parents), "a package that hides a test"),
             (unknown and where in self.scripts, "run by the test command"),
             (unknown and is_test(path), "in a folder of tests"),
             (
@@ -100,6 +102,11 @@ class Rules:
             ),
         )
         return next((reason for applies, reason in checks if applies), None)
+
+    def _is_test_module(self, folder: PurePosixPath) -> bool:
+        """Return whether a package `folder` would be imported in place of a test beside it."""
+        module = folder.parent / f"{folder.name}.py"
+        return bool(folder.name) and (module in self.protected or _has_test_name(str(module)))
 
     def import_name(self, path: str, packages: Mapping[str, bool]) -> str | None:
         """Return the path, without suffix, under which a new file could be imported from a folder of the original tree.
@@ -116,7 +123,8 @@ class Rules:
         if where in self.solution or where.suffix not in MODULES:
             return None
         folder = next(folder for folder in where.parents if str(folder) in packages or not folder.parts)
-        if folder.parts and packages[str(folder)]:
+        # A folder that the test command names, as in `cd pkg && pytest`, may be where Python looks for modules.
+        if folder.parts and packages[str(folder)] and folder not in self.scripts:
             return None
         if where.name == "__init__.py" and where.parent == folder and folder not in self.above_tests:
             return None
@@ -129,8 +137,12 @@ def _paths(names: Iterable[str]) -> frozenset[PurePosixPath]:
 
 
 def _words(task: Task) -> list[str]:
-    """Return the words of the test command, some of which may be scripts."""
+    """Return the words of the test command that may name scripts or folders, and the files of modules after `-m`."""
     try:
-        return [word for word in shlex.split(task.test_command) if word.strip("./")]
+        words = shlex.split(task.test_command, comments=True)
     except ValueError:
-        return []
+        words = task.test_command.split()
+    words = [word.strip("();&|") for word in words]
+    modules = [word.replace(".", "/") for option, word in itertools.pairwise(words) if option == "-m"]
+    files = [f"{module}{end}" for module in modules for end in (".py", "/__init__.py", "/__main__.py")]
+    return [word for word in (*words, *files) if word.strip("./")]

@@ -29,7 +29,7 @@ class WorkerError(RuntimeError):
     """An environment in another process failed; says what it said."""
 
 
-class Worker(Protocol):
+class EnvironmentWorker(Protocol):
     """An environment elsewhere."""
 
     def start(self, task: Task) -> str:
@@ -73,18 +73,22 @@ class ProcessWorker:
             os.close(watched)
         self._closing = threading.Lock()
         try:
-            self._connection.send((sys.path, backend, dict(options)))
+            # First the path: what comes next may be of modules that are found only there.
+            self._connection.send([*sys.path, os.getcwd()])
+            self._connection.send((backend, dict(options)))
         except BaseException:
             self.close()
             raise
 
     def start(self, task: Task) -> str:
-        """See `Worker.start`."""
-        return self._ask("start", task)
+        """See `EnvironmentWorker.start`."""
+        observation: str = self._ask("start", task)
+        return observation
 
     def step(self, action: str) -> Transition:
-        """See `Worker.step`."""
-        return self._ask("step", action)
+        """See `EnvironmentWorker.step`."""
+        transition: Transition = self._ask("step", action)
+        return transition
 
     def _ask(self, what: str, argument: Any) -> Any:
         try:
@@ -108,7 +112,7 @@ class ProcessWorker:
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
     def close(self) -> None:
-        """See `Worker.close`."""
+        """See `EnvironmentWorker.close`."""
         with self._closing:
             if self._lifeline >= 0:
                 os.close(self._lifeline)
@@ -127,7 +131,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit an ignored one
     with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):
         threading.Thread(target=_interrupt_at_end_of, args=(watched,), daemon=True).start()
-        sys.path[:], backend, options = connection.recv()
+        sys.path[:] = connection.recv()
+        backend, options = connection.recv()
         with Environment(backend, **options) as environment:
             while True:
                 what, argument = connection.recv()
@@ -159,17 +164,19 @@ class RayWorker:
         """Ask Ray for a place that has `cpus` processors left."""
         import ray
 
-        self._ray = ray
-        actor = ray.remote(num_cpus=cpus, max_restarts=0)(ProcessWorker)
-        self._actor = actor.remote(backend, dict(options), seconds)
+        self._ray: Any = ray
+        actor: Any = ray.remote(num_cpus=cpus, max_restarts=0)(ProcessWorker)
+        self._actor: Any = actor.remote(backend, dict(options), seconds)
 
     def start(self, task: Task) -> str:
-        """See `Worker.start`."""
-        return self._get(self._actor.start.remote(task))
+        """See `EnvironmentWorker.start`."""
+        observation: str = self._get(self._actor.start.remote(task))
+        return observation
 
     def step(self, action: str) -> Transition:
-        """See `Worker.step`."""
-        return self._get(self._actor.step.remote(action))
+        """See `EnvironmentWorker.step`."""
+        transition: Transition = self._get(self._actor.step.remote(action))
+        return transition
 
     def _get(self, reference: Any) -> Any:
         try:
@@ -180,7 +187,7 @@ class RayWorker:
             raise WorkerError(f"{type(error).__name__}: {error}") from None
 
     def close(self) -> None:
-        """See `Worker.close`. The actor's end is that of the process it started."""
+        """See `EnvironmentWorker.close`. The actor's end is that of the process it started."""
         self._ray.kill(self._actor)
 
 

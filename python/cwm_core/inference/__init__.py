@@ -1,7 +1,4 @@
-"""Running models: generation with a key/value cache, prediction of executions, a debugger of them, and a server.
-
-Needs PyTorch.
-"""
+"""Generate with a key-value cache, predict executions, and serve models. Requires PyTorch."""
 
 from .cache import cache_bytes
 from .constraint import Constraint
@@ -9,7 +6,7 @@ from .engine import Engine
 from .grammar import TraceConstraint, TraceGrammar
 from .prediction import (
     Guide,
-    Output,
+    PredictedOutput,
     Prediction,
     predict_guided,
     predict_output,
@@ -17,28 +14,32 @@ from .prediction import (
     predict_step,
     predict_trace,
     predict_traces,
-    trace_prompt,
 )
-from .requests import Event, Generation, Handle, Request
+from .prompts import chat_prompt, completion_prompt, recorded_prompt, trace_prompt
+from .requests import Event, FinishReason, Generation, Handle, Request
 
 __all__ = [
     "Constraint",
     "Engine",
     "Event",
+    "FinishReason",
     "Generation",
     "Guide",
     "Handle",
-    "Output",
+    "PredictedOutput",
     "Prediction",
     "Request",
     "TraceConstraint",
     "TraceGrammar",
     "cache_bytes",
+    "chat_prompt",
+    "completion_prompt",
     "predict_guided",
     "predict_output",
     "predict_states",
     "predict_step",
     "predict_trace",
     "predict_traces",
+    "recorded_prompt",
     "trace_prompt",
 ]

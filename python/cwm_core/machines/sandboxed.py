@@ -1,4 +1,4 @@
-"""Machines of this machine: copied work trees in a sandbox, no Docker needed."""
+"""Run machines as copies of folders in a sandbox of this host, without Docker."""
 
 import os
 import shutil
@@ -17,20 +17,20 @@ LIMITS = process.Limits(
 
 
 class SandboxBackend:
-    """Opens machines over copies of tasks' folders."""
+    """Opens machines on copies of the tasks' folders."""
 
     def __init__(
         self,
-        kind: process.Sandbox = "bubblewrap",
+        sandbox: process.Sandbox = "bubblewrap",
         *,
         limits: process.Limits = LIMITS,
         readable: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
-        """Choose a backend of `sandbox`; `readable` paths (of interpreters, say) are shown read-only to commands."""
-        self.kind, self.limits, self.readable = kind, limits, tuple(readable)
+        """Choose the kind of sandbox. Commands can read the paths `readable`, such as those of interpreters."""
+        self.sandbox, self.limits, self.readable = sandbox, limits, tuple(readable)
 
     def open(self, task: Workspace) -> "SandboxMachine":
-        """A fresh copy of the task's folder, its `patch` applied; see `Backend.open`."""
+        """Copy the task's folder and apply its `patch`; see `Backend.open`."""
         if task.folder is None:
             raise ValueError(f"task {task.name} has no folder: the sandbox cannot open Docker images")
         machine = SandboxMachine(self, task.folder)
@@ -43,7 +43,7 @@ class SandboxBackend:
 
 
 class SandboxMachine:
-    """A copy of a folder, which commands may write in a sandbox; see `Machine`."""
+    """A copy of a folder, in which sandboxed commands can write; see `Machine`."""
 
     def __init__(self, backend: SandboxBackend, folder: str | os.PathLike[str]) -> None:
         """Copy the folder."""
@@ -63,7 +63,7 @@ class SandboxMachine:
 
         def start() -> process.Process:
             return process.Process(
-                ARGV, folder=self.root, limits=b.limits, backend=b.kind, env=self._env, readable=b.readable
+                ARGV, folder=self.root, limits=b.limits, sandbox=b.sandbox, env=self._env, readable=b.readable
             )
 
         self._shells.append(Shell(start, output_bytes=b.limits.output_bytes))
@@ -82,7 +82,7 @@ class SandboxMachine:
             stdin=stdin,
             limits=limits,
             folder=self.root,
-            backend=b.kind,
+            sandbox=b.sandbox,
             env=self._env,
             readable=b.readable,
         )

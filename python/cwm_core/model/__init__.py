@@ -1,13 +1,13 @@
 """The transformer, its configuration, and its weights on disk. Needs PyTorch."""
 
 from .attention import attention
-from .config import ModelConfig, RopeConfig, preset
+from .config import ModelConfig, RopeParameters, preset
 from .initialization import initialize
 from .loss import Loss, cross_entropy
 from .transformer import Transformer
 from .weights import load, load_into, read_config, save
 
 __all__ = [
-    "Loss", "ModelConfig", "RopeConfig", "Transformer", "attention", "cross_entropy", "initialize", "load", "load_into",
-    "preset", "read_config", "save",
+    "Loss", "ModelConfig", "RopeParameters", "Transformer", "attention", "cross_entropy", "initialize", "load",
+    "load_into", "preset", "read_config", "save",
 ]  # fmt: skip

@@ -1,117 +1,155 @@
-"""The shape of a model, and its translation to and from Hugging Face's `config.json` of `model_type: cwm`."""
+"""Shape of a model, and its translation to and from the `config.json` of Hugging Face's `CwmForCausalLM`."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
+
+from ..support.arguments import convert_fields
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
 
-# The vocabulary of Llama-3 and of the released checkpoints, with the ids that their `config.json` lists.
+# The vocabulary of Llama 3 and of the released checkpoints, with the token ids that their `config.json` lists.
 LLAMA3_VOCABULARY = 128_256
 BOS_TOKEN = 128_000
 STOP_TOKENS = (128001, 128008, 128009)
 
-
-_SIZES = ("vocab_size", "width", "ffn_width", "layers", "heads", "kv_heads", "head_size", "window")
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "sliding_window", "full_attention_interval", "max_position_embeddings",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class RopeConfig:
-    """Rotary positions with Llama-3 scaling (arXiv 2407.21783, the released configuration's `rope_parameters`).
+class RopeParameters:
+    """Rotary positions with Llama 3 scaling: `rope_parameters` of Hugging Face (arXiv 2407.21783).
 
-    Wavelengths shorter than `original_length / high_freq_factor` tokens are kept, those longer than
-    `original_length / low_freq_factor` are stretched by `factor`, and those between are interpolated.
+    Wavelengths shorter than `original_max_position_embeddings / high_freq_factor` tokens stay, wavelengths longer than
+    `original_max_position_embeddings / low_freq_factor` are multiplied by `factor`, and those between are interpolated.
+
+    Raises:
+        ValueError: A number is not positive or not finite, or `low_freq_factor` is not below `high_freq_factor`.
     """
 
-    theta: float = 1_000_000.0
+    rope_theta: float = 1_000_000.0
+    """Base of the wavelengths."""
     factor: float = 16.0
+    """Factor by which long wavelengths are stretched; 1 disables scaling."""
     low_freq_factor: float = 1.0
+    """Turns within the original context below which a wavelength is fully stretched."""
     high_freq_factor: float = 4.0
-    original_length: int = 8192
+    """Turns within the original context above which a wavelength stays."""
+    original_max_position_embeddings: int = 8192
+    """Context length in tokens before stretching."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for numbers that no positions follow from."""
-        for name in ("theta", "factor", "low_freq_factor", "high_freq_factor", "original_length"):
-            _check_positive(f"rope.{name}", getattr(self, name))
+        """Check the values."""
+        convert_fields(self)
+        for parameter in fields(self):
+            _check_positive(f"rope_parameters.{parameter.name}", getattr(self, parameter.name))
         if self.low_freq_factor >= self.high_freq_factor:
             raise ValueError(
-                f"rope.low_freq_factor ({self.low_freq_factor}) must be below rope.high_freq_factor "
-                f"({self.high_freq_factor})"
+                f"rope_parameters.low_freq_factor ({self.low_freq_factor}) must be below "
+                f"rope_parameters.high_freq_factor ({self.high_freq_factor})"
             )
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a decoder-only transformer whose layers attend globally or within a window.
+    """Sizes of a decoder-only transformer whose layers attend globally or within a sliding window.
 
-    `layer_windows` is the window of each layer, in tokens with the token itself, None where the layer is global. Left
-    empty, it is made from `global_every` and `window`: with 4, layers 0, 4, 8, ... are global.
+    Fields have the names of Hugging Face's `config.json`. The defaults are those of the released 32 B model.
 
-    `stop_tokens` and `bos_token` belong to a vocabulary: take them from the tokenizer's properties of the same names.
-    Left out, they are Llama-3's for a vocabulary of its size, and none for any other.
-
-    Raises ValueError when sizes contradict each other, and for a stop token or `bos_token` outside the vocabulary.
+    Raises:
+        ValueError: Sizes contradict each other, or a token id is outside the vocabulary.
     """
 
     vocab_size: int = LLAMA3_VOCABULARY
-    width: int = 6144
-    ffn_width: int = 21_504
-    layers: int = 64
-    heads: int = 48
-    kv_heads: int = 8
-    head_size: int = 128
-    window: int = 8192
-    global_every: int = field(default=4, compare=False)
+    """Rows of the embedding and of the output layer."""
+    hidden_size: int = 6144
+    """Width of the residual stream."""
+    intermediate_size: int = 21_504
+    """Width of the feed-forward blocks."""
+    num_hidden_layers: int = 64
+    """Layers."""
+    num_attention_heads: int = 48
+    """Query heads of a layer."""
+    num_key_value_heads: int = 8
+    """Key and value heads of a layer; must divide `num_attention_heads`."""
+    head_dim: int = 128
+    """Size of a head; must be even."""
+    sliding_window: int = 8192
+    """Window in tokens of layers that do not attend globally, the token itself included."""
+    full_attention_interval: int = field(default=4, compare=False)
+    """Distance between global layers: with 4, layers 0, 4, 8, ... are global. Ignored if `layer_windows` is set."""
     layer_windows: tuple[int | None, ...] = ()
-    max_length: int = 131_072
-    norm_eps: float = 1e-5
-    rope: RopeConfig = field(default_factory=RopeConfig)
-    stop_tokens: tuple[int, ...] = None  # type: ignore[assignment]  # `__post_init__` fills it in
-    bos_token: int | None = None
-    tied: bool = False
-    """Whether the output layer is the embedding."""
-    vocabulary: str | None = field(default=None, compare=False)
-    """`Tokenizer.fingerprint` of the vocabulary that the model is trained on; None if it is not known."""
+    """Window of each layer in tokens, None for a global layer (`layer_types` of Hugging Face); empty: derived from
+    `full_attention_interval` and `sliding_window`."""
+    max_position_embeddings: int = 131_072
+    """Longest context in tokens."""
+    rms_norm_eps: float = 1e-5
+    """Number added to the variance in RMSNorm."""
+    rope_parameters: RopeParameters = field(default_factory=RopeParameters)
+    """Rotary positions."""
+    eos_token_id: tuple[int, ...] = None  # type: ignore[assignment]  # `__post_init__` fills it in
+    """Ids of all tokens that end a generation: take `Tokenizer.stop_tokens`. Defaults to those of Llama 3 for a
+    vocabulary of its size, else to none."""
+    bos_token_id: int | None = None
+    """Id of the first token of a sequence: take `Tokenizer.bos_token`. Defaults as `eos_token_id`."""
+    tie_word_embeddings: bool = False
+    """Whether the output layer shares the weights of the embedding."""
+    vocabulary_fingerprint: str | None = field(default=None, compare=False)
+    """`Tokenizer.fingerprint` of the vocabulary that the model is trained on; None if unknown."""
 
     def __post_init__(self) -> None:
-        """Fill in what was left out, and check the values."""
-        for name in (*_SIZES, "global_every", "max_length"):
+        """Fill in defaults and check the values."""
+        convert_fields(self)
+        for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        _check_positive("norm_eps", self.norm_eps)
-        if self.stop_tokens is None:
+        _check_positive("rms_norm_eps", self.rms_norm_eps)
+        if self.eos_token_id is None:
             is_llama3 = self.vocab_size == LLAMA3_VOCABULARY
-            object.__setattr__(self, "stop_tokens", STOP_TOKENS if is_llama3 else ())
-            if self.bos_token is None and is_llama3:
-                object.__setattr__(self, "bos_token", BOS_TOKEN)
+            object.__setattr__(self, "eos_token_id", STOP_TOKENS if is_llama3 else ())
+            if self.bos_token_id is None and is_llama3:
+                object.__setattr__(self, "bos_token_id", BOS_TOKEN)
         if not self.layer_windows:
-            windows = tuple(None if i % self.global_every == 0 else self.window for i in range(self.layers))
+            windows = tuple(
+                None if i % self.full_attention_interval == 0 else self.sliding_window
+                for i in range(self.num_hidden_layers)
+            )
             object.__setattr__(self, "layer_windows", windows)
         self._check_sizes()
         self._check_tokens()
 
     def _check_sizes(self) -> None:
-        if len(self.layer_windows) != self.layers:
-            raise ValueError(f"layer_windows has {len(self.layer_windows)} entries for {self.layers} layers")
+        if len(self.layer_windows) != self.num_hidden_layers:
+            raise ValueError(
+                f"layer_windows has {len(self.layer_windows)} entries for {self.num_hidden_layers} layers: "
+                "expected one entry for each layer"
+            )
         for window in self.layer_windows:
             if window is not None and window < 1:
                 raise ValueError(f"a window of layer_windows must be at least 1 or None, got {window}")
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        if self.head_size % 2:
-            raise ValueError(f"head_size must be even for rotary positions, got {self.head_size}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
+                f"({self.num_key_value_heads})"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
 
     def _check_tokens(self) -> None:
-        for token in (*self.stop_tokens, *(() if self.bos_token is None else (self.bos_token,))):
-            name = "a stop token" if token in self.stop_tokens else "bos_token"
+        for token in (*self.eos_token_id, *(() if self.bos_token_id is None else (self.bos_token_id,))):
+            name = "eos_token_id" if token in self.eos_token_id else "bos_token_id"
             if type(token) is not int:
                 raise ValueError(f"{name} must be a token id, got {token!r}")
             if not 0 <= token < self.vocab_size:
                 raise ValueError(
-                    f"{name} {token} is outside the vocabulary of {self.vocab_size}: use those of the model's tokenizer"
+                    f"{name} {token} is outside the vocabulary of {self.vocab_size}: use the ids of the model's "
+                    "tokenizer"
                 )
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
@@ -124,82 +162,74 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> ModelConfig:
-        """Read the dictionary in a `config.json` of Hugging Face; raises ValueError where this model computes less."""
+        """Return the configuration that the dictionary of a `config.json` describes.
+
+        Raises:
+            KeyError: A key is missing.
+            ValueError: The file describes a model that this package does not implement.
+        """
         if config.get("model_type") != "cwm":
             raise ValueError(f"config.json has model_type {config.get('model_type')!r}, expected 'cwm'")
-        # Before version 5, transformers wrote the scaling by itself.
+        # Before version 5, transformers wrote rope_theta and rope_scaling as separate keys.
         rope = config.get("rope_parameters") or {"rope_theta": config["rope_theta"], **config["rope_scaling"]}
         stop_tokens = config.get("eos_token_id") or ()
         stop_tokens = (stop_tokens,) if isinstance(stop_tokens, int) else tuple(stop_tokens)
         bos_token = config.get("bos_token_id")
-        if config["vocab_size"] <= BOS_TOKEN:  # transformers writes Llama-3's into every model that names none
+        if config["vocab_size"] <= BOS_TOKEN:  # transformers writes the ids of Llama 3 into every model without ids
             stop_tokens = () if stop_tokens == STOP_TOKENS else stop_tokens
             bos_token = None if bos_token == BOS_TOKEN else bos_token
         expected = {"hidden_act": "silu", "mlp_bias": False, "attention_dropout": 0.0}
         for name, value in expected.items():
             if config.get(name, value) != value:
-                raise ValueError(f"config.json has {name} = {config[name]!r}, this model computes only {value!r}")
+                raise ValueError(f"config.json has {name} = {config[name]!r}, expected {value!r}")
         if rope.get("rope_type") != "llama3":
-            raise ValueError(f"config.json has rope_type {rope.get('rope_type')!r}, this model computes only 'llama3'")
-        kinds = {"full_attention": None, "sliding_attention": config["sliding_window"]}
+            raise ValueError(f"config.json has rope_type {rope.get('rope_type')!r}, expected 'llama3'")
+        windows = {"full_attention": None, "sliding_attention": config["sliding_window"]}
         return cls(
             vocab_size=config["vocab_size"],
-            width=config["hidden_size"],
-            ffn_width=config["intermediate_size"],
-            layers=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            kv_heads=config["num_key_value_heads"],
-            head_size=config["head_dim"],
-            window=config["sliding_window"],
-            layer_windows=tuple(kinds[kind] for kind in config["layer_types"]),
-            max_length=config["max_position_embeddings"],
-            norm_eps=config["rms_norm_eps"],
-            rope=RopeConfig(
-                theta=rope["rope_theta"],
-                factor=rope["factor"],
-                low_freq_factor=rope["low_freq_factor"],
-                high_freq_factor=rope["high_freq_factor"],
-                original_length=rope["original_max_position_embeddings"],
-            ),
-            stop_tokens=stop_tokens,
-            bos_token=bos_token,
-            tied=config.get("tie_word_embeddings", False),
-            vocabulary=config.get("vocabulary_fingerprint"),
+            hidden_size=config["hidden_size"],
+            intermediate_size=config["intermediate_size"],
+            num_hidden_layers=config["num_hidden_layers"],
+            num_attention_heads=config["num_attention_heads"],
+            num_key_value_heads=config["num_key_value_heads"],
+            head_dim=config["head_dim"],
+            sliding_window=config["sliding_window"],
+            layer_windows=tuple(windows[kind] for kind in config["layer_types"]),
+            max_position_embeddings=config["max_position_embeddings"],
+            rms_norm_eps=config["rms_norm_eps"],
+            rope_parameters=RopeParameters(**{key.name: rope[key.name] for key in fields(RopeParameters)}),
+            eos_token_id=stop_tokens,
+            bos_token_id=bos_token,
+            tie_word_embeddings=config.get("tie_word_embeddings", False),
+            vocabulary_fingerprint=config.get("vocabulary_fingerprint"),
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The dictionary to write as Hugging Face's `config.json`; `from_hf` reads it back unchanged."""
+        """Return the dictionary to write as Hugging Face's `config.json`, which `from_hf` reads back unchanged."""
         return {
             "architectures": ["CwmForCausalLM"],
             "model_type": "cwm",
             "vocab_size": self.vocab_size,
-            "hidden_size": self.width,
-            "intermediate_size": self.ffn_width,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
             "hidden_act": "silu",
             "mlp_bias": False,
             "attention_dropout": 0.0,
-            "tie_word_embeddings": self.tied,
-            "sliding_window": self.window,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "sliding_window": self.sliding_window,
             "layer_types": ["full_attention" if w is None else "sliding_attention" for w in self.layer_windows],
-            "max_position_embeddings": self.max_length,
-            "rms_norm_eps": self.norm_eps,
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": self.rope.theta,
-                "factor": self.rope.factor,
-                "low_freq_factor": self.rope.low_freq_factor,
-                "high_freq_factor": self.rope.high_freq_factor,
-                "original_max_position_embeddings": self.rope.original_length,
-            },
-            # Left out where there is none: transformers refuses a null, or takes it for the ids of Llama-3.
-            **({} if self.bos_token is None else {"bos_token_id": self.bos_token}),
-            **({"eos_token_id": list(self.stop_tokens)} if self.stop_tokens else {}),
-            # A key of ours, which other readers ignore.
-            **({"vocabulary_fingerprint": self.vocabulary} if self.vocabulary else {}),
+            "max_position_embeddings": self.max_position_embeddings,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_parameters": {"rope_type": "llama3", **vars(self.rope_parameters)},
+            # Without a value the key is left out: transformers rejects null, or replaces it with the ids of Llama 3.
+            **({} if self.bos_token_id is None else {"bos_token_id": self.bos_token_id}),
+            **({"eos_token_id": list(self.eos_token_id)} if self.eos_token_id else {}),
+            # Not a key of Hugging Face: other readers ignore it.
+            **({"vocabulary_fingerprint": self.vocabulary_fingerprint} if self.vocabulary_fingerprint else {}),
         }
 
 
@@ -210,21 +240,31 @@ def _check_positive(name: str, value: float) -> None:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "cwm-32b": {},
-    # 1.4 billion parameters: with AdamW 23 GB, so that one GPU of 80 GB trains it.
-    "cwm-1b": {"width": 2048, "ffn_width": 7168, "layers": 16, "heads": 16, "kv_heads": 4},
+    # 1.4 billion parameters: with AdamW 23 GB, so one GPU of 80 GB trains it.
+    "cwm-1b": {
+        "hidden_size": 2048, "intermediate_size": 7168, "num_hidden_layers": 16, "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+    },
     "tiny": {
-        "vocab_size": 4096, "width": 128, "ffn_width": 384, "layers": 4, "heads": 4, "kv_heads": 2, "head_size": 32,
-        "window": 512, "max_length": 16_384, "stop_tokens": (),
+        "vocab_size": 4096, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "sliding_window": 512,
+        "max_position_embeddings": 16_384, "eos_token_id": (),
     },
     "small": {
-        "vocab_size": 4096, "width": 256, "ffn_width": 768, "layers": 8, "heads": 8, "kv_heads": 4, "head_size": 32,
-        "window": 512, "max_length": 16_384, "stop_tokens": (),
+        "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "sliding_window": 512,
+        "max_position_embeddings": 16_384, "eos_token_id": (),
     },
 }  # fmt: skip
+"""Fields that each preset changes."""
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:
-    """A named configuration ("cwm-32b", "cwm-1b", "small", "tiny") with `changes` applied; ValueError for another."""
+    """Return the configuration "cwm-32b", "cwm-1b", "small" or "tiny" with `changes` to its fields.
+
+    Raises:
+        ValueError: `name` is unknown, or the changed sizes contradict each other.
+    """
     if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
+        raise ValueError(f"unknown preset {name!r}: expected one of {', '.join(sorted(PRESETS))}")
     return ModelConfig(**(PRESETS[name] | changes))

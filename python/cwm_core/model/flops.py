@@ -10,9 +10,13 @@ from . import ModelConfig
 
 def layer_matrices(model: ModelConfig) -> list[tuple[int, int]]:
     """Rows and columns of the weight matrices of one layer."""
-    q, kv = model.heads * model.head_size, model.kv_heads * model.head_size
-    projections = [(q, model.width), (kv, model.width), (kv, model.width), (model.width, q)]
-    return [*projections, *[(model.ffn_width, model.width)] * 2, (model.width, model.ffn_width)]
+    q, kv = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
+    projections = [(q, model.hidden_size), (kv, model.hidden_size), (kv, model.hidden_size), (model.hidden_size, q)]
+    return [
+        *projections,
+        *[(model.intermediate_size, model.hidden_size)] * 2,
+        (model.hidden_size, model.intermediate_size),
+    ]
 
 
 def layer_weights(model: ModelConfig) -> int:
@@ -22,8 +26,8 @@ def layer_weights(model: ModelConfig) -> int:
 
 def parameters(model: ModelConfig) -> int:
     """All weights of `Transformer`: embedding, output layer, matrices and two norms a layer, and the last norm."""
-    layer = layer_weights(model) + 2 * model.width
-    return 2 * model.vocab_size * model.width + model.layers * layer + model.width
+    layer = layer_weights(model) + 2 * model.hidden_size
+    return 2 * model.vocab_size * model.hidden_size + model.num_hidden_layers * layer + model.hidden_size
 
 
 def unmasked(length: int, window: int | None = None) -> int:
@@ -41,7 +45,7 @@ def training_flops(model: ModelConfig, lengths: Iterable[int], loss_tokens: int,
     """FLOPs that training on documents of these `lengths` (tokens) takes, nothing computed twice; the model's own.
 
     A product with a matrix of N weights is 2 N FLOPs a token (arXiv 2001.08361, section 2.1), attention two products
-    of 2 x heads x head_size for each unmasked pair, and a backward pass twice the forward pass. The output layer is
+    of 2 x heads x head_dim for each unmasked pair, and a backward pass twice the forward pass. The output layer is
     counted for the `loss_tokens` alone, which are all that it sees. `global_window` caps the layers without a window.
     """
     windows = [global_window if window is None else window for window in model.layer_windows]
@@ -49,6 +53,6 @@ def training_flops(model: ModelConfig, lengths: Iterable[int], loss_tokens: int,
     for length in lengths:
         tokens += length
         pairs += sum(count * unmasked(length, window) for window, count in Counter(windows).items())
-    linear = 2 * model.layers * layer_weights(model) * tokens
-    head = 2 * model.vocab_size * model.width * loss_tokens
-    return 3.0 * (linear + head + 4 * model.heads * model.head_size * pairs)
+    linear = 2 * model.num_hidden_layers * layer_weights(model) * tokens
+    head = 2 * model.vocab_size * model.hidden_size * loss_tokens
+    return 3.0 * (linear + head + 4 * model.num_attention_heads * model.head_dim * pairs)

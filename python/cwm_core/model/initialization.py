@@ -39,10 +39,10 @@ def initialize(model: Transformer, seed: int, device: str | torch.device = "cpu"
         if parameter.dim() < 2:
             drawn = torch.ones(parameter.shape, device=device)
         else:
-            drawn = _normal(parameter.shape, seed, name, device).mul_(deviation(name, model.config.layers))
+            drawn = _normal(parameter.shape, seed, name, device).mul_(deviation(name, model.config.num_hidden_layers))
         local = drawn[sharding.part(parameter)].to(parameter.dtype, copy=True)
         sharding.set_parameter(model, name, local)
-    if model.config.tied:
+    if model.config.tie_word_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
 
 

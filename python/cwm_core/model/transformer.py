@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Documents, Mask, choose_backend
-from .config import ModelConfig, RopeConfig
+from .config import ModelConfig, RopeParameters
 from .initialization import deviation
 from .loss import Loss, cross_entropy
 
@@ -33,15 +33,15 @@ class Transformer(nn.Module):
         """Random weights from PyTorch's global generator, on the current default device."""
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.width, config.norm_eps)
-        self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
-        if config.tied:
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                nn.init.normal_(parameter, std=deviation(name, config.layers))
+                nn.init.normal_(parameter, std=deviation(name, config.num_hidden_layers))
 
     def forward(
         self,
@@ -112,9 +112,9 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         """Of the sizes in `config`."""
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.width, config.norm_eps)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.width, config.norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
@@ -129,17 +129,17 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         """Of the sizes in `config`."""
         super().__init__()
-        self.head_size = config.head_size
-        self.q_proj = nn.Linear(config.width, config.heads * config.head_size, bias=False)
-        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_size, bias=False)
-        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_size, bias=False)
-        self.o_proj = nn.Linear(config.heads * config.head_size, config.width, bias=False)
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
         self.inner = InnerAttention()
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
         """Attend as the mask says; [batch, length, width] to the same."""
         q, k, v = (
-            projection(x).unflatten(-1, (-1, self.head_size)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projection(x).unflatten(-1, (-1, self.head_dim)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         # Under autocast products are bfloat16, but the stream's angles, and with them what they rotate, float32.
         q, k = (rotate(t, rotation).to(v.dtype).transpose(1, 2) for t in (q, k))
@@ -151,7 +151,7 @@ class InnerAttention(nn.Module):
     """Attention proper, as a module: parallelism hooks in here to exchange heads for tokens between ranks."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-        """`q`, `k`, `v` [batch, heads, length, head_size], of all tokens of `mask`, to the shape of `q`."""
+        """`q`, `k`, `v` [batch, heads, length, head_dim], of all tokens of `mask`, to the shape of `q`."""
         return mask.attend(q, k, v)
 
 
@@ -161,9 +161,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         """Of the sizes in `config`."""
         super().__init__()
-        self.gate_proj = nn.Linear(config.width, config.ffn_width, bias=False)
-        self.up_proj = nn.Linear(config.width, config.ffn_width, bias=False)
-        self.down_proj = nn.Linear(config.ffn_width, config.width, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] to the same."""
@@ -171,30 +171,32 @@ class FeedForward(nn.Module):
 
 
 def rotary(position_ids: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and signed sine, each [batch, length, 1, head_size], of the angles at `position_ids` [batch, length].
+    """Cosine and signed sine, each [batch, length, 1, head_dim], of the angles at `position_ids` [batch, length].
 
     The first half of the sine is negated, so that `rotate` is two products and a sum.
     """
-    frequencies = rotary_frequencies(config.rope, config.head_size, position_ids.device)
+    frequencies = rotary_frequencies(config.rope_parameters, config.head_dim, position_ids.device)
     angles = position_ids[..., None, None].float() * frequencies
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (x[i], x[i + head_size/2]) of `x` [batch, length, heads, head_size] by its position's angle."""
+    """Turn each pair (x[i], x[i + head_dim/2]) of `x` [batch, length, heads, head_dim] by its position's angle."""
     cos, sin = rotation
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 @lru_cache
-def rotary_frequencies(rope: RopeConfig, head_size: int, device: torch.device) -> Tensor:
-    """Radians per position, float32 [head_size / 2], with Llama-3's stretching of long wavelengths.
+def rotary_frequencies(rope: RopeParameters, head_dim: int, device: torch.device) -> Tensor:
+    """Radians per position, float32 [head_dim / 2], with Llama-3's stretching of long wavelengths.
 
     Not a buffer of the model: moving the model to bfloat16 would round it, and positions near 131,072 would be off.
     """
-    frequencies = 1.0 / rope.theta ** (torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size)
-    turns = rope.original_length * frequencies / (2 * math.pi)  # full turns within the original context
+    frequencies = 1.0 / rope.rope_theta ** (torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    turns = (
+        rope.original_max_position_embeddings * frequencies / (2 * math.pi)
+    )  # full turns within the original context
     keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     keep = keep.clamp(0, 1)
     return keep * frequencies + (1 - keep) * frequencies / rope.factor

@@ -68,14 +68,18 @@ class Workload:
     """Of a gradient, stored and while it is reduced."""
     state_bytes: int = 4
     """Of each optimizer state."""
-    checkpointing: str = "none"
+    activation_checkpointing: str = "none"
     """Activations kept for the backward pass: "none" keeps all that autograd saves; "selective" what matrix products
     and attention put out, while norms and SwiGLU's product are computed again; "full" only the input of each layer,
     which is then computed a second time (arXiv 2205.05198)."""
 
     def __post_init__(self) -> None:
         """Check the values."""
-        choices = {"dtype": tuple(DTYPE_BYTES), "optimizer": CHOICES["optimizer"], "checkpointing": CHECKPOINTING}
+        choices = {
+            "dtype": tuple(DTYPE_BYTES),
+            "optimizer": CHOICES["optimizer"],
+            "activation_checkpointing": CHECKPOINTING,
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -113,9 +117,9 @@ class Cluster:
 
     gpu: GPU
     gpus: int = 1
-    tensor: int = 1
+    tensor_parallel: int = 1
     """Ranks that share each matrix product, with sequence parallelism in between (arXiv 2205.05198)."""
-    context: int = 1
+    context_parallel: int = 1
     """Ranks that share each row of tokens."""
     utilization: float = 0.45
     """Share of the peak that kernels reach, before communication that they wait for. Assumed: Llama 3 405B reports
@@ -125,21 +129,22 @@ class Cluster:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("gpus", "tensor", "context"):
+        for name in ("gpus", "tensor_parallel", "context_parallel"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("utilization", "network"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
-        if self.gpus % (self.tensor * self.context):
+        if self.gpus % (self.tensor_parallel * self.context_parallel):
             raise ValueError(
-                f"gpus ({self.gpus}) must be a multiple of tensor x context ({self.tensor * self.context})"
+                f"gpus ({self.gpus}) must be a multiple of tensor_parallel x context_parallel "
+                f"({self.tensor_parallel * self.context_parallel})"
             )
 
     @property
     def data(self) -> int:
         """Ranks that read different rows."""
-        return self.gpus // (self.tensor * self.context)
+        return self.gpus // (self.tensor_parallel * self.context_parallel)
 
 
 class Traffic(NamedTuple):
@@ -226,17 +231,17 @@ def plan(model: ModelConfig, work: Workload, cluster: Cluster) -> Plan:
 
 
 def _check_split(model: ModelConfig, work: Workload, cluster: Cluster) -> None:
-    for name in ("kv_heads", "ffn_width", "vocab_size"):
-        if getattr(model, name) % cluster.tensor:
-            raise ValueError(f"tensor ({cluster.tensor}) must divide {name} ({getattr(model, name)})")
-    ranks = cluster.context * cluster.tensor
-    if model.heads % ranks or (model.kv_heads % ranks and ranks % model.kv_heads):
+    for name in ("num_key_value_heads", "intermediate_size", "vocab_size"):
+        if getattr(model, name) % cluster.tensor_parallel:
+            raise ValueError(f"tensor_parallel ({cluster.tensor_parallel}) must divide {name} ({getattr(model, name)})")
+    ranks = cluster.context_parallel * cluster.tensor_parallel
+    if model.num_attention_heads % ranks or (model.num_key_value_heads % ranks and ranks % model.num_key_value_heads):
         raise ValueError(
-            f"context x tensor ({ranks}) must divide heads ({model.heads}), and it or kv_heads ({model.kv_heads}) the "
-            "other"
+            f"context_parallel x tensor_parallel ({ranks}) must divide num_attention_heads "
+            f"({model.num_attention_heads}), and it or num_key_value_heads ({model.num_key_value_heads}) the other"
         )
-    if work.seq_len % (cluster.context * cluster.tensor):
-        raise ValueError(f"context x tensor must divide seq_len ({work.seq_len})")
+    if work.seq_len % (cluster.context_parallel * cluster.tensor_parallel):
+        raise ValueError(f"context_parallel x tensor_parallel must divide seq_len ({work.seq_len})")
     tokens = cluster.data * work.micro_batch * work.seq_len
     if tokens > work.step_tokens:
         raise ValueError(
@@ -249,7 +254,7 @@ def forward_flops(model: ModelConfig, work: Workload) -> tuple[float, float, flo
     """FLOPs a token of one forward pass: the layers' products, the output layer, attention.
 
     A product with a matrix of N weights is N multiply-adds, 2 N FLOPs (arXiv 2001.08361, section 2.1). Attention is two
-    products, scores and values: 4 x heads x head_size FLOPs for each unmasked pair, summed over layers and averaged
+    products, scores and values: 4 x heads x head_dim FLOPs for each unmasked pair, summed over layers and averaged
     over the tokens of all documents. A backward pass takes twice as many: one product for the gradient of each factor.
     Every token is taken to have loss; `cross_entropy` skips the output layer for those without.
     """
@@ -260,8 +265,12 @@ def forward_flops(model: ModelConfig, work: Workload) -> tuple[float, float, flo
         windows = [kind.global_window if window is None else window for window in model.layer_windows]
         pairs += kind.share * sum(unmasked(length, window) for window in windows)
         tokens += kind.share * length
-    linear = 2 * model.layers * layer_weights(model)
-    return linear, 2 * model.vocab_size * model.width, 4 * model.heads * model.head_size * pairs / tokens
+    linear = 2 * model.num_hidden_layers * layer_weights(model)
+    return (
+        linear,
+        2 * model.vocab_size * model.hidden_size,
+        4 * model.num_attention_heads * model.head_dim * pairs / tokens,
+    )
 
 
 def compute_seconds(model: ModelConfig, work: Workload, cluster: Cluster, micro_batches: int) -> float:
@@ -271,11 +280,11 @@ def compute_seconds(model: ModelConfig, work: Workload, cluster: Cluster, micro_
     much as the others even where the step has fewer tokens than it holds.
     """
     linear, head, attention = forward_flops(model, work)
-    passes = 4 if work.checkpointing == "full" else 3
+    passes = 4 if work.activation_checkpointing == "full" else 3
     rest = "bfloat16" if work.dtype == "float8" else work.dtype
     peak = cluster.gpu.peak
     seconds = passes * linear / peak[work.dtype] + (3 * head + passes * attention) / peak[rest]
-    tokens = micro_batches * work.micro_batch * work.seq_len / (cluster.tensor * cluster.context)
+    tokens = micro_batches * work.micro_batch * work.seq_len / (cluster.tensor_parallel * cluster.context_parallel)
     return seconds * tokens / cluster.utilization
 
 
@@ -284,7 +293,7 @@ def optimizer_states(model: ModelConfig, optimizer: str) -> int:
 
     AdamW also keeps a step count for each tensor, which is not counted.
     """
-    muon = model.layers * layer_weights(model) if optimizer == "muon" else 0
+    muon = model.num_hidden_layers * layer_weights(model) if optimizer == "muon" else 0
     return 2 * parameters(model) - muon
 
 
@@ -300,7 +309,7 @@ def optimizer_seconds(model: ModelConfig, work: Workload, cluster: Cluster) -> f
     seconds = moved / cluster.gpu.memory_bandwidth
     if work.optimizer == "muon":
         sides = [sorted(shape) for shape in layer_matrices(model)]
-        flops = model.layers * _NEWTON_SCHULZ_STEPS * sum(4 * m * m * n + 2 * m**3 for m, n in sides)
+        flops = model.num_hidden_layers * _NEWTON_SCHULZ_STEPS * sum(4 * m * m * n + 2 * m**3 for m, n in sides)
         seconds += flops / (cluster.gpu.peak["bfloat16"] * cluster.utilization)
     return seconds / cluster.gpus
 
@@ -316,37 +325,41 @@ def memory_per_rank(model: ModelConfig, work: Workload, cluster: Cluster) -> dic
     """
     count = parameters(model)
     dtype = DTYPE_BYTES[work.dtype]
-    tokens = work.micro_batch * work.seq_len / (cluster.tensor * cluster.context)
-    table = model.vocab_size * model.width
+    tokens = work.micro_batch * work.seq_len / (cluster.tensor_parallel * cluster.context_parallel)
+    table = model.vocab_size * model.hidden_size
     chunk = GPU_CHUNK_ROWS * model.vocab_size * (4 + 2 * dtype)  # probabilities in float32; logits and gradient
     if cluster.gpus == 1:
-        matrices = model.layers * layer_weights(model) + table
+        matrices = model.num_hidden_layers * layer_weights(model) + table
         buffers = float(matrices * dtype) if work.dtype != "float32" else 0.0
     else:
-        layer = layer_weights(model) + 2 * model.width
-        largest_two = sum(sorted([table, table, *[layer] * min(2, model.layers)])[-2:])
-        buffers = largest_two * (dtype + work.gradient_bytes) / cluster.tensor
-        if cluster.context > 1:
+        layer = layer_weights(model) + 2 * model.hidden_size
+        largest_two = sum(sorted([table, table, *[layer] * min(2, model.num_hidden_layers)])[-2:])
+        buffers = largest_two * (dtype + work.gradient_bytes) / cluster.tensor_parallel
+        if cluster.context_parallel > 1:
             buffers += tokens * _heads_bytes(model, work, cluster)
     return {
         "weights": count * work.weight_bytes / cluster.gpus,
         "gradients": count * work.gradient_bytes / cluster.gpus,
         "optimizer": optimizer_states(model, work.optimizer) * work.state_bytes / cluster.gpus,
-        "activations": activation_bytes(model, work, cluster.tensor, cluster.context, cluster.gpus == 1)
+        "activations": activation_bytes(
+            model, work, cluster.tensor_parallel, cluster.context_parallel, cluster.gpus == 1
+        )
         * tokens
-        * cluster.tensor,
-        "loss": tokens * model.width * dtype + 2 * table * 4 / cluster.tensor + chunk / cluster.tensor,
+        * cluster.tensor_parallel,
+        "loss": tokens * model.hidden_size * dtype
+        + 2 * table * 4 / cluster.tensor_parallel
+        + chunk / cluster.tensor_parallel,
         "communication": buffers,
     }
 
 
 def activation_bytes(
-    model: ModelConfig, work: Workload, tensor: int = 1, context: int = 1, autocast: bool = False
+    model: ModelConfig, work: Workload, tensor_parallel: int = 1, context_parallel: int = 1, autocast: bool = False
 ) -> float:
-    """Bytes a token that the layers keep for the backward pass on one of `tensor` ranks, as autograd saves them.
+    """Return the bytes per token that layers keep for the backward pass on one rank, as autograd saves them.
 
     A layer keeps the inputs of its two norms and seven products, q, k, v and the output of attention (twice where
-    `context` ranks exchange it), the input and output of SiLU and the other factor of its product; in float32 the
+    context ranks exchange it), the input and output of SiLU and the other factor of its product; in float32 the
     norms' scales and the softmax's sums. Attention is one kernel over all documents, as on a GPU, and stores no mask.
     Tensor ranks share all but the outputs of the norms, which they gather, and the rotation's angles.
 
@@ -355,21 +368,24 @@ def activation_bytes(
     With checkpointing, one layer is held in full while its backward pass runs.
     """
     size = DTYPE_BYTES[work.dtype]
-    q, kv = model.heads * model.head_size, model.kv_heads * model.head_size
-    qkv_out = (3 if context > 1 else 2) * q + 2 * kv
+    q, kv = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
+    qkv_out = (3 if context_parallel > 1 else 2) * q + 2 * kv
     cast = autocast and size < 4
     stream, normed = (4, 5 * size) if cast else (size, 2 * size)
-    inputs = 2 * model.width * stream
-    statistics = 4 * (2 + model.heads)
-    layer = model.width * normed + (inputs + (qkv_out + 4 * model.ffn_width) * size + statistics) / tensor
+    inputs = 2 * model.hidden_size * stream
+    statistics = 4 * (2 + model.num_attention_heads)
+    layer = (
+        model.hidden_size * normed
+        + (inputs + (qkv_out + 4 * model.intermediate_size) * size + statistics) / tensor_parallel
+    )
     kept = {
         "none": layer,
-        "selective": (inputs + (qkv_out + 2 * model.ffn_width) * size + statistics) / tensor,
-        "full": model.width * stream / tensor,
-    }[work.checkpointing]
-    held = 0.0 if work.checkpointing == "none" else layer - kept
-    last_norm = (model.width * stream + 4) / tensor
-    return model.layers * kept + held + last_norm + 2 * model.head_size * stream
+        "selective": (inputs + (qkv_out + 2 * model.intermediate_size) * size + statistics) / tensor_parallel,
+        "full": model.hidden_size * stream / tensor_parallel,
+    }[work.activation_checkpointing]
+    held = 0.0 if work.activation_checkpointing == "none" else layer - kept
+    last_norm = (model.hidden_size * stream + 4) / tensor_parallel
+    return model.num_hidden_layers * kept + held + last_norm + 2 * model.head_dim * stream
 
 
 def communication(model: ModelConfig, work: Workload, cluster: Cluster, micro_batches: int) -> dict[str, Traffic]:
@@ -384,22 +400,22 @@ def communication(model: ModelConfig, work: Workload, cluster: Cluster, micro_ba
     context: queries, keys and values go to the ranks of their heads, and attention's output to those of its tokens
     (arXiv 2309.14509, section 3.2), forward and again backward; what checkpointing computes again is sent again.
     """
-    shards = cluster.gpus // cluster.tensor
-    weights = parameters(model) / cluster.tensor * (2 * DTYPE_BYTES[work.dtype] + work.gradient_bytes)
-    local = work.micro_batch * work.seq_len // cluster.context
-    stream = local * model.width * DTYPE_BYTES[work.dtype]
-    reductions = model.layers * {"none": 4, "selective": 5, "full": 6}[work.checkpointing] + 2
-    exchanged = local * _heads_bytes(model, work, cluster) / cluster.tensor
-    exchanges = model.layers * (2 if work.checkpointing == "none" else 3)
+    shards = cluster.gpus // cluster.tensor_parallel
+    weights = parameters(model) / cluster.tensor_parallel * (2 * DTYPE_BYTES[work.dtype] + work.gradient_bytes)
+    local = work.micro_batch * work.seq_len // cluster.context_parallel
+    stream = local * model.hidden_size * DTYPE_BYTES[work.dtype]
+    reductions = model.num_hidden_layers * {"none": 4, "selective": 5, "full": 6}[work.activation_checkpointing] + 2
+    exchanged = local * _heads_bytes(model, work, cluster) / cluster.tensor_parallel
+    exchanges = model.num_hidden_layers * (2 if work.activation_checkpointing == "none" else 3)
     received = {
         "data": weights * (shards - 1) / shards,
-        "tensor": reductions * stream * 2 * (cluster.tensor - 1) / cluster.tensor,
-        "context": exchanges * exchanged * (cluster.context - 1) / cluster.context,
+        "tensor": reductions * stream * 2 * (cluster.tensor_parallel - 1) / cluster.tensor_parallel,
+        "context": exchanges * exchanged * (cluster.context_parallel - 1) / cluster.context_parallel,
     }
     rates = {
-        "data": _bandwidth(cluster, shards, cluster.tensor),
-        "tensor": _bandwidth(cluster, cluster.tensor, 1),
-        "context": _bandwidth(cluster, cluster.context, cluster.tensor),
+        "data": _bandwidth(cluster, shards, cluster.tensor_parallel),
+        "tensor": _bandwidth(cluster, cluster.tensor_parallel, 1),
+        "context": _bandwidth(cluster, cluster.context_parallel, cluster.tensor_parallel),
     }
     return {
         kind: Traffic(micro_batches * size, micro_batches * size / rates[kind] / cluster.network)
@@ -409,8 +425,8 @@ def communication(model: ModelConfig, work: Workload, cluster: Cluster, micro_ba
 
 def _heads_bytes(model: ModelConfig, work: Workload, cluster: Cluster) -> int:
     """Of one token's queries, keys, values and output of attention in one layer, with keys and values for each rank."""
-    kv_heads = max(model.kv_heads, cluster.context * cluster.tensor)
-    return 2 * (model.heads + kv_heads) * model.head_size * DTYPE_BYTES[work.dtype]
+    kv_heads = max(model.num_key_value_heads, cluster.context_parallel * cluster.tensor_parallel)
+    return 2 * (model.num_attention_heads + kv_heads) * model.head_dim * DTYPE_BYTES[work.dtype]
 
 
 def _bandwidth(cluster: Cluster, ranks: int, stride: int) -> float:
@@ -444,7 +460,7 @@ def from_toml(
         model = _model(tables["model"], tables.get("tokenizer", ""))
         rows, seq_len = _largest_batch(tables.get("data", {}))
         training = TrainConfig.from_dict({"max_seconds": 1.0} | tables.get("training", {}))
-        tensor, context = tensor or training.tensor, context or training.context
+        tensor, context = tensor or training.tensor_parallel, context or training.context_parallel
         step = seq_len * rows * training.grad_accumulation
         work = Workload(
             seq_len=seq_len,
@@ -453,7 +469,7 @@ def from_toml(
             micro_batch=-(-rows * tensor * context // gpus),
             dtype=training.dtype,
             optimizer=training.optimizer,
-            checkpointing=training.checkpointing,
+            activation_checkpointing=training.activation_checkpointing,
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

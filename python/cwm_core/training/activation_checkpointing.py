@@ -28,7 +28,9 @@ _KEPT = (
 
 
 def checkpoint_activations(layer: nn.Module, mode: str) -> None:
-    """Have `layer` keep little of its forward pass: as `Workload.checkpointing` says of "selective" and "full".
+    """Discard activations of `layer` in the forward pass and recompute them in the backward pass.
+
+    `mode` is "selective" or "full", as in `TrainConfig.activation_checkpointing`.
 
     Names of modules and parameters stay. The layer must be deterministic, as it is without dropout.
     """

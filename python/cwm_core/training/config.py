@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from ..support.arguments import convert_fields, to_python_numbers
+
 CHOICES = {
     "optimizer": ("adamw", "muon"),
     "schedule": ("cosine", "linear", "constant"),
     "dtype": ("float32", "bfloat16", "float8"),
-    "checkpointing": ("none", "selective", "full"),
+    "activation_checkpointing": ("none", "selective", "full"),
     "attention": ("default", "flex", "varlen", "sdpa", "reference"),
 }
 
@@ -56,15 +58,15 @@ class TrainConfig:
     dtype: str = "float32"
     """Of the matrix products: "bfloat16", or "float8" for those of the layers (needs torchao) and "bfloat16" for the
     rest; parameters stay as the model has them."""
-    replicas: int = 1
+    data_parallel_replicas: int = 1
     """Replicas of the sharded model: more than 1 trade memory for communication over slow links (HSDP)."""
-    tensor: int = 1
+    tensor_parallel: int = 1
     """Ranks that share each matrix product."""
-    context: int = 1
+    context_parallel: int = 1
     """Ranks that share each row of tokens."""
-    checkpointing: str = "none"
-    """Activations kept for the backward pass, as `Workload.checkpointing`: "none" keeps all, "selective" what matrix
-    products and attention put out, "full" only the input of each layer."""
+    activation_checkpointing: str = "none"
+    """Activations kept for the backward pass: "none" keeps all, "selective" the outputs of matrix products and
+    attention, "full" only the input of each layer (see `cwm_core.planning.plan.Workload`)."""
     compile: bool = False
     """Whether the layers are compiled."""
     attention: str = "default"
@@ -84,11 +86,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        convert_fields(self)
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         positive = ("grad_accumulation", "learning_rate", "muon_learning_rate", "grad_clip", "checkpoint_every")
-        for name in (*positive, "keep_checkpoints", "replicas", "tensor", "context"):
+        for name in (*positive, "keep_checkpoints", "data_parallel_replicas", "tensor_parallel", "context_parallel"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         not_negative = ("max_steps", "max_seconds", "warmup_steps", "final_learning_rate", "weight_decay")
@@ -121,7 +124,8 @@ class TrainConfig:
 def checked(values: Mapping[str, Any], types: Mapping[str, type]) -> dict[str, Any]:
     """The values as their `types`, an integer also where a float is meant; raises ValueError, naming the key."""
     result = {}
-    for key, value in values.items():
+    for key, given in values.items():
+        value = to_python_numbers(given)
         if key not in types:
             raise ValueError(f"unknown key {key!r}; there are {', '.join(types)}")
         expected = types[key]

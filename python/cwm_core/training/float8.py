@@ -22,13 +22,16 @@ def convert_to_float8(model: Transformer, tensor: int, device: torch.device) -> 
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"dtype 'float8' needs torchao, which cannot be imported ({error}): pip install 'cwm-core[float8]', or "
-            "take dtype 'bfloat16'",
+            f"dtype 'float8' needs torchao, which cannot be imported ({error}): "
+            "run pip install '.[float8]' in a checkout of cwm-core, or use dtype 'bfloat16'",
             name="torchao",
         ) from error
     c = model.config
-    rows = {"heads x head_size": c.heads * c.head_size, "kv_heads x head_size": c.kv_heads * c.head_size}
-    for name, size in {"width": c.width * tensor, "ffn_width": c.ffn_width, **rows}.items():
+    rows = {
+        "num_attention_heads x head_dim": c.num_attention_heads * c.head_dim,
+        "num_key_value_heads x head_dim": c.num_key_value_heads * c.head_dim,
+    }
+    for name, size in {"hidden_size": c.hidden_size * tensor, "intermediate_size": c.intermediate_size, **rows}.items():
         if size % (_MULTIPLE * tensor):
             raise ValueError(f"float8 needs {name} a multiple of {_MULTIPLE} on each of {tensor} tensor ranks: {size}")
     config = dataclasses.replace(Float8LinearConfig.from_recipe_name("rowwise"), emulate=device.type == "cpu")

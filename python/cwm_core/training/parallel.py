@@ -23,7 +23,7 @@ from ..model import Transformer
 from ..model.attention import Mask, Sdpa, choose_backend
 from .activation_checkpointing import checkpoint_activations
 from .config import TrainConfig
-from .context import share_tokens
+from .context_parallel import share_tokens
 from .float8 import convert_to_float8
 from .world import World
 
@@ -42,21 +42,21 @@ def parallelize(model: Transformer, config: TrainConfig, world: World) -> None:
     if config.attention != "default":
         model.attention_backend = config.attention
     backend = _backend(model, world)
-    checkpointing = config.checkpointing != "none"
+    checkpointing = config.activation_checkpointing != "none"
     if config.compile and checkpointing and backend is Sdpa:
         # PyTorch would leave the layers as they are, without a word: what is checkpointed compiles whole or not at all.
         raise ValueError("compile with checkpointing needs an attention_backend that compiles, which 'sdpa' does not")
     if world.size > 1:
         share_weights(model, world)
     if config.dtype == "float8":
-        convert_to_float8(model, world.tensor, world.device)
-    if world.tensor > 1:
+        convert_to_float8(model, world.tensor_parallel, world.device)
+    if world.tensor_parallel > 1:
         share_matrices(model, world.mesh["tensor"])
-    if world.context > 1:
-        share_tokens(model, world.context_group, world.tensor)
+    if world.context_parallel > 1:
+        share_tokens(model, world.context_group, world.tensor_parallel)
     for layer in model.layers:
         if checkpointing:
-            checkpoint_activations(layer, config.checkpointing)
+            checkpoint_activations(layer, config.activation_checkpointing)
         if config.compile:
             layer.compile()
     if world.size > 1:
@@ -126,7 +126,7 @@ def share_matrices(model: Transformer, mesh: DeviceMesh) -> None:
     of the tokens. Raises ValueError where the ranks do not divide those; of tokens, when the model gets them.
     """
     ranks, sizes = mesh.size(), model.config
-    for name in ("vocab_size", "ffn_width", "heads", "kv_heads"):
+    for name in ("vocab_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
         if getattr(sizes, name) % ranks:
             raise ValueError(f"{ranks} tensor ranks cannot share {name} = {getattr(sizes, name)}")
     columns, rows = ColwiseParallel(), RowwiseParallel(output_layouts=Shard(1))
@@ -157,7 +157,7 @@ def share_matrices(model: Transformer, mesh: DeviceMesh) -> None:
         for block in (layer.self_attn, layer.mlp):
             # Once for all the products that read it.
             block.register_forward_pre_hook(lambda _, args: (_all_tokens(args[0]), *args[1:]))
-    if sizes.tied:
+    if sizes.tie_word_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
 
 
@@ -172,7 +172,7 @@ def shard_weights(model: Transformer, mesh: DeviceMesh, dtype: str) -> None:
     policy = MixedPrecisionPolicy() if dtype == "float32" else low
     # Norm and output layer are left to the whole model: gathered with it, and kept to the end of the backward pass.
     units: list[nn.Module] = [*model.layers, model]
-    if not model.config.tied:
+    if not model.config.tie_word_embeddings:
         units.insert(0, model.embed_tokens)
     for unit in units:
         fully_shard(unit, mesh=data, mp_policy=policy)

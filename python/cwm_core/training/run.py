@@ -6,7 +6,7 @@
 
     [model]
     preset = "tiny"               # or folder = "...", weights to start from, as of the stage before
-    layers = 2                    # changes to the preset: numbers of `ModelConfig`, and [model.rope]
+    num_hidden_layers = 2         # changes to the preset: numbers of `ModelConfig`, and [model.rope_parameters]
 
     [data]
     seq_len = 1024                # also batch_size, seed, epochs, packing, lookahead, as in `PackedLoader`
@@ -36,7 +36,7 @@ import torch
 
 from .. import model as models
 from ..data import Bucket, PackedLoader
-from ..model import ModelConfig, RopeConfig, Transformer
+from ..model import ModelConfig, RopeParameters, Transformer
 from ..support.files import locked, write_file
 from ..tokenizer import Tokenizer
 from .checkpoint import latest
@@ -129,7 +129,7 @@ def run(config: RunConfig, on_step: OnStep | None = None) -> str:
         raise MemoryError(
             f"[training] the device {config.training.device!r} is out of memory: {reason}. Take fewer rows a step "
             "([data] batch_size, with grad_accumulation to make up for it), shorter rows (seq_len), or "
-            'checkpointing = "full"; `cwm plan` shows what a run needs'
+            'activation_checkpointing = "full"; `cwm plan` shows what a run needs'
         ) from error
 
 
@@ -225,22 +225,26 @@ def _bucket(entry: dict[str, Any]) -> Bucket:
 def model_config(table: dict[str, Any], tokenizer: Tokenizer | None) -> ModelConfig:
     """The shape of the table [model]: a preset's, of the tokenizer's size, or a folder's, with the table's changes.
 
-    Changes to a folder's are those that its weights fit as they are: `max_length`, `norm_eps` and [model.rope].
+    Changes to a folder's are those that its weights fit as they are: `max_position_embeddings`, `rms_norm_eps` and
+    [model.rope_parameters].
     """
     if ("preset" in table) == ("folder" in table):
         raise ValueError("either preset or folder must be given")
     if "folder" in table:
         start = models.read_config(checked({"folder": table["folder"]}, {"folder": str})["folder"])
-        allowed, defaults = {"folder": str, "max_length": int, "norm_eps": float, "rope": dict}, {}
+        allowed = {"folder": str, "max_position_embeddings": int, "rms_norm_eps": float, "rope_parameters": dict}
+        defaults: dict[str, Any] = {}
     else:
         start = models.preset(checked({"preset": table["preset"]}, {"preset": str})["preset"])
         kinds = (int, float, bool)
         sizes = {f.name: type(f.default) for f in dataclasses.fields(ModelConfig) if type(f.default) in kinds}
-        allowed, defaults = {"preset": str, **sizes, "rope": dict}, _of_vocabulary(tokenizer)
+        allowed, defaults = {"preset": str, **sizes, "rope_parameters": dict}, _of_vocabulary(tokenizer)
     changes = checked(table, allowed)
-    if "rope" in changes:
-        rope = checked(changes["rope"], {f.name: type(f.default) for f in dataclasses.fields(RopeConfig)})
-        changes["rope"] = dataclasses.replace(start.rope, **rope)
+    if "rope_parameters" in changes:
+        rope = checked(
+            changes["rope_parameters"], {f.name: type(f.default) for f in dataclasses.fields(RopeParameters)}
+        )
+        changes["rope_parameters"] = dataclasses.replace(start.rope_parameters, **rope)
     vocab_size = (defaults | changes).get("vocab_size", start.vocab_size)
     if tokenizer and vocab_size < tokenizer.vocab_size:
         raise ValueError(f"vocab_size {vocab_size} is less than the tokenizer's {tokenizer.vocab_size}")
@@ -255,7 +259,7 @@ def model_config(table: dict[str, Any], tokenizer: Tokenizer | None) -> ModelCon
 
 def _with_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: str | None) -> ModelConfig:
     """The configuration with the tokenizer's fingerprint; ValueError if the folder's model has another vocabulary."""
-    known = config.vocabulary
+    known = config.vocabulary_fingerprint
     if folder and known is None and (Path(folder) / "tokenizer.json").exists():
         known = Tokenizer.load(folder).fingerprint
     if known not in (None, tokenizer.fingerprint):
@@ -263,15 +267,15 @@ def _with_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: str | No
             f"folder {folder} holds a model of another vocabulary (fingerprint {known}) than tokenizer "
             f"({tokenizer.fingerprint}): use the tokenizer that the model was trained with"
         )
-    return dataclasses.replace(config, vocabulary=tokenizer.fingerprint)
+    return dataclasses.replace(config, vocabulary_fingerprint=tokenizer.fingerprint)
 
 
 def _check_rows(data: DataConfig, shape: ModelConfig) -> None:
     rows = [data.seq_len, *(bucket.seq_len for bucket in data.buckets or () if bucket.seq_len)]
-    if max(rows) > shape.max_length:
+    if max(rows) > shape.max_position_embeddings:
         raise ValueError(
-            f"max_length {shape.max_length} is less than the {max(rows)} tokens of a row ([data] seq_len): "
-            "make the rows shorter, or set max_length to at least that"
+            f"max_position_embeddings {shape.max_position_embeddings} is less than the {max(rows)} tokens of a row "
+            "([data] seq_len): make the rows shorter, or set max_position_embeddings to at least that"
         )
 
 
@@ -280,8 +284,8 @@ def _of_vocabulary(tokenizer: Tokenizer | None) -> dict[str, Any]:
         return {}
     return {
         "vocab_size": tokenizer.vocab_size,
-        "stop_tokens": tokenizer.stop_tokens,
-        "bos_token": tokenizer.bos_token,
+        "eos_token_id": tokenizer.stop_tokens,
+        "bos_token_id": tokenizer.bos_token,
     }
 
 
@@ -330,12 +334,12 @@ def _prepare_output(run: RunConfig, model: ModelConfig, world: World) -> None:
         return
     before = json.loads(file.read_text())
     known = before.pop("vocabulary_fingerprint", None)
-    if None not in (known, model.vocabulary) and known != model.vocabulary:
+    if None not in (known, model.vocabulary_fingerprint) and known != model.vocabulary_fingerprint:
         raise ValueError(
             f"{run.output} holds a run with another vocabulary (fingerprint {known}) than tokenizer "
-            f"({model.vocabulary}): use the tokenizer of that run, or another output folder"
+            f"({model.vocabulary_fingerprint}): use the tokenizer of that run, or another output folder"
         )
-    for key, value in dataclasses.replace(model, vocabulary=None).to_hf().items():
+    for key, value in dataclasses.replace(model, vocabulary_fingerprint=None).to_hf().items():
         # Training depends on the shape alone, not on which tokens begin and end a generation.
         if key not in ("bos_token_id", "eos_token_id") and before.get(key) != value:
             raise ValueError(f"{run.output} holds a run of a model with {key} = {before.get(key)}, not {value}")

@@ -30,8 +30,9 @@ from .world import World
 
 # Settings that a resumed run may change: when it ends, where and how it computes the same, and what it keeps.
 RESUMABLE_WITH_CHANGED = {
-    "max_steps", "max_seconds", "device", "checkpoint_folder", "checkpoint_every", "keep_checkpoints", "replicas",
-    "tensor", "context", "checkpointing", "compile", "attention", "deterministic",
+    "max_steps", "max_seconds", "device", "checkpoint_folder", "checkpoint_every", "keep_checkpoints",
+    "data_parallel_replicas", "tensor_parallel", "context_parallel", "activation_checkpointing", "compile", "attention",
+    "deterministic",
 }  # fmt: skip
 
 
@@ -211,7 +212,7 @@ class Trainer:
         losses = self._backward(micro_batches, sums)
         norm = clip_grad_norm(self.model.parameters(), self.config.grad_clip)
         positions = sum(micro.share.tokens.numel() for micro in micro_batches)
-        flops = sum(micro.flops for micro in micro_batches) / self.world.context
+        flops = sum(micro.flops for micro in micro_batches) / self.world.context_parallel
         all_sums = self.world.sum(torch.cat((sums.values(), sums.values().new_tensor([positions, flops]))))
         # The one time in a step that the CPU waits for the GPU.
         *values, tokens, flops, grad_norm = torch.cat((all_sums, norm.to(all_sums.dtype)[None])).tolist()

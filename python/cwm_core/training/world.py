@@ -28,24 +28,24 @@ class World:
     """Dimensions "replicate", "shard" (of weights: data ranks of a replica x context) and "tensor"; None for one rank
     alone."""
 
-    def __init__(self, device: torch.device, replicas: int, tensor: int, context: int) -> None:
+    def __init__(self, device: torch.device, replicas: int, tensor_parallel: int, context_parallel: int) -> None:
         """Over the default process group, if there is one; raises ValueError where its size cannot be so divided."""
         distributed = dist.is_initialized()
         self.rank = dist.get_rank() if distributed else 0
         self.size = dist.get_world_size() if distributed else 1
         self.is_main = self.rank == 0
-        self.device, self.tensor, self.context = device, tensor, context
-        self.data_ranks = _data_ranks(self.size, replicas, tensor, context)
-        self.data_rank = self.rank // (context * tensor)
-        self.context_rank = self.rank // tensor % context
+        self.device, self.tensor_parallel, self.context_parallel = device, tensor_parallel, context_parallel
+        self.data_ranks = _data_ranks(self.size, replicas, tensor_parallel, context_parallel)
+        self.data_rank = self.rank // (context_parallel * tensor_parallel)
+        self.context_rank = self.rank // tensor_parallel % context_parallel
         self.context_group: dist.ProcessGroup | None = None
         self._owns_group = False
         if distributed:
-            shape = (replicas, self.size // (replicas * tensor), tensor)
+            shape = (replicas, self.size // (replicas * tensor_parallel), tensor_parallel)
             self.mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard", "tensor"))
-            ranks = torch.arange(self.size).view(self.data_ranks, context, tensor)
-            self.context_group = _own_group(ranks.transpose(1, 2).reshape(-1, context))
-            self._tokens_group = _own_group(ranks.view(-1, tensor).T)
+            ranks = torch.arange(self.size).view(self.data_ranks, context_parallel, tensor_parallel)
+            self.context_group = _own_group(ranks.transpose(1, 2).reshape(-1, context_parallel))
+            self._tokens_group = _own_group(ranks.view(-1, tensor_parallel).T)
 
     @classmethod
     def create(cls, config: TrainConfig) -> Self:
@@ -58,7 +58,9 @@ class World:
         """
         started = dist.is_initialized()
         size = dist.get_world_size() if started else int(os.environ.get("WORLD_SIZE", "1"))
-        _data_ranks(size, config.replicas, config.tensor, config.context)  # before there are connections
+        _data_ranks(
+            size, config.data_parallel_replicas, config.tensor_parallel, config.context_parallel
+        )  # before there are connections
         device = torch.device(config.device)
         launched = started or {"RANK", "WORLD_SIZE"} <= os.environ.keys()
         if launched and device.type == "cuda":
@@ -69,7 +71,7 @@ class World:
         if launched and not started:
             gpu = device.type == "cuda"
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", device_id=device if gpu else None)
-        world = cls(device, config.replicas, config.tensor, config.context)
+        world = cls(device, config.data_parallel_replicas, config.tensor_parallel, config.context_parallel)
         world._owns_group = launched and not started
         return world
 
@@ -100,17 +102,19 @@ class World:
 
         Raises ValueError where the context ranks do not divide the tokens.
         """
-        if self.context == 1:
+        if self.context_parallel == 1:
             return values
-        if values.numel() % self.context:
-            raise ValueError(f"{values.numel()} tokens of a batch cannot be shared by {self.context} context ranks")
-        return values.view(1, self.context, -1)[:, self.context_rank]
+        if values.numel() % self.context_parallel:
+            raise ValueError(
+                f"{values.numel()} tokens of a batch cannot be shared by {self.context_parallel} context ranks"
+            )
+        return values.view(1, self.context_parallel, -1)[:, self.context_rank]
 
     def gather_tokens(self, share: Tensor) -> Tensor:
         """What `slice_tokens` took `share` of, flattened, on all context ranks."""
-        if self.context == 1:
+        if self.context_parallel == 1:
             return share.flatten()
-        shares = [torch.empty_like(share) for _ in range(self.context)]
+        shares = [torch.empty_like(share) for _ in range(self.context_parallel)]
         dist.all_gather(shares, share.contiguous(), group=self.context_group)
         return torch.cat(shares, -1).flatten()
 
@@ -120,7 +124,7 @@ class World:
         `batch` is a dataclass or namespace with tokens, targets, loss_mask and position_ids [rows, seq_len]. Raises
         ValueError where the context ranks do not divide its tokens.
         """
-        if self.context == 1:
+        if self.context_parallel == 1:
             return batch
         shares = {name: self.slice_tokens(getattr(batch, name)) for name in _TOKENS}
         if dataclasses.is_dataclass(batch):

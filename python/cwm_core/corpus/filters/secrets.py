@@ -1,4 +1,4 @@
-"""Secrets and personal data in the code and in the values of a trace."""
+"""Find secrets and personal data in the code and in the values of a trace."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from ...trace import Trace
+from ..reasons import DropReason
 from ..sample import Drop, Sample
 from .extra import missing_extra
 
@@ -35,25 +36,27 @@ _IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:.])"
 
 
 class Finding(NamedTuple):
-    """What was found, without the thing itself."""
+    """A secret or personal datum that was found, without its text."""
 
-    kind: str
-    """``"secret"``, ``"e-mail address"``, ``"phone number"`` or ``"IP address"``."""
+    kind: DropReason
+    """`SECRET`, `EMAIL_ADDRESS`, `PHONE_NUMBER`, or `IP_ADDRESS`."""
     what: str
-    """The detector's word for it, as ``"AWS Access Key"``; for personal data how many characters it has."""
+    """Name that the detector gives it, such as `AWS Access Key`; for personal data, its number of characters."""
     line: int
-    """Of the text, from 1."""
+    """Line of the text, from 1."""
 
 
 def find_secrets(text: str) -> Iterator[Finding]:
-    """What looks like a secret or personal data in a text, kind by kind.
+    """Yield what looks like a secret or personal data in a text, by kind.
 
-    Secrets: all detectors of detect-secrets that know a form of token or key, and passwords by the name they are
-    assigned to; not those that judge by entropy. Personal data: e-mail addresses except those of domains reserved for
-    documentation, phone numbers with a country code that are valid in their country's plan, addresses of the public
-    internet. Not found: names, postal addresses, numbers without a country code.
+    Secrets are found by the detectors of detect-secrets that know a form of token or key, and passwords by the name
+    that they are assigned to; detectors that judge by entropy are not used. Personal data are email addresses, except
+    those of domains reserved for documentation; phone numbers with a country code that are valid in the plan of their
+    country; and addresses of the public internet. Names, postal addresses, and numbers without a country code are not
+    found.
 
-    Raises ImportError without the extra `corpus`.
+    Raises:
+        ImportError: The extra `corpus` is not installed.
     """
     lower = text.lower()
     keywords = any(part in lower for part in _KEYWORD_PARTS)
@@ -62,23 +65,23 @@ def find_secrets(text: str) -> Iterator[Finding]:
             continue
         if found := set(detector.analyze_string(text)):
             first = min(max(text.find(str(secret)), 0) for secret in found)
-            yield _finding("secret", detector.secret_type, text, first)
+            yield _finding(DropReason.SECRET, detector.secret_type, text, first)
     for match in _EMAIL.finditer(text):
         if not _RESERVED.search(match[1]):
-            yield _finding("e-mail address", f"{len(match[0])} characters", text, match.start())
+            yield _finding(DropReason.EMAIL_ADDRESS, f"{len(match[0])} characters", text, match.start())
     for match in _PHONE.finditer(text):
         if _is_phone_number(match[0]):
-            yield _finding("phone number", f"{len(match[0])} characters", text, match.start())
+            yield _finding(DropReason.PHONE_NUMBER, f"{len(match[0])} characters", text, match.start())
     for pattern in (_IPV4, _IPV6):
         for match in pattern.finditer(text):
             if _is_public_address(match[0]):
-                yield _finding("IP address", f"{len(match[0])} characters", text, match.start())
+                yield _finding(DropReason.IP_ADDRESS, f"{len(match[0])} characters", text, match.start())
 
 
 def no_secrets(sample: Sample) -> Drop | None:
-    """Drop samples whose trace shows secrets or personal data: in its context, in the call, or in its values.
+    """Drop a sample whose trace shows secrets or personal data in its context, its call, or its values.
 
-    Reasons are the kinds of `Finding`; the detail says what it is and where, and does not hold it.
+    The reason is the kind of the `Finding`. The detail says what it is and where, without its text.
     """
     trace = sample.trace
     for place, text in (("context", trace.context), ("call", sample.call), ("values", values_text(trace))):
@@ -89,9 +92,9 @@ def no_secrets(sample: Sample) -> Drop | None:
 
 
 def values_text(trace: Trace) -> str:
-    """Each value that a trace shows once, with the name of its variable, a line each; and what was printed.
+    """Return each value of a trace once, with the name of its variable, one a line, and the output.
 
-    Without those that can hold nothing that is looked for, numbers and lists of them mostly.
+    Values that cannot hold a secret, mostly numbers and lists of numbers, are left out.
     """
     values: dict[str, None] = {}
     for frame in trace.frames:
@@ -104,7 +107,9 @@ def values_text(trace: Trace) -> str:
 
 
 def _may_hold(value: str) -> bool:
-    """Whether a value has a quote, part of an address or a key, or a word as long as the shortest token with a form."""
+    """Return whether a value has a quote, part of an address or a key, or a word as long as the shortest token with a
+    form.
+    """
     kinds = value.encode(errors="surrogatepass").translate(_KINDS)
     return b"!" in kinds or b"wwwwwwww" in kinds or b"-----" in kinds or kinds.count(b".") > 2
 
@@ -137,5 +142,5 @@ def _is_public_address(text: str) -> bool:
         return False
 
 
-def _finding(kind: str, what: str, text: str, at: int) -> Finding:
+def _finding(kind: DropReason, what: str, text: str, at: int) -> Finding:
     return Finding(kind, what, text.count("\n", 0, at) + 1)

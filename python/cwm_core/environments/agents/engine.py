@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...tokenizer.special_tokens import EOT_ID
 from ..tasks import Task
 from .protocol import Budget, Generate, Message, OutOfBudget, Reply
 
 if TYPE_CHECKING:
     from ...inference import Engine
-    from ...inference.engine import Handle, Request
+    from ...inference.requests import Handle, Request
     from ...tokenizer import Tokenizer
 
 
@@ -109,7 +110,7 @@ class _Conversation:
         self._replies = 0
 
     def __call__(self, messages: Sequence[Message]) -> Reply:
-        from ...inference.engine import Request
+        from ...inference.requests import Request
 
         agent, budget, tokenizer = self._agent, self._budget, self._agent._tokenizer
         prefix = "<think>\n" if agent._reasoning else ""
@@ -131,7 +132,7 @@ class _Conversation:
         stopped = handle.finish_reason == "stop"
         said = handle.ids[:-1] if stopped else handle.ids
         # Whatever token ended the reply, the chat's format has this one.
-        end = tokenizer.special_tokens["<|eot_id|>"]
+        end = tokenizer.special_tokens[EOT_ID]
         self._ids = np.concatenate([prompt, np.array([*said, end], np.int32)])
         self._messages, self._replies = len(messages) + 1, self._replies + 1
         return Reply(

@@ -36,7 +36,7 @@ class Mask(Protocol):
         ...
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of `q` [batch, heads, length, head_size] to `k`, `v` [batch, kv_heads, length, head_size].
+        """Attention of `q` [batch, heads, length, head_dim] to `k`, `v` [batch, kv_heads, length, head_dim].
 
         All of one type; batch 1 where documents are packed. Returns the shape and type of `q`.
         """
@@ -68,11 +68,11 @@ def attention(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Causal attention of `q` [batch, heads, n, head_size] to `k`, `v` [batch, kv_heads, n, head_size].
+    """Causal attention of `q` [batch, heads, n, head_dim] to `k`, `v` [batch, kv_heads, n, head_dim].
 
     `cu_seqlens` [documents + 1] holds the offsets, from 0 to n, of documents that do not see each other, for a batch
     of 1; without it each row is one document. With a `window`, a token attends to itself and the `window - 1` tokens
-    before it. Returns [batch, heads, n, head_size]. Raises as `choose_backend`, and ValueError when `cu_seqlens` does
+    before it. Returns [batch, heads, n, head_dim]. Raises as `choose_backend`, and ValueError when `cu_seqlens` does
     not cover the tokens.
     """
     batch, _, n, _ = q.shape

@@ -58,7 +58,7 @@ class Documents:
 
 
 def to_row(x: Tensor) -> Tensor:
-    """Rows [batch, heads, length, head_size] one after another, [1, heads, batch x length, head_size]."""
+    """Rows [batch, heads, length, head_dim] one after another, [1, heads, batch x length, head_dim]."""
     return x if len(x) == 1 else x.transpose(0, 1).flatten(1, 2)[None]
 
 

@@ -9,7 +9,7 @@ from .documents import Documents, from_row, to_row
 
 
 class Reference:
-    """softmax(q kᵀ / √head_size) v where a query may look. Memory grows with the square of all tokens."""
+    """softmax(q kᵀ / √head_dim) v where a query may look. Memory grows with the square of all tokens."""
 
     def __init__(self, documents: Documents, window: int | None) -> None:
         """Attention within `documents`, and within `window` tokens if given."""

@@ -59,7 +59,7 @@ class Sdpa:
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
     """One document's attention, where the queries are the last m of n positions.
 
-    `q` [..., heads, m, head_size], `k`, `v` [..., kv_heads, n, head_size]; m < n when earlier keys and values come from
+    `q` [..., heads, m, head_dim], `k`, `v` [..., kv_heads, n, head_dim]; m < n when earlier keys and values come from
     a cache. With a `window`, a token attends to itself and the `window - 1` tokens before it.
     """
     m, n = q.shape[-2], k.shape[-2]
@@ -94,7 +94,7 @@ def unwindowed_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def sliding_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> list[Tensor]:
-    """Blocks of the attention of m queries that all have a full window: `k`, `v` [..., m + window - 1, head_size].
+    """Blocks of the attention of m queries that all have a full window: `k`, `v` [..., m + window - 1, head_dim].
 
     Query heads that share a key head are one longer sequence of queries: CUDA's kernels that take a mask want as many
     key heads as query heads, and copies of the keys would be held for each block.

@@ -53,7 +53,7 @@ class Varlen:
 def find_kernel() -> Callable[..., Tensor] | None:
     """PyTorch's kernel if it has windows, else that of the flash-attn package, else None.
 
-    Both take q [tokens, heads, head_size], k and v of kv_heads, then offsets and longest document, each for queries and
+    Both take q [tokens, heads, head_dim], k and v of kv_heads, then offsets and longest document, each for queries and
     for keys, and `window_size`: how many keys before and after the query's own it looks at, -1 for all.
     """
     with suppress(ImportError):

@@ -79,7 +79,7 @@ def _matched(
     parameters = {layout.stored_name(name): (name, tensor) for name, tensor in model.named_parameters()}
     shapes = {stored: tuple(tensor.shape) for stored, (_, tensor) in parameters.items()}
     stored = opener(shapes)
-    if model.config.tied:
+    if model.config.tie_word_embeddings:
         _check_output_is_embedding(stored, layout)
     _check(folder, stored, shapes, layout.ignored)
     for stored_name, (name, parameter) in parameters.items():
@@ -87,7 +87,7 @@ def _matched(
 
 
 def _tie(model: Transformer) -> None:
-    if model.config.tied:
+    if model.config.tie_word_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
 
 

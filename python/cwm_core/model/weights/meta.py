@@ -1,7 +1,7 @@
 """Meta's folder: params.json, and a distributed checkpoint, as Meta released CWM, or consolidated files.
 
 Meta's code turns adjacent pairs (x[2i], x[2i + 1]) of each head by the angle of frequency i, where `Transformer` and
-Hugging Face turn (x[i], x[i + head_size / 2]): the rows of the query and key projections are in another order.
+Hugging Face turn (x[i], x[i + head_dim / 2]): the rows of the query and key projections are in another order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import BOS_TOKEN, STOP_TOKENS, ModelConfig, RopeConfig
+from ..config import BOS_TOKEN, STOP_TOKENS, ModelConfig, RopeParameters
 from .layout import Layout
 from .stored import Part, Stored, fill, pth_file, safetensors_file
 
@@ -61,42 +61,42 @@ class Meta(Layout):
         windows = _layer_windows(values["n_layers"], max_length, **(values.get("window_attn") or {}))
         return ModelConfig(
             vocab_size=values["vocab_size"],
-            width=values["dim"],
-            ffn_width=_ffn_width(values),
-            layers=values["n_layers"],
-            heads=heads,
-            kv_heads=values.get("n_kv_heads") or heads,
-            head_size=values.get("head_dim") or values["dim"] // heads,
-            window=next((window for window in reversed(windows) if window), max_length),
+            hidden_size=values["dim"],
+            intermediate_size=_ffn_width(values),
+            num_hidden_layers=values["n_layers"],
+            num_attention_heads=heads,
+            num_key_value_heads=values.get("n_kv_heads") or heads,
+            head_dim=values.get("head_dim") or values["dim"] // heads,
+            sliding_window=next((window for window in reversed(windows) if window), max_length),
             layer_windows=windows,
-            max_length=max_length,
-            norm_eps=values.get("norm_eps", 1e-5),
-            rope=_rope(values),
-            stop_tokens=STOP_TOKENS if is_llama3 else (),
-            bos_token=BOS_TOKEN if is_llama3 else None,
-            tied=values.get("weight_tying", False),
+            max_position_embeddings=max_length,
+            rms_norm_eps=values.get("norm_eps", 1e-5),
+            rope_parameters=_rope(values),
+            eos_token_id=STOP_TOKENS if is_llama3 else (),
+            bos_token_id=BOS_TOKEN if is_llama3 else None,
+            tie_word_embeddings=values.get("weight_tying", False),
         )
 
     def config_values(self, config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         """Parameters that Meta's code reads; raises ValueError for windows that they cannot express."""
         return {
             "model": {
-                "dim": config.width,
-                "n_layers": config.layers,
-                "n_heads": config.heads,
-                "n_kv_heads": config.kv_heads,
-                "head_dim": config.head_size,
-                "max_seq_len": config.max_length,
+                "dim": config.hidden_size,
+                "n_layers": config.num_hidden_layers,
+                "n_heads": config.num_attention_heads,
+                "n_kv_heads": config.num_key_value_heads,
+                "head_dim": config.head_dim,
+                "max_seq_len": config.max_position_embeddings,
                 "vocab_size": config.vocab_size,
                 # Half a unit more than the width, which the code cuts off again: exact for any width.
-                "ffn_dim_multiplier": (config.ffn_width + 0.5) / int(2 * 4 * config.width / 3),
+                "ffn_dim_multiplier": (config.intermediate_size + 0.5) / int(2 * 4 * config.hidden_size / 3),
                 "ffn_exp": 4,
                 "multiple_of": 1,
-                "norm_eps": config.norm_eps,
-                "rope_theta": config.rope.theta,
-                **_scaling_values(config.rope),
+                "norm_eps": config.rms_norm_eps,
+                "rope_theta": config.rope_parameters.rope_theta,
+                **_scaling_values(config.rope_parameters),
                 "window_attn": _window_values(config),
-                "weight_tying": config.tied,
+                "weight_tying": config.tie_word_embeddings,
             }
         }
 
@@ -115,13 +115,13 @@ class Meta(Layout):
         """Query and key rows from adjacent pairs to halves."""
         if self.in_order(name):
             return tensor
-        return tensor.unflatten(0, (-1, config.head_size // 2, 2)).transpose(1, 2).reshape(tensor.shape)
+        return tensor.unflatten(0, (-1, config.head_dim // 2, 2)).transpose(1, 2).reshape(tensor.shape)
 
     def to_stored(self, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
         """Query and key rows from halves to adjacent pairs."""
         if self.in_order(name):
             return tensor
-        return tensor.unflatten(0, (-1, 2, config.head_size // 2)).transpose(1, 2).reshape(tensor.shape)
+        return tensor.unflatten(0, (-1, 2, config.head_dim // 2)).transpose(1, 2).reshape(tensor.shape)
 
 
 def consolidated_files(folder: Path) -> list[Path]:
@@ -198,36 +198,36 @@ def _window_values(config: ModelConfig) -> dict[str, Any] | None:
         return None
     local = next((window for window in windows if window != windows[0]), None)
     values = {"global_window": windows[0], "local_window": local}
-    for pattern in range(1, config.layers + 1):
+    for pattern in range(1, config.num_hidden_layers + 1):
         for last in (False, True):
             trial = {"window_pattern": pattern, **values, "global_last_layer": last}
-            if _layer_windows(config.layers, config.max_length, **trial) == windows:
+            if _layer_windows(config.num_hidden_layers, config.max_position_embeddings, **trial) == windows:
                 return trial
     raise ValueError(f"Meta's parameters cannot express these windows of layers: {windows}")
 
 
-def _rope(values: dict[str, Any]) -> RopeConfig:
+def _rope(values: dict[str, Any]) -> RopeParameters:
     kind, theta = values.get("pos_embed_impl", "rope"), values.get("rope_theta", 10_000.0)
     if kind == "rope":
-        return RopeConfig(theta=theta, factor=1.0)
+        return RopeParameters(rope_theta=theta, factor=1.0)
     scaled = values.get("scaled_rope") or {}
     if kind != "scaled_rope" or scaled.get("use_attn_scale"):
         raise ValueError(f"pos_embed_impl {kind!r} with {scaled}: this model computes only rope and scaled_rope")
-    return RopeConfig(
-        theta=theta,
+    return RopeParameters(
+        rope_theta=theta,
         factor=scaled.get("scale_factor", 8),
         low_freq_factor=scaled.get("low_freq_factor", 1),
         high_freq_factor=scaled.get("high_freq_factor", 4),
-        original_length=scaled.get("old_context_len", 8192),
+        original_max_position_embeddings=scaled.get("old_context_len", 8192),
     )
 
 
-def _scaling_values(rope: RopeConfig) -> dict[str, Any]:
+def _scaling_values(rope: RopeParameters) -> dict[str, Any]:
     if rope.factor == 1:
         return {"pos_embed_impl": "rope"}
     scaled = {
         "scale_factor": rope.factor,
-        "old_context_len": rope.original_length,
+        "old_context_len": rope.original_max_position_embeddings,
         "low_freq_factor": rope.low_freq_factor,
         "high_freq_factor": rope.high_freq_factor,
     }

@@ -41,38 +41,41 @@ MAX_SHARD_BYTES = 5 * 10**9
 
 def save(
     model: Transformer,
-    folder: str | Path,
-    tokenizer: Tokenizer | Format | None = None,
-    format: Format | int = "huggingface",
+    folder: str | os.PathLike[str],
+    tokenizer: Tokenizer | None = None,
+    *,
+    format: Format = "huggingface",
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write the model so that `load` reads it back bit for bit, and so does
+    """Write the model to a folder that `load` reads back bit for bit.
 
-    - "huggingface": transformers and vLLM; config.json and safetensors of at most `max_shard_bytes` of weights each,
-      unless a tensor is larger
-    - "meta": the code released with CWM; params.json and a distributed checkpoint with Meta's names and row order
-    - "dcp": torch.distributed.checkpoint, on any number of processes; config.json and a distributed checkpoint with
-      the names of `Transformer` under `model`
+    A new folder appears only when it is complete. In an existing folder, weights of the same format are replaced and
+    other files stay. After an interruption the folder holds the old weights, the new weights, or nothing that `load`
+    accepts, never a mixture.
 
-    With a `tokenizer`, its files are written too, as `Tokenizer.save` does: the folder is then all that `cwm predict`
-    and `cwm serve` need. Where the model's configuration names no stop tokens or no `bos_token`, the configuration in
-    the folder names the tokenizer's. The format may also stand third, with `max_shard_bytes` fourth.
+    If the model is sharded, call this function on all ranks, with a folder that all ranks see. If one rank fails, all
+    raise. For "huggingface", tensors are gathered one at a time and rank 0 holds one file's worth of them in memory;
+    for the other formats each rank writes its own shards.
 
-    A new folder appears whole. In one that exists, weights of the same format are replaced, and other files left; if
-    that is cut off, the folder has the old weights, the new, or none that `load` would take, never a mixture. Weights
-    are not copied in memory but a tensor at a time, or a shard where they are not on a CPU.
+    Args:
+        model: The model, whole or sharded by `cwm_core.training.parallelize`.
+        folder: Folder to write, made if it does not exist.
+        tokenizer: Tokenizer to write beside the weights, as `Tokenizer.save` does: `cwm predict` and `cwm serve` need
+            nothing else. Its stop tokens and first token go into the configuration if the model's has none.
+        format: Layout of the folder.
 
-    Where the model is sharded, all ranks call this, with a folder that all of them see, and all raise if one fails. For
-    "huggingface", tensors are gathered one at a time, and rank 0 has a shard of the files in memory; for the other two
-    every rank writes its own parts.
+            - "huggingface": `config.json` and safetensors, for transformers and vLLM.
+            - "meta": `params.json` and a distributed checkpoint with Meta's names and row order, for the code released
+              with CWM.
+            - "dcp": `config.json` and a distributed checkpoint (`torch.distributed.checkpoint`) with the names of
+              `Transformer` under `model`, for any number of processes.
+        max_shard_bytes: Largest size of a safetensors file in bytes of weights; a larger tensor gets a file of its own.
 
-    Raises ValueError for an unknown format, for weights on the meta device, for a tokenizer with more tokens than the
-    model, and for a model that Meta's parameters cannot express, and FileExistsError for a folder with a model of
-    another format.
+    Raises:
+        ValueError: The format is unknown, the weights are on the meta device, the tokenizer has more tokens than the
+            model, or Meta's parameters cannot express the model.
+        FileExistsError: The folder holds a model in another format.
     """
-    if isinstance(tokenizer, str):
-        max_shard_bytes = format if isinstance(format, int) else max_shard_bytes
-        tokenizer, format = None, tokenizer
     if format not in get_args(Format):
         raise ValueError(f"format is {format!r}, expected one of {', '.join(get_args(Format))}")
     if max_shard_bytes < 1:
@@ -97,9 +100,11 @@ def _with_tokens(config: ModelConfig, tokenizer: Tokenizer | None) -> ModelConfi
     if tokenizer is None:
         return config
     config.check_tokenizer(tokenizer)
-    bos_token = tokenizer.bos_token if config.bos_token is None else config.bos_token
-    stop_tokens = config.stop_tokens or tokenizer.stop_tokens
-    return replace(config, stop_tokens=stop_tokens, bos_token=bos_token, vocabulary=tokenizer.fingerprint)
+    bos_token = tokenizer.bos_token if config.bos_token_id is None else config.bos_token_id
+    stop_tokens = config.eos_token_id or tokenizer.stop_tokens
+    return replace(
+        config, eos_token_id=stop_tokens, bos_token_id=bos_token, vocabulary_fingerprint=tokenizer.fingerprint
+    )
 
 
 def _weights(model: Transformer) -> dict[str, Tensor]:

@@ -29,7 +29,11 @@ def share_tokens(model: Transformer, group: dist.ProcessGroup, tensor: int) -> N
     heads, each of these goes to several. Raises ValueError where the group's ranks do not divide the heads that are
     left to each tensor rank, or neither divides the other of ranks and key and value heads.
     """
-    ranks, heads, kv_heads = group.size(), model.config.heads // tensor, model.config.kv_heads // tensor
+    ranks, heads, kv_heads = (
+        group.size(),
+        model.config.num_attention_heads // tensor,
+        model.config.num_key_value_heads // tensor,
+    )
     if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
         raise ValueError(
             f"{ranks} context ranks cannot share {heads} heads with {kv_heads} key and value heads (of a tensor rank)"
@@ -52,7 +56,7 @@ def share_tokens(model: Transformer, group: dist.ProcessGroup, tensor: int) -> N
 
 
 def _heads_for_tokens(q: Tensor, k: Tensor, v: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, ...]:
-    """From each [batch, heads, tokens / ranks, head_size] to [batch, heads / ranks, tokens, head_size]."""
+    """From each [batch, heads, tokens / ranks, head_dim] to [batch, heads / ranks, tokens, head_dim]."""
     ranks = group.size()
     # Queries, keys and values for one rank lie together: one exchange instead of three.
     by_rank = torch.cat([x.unflatten(1, (ranks, -1)) for x in (q, k, v)], 2).movedim(1, 0)
@@ -61,7 +65,7 @@ def _heads_for_tokens(q: Tensor, k: Tensor, v: Tensor, group: dist.ProcessGroup)
 
 
 def _tokens_for_heads(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """From [batch, heads / ranks, tokens, head_size] to [batch, heads, tokens / ranks, head_size]."""
+    """From [batch, heads / ranks, tokens, head_dim] to [batch, heads, tokens / ranks, head_dim]."""
     return _exchange(x.unflatten(2, (group.size(), -1)).movedim(2, 0), group).movedim(0, 1).flatten(1, 2)
 
 

@@ -1,7 +1,7 @@
-"""One thread owns the engine; the event loop hands it requests and gets their tokens.
+"""Run the engine in a thread of its own: the event loop submits requests and receives tokens.
 
-All methods of `Worker` and `Ticket` are for the event loop. What the loop waits for never blocks it: the thread leaves
-tokens in an outbox and wakes the loop, at most once for each time that the loop looks.
+Call all methods of `EngineThread` and `Ticket` from the event loop; none of them blocks it. The thread puts tokens
+into an outbox and wakes the loop, at most once until the loop has emptied the outbox.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..engine import Engine, Event, Handle, Request
+from ..engine import Engine
+from ..requests import Event, Handle, Request
 from .protocol import ApiError, invalid
 
 logger = logging.getLogger(__name__)
 
-# After so many steps in a row that raised, the engine is taken for broken, as CUDA is after a failed kernel.
+# Consecutive failed steps after which the engine counts as broken, as CUDA is after a failed kernel.
 MAX_FAILURES = 3
 
-# So many tokens of a request may wait for its client to read those before; memory, some 500 bytes each.
+# Tokens of a request that may wait for a slow client; each takes about 500 bytes.
 MAX_UNREAD = 65_536
 
 
@@ -28,21 +29,25 @@ class Ticket:
     """The sequences of one HTTP request."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
-        """For requests in the order of the answer's choices."""
+        """Track `requests`, in the order of the answer's choices."""
         self.requests = tuple(requests)
         self.open = set(range(len(requests)))
-        """Choices that neither ended nor were cancelled."""
+        """Choices that are neither finished nor cancelled."""
         self._events: list[tuple[int, Event]] = []
         self._error: ApiError | None = None
         self._news = asyncio.Event()
 
     @property
     def unread(self) -> int:
-        """Events that wait for `read`."""
+        """Return the number of events that wait for `read`."""
         return len(self._events)
 
     async def read(self) -> list[tuple[int, Event]]:
-        """All events since the last call, each with its choice; waits for one. Raises `ApiError` where it failed."""
+        """Wait for an event, then return all events since the last call, each with the index of its choice.
+
+        Raises:
+            ApiError: The request failed.
+        """
         await self._news.wait()
         self._news.clear()
         if self._error:
@@ -51,13 +56,13 @@ class Ticket:
         return events
 
     def put(self, choice: int, event: Event) -> None:
-        """An event for `read`; one that comes after the choice was cancelled is dropped."""
+        """Queue an event for `read`; drop it if the choice is cancelled."""
         if choice in self.open:
             self._events.append((choice, event))
             self._news.set()
 
     def fail(self, error: ApiError) -> None:
-        """Let `read` raise."""
+        """Make `read` raise `error`."""
         self.open.clear()
         self._events.clear()
         self._error = error
@@ -66,21 +71,21 @@ class Ticket:
 
 @dataclass(frozen=True)
 class _Place:
-    """Whose sequence it is."""
+    """A choice of a ticket: the owner of a sequence."""
 
     ticket: Ticket
     choice: int
 
 
-class Worker:
-    """The engine's thread, and the queue before it."""
+class EngineThread:
+    """The thread that runs the engine, and the queue in front of it."""
 
     def __init__(self, engine: Engine, max_queue: int) -> None:
-        """Sequences beyond the engine's batch wait, at most `max_queue` of them."""
+        """Accept at most `max_queue` sequences beyond the engine's batch."""
         self.engine = engine
         self.limit = engine.max_batch + max_queue
         self.open = 0
-        """Sequences that were submitted and neither ended nor were cancelled."""
+        """Submitted sequences that are neither finished nor cancelled."""
         self.failed = False
         self._loop: asyncio.AbstractEventLoop
         self._thread = threading.Thread(target=self._run, name="cwm-engine")
@@ -93,29 +98,29 @@ class Worker:
         self._stopping = False
 
     def start(self) -> None:
-        """Begin, on the running event loop."""
+        """Start the thread; deliver its events on the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     def check_room(self, sequences: int = 1) -> None:
-        """Raise `ApiError` where `submit` would refuse so many."""
+        """Raise `ApiError` if `submit` would refuse this number of sequences."""
         if self.failed or self._stopping:
             raise ApiError(503, "the engine has failed" if self.failed else "the server is stopping")
         if self.open + sequences > self.limit:
-            raise ApiError(429, f"{self.open} sequences are generated or wait, try again later", code="queue_full")
+            raise ApiError(429, f"{self.open} sequences are running or waiting; try again later", code="queue_full")
 
     def submit(self, requests: Sequence[Request]) -> Ticket:
-        """Queue all of the requests, or raise `ApiError` and queue none."""
+        """Queue all requests, or raise `ApiError` and queue none."""
         ticket = Ticket(requests)
         with self._wake:
-            self.check_room(len(requests))  # under the lock: what is queued after the thread's end is never looked at
+            self.check_room(len(requests))  # under the lock: nothing reads the queue after the thread ends
             self.open += len(requests)
             self._submitted += [_Place(ticket, choice) for choice in ticket.open]
             self._wake.notify()
         return ticket
 
     def cancel(self, ticket: Ticket, choice: int | None = None) -> None:
-        """End a choice, or all that are open; their cache is free before the engine's next step."""
+        """Cancel a choice, or all open ones if `choice` is None; their cache is free before the engine's next step."""
         gone = ticket.open & {choice} if choice is not None else set(ticket.open)
         if not gone:
             return
@@ -126,7 +131,7 @@ class Worker:
             self._wake.notify()
 
     async def stop(self) -> None:
-        """End the thread after its current step; what is open fails."""
+        """Stop the thread after its current step; open requests fail."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -134,7 +139,7 @@ class Worker:
         self._deliver()
 
     def _deliver(self) -> None:
-        """On the loop: hand out what the thread left."""
+        """Pass the contents of the outbox to their tickets; runs on the event loop."""
         with self._wake:
             outbox, self._outbox = self._outbox, []
         for place, news in outbox:
@@ -153,16 +158,16 @@ class Worker:
                 self.open -= 1
 
     def _run(self) -> None:
-        """The thread."""
+        """Run steps until the thread is stopped or the engine fails."""
         places: dict[Handle, _Place] = {}
         handles: dict[_Place, Handle] = {}
         error = ApiError(503, "the server is stopping")
         try:
             while not self.failed and self._take_orders(places, handles):
-                if handles:  # a step with nothing to do says nothing about the engine
+                if handles:  # an empty step would count as a success
                     self._step(places, handles)
         except Exception:
-            logger.exception("the engine cannot go on")
+            logger.exception("the engine failed and stops")
             self.failed, error = True, ApiError(500, "generation failed", code="engine_error")
         finally:
             self._drop(places, handles, error)
@@ -171,7 +176,7 @@ class Worker:
             self._post([(place, error) for place in submitted])
 
     def _step(self, places: dict[Handle, _Place], handles: dict[_Place, Handle]) -> None:
-        """Hand out what a step of the engine gives; where it fails, everything does."""
+        """Run a step and post its events; if it fails, fail all sequences."""
         try:
             events = self.engine.step()
         except Exception:
@@ -181,14 +186,14 @@ class Worker:
             self._drop(places, handles, ApiError(500, "generation failed", code="engine_error"))
             return
         self._failures = 0
-        # What a cancelled sequence still gave has no place any more.
+        # A sequence cancelled during the step has no place any more.
         self._post([(places[event.handle], event) for event in events if event.handle in places])
         for event in events:
             if event.finish_reason and event.handle in places:
                 del handles[places.pop(event.handle)]
 
     def _take_orders(self, places: dict[Handle, _Place], handles: dict[_Place, Handle]) -> bool:
-        """Wait for something to do, submit and cancel; False at the end."""
+        """Wait for work, then submit and cancel sequences. Return False when the thread must stop."""
         with self._wake:
             while not (self._stopping or self._submitted or self._cancelled or handles):
                 self._wake.wait()
@@ -217,7 +222,7 @@ class Worker:
         return True
 
     def _drop(self, places: dict[Handle, _Place], handles: dict[_Place, Handle], error: ApiError) -> None:
-        """Let everything in the engine fail."""
+        """Fail all sequences in the engine with `error`."""
         for handle in places:
             self._forget(handle)
         self._post([(place, error) for place in handles])
