@@ -44,6 +44,9 @@ def test_contests(tmp_path, capsys):
     assert any(passes.values()) and not all(passes.values())
     assert all(("right" in key) == value for key, value in passes.items())
     assert cwm.Shards(out / "tokens").sources == ["codecontests"]
+    assert main(["inspect", str(out), "--json"]) == 0
+    held = json.loads(capsys.readouterr().out)[str(out)]
+    assert held["traces"] == len(passes) and held["tokens"] == cwm.Shards(out / "tokens").tokens
     assert corpus("contests", tmp_path / "problems.jsonl", "--licence", "CC-BY-4.0", out=out) == 0
     assert {entry.key: entry.metadata["passes"] for entry in entries(out)} == passes
     assert corpus("contests", tmp_path / "problems.jsonl", "--licence", "MIT", out=out) == 1

@@ -96,10 +96,10 @@ class Demo:
         written = write_shards(shards, tokenizer, traces, self.recipe)
         stats = describe(shards)
         self.console.print(
-            f"Tokens: a vocabulary of {tokenizer.vocab_size}, {stats['tokens']} tokens in {written} documents "
+            f"Tokens: a vocabulary of {tokenizer.vocab_size}, {stats.tokens} tokens in {written} documents "
             f"({len(traces) - written} too long), {time.monotonic() - began:.1f} s"
         )
-        self.results["tokens"] = {"vocabulary": tokenizer.vocab_size, "tokens": stats["tokens"], "documents": written}
+        self.results["tokens"] = {"vocabulary": tokenizer.vocab_size, "tokens": stats.tokens, "documents": written}
         return tokenizer, shards
 
     def train(self, tokenizer: Tokenizer, shards: Path) -> tuple[Transformer, Transformer]:
@@ -131,13 +131,13 @@ class Demo:
                 raise KeyboardInterrupt  # a model that is half trained has no scores worth showing
         seconds = time.monotonic() - began
         stats = loader.stats()
-        speed = stats["tokens"] / seconds
+        speed = stats.tokens / seconds
         last = sum(self.losses[-20:]) / len(self.losses[-20:])
-        full = f"rows {stats['efficiency']:.1%} full"
-        self.console.print(f"  {stats['tokens']} tokens, {speed:,.0f} a second, {full}, last loss {last:.3f}")
+        full = f"rows {stats.efficiency:.1%} full"
+        self.console.print(f"  {stats.tokens} tokens, {speed:,.0f} a second, {full}, last loss {last:.3f}")
         self.results["training"] = {
             "parameters": size,
-            "tokens": stats["tokens"],
+            "tokens": stats.tokens,
             "seconds": seconds,
             "losses": self.losses,
         }
