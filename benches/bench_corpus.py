@@ -1,9 +1,10 @@
-"""Making a corpus: what isolation costs, the parts alone and together, and the same pipeline around a Python tracer.
+"""Benchmark the making of a corpus: the cost of isolation, each part alone, the whole, and the same with a Python
+tracer.
 
-Samples are short programs that a generator wrote (some 20 frames) and long ones (some 1,000). "cwm_core" is the
-whole pipeline as `cwm corpus` runs it, in two processes: every program twice, each time in a forked child of its own in
-a sandbox, under two hash seeds, with filters, tokens and files. The rival is the same around the tracer of
-`tests/oracle.py` (`sys.settrace`, `repr`, `json`).
+Samples are short generated programs (about 20 frames) and long ones (about 1,000). "cwm_core" is the whole pipeline as
+`cwm corpus` runs it in two processes: every program twice, each time in a forked child in a sandbox, under two hash
+seeds, with filters, tokens, and files. The peer is the same pipeline around the tracer of `tests/oracle.py`
+(`sys.settrace`, `repr`, `json`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import Any
 import cwm_core as cwm
 import pytest
 from cwm_core import machines
-from cwm_core.corpus import _worker, pipeline, recording, workers
+from cwm_core.corpus import pipeline, recording, sandbox
 from cwm_core.corpus.generator import generate
 from cwm_core.corpus.pipeline import make_corpus
-from cwm_core.corpus.recording import Recorders, Recording, Settings
+from cwm_core.corpus.recording import CorpusSettings, SampleRecorder, SandboxPair
 from cwm_core.corpus.sample import Sample
+from cwm_core.corpus.sandbox import RecordingSandbox, Run, RunResult
 from cwm_core.corpus.unit import Unit
-from cwm_core.corpus.workers import Answer, Order, Worker
 from cwm_core.support.pool import Pool, processes
 from cwm_core.trace import source_context
 from llama3 import rank_path
@@ -76,7 +77,7 @@ for line in sys.stdin:
 
 
 def bench_fork(benchmark: Any) -> None:
-    """The floor: a Python process that has imported nothing forks, and the child does nothing."""
+    """Measure the lower bound: a Python process that has imported nothing forks, and the child does nothing."""
     with subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -98,38 +99,38 @@ def bench_without_isolation(benchmark: Any, length: str) -> None:
 
 @pytest.mark.parametrize("length", COUNT)
 def bench_isolated(benchmark: Any, length: str) -> None:
-    orders = [Order(code, call) for code, call in programs(length)]
-    with Worker() as worker:
-        answers = measure(
-            benchmark, f"{length}, {len(orders)} samples", "isolated", lambda: list(worker.run(orders)), len(orders)
+    runs = [Run(code, call) for code, call in programs(length)]
+    with RecordingSandbox() as sandbox:
+        results = measure(
+            benchmark, f"{length}, {len(runs)} samples", "isolated", lambda: list(sandbox.run(runs)), len(runs)
         )
-    assert all(answer.trace is not None for answer in answers)
+    assert all(result.trace is not None for result in results)
 
 
 @pytest.mark.parametrize("length", COUNT)
 def bench_isolated_twice(benchmark: Any, length: str) -> None:
-    orders = [(unit, Order(unit.code, unit.calls[0])) for unit in units(length)]
-    with Recorders(Settings(str(rank_path()))) as recorders:
-        work = lambda: list(recorders.record(orders))  # noqa: E731
-        measure(benchmark, f"{length}, {len(orders)} samples", "isolated, twice, effects", work, len(orders))
+    runs = [Run(unit.code, unit.calls[0]) for unit in units(length)]
+    with SandboxPair(CorpusSettings(str(rank_path()))) as pair:
+        work = lambda: list(pair.record(runs))  # noqa: E731
+        measure(benchmark, f"{length}, {len(runs)} samples", "isolated, twice, effects", work, len(runs))
 
 
 @pytest.mark.parametrize("length", COUNT)
 def bench_filters(benchmark: Any, length: str) -> None:
-    judging = Recording(Settings(str(rank_path()), max_tokens=None))
+    recorder = SampleRecorder(CorpusSettings(str(rank_path()), max_tokens=None))
     samples = []
     for unit in units(length):
         trace = cwm.record_source(unit.code, unit.calls[0])
         samples.append(Sample(unit.id, unit.code, unit.calls[0], trace, unit.provenance, trace))
-    work = lambda: [judging.judged(sample) for sample in samples]  # noqa: E731
+    work = lambda: [recorder.filter(sample) for sample in samples]  # noqa: E731
     measure(benchmark, f"{length}, {len(samples)} samples", "filters and tokens alone", work, len(samples))
 
 
 @pytest.fixture
 def warm(monkeypatch: Any) -> Iterator[None]:
-    """Sandboxes that last from the warm-up to the last round: starting them takes some 0.5 s."""
-    end = pipeline._end_recording
-    monkeypatch.setattr(pipeline, "_end_recording", lambda: None)
+    """Keep sandboxes from the warm-up to the last round, because starting them takes about 0.5 s."""
+    end = pipeline._close_recorder
+    monkeypatch.setattr(pipeline, "_close_recorder", lambda: None)
     yield
     end()
 
@@ -143,9 +144,9 @@ def bench_pipeline(benchmark: Any, tmp_path: Path, warm: None, length: str, work
 
 @pytest.mark.parametrize("length", COUNT)
 def bench_python_tracer(benchmark: Any, tmp_path: Path, warm: None, monkeypatch: Any, length: str) -> None:
-    """The pipeline in one process, with a recorder in Python: its traces come as texts, and are parsed."""
-    monkeypatch.setattr(recording, "Worker", PythonWorker)
-    monkeypatch.setattr(workers, "_answer", parsed)
+    """Run the pipeline in one process with a recorder in Python, whose traces are texts to parse."""
+    monkeypatch.setattr(recording, "RecordingSandbox", PythonSandbox)
+    monkeypatch.setattr(sandbox, "_result", parsed)
     with processes(1) as pool:
         measure_pipeline(benchmark, tmp_path, length, "python tracer, one process", pool)
 
@@ -154,23 +155,23 @@ def measure_pipeline(benchmark: Any, folder: Path, length: str, name: str, pool:
     made = units(length)
     folders = (folder / str(number) for number in range(10**6))
     # The rival's tracer asks for `id`.
-    settings = Settings(str(rank_path()), near_duplicates=1.0, max_tokens=None, allow_effects=frozenset({"id"}))
+    settings = CorpusSettings(str(rank_path()), near_duplicates=1.0, max_tokens=None, allow_effects=frozenset({"id"}))
     work = lambda: make_corpus(next(folders), made, settings, description={}, pool=pool)  # noqa: E731
     summary = measure(benchmark, f"{length}, {len(made)} samples", name, work, len(made))
     assert summary.drops.total == len(made) and summary.tokens > 0
     benchmark.extra_info["tokens"] = summary.tokens
 
 
-class PythonWorker(Worker):
-    """A worker around a Python tracer."""
+class PythonSandbox(RecordingSandbox):
+    """A recording sandbox around a Python tracer."""
 
-    _script = (str(HERE / "python_tracer.py"), _worker.__file__)
+    _arguments = (str(HERE / "python_tracer.py"), str(Path(cwm.__file__).parents[1]))
 
     def __init__(self, *, paths: Sequence[str] = (), **options: Any) -> None:
         super().__init__(paths=[str(HERE), str(HERE.parent / "tests"), *paths], **options)
 
 
-def parsed(order: Order, header: dict[str, Any], text: bytes) -> Answer:
-    """The answer of a `PythonWorker`."""
-    trace = cwm.Trace.parse(text.decode()).trace.with_context(source_context(order.code, order.call))
-    return Answer(trace, None, frozenset(header["effects"]), header["seconds"])
+def parsed(run: Run, header: dict[str, Any], text: bytes) -> RunResult:
+    """Return the result of a run in a `PythonSandbox`."""
+    trace = cwm.Trace.parse(text.decode()).trace.with_context(source_context(run.code, run.call))
+    return RunResult(trace, None, frozenset(header["effects"]), header["seconds"])

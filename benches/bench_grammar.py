@@ -73,7 +73,7 @@ def test_step(benchmark, tokenizer, traces, lines, way):
     def along_all() -> None:
         for trace in traces:
             ids = tokenizer.encode_trace(trace)
-            context = tokenizer.trace_spans(trace)[1]
+            context = tokenizer.trace_tokens(trace).context_length
             held = grammar if lines == "any lines" else grammar.for_context(trace.context)
             constraint = held.constraint(ids[:context])
             for at in range(context, len(ids)):

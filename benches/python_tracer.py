@@ -1,8 +1,7 @@
-"""A corpus worker whose recorder is a Python trace function, for `bench_corpus.py` and `corpus_oracle.py`."""
+"""The server of a recording sandbox that records with a Python trace function, for the benchmarks of corpora."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -36,13 +35,14 @@ class PythonRecorder:
 
 
 def main() -> None:
-    spec = importlib.util.spec_from_file_location("_worker", sys.argv[1])
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    worker = module.Worker(json.loads(sys.argv[2]))
-    worker.recorder = PythonRecorder
+    sys.path.append(sys.argv[1])
+    from cwm_core.corpus._sandbox_server import SandboxServer
+
+    sys.path.remove(sys.argv[1])
+    server = SandboxServer(json.loads(sys.argv[2]))
+    server.recorder = PythonRecorder
     PythonRecorder().record_source("def f(x):\n    return [x]\n", "f(1)")
-    worker.serve()
+    server.serve()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import cwm_core as cwm
 import numpy as np
 import pytest
 from cwm_core import machines
-from cwm_core.cli import main
+from cwm_core.cli import build_parser, commands, main
 from cwm_core.data.traces import encode_for_training, training_texts
 from cwm_core.tokenizer import CL100K_PATTERN, QWEN2_PATTERN
 
@@ -36,7 +36,7 @@ if __name__ == "__main__":
 
 VERBS = (
     "record", "view", "import", "export", "tokenize", "pack", "inspect", "plan", "train", "predict", "debug", "eval",
-    "serve", "demo",
+    "serve", "demo", "completion",
 )  # fmt: skip
 
 RUN = """
@@ -396,15 +396,49 @@ def test_inspect_shows_what_shards_hold(shards, capsys):
     capsys.readouterr()
     assert main(["inspect", "shards", "--tokenizer", "vocabulary", "--samples", "2", "--verify"]) == 0
     out, err = capsys.readouterr()
-    assert "every byte is as it was written" in err
+    assert "every checksum is correct" in err
     documents = list(shards)
     learned = sum(document.loss_mask.sum() for document in documents) / shards.tokens
     context = sum(document.spans["context"][0, 1] for document in documents) / shards.tokens
-    assert f"{'learned':<30} {learned:>7.1%}" in out
+    assert f"{'in the loss':<30} {learned:>7.1%}" in out
     assert f"{'in spans: context':<30} {context:>7.1%}" in out
     assert out.count("\n--- document ") == 2 and out.count("<|begin_of_text|><|trace_context_start|>") == 2
     assert main(["inspect", "shards"]) == 0
     assert "--- document" not in capsys.readouterr().out
+
+
+def test_inspect_lists_traces(shards, capsys):
+    with cwm.TraceWriter("all.cwmtraces") as writer:
+        for n in range(4):
+            writer.add(cwm.Trace.load(f"traces/{n}.cwmtrace"), source="even" if n % 2 == 0 else "odd")
+    capsys.readouterr()
+    assert main(["inspect", "all.cwmtraces", "traces"]) == 0
+    out = capsys.readouterr().out
+    frames = sum(len(cwm.Trace.load(f"traces/{n}.cwmtrace")) for n in range(4))
+    assert out.count("traces      4 in ") == 2 and out.count(f"frames      {frames}\n") == 2
+    assert main(["inspect", "all.cwmtraces", "--json"]) == 0
+    held = json.loads(capsys.readouterr().out)["all.cwmtraces"]
+    assert held["sources"] == {"even": 2, "odd": 2} and sum(held["outcomes"].values()) == held["traces"] == 4
+
+
+@pytest.mark.torch
+def test_inspect_lists_checkpoints_and_models(shards, capsys):
+    assert main(["train", "run.toml"]) == 0
+    from cwm_core.model import load
+
+    parameters = sum(parameter.numel() for parameter in load("run").parameters())
+    (checkpoint,) = {file.parent for file in Path("run").rglob("step-*/manifest.json")}
+    capsys.readouterr()
+    assert main(["inspect", "run", str(checkpoint), str(checkpoint.parent), "--json"]) == 0
+    model, saved, run = json.loads(capsys.readouterr().out).values()
+    assert model["parameters"] == sum(model["dtypes"].values()) == parameters
+    assert model["config"]["hidden_size"] == saved["model"]["hidden_size"] == 32
+    assert saved["step"] == 4 and saved["bytes"] == sum(saved["files"].values()) == run["checkpoints"][checkpoint.name]
+    assert main(["inspect", "run", str(checkpoint)]) == 0
+    out = capsys.readouterr().out
+    assert f"parameters  {parameters:,} in " in out and "checkpoint  step 4, " in out and "hidden size 32" in out
+    Path("run/config.json").write_text("{")
+    assert "run/config.json: not JSON" in failure(capsys, "inspect", "run")
 
 
 # ---- train and predict
@@ -476,7 +510,7 @@ def test_documents_are_trained_on_in_buckets(shards):
         ("data.packing=tight", 'packing must be "best_fit" or "stream"'),
         ("data.epochs=0", 'source "some": epochs must be at least 1'),
         ("data.sources.x.share=1", "run.toml: [data.sources.x] 'folder' is missing"),
-        ("data.sources.some.folder=nowhere", "nowhere"),
+        ("data.sources.some.folder=nowhere", "CWD/nowhere: No such file or directory"),
         ("output.x=1", "run.toml: output.x cannot be set: output is not a table"),
         ("epochs=1", "run.toml: unknown key 'epochs'; expected one of output, "),
         ("epochs", "run.toml: an override must be key=value, got 'epochs'"),
@@ -488,7 +522,9 @@ def test_documents_are_trained_on_in_buckets(shards):
     ],
 )
 def test_mistakes_in_a_run(shards, capsys, change, message):
-    assert failure(capsys, "train", "run.toml", "--set", change).startswith(f"cwm train: {message}")
+    assert failure(capsys, "train", "run.toml", "--set", change).startswith(
+        f"cwm train: {message.replace('CWD', os.getcwd())}"
+    )
 
 
 @pytest.mark.torch
@@ -534,7 +570,7 @@ def test_mistakes_are_one_sentence(cwd, capsys):
         (("view", "none.cwmtrace"), "none.cwmtrace: No such file or directory"),
         (("view", "bad.cwmtrace"), "bad.cwmtrace: not a stored trace: it does not begin with the header of one"),
         (("tokenize", "bad.cwmtrace", *tokens), "vocabulary: No such file or directory"),
-        (("tokenize", "empty", *tokens), "empty: no *.cwmtrace or *.cwmtraces file in this folder"),
+        (("tokenize", "empty", *tokens), "empty: no file in this folder is one of *.cwmtrace, *.cwmtraces, *.jsonl"),
         (("tokenize", "bad.cwmtrace", *tokens, "--train-vocab", "300"), "bad.cwmtrace: not a stored trace"),
         (("pack", "none", "--seq-len", "8"), "none: No such file or directory"),
     ]:
@@ -544,7 +580,7 @@ def test_mistakes_are_one_sentence(cwd, capsys):
 def test_nothing_is_overwritten(shards, capsys):
     tokens = ["tokenize", "traces", "--tokenizer", "vocabulary", "-o", "shards"]
     assert "already holds token shards" in failure(capsys, *tokens)
-    assert "already holds a vocabulary" in failure(capsys, *tokens, "--train-vocab", "300")
+    assert "already contains a vocabulary" in failure(capsys, *tokens, "--train-vocab", "300")
 
 
 def test_a_vocabulary_without_the_trace_tokens_is_refused(shards, capsys):
@@ -556,10 +592,16 @@ def test_a_vocabulary_without_the_trace_tokens_is_refused(shards, capsys):
 def test_wrong_usage(cwd, capsys):
     assert "required: VERB" in wrong_usage(capsys)
     assert "invalid choice: 'fly'" in wrong_usage(capsys, "fly")
-    assert "'0' is no whole number from 1" in wrong_usage(capsys, "record", "program.py", "--max-frames", "0")
-    assert "'nan' is no number of seconds" in wrong_usage(capsys, "record", "program.py", "--max-seconds", "nan")
-    assert "'3' is not FIRST,LAST" in wrong_usage(capsys, "record", "program.py", "--loop-budget", "3")
-    assert "'0' is no whole number from 1" in wrong_usage(capsys, "record", "program.py", "--loop-budget", "1,0")
+    assert "expected a whole number of at least 1, got '0'" in wrong_usage(
+        capsys, "record", "program.py", "--max-frames", "0"
+    )
+    assert "expected a positive number of seconds, got 'nan'" in wrong_usage(
+        capsys, "record", "program.py", "--max-seconds", "nan"
+    )
+    assert "expected FIRST,LAST, got '3'" in wrong_usage(capsys, "record", "program.py", "--loop-budget", "3")
+    assert "expected a whole number of at least 1, got '0'" in wrong_usage(
+        capsys, "record", "program.py", "--loop-budget", "1,0"
+    )
     assert "--scope cannot" in wrong_usage(capsys, "record", "program.py", "--call", "1", "--scope", "package")
     assert "not for --html" in wrong_usage(capsys, "view", "x.cwmtrace", "--html", "x.html", "--start", "1")
     assert "--pattern is" in wrong_usage(capsys, "tokenize", "x", "--tokenizer", "v", "-o", "s", "--pattern", "gpt2")
@@ -569,21 +611,21 @@ def test_data_verbs_need_no_torch(shards):
     script = """
         import sys
         sys.modules["torch"] = None  # as if it were not installed
-        from cwm_core.cli import main
+        from cwm_core.cli import build_parser, commands, main
         assert main(["tokenize", "traces", "--tokenizer", "vocabulary", "-o", "again"]) == 0
         assert main(["pack", "again", "--seq-len", "64"]) == 0
         sys.exit(main(["train", "run.toml"]))
     """
     done = python("-c", textwrap.dedent(script))
     assert done.returncode == 1
-    assert done.stderr.endswith("cwm train: this needs torch: pip install 'cwm-core[train]'\n")
+    assert done.stderr.endswith("cwm train: this needs torch: run pip install '.[train]' in a checkout of cwm-core\n")
 
 
 def test_runs_as_a_module(cwd):
     shown = python("-m", "cwm_core", "--help")
     assert shown.returncode == 0 and shown.stdout.startswith("usage: cwm ")
     for verb in VERBS:
-        assert f"\n    {verb} " in shown.stdout
+        assert re.search(rf"^    {verb}( |$)", shown.stdout, re.MULTILINE)
 
 
 def test_every_verb_has_an_example_that_parses(capsys):
@@ -591,10 +633,58 @@ def test_every_verb_has_an_example_that_parses(capsys):
         with pytest.raises(SystemExit) as stop:
             main([verb, "--help"])
         assert stop.value.code == 0
-        assert f"example:\n  cwm {verb} " in capsys.readouterr().out
+        assert re.search(rf"example:\n  .*cwm {verb} ", capsys.readouterr().out)
 
 
 def test_traceback_on_request(cwd, monkeypatch):
     monkeypatch.setenv("CWM_TRACEBACK", "1")
     with pytest.raises(FileNotFoundError):
         main(["view", "none.cwmtrace"])
+
+
+def test_every_command_has_one_vocabulary():
+    options = {name: parser._option_string_actions for name, parser in commands(build_parser())}
+    for name, known in options.items():
+        assert known["-q"] is known["--quiet"], name
+        assert not {"--out", "--backend", "--batch", "--url", "--parallel", "--machines"} & known.keys(), name
+        if "--output" in known or "-o" in known:
+            assert known["-o"] is known["--output"], name
+
+
+def test_quiet_prints_no_notes_but_errors(cwd, capsys):
+    assert main(["record", "program.py", "--call", "count(2)", "--quiet"]) == 0
+    assert capsys.readouterr() == ("arguments []\n", "")  # what the program prints stays
+    assert main(["view", "none.cwmtrace", "-q"]) == 1
+    assert capsys.readouterr().err.startswith("cwm view: none.cwmtrace")
+
+
+def test_results_as_json(shards, capsys):
+    capsys.readouterr()
+    assert main(["inspect", "shards", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["shards"]["documents"] == 4
+    assert main(["pack", "shards", "--seq-len", "64", "--json"]) == 0
+    packed = json.loads(capsys.readouterr().out)
+    assert packed["shards"]["shards"]["documents"] == 4 and packed["rows"] == packed["steps"] > 0
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_scripts_name_every_verb(shell, cwd, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(verb in script for verb in VERBS)
+    if shell == "bash":
+        Path("cwm.bash").write_text(script)
+        words = 'COMP_WORDS=(cwm rec); COMP_CWORD=1; _shtab_cwm; echo "${COMPREPLY[@]}"'
+        done = subprocess.run(
+            ["bash", "-c", f"complete() {{ :; }}; source ./cwm.bash; {words}"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.split() == ["record"]
+
+
+def test_the_package_has_its_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"cwm {cwm.__version__}\n"

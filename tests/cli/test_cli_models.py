@@ -271,7 +271,7 @@ def test_out_of_memory_is_one_sentence(cwd, capsys, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(models, "load_engine", load)
-    assert failure(capsys, "predict", "whole", "program.py", *PREDICT).startswith("cwm predict: out of memory; take a")
+    assert failure(capsys, "predict", "whole", "program.py", *PREDICT).startswith("cwm predict: out of memory; use a")
 
 
 def test_other_runtime_errors_keep_their_traceback(cwd, monkeypatch):
@@ -290,7 +290,9 @@ def test_missing_torchao_is_named(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     model = random_model(cwm.model.preset("tiny", num_hidden_layers=1))
-    with pytest.raises(ModuleNotFoundError, match=r"needs torchao: pip install 'cwm-core\[float8\]'"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"needs torchao: run pip install '.\[float8\]' in a checkout of cwm-core"
+    ):
         Engine(model, quantize="float8")
 
 

@@ -12,7 +12,7 @@ from itertools import islice
 
 import pytest
 from cwm_core.corpus.algorithms import ALGORITHMS
-from cwm_core.corpus.generator import MAX_STEPS, Program, generate
+from cwm_core.corpus.generator import MAX_STEPS, GeneratedProgram, generate
 from cwm_core.corpus.split import distinct, normalized
 from oracle import record_source
 
@@ -59,7 +59,7 @@ LEAST_SHARES = {
 }  # fmt: skip
 
 
-def kinds(program: Program) -> set[str]:
+def kinds(program: GeneratedProgram) -> set[str]:
     """What occurs in a program, by its syntax tree and by its execution."""
     tree, call = ast.parse(program.code), ast.parse(program.call)
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}

@@ -1,4 +1,4 @@
-"""Contest files, good and bad, as units; and judging what was recorded of them."""
+"""ContestProblem files, good and bad, as units; and judging what was recorded of them."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import re
 import cwm_core as cwm
 import pytest
 from cwm_core.corpus.contests import judge, judge_digest, read_contests, units
-from cwm_core.corpus.workers import Order, Worker
+from cwm_core.corpus.sandbox import RecordingSandbox, Run
 from cwm_core.machines import bubblewrap_refusal
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,8 +99,8 @@ def test_calls_of_functions_and_methods(contests):
 def test_programs_are_recorded_and_judged(contests):
     found = list(units(contests, licence="MIT"))
     runs = [(unit, n) for unit in found for n in range(len(unit.inputs))]
-    orders = [Order(unit.code, stdin=unit.inputs[n], options={"capture_output": True}) for unit, n in runs]
-    with Worker(sandbox="process" if bubblewrap_refusal() else "bubblewrap") as worker:
+    orders = [Run(unit.code, stdin=unit.inputs[n], options={"capture_output": True}) for unit, n in runs]
+    with RecordingSandbox(sandbox="process" if bubblewrap_refusal() else "bubblewrap") as worker:
         answers = list(worker.run(orders))
     assert len(runs) > 10
     for (unit, n), answer in zip(runs, answers, strict=True):
@@ -148,19 +148,25 @@ BAD = {
     "[1]": "not a JSON object, but a list",
     "{": "Expecting property name",
     "[" * 100_000: "nested too deeply",
-    '{"name": "x"}': "neither CodeContests",
-    json.dumps(CODE_CONTESTS | {"name": 3}): "'name' must be a string, not a number",
-    json.dumps(CODE_CONTESTS | {"public_tests": "x"}): "'public_tests' must be an object of lists or a list of objects",
-    json.dumps(CODE_CONTESTS | {"public_tests": {"input": ["1"], "output": []}}): "of one length",
-    json.dumps(CODE_CONTESTS | {"public_tests": [{"input": "1"}]}): "'output' number 0 is missing",
-    json.dumps(CODE_CONTESTS | {"solutions": {"language": [3], "solution": [[]]}}): "'solution' number 0 is a list",
-    json.dumps(APPS | {"solutions": "{"}): "'solutions' is no JSON",
-    json.dumps(APPS | {"solutions": "3"}): "'solutions' must hold a list, not a number",
-    json.dumps(APPS | {"solutions": "[3]"}): "'solutions' must be strings",
-    json.dumps(APPS | {"input_output": {"inputs": ["1"]}}): "of one length",
-    json.dumps(APPS | {"input_output": {"inputs": [1], "outputs": ["1"]}}): "number 0 must be strings",
-    json.dumps(CALLED | {"input_output": {"fn_name": "f(", "inputs": [], "outputs": []}}): "'fn_name' is no name",
-    json.dumps(CALLED | {"input_output": {"fn_name": "f", "inputs": [1], "outputs": [1]}}): "must be a list",
+    '{"name": "x"}': "expected a problem of CodeContests",
+    json.dumps(CODE_CONTESTS | {"name": 3}): "'name': expected a string, got a number",
+    json.dumps(
+        CODE_CONTESTS | {"public_tests": "x"}
+    ): "'public_tests': expected an object of lists or a list of objects",
+    json.dumps(CODE_CONTESTS | {"public_tests": {"input": ["1"], "output": []}}): "of the same length",
+    json.dumps(CODE_CONTESTS | {"public_tests": [{"input": "1"}]}): "unexpected 'output' number 0: missing",
+    json.dumps(
+        CODE_CONTESTS | {"solutions": {"language": [3], "solution": [[]]}}
+    ): "unexpected 'solution' number 0: a list",
+    json.dumps(APPS | {"solutions": "{"}): "'solutions': not JSON",
+    json.dumps(APPS | {"solutions": "3"}): "'solutions': expected a list, got a number",
+    json.dumps(APPS | {"solutions": "[3]"}): "'solutions': expected strings",
+    json.dumps(APPS | {"input_output": {"inputs": ["1"]}}): "of the same length",
+    json.dumps(APPS | {"input_output": {"inputs": [1], "outputs": ["1"]}}): "number 0: expected strings",
+    json.dumps(
+        CALLED | {"input_output": {"fn_name": "f(", "inputs": [], "outputs": []}}
+    ): "'fn_name': expected an identifier",
+    json.dumps(CALLED | {"input_output": {"fn_name": "f", "inputs": [1], "outputs": [1]}}): "expected a list",
 }
 
 

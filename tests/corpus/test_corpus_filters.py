@@ -15,7 +15,7 @@ import pytest
 from cwm_core.corpus.filters import (
     Decontamination,
     Drop,
-    Drops,
+    DropCounts,
     NoEffects,
     Sample,
     SizeLimits,
@@ -225,7 +225,7 @@ EFFECTS = [  # code, effects seen, those seen with clocks
 WATCH = """
 import contextlib, json, sys
 import cwm_core as cwm
-from cwm_core.corpus.filters import Effects
+from cwm_core.corpus.effects import Effects
 seen = []
 for code in json.loads(sys.argv[1]):
     names = {}
@@ -252,7 +252,7 @@ def test_effects(mode: str) -> None:
 WATCHED = """
 import sys, threading
 import cwm_core as cwm
-from cwm_core.corpus.filters import Effects
+from cwm_core.corpus.effects import Effects
 from cwm_core.corpus.generator import generate
 
 for seed in range(30):
@@ -271,9 +271,9 @@ with Effects(clocks=True) as effects:
     thread = threading.Thread(target=len, args=("",))
     thread.start()
     thread.join()
-print(sorted(effects.names), sys.getprofile())
+print(sorted(map(str, effects.names)), sys.getprofile())
 open("/dev/null").close()
-print(sorted(effects.names))
+print(sorted(map(str, effects.names)))
 """
 
 
@@ -296,28 +296,28 @@ DROPS = st.lists(st.none() | st.builds(Drop, st.sampled_from("abc"), st.sampled_
 
 @given(st.lists(DROPS, max_size=4))
 def test_counts_of_workers_come_together_in_any_order(parts: list[list[Drop | None]]) -> None:
-    together = Drops()
+    together = DropCounts()
     for drop in (drop for part in parts for drop in part):
         together.add(drop)
     for order in (parts, parts[::-1]):
-        merged = Drops()
+        merged = DropCounts()
         for part in order:
-            counted = Drops()
+            counted = DropCounts()
             for drop in part:
                 counted.add(drop)
-            merged.merge(Drops.from_json(json.loads(json.dumps(counted.to_json()))))
+            merged.merge(DropCounts.from_json(json.loads(json.dumps(counted.to_json()))))
         assert merged == together and merged.total == sum(map(len, parts))
 
 
 @pytest.mark.parametrize("value", [{}, {"kept": -1, "dropped": {}, "examples": {}}, {"kept": 1, "dropped": 3}, []])
 def test_counts_that_are_none(value) -> None:
     with pytest.raises(ValueError):
-        Drops.from_json(value)
+        DropCounts.from_json(value)
 
 
 def test_table_of_drops() -> None:
     console = pytest.importorskip("rich.console").Console(width=80, record=True, file=io.StringIO())
-    drops = Drops()
+    drops = DropCounts()
     for drop in [None, None, Drop("[too] long", "9 > 3"), None]:
         drops.add(drop)
     console.print(drops.table())
@@ -504,19 +504,19 @@ def test_a_library_that_is_missing_is_named_with_its_extra(library: str, tmp_pat
         "phonenumbers": "secrets._is_phone_number('+49 30 901820')",
         "license_expression": "licence.allowed('MIT')",
         "ukkonen": "licence.of_file('x')",
-        "rich.table": "Drops().table()",
+        "rich.table": "DropCounts().table()",
     }[library]
     code = f"import sys; sys.modules[{library!r}] = None\nfrom cwm_core.corpus.filters import *\n"
     code += f"from cwm_core.corpus.filters import licence, secrets\n{use}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     message = done.stderr.strip().splitlines()[-1]
     assert message.startswith(("ImportError: ", "ModuleNotFoundError: ")) and f"needs {library}" in message
-    assert message.endswith("install cwm-core[corpus]")
+    assert message.endswith("run pip install '.[corpus]' in a checkout of cwm-core")
 
 
 def test_a_chain_of_filters_stops_at_the_first_reason() -> None:
     chain: list[Filter] = [terminates, SizeLimits(max_frames=5), NoEffects()]
-    drops = Drops()
+    drops = DropCounts()
     for one in (sample(), sample(call="f(0)"), sample("def f(n):\n    return n\n")):
         drops.add(next((drop for rule in chain if (drop := rule(one)) is not None), None))
     assert drops.to_json()["dropped"] == {"too many frames": 3 - drops.kept}

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from cwm_core import machines, record_source
 from cwm_core.corpus.functions.choice import RAISING_SHARE, choose
-from cwm_core.corpus.functions.coverage import ENTERED, RAISED, RETURNED, Reached, reached
+from cwm_core.corpus.functions.coverage import ENTERED, RAISED, RETURNED, CallCoverage, call_coverage
 from cwm_core.corpus.functions.discovery import find_functions
 from cwm_core.corpus.functions.explore import explore, explore_all, units
 from cwm_core.corpus.functions.sources import read_sources
-from cwm_core.corpus.workers import Order, Worker
+from cwm_core.corpus.sandbox import RecordingSandbox, Run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -232,8 +232,8 @@ def test_units_of_snippets(tmp_path):
     assert first.module is None and first.id == "snippets.jsonl:1:f"
     assert "f([7, 8], 8)" in first.calls and len(first.calls) >= 2
     assert second.calls[0] == "g({'k': 1})" and second.provenance["licence"] == "MIT"
-    with Worker(sandbox=SANDBOX) as worker:
-        for call, answer in zip(first.calls, worker.run(Order(first.code, c) for c in first.calls), strict=True):
+    with RecordingSandbox(sandbox=SANDBOX) as worker:
+        for call, answer in zip(first.calls, worker.run(Run(first.code, c) for c in first.calls), strict=True):
             assert answer.trace == record_source(first.code, call)
 
 
@@ -245,7 +245,7 @@ def test_a_model_is_asked_too(found):
         asked.append(messages)
         return "parse('a,stop,b')\nparse(__import__('os').abort())"
 
-    with Worker(sandbox=SANDBOX, paths=function.paths, preload=function.module) as worker:
+    with RecordingSandbox(sandbox=SANDBOX, paths=function.paths, preload=function.module) as worker:
         one = explore(function, worker, budget=30, generate=generate)
     assert len(asked) == 1
     assert "parse('a,stop,b')" in one.chosen
@@ -255,12 +255,18 @@ def test_a_model_is_asked_too(found):
 def test_steps_of_a_trace():
     code = "def f(n):\n    for i in range(n):\n        if i:\n            raise ValueError(i)\n    return n\n"
     [function] = _functions(code)
-    assert reached(function, record_source(code, "f(0)")) == Reached(
+    assert call_coverage(function, record_source(code, "f(0)")) == CallCoverage(
         frozenset({(ENTERED, 2), (2, 5), (5, RETURNED)}), 7, False
     )
-    assert reached(function, record_source(code, "f(2)")).steps == {(ENTERED, 2), (2, 3), (3, 2), (3, 4), (4, RAISED)}
-    assert reached(function, record_source(code, "f(None)")).steps == {(ENTERED, 2)}
-    assert reached(function, record_source(code, "len([])")) is None
+    assert call_coverage(function, record_source(code, "f(2)")).steps == {
+        (ENTERED, 2),
+        (2, 3),
+        (3, 2),
+        (3, 4),
+        (4, RAISED),
+    }
+    assert call_coverage(function, record_source(code, "f(None)")).steps == {(ENTERED, 2)}
+    assert call_coverage(function, record_source(code, "len([])")) is None
 
 
 def _functions(code):
@@ -273,7 +279,7 @@ def _functions(code):
 calls = st.dictionaries(
     st.text("abc", min_size=1),
     st.builds(
-        Reached, st.frozensets(st.tuples(st.integers(1, 5), st.integers(1, 5))), st.integers(1, 9), st.booleans()
+        CallCoverage, st.frozensets(st.tuples(st.integers(1, 5), st.integers(1, 5))), st.integers(1, 9), st.booleans()
     ),
     max_size=12,
 )
@@ -297,8 +303,8 @@ def test_chosen_calls(tried, most):
 
 def test_the_shorter_trace_of_equals():
     same = frozenset({(1, 2)})
-    assert choose({"f(1)": Reached(same, 9, False), "f(22)": Reached(same, 5, False)}, 5) == ["f(22)"]
-    assert choose({"f(22)": Reached(same, 5, False), "f(1)": Reached(same, 5, False)}, 5) == ["f(22)"]
+    assert choose({"f(1)": CallCoverage(same, 9, False), "f(22)": CallCoverage(same, 5, False)}, 5) == ["f(22)"]
+    assert choose({"f(22)": CallCoverage(same, 5, False), "f(1)": CallCoverage(same, 5, False)}, 5) == ["f(22)"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from cwm_core import machines
 from cwm_core.corpus.contests import accepts_output, accepts_value, read_contests, tolerance_of, units
 from cwm_core.corpus.prelude import import_paths, with_prelude
-from cwm_core.corpus.recording import Kept, Recording, Settings
+from cwm_core.corpus.recording import CorpusSettings, KeptSample, SampleRecorder
 from llama3 import rank_path
 
 pytest.importorskip("rensa")
@@ -20,7 +20,7 @@ READS = "import sys, os\nn, *xs = map(int, sys.stdin.read().split())\ntotal = 0\
 
 @pytest.fixture(scope="module")
 def recording():
-    recording = Recording(Settings(str(rank_path()), sandbox=SANDBOX, allow_effects=frozenset({"input"})))
+    recording = SampleRecorder(CorpusSettings(str(rank_path()), sandbox=SANDBOX, allow_effects=frozenset({"input"})))
     yield recording
     recording.close()
 
@@ -39,7 +39,7 @@ def judged(recording, path, right, tests=((INPUT, OUTPUT),), function=None, wron
     path.write_text(json.dumps(row))
     found = [u for u in units(read_contests(path), licence="MIT", solutions=18, inputs=9)]
     chosen = [u for u in found if u.provenance["label"] == ("wrong" if wrong else "right")]
-    return [r.metadata["passes"] if isinstance(r, Kept) else r.drop.reason for r in recording.samples(chosen)]
+    return [r.metadata["passes"] if isinstance(r, KeptSample) else r.drop.reason for r in recording.record(chosen)]
 
 
 FOLLOWED = {

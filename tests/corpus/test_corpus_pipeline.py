@@ -13,9 +13,9 @@ import cwm_core as cwm
 import pytest
 from cwm_core import machines
 from cwm_core.corpus.generator import generate
-from cwm_core.corpus.output import Corpus
+from cwm_core.corpus.output import CorpusWriter
 from cwm_core.corpus.pipeline import make_corpus
-from cwm_core.corpus.recording import Settings
+from cwm_core.corpus.recording import CorpusSettings
 from cwm_core.corpus.unit import Unit
 from cwm_core.support.pool import in_order, processes
 from llama3 import rank_path
@@ -25,7 +25,7 @@ pytest.importorskip("license_expression")
 pytest.importorskip("detect_secrets")
 
 SANDBOX = "process" if machines.bubblewrap_refusal() else "bubblewrap"
-SETTINGS = Settings(str(rank_path()), sandbox=SANDBOX)
+SETTINGS = CorpusSettings(str(rank_path()), sandbox=SANDBOX)
 MIT = {"licence": "MIT", "source": "test"}
 
 
@@ -155,8 +155,8 @@ def test_what_is_there_is_checked(tmp_path):
     make(tmp_path / "c", UNITS[:2])
     with pytest.raises(ValueError, match="other sources or settings"):
         make(tmp_path / "c", UNITS[:2], part_items=5)
-    with Corpus(tmp_path / "d", {}, 10, 0.8), pytest.raises(BlockingIOError):
-        Corpus(tmp_path / "d", {}, 10, 0.8)
+    with CorpusWriter(tmp_path / "d", {}, 10, 0.8), pytest.raises(BlockingIOError):
+        CorpusWriter(tmp_path / "d", {}, 10, 0.8)
     sketches = tmp_path / "c" / "sketches" / "00000.bin"
     data = bytearray(sketches.read_bytes())
     data[-1] ^= 1
@@ -174,7 +174,7 @@ def test_what_is_there_is_checked(tmp_path):
 def test_evaluation_problems_are_kept_out(tmp_path):
     problem = {"code": UNITS[0].code, "input": "[3, 1, 2]", "output": "1", "id": "p1"}
     (tmp_path / "problems.jsonl").write_text(json.dumps(problem) + "\n")
-    settings = Settings(str(rank_path()), evaluation_sets=(str(tmp_path / "problems.jsonl"),), sandbox=SANDBOX)
+    settings = CorpusSettings(str(rank_path()), evaluation_sets=(str(tmp_path / "problems.jsonl"),), sandbox=SANDBOX)
     assert make(tmp_path / "c", UNITS[:1], settings=settings).drops.to_json()["dropped"] == {"in an evaluation set": 1}
 
 

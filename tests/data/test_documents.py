@@ -109,7 +109,7 @@ def test_vocabularies_learn_from_what_is_encoded(tmp_path):
         ('{"text": 1}', "line 2: expected one of the columns 'messages', 'trace', 'text'"),
         ('{"messages": "x"}', "line 2: expected 'messages' to be a list of objects"),
         ('{"messages": [{"role": "user"}]}', "line 2: expected every message to have a string 'content'"),
-        ('{"messages": [{"role": "cat", "content": "x"}]}', "line 2: message 0 has the unknown role 'cat'"),
+        ('{"messages": [{"role": "cat", "content": "x"}]}', "line 2: message 0: unknown role 'cat'"),
         ('{"trace": "AAAA"}', "line 2: "),
     ],
 )

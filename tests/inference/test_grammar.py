@@ -72,14 +72,14 @@ def walk(grammar: TraceGrammar, tokenizer: cwm.Tokenizer, prompt: np.ndarray, rn
 
 def check_walks(grammar: TraceGrammar, tokenizer: cwm.Tokenizer, trace: cwm.Trace, seeds: range, steps: int) -> None:
     ids = tokenizer.encode_trace(trace)
-    spans, context = tokenizer.trace_spans(trace)
+    _, spans, context = tokenizer.trace_tokens(trace)
     complete = 0
     for seed in seeds:
         rng = random.Random(seed)
         # After the context, after a few frames, or in the middle of one.
         prompt = ids[: rng.choice([context, spans[4, :, 1].max() + 1, rng.randrange(context, len(ids) - 1)])]
         parsed = tokenizer.parse_trace(np.concatenate([prompt, walk(grammar, tokenizer, prompt, rng, steps)]))
-        assert parsed.error in (None, "frame not closed"), seed
+        assert parsed.error_kind in (None, cwm.ParseErrorKind.UNCLOSED_FRAME), seed
         complete += parsed.complete
         states = zip(parsed.frames, parsed.trace.states(), strict=True)
         assert all((state is None) == (frame.locals is None) for frame, state in states), seed
@@ -99,7 +99,7 @@ def test_lines_of_the_source_only(llama, llama_grammar) -> None:
     for tokenizer, grammar in ((SMALL, SMALL_GRAMMAR), (llama, llama_grammar)):
         held = grammar.for_context(TRACE.context)
         check_walks(held, tokenizer, TRACE, range(30), 60)
-        prompt = tokenizer.encode_trace(TRACE)[: tokenizer.trace_spans(TRACE)[1]]
+        prompt = tokenizer.encode_trace(TRACE)[: tokenizer.trace_tokens(TRACE).context_length]
         seen = set()
         for seed in range(40):
             ids = walk(held, tokenizer, prompt, random.Random(seed), 60)

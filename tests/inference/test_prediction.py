@@ -100,7 +100,7 @@ def test_supplied_lines_leave_states_and_values_to_the_model(tokenizer: cwm.Toke
     engine = Scripted(tokenizer, tokenizer.encode_trace(trace))
     prediction = cwm.inference.predict_states(engine, [trace])[0]
     assert contents(prediction.parsed.frames) == contents(trace.frames)[1:] and prediction.parsed.complete
-    spans, _ = tokenizer.trace_spans(trace)
+    spans = tokenizer.trace_tokens(trace).spans
     parts = np.where(spans[1:, 0, :1] >= 0, spans[1:, 0], spans[1:, 2])
     # The model writes each state or value and the token that closes it.
     assert (~engine.supplied).sum() == (parts[:, 1] - parts[:, 0] + 1).sum()
@@ -108,11 +108,11 @@ def test_supplied_lines_leave_states_and_values_to_the_model(tokenizer: cwm.Toke
 
 def test_a_model_that_breaks_the_form_is_stopped(tokenizer: cwm.Tokenizer, trace: cwm.Trace) -> None:
     truth = tokenizer.encode_trace(trace)
-    spans, _ = tokenizer.trace_spans(trace)
+    spans = tokenizer.trace_tokens(trace).spans
     at = int(spans[5, 0, 0])
     engine = Scripted(tokenizer, truth, {at: tokenizer.special_tokens["<|call_sep|>"]})
     parsed = cwm.inference.predict_states(engine, [trace], constrained=False)[0].parsed
-    assert len(parsed.frames) == 4 and not parsed.complete and parsed.error == "no action"
+    assert len(parsed.frames) == 4 and not parsed.complete and parsed.error == "missing <|action_sep|> after the locals"
 
 
 def test_a_guide_knows_the_lines(tokenizer: cwm.Tokenizer, trace: cwm.Trace) -> None:
@@ -135,7 +135,7 @@ def test_probabilities_of_parts_and_output(tokenizer: cwm.Tokenizer, trace: cwm.
     engine = Scripted(tokenizer, tokenizer.encode_trace(trace))  # every token has the log probability -1
     output = cwm.inference.predict_output(engine, CODE, "f(3)")
     assert output.value == trace.result
-    spans, _ = tokenizer.trace_spans(trace)
+    spans = tokenizer.trace_tokens(trace).spans
     lengths = (spans[1:, :, 1] - spans[1:, :, 0]).astype(float)
     lengths[spans[1:, :, 0] < 0] = np.nan
     expected = -np.concatenate([np.ones((len(trace) - 1, 1)), lengths + 1], axis=1)
@@ -151,7 +151,7 @@ def test_probabilities_of_parts_and_output(tokenizer: cwm.Tokenizer, trace: cwm.
 def test_one_step(tokenizer: cwm.Tokenizer, trace: cwm.Trace) -> None:
     ids = tokenizer.encode_trace(trace)
     engine = Scripted(tokenizer, ids)
-    spans, _ = tokenizer.trace_spans(trace)
+    spans = tokenizer.trace_tokens(trace).spans
     ends = spans[:, :, 1].max(1) + 1
     for i in (0, 4, len(trace) - 2):
         parsed = cwm.inference.predict_step(engine, ids[: ends[i]]).parsed
@@ -168,9 +168,9 @@ def test_an_untrained_model_keeps_the_form(tokenizer: cwm.Tokenizer, trace: cwm.
     lines = {frame.line for frame in trace.frames}
     for source_lines in (False, True):
         prediction = cwm.inference.predict_trace(engine, CODE, "f(3)", max_new_tokens=200, source_lines=source_lines)
-        assert prediction.parsed.error in (None, "frame not closed")
+        assert prediction.parsed.error_kind in (None, cwm.ParseErrorKind.UNCLOSED_FRAME)
     prediction = cwm.inference.predict_states(engine, [trace], max_new_tokens=200)[0]
-    assert prediction.parsed.error in (None, "frame not closed")
+    assert prediction.parsed.error_kind in (None, cwm.ParseErrorKind.UNCLOSED_FRAME)
     assert lines >= {frame.line for frame in prediction.parsed.frames}
 
 
@@ -245,7 +245,7 @@ def prediction_of(tokenizer: cwm.Tokenizer, code: str, frames: int | None) -> tu
     real = cwm.record_source(code, "f(3)")
     ids = tokenizer.encode_trace(real)
     if frames is not None:
-        spans, _ = tokenizer.trace_spans(real)
+        spans = tokenizer.trace_tokens(real).spans
         ids = ids[: spans[frames, :, 1].max() + 1]
     budget = len(ids) - len(cwm.inference.trace_prompt(tokenizer, code, "f(3)"))
     return cwm.inference.predict_output(Scripted(tokenizer, ids), code, "f(3)", max_new_tokens=budget), real

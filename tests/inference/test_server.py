@@ -75,7 +75,7 @@ def test_greedy_completions_are_those_of_the_engine():
         assert choice["prompt_token_ids"] == TOKENIZER.encode(prompt).tolist()
         assert choice["finish_reason"] == generation.finish_reason
         ids = generation.ids[:-1] if generation.finish_reason == "stop" else generation.ids
-        text = "".join(TOKENIZER.decoder().feed([t for t in ids.tolist() if t not in SPECIAL.values()]))
+        text = "".join(TOKENIZER.stream_decoder().feed([t for t in ids.tolist() if t not in SPECIAL.values()]))
         assert choice["text"].rstrip("\ufffd") == text.rstrip("\ufffd")
         logprobs = choice["logprobs"]
         assert logprobs["token_logprobs"] == pytest.approx(generation.logprobs.tolist(), abs=1e-4)
@@ -301,12 +301,12 @@ def test_log_probabilities_of_a_chat():
         ({"messages": []}, "messages must be", "messages"),
         ({"messages": "hi"}, "messages must be a list of objects", "messages"),
         ({"messages": [5]}, "messages must be a list of objects", "messages"),
-        ({"messages": [{"role": "bot", "content": ""}]}, "no known role", "messages"),
+        ({"messages": [{"role": "bot", "content": ""}]}, "unknown role", "messages"),
         ({"messages": [{"role": "user", "content": None}]}, "no content", "messages"),
         ({"messages": [{"role": "tool", "name": 5, "content": ""}]}, "answers no call", "messages"),
-        (chat(tools=[{}]), "not of the type function", "tools[0]"),
-        (chat(tools=[{"type": "function", "function": {"name": "a>"}}]), "no name", "tools[0].function.name"),
-        (chat(tools=[{"type": "function", "function": {"name": "a", "parameters": 5}}]), "no schema",
+        (chat(tools=[{}]), "expected a tool of type function", "tools[0]"),
+        (chat(tools=[{"type": "function", "function": {"name": "a>"}}]), "the name must not", "tools[0].function.name"),
+        (chat(tools=[{"type": "function", "function": {"name": "a", "parameters": 5}}]), "must be the schema",
          "tools[0].function.parameters"),
         (chat(tool_choice="required"), "auto or none", "tool_choice"),
         (chat(tool_choice={"type": "function"}), "auto or none", "tool_choice"),
@@ -392,7 +392,7 @@ def test_whatever_the_body_the_answer_is_well_formed(bodies, path):
         (b"{", "not valid JSON"),
         (b"\xff", "not valid JSON"),
         (b"[]", "not a JSON object"),
-        (b'{"prompt": "x", "temperature": NaN}', "NaN is no JSON"),
+        (b'{"prompt": "x", "temperature": NaN}', "NaN is not JSON"),
         (b'{"prompt": ' + b"[" * 100_000, "nested too deeply"),
         (b'{"prompt": [' + b"9" * 5000 + b"]}", "not valid JSON"),
         (b'{"prompt": "x", "max_tokens": 1e999}', "must be an integer"),

@@ -18,12 +18,12 @@ SITE = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
 # Records a call of a module next to a program that deletes /tmp, which is where the environment is.
 SCRIPT = """
 import dataclasses, json, sys
-from cwm_core.corpus.workers import LIMITS, Order, Worker
+from cwm_core.corpus.sandbox import LIMITS, Run, RecordingSandbox
 from cwm_core.machines import run_python
 code = "import shutil\\ndef f():\\n    shutil.rmtree('/tmp', ignore_errors=True)\\n"
 limits = dataclasses.replace(LIMITS, seconds=5)
-with Worker(paths=[sys.argv[1]], preload="shapes.square", limits=limits) as worker:
-    deletes, calls = Order(code, "f()"), Order("", "area(3)", module="shapes.square")
+with RecordingSandbox(paths=[sys.argv[1]], preload="shapes.square", limits=limits) as worker:
+    deletes, calls = Run(code, "f()"), Run("", "area(3)", module="shapes.square")
     calls = dataclasses.replace(calls, code=open(sys.argv[1] + "/shapes/square.py").read())
     answers = list(worker.run([calls, deletes, calls]))
 said = run_python("import sys; print(sys.prefix)", sandbox="bubblewrap").stdout.decode()

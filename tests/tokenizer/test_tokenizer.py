@@ -16,7 +16,15 @@ import pytest
 import tiktoken
 import tokenizers
 from cwm_core import Tokenizer
-from cwm_core.tokenizer import CL100K_PATTERN, GPT2_PATTERN, LLAMA3_PATTERN, O200K_PATTERN, QWEN2_PATTERN
+from cwm_core.tokenizer import (
+    CL100K_PATTERN,
+    CWM_SPECIAL_TOKENS,
+    GPT2_PATTERN,
+    LLAMA3_PATTERN,
+    O200K_PATTERN,
+    QWEN2_PATTERN,
+    special_tokens,
+)
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llama3 import SPECIAL, rank_path, tiktoken_encoding
@@ -303,7 +311,7 @@ def test_threads_share_a_tokenizer(small):
 @pytest.mark.parametrize("bad", [-1, 856, 2**31, 2**63 - 1, -(2**40)])
 def test_unknown_ids_are_named(small, bad):
     assert small.vocab_size == 856
-    for call in (small.decode, small.decode_bytes, small.decoder().feed):
+    for call in (small.decode, small.decode_bytes, small.stream_decoder().feed):
         with pytest.raises(ValueError, match=str(bad)):
             call([1, bad, 2])
     with pytest.raises(ValueError, match=str(bad)):
@@ -330,7 +338,7 @@ def test_ids_come_in_any_integer_type(small):
 @settings(max_examples=200, deadline=None)
 @given(data=st.one_of(st.binary(max_size=20), TEXTS.map(str.encode)))
 def test_incremental_decoding_never_splits_a_character(small, data):
-    decoder = small.decoder()
+    decoder = small.stream_decoder()
     shown = ""
     for id in small.encode_bytes(data):
         shown += decoder.feed(id)
@@ -705,7 +713,7 @@ def test_a_token_without_bytes(tmp_path):
 # ---- arguments -----------------------------------------------------------------------------------------------------
 
 
-def test_a_single_string_is_not_several(small, tmp_path):
+def test_a_single_string_is_rejected(small, tmp_path):
     for call in (
         lambda: Tokenizer.train("text", 300),
         lambda: Tokenizer.train(b"text", 300),
@@ -726,7 +734,7 @@ def test_integers_of_numpy_are_integers(small):
     trained = Tokenizer.train(["ab"], np.int64(256), threads=np.int32(1), special_tokens={"<s>": np.int64(300)})
     assert (trained.vocab_size, trained.special_tokens) == (301, {"<s>": 300})
     assert small.token_to_bytes(np.uint8(5)) == small.token_to_bytes(5)
-    assert small.decoder().feed(np.int64(70)) == small.decoder().feed(70)
+    assert small.stream_decoder().feed(np.int64(70)) == small.stream_decoder().feed(70)
     assert len(small.encode_batch(["a", "b"], threads=np.int64(2))) == 2
 
 
@@ -875,7 +883,14 @@ def test_a_special_token_named_as_an_ordinary_one_is_not_saved(tmp_path):
 
 def test_tokenizer_json_takes_no_arguments(small, tmp_path):
     small.save(tmp_path)
-    with pytest.raises(ValueError, match="states its own"):
+    with pytest.raises(ValueError, match="apply to rank files only"):
         Tokenizer.load(tmp_path, pattern="a")
     with pytest.raises(FileNotFoundError):
         Tokenizer.load(tmp_path / "nowhere")
+
+
+def test_special_token_names_are_those_of_the_model():
+    names = [value for name, value in vars(special_tokens).items() if name.isupper() and isinstance(value, str)]
+    assert len(set(names)) == len(names) == 17
+    assert set(names) == {name for name in CWM_SPECIAL_TOKENS if "reserved" not in name}
+    assert set(special_tokens.TRACE_TOKENS) | set(special_tokens.CHAT_TOKENS) <= set(names)

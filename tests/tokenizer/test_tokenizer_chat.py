@@ -176,21 +176,24 @@ def test_long_chat_texts_are_cut(llama, peer):
 @pytest.mark.parametrize(
     ("message", "why"),
     [
-        ({"role": "bot", "content": ""}, "message 1 .*'bot'"),
+        ({"role": "bot", "content": ""}, "message 1: .*'bot'"),
         ({"role": "tool: ", "content": ""}, "'tool: '"),
         ({"role": "tool", "content": ""}, "'tool'"),
         ({"role": "tool", "name": " ", "content": ""}, "'tool:  '"),
         ({"role": "tool: bash", "name": "bash", "content": ""}, "keys"),
-        ({"role": "user"}, "message 1 .*keys"),
+        ({"role": "user"}, "message 1: .*keys"),
         ({"content": "x"}, "keys"),
         ({}, "keys"),
         ({"role": "user", "content": "", "name": "x"}, "keys"),
         ({"role": "user", "content": "", "reasoning_content": "x"}, "keys"),
-        ({"role": "assistant", "content": "", "tool_calls": []}, "keys .*perhaps reasoning_content"),
-        ({"role": "user", "content": None}, "message 1: content is of type NoneType"),
-        ({"role": "user", "content": [{"type": "text", "text": "x"}]}, "content is of type list"),
-        ({"role": ["user"], "content": "x"}, "role is of type list"),
-        ({"role": "assistant", "content": "x", "reasoning_content": None}, "reasoning_content is of type NoneType"),
+        ({"role": "assistant", "content": "", "tool_calls": []}, "keys .*optionally reasoning_content"),
+        ({"role": "user", "content": None}, "message 1: content: expected a string, got NoneType"),
+        ({"role": "user", "content": [{"type": "text", "text": "x"}]}, "content: expected a string, got list"),
+        ({"role": ["user"], "content": "x"}, "role: expected a string, got list"),
+        (
+            {"role": "assistant", "content": "x", "reasoning_content": None},
+            "reasoning_content: expected a string, got NoneType",
+        ),
     ],
 )
 def test_bad_messages_are_refused(small, message, why):

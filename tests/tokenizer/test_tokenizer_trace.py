@@ -54,7 +54,7 @@ def test_a_trace_cut_by_a_limit_has_no_end_token(llama, peer):
 
 def test_spans_are_the_parts(llama, trace):
     ids = llama.encode_trace(trace)
-    spans, context = llama.trace_spans(trace)
+    _, spans, context = llama.trace_tokens(trace)
     assert spans.dtype == np.int32
     assert spans.shape == (len(trace.frames), 3, 2)
     assert llama.decode(ids[:context]) == trace.to_text().split("<|frame_sep|>")[0] + "<|frame_sep|>"
@@ -74,7 +74,7 @@ def test_spans_are_the_parts(llama, trace):
 
 def test_parsing_gives_the_frames_back(llama, trace):
     ids = llama.encode_trace(trace)
-    context = llama.trace_spans(trace)[1]
+    context = llama.trace_tokens(trace).context_length
     for same in (ids, ids.tolist(), ids[context:], ids.astype(np.int64)):
         parsed = llama.parse_trace(same)
         assert (parsed.complete, parsed.error) == (True, None)
@@ -120,7 +120,7 @@ def test_no_ids_are_an_error(llama, ids):
 
 def test_what_no_trace_contains_stops_the_parse(llama, trace):
     ids = llama.encode_trace(trace)
-    end = llama.trace_spans(trace)[0][3, 1, 1]
+    end = llama.trace_tokens(trace).spans[3, 1, 1]
     for foreign in (-1, SPECIAL["<|eot_id|>"], 128_256, 2**31 - 1):
         damaged = ids.copy()
         damaged[end] = foreign  # the separator after the fourth frame
@@ -132,7 +132,7 @@ def test_what_no_trace_contains_stops_the_parse(llama, trace):
 
 def test_a_vocabulary_without_the_tokens_says_so(trace):
     tokenizer = Tokenizer.train([], 256, special_tokens=["<|begin_of_text|>"])
-    for call in (tokenizer.encode_trace, tokenizer.trace_spans):
+    for call in (tokenizer.encode_trace, tokenizer.trace_tokens):
         with pytest.raises(ValueError, match=r"end_of_text.* is not a special token"):
             call(trace)
     assert tokenizer.parse_trace([1, 2, 3]).error is not None

@@ -221,7 +221,7 @@ def test_too_little_memory_is_a_sentence(run_folder, capsys, monkeypatch, error)
 def test_float8_without_torchao_is_a_sentence(run_folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     assert main(["train", "run.toml", "--set", "training.dtype=float8"]) == 1
-    assert "pip install torchao" in capsys.readouterr().err
+    assert "run pip install '.[float8]' in a checkout of cwm-core" in capsys.readouterr().err
 
 
 def test_another_vocabulary_of_the_same_size_is_refused(run_folder, capsys):

@@ -1,4 +1,4 @@
-"""The `cwm` command: one verb a room, described in `docs/reference/command-line.md`."""
+"""The `cwm` command. `docs/reference/command-line.md` describes its verbs."""
 
 from __future__ import annotations
 
@@ -6,34 +6,40 @@ import argparse
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 
 from ..machines import SandboxError
 from .agent import add_agent
+from .completion import add_completion
 from .convert import add_export, add_import
 from .corpus import add_corpus
 from .debug import add_debug
 from .evaluate import add_eval
 from .forage import add_forage
+from .inspect import add_inspect
 from .interrupt import Interruptible
 from .models import add_demo, add_predict, add_train
-from .options import EXTRAS, FAILED, INTERRUPTED, is_out_of_memory, say, sentence
+from .options import EXTRAS, FAILED, INTERRUPTED, add_quiet, is_out_of_memory, sentence, warn
 from .plan import add_plan
 from .record import add_record, add_view
 from .serve import add_serve
-from .shards import add_inspect, add_pack, add_tokenize
+from .shards import add_pack, add_tokenize
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 fine, 1 the work failed, 130 interrupted.
+    """Run the command and return its exit code: 0 for success, 1 for failure, 130 after an interrupt.
 
-    Raises SystemExit, as argparse does, with 2 for wrong usage and 0 after `--help` and `--version`.
+    Args:
+        argv: Arguments after the command's name. If None, they come from `sys.argv`, and Ctrl-C ends the process.
+
+    Raises:
+        SystemExit: The usage is wrong (code 2), or `--help` or `--version` was given (code 0).
     """
     args = _parse(list(sys.argv[1:] if argv is None else argv))
     args.owns_process = argv is None
     if argv is not None or threading.current_thread() is not threading.main_thread():
-        return _report_errors(args)  # within a program that does more, whose signals are its own
+        return _report_errors(args)  # the caller handles signals itself
     with Interruptible(args.verb) as interruptible:
         return _report_errors(args, interruptible)
 
@@ -42,9 +48,9 @@ def _report_errors(args: argparse.Namespace, interruptible: Interruptible | None
     try:
         return _run(args, interruptible)
     except KeyboardInterrupt:
-        say(args, "interrupted")
+        warn(args, "interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # who read our output has seen enough; the flush at exit must not fail again
+    except BrokenPipeError:  # the reader of our output closed it; the flush at exit must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (
@@ -58,12 +64,12 @@ def _report_errors(args: argparse.Namespace, interruptible: Interruptible | None
         is_ours = not isinstance(error, ModuleNotFoundError) or error.name in EXTRAS
         if not is_ours or os.environ.get("CWM_TRACEBACK"):
             raise
-        say(args, sentence(error))
+        warn(args, sentence(error))
         return FAILED
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error) or os.environ.get("CWM_TRACEBACK"):
             raise
-        say(args, f"out of memory; take a smaller model, shorter texts or fewer at a time: {sentence(error)[:300]}")
+        warn(args, f"out of memory; use a smaller model, shorter texts or smaller batches: {sentence(error)[:300]}")
         return FAILED
 
 
@@ -74,7 +80,7 @@ def _run(args: argparse.Namespace, interruptible: Interruptible | None) -> int:
         return code
     except Exception as error:
         if interruptible is not None and interruptible.is_interrupted:
-            raise KeyboardInterrupt from error  # a library turned the exception of Ctrl-C into another
+            raise KeyboardInterrupt from error  # a library replaced the exception of Ctrl-C by its own
         raise
 
 
@@ -83,13 +89,23 @@ def build_parser() -> argparse.ArgumentParser:
     return _build_parser()[0]
 
 
+def commands(parser: argparse.ArgumentParser, name: str = "cwm") -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Yield the full name and the parser of every command that runs something, such as `cwm corpus functions`."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not groups:
+        yield name, parser
+    for group in groups:
+        for verb, child in group.choices.items():
+            yield from commands(child, f"{name} {verb}")
+
+
 def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     parser = argparse.ArgumentParser(
         prog="cwm",
-        description="Record what Python programs do, turn the traces into training data, and train and use models\n"
-        "that predict executions.",
-        epilog="exit codes: 0 fine, 1 the work failed, 2 wrong usage, 130 interrupted.\n"
-        "CWM_TRACEBACK=1 in the environment shows where in the code an error arose.\n"
+        description="Record Python programs, turn the traces into training data, train models on them, and predict\n"
+        "executions.",
+        epilog="exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted by Ctrl-C.\n"
+        "Set CWM_TRACEBACK=1 in the environment to see the traceback of an error.\n"
         "`cwm VERB --help` explains a verb.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -113,9 +129,12 @@ def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
         add_forage,
         add_agent,
         add_demo,
+        add_completion,
     )
     for add in adds:
         add(verbs)
+    for _, command in commands(parser):
+        add_quiet(command)
     return parser, verbs.choices
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -13,7 +14,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..trace import ParsedTrace, Trace
-from .options import INTERRUPTED, OK, add_tokenizer, add_verb, load_tokenizer, new_file, positive, program, say, write
+from .options import (
+    INTERRUPTED,
+    OK,
+    add_json,
+    add_tokenizer,
+    add_verb,
+    load_tokenizer,
+    new_file,
+    positive,
+    program,
+    say,
+    warn,
+    write,
+)
 
 if TYPE_CHECKING:
     from cwm_core.inference import Engine
@@ -55,11 +69,11 @@ def _train(args: argparse.Namespace) -> int:
         return _init(args)
     config = RunConfig.from_toml(args.config, args.set)
     is_main = os.environ.get("RANK", "0") == "0"  # only one of the processes of torchrun prints
-    with show_progress() if is_main else nullcontext() as on_step:
-        reason = run(config, on_step, lambda text: say(args, f"warning: {text}"))
+    with show_progress() if is_main and not args.quiet else nullcontext() as on_step:
+        reason = run(config, on_step, lambda text: warn(args, f"warning: {text}"))
     if reason is StopReason.SIGNAL:
         if is_main:
-            say(args, f"interrupted; the same command resumes from the checkpoint in {config.output}")
+            warn(args, f"interrupted; the same command resumes from the checkpoint in {config.output}")
         return INTERRUPTED
     if is_main:
         say(args, f"wrote the model and its vocabulary to {config.output}")
@@ -82,26 +96,27 @@ def add_predict(verbs: Any) -> None:
         _predict,
         "Predict the execution of a call with a model, without running the program.",
         "cwm predict runs/tiny sort.py --call 'bubble_sort([3, 1, 2])' --verify",
-        "With --verify the program is also run and recorded, in a sandbox, to show where the prediction differs and\n"
-        "how it scores. There it can import the packages installed here, but nothing that lies beside FILE.",
+        "With --verify, the program also runs in a sandbox, and the command shows differences and scores. The program\n"
+        "can import installed packages, but no files beside FILE.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model")
-    parser.add_argument("file", metavar="FILE", help="the program")
-    parser.add_argument("--call", required=True, metavar="EXPR", help="expression to predict, in FILE's names")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the predicted trace, for `cwm view`")
+    parser.add_argument("file", metavar="FILE", help="Python file that defines the names in EXPR")
+    parser.add_argument("--call", required=True, metavar="EXPR", help="expression to predict, such as 'f(3)'")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the predicted trace for `cwm view`")
     parser.add_argument(
-        "--max-new-tokens", type=positive, default=4096, metavar="N", help="stop after N tokens (default: 4096)"
+        "--max-new-tokens", type=positive, default=4096, metavar="N", help="limit of predicted tokens (default: 4096)"
     )
     add_tokenizer(parser)
-    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute, as cuda (default: cpu)")
-    parser.add_argument("--verify", action="store_true", help="run FILE's code in a sandbox, and compare")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="PyTorch device, such as cuda (default: cpu)")
+    parser.add_argument("--verify", action="store_true", help="run the program in a sandbox and compare")
     parser.add_argument(
         "--sandbox",
         choices=("bubblewrap", "process"),
         default="bubblewrap",
-        help="of --verify; process limits FILE's code but does not isolate it, for code you trust",
+        help="isolation for --verify; 'process' does not isolate: use it only for trusted code (default: bubblewrap)",
     )
-    parser.add_argument("--source-lines", action="store_true", help="hold predicted lines to those of FILE")
+    add_json(parser)
+    parser.add_argument("--source-lines", action="store_true", help="predict only lines of FILE")
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -114,20 +129,23 @@ def _predict(args: argparse.Namespace) -> int:
     prediction = inference.predict_trace(
         engine, code, args.call, max_new_tokens=args.max_new_tokens, source_lines=args.source_lines
     )
-    # As a whole trace, with what stood in the prompt, which is how it is stored and shown.
+    # Store and show the whole trace, including the frame in the prompt.
     prompt = inference.trace_prompt(engine.tokenizer, code, args.call)
     whole = engine.tokenizer.parse_trace(np.concatenate([prompt, prediction.ids]))
     if target:
         whole.trace.save(target)
-    if real is None:
-        write(view.terminal(whole.trace))
-    else:
-        write(view.terminal(real, predicted=whole))
-        scores = asdict(evaluation.score_trace(real, prediction.parsed))
-        for name, score in scores.items():
-            write(f"{name:<12} {'-' if score is None else f'{score:.3f}'}\n")
+    scores = None if real is None else asdict(evaluation.score_trace(real, prediction.parsed))
     full_context = engine.max_length if len(prompt) + len(prediction.ids) >= engine.max_length else None
-    write(_verdict(whole, args.max_new_tokens, len(prediction.ids), full_context))
+    verdict = _verdict(whole, args.max_new_tokens, len(prediction.ids), full_context)
+    if args.json:
+        result = {"complete": whole.complete, "verdict": verdict.strip(), "frames": len(whole.frames)}
+        result |= {"tokens": len(prediction.ids), "text": whole.trace.to_text(), "scores": scores}
+        write(json.dumps(result, indent=1) + "\n")
+        return OK
+    write(view.terminal(whole.trace) if real is None else view.terminal(real, predicted=whole))
+    for name, score in (scores or {}).items():
+        write(f"{name:<12} {'-' if score is None else f'{score:.3f}'}\n")
+    write(verdict)
     return OK
 
 
@@ -135,18 +153,25 @@ def _run_for_real(args: argparse.Namespace, code: str) -> Trace:
     from cwm_core.machines.programs import check_sandbox, installed_packages, record_program
 
     check_sandbox(args.sandbox)
-    # A frame takes several tokens: no prediction can reach further than this.
+    # A frame takes several tokens, so no prediction has more frames than this.
     frames, packages = args.max_new_tokens, installed_packages()
     outcome = record_program(code, args.call, max_frames=frames, sandbox=args.sandbox, paths=packages, file=args.file)
     if outcome.value is None:
-        raise ValueError(f"{args.file} gave no trace to compare with: {outcome.reason}")
+        raise ValueError(f"{args.file}: the run left no trace to compare with: {outcome.reason}")
     return outcome.value
 
 
 def load_model(folder: Path, device: str, tokenizer: Path | None = None) -> tuple[Transformer, Tokenizer]:
-    """The model of a folder with its tokenizer, which lies elsewhere if `tokenizer` is given.
+    """Load a model and its vocabulary.
 
-    Raises ValueError and OSError that name the folder for what is wrong in it or the device.
+    Args:
+        folder: Folder of the model.
+        device: PyTorch device.
+        tokenizer: Path of the vocabulary; None is the model's folder.
+
+    Raises:
+        ValueError: The folder or the device is invalid; the message names the folder.
+        OSError: A file cannot be read.
     """
     from cwm_core import model
 
@@ -170,10 +195,10 @@ def load_engine(
     keep_prefixes: bool = False,
     cache_bytes: int | None = None,
 ) -> Engine:
-    """An engine of a model's folder. Raises as `load_model`.
+    """Load a model into an engine; raise the same errors as `load_model`.
 
-    Of the memory that the model leaves, 80 % is for what is being generated; with `keep_prefixes` half, and three
-    tenths for conversations that go on later. `cache_bytes` is a bound of one's own.
+    The cache may use 80 % of the memory that the model leaves free; with `keep_prefixes`, it may use 50 %, and copies
+    of prefixes for later turns of conversations 30 %. `cache_bytes` overrides the limit of the cache.
     """
     from cwm_core import inference
 
@@ -187,7 +212,7 @@ def load_engine(
 
 
 def fingerprint(engine: Engine) -> str:
-    """Tells a model from one trained further in the same folder: a digest of some weights of each parameter."""
+    """Return a digest of some weights of each parameter, which changes when training continues in the folder."""
     digest = hashlib.sha256()
     for name, parameter in engine.model.named_parameters():
         some = parameter.detach().flatten()[:64].float().cpu().numpy()
@@ -196,12 +221,12 @@ def fingerprint(engine: Engine) -> str:
 
 
 def named_tokenizer(args: argparse.Namespace) -> dict[str, str]:
-    """The setting that tells results with `--tokenizer` from those with the vocabulary in the model's folder."""
+    """Return the setting of results that depends on `--tokenizer`; empty for the vocabulary in the model's folder."""
     return {} if args.tokenizer is None else {"tokenizer": str(args.tokenizer)}
 
 
 def _verdict(whole: ParsedTrace, limit: int, tokens: int, full_context: int | None) -> str:
-    """How a prediction ended, in a line. Frames are counted with the given first one, as the views count them."""
+    """Return one line on how a prediction ended. The number of frames includes the first one, as in the views."""
     frames = f"{len(whole.frames):,} whole frame{'' if len(whole.frames) == 1 else 's'}"
     if whole.complete:
         return f"The prediction is complete: {frames}, {tokens:,} tokens.\n"
@@ -218,16 +243,17 @@ def add_demo(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _demo,
-        "Go the whole way in little: record, tokenize, pack, train, predict and score.",
+        "Run the full pipeline at a small scale: record, tokenize, pack, train, predict, and score.",
         "cwm demo --short -o demo",
     )
     parser.add_argument(
-        "-o", "--output", default="cwm-demo", metavar="DIR", help="folder for what it writes (default: cwm-demo)"
+        "-o", "--output", default="cwm-demo", metavar="DIR", help="folder for all results (default: cwm-demo)"
     )
-    parser.add_argument("--short", action="store_true", help="the same in about a minute, with worse scores")
+    parser.add_argument("--short", action="store_true", help="run for about a minute, with worse scores")
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from cwm_core import demo
+    from cwm_core.demo import run_demo
 
-    return demo.main(["--output", args.output, *(["--short"] if args.short else [])])
+    run_demo(args.output, short=args.short)
+    return OK

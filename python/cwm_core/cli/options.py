@@ -1,4 +1,4 @@
-"""What the verbs of the command share: how they are added, what they say, the types of their arguments."""
+"""Helpers that all verbs share: options, argument types, messages and progress."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..trace.entry import script_folder, script_state
 if TYPE_CHECKING:
     from ..machines import Backend
 
-OK, FAILED, INTERRUPTED = 0, 1, 130
+OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 EXTRAS = {
     "torch": "train", "rich": "train", "safetensors": "train", "pyarrow": "parquet", "tensorboard": "tensorboard",
@@ -31,7 +31,7 @@ EXTRAS = {
 
 
 def add_verb(verbs: Any, run: Any, purpose: str, example: str, more: str = "") -> argparse.ArgumentParser:
-    """Add the verb that `run` is named after."""
+    """Add a verb with the name of `run`, without the leading underscore, and return its parser."""
     parser = verbs.add_parser(
         run.__name__.removeprefix("_"),
         help=purpose,
@@ -44,21 +44,31 @@ def add_verb(verbs: Any, run: Any, purpose: str, example: str, more: str = "") -
 
 
 def add_tokenizer(parser: argparse._ActionsContainer) -> None:
-    """Add the option `--tokenizer` of a verb that takes a model."""
+    """Add `--tokenizer`, for verbs that load a model."""
     parser.add_argument(
-        "--tokenizer", type=Path, metavar="PATH", help="vocabulary of the model (default: tokenizer.json in its folder)"
+        "--tokenizer", type=Path, metavar="PATH", help="the model's vocabulary (default: tokenizer.json in its folder)"
     )
 
 
 def add_cache(parser: argparse._ActionsContainer) -> None:
-    """Add the option `--cache-gib` of a verb that generates many sequences at a time."""
+    """Add `--cache-gib`, for verbs that generate many sequences at a time."""
     parser.add_argument(
-        "--cache-gib", type=positive, metavar="N", help="memory for keys and values (default: 80%% of what is free)"
+        "--cache-gib", type=positive, metavar="N", help="GiB for the key/value cache (default: 80%% of free memory)"
     )
 
 
+def add_json(parser: argparse._ActionsContainer) -> None:
+    """Add `--json`, for verbs that print a result."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Add `--quiet`, which every verb has."""
+    parser.add_argument("-q", "--quiet", action="store_true", help="print no progress and notes; still print errors")
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Load a vocabulary; an error of what is in it names the path."""
+    """Load a vocabulary. Raise ValueError, with the path in the message, if it is invalid."""
     try:
         return Tokenizer.load(path)
     except ValueError as error:
@@ -66,26 +76,29 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def new_file(path: str | Path) -> Path:
-    """The absolute path, checked before the work whose result it is to hold; the program may change the folder."""
+    """Return the absolute path of an output file, after checking that its folder exists.
+
+    Verbs call it before the work starts, because a recorded program may change the working directory.
+    """
     target = Path(path).absolute()
     if target.is_dir():
-        raise IsADirectoryError(21, "expected a file to write, this is a folder", str(target))
+        raise IsADirectoryError(21, "expected a file to write, got a folder", str(target))
     if not target.parent.is_dir():
         raise FileNotFoundError(2, "no such folder to write to", str(target.parent))
     return target
 
 
 def summary(trace: Trace) -> str:
-    """One line on a trace, fit for a terminal."""
+    """Return a one-line description of a trace for a terminal."""
     from cwm_core import view
 
     return view.terminal(trace, limit=0, color=False).splitlines()[0]
 
 
 def sentence(error: Exception) -> str:
-    """What an error says, in one line."""
-    if isinstance(error, ModuleNotFoundError) and str(error).startswith("No module named"):
-        return f"this needs {error.name}: pip install 'cwm-core[{EXTRAS[str(error.name)]}]'"
+    """Return the message of an error in one line."""
+    if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
+        return f"this needs {error.name}: run pip install '.[{EXTRAS[str(error.name)]}]' in a checkout of cwm-core"
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: {error.msg}"
     if isinstance(error, OSError) and error.filename and error.strerror:
@@ -94,72 +107,83 @@ def sentence(error: Exception) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: Python's, a GPU's, or what PyTorch asked the system for."""
+    """Return whether an error means that Python, a GPU or PyTorch's CPU allocator ran out of memory."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
 
 
 def say(args: argparse.Namespace, text: str) -> None:
-    """Say something about the work on standard error."""
+    """Print a note on standard error, unless `--quiet` is given."""
+    if not args.quiet:
+        warn(args, text)
+
+
+def warn(args: argparse.Namespace, text: str) -> None:
+    """Print a warning or an error on standard error."""
     print(f"cwm {args.verb}: {text}", file=sys.stderr)
 
 
 def write(text: str) -> None:
-    """Write to standard output, what its encoding lacks as escapes."""
+    """Write to standard output. Characters that its encoding lacks become escapes."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def positive(text: str) -> int:
-    """Type of an argument: a whole number from 1."""
+    """Parse a whole number of at least 1, as an argument type."""
     return _at_least(1, text)
 
 
 def not_negative(text: str) -> int:
-    """Type of an argument: a whole number from 0."""
+    """Parse a whole number of at least 0, as an argument type."""
     return _at_least(0, text)
 
 
 def loop_budget(text: str) -> tuple[int, int]:
-    """Type of an argument: FIRST,LAST."""
+    """Parse FIRST,LAST, as an argument type."""
     first, comma, last = text.partition(",")
     if not comma:
-        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST,LAST")
+        raise argparse.ArgumentTypeError(f"expected FIRST,LAST, got {text!r}")
     return not_negative(first), positive(last)
 
 
 def _at_least(least: int, text: str) -> int:
     if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least}")
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
     return int(text)
 
 
 def seconds(text: str) -> float:
-    """Type of an argument: a number of seconds above 0."""
+    """Parse a positive number of seconds, as an argument type."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
     return value
 
 
 def share(text: str) -> float:
-    """Type of an argument: a number from 0 to 1."""
+    """Parse a number from 0 to 1, as an argument type."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
     return value
 
 
+def shows_progress(args: argparse.Namespace) -> bool:
+    """Return whether to show progress: standard error is a terminal and `--quiet` is not given."""
+    return sys.stderr.isatty() and not args.quiet
+
+
 @contextmanager
-def counter(unit: str = "traces") -> Iterator[Callable[[int], None] | None]:
-    """What shows how many traces are done, or of another unit, where a person looks on."""
-    if not sys.stderr.isatty():
+def counter(args: argparse.Namespace, unit: str = "traces") -> Iterator[Callable[[int], None] | None]:
+    """Yield a function that shows how many traces (or another unit) are done; None if progress is not shown."""
+    if not shows_progress(args):
         yield None
         return
     shown = time.monotonic()
@@ -177,9 +201,9 @@ def counter(unit: str = "traces") -> Iterator[Callable[[int], None] | None]:
 
 
 @contextmanager
-def status_line() -> Iterator[Callable[[str], None] | None]:
-    """Show a text and how long the work has taken, every second, where a person looks on."""
-    if not sys.stderr.isatty():
+def status_line(args: argparse.Namespace) -> Iterator[Callable[[str], None] | None]:
+    """Yield a function that sets a status text, shown with the elapsed time; None if progress is not shown."""
+    if not shows_progress(args):
         yield None
         return
     started, text, ended = time.monotonic(), "starting", threading.Event()
@@ -205,11 +229,54 @@ def status_line() -> Iterator[Callable[[str], None] | None]:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
+MACHINES = ("bubblewrap", "docker", "process")
+"""Machines of environments, by the names that `--sandbox` takes."""
+
+
+def one_of_or_path(*names: str) -> Callable[[str], str]:
+    """Return a type of arguments: one of `names`, or an import path of the form `module:name`."""
+
+    def check(text: str) -> str:
+        if text in names or ":" in text:
+            return text
+        expected = ", ".join(map(repr, names))
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {expected}, or module:name)")
+
+    return check
+
+
+def extension(path: str, method: str) -> Any:
+    """Return the object that an import path names, or what it returns if it is a class or a function.
+
+    Args:
+        path: The path, `module:name`.
+        method: Name of a method that the object must have.
+
+    Raises:
+        ValueError: There is no such object, or it lacks the method.
+    """
+    from ..support.imports import import_object
+
+    found = import_object(path)
+    made = found() if isinstance(found, type) or (callable(found) and not hasattr(found, method)) else found
+    if not hasattr(made, method):
+        raise ValueError(f"{path}: expected an object with a method {method!r}, got {type(made).__name__}")
+    return made
+
+
 def machines(kind: str, image: str | None = None) -> Backend:
-    """The backend of environments that `--sandbox` names. Raises SandboxError where it is not possible."""
+    """Return the backend of environments that `--sandbox` names.
+
+    Raises:
+        SandboxError: This computer cannot run it.
+        ValueError: An import path leads to no backend.
+    """
     from ..machines import DockerBackend, SandboxBackend
     from ..machines.programs import check_sandbox, installed_packages
 
+    if ":" in kind:
+        backend: Backend = extension(kind, "open")
+        return backend
     if kind == "docker":
         return DockerBackend(image)
     check_sandbox(kind)
@@ -225,7 +292,7 @@ def record_call(
     *,
     name: str = "__main__",
 ) -> Trace:
-    """Record a call in a file as `record_source` does, with the arguments and the import path of a script.
+    """Record a call as `record_source` does, with the `sys.argv` and `sys.path` of a script.
 
     Raises:
         ValueError: The module's body raised.
@@ -236,14 +303,19 @@ def record_call(
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        message = f"{file} raised {error!r} before the call, so there is nothing to record"
+        message = f"{file} raised {error!r} before the call, so nothing was recorded"
         if isinstance(error, SystemExit) and name == "__main__":
             message += "; with --as-module, the part under if __name__ == '__main__' does not run"
         raise ValueError(message) from error
 
 
 def program(file: str, call: str) -> str:
-    """The text of a program that compiles, as does the call. Raises OSError and SyntaxError."""
+    """Return the source of a program after checking that it and the call compile.
+
+    Raises:
+        OSError: The file cannot be read.
+        SyntaxError: The file or the call does not compile.
+    """
     with tokenize.open(file) as source:
         code = source.read()
     compile(code, file, "exec", dont_inherit=True)

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from .options import OK, add_verb, positive, write
+from .options import OK, add_json, add_verb, positive, write
 
 if TYPE_CHECKING:
     from cwm_core.model import ModelConfig
@@ -63,7 +63,7 @@ def add_plan(verbs: Any) -> None:
         help="share of the links' peak reached (default: 0.8)",
     )
     parser.add_argument("--price", type=float, metavar="DOLLARS", help="price of a GPU hour (default: built in)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
 
 
 def _plan(args: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ from .options import (
     say,
     seconds,
     summary,
+    warn,
     write,
 )
 
@@ -93,7 +94,7 @@ class _CommandRecorder(Recorder):
 
     def warn(self, message: str) -> None:
         """Print the warning on standard error."""
-        say(self._args, f"warning: {message}")
+        warn(self._args, f"warning: {message}")
 
 
 def _record(args: argparse.Namespace) -> int:
@@ -123,7 +124,8 @@ def _record(args: argparse.Namespace) -> int:
         if trace is not None:
             trace = _coarsened(args, trace)
             _store(args, target, trace)
-            print(f"cwm record: {output}: {summary(trace)}", file=stderr, flush=True)
+            if not args.quiet:
+                print(f"cwm record: {output}: {summary(trace)}", file=stderr, flush=True)
 
     last_words = LastWords(keep)
     interrupted = False

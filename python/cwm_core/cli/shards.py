@@ -1,17 +1,19 @@
-"""`cwm tokenize`, `cwm pack` and `cwm inspect`."""
+"""`cwm tokenize` and `cwm pack`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data import Shards, ShardWriter
+from ..data import Packing, Shards, ShardWriter
 from ..support.jsonl import STDIN
-from ..tokenizer import PATTERNS, Tokenizer, split_pattern
-from .options import OK, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
+from ..tokenizer import PATTERNS, Tokenizer, resolve_pattern
+from .options import OK, add_json, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
 
 if TYPE_CHECKING:
     from cwm_core.data.documents import Item
@@ -22,21 +24,20 @@ def add_tokenize(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _tokenize,
-        "Turn traces, texts, chats and trajectories into a folder of token shards, ready for training.",
+        "Tokenize traces, texts, chats, and trajectories into a folder of token shards for training.",
         "cwm tokenize traces/ --tokenizer vocabulary --train-vocab 4096 -o shards",
-        "Rows of JSONL and Parquet files have messages (a chat), a trace (as `cwm export` writes it) or text.\n"
-        "All of a text is learned, of a chat what the assistant says, and of a trace what follows its first frame:\n"
-        "what stands before that is the prompt of a prediction. Of a trajectory, as `cwm agent` writes it, actions\n"
-        "are learned, and half of the observations, chosen at random. A document's source is that of its metadata in\n"
-        "a store or its row's, else the name of the folder that its file lies in. Of a folder that holds traces or\n"
-        "stores, only these are read; of another, its JSONL and Parquet files.",
+        "A row of a JSONL or Parquet file has the column `messages` (a chat), `trace` (from `cwm export`), or `text`.\n"
+        "The loss covers all tokens of a text, the assistant's messages of a chat, the tokens of a trace after its\n"
+        "first frame, and the actions and a random half of the observations of a trajectory (from `cwm agent`).\n"
+        "The source of a document is the `source` of its metadata or row, else the name of the folder of its file.\n"
+        "A folder with traces or stores is read for these only, another folder for its JSONL and Parquet files.",
     )
     parser.add_argument(
         "inputs",
         nargs="+",
         type=Path,
         metavar="IN",
-        help="*.cwmtrace, *.cwmtraces, *.jsonl (also .gz and .zst), *.parquet, a folder of these, - for JSONL on stdin",
+        help="*.cwmtrace, *.cwmtraces, *.jsonl (also .gz or .zst), *.parquet, a folder, or - for JSONL on stdin",
     )
     parser.add_argument(
         "--tokenizer",
@@ -50,37 +51,43 @@ def add_tokenize(verbs: Any) -> None:
         "--train-vocab",
         type=positive,
         metavar="N",
-        help="first learn a vocabulary of N ordinary tokens (256 special ones are added) and save it to FOLDER",
+        help="first train a vocabulary of N ordinary tokens, add 256 special tokens, and save it to FOLDER",
     )
     parser.add_argument(
         "--pattern",
         metavar="PATTERN",
-        help=f"how --train-vocab splits text: {', '.join(PATTERNS)}, or a regular expression (default: llama3)",
+        help=f"split pattern for --train-vocab: {', '.join(PATTERNS)}, or a regular expression (default: llama3)",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on behind the shards that an interrupted run over the same files left",
+        help="resume an interrupted run over the same files: append to its shards",
     )
-
     parser.add_argument(
         "--kind",
         action="append",
         default=[],
         metavar="MODULE:NAME",
-        help="also read documents of this kind, a cwm_core.data.DocumentKind; may be given several times",
+        help="also read documents of this cwm_core.data.DocumentKind (may be repeated)",
     )
 
     rollouts = parser.add_argument_group("trajectories")
     rollouts.add_argument(
-        "--observations", type=share, default=0.5, metavar="P", help="part of the observations to learn (default: 0.5)"
+        "--observations",
+        type=share,
+        default=0.5,
+        metavar="P",
+        help="share of the observations in the loss (default: 0.5)",
     )
-    rollouts.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of which ones (default: 0)")
+    rollouts.add_argument(
+        "--seed", type=not_negative, default=0, metavar="N", help="seed of the choice of observations (default: 0)"
+    )
     rollouts.add_argument(
         "--max-jaccard",
         type=share,
         metavar="J",
-        help="leave out those as similar to an earlier one, as 0.5; needs cwm-core[corpus]",
+        help="drop a trajectory whose Jaccard similarity to an earlier one is at least J, such as 0.5; needs "
+        "cwm-core[corpus]",
     )
 
 
@@ -89,25 +96,27 @@ def _tokenize(args: argparse.Namespace) -> int:
     from cwm_core.environments.documents import TrajectoryKind
 
     if args.pattern and not args.train_vocab:
-        args.error("--pattern is for --train-vocab; a stored vocabulary has its own")
-    pattern = split_pattern(args.pattern or "llama3")
+        args.error("--pattern requires --train-vocab; an existing vocabulary has its own pattern")
+    pattern = resolve_pattern(args.pattern or "llama3")
     kinds = document_kinds([*args.kind, TrajectoryKind(seed=args.seed, observations=args.observations)])
     files = list(document_files(args.inputs, kinds))
     if args.train_vocab and Path(STDIN) in files:
-        args.error("--train-vocab reads its input twice, which standard input cannot be; write it to a file first")
+        args.error(
+            "--train-vocab reads its input twice, so it cannot read standard input; write the input to a file first"
+        )
     if args.train_vocab:
         if args.tokenizer.is_file() or (args.tokenizer / "tokenizer.json").exists():
-            raise ValueError(f"{args.tokenizer} already holds a vocabulary; leave out --train-vocab to use it")
+            raise ValueError(f"{args.tokenizer} already contains a vocabulary; remove --train-vocab to use it")
         texts = (text for file in files for item in read_items(file, kinds) for text in item.texts())
         tokenizer = Tokenizer.train(texts, args.train_vocab, pattern=pattern)
         tokenizer.save(args.tokenizer)
-        say(args, f"{args.tokenizer}: {tokenizer.vocab_size:,} tokens, special ones included")
+        say(args, f"{args.tokenizer}: {tokenizer.vocab_size:,} tokens, including special ones")
     else:
         tokenizer = load_tokenizer(args.tokenizer)
-    items = (item for file in files for item in read_items(file, kinds))
+    items: Iterator[Item] = (item for file in files for item in read_items(file, kinds))
     if args.max_jaccard is not None:
         items = _distinct(items, args.max_jaccard)
-    with ShardWriter(args.output, tokenizer, append=args.resume) as writer, counter() as progress:
+    with ShardWriter(args.output, tokenizer, append=args.resume) as writer, counter(args) as progress:
         for item in islice(items, writer.documents, None):
             ids, loss_mask, spans = item.encode(tokenizer)
             writer.add(ids, loss_mask, item.source, spans)
@@ -119,7 +128,7 @@ def _tokenize(args: argparse.Namespace) -> int:
 
 
 def _distinct(items: Iterator[Item], threshold: float) -> Iterator[Item]:
-    """The items without trajectories that nearly equal an earlier one."""
+    """Drop trajectories that nearly equal an earlier one."""
     from cwm_core.environments import NearDuplicates, Trajectory
 
     seen = NearDuplicates(threshold)
@@ -131,57 +140,40 @@ def add_pack(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _pack,
-        "Say what a training run would get from shards: lengths, sources, and how well rows fill.",
+        "Report how shards pack into rows: lengths, sources, and the fraction of each row that is filled.",
         "cwm pack shards/traces shards/code --seq-len 8192 --batch-size 16",
-        "Plans one epoch of all shards from the lengths of their documents; reads no tokens and writes nothing.",
+        "Plans one epoch from the lengths of the documents. Reads no tokens and writes nothing.",
     )
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="folders of shards")
     parser.add_argument("--seq-len", required=True, type=positive, metavar="N", help="tokens in a row")
     parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="rows in a step (default: 1)")
     parser.add_argument(
-        "--packing", choices=["best_fit", "stream"], default="best_fit", help="how documents lie in rows"
+        "--packing",
+        choices=[packing.value for packing in Packing],
+        default=Packing.BEST_FIT.value,
+        help="best_fit: cut only documents longer than a row; stream: lay documents end to end (default: best_fit)",
     )
     parser.add_argument(
-        "--lookahead", type=positive, default=65_536, metavar="N", help="documents packed together (default: 65536)"
+        "--lookahead",
+        type=positive,
+        default=65_536,
+        metavar="N",
+        help="documents packed together (default: 65536)",
     )
     parser.add_argument(
-        "--seed", type=not_negative, default=0, metavar="N", help="of the documents' order (default: 0)"
+        "--seed", type=not_negative, default=0, metavar="N", help="seed of the order of documents (default: 0)"
     )
+    add_json(parser)
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from cwm_core.data.report import packing
+    from cwm_core.data.report import packing, summarize_packing
 
     options = {name: getattr(args, name) for name in ("batch_size", "packing", "lookahead", "seed")}
-    with counter("steps") as progress:
+    if args.json:
+        write(json.dumps(asdict(summarize_packing(args.shards, args.seq_len, **options)), indent=1) + "\n")
+        return OK
+    with counter(args, "steps") as progress:
         for line in packing(args.shards, args.seq_len, progress=progress, **options):
-            write(line + "\n")
-    return OK
-
-
-def add_inspect(verbs: Any) -> None:
-    """Add `cwm inspect`."""
-    parser = add_verb(
-        verbs,
-        _inspect,
-        "Show what shards hold: lengths, sources, what is learned, and some documents.",
-        "cwm inspect shards/traces --tokenizer vocabulary --samples 3",
-    )
-    parser.add_argument("shards", nargs="+", type=Path, metavar="SHARDS", help="folders of shards")
-    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="vocabulary to decode documents with")
-    parser.add_argument("--samples", type=not_negative, default=3, metavar="N", help="documents to show (default: 3)")
-    parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of their choice (default: 0)")
-    parser.add_argument("--verify", action="store_true", help="first check every byte of the shards")
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    from cwm_core.data.report import inspect
-
-    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
-    for folder in args.shards:
-        if args.verify:
-            Shards(folder).verify()
-            say(args, f"{folder}: every byte is as it was written")
-        for line in inspect(folder, tokenizer, args.samples, args.seed):
             write(line + "\n")
     return OK

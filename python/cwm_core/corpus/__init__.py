@@ -1,1 +1,1 @@
-"""Programs to execute, and what keeps those for training apart from those for evaluation."""
+"""Run programs in bulk, keep the traces worth training on, and keep evaluation data apart from them."""

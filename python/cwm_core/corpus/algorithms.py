@@ -6,24 +6,26 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .generator import Program
+from .generator import GeneratedProgram
 
 
 class Algorithm(NamedTuple):
-    """Source text of one function, and what draws the arguments of a call."""
+    """An algorithm and a generator of its inputs."""
 
     code: str
+    """Source text of one function."""
     arguments: Callable[[random.Random], tuple[object, ...]]
+    """Function that draws the arguments of a call."""
 
     @property
     def name(self) -> str:
-        """Of the function."""
+        """Name of the function."""
         return self.code[len("def ") : self.code.index("(")]
 
-    def program(self, seed: int) -> Program:
-        """The algorithm called on the inputs of a seed."""
+    def program(self, seed: int) -> GeneratedProgram:
+        """Return the algorithm called with the inputs of a seed."""
         arguments = self.arguments(random.Random(seed))
-        return Program(self.code, f"{self.name}({', '.join(map(repr, arguments))})")
+        return GeneratedProgram(self.code, f"{self.name}({', '.join(map(repr, arguments))})")
 
 
 def _integer(low: int, high: int) -> Callable[[random.Random], tuple[object, ...]]:

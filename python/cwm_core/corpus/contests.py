@@ -1,12 +1,12 @@
-"""Solutions of programming contests, right and wrong ones, as units to record; and whether a recorded run passes.
+"""Read solutions of programming contests, right and wrong ones, as units to record, and compare runs with tests.
 
-`read_contests` takes JSON lines in the forms of CodeContests and of APPS, which may be mixed in a file:
+`read_contests` takes JSON lines in the forms of CodeContests and APPS, which may be mixed in a file:
 
 - CodeContests (Li et al. 2022, Competition-level code generation with AlphaCode): `name`; `public_tests`,
-  `private_tests`, `generated_tests`; `solutions`, `incorrect_solutions`. Tests are ``{"input": [...], "output":
-  [...]}``, solutions ``{"language": [...], "solution": [...]}``, or either is a list of objects with these fields.
+  `private_tests`, `generated_tests`; `solutions`, `incorrect_solutions`. Tests are `{"input": [...], "output": [...]}`
+  and solutions are `{"language": [...], "solution": [...]}`, or either is a list of objects with these fields.
 - APPS (Hendrycks et al. 2021, Measuring coding challenge competence with APPS): `question`, `solutions`,
-  `input_output`, the last two as JSON in a string or as such. It has no wrong solutions.
+  `input_output`. The last two are JSON in a string, or plain JSON values. APPS has no wrong solutions.
 """
 
 from __future__ import annotations
@@ -30,50 +30,56 @@ from .prelude import import_paths, with_prelude
 from .unit import Unit
 
 MAX_LINE_BYTES = 256 << 20
-"""Of a problem with all its solutions and tests."""
-_PYTHON3 = (3, "PYTHON3")  # of CodeContests' enumeration
-_MAX_INT_DIGITS = 4000  # CPython converts 4300 at most, unless told otherwise
+"""Limit on the line of a problem with all its solutions and tests."""
+_PYTHON3 = (3, "PYTHON3")  # in the enumeration of CodeContests
+_MAX_INT_DIGITS = 4000  # CPython converts at most 4300 by default
 _ENDED_WELL = (None, "SystemExit()", "SystemExit(0)", "SystemExit(None)")
 TOLERANCE = 1e-5
-"""How far numbers may be off, absolutely or relatively, in problems whose answers have decimals: that of APPS and
-CodeContests."""
+"""Absolute or relative tolerance for numbers in problems whose answers have decimals, as in APPS and CodeContests."""
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")
-_SMALLEST = 4  # inputs are drawn from the smallest, this many times as many as are wanted
+_SMALLEST = 4  # inputs are drawn from this many times as many of the smallest
 
 
-class Test(NamedTuple):
-    """What a solution is given, and what it must answer."""
+class ContestTest(NamedTuple):
+    """The input of a solution and the answer that it must give."""
 
     input: str
-    """Standard input; where a function is called, the text between the parentheses."""
+    """Standard input, or, for a call of a function, the text between the parentheses."""
     output: str
-    """What it must print; where a function is called, what it must return, as JSON."""
+    """Output that a program must print, or, for a call of a function, the value that it must return, as JSON."""
 
 
 @dataclass(frozen=True)
-class Contest:
-    """A problem with solutions in Python 3."""
+class ContestProblem:
+    """A problem with its tests and solutions in Python 3."""
 
     name: str
+    """Name of the problem."""
     source: str
-    """The form it was read from: "codecontests" or "apps"."""
-    tests: tuple[Test, ...]
+    """Form that it was read from: `codecontests` or `apps`."""
+    tests: tuple[ContestTest, ...]
+    """Tests of the problem."""
     right: tuple[str, ...]
-    """Solutions that the data set says are accepted. Not all are: see `judge`."""
+    """Solutions that the data set labels right. Not all of them pass: see `judge`."""
     wrong: tuple[str, ...] | None
-    """Solutions that the data set says are not; None where it never has any."""
+    """Solutions that the data set labels wrong; None if the data set has none for any problem."""
     function: str | None = None
-    """What is called; None: solutions are whole programs."""
+    """Name of the function to call; None if solutions are whole programs."""
     difficulty: str | int | None = None
+    """Difficulty, as the data set states it."""
     url: str | None = None
+    """Address of the problem."""
 
 
-def read_contests(path: str | os.PathLike[str]) -> Iterator[Contest]:
-    """Read a file of JSON lines. Solutions that do not compile as Python 3, as those in Python 2, are left out.
+def read_contests(path: str | os.PathLike[str]) -> Iterator[ContestProblem]:
+    """Yield the problems of a file of JSON lines.
 
-    So are tests that Python cannot write as literals (infinite numbers, integers of thousands of digits).
+    Solutions that do not compile as Python 3 are left out. So are tests that Python cannot write as literals, such as
+    infinite numbers and integers of thousands of digits.
 
-    Raises ValueError that names the file, the line and what is wrong with it; OSError when it cannot be read.
+    Raises:
+        ValueError: A line is damaged or has another form. The message names the file, the line, and the fault.
+        OSError: The file cannot be read.
     """
     for number, row in read_rows(path, loads=_parsed, max_line_bytes=MAX_LINE_BYTES):
         try:
@@ -84,7 +90,7 @@ def read_contests(path: str | os.PathLike[str]) -> Iterator[Contest]:
 
 
 def units(
-    contests: Iterable[Contest],
+    contests: Iterable[ContestProblem],
     *,
     licence: str,
     seed: int = 0,
@@ -93,21 +99,32 @@ def units(
     max_input_chars: int = 1000,
     max_code_chars: int = 10_000,
 ) -> Iterator[Unit]:
-    """The units to record: of each problem at most `solutions`, as many right as wrong, on the same `inputs`.
+    """Yield the units to record: at most `solutions` of each problem, as many right as wrong, on the same `inputs`.
 
-    Of a data set that has no wrong solutions, right ones alone. Solutions of more than `max_code_chars` and inputs of
-    more than `max_input_chars` are left out; inputs are drawn from the smallest of those that are left. Problems
-    without tests or solutions left give none. What is drawn depends on `seed` and the problem, not on its place.
+    A data set without wrong solutions yields only right ones. A problem without tests or solutions yields none. The
+    choice depends only on `seed` and the problem, not on its place in the file.
 
-    Right solutions that use names which graders import for them, such as ``List``, begin with these imports
-    (`prelude.with_prelude`). Wrong ones stay as they are: what the data set says of them may be due to the missing
-    import. Solutions import what is installed here.
+    A right solution that uses names which graders import for it, such as `List`, begins with these imports (see
+    `prelude.with_prelude`). A wrong solution stays unchanged, because the missing import may be why it is wrong.
+    Solutions import the packages that are installed here.
 
-    Provenance has `source`, `licence`, `problem`, `label` ("right" or "wrong": what the data set says), `expected` (for
-    each run the digest of the answer, for `judge_digest`), `seed`, and `difficulty` and `url` where they are known.
+    The provenance has `source`, `licence`, `problem`, `label` (`right` or `wrong`, from the data set), `expected` (for
+    each run, the digest of the answer for `judge_digest`), `seed`, and `difficulty` and `url` if they are known.
+
+    Args:
+        contests: Problems.
+        licence: SPDX expression of the license of the data set.
+        seed: Seed of the choice.
+        solutions: Solutions of a problem.
+        inputs: Inputs of a solution, drawn from the smallest.
+        max_input_chars: Limit on an input; longer ones are left out.
+        max_code_chars: Limit on a solution; longer ones are left out.
+
+    Raises:
+        ValueError: `solutions` is less than 2 or `inputs` is less than 1.
     """
     if solutions < 2 or inputs < 1:
-        raise ValueError("a problem gives at least two solutions and an input")
+        raise ValueError(f"expected at least 2 solutions and 1 input, got {solutions} and {inputs}")
     seen: Counter[str] = Counter()
     for contest in contests:
         seen[contest.name] += 1
@@ -132,14 +149,19 @@ def units(
 
 
 def judge(trace: Trace, expected: str, *, call: bool = False, tolerance: float | None = None) -> bool:
-    """Whether a recorded run gives the answer of a test (`Test.output`), by the rules of contests.
+    """Return whether a recorded run gives the answer of a test, by the rules of contests.
 
-    A program (recorded with `capture_output`) must end by itself, without an exception or an exit code, and print the
-    same words. A call must return the same value; a tuple stands for a list, and a list of one element for that
-    element. Where `tolerance` is given, numbers may differ by it, absolutely or relatively. Never raises for what the
-    program printed or returned.
+    A program must end without an exception or an exit code and print the same words. A call must return the same value;
+    a tuple equals a list, and a list of one element equals that element. What the program printed or returned never
+    raises an exception here.
 
-    This is the recorder's view of a run: see `judging.Judge` for what decides in a corpus.
+    This is the view of the recorder. In a corpus, `judging.Judge` decides.
+
+    Args:
+        trace: Recording of the run; of a program, with `capture_output`.
+        expected: Expected answer, as in `ContestTest.output`.
+        call: Whether a function was called.
+        tolerance: Absolute or relative tolerance for numbers; None if they must be equal.
     """
     if trace.truncated is not None:
         return False
@@ -156,7 +178,7 @@ def accepts_output(printed: str, expected: str, tolerance: float | None = None) 
 
 
 def accepts_value(shown: str, expected: str, tolerance: float | None = None) -> bool | None:
-    """Return whether a function whose value has this `repr` passes a test; None for a `repr` that is no literal."""
+    """Return whether a function whose value has this `repr` passes a test, or None if the `repr` is not a literal."""
     try:
         value = _unwrapped(ast.literal_eval(shown))
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -166,23 +188,25 @@ def accepts_value(shown: str, expected: str, tolerance: float | None = None) -> 
 
 
 def tolerance_of(outputs: Iterable[str]) -> float | None:
-    """Return the tolerance for a problem with these expected outputs: None unless a number among them has decimals."""
+    """Return the tolerance for a problem with these expected outputs: None unless a number in them has decimals."""
     has_decimals = any(_DECIMAL.fullmatch(word) for text in outputs for word in re.split(r"[\s,\[\]{}:]+", text))
     return TOLERANCE if has_decimals else None
 
 
 def ended_well(trace: Trace) -> bool:
-    """Return whether a recorded run came to its end without an exception, or with an exit code of 0."""
+    """Return whether a recorded run ended without an exception, or with exit code 0."""
     return trace.truncated is None and trace.exception in _ENDED_WELL
 
 
 def judge_digest(trace: Trace, expected: str, *, call: bool = False) -> bool:
-    """`judge` without a tolerance, for the digest of the answer that `units` keeps in `provenance["expected"]`."""
+    """Do what `judge` does without a tolerance, for a digest that `units` stores in `provenance["expected"]`."""
     answer = _answer(trace, call)
     return answer is not None and _digest(answer) == expected
 
 
-def _unit(id: str, contest: Contest, code: str, tests: Sequence[Test], provenance: dict[str, Any]) -> Unit:
+def _unit(
+    id: str, contest: ContestProblem, code: str, tests: Sequence[ContestTest], provenance: dict[str, Any]
+) -> Unit:
     if contest.difficulty is not None:
         provenance["difficulty"] = contest.difficulty
     if contest.url is not None:
@@ -201,7 +225,7 @@ def _unit(id: str, contest: Contest, code: str, tests: Sequence[Test], provenanc
 
 
 def _callee(code: str, function: str) -> str:
-    """How a function is named from the module: as a method of a class `Solution`, where that has it."""
+    """Return the expression for a function in the module, which may be a method of a class `Solution`."""
     for node in ast.parse(code).body:
         if isinstance(node, ast.ClassDef) and node.name == "Solution":
             methods = [part.name for part in node.body if isinstance(part, ast.FunctionDef)]
@@ -210,15 +234,15 @@ def _callee(code: str, function: str) -> str:
     return function
 
 
-def _small(tests: Iterable[Test], count: int, most: int, draw: random.Random) -> list[Test]:
-    """Some of the tests with the smallest inputs, the smallest first."""
+def _small(tests: Iterable[ContestTest], count: int, most: int, draw: random.Random) -> list[ContestTest]:
+    """Return some of the tests with the smallest inputs, the smallest first."""
     by_input = {test.input: test for test in tests if len(test.input) <= most}
     smallest = sorted(by_input.values(), key=lambda test: (len(test.input), test.input))[: _SMALLEST * count]
     return sorted(draw.sample(smallest, min(count, len(smallest))), key=lambda test: len(test.input))
 
 
 def _distinct(codes: Iterable[str], most: int) -> list[tuple[int, str]]:
-    """The codes that are not too long, each once, with its number."""
+    """Return each code that is not too long once, with its number."""
     first: dict[str, int] = {}
     for index, code in enumerate(codes):
         if len(code) <= most:
@@ -227,7 +251,7 @@ def _distinct(codes: Iterable[str], most: int) -> list[tuple[int, str]]:
 
 
 def _answer(trace: Trace, call: bool) -> str | None:
-    """What a run answered, in the form that is compared; None where it did not come to an end."""
+    """Return the answer of a run in the form to compare, or None if the run did not end."""
     if trace.truncated is not None:
         return None
     if not call:
@@ -247,19 +271,19 @@ def _words(text: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """A returned value in the form that is compared."""
+    """Return a returned value in the form to compare."""
     return _canonical(_unwrapped(value))
 
 
 def _unwrapped(value: Any) -> Any:
-    """A returned value without the lists of one element that APPS wraps some results in."""
+    """Return a returned value without the lists of one element that APPS wraps some results in."""
     while isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     return value
 
 
 def _canonical(value: Any) -> str:
-    """A value as text: equal values have equal texts, and tuples those of lists."""
+    """Return a text that is equal for equal values. Tuples have the text of lists."""
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_canonical, value)) + "]"
     if isinstance(value, dict):
@@ -274,7 +298,7 @@ def _digest(answer: str) -> str:
 
 
 def _close(word: str, wanted: str, tolerance: float | None) -> bool:
-    """Whether two words are equal, or numbers of which one at least has decimals and which differ little."""
+    """Return whether two words are equal, or are close numbers of which at least one has decimals."""
     if word == wanted or tolerance is None:
         return word == wanted
     if word.lstrip("+-").isdecimal() and wanted.lstrip("+-").isdecimal():
@@ -287,7 +311,7 @@ def _close(word: str, wanted: str, tolerance: float | None) -> bool:
 
 
 def _alike(value: Any, wanted: Any, tolerance: float) -> bool:
-    """Whether two values have the same form, and numbers of which one at least is a float differ little."""
+    """Return whether two values have the same form, and their numbers are close where at least one is a float."""
     if isinstance(value, list | tuple) and isinstance(wanted, list | tuple):
         return len(value) == len(wanted) and all(_alike(a, b, tolerance) for a, b in zip(value, wanted, strict=True))
     if isinstance(value, dict) and isinstance(wanted, dict):
@@ -299,29 +323,29 @@ def _alike(value: Any, wanted: Any, tolerance: float) -> bool:
 
 
 def _parsed(text: str | bytes) -> Any:
-    """What a JSON text holds; integers of too many digits become infinite."""
+    """Return what a JSON text holds. Integers of too many digits become infinite."""
     return loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _MAX_INT_DIGITS else math.inf)
 
 
-def _contest(row: Any, number: int) -> Contest:
+def _contest(row: Any, number: int) -> ContestProblem:
     if not isinstance(row, dict):
-        raise ValueError(f"a problem is a JSON object, not {_kind(row)}")
+        raise ValueError(f"expected a problem as a JSON object, got {_kind(row)}")
     if "input_output" in row:
         return _apps(row, number)
     if "public_tests" in row or "incorrect_solutions" in row:
         return _code_contests(row)
-    raise ValueError("neither CodeContests (which has 'public_tests') nor APPS (which has 'input_output')")
+    raise ValueError("expected a problem of CodeContests, with 'public_tests', or of APPS, with 'input_output'")
 
 
-def _code_contests(row: dict[str, Any]) -> Contest:
-    tests: list[Test] = []
+def _code_contests(row: dict[str, Any]) -> ContestProblem:
+    tests: list[ContestTest] = []
     for field in ("public_tests", "private_tests", "generated_tests"):
-        tests += map(Test._make, _pairs(row, field, ("input", "output"), (str,)))
+        tests += map(ContestTest._make, _pairs(row, field, ("input", "output"), (str,)))
     sources = {
         field: _python3(code for language, code in _pairs(row, field, ("language", "solution")) if language in _PYTHON3)
         for field in ("solutions", "incorrect_solutions")
     }
-    return Contest(
+    return ContestProblem(
         _text(row, "name"),
         "codecontests",
         tuple(tests),
@@ -332,44 +356,46 @@ def _code_contests(row: dict[str, Any]) -> Contest:
     )
 
 
-def _pairs(row: dict[str, Any], field: str, names: tuple[str, str], first: tuple[type, ...] = (str, int)) -> Iterator:
-    """The pairs of values of an object of two lists, or of a list of objects; the second value is a string."""
+def _pairs(
+    row: dict[str, Any], field: str, names: tuple[str, str], first: tuple[type, ...] = (str, int)
+) -> Iterator[tuple[Any, Any]]:
+    """Yield the pairs of values of an object of two lists, or of a list of objects. The second value is a string."""
     given = row.get(field)
     if given is None:
         return
     if isinstance(given, dict):
-        columns = [given.get(name) for name in names]
-        if not all(isinstance(column, list) for column in columns) or len(columns[0]) != len(columns[1]):
-            raise ValueError(f"{field!r} has no lists {names[0]!r} and {names[1]!r} of one length")
-        pairs = zip(*columns, strict=True)
+        columns = [column for name in names if isinstance(column := given.get(name), list)]
+        if len(columns) < len(names) or len(columns[0]) != len(columns[1]):
+            raise ValueError(f"{field!r}: expected lists {names[0]!r} and {names[1]!r} of the same length")
+        pairs: Iterable[tuple[Any, Any]] = zip(*columns, strict=True)
     elif isinstance(given, list) and all(isinstance(item, dict) for item in given):
         pairs = ((item.get(names[0]), item.get(names[1])) for item in given)
     else:
-        raise ValueError(f"{field!r} must be an object of lists or a list of objects, not {_kind(given)}")
+        raise ValueError(f"{field!r}: expected an object of lists or a list of objects, got {_kind(given)}")
     for index, (a, b) in enumerate(pairs):
         for name, value, types in ((names[0], a, first), (names[1], b, (str,))):
             if not isinstance(value, types) or isinstance(value, bool):
-                raise ValueError(f"{field!r}: {name!r} number {index} is {_kind(value)}")
+                raise ValueError(f"{field!r}: unexpected {name!r} number {index}: {_kind(value)}")
         yield a, b
 
 
-def _apps(row: dict[str, Any], number: int) -> Contest:
+def _apps(row: dict[str, Any], number: int) -> ContestProblem:
     solutions = _unpacked(row, "solutions", list) or []
     tests = _unpacked(row, "input_output", dict) or {}
     function = _optional(tests, "fn_name", (str,))
     if function is not None and not function.isidentifier():
-        raise ValueError(f"'fn_name' is no name: {function[:100]!r}")
+        raise ValueError(f"'fn_name': expected an identifier, got {function[:100]!r}")
     inputs, outputs = tests.get("inputs", []), tests.get("outputs", [])
     if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
-        raise ValueError("'input_output' has no lists 'inputs' and 'outputs' of one length")
+        raise ValueError("'input_output': expected lists 'inputs' and 'outputs' of the same length")
     if not all(isinstance(code, str) for code in solutions):
-        raise ValueError("'solutions' must be strings")
+        raise ValueError("'solutions': expected strings")
     read = _program_test if function is None else _call_test
     given = [read(index, pair) for index, pair in enumerate(zip(inputs, outputs, strict=True))]
     identity = next(
         (row[field] for field in ("problem_id", "id", "name") if isinstance(row.get(field), str | int)), None
     )
-    return Contest(
+    return ContestProblem(
         f"apps/{number if identity is None else identity}",
         "apps",
         tuple(test for test in given if test is not None),
@@ -382,35 +408,35 @@ def _apps(row: dict[str, Any], number: int) -> Contest:
 
 
 def _unpacked(row: dict[str, Any], field: str, kind: type) -> Any:
-    """A field that is given as such or as JSON; None where it is empty."""
+    """Return a field that is a value or JSON in a string; None if it is empty."""
     value = row.get(field)
     if isinstance(value, str):
         try:
             value = _parsed(value) if value.strip() else None
         except ValueError as error:
-            raise ValueError(f"{field!r} is no JSON: {error}") from None
+            raise ValueError(f"{field!r}: not JSON: {error}") from None
     if value is not None and not isinstance(value, kind):
-        raise ValueError(f"{field!r} must hold {'a list' if kind is list else 'an object'}, not {_kind(value)}")
+        raise ValueError(f"{field!r}: expected {'a list' if kind is list else 'an object'}, got {_kind(value)}")
     return value
 
 
-def _program_test(index: int, pair: tuple[Any, Any]) -> Test:
+def _program_test(index: int, pair: tuple[Any, Any]) -> ContestTest:
     texts = []
     for value in pair:
         lines = value if isinstance(value, list) else [value]
         if not all(isinstance(line, str) for line in lines):
-            raise ValueError(f"'input_output': number {index} must be strings, or lists of lines")
+            raise ValueError(f"'input_output', number {index}: expected strings or lists of lines")
         texts.append("\n".join(lines))
-    return Test(*texts)
+    return ContestTest(*texts)
 
 
-def _call_test(index: int, pair: tuple[Any, Any]) -> Test | None:
+def _call_test(index: int, pair: tuple[Any, Any]) -> ContestTest | None:
     arguments, value = pair
     if not isinstance(arguments, list):
-        raise ValueError(f"'input_output': the arguments number {index} must be a list")
+        raise ValueError(f"'input_output', number {index}: expected a list of arguments")
     if not _is_finite(arguments) or not _is_finite(value):
         return None
-    return Test(", ".join(map(repr, arguments)), json.dumps(value))
+    return ContestTest(", ".join(map(repr, arguments)), json.dumps(value))
 
 
 def _is_finite(value: Any) -> bool:
@@ -428,7 +454,7 @@ def _python3(codes: Iterable[str]) -> tuple[str, ...]:
 def _compiles(code: str) -> bool:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the compiler, about "\d" and the like
+            warnings.simplefilter("ignore")  # about invalid escapes such as "\d"
             compile(code, "<solution>", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError):
         return False
@@ -438,18 +464,18 @@ def _compiles(code: str) -> bool:
 def _text(row: dict[str, Any], field: str) -> str:
     value = row.get(field)
     if not isinstance(value, str) or not value:
-        raise ValueError(f"{field!r} must be a string, not {_kind(value)}")
+        raise ValueError(f"{field!r}: expected a string, got {_kind(value)}")
     return value
 
 
 def _optional(row: dict[str, Any], field: str, types: tuple[type, ...]) -> Any:
     value = row.get(field)
     if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
-        raise ValueError(f"{field!r} is {_kind(value)}")
+        raise ValueError(f"{field!r}: unexpected value: {_kind(value)}")
     return value
 
 
 def _kind(value: Any) -> str:
-    """What JSON calls a value."""
+    """Return what JSON calls a value."""
     names = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return "missing" if value is None else names[type(value)]

@@ -1,7 +1,7 @@
-"""Traces in natural language: a model is asked for a description, and what it says is compared with the trace.
+"""Describe traces in natural language: ask a model for a description, and compare what it states with the trace.
 
-A description states values between backticks. What it must state, the *key values*, and what it may state are defined
-by `key_values` and `faults`. Nothing that a model wrote is run.
+A description states values between backticks. `key_values` defines which values it must state, and `faults` which
+values it may state. Nothing that a model wrote is run.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
+from contextlib import suppress
+from enum import StrEnum
+from typing import NamedTuple
 
 from ..machines.literals import evaluate_literal, identity
-from ..support.endpoint import AnswerError, ContextExceeded
+from ..support.endpoint import AnswerError, AnswerProblem, ContextExceeded
 from ..trace import Trace
 
 Message = dict[str, str]
 Generate = Callable[[Sequence[Message]], str]
-"""Answers a chat, messages of ``role`` and ``content``."""
+"""Answers a chat, a list of messages with `role` and `content`."""
 
 TEMPLATE = """\
 Here is a Python program and a record of one execution of it, step by step.
 
-Program:
+GeneratedProgram:
 ```
 {code}
 ```
@@ -45,42 +47,58 @@ Some of this does not agree with the execution:
 Write the whole description again without these faults."""
 
 MAX_VALUE_CHARS = 200
-"""A longer value need not be stated."""
+"""Longer values need not be stated."""
 
 _SPAN = re.compile(r"```[^\n]*\n(.*?)```|(`+)(.+?)\2(?!`)", re.DOTALL)
 _NUMBERS = re.compile(r"(?:(?<![\w)\]])-)?(?<![\w.])\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\w|\.\d)")
 _STRINGS = re.compile(r"""(?<!\w)('(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")""")
-# What numbers the description itself: items of a list, headings, and references to steps and lines.
+# Numbers of the description itself: items of a list, headings, and references to steps and lines.
 _ORDINALS = re.compile(
     r"^[ \t]*(?:[#>*-]+[ \t]*)?\d+[.):](?=\s)|\b(?:steps?|lines?|frames?)[ \t]+\d+(?:(?: and | to |, |[-–])\d+)*",
     re.IGNORECASE | re.MULTILINE,
 )
 
 
+class FaultKind(StrEnum):
+    """How a description can be wrong."""
+
+    EMPTY = "empty"
+    """It states nothing."""
+    MISSING_VALUE = "missing value"
+    """It does not state a key value."""
+    UNSUPPORTED_VALUE = "unsupported value"
+    """It states a value that is not in the trace."""
+
+
+CONTEXT_EXCEEDED = "longer than the model's context"
+"""Why a trace was given up without another attempt."""
+
+
 class KeyValue(NamedTuple):
     """A value that a description must state."""
 
     what: str
-    """``"argument n"``, ``"final n"``, ``"return value"``, ``"exception"`` or ``"result"``."""
+    """`argument n`, `final n`, `return value`, `exception`, or `result`."""
     value: str
+    """Text of the value."""
 
 
 class Fault(NamedTuple):
-    """What is wrong with a description."""
+    """A fault of a description."""
 
-    reason: str
-    """``"missing value"``: a key value is not stated. ``"unsupported value"``: what is stated is not in the trace.
-    ``"empty"``: nothing is stated. ``"no answer"``: the endpoint failed."""
+    reason: FaultKind | AnswerProblem
+    """Kind of the fault."""
     detail: str
+    """What the description gets wrong."""
 
 
 def key_values(trace: Trace) -> list[KeyValue]:
-    """The values that a description must state, in order of the trace.
+    """Return the values that a description must state, in the order of the trace.
 
-    They are those of the first activation that has variables (for `record_source`, the function that is called, where
-    it has arguments or variables): its arguments, its variables before its last line, and its return value or the
-    exception that left it; and the result or exception of the whole. Left out are values that are shown in part, longer
-    than `MAX_VALUE_CHARS`, or written ``<...>``.
+    They are those of the first activation that has variables, which for `record_source` is the function that is called:
+    its arguments, its variables before its last line, and its return value or the exception that left it. The result or
+    exception of the whole trace follows. Values that are shown in part, longer than `MAX_VALUE_CHARS`, or written
+    `<...>` are left out.
     """
     states = trace.states()
     found: list[KeyValue] = []
@@ -98,19 +116,18 @@ def key_values(trace: Trace) -> list[KeyValue]:
 
 
 def faults(trace: Trace, description: str) -> list[Fault]:
-    """What a description gets wrong; empty where it agrees with the trace.
+    """Return what a description gets wrong; an empty list if it agrees with the trace.
 
-    *Stated* are the Python literals in the code between backticks, the largest ones (a list, not its elements), and the
-    numbers in the prose, except those that number items, steps or lines.
+    A description states the Python literals in the code between backticks (of nested literals, the outermost) and the
+    numbers in the prose, except those that number items, steps, or lines.
 
-    - A key value that is a literal must be equal to one that is stated or to a part of it, in types too; any other must
-      stand in the description as text.
-    - A literal that is stated must be equal to one in the trace: in its values, their parts, and its source; or the
-      code between the backticks is a piece of that source. A number in the prose must be equal to a number there, of
-      any type.
+    - A key value that is a literal must equal a stated literal or a part of one, in type too. Any other key value must
+      occur in the description as text.
+    - A stated literal must equal a value of the trace, a part of one, or a literal of its source, or the code between
+      the backticks must be a piece of that source. A number in the prose must equal a number there, of any type.
     """
     if not description.strip():
-        return [Fault("empty", "")]
+        return [Fault(FaultKind.EMPTY, "")]
     source = source_of(trace)
     spans = [(match[1] or match[3]).strip() for match in _SPAN.finditer(description)]
     prose = _ORDINALS.sub(" ", _SPAN.sub(" ` ", description))
@@ -118,7 +135,7 @@ def faults(trace: Trace, description: str) -> list[Fault]:
 
     said = {literal for span in spans for literal in _literals(span, parts=True)}
     found = [
-        Fault("missing value", f"{key.what}: {key.value}")
+        Fault(FaultKind.MISSING_VALUE, f"{key.what}: {key.value}")
         for key in key_values(trace)
         if not _states(key.value, said, numbers, description)
     ]
@@ -128,14 +145,14 @@ def faults(trace: Trace, description: str) -> list[Fault]:
     for span in spans:
         if span and not _is_code_of(span, source):
             wrong = set(_literals(span, parts=False)) - known
-            found += [Fault("unsupported value", span)] if wrong else []
-    known_numbers = {float(value) for kind, value in known if kind in ("int", "float") and _fits(value)}
-    found += [Fault("unsupported value", f"{number:g}") for number in sorted(numbers - known_numbers)]
+            found += [Fault(FaultKind.UNSUPPORTED_VALUE, span)] if wrong else []
+    known_numbers = {number for literal in known for number in _numbers_of(literal)}
+    found += [Fault(FaultKind.UNSUPPORTED_VALUE, f"{number:g}") for number in sorted(numbers - known_numbers)]
     return list(dict.fromkeys(found))
 
 
 def steps(trace: Trace) -> str:
-    """The execution as text for a prompt: a numbered line for each frame, with the variables that changed."""
+    """Return the execution as text for a prompt: a numbered line for each frame, with the variables that changed."""
     lines = []
     for number, frame in enumerate(trace.frames, 1):
         changed = ", ".join(f"{name} = {value}" for name, value in (frame.locals or {}).items() if value != "..")
@@ -146,21 +163,29 @@ def steps(trace: Trace) -> str:
 
 
 class Describer:
-    """Asks for descriptions, and again where one has faults.
+    """Asks for descriptions, and asks again if one has faults.
 
-    `failures` counts the attempts that failed, by the reason of their first fault; `described` and `given_up` count
-    traces.
+    Attributes:
+        failures: Numbers of failed attempts by reason: a `FaultKind`, an `AnswerProblem`, or `CONTEXT_EXCEEDED`.
+        described: Number of traces that were described.
+        given_up: Number of traces that no attempt described.
     """
 
     def __init__(self, generate: Generate, *, attempts: int = 3, template: str = TEMPLATE) -> None:
-        """`template` has the fields ``{code}`` and ``{steps}``.
+        """Prepare to ask.
 
-        Raises ValueError for a template without them or less than one attempt.
+        Args:
+            generate: Language model to ask.
+            attempts: Limit on attempts for a trace.
+            template: Prompt with the fields `{code}` and `{steps}`.
+
+        Raises:
+            ValueError: The template lacks a field, or `attempts` is less than 1.
         """
         if attempts < 1:
-            raise ValueError(f"there is to be at least one attempt, not {attempts}")
+            raise ValueError(f"attempts: expected at least 1, got {attempts}")
         if missing := [field for field in ("{code}", "{steps}") if field not in template]:
-            raise ValueError(f"the template lacks {missing[0]}")
+            raise ValueError(f"the template lacks the field {missing[0]}")
         self.failures: Counter[str] = Counter()
         self.described = 0
         self.given_up = 0
@@ -169,10 +194,10 @@ class Describer:
         self._template = template
 
     def __call__(self, trace: Trace) -> str | None:
-        """Return a description without faults, or None where no attempt gave one.
+        """Return a description without faults, or None if no attempt gave one.
 
-        An answer that cannot be used (`endpoint.AnswerError`) is a failed attempt, and a trace that the model's context
-        cannot hold (`endpoint.ContextExceeded`) gets no other one. Whatever else `generate` raises is raised: an
+        An answer that cannot be used (`AnswerError`) is a failed attempt. A trace that does not fit the context of the
+        model (`ContextExceeded`) gets no other attempt. All other exceptions of `generate` are raised, because an
         endpoint that is down says nothing about the trace.
         """
         fields = {"{code}": source_of(trace).strip("\n"), "{steps}": steps(trace)}
@@ -183,14 +208,14 @@ class Describer:
             try:
                 answer = self._generate(messages)
             except ContextExceeded:
-                self.failures["longer than the model's context"] += 1
+                self.failures[CONTEXT_EXCEEDED] += 1
                 break
             except AnswerError as error:
                 wrong = [Fault(error.reason, str(error))]
             else:
                 wrong = faults(trace, answer)
                 said = "\n".join(f"- {fault.reason}: {fault.detail}" for fault in wrong[:10])
-                # Only the last attempt is shown, so that the chat does not grow.
+                # Show only the last attempt, so that the chat does not grow.
                 messages = [
                     *asked,
                     {"role": "assistant", "content": answer},
@@ -204,19 +229,19 @@ class Describer:
         return None
 
     def cancel(self) -> None:
-        """End the requests that are being made, where `generate` can do so, as `endpoint.ChatModel` can."""
+        """Cancel the running requests, if `generate` can do so, as `ChatModel` can."""
         cancel = getattr(self._generate, "cancel", None)
         if cancel is not None:
             cancel()
 
 
 def source_of(trace: Trace) -> str:
-    """The context without the mark of the entry."""
+    """Return the context without the mark of the entry."""
     return trace.context.replace("  # << START_OF_TRACE\n", "\n")
 
 
 def _activation(trace: Trace, inside: int) -> list[int]:
-    """The frames of the activation that a frame belongs to, from its call to its return."""
+    """Return the frames of the activation that a frame belongs to, from its call to its return."""
     depth, depths, events = 0, [], [frame.event for frame in trace.frames]
     for event in events:
         depth += event == "call"
@@ -229,15 +254,15 @@ def _activation(trace: Trace, inside: int) -> list[int]:
 
 
 def _end(trace: Trace, frames: Sequence[int]) -> list[KeyValue]:
-    """How the activation of these frames ended: none where the trace ends before it does."""
+    """Return how the activation of these frames ended; nothing if the trace ends before it does."""
     last = trace.frames[frames[-1]]
     if last.event != "return":
         return []
-    # An activation that an exception leaves returns None, and the exception goes on in its caller.
+    # An activation that an exception leaves returns None, and its caller shows the exception.
     raised = last.arg == "None" and any(trace.frames[number].event == "exception" for number in frames)
     after = trace.frames[frames[-1] + 1] if frames[-1] + 1 < len(trace) else None
     if raised and after is None and trace.exception is not None:
-        return []  # that of the whole
+        return []  # the exception of the whole trace
     if raised and after is not None and after.event == "exception":
         return [KeyValue("exception", after.arg or "")]
     return [KeyValue("return value", last.arg or "")]
@@ -252,9 +277,8 @@ def _states(value: str, said: set[Hashable], numbers: set[float], description: s
         literal = evaluate_literal(value)
     except ValueError:
         return value in description
-    if identity(literal) in said:
-        return True
-    return type(literal) in (int, float) and _fits(literal) and float(literal) in numbers
+    own = identity(literal)
+    return own in said or any(number in numbers for number in _numbers_of(own))
 
 
 def _values(trace: Trace) -> set[str]:
@@ -264,7 +288,7 @@ def _values(trace: Trace) -> set[str]:
 
 
 def _is_code_of(span: str, source: str) -> bool:
-    """Whether a span is a piece of the source that is more than one literal: whole words of it."""
+    """Return whether a text is a piece of the source, in whole words, that is more than one literal."""
     try:
         evaluate_literal(span)
     except ValueError:
@@ -273,10 +297,10 @@ def _is_code_of(span: str, source: str) -> bool:
 
 
 def _literals(text: str, *, parts: bool) -> Iterator[Hashable]:
-    """The identities of the literals in a piece of code: with `parts` of those within others, too."""
+    """Yield the identities of the literals in a piece of code, and, with `parts`, of literals within them."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the parser, about "\d" and the like
+            warnings.simplefilter("ignore")  # about invalid escapes such as "\d"
             pending: list[ast.AST] = [ast.parse(text.strip())]
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         for found in [*_NUMBERS.findall(_STRINGS.sub(" ", text)), *_STRINGS.findall(text)]:
@@ -304,10 +328,9 @@ def _identity_of(text: str) -> Iterator[Hashable]:
         return
 
 
-def _fits(value: Any) -> bool:
-    """Whether a number can be compared as a float."""
-    try:
-        float(value)
-    except OverflowError:
-        return False
-    return True
+def _numbers_of(literal: Hashable) -> Iterator[float]:
+    """Yield the number that the identity of a literal stands for, if it is one that can be compared as a float."""
+    match literal:
+        case ("int" | "float", int() | float() as number):
+            with suppress(OverflowError):
+                yield float(number)

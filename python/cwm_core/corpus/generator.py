@@ -1,8 +1,8 @@
-"""Seeded random programs: short, terminating, with small values, made to be executed and recorded.
+"""Generate seeded random programs to record: short ones that terminate and have small values.
 
-A program is drawn from a typed grammar: integers, strings, lists and dicts; assignments, branches, loops, calls,
-recursion and exceptions. Every loop runs over something whose length is known while the program is written, and the
-writer counts the steps that a statement can take at most, so that a program ends within `MAX_STEPS` by construction.
+A program is drawn from a typed grammar: integers, strings, lists, and dicts; assignments, branches, loops, calls,
+recursion, and exceptions. Every loop runs over something whose length is known when the program is written, and the
+writer counts the most steps that a statement can take. So a program ends within `MAX_STEPS` by construction.
 """
 
 from __future__ import annotations
@@ -11,30 +11,32 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-MAX_STEPS = 14  # of the generated functions' bodies; the frames of main() and the entry come on top
+MAX_STEPS = 14  # in the bodies of generated functions, without the frames of main() and the entry
 UNKNOWN_LENGTH = 1000  # too long for a loop to run over
 LETTERS = "ABCDE"
 NAMES = {"int": "abknxy", "str": "sw", "list": "tv", "dict": "d"}
 
 
-class Program(NamedTuple):
-    """A program to record: `code` defines functions, `call` is the expression that runs them."""
+class GeneratedProgram(NamedTuple):
+    """A program to record."""
 
     code: str
+    """Definitions of functions."""
     call: str
+    """Expression that runs them."""
 
 
-def generate(seed: int) -> Program:
-    """The program of a seed: the same on every Python version and under every hash seed."""
-    # Only randrange, choice, choices and sample of integer-seeded generators: their streams are stable since 3.2.
+def generate(seed: int) -> GeneratedProgram:
+    """Return the program of a seed: the same on every Python version and under every hash seed."""
+    # Use only randrange, choice, choices, and sample: their streams for integer seeds are stable since Python 3.2.
     rng = random.Random(seed)
     if rng.random() < 0.06:
         return _recursive(rng)
     return _Writer(rng).program()
 
 
-def _recursive(rng: random.Random) -> Program:
-    """A function that calls itself on a smaller integer, a shorter string or a shorter list."""
+def _recursive(rng: random.Random) -> GeneratedProgram:
+    """Return a function that calls itself on a smaller integer, a shorter string, or a shorter list."""
     kind = rng.choice(["int", "str", "list"])
     name = rng.choice(NAMES[kind])
     if kind == "int":
@@ -60,18 +62,18 @@ def _recursive(rng: random.Random) -> Program:
         )
         argument = repr(rng.sample(range(1, 10), rng.randrange(1, 4)))
     code = f"def f({name}):\n    {base}\n        return {result}\n    return {step}\n"
-    return Program(code, f"f({argument})")
+    return GeneratedProgram(code, f"f({argument})")
 
 
 class _Writer:
-    """Writes one program, keeping the variables in scope by type and a bound on every sequence's length."""
+    """Writes one program. Tracks the variables in scope by type, and a bound on the length of every sequence."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.scope: dict[str, list[str]] = {"int": [], "str": [], "list": [], "dict": []}
-        self.longest: dict[str, int] = {}  # of strings and lists
-        self.fixed: set[str] = set()  # what a running loop depends on
-        self.written: set[str] = set()  # a line occurs once, so that the line alone tells where execution is
+        self.longest: dict[str, int] = {}  # bounds on the lengths of strings and lists
+        self.fixed: set[str] = set()  # variables that a running loop depends on
+        self.written: set[str] = set()  # each line occurs once, so that the line alone shows where execution is
         self.helpers: list[str] = []
         self.helper_call: tuple[str, int] | None = None  # name and steps
         self.raises: str | None = None  # the exception that the helper may raise
@@ -81,7 +83,7 @@ class _Writer:
 
     # ---- the program -------------------------------------------------------------------------------------------------
 
-    def program(self) -> Program:
+    def program(self) -> GeneratedProgram:
         rng = self.rng
         parameters, arguments = [], []
         for kind in rng.sample(["int", "int", "str", "list", "dict"], rng.choice([1, 1, 2])):
@@ -100,10 +102,10 @@ class _Writer:
                 steps += made[1]
         code = "".join(self.helpers) + f"def f({', '.join(parameters)}):\n"
         code += "".join(f"    {line}\n" for line in [*body, f"return {self.result()}"])
-        return Program(code, f"f({', '.join(arguments)})")
+        return GeneratedProgram(code, f"f({', '.join(arguments)})")
 
     def helper(self) -> None:
-        """A function of one integer, which may raise, called by a later statement."""
+        """Write a function of one integer, which may raise, for later statements to call."""
         rng = self.rng
         name = rng.choice(["g", "q"])
         x = rng.choice(NAMES["int"])
@@ -129,10 +131,10 @@ class _Writer:
             return f"{recent}, {other}"
         return recent
 
-    # ---- statements: each gives its lines and the most steps they can take -------------------------------------------
+    # ---- statements: each returns its lines and the most steps they can take -----------------------------------------
 
     def statement(self, budget: int) -> tuple[list[str], int] | None:
-        """A statement of at most `budget` steps whose lines do not occur in the program yet."""
+        """Return a statement of at most `budget` steps whose lines do not occur in the program yet."""
         choices: list[tuple[Callable[[int], tuple[list[str], int] | None], int]] = [
             (self.assign, 6),
             (self.update, 6),
@@ -147,7 +149,7 @@ class _Writer:
         for _ in range(20):
             written, scope = set(self.written), {kind: list(names) for kind, names in self.scope.items()}
             assigned, longest = list(self.assigned), dict(self.longest)
-            made = self.rng.choices(makers, weights)[0](budget)
+            made: tuple[list[str], int] | None = self.rng.choices(makers, weights)[0](budget)
             if made is not None and made[1] <= budget:
                 lines = [line.strip() for line in made[0] if line.strip() not in ("else:", "try:")]
                 if len(set(lines)) == len(lines) and written.isdisjoint(lines):
@@ -157,7 +159,7 @@ class _Writer:
         return None
 
     def assign(self, budget: int) -> tuple[list[str], int] | None:
-        """A variable bound to a new value."""
+        """Bind a variable to a new value."""
         rng = self.rng
         kind = rng.choices(["int", "str", "list", "dict"], [8, 4, 4, 1])[0]
         value = self.expression(kind)
@@ -165,7 +167,7 @@ class _Writer:
             return None
         text, longest = value
         free = [name for name in self.scope[kind] if name not in self.fixed]
-        if self.depth or (free and rng.random() < 0.3):  # a name bound in a branch or loop may be unbound after it
+        if self.depth or (free and rng.random() < 0.3):  # a new name in a branch or loop may be unbound after it
             if not free:
                 return None
             name = rng.choice(free)
@@ -175,7 +177,7 @@ class _Writer:
         return [f"{name} = {text}"], 1
 
     def update(self, budget: int) -> tuple[list[str], int] | None:
-        """A variable changed in place."""
+        """Change a variable in place."""
         rng = self.rng
         free = {kind: [n for n in self.scope[kind] if n not in self.fixed] for kind in self.scope}
         kinds = [kind for kind in free if free[kind]]
@@ -214,7 +216,7 @@ class _Writer:
         return [line], 1
 
     def branch(self, budget: int) -> tuple[list[str], int] | None:
-        """if, with or without an elif or else."""
+        """Write an `if`, with or without an `elif` or `else`."""
         if budget < 3:
             return None
         rng = self.rng
@@ -243,7 +245,7 @@ class _Writer:
         return lines, cost + most
 
     def for_loop(self, budget: int) -> tuple[list[str], int] | None:
-        """A loop over a range, a list or a string."""
+        """Write a loop over a range, a list, or a string."""
         rng = self.rng
         over = rng.choices(["range", "list", "str"], [4, 4, 3])[0]
         source = None
@@ -265,12 +267,12 @@ class _Writer:
         each = (budget - 1) // max(times, 1) - 1
         if each < 1 or name in self.scope[kind]:
             return None
-        protected = {name, source} - self.fixed - {None}
+        protected = {variable for variable in (name, source) if variable is not None} - self.fixed
         self.fixed |= protected
         self.scope[kind].append(name)
         self.longest[name] = 1
         block = self.loop_body(each, rng.choice([1, 1, 2]))
-        self.scope[kind].remove(name)  # unbound if the loop never turned
+        self.scope[kind].remove(name)  # unbound if the loop body never ran
         self.fixed -= protected
         if block is None:
             return None
@@ -278,7 +280,7 @@ class _Writer:
         return [f"for {name} in {iterable}:", *body], times * (1 + most) + 1
 
     def while_loop(self, budget: int) -> tuple[list[str], int] | None:
-        """A loop that counts a fresh variable up to a bound or down to zero."""
+        """Write a loop that counts a new variable up to a bound or down to zero."""
         rng = self.rng
         name = self.new_name("int")
         times = rng.randrange(2, 4)
@@ -303,7 +305,7 @@ class _Writer:
         return [first, test, *body], 2 + times * (2 + most)
 
     def try_block(self, budget: int) -> tuple[list[str], int] | None:
-        """Something that may fail, and what is done about it."""
+        """Write a statement that may fail, and a handler."""
         rng = self.rng
         kind, error = rng.choice([("list", "IndexError"), ("dict", "KeyError"), ("int", "ZeroDivisionError")])
         if not self.scope[kind] or budget < 6:
@@ -320,7 +322,7 @@ class _Writer:
         return lines, 5
 
     def call(self, budget: int) -> tuple[list[str], int] | None:
-        """A call of the helper."""
+        """Write a call of the helper."""
         assert self.helper_call is not None
         function, steps = self.helper_call
         text = f"{function}({self.int_atom()})"
@@ -333,7 +335,7 @@ class _Writer:
         return lines, steps + 6
 
     def loop_body(self, budget: int, count: int) -> tuple[list[str], int] | None:
-        """A block that runs several times: nothing is known any more of the lengths that it changes."""
+        """Return a block that runs several times. The lengths that it changes are unknown afterwards."""
         before = len(self.assigned)
         block = self.block(budget, count)
         for name in self.assigned[before:]:
@@ -341,7 +343,7 @@ class _Writer:
         return block
 
     def block(self, budget: int, count: int) -> tuple[list[str], int] | None:
-        """Up to `count` indented statements, as far as the budget goes; None if not even one fits."""
+        """Return up to `count` indented statements within the budget, or None if not even one fits."""
         lines: list[str] = []
         steps = 0
         self.depth += 1
@@ -357,7 +359,7 @@ class _Writer:
     # ---- expressions -------------------------------------------------------------------------------------------------
 
     def expression(self, kind: str) -> tuple[str, int] | None:
-        """An expression of a type and a bound on its length; None if nothing in scope serves."""
+        """Return an expression of a type and a bound on its length, or None if nothing in scope can be used."""
         rng = self.rng
         if kind == "int":
             return self.int_expression(), 0
@@ -429,12 +431,12 @@ class _Writer:
         return str(self.rng.randrange(1, 10))
 
     def other(self, name: str) -> str:
-        """An integer variable other than `name`, or a literal."""
+        """Return an integer variable other than `name`, or a literal."""
         names = [n for n in self.scope["int"] if n != name]
         return self.rng.choice(names) if names else str(self.rng.randrange(1, 10))
 
     def letter(self) -> str:
-        """A letter: the variable of a loop over a string, or a literal."""
+        """Return a letter: the variable of a loop over a string, or a literal."""
         running = [name for name in self.scope["str"] if name == "c"]
         if running and self.rng.random() < 0.7:
             return running[0]

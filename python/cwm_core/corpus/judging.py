@@ -1,4 +1,6 @@
-"""Whether a solution passes a test: decided by a process of its own with real descriptors, not by the recording."""
+"""Decide whether a solution passes a test, in a process of its own with real descriptors rather than from the
+recording.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,11 @@ from .. import machines
 from ..machines.programs import evaluate_call
 from ..trace import Trace
 from .contests import accepts_output, accepts_value, ended_well
+from .failures import CLOCK, CPU_CLOCK
+from .reasons import DropReason
 from .sample import Drop
+from .sandbox import ONE_THREAD
 from .unit import Unit
-from .workers import ONE_THREAD
 
 _PROGRAM = "main.py"
 _UNRECORDED = "run without the recorder"
@@ -24,53 +28,60 @@ _MISSING = re.compile(r"ModuleNotFoundError: No module named '([^']{1,100})'\s*$
 
 @dataclass(frozen=True)
 class Judge:
-    """Runs solutions unrecorded; within `limits`, in a sandbox of this kind.
+    """Runs solutions without the recorder.
 
-    A program runs as ``python main.py``, its input and output real descriptors, with the packages that are installed; a
-    function is called in such a process. A recording that printed or ended otherwise than this run is dropped: the
+    A program runs as `python main.py`, with real descriptors for its input and output and with the installed packages.
+    A function is called in such a process. A recording that printed something else or ended differently is dropped: the
     recorder cannot follow output below `sys.stdout`, for example.
     """
 
     limits: machines.Limits
+    """Limits of a run."""
     sandbox: machines.Sandbox = "bubblewrap"
+    """Kind of isolation."""
 
     def __call__(self, unit: Unit, number: int, trace: Trace) -> bool | Drop:
-        """Return whether run `number` of a unit passes its test, or why `trace`, which was recorded of it, is dropped.
+        """Return whether a run passes its test, or why its recording is dropped.
 
-        Reasons: ``"limit of a clock"``, ``"ended by NAME"``, ``"not installed"``, ``"not as without the recorder"``,
-        ``"answer that cannot be compared"``.
+        The reasons are `CLOCK`, `NOT_INSTALLED`, `RECORDER_DISAGREES`, `NOT_COMPARABLE`, and `ended by NAME` for
+        another limit.
+
+        Args:
+            unit: The solution.
+            number: Number of the run in the unit.
+            trace: Recording of the run.
         """
         return (self._judge_call if unit.calls else self._judge_program)(unit, number, trace)
 
     def _judge_program(self, unit: Unit, number: int, trace: Trace) -> bool | Drop:
         done = self._run(unit.code, unit.inputs[number])
         if done.exceeded == "seconds" or done.signal == signal.SIGXCPU:
-            return Drop("limit of a clock", _UNRECORDED)
+            return Drop(DropReason.CLOCK, _UNRECORDED)
         if done.exceeded is not None or done.truncated:
             return Drop(f"ended by {done.exceeded or 'output_bytes'}", _UNRECORDED)
         printed, error = (stream.decode("utf-8", "replace") for stream in (done.stdout, done.stderr))
         well = done.exit_code == 0
         if not well and (missing := _MISSING.search(error)):
-            return Drop("not installed", missing[1])
+            return Drop(DropReason.NOT_INSTALLED, missing[1])
         if well != ended_well(trace):
-            return Drop("not as without the recorder", f"{trace.exception or 'no exception'} | {_how(done)}")
+            return Drop(DropReason.RECORDER_DISAGREES, f"{trace.exception or 'no exception'} | {_ending(done)}")
         if (recorded := (trace.output or "").split()) != printed.split():
-            return Drop("not as without the recorder", f"printed {len(recorded)} words | {len(printed.split())}")
+            return Drop(DropReason.RECORDER_DISAGREES, f"printed {len(recorded)} words | {len(printed.split())}")
         return well and accepts_output(printed, unit.outputs[number], unit.tolerance)
 
     def _judge_call(self, unit: Unit, number: int, trace: Trace) -> bool | Drop:
         outcome = evaluate_call(unit.code, unit.calls[number], limits=self.limits, sandbox=self.sandbox)
-        if outcome.reason in ("limit: seconds", f"ended by signal {signal.SIGXCPU:d}"):
-            return Drop("limit of a clock", _UNRECORDED)
+        if outcome.reason in (str(CLOCK), str(CPU_CLOCK)):
+            return Drop(DropReason.CLOCK, _UNRECORDED)
         raised = outcome.reason == "raised"
         if (outcome.value is None and not raised) or raised != (trace.exception is not None):
             how = (trace.exception or "returned", outcome.reason or "returned")
-            return Drop("not as without the recorder", " | ".join(how))
+            return Drop(DropReason.RECORDER_DISAGREES, " | ".join(how))
         if outcome.value is None:
             missing = (trace.exception or "").startswith("ModuleNotFoundError(")
-            return Drop("not installed", str(trace.exception)) if missing else False
+            return Drop(DropReason.NOT_INSTALLED, str(trace.exception)) if missing else False
         accepted = accepts_value(outcome.value, unit.outputs[number], unit.tolerance)
-        return Drop("answer that cannot be compared", outcome.value[:100]) if accepted is None else accepted
+        return Drop(DropReason.NOT_COMPARABLE, outcome.value[:100]) if accepted is None else accepted
 
     def _run(self, code: str, text: str) -> machines.Completed:
         folder = tempfile.mkdtemp(prefix="cwm-")
@@ -79,7 +90,9 @@ class Judge:
             return machines.run(
                 [sys.executable, "-s", "-B", _PROGRAM],
                 stdin=text.encode("utf-8", "surrogatepass"),
-                limits=replace(self.limits, output_bytes=2 * self.limits.output_bytes),  # of which half is the head
+                limits=replace(
+                    self.limits, output_bytes=2 * self.limits.output_bytes
+                ),  # half of it keeps the beginning
                 folder=folder,
                 sandbox=self.sandbox,
                 env={"PYTHONHASHSEED": "0", **ONE_THREAD},
@@ -88,5 +101,5 @@ class Judge:
             machines.remove_tree(folder)
 
 
-def _how(done: machines.Completed) -> str:
+def _ending(done: machines.Completed) -> str:
     return f"exit code {done.exit_code}" if done.signal is None else f"signal {done.signal}"

@@ -1,14 +1,16 @@
-"""A corpus on disk: traces and tokens in numbered parts, each there whole or not at all.
+"""Write a corpus to disk: traces and tokens in numbered parts, each complete or not there.
 
-``traces/00000.cwmtraces`` and ``tokens/00000.cwmtok`` are for readers; ``progress.jsonl`` has a line for each part that
-is finished, and ``sketches/`` what later samples are compared with. What a killed run left beyond the last finished
-part is removed by the next, which makes it anew. A run that is interrupted finishes a smaller part; the next run makes
-it whole, with the samples that it has.
+- `traces/00000.cwmtraces` and `tokens/00000.cwmtok` are for readers.
+- `progress.jsonl` has a line for each finished part.
+- `sketches/` holds what later samples are compared with.
+- `corpus.json` describes the sources and the settings.
+
+The next run removes what a killed run left beyond the last finished part, and makes that part again. An interrupted run
+writes a smaller part; the next run completes it with the samples that it has.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import struct
@@ -19,66 +21,76 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
+
+from .._native import DamagedFileError
 from ..data import Shards, ShardWriter
 from ..data.traces import TrainingDocument
 from ..support.files import sync, write_file
+from ..support.log import ResumableLog
 from ..trace import Trace, TraceReader, TraceWriter
-from .filters import Drops, Duplicates, Sketch
-from .recording import NOT_IMPORTED, Kept, Left
+from .filters import DropCounts, Duplicates, Sketch
+from .reasons import DropReason
+from .recording import DroppedSample, KeptSample
 
 _TRACES, _TOKENS, _SKETCHES = "traces", "tokens", "sketches"
 _LENGTHS = struct.Struct("<III")
 
 
 class Part(NamedTuple):
-    """What `progress.jsonl` says of a part."""
+    """A line of `progress.jsonl`."""
 
     items: int
-    """Items of the source done with it, those of earlier parts included."""
+    """Items of the source that are done with this part and all earlier ones."""
     shards: int
-    """Token shards there are with it."""
+    """Token shards with this part and all earlier ones."""
     tokens: int
     """Tokens in the part."""
     by_clock: int
-    """Samples dropped in the part because a clock said so: another run may keep them."""
+    """Samples of the part that a clock dropped: another run may keep them."""
     drops: dict[str, Any]
-    """As of `Drops.to_json`, of the part alone."""
+    """Samples kept and dropped in the part, as in `DropCounts.to_json`."""
     interrupted: bool = False
-    """Whether it is smaller than others because its run was interrupted; the next run makes it whole."""
+    """True if the part is smaller than others because its run was interrupted. The next run completes it."""
 
 
 @dataclass
-class _Started:
-    """What an interrupted run left of a part."""
+class _StartedPart:
+    """A part that an interrupted run began."""
 
     items: int = 0
-    drops: Drops = field(default_factory=Drops)
+    drops: DropCounts = field(default_factory=DropCounts)
     by_clock: int = 0
-    kept: list[Kept] = field(default_factory=list)
+    kept: list[KeptSample] = field(default_factory=list)
 
 
-class Corpus:
-    """Writes a corpus, or goes on with one; a context manager. One writer at a time has the folder."""
+class CorpusWriter:
+    """Writes a corpus or resumes one; a context manager. One writer at a time has the folder."""
 
     def __init__(
         self, folder: str | os.PathLike[str], description: Mapping[str, Any], vocab_size: int, near: float
     ) -> None:
-        """Open or make `folder`.
+        """Open a folder and create it if it does not exist.
 
-        `description` is what makes two corpora different, sources and settings, as JSON; `near` is the threshold of
-        `Duplicates`.
+        Args:
+            folder: Folder of the corpus.
+            description: Sources and settings that distinguish corpora, as JSON.
+            vocab_size: Size of the vocabulary of the token shards.
+            near: Threshold of `Duplicates`.
 
-        Raises BlockingIOError while another writer has it, ValueError where it holds a corpus of another description or
-        its files are damaged, OSError if it cannot be written.
+        Raises:
+            BlockingIOError: Another writer has the folder.
+            ValueError: The folder holds a corpus with another description.
+            DamagedFileError: A file of the corpus is damaged.
+            OSError: The folder cannot be written.
         """
         self.folder = Path(folder)
         self._vocab_size = vocab_size
         for name in (_TRACES, _TOKENS, _SKETCHES):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / "progress.jsonl", "a+b")  # noqa: SIM115
+        self._log = ResumableLog(self.folder / "progress.jsonl")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.parts = list(self._read_progress())
+            self.parts = list(self._read_parts())
             self._describe(description)
             self._remove_unfinished()
             self._started = self._take_interrupted()
@@ -87,7 +99,7 @@ class Corpus:
                 for id, sketch in self._read_sketches(number):
                     self._duplicates.check(id, sketch)
         except BaseException:
-            self._lock.close()
+            self._log.close()
             raise
 
     @property
@@ -97,15 +109,15 @@ class Corpus:
 
     @property
     def started(self) -> int:
-        """Items of the next part that an interrupted run has done already."""
+        """Items of the next part that an interrupted run has done."""
         return self._started.items
 
     @property
-    def drops(self) -> Drops:
-        """What was kept and dropped, and why, in all finished parts."""
-        total = Drops()
+    def drops(self) -> DropCounts:
+        """Samples kept and dropped in all finished parts, by reason."""
+        total = DropCounts()
         for part in self.parts:
-            total.merge(Drops.from_json(part.drops))
+            total.merge(DropCounts.from_json(part.drops))
         return total
 
     @property
@@ -115,21 +127,23 @@ class Corpus:
 
     @property
     def by_clock(self) -> int:
-        """Samples that a clock dropped, in all finished parts."""
+        """Samples that a clock dropped in all finished parts."""
         return sum(part.by_clock for part in self.parts)
 
-    def add_part(self, samples: Iterator[Kept | Left], items: int, *, interrupted: bool = False) -> Part:
-        """Write a part of samples, in the order of which duplicates are judged; `items` are done when it is there.
+    def add_part(self, samples: Iterator[KeptSample | DroppedSample], items: int, *, interrupted: bool = False) -> Part:
+        """Write a part. It begins with the samples of the part that an interrupted run began, if there is one.
 
-        It begins with the samples of an interrupted part, if the last run left one. With `interrupted` this is such a
-        part, too.
+        Args:
+            samples: Samples of the part. Their order decides which of several duplicates stays.
+            items: Items of the source that are done with this part.
+            interrupted: Write a smaller part for the next run to complete.
         """
         if self._started.items:
             self._forget(len(self.parts))
             self._remove_unfinished()
         started = self._started
-        number, shards = len(self.parts), self.parts[-1].shards if self.parts else 0
-        drops, by_clock, tokens = Drops.from_json(started.drops.to_json()), started.by_clock, 0
+        number = len(self.parts)
+        drops, by_clock, tokens = DropCounts.from_json(started.drops.to_json()), started.by_clock, 0
         sketches: list[tuple[str, Sketch]] = []
         trace_path = self._path(_TRACES, number, "cwmtraces")
         with (
@@ -137,10 +151,13 @@ class Corpus:
             ShardWriter(self.folder / _TOKENS, self._vocab_size, append=True) as shard,
         ):
             for sample in chain(started.kept, samples):
-                drop = sample.drop if isinstance(sample, Left) else self._duplicates.check(sample.id, sample.sketch)
-                drops.add(drop)
-                by_clock += drop is not None and drop.reason == "limit of a clock"
-                if drop is not None or isinstance(sample, Left):
+                if isinstance(sample, DroppedSample):
+                    drops.add(sample.drop)
+                    by_clock += sample.drop.reason == DropReason.CLOCK
+                    continue
+                duplicate = self._duplicates.check(sample.id, sample.sketch)
+                drops.add(duplicate)
+                if duplicate is not None:
                     continue
                 traces.add(Trace.from_bytes(sample.stored), sample.id, **sample.metadata)
                 ids, loss_mask, spans = sample.document
@@ -152,21 +169,18 @@ class Corpus:
         part = Part(items, shards, tokens, by_clock, drops.to_json(), interrupted)
         for name in (_TRACES, _TOKENS, _SKETCHES):
             sync(self.folder / name)
-        described = part._asdict() if interrupted else {k: v for k, v in part._asdict().items() if k != "interrupted"}
-        self._lock.write(json.dumps(described).encode() + b"\n")
-        self._lock.flush()
-        os.fsync(self._lock.fileno())
+        self._log.append({name: value for name, value in part._asdict().items() if name != "interrupted" or value})
         self.parts.append(part)
-        self._started = _Started()
+        self._started = _StartedPart()
         return part
 
     def _describe(self, description: Mapping[str, Any]) -> None:
-        """Keep the description. One of a run that kept nothing does not bind the next run, which begins anew."""
+        """Write the description. The description of a run that kept nothing does not bind the next run."""
         path = self.folder / "corpus.json"
         text = json.dumps(description, indent=2, sort_keys=True) + "\n"
         same = path.exists() and path.read_text(encoding="utf-8") == text
         reasons = self.drops.reasons.keys()
-        if self.parts and self.drops.kept == 0 and (not same or reasons == {NOT_IMPORTED}):
+        if self.parts and self.drops.kept == 0 and (not same or reasons == {DropReason.NOT_IMPORTED}):
             self._forget(0)
         if self.parts and not same:
             raise ValueError(
@@ -177,43 +191,47 @@ class Corpus:
             write_file(path, text)
 
     def _forget(self, parts: int) -> None:
-        """Go back to so many parts; the files of later ones are removed as unfinished."""
+        """Go back to the first `parts` parts. The files of later ones are then unfinished."""
         del self.parts[parts:]
-        self._lock.seek(0)
-        whole = sum(map(len, self._lock.read().splitlines(keepends=True)[:parts]))
-        self._lock.truncate(whole)
-        os.fsync(self._lock.fileno())
+        self._log.keep(parts)
 
-    def _take_interrupted(self) -> _Started:
-        """Read the last part if an interrupted run finished it too early; its files stay until it is made whole."""
+    def _take_interrupted(self) -> _StartedPart:
+        """Read the last part if it was interrupted. Its files stay until the part is complete."""
         if not self.parts or not self.parts[-1].interrupted:
-            return _Started()
+            return _StartedPart()
         part = self.parts.pop()
         number = len(self.parts)
         traces = list(TraceReader(self._path(_TRACES, number, "cwmtraces")).entries())
-        shards = Shards(self.folder / _TOKENS) if traces else []
-        documents = [shards[len(shards) - len(traces) + place] for place in range(len(traces))]
+        documents = self._last_documents(len(traces))
         sketches = list(self._read_sketches(number))
         kept = [
-            Kept(id, trace.to_bytes(), TrainingDocument(d.tokens, d.loss_mask, d.spans), sketch, metadata)
-            for (_, metadata, trace), d, (id, sketch) in zip(traces, documents, sketches, strict=True)
+            KeptSample(id, trace.to_bytes(), document, sketch, metadata)
+            for (_, metadata, trace), document, (id, sketch) in zip(traces, documents, sketches, strict=True)
         ]
-        drops = Drops.from_json(part.drops | {"kept": 0})  # they are counted again
-        return _Started(part.items - self.items, drops, part.by_clock, kept)
+        drops = DropCounts.from_json(part.drops | {"kept": 0})  # `add_part` counts them again
+        return _StartedPart(part.items - self.items, drops, part.by_clock, kept)
 
-    def _read_progress(self) -> Iterator[Part]:
-        """The finished parts; a torn last line is cut."""
-        self._lock.seek(0)
-        whole = 0
-        for number, line in enumerate(self._lock.read().splitlines(keepends=True)):
-            if not line.endswith(b"\n"):
-                break
+    def _last_documents(self, count: int) -> list[TrainingDocument]:
+        if count == 0:  # there may be no shards at all
+            return []
+        shards = Shards(self.folder / _TOKENS)
+        last = (shards[len(shards) - count + place] for place in range(count))
+        return [
+            TrainingDocument(
+                document.tokens,
+                document.loss_mask,
+                {label: spans.astype(np.int32) for label, spans in document.spans.items()},
+            )
+            for document in last
+        ]
+
+    def _read_parts(self) -> Iterator[Part]:
+        for number, row in enumerate(self._log.rows(), 1):
             try:
-                yield Part(**json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{self._lock.name}, line {number + 1}: {error}") from None
-            whole += len(line)
-        self._lock.truncate(whole)
+                yield Part(**row)
+            except TypeError as error:
+                path = self.folder / "progress.jsonl"
+                raise DamagedFileError(f"{path}, line {number}: expected a part of a corpus: {error}") from None
 
     def _remove_unfinished(self) -> None:
         limits = {_TRACES: len(self.parts), _SKETCHES: len(self.parts)}
@@ -243,21 +261,21 @@ class Corpus:
             try:
                 key, length, crc = _LENGTHS.unpack_from(data, at)
             except struct.error:
-                raise ValueError(f"{path} is cut at byte {at}") from None
+                raise DamagedFileError(f"{path} is cut at byte {at}") from None
             body = data[at + _LENGTHS.size : at + _LENGTHS.size + length]
             if len(body) != length or zlib.crc32(body) != crc:
-                raise ValueError(f"{path} is damaged at byte {at}")
+                raise DamagedFileError(f"{path} is damaged at byte {at}")
             yield body[:key].decode("utf-8", "surrogatepass"), Sketch(body[key : key + 16], body[key + 16 :])
             at += _LENGTHS.size + length
 
     def close(self) -> None:
-        """Let go of the folder."""
-        self._lock.close()
+        """Release the folder."""
+        self._log.close()
 
     def __enter__(self) -> Self:
-        """The corpus itself."""
+        """Return the writer."""
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Close."""
+        """Close the writer."""
         self.close()

@@ -1,4 +1,4 @@
-"""Making a corpus: items through a pool of recording processes into numbered parts, to be resumed at any moment."""
+"""Make a corpus: send items through a pool of recording processes into numbered parts. Can resume at any moment."""
 
 from __future__ import annotations
 
@@ -7,94 +7,117 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, islice
+from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
 from ..support import secrets
 from ..support.pool import Pool, in_order
 from ..tokenizer import Tokenizer
-from .filters import Drops
-from .output import Corpus
-from .recording import Kept, Left, Recording, Settings
-from .sample import Sample
+from .filters import DropCounts
+from .output import CorpusWriter
+from .recording import CorpusSettings, DroppedSample, KeptSample, SampleRecorder
+from .sample import Filter, Sample
 from .unit import Unit
 
 Item = TypeVar("Item")
 
-Work = Callable[[Sequence[Any], Recording], list[Kept | Left]]
-"""What becomes of items, in a recording process: the place for what takes long.
+Work = Callable[[Sequence[Any], SampleRecorder], list[KeptSample | DroppedSample]]
+"""Turns items into samples, in a recording process: the place for slow work.
 
-Where it has an attribute `secrets`, names of variables, their values are sent to the processes apart from it."""
+If it has an attribute `secrets` with names of environment variables, their values are sent to the processes apart from
+it."""
 
-ChunkResult = tuple[int, list[Kept | Left]]
-"""How many items there were, and what became of them."""
+ChunkResult = tuple[int, list[KeptSample | DroppedSample]]
+"""Number of items, and their samples."""
 
 PART_ITEMS = 1024
-"""Items of the source in a part: what a killed run loses at most. One that is interrupted keeps what it has."""
+"""Items in a part: the most that a killed run loses. An interrupted run keeps what is done."""
 CHUNK_ITEMS = 16
 """Items that a process takes at a time."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a corpus has."""
+    """What a corpus holds."""
 
     items: int
+    """Items of the source that are done."""
     tokens: int
+    """Tokens in all parts."""
     by_clock: int
-    """Samples dropped because a clock said so: another run may keep them, and differ in that."""
-    drops: Drops
+    """Samples that a clock dropped: another run may keep them and differ in them."""
+    drops: DropCounts
+    """Samples kept and dropped, by reason."""
 
 
-def record_units(units: Sequence[Unit], recording: Recording) -> list[Kept | Left]:
-    """`Work` for items that are units."""
-    return recording.samples(units)
+def record_units(units: Sequence[Unit], recorder: SampleRecorder) -> list[KeptSample | DroppedSample]:
+    """Record items that are units; a `Work`."""
+    return recorder.record(units)
 
 
-def judge_samples(samples: Sequence[Sample], recording: Recording) -> list[Kept | Left]:
-    """`Work` for items that were recorded already."""
-    return [recording.judged(sample) for sample in samples]
+def filter_samples(samples: Sequence[Sample], recorder: SampleRecorder) -> list[KeptSample | DroppedSample]:
+    """Filter items that are recorded samples; a `Work`."""
+    return [recorder.filter(sample) for sample in samples]
 
 
 def make_corpus(
     folder: str | os.PathLike[str],
     items: Iterable[Any],
-    settings: Settings,
+    settings: CorpusSettings,
     *,
     description: Mapping[str, Any],
     work: Work = record_units,
+    filters: Iterable[Filter] = (),
     pool: Pool,
     progress: Callable[[Summary], None] = lambda summary: None,
     watch: Callable[[int], None] = lambda items: None,
     part_items: int = PART_ITEMS,
     chunk_items: int = CHUNK_ITEMS,
 ) -> Summary:
-    """Record what the items hold and keep what passes the filters, in `folder`; see `output.py`.
+    """Record items and keep the samples that pass the filters; see `output.py` for the files.
 
-    Goes on where an earlier run ended, by whatever: the corpus is the same as of one run, and the same for every pool.
-    `items` must come in the same order then, and `description` say what they are, in JSON: it is kept in the folder
-    with the settings, and compared. A process takes `chunk_items` at a time, which makes no difference to the corpus.
-    `work` and items are pickled, for pools of several processes. `progress` is called after each part, `watch` with the
-    number of items that are done after each chunk.
+    A run resumes where an earlier one ended, however it ended. The corpus is the same as of one uninterrupted run, and
+    the same for every pool. Ctrl-C (`KeyboardInterrupt`) writes a smaller part with what is done, reports it to
+    `progress`, and is raised.
 
-    Ctrl-C (KeyboardInterrupt) finishes a smaller part with what there is, reports it to `progress`, and is raised.
+    Args:
+        folder: Folder of the corpus.
+        items: Items of the source, in the same order in every run. Pools of several processes pickle them.
+        settings: What to keep, and how.
+        description: Description of the items, as JSON. The folder keeps it with the settings, and a later run must have
+            the same.
+        work: Turns items into samples. Pools of several processes pickle it.
+        filters: Filters of your own, added to those of the settings.
+        pool: Processes to work in.
+        progress: Called after each part.
+        watch: Called after each chunk with the number of items done.
+        part_items: Items in a part.
+        chunk_items: Items that a process takes at a time. Makes no difference to the corpus.
 
-    Raises as `Corpus`, `Recording`, `Worker` and `work`; finished parts stay.
+    Returns:
+        What the corpus holds now.
+
+    Raises:
+        BlockingIOError: Another process writes to the folder.
+        ValueError: The folder holds another corpus, or its files are damaged.
+        SandboxError: The sandbox does not work on this machine.
     """
+    settings = replace(settings, filters=(*settings.filters, *filters))
     vocab_size = Tokenizer.load(settings.tokenizer).vocab_size
     described = {"items": dict(description), "settings": _as_json(settings), "part_items": part_items}
-    with Corpus(folder, described, vocab_size, settings.near_duplicates) as corpus:
+    with CorpusWriter(folder, described, vocab_size, settings.near_duplicates) as corpus:
         part: list[ChunkResult] = []
         left = islice(iter(items), corpus.items + corpus.started, None)
         chunks = _in_chunks(left, chunk_items, part_items, corpus.started)
         sent = secrets.read(getattr(work, "secrets", ()))
-        results = in_order(pool, partial(_results_of, settings, work), chunks, sent)
+        results = in_order(pool, partial(_do_work, settings, work), chunks, sent)
 
         def finish(*, interrupted: bool = False) -> None:
             done = corpus.items + corpus.started + _count(part)
-            with _uninterrupted():
+            with _interrupts_held():
                 corpus.add_part(chain.from_iterable(samples for _, samples in part), done, interrupted=interrupted)
                 part.clear()
 
@@ -114,28 +137,28 @@ def make_corpus(
             progress(_summary(corpus))
             raise
         finally:
-            _end_recording()
+            _close_recorder()
         return _summary(corpus)
 
 
-def _summary(corpus: Corpus) -> Summary:
+def _summary(corpus: CorpusWriter) -> Summary:
     return Summary(corpus.items, corpus.tokens, corpus.by_clock, corpus.drops)
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait until the block is done, in the thread that it would interrupt."""
+def _interrupts_held() -> Iterator[None]:
+    """Hold back Ctrl-C until the block is done, if this is the thread that it would interrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[tuple[int, Any]] = []
-    previous = signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
+    received: list[tuple[int, Any]] = []
+    previous = signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-        if came and callable(previous):
-            previous(*came[0])
+        if received and callable(previous):
+            previous(*received[0])
 
 
 def _count(part: Iterable[ChunkResult]) -> int:
@@ -143,39 +166,53 @@ def _count(part: Iterable[ChunkResult]) -> int:
 
 
 def _in_chunks(items: Iterator[Item], size: int, part_items: int, taken: int) -> Iterator[list[Item]]:
-    """Chunks of items that do not cross the ends of parts, of which the first has so many items already."""
+    """Yield chunks of items that do not cross the ends of parts. The first part has `taken` items already."""
     while chunk := list(islice(items, min(size, part_items - taken))):
         taken = (taken + len(chunk)) % part_items
         yield chunk
 
 
-def _results_of(settings: Settings, work: Work, items: list[Any]) -> tuple[int, list[Kept | Left]]:
-    """In a recording process: how many items these were, and what became of them."""
-    return len(items), work(items, _recording(settings))
+def _do_work(settings: CorpusSettings, work: Work, items: list[Any]) -> ChunkResult:
+    """In a recording process: return the number of items and their samples."""
+    return len(items), work(items, _recorder(settings))
 
 
-def _recording(settings: Settings) -> Recording:
-    """The one of this process, whose sandboxes serve one chunk after the other."""
-    if _OfProcess.recording is None or _OfProcess.recording.settings != settings:
-        _end_recording()
-        _OfProcess.recording = Recording(settings)
-    return _OfProcess.recording
+def _recorder(settings: CorpusSettings) -> SampleRecorder:
+    """Return the recorder of this process, whose sandboxes serve one chunk after the other."""
+    if _ThisProcess.recorder is None or _ThisProcess.recorder.settings != settings:
+        _close_recorder()
+        _ThisProcess.recorder = SampleRecorder(settings)
+        # Processes of a pool end without `atexit`, and sandboxes of the kind "process" leave a folder.
+        Finalize(None, _close_recorder, exitpriority=0)
+    return _ThisProcess.recorder
 
 
-def _end_recording() -> None:
-    """End this process's sandboxes, if it has any: in a pool's processes they end with these."""
-    if _OfProcess.recording is not None:
-        _OfProcess.recording.close()
-        _OfProcess.recording = None
+def _close_recorder() -> None:
+    """End the sandboxes of this process."""
+    if _ThisProcess.recorder is not None:
+        _ThisProcess.recorder.close()
+        _ThisProcess.recorder = None
 
 
-class _OfProcess:
-    """What a recording process keeps from one chunk to the next."""
+class _ThisProcess:
+    """State that a recording process keeps between chunks."""
 
-    recording: Recording | None = None
+    recorder: SampleRecorder | None = None
 
 
-def _as_json(settings: Settings) -> dict[str, Any]:
-    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    values["limits"] = {field.name: getattr(settings.limits, field.name) for field in fields(settings.limits)}
+def _as_json(settings: CorpusSettings) -> dict[str, Any]:
+    """Return the settings as corpora have always stored them, so that old ones resume."""
+    values = asdict(replace(settings, filters=()))
+    values["backend"] = values.pop("sandbox")
+    values["filters"] = list(map(_name, settings.filters))
+    if not values["filters"]:
+        del values["filters"]
     return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in values.items()}
+
+
+def _name(filter: Filter) -> str:
+    """Return the import path of a function or class, or the text of an object that has one of its own."""
+    if type(filter).__repr__ is not object.__repr__ and not hasattr(filter, "__qualname__"):
+        return repr(filter)
+    named = filter if hasattr(filter, "__qualname__") else type(filter)
+    return f"{named.__module__}:{named.__qualname__}"

@@ -1,4 +1,4 @@
-"""Imports that graders put before a solution, and where a solution imports other packages from."""
+"""Add the imports that graders provide for a solution, and find the folders that a solution imports from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
 
-# By module, the names that graders of APPS and of LeetCode's solutions import from it before they run a solution.
+# Names by module that the graders of APPS and of LeetCode import before they run a solution.
 _FROM = {
     "typing": (
         "Any Callable Deque DefaultDict Dict FrozenSet Generator Iterable Iterator List Mapping NamedTuple Optional "
@@ -46,9 +46,9 @@ _IMPORTS["np"] = "import numpy as np"
 
 
 def with_prelude(code: str) -> str:
-    """Return the solution with an import of each name that it uses, does not define, and that graders provide.
+    """Return a solution with an import of each name that it uses, does not define, and that graders provide.
 
-    The imports stand on lines of their own before the first statement, but behind imports from `__future__` and the
+    The imports stand on lines of their own before the first statement, but after imports from `__future__` and the
     docstring. A solution that needs none is returned unchanged.
     """
     missing = _undefined(code) & _IMPORTS.keys()
@@ -71,9 +71,9 @@ def import_paths(code: str) -> tuple[str, ...]:
 
 
 def _undefined(code: str) -> set[str]:
-    """The global names that code reads and neither binds nor finds among the builtins."""
+    """Return the global names that code reads and neither binds nor finds among the builtins."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the compiler, about "\d" and the like
+        warnings.simplefilter("ignore")  # about invalid escapes such as "\d"
         module = symtable.symtable(code, "<solution>", "exec")
     tables = list(_tables(module))
     read = {s.get_name() for table in tables for s in table.get_symbols() if s.is_referenced() and _is_global(table, s)}
@@ -93,7 +93,7 @@ def _is_global(table: symtable.SymbolTable, symbol: symtable.Symbol) -> bool:
 
 
 def _first_line(code: str) -> int:
-    """How many lines stand before the place for imports."""
+    """Return the number of lines before the place for imports."""
     last = 0
     for node in ast.parse(code).body:
         docstring = last == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
@@ -104,7 +104,7 @@ def _first_line(code: str) -> int:
 
 
 def _imported(code: str) -> set[str]:
-    """The top-level modules that code imports by name, anywhere."""
+    """Return the top-level modules that code imports by name, anywhere."""
     nodes = list(ast.walk(ast.parse(code)))
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]

@@ -1,4 +1,4 @@
-"""From units to what is kept of them: recording twice, filters, context, tokens. Runs in a pool's processes."""
+"""Turn units into samples: record twice, filter, cut the context, tokenize. Runs in the processes of a pool."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .. import machines
 from ..data.traces import TrainingDocument, encode_for_training
 from ..tokenizer import Tokenizer
 from ..trace.context import ContextTooLarge, narrow
+from .effects import Effect
 from .filters import (
     PERMISSIVE,
     Decontamination,
@@ -26,217 +27,256 @@ from .filters import (
     within_memory,
 )
 from .judging import Judge
+from .reasons import DropReason
 from .sample import Drop, Filter, Sample
+from .sandbox import LIMITS, RecordingSandbox, Run, RunResult
 from .unit import HASH_SEEDS, Unit
-from .workers import LIMITS, Answer, Order, Worker
-
-NOT_IMPORTED = "cannot be imported"
-"""Why the calls of a module were not tried."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is kept, and in which form."""
+class CorpusSettings:
+    """Which samples a corpus keeps, and in which form."""
 
     tokenizer: str
-    """Path of the vocabulary, as of `Tokenizer.load`."""
+    """Path of the tokenizer, as in `Tokenizer.load`."""
     max_frames: int = 2000
-    """A trace that goes on is dropped: the limit that decides is this one, never a clock."""
+    """Limit on frames; longer traces are dropped. This limit decides which traces are too long, not a clock."""
     min_frames: int = 4
+    """Frames that a trace must have."""
     max_tokens: int | None = 32768
+    """Limit on tokens of a document; None for no limit."""
     context_tokens: int | None = None
-    """Show of a source what its trace touched, within so many tokens; None: the whole file."""
+    """Tokens of context to show: what the trace touched of its source. None shows the whole file."""
     allow_effects: frozenset[str] = frozenset()
-    """As of `NoEffects`."""
+    """Values of `Effect` that do not drop a sample."""
     licences: frozenset[str] | None = PERMISSIVE
-    """SPDX identifiers, None for any licence or none."""
+    """SPDX identifiers of the licenses to keep; None keeps code of any license or of none."""
     evaluation_sets: tuple[str, ...] = ()
     """JSONL files of problems that samples must not contain."""
     look_for_secrets: bool = True
+    """Drop samples that show secrets or personal data."""
     near_duplicates: float = 0.8
-    """Estimated Jaccard similarity from which two traces are nearly the same; see `Duplicates`."""
+    """Estimated Jaccard similarity at which two traces count as near duplicates; see `Duplicates`."""
     limits: machines.Limits = LIMITS
+    """Limits of each run."""
     sandbox: machines.Sandbox = "bubblewrap"
+    """Kind of isolation."""
+    filters: tuple[Filter, ...] = ()
+    """Filters of your own. They run after the others, on the sample in its final form."""
 
 
-class Kept(NamedTuple):
-    """A sample that passed every filter that looks at it alone."""
+class KeptSample(NamedTuple):
+    """A sample that passed every filter that looks at one sample."""
 
     id: str
+    """Id of the sample."""
     stored: bytes
-    """Its trace, with the context to show."""
+    """Stored form of the trace, with the context to show."""
     document: TrainingDocument
+    """Tokens of the trace."""
     sketch: Sketch
+    """Sketch of the trace, to find duplicates."""
     metadata: dict[str, Any]
+    """Metadata of the trace in its store."""
 
 
-class Left(NamedTuple):
-    """A sample that did not."""
+class DroppedSample(NamedTuple):
+    """A sample that a filter dropped."""
 
     id: str
+    """Id of the sample."""
     drop: Drop
+    """Why the sample was dropped."""
 
 
 @dataclass
-class Recorders:
-    """Two workers, of two hash seeds, for the calls of one module, or for any source; a context manager."""
+class SandboxPair:
+    """Two sandboxes with two hash seeds, for calls of one module or for any source text; a context manager.
 
-    settings: Settings
+    Raises:
+        SandboxError: The sandbox does not work on this machine.
+        ImportError: The module cannot be imported.
+    """
+
+    settings: CorpusSettings
+    """Settings of the corpus."""
     module: str | None = None
+    """Module to preload, as in `RecordingSandbox`."""
     paths: tuple[str, ...] = ()
-    workers: list[Worker] = field(default_factory=list)
+    """Folders to import from."""
+    sandboxes: list[RecordingSandbox] = field(default_factory=list)
+    """The two sandboxes; empty once closed."""
 
     def __post_init__(self) -> None:
-        """Start them. Raises as `Worker`."""
+        """Start the sandboxes."""
         try:
             for seed in HASH_SEEDS:
-                worker = Worker(
+                sandbox = RecordingSandbox(
                     limits=self.settings.limits,
                     sandbox=self.settings.sandbox,
                     hash_seed=seed,
                     paths=self.paths,
                     preload=self.module,
                 )
-                self.workers.append(worker)
+                self.sandboxes.append(sandbox)
         except BaseException:
             self.close()
             raise
 
-    def record(self, orders: Sequence[tuple[Unit, Order]]) -> Iterator[tuple[Answer, Answer]]:
-        """Both recordings of each order: the second one watches clocks and randomness too, and costs more."""
-        first, second = self.workers
-        once = list(first.run(self._order(order, "io") for _, order in orders))
-        # What failed is not tried again: it is dropped whatever a second run does.
-        worth = [order for (_, order), answer in zip(orders, once, strict=True) if answer.trace is not None]
-        again = second.run(self._order(order, "all") for order in worth)
-        return ((answer, answer if answer.trace is None else next(again)) for answer in once)
+    def record(self, runs: Sequence[Run]) -> Iterator[tuple[RunResult, RunResult]]:
+        """Yield both recordings of each run. The second one watches clocks and randomness too, and costs more."""
+        first, second = self.sandboxes
+        once = list(first.run(self._complete(run, "io") for run in runs))
+        # A run that failed is dropped whatever a second run does.
+        recorded = [run for run, result in zip(runs, once, strict=True) if result.trace is not None]
+        again = second.run(self._complete(run, "all") for run in recorded)
+        return ((result, result if result.trace is None else next(again)) for result in once)
 
-    def _order(self, order: Order, effects: Literal["io", "all"]) -> Order:
-        options = {"max_frames": self.settings.max_frames} | order.options
-        return replace(order, effects=effects, options=options)
+    def _complete(self, run: Run, effects: Literal["io", "all"]) -> Run:
+        options = {"max_frames": self.settings.max_frames} | run.options
+        return replace(run, effects=effects, options=options)
 
     def close(self) -> None:
-        """End both."""
-        while self.workers:
-            self.workers.pop().close()
+        """End both sandboxes."""
+        while self.sandboxes:
+            self.sandboxes.pop().close()
 
     def __enter__(self) -> Self:
-        """Itself."""
+        """Return the pair."""
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Close."""
+        """Close the pair."""
         self.close()
 
 
-class Recording:
-    """Makes samples of units, in the settings' form; keeps the sandboxes of the last module, and those of no module."""
+class SampleRecorder:
+    """Records units and filters the samples.
 
-    def __init__(self, settings: Settings) -> None:
-        """Load the vocabulary and the evaluation sets. Raises what loading them raises."""
+    It keeps the sandboxes of the last module, and those that belong to no module, for the next units.
+    """
+
+    def __init__(self, settings: CorpusSettings) -> None:
+        """Load the tokenizer and the evaluation sets.
+
+        Raises:
+            ValueError: The tokenizer or an evaluation set is damaged.
+            OSError: The tokenizer or an evaluation set cannot be read.
+        """
         self.settings = settings
         self.tokenizer = Tokenizer.load(settings.tokenizer)
         self._filters = list(_filters(settings))
-        self._recorders: dict[tuple[str | None, tuple[str, ...]], Recorders] = {}
+        self._pairs: dict[tuple[str | None, tuple[str, ...]], SandboxPair] = {}
 
-    def recorders(self, module: str | None, paths: tuple[str, ...]) -> Recorders:
-        """The workers for a module's calls. Raises as `Worker`."""
+    def pair(self, module: str | None, paths: tuple[str, ...]) -> SandboxPair:
+        """Return the sandboxes for the calls of a module; raise what `SandboxPair` raises."""
         key = module, paths
-        if key not in self._recorders:
-            for other in [k for k in self._recorders if k != (None, ())]:
-                self._recorders.pop(other).close()
-            self._recorders[key] = Recorders(self.settings, module, paths)
-        return self._recorders[key]
+        if key not in self._pairs:
+            for other in [k for k in self._pairs if k != (None, ())]:
+                self._pairs.pop(other).close()
+            self._pairs[key] = SandboxPair(self.settings, module, paths)
+        return self._pairs[key]
 
-    def samples(self, units: Sequence[Unit]) -> list[Kept | Left]:
-        """What becomes of each call of each unit, in order, but those first whose licence is not allowed."""
-        refused = [(unit, self.refused(unit.code, unit.provenance)) for unit in units]
-        results: list[Kept | Left] = [
-            Left(_id(unit, number), drop) for unit, drop in refused if drop for number, _ in enumerate(orders_of(unit))
+    def record(self, units: Sequence[Unit]) -> list[KeptSample | DroppedSample]:
+        """Record each run of each unit.
+
+        Returns:
+            First the samples whose license is not allowed, then the others, in order.
+        """
+        refused = [(unit, self.refuse(unit.code, unit.provenance)) for unit in units]
+        results: list[KeptSample | DroppedSample] = [
+            DroppedSample(_id(unit, number), drop)
+            for unit, drop in refused
+            if drop
+            for number, _ in enumerate(runs_of(unit))
         ]
         allowed = [unit for unit, drop in refused if drop is None]
-        for key, group in groupby(allowed, lambda unit: (unit.module, unit.paths)):
-            orders = [(unit, order) for unit in group for order in orders_of(unit)]
+        for (module, paths), group in groupby(allowed, lambda unit: (unit.module, unit.paths)):
+            numbered = [(unit, number, run) for unit in group for number, run in enumerate(runs_of(unit))]
             try:
-                answers = list(self.recorders(*key).record(orders))
+                recorded = list(self.pair(module, paths).record([run for _, _, run in numbered]))
             except ImportError as error:
-                results += [Left(_id(unit, i), Drop(NOT_IMPORTED, str(error))) for i, (unit, _) in _numbered(orders)]
+                drop = Drop(DropReason.NOT_IMPORTED, str(error))
+                results += [DroppedSample(_id(unit, number), drop) for unit, number, _ in numbered]
                 continue
-            for (number, (unit, order)), answer in zip(_numbered(orders), answers, strict=True):
-                results.append(self._sample(unit, number, order, *answer))
+            for (unit, number, run), (first, second) in zip(numbered, recorded, strict=True):
+                results.append(self._sample(unit, number, run, first, second))
         return results
 
-    def refused(self, code: str, provenance: Mapping[str, Any]) -> Drop | None:
-        """Return why a source must not be used, or None: asked before anything of it runs."""
+    def refuse(self, code: str, provenance: Mapping[str, Any]) -> Drop | None:
+        """Return why source text must not be used, or None. Ask before any of it runs."""
         licences = self.settings.licences
         return None if licences is None else Licences(licences).check(provenance.get("licence"), code)
 
-    def _sample(self, unit: Unit, number: int, order: Order, first: Answer, second: Answer) -> Kept | Left:
+    def _sample(
+        self, unit: Unit, number: int, run: Run, first: RunResult, second: RunResult
+    ) -> KeptSample | DroppedSample:
         id = _id(unit, number)
-        for answer in (first, second):
-            if answer.trace is None:
-                return Left(id, Drop("limit of a clock" if answer.by_clock else str(answer.reason), id))
+        for result in (first, second):
+            if result.trace is None:
+                return DroppedSample(id, Drop(DropReason.CLOCK if result.by_clock else str(result.reason), id))
+        assert first.trace is not None
         provenance = dict(unit.provenance)
         provenance.pop("expected", None)
-        effects = first.effects | second.effects
-        sample = Sample(id, unit.code, order.call or "", first.trace, provenance, second.trace, effects, unit.paths)
-        result = self.judged(sample)
-        if isinstance(result, Left) or not unit.outputs:
-            return result
+        effects: frozenset[Effect] = first.effects | second.effects
+        sample = Sample(id, unit.code, run.call or "", first.trace, provenance, second.trace, effects, unit.paths)
+        filtered = self.filter(sample)
+        if isinstance(filtered, DroppedSample) or not unit.outputs:
+            return filtered
         passes = Judge(self.settings.limits, self.settings.sandbox)(unit, number, first.trace)
         if isinstance(passes, Drop):
-            return Left(id, passes)
-        return result._replace(metadata=result.metadata | {"passes": passes})
+            return DroppedSample(id, passes)
+        return filtered._replace(metadata=filtered.metadata | {"passes": passes})
 
-    def judged(self, sample: Sample) -> Kept | Left:
-        """The sample in its final form, or which filter drops it; its second recording is in `Sample.again`."""
+    def filter(self, sample: Sample) -> KeptSample | DroppedSample:
+        """Return a sample in its final form, or why it is dropped. `Sample.again` must be its second recording."""
         if sample.again is None:
-            return Left(sample.id, Drop("not deterministic", "not in the second recording"))
+            return DroppedSample(sample.id, Drop(DropReason.NOT_DETERMINISTIC, "not in the second recording"))
         for filter in (terminates, is_deterministic, within_memory, NoEffects(self.settings.allow_effects)):
             if (drop := filter(sample)) is not None:
-                return Left(sample.id, drop)
-        return self._kept(sample)
+                return DroppedSample(sample.id, drop)
+        return self._finish(sample)
 
-    def _kept(self, sample: Sample) -> Kept | Left:
+    def _finish(self, sample: Sample) -> KeptSample | DroppedSample:
         try:
-            sample = self._narrowed(sample)
+            sample = self._narrow(sample)
         except ContextTooLarge as error:
-            return Left(sample.id, Drop("context too large", str(error)))
+            return DroppedSample(sample.id, Drop(DropReason.CONTEXT_TOO_LARGE, str(error)))
         for filter in self._filters:
             if (drop := filter(sample)) is not None:
-                return Left(sample.id, drop)
+                return DroppedSample(sample.id, drop)
         document = encode_for_training(self.tokenizer, sample.trace)
         limit = self.settings.max_tokens
         if limit is not None and len(document.ids) > limit:
-            return Left(sample.id, Drop("too many tokens", f"{len(document.ids)} > {limit}"))
+            return DroppedSample(sample.id, Drop(DropReason.TOO_MANY_TOKENS, f"{len(document.ids)} > {limit}"))
         metadata = {"source": "corpus", **sample.provenance, "call": sample.call}
-        return Kept(sample.id, sample.trace.to_bytes(), document, sketch(sample.trace), metadata)
+        return KeptSample(sample.id, sample.trace.to_bytes(), document, sketch(sample.trace), metadata)
 
-    def _narrowed(self, sample: Sample) -> Sample:
+    def _narrow(self, sample: Sample) -> Sample:
         budget = self.settings.context_tokens
         if budget is not None:
-            count = lambda text: len(self.tokenizer.encode(text))  # noqa: E731
-            sample = replace(sample, trace=narrow(sample.trace, budget=budget, count_tokens=count))
+            trace = narrow(sample.trace, budget=budget, count_tokens=lambda text: len(self.tokenizer.encode(text)))
+            sample = replace(sample, trace=trace)
         return replace(sample, code=sample.trace.context)
 
     def close(self) -> None:
         """End every sandbox."""
-        while self._recorders:
-            self._recorders.popitem()[1].close()
+        while self._pairs:
+            self._pairs.popitem()[1].close()
 
 
-def orders_of(unit: Unit) -> Iterator[Order]:
-    """The runs of a unit."""
+def runs_of(unit: Unit) -> Iterator[Run]:
+    """Yield the runs of a unit."""
     for call in unit.calls:
-        yield Order(unit.code, call, unit.module)
+        yield Run(unit.code, call, unit.module)
     for text in unit.inputs:
-        yield Order(unit.code, stdin=text, options={"capture_output": True})
+        yield Run(unit.code, stdin=text, options={"capture_output": True})
 
 
-def _filters(settings: Settings) -> Iterator[Filter]:
-    """Those that look at the sample as it would be kept, the cheapest first."""
+def _filters(settings: CorpusSettings) -> Iterator[Filter]:
+    """Yield the filters for a sample in its final form, the cheapest first."""
     yield SizeLimits(min_frames=settings.min_frames)
-    if "machine" not in settings.allow_effects:
+    if Effect.MACHINE not in settings.allow_effects:
         yield no_machine
     if settings.licences is not None:
         yield Licences(settings.licences)
@@ -247,12 +287,7 @@ def _filters(settings: Settings) -> Iterator[Filter]:
         yield sets
     if settings.look_for_secrets:
         yield no_secrets
-
-
-def _numbered(orders: Sequence[tuple[Unit, Order]]) -> Iterator[tuple[int, tuple[Unit, Order]]]:
-    """Each order with its number within its unit."""
-    for _, group in groupby(orders, lambda pair: pair[0].id):
-        yield from enumerate(group)
+    yield from settings.filters
 
 
 def _id(unit: Unit, number: int) -> str:

@@ -1,12 +1,14 @@
-"""Recording what a repository's own tests make its packages do, on a machine of the environments.
+"""Record what a repository's own tests make its packages do, on a machine of the environments.
 
+```
 with SandboxBackend(readable=[...]).open(Task("project", "", folder=path)) as machine:
     suite = record_repository(machine, folder, packages=["package"])
 for sample in read_recording(folder, licence="MIT"):
     ...
+```
 
-What runs there is the plugin `cwm_core.trace.pytest_plugin`. What comes back from the machine is the suite's word about
-itself, and no more than that.
+The plugin `cwm_core.trace.pytest_plugin` runs on the machine. The test suite can forge what comes back from the
+machine.
 """
 
 from __future__ import annotations
@@ -38,15 +40,16 @@ if TYPE_CHECKING:
     from .sample import Sample
 
 MAX_FILES = 256
-CHUNK_BYTES = 4 << 20  # asked for at once; halved where a machine keeps less of what is written
+_CALLS_KEPT = {"site": 1, "function": 20}
+CHUNK_BYTES = 4 << 20  # read at once; halved if the machine keeps less output
 FILE_SECONDS = 60.0
 _PACKAGE = Path(__file__).parents[1]
-# The package that records, and what saving a trace takes; neither imports anything else but the extension.
-_SHIPPED = re.compile(r"trace/\w+\.py|support/(__init__|files)\.py")
+# The package that records, which imports nothing else but the extension.
+_SHIPPED = re.compile(r"trace/\w+\.py")
 _EXTENSION = re.compile(r"_native\..*\.so")
-_DAMAGE = (ValueError, RecursionError)  # the latter of JSON that is nested without end
+_DAMAGE = (ValueError, RecursionError)  # the latter for deeply nested JSON
 _STORE = re.compile(r"[A-Za-z0-9_-]{1,64}" + re.escape(SUFFIX))
-# By an option that suites configure, the plugin that brings it.
+# Plugins of pytest by the options that they add, which test suites configure.
 _PLUGINS = {
     "--cov": "pytest-cov", "--no-cov": "pytest-cov", "-n": "pytest-xdist", "--numprocesses": "pytest-xdist",
     "--dist": "pytest-xdist", "--timeout": "pytest-timeout", "--asyncio-mode": "pytest-asyncio",
@@ -64,14 +67,14 @@ print(sysconfig.get_config_var("EXT_SUFFIX"))
 
 @dataclass(frozen=True)
 class Suite:
-    """What came of running a suite."""
+    """Result of running a test suite."""
 
     completed: machines.Completed
-    """Of pytest: its outcome is that of the suite."""
+    """How pytest ended, and its output."""
     stores: tuple[Path, ...]
-    """The recordings, one of each process; they hold what the suite says, and may be damaged."""
+    """Recordings, one of each process. The suite controls what they hold, and they may be damaged."""
     lost: tuple[str, ...]
-    """Recordings that did not come back, with the reason."""
+    """Recordings that were not copied, with the reasons."""
 
 
 def record_repository(
@@ -87,26 +90,34 @@ def record_repository(
     max_bytes: int = 1 << 30,
     wheel: str | os.PathLike[str] | None = None,
 ) -> Suite:
-    """Run ``PYTHON -m pytest ARGUMENTS`` at the machine's root, recording; the stores go to `folder`.
+    """Run `PYTHON -m pytest ARGUMENTS` at the root of the machine and copy the recordings to `folder`.
 
-    The machine needs bash, coreutils, and a CPython with pytest and what the suite needs; of this package it gets the
-    recorder and the plugin alone, in a hidden folder of the repository that is removed afterwards. They are those that
-    run here, so that `python` must be of the same version and platform; for another one give a `wheel` of cwm-core.
+    The machine needs bash, coreutils, and a CPython with pytest and what the test suite needs. Only the recorder and
+    the plugin of this package are copied to it, to a hidden folder of the repository that is removed afterwards. They
+    are those of this process, so `python` must have the same version and platform; for another one, give a `wheel` of
+    cwm-core.
 
     Args:
-        packages: The packages to record; empty: those at the root, or in its ``src``.
-        options: Further ones of the plugin, by name: ``{"per-site": 2}`` is ``--cwm-per-site 2``.
-        seed: Of the choice among calls, and PYTHONHASHSEED.
-        seconds: That the suite may take.
-        max_bytes: Of all stores together; what is beyond is lost.
+        machine: Machine with the repository.
+        folder: Folder for the recordings.
+        packages: Packages to record. If empty, those at the root of the repository or in its `src`.
+        python: Command of the interpreter.
+        arguments: Arguments of pytest.
+        options: More options of the plugin by name: `{"per-site": 2}` is `--cwm-per-site 2`.
+        seed: Seed of the choice among calls, and value of PYTHONHASHSEED.
+        seconds: Limit on the time of the suite.
+        max_bytes: Limit on the size of all recordings together; recordings beyond it are lost.
+        wheel: Wheel of cwm-core for the interpreter of the machine.
 
-    Raises ValueError when the machine cannot use what it gets, FileExistsError when `folder` has stores already, and
-    `sandbox.SandboxError` when the machine broke down. What the suite does is no error.
+    Raises:
+        ValueError: The interpreter of the machine cannot load the recorder.
+        FileExistsError: The folder has recordings already.
+        SandboxError: The machine failed. A suite that fails raises nothing.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob(f"*{SUFFIX}")):
-        raise FileExistsError(f"{folder} has a recording already")
+        raise FileExistsError(f"{folder} has recordings already; choose another folder")
     hidden = f".cwm-{secrets.token_hex(8)}"
     try:
         _send_plugin(machine, hidden, python, wheel)
@@ -136,11 +147,20 @@ def recorded_twice(
     report: Callable[[str], None] = lambda text: None,
     **suite: Any,
 ) -> Iterator[Sample]:
-    """Run a suite under two hash seeds, each on a machine of its own; the first run's samples, with the second's.
+    """Run a test suite under two hash seeds, each on a machine of its own, and yield the samples with both recordings.
 
-    The recordings stay in `folder`, and are not made again when they are there and were made with the same settings.
-    `suite` are keywords of `record_repository`; `options` hold the `seed` of the choice among calls; `report` is told
-    what takes long. Raises as `record_repository`, and ValueError where the suite did not run or gave no recording.
+    The recordings stay in `folder`. A later call with the same settings uses them.
+
+    Args:
+        open_machine: Opens a machine.
+        folder: Folder for the recordings.
+        options: Options of the plugin, as in `record_repository`; `seed` is the seed of the choice among calls.
+        licence: SPDX expression of the license of the repository.
+        report: Called with a line of text before each run.
+        **suite: More arguments of `record_repository`.
+
+    Raises:
+        ValueError: The test suite did not run or gave no recording; also what `record_repository` raises.
     """
     runs = [Path(folder) / str(seed) for seed in HASH_SEEDS]
     _forget_others(Path(folder), json.dumps({"options": dict(options), **suite}, sort_keys=True, default=str))
@@ -157,17 +177,19 @@ def recorded_twice(
             machine.close()
         if not result.stores:
             said = (result.completed.stdout + result.completed.stderr).decode(errors="replace").strip()
-            raise ValueError(f"the suite gave no recording; it said: {said[-1000:] or 'nothing'}{_hint(said)}")
+            output = said[-1000:] or "none"
+            raise ValueError(f"the test suite gave no recording; its output: {output}{_hint(said)}")
         partial.rename(run)
-    numbers = {name: int(options[f"per-{name}"]) for name in ("site", "function") if f"per-{name}" in options}
-    limits = {f"per_{name}": number for name, number in numbers.items()}
-    again = {sample.id: sample.trace for sample in read_recording(runs[1], **limits)}
-    for sample in read_recording(runs[0], licence=licence, **limits):
+    per_site, per_function = (int(options.get(f"per-{name}", default)) for name, default in _CALLS_KEPT.items())
+    second = read_recording(runs[1], per_site=per_site, per_function=per_function)
+    again = {sample.id: sample.trace for sample in second}
+    first = read_recording(runs[0], licence=licence, per_site=per_site, per_function=per_function)
+    for sample in first:
         yield replace(sample, again=again.get(sample.id))
 
 
 def _forget_others(folder: Path, settings: str) -> None:
-    """Remove recordings that were made with other settings, and keep these."""
+    """Remove recordings that were made with other settings, and write these settings."""
     path = folder / "settings.json"
     if path.exists() and path.read_text(encoding="utf-8") == settings:
         return
@@ -177,13 +199,13 @@ def _forget_others(folder: Path, settings: str) -> None:
 
 
 def _hint(said: str) -> str:
-    """What to do where pytest does not know an option or a plugin that the repository's configuration asks for."""
+    """Return what to do if pytest does not know an option or a plugin that the repository configures."""
     if not re.search(r"unrecognized arguments|Missing required plugins|Error importing plugin|unknown hook", said):
         return ""
     plugins = [plugin for option, plugin in _PLUGINS.items() if re.search(rf"(?<![\w-]){option}(?![\w-])", said)]
     return (
-        f". Its configuration needs a plugin of pytest that is not installed ({', '.join(plugins) or 'see above'}): "
-        "install it where the tests run, or leave the configured options out with --test=-o --test=addopts="
+        f". Its configuration needs a plugin of pytest that is not installed ({', '.join(plugins) or 'see above'}). "
+        "Install the plugin where the tests run, or ignore the configured options: --test=-o --test=addopts="
     )
 
 
@@ -191,18 +213,26 @@ def read_recording(
     folder: str | os.PathLike[str],
     *,
     licence: str | None = None,
-    per_site: int = 1,
-    per_function: int = 20,
+    per_site: int = _CALLS_KEPT["site"],
+    per_function: int = _CALLS_KEPT["function"],
     provenance: Mapping[str, Any] | None = None,
 ) -> Iterator[Sample]:
-    """The sample of the calls that the processes of a suite kept, as samples in the order of their ids.
+    """Yield a sample of the calls that the processes of a test suite recorded, in the order of their ids.
 
-    A sample's `id` names the test, the function, the call site and which call it is. `code` is the file that the call
-    entered; `call` shows its arguments as they were recorded, and is an expression where these are. Provenance is what
-    the plugin says, `provenance` and, where it is given, `licence`. With the numbers that the suite was recorded with,
-    the samples are the same however its tests were spread over processes; smaller ones take fewer.
+    The `id` of a sample names the test, the function, the call site, and the number of the call. `code` is the file
+    that the call entered. `call` shows the arguments as they were recorded, and is an expression if they are. With the
+    numbers that the suite was recorded with, the result is the same however its tests were spread over processes.
+    Recordings that are damaged or that the plugin did not write are left out.
 
-    What is damaged or no recording of the plugin's is left out. Raises OSError when the folder cannot be read.
+    Args:
+        folder: Folder with the recordings.
+        licence: License to add to the provenance.
+        per_site: Calls kept of each call site.
+        per_function: Calls kept of each function.
+        provenance: Provenance to add to that of the plugin.
+
+    Raises:
+        OSError: The folder cannot be read.
     """
     from .sample import Sample
 
@@ -230,11 +260,11 @@ def read_recording(
 
 
 def _send_plugin(machine: Machine, hidden: str, python: str, wheel: str | os.PathLike[str] | None) -> None:
-    """Put the recorder and the plugin where the machine's interpreter can import them."""
+    """Copy the recorder and the plugin to where the interpreter of the machine can import them."""
     files = _own_files() if wheel is None else _wheel_files(wheel)
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tree:
-        for name, data in {**files, "__init__.py": b""}.items():  # not what ours import
+        for name, data in {**files, "__init__.py": b""}.items():  # without the imports of this package's own
             entry = tarfile.TarInfo(f"cwm_core/{name}")
             entry.size, entry.mode = len(data), 0o755
             tree.addfile(entry, io.BytesIO(data))
@@ -245,11 +275,11 @@ def _send_plugin(machine: Machine, hidden: str, python: str, wheel: str | os.Pat
         raise ValueError(f"{python} does not run on the machine: {said or done.exceeded or done.exit_code}")
     suffix = done.stdout.decode(errors="replace").strip()
     if f"_native{suffix}" not in files and "_native.abi3.so" not in files:
-        raise ValueError(f"{python} on the machine loads modules *{suffix}: give a wheel of cwm-core for it")
+        raise ValueError(f"{python} on the machine loads modules *{suffix}: give a wheel of cwm-core for that Python")
 
 
 def _own_files() -> dict[str, bytes]:
-    sources = (file.relative_to(_PACKAGE).as_posix() for file in _PACKAGE.glob("*/*.py"))
+    sources = (file.relative_to(_PACKAGE).as_posix() for file in _PACKAGE.glob("trace/*.py"))
     names = [*filter(_SHIPPED.fullmatch, sources), f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"]
     return {name: (_PACKAGE / name).read_bytes() for name in names}
 
@@ -262,15 +292,15 @@ def _wheel_files(wheel: str | os.PathLike[str]) -> dict[str, bytes]:
 
 
 def _fetch(machine: Machine, source: str, folder: Path, max_bytes: int) -> tuple[list[Path], list[str]]:
-    """Copy the stores to a folder here, without trusting what the machine says of them."""
+    """Copy the recordings to a folder here, without trusting what the machine says about them."""
     listed = machine.run(f"cd {source} && stat -c '%s %n' -- *{SUFFIX}", seconds=FILE_SECONDS)
     stores, lost = [], []
     for line in listed.stdout.decode(errors="replace").splitlines()[:MAX_FILES]:
         size, _, name = line.partition(" ")
         if not size.isdecimal() or len(size) > 18 or not _STORE.fullmatch(name):
-            lost.append(f"{line[:200]!r} is no store")
+            lost.append(f"{line[:200]!r} is not a trace store")
         elif int(size) > max_bytes:
-            lost.append(f"{name} takes {size} bytes; {max_bytes} are left")
+            lost.append(f"{name} has {size} bytes, more than the {max_bytes} left of the limit")
         else:
             max_bytes -= int(size)
             with open(folder / name, "xb") as file:
@@ -283,7 +313,7 @@ def _fetch(machine: Machine, source: str, folder: Path, max_bytes: int) -> tuple
 
 
 def _copy(machine: Machine, path: str, size: int, file: io.BufferedWriter) -> bool:
-    """Copy this many bytes of a file of the machine, in pieces that it gives whole."""
+    """Copy this many bytes of a file of the machine, in pieces, and return whether all arrived."""
     offset, chunk = 0, min(CHUNK_BYTES, size)
     while offset < size:
         wanted = min(chunk, size - offset)
@@ -300,25 +330,20 @@ def _copy(machine: Machine, path: str, size: int, file: io.BufferedWriter) -> bo
 
 
 def _call(reader: TraceReader, index: int) -> tuple[int, str, str, str] | None:
-    """The priority of a recorded call, its function and site, and its key; None for what no plugin wrote."""
+    """Return the priority of a recorded call, its function, site, and key; None if the plugin did not write it."""
     try:
         key, metadata = reader.key(index), reader.metadata(index)
     except _DAMAGE:
         return None
-    texts = [metadata.get(name) for name in ("test", "function", "site")]
+    texts = [text for name in ("test", "function", "site") if isinstance(text := metadata.get(name), str)]
     seed, number = metadata.get("seed"), metadata.get("call")
-    if (
-        key is None
-        or not all(isinstance(text, str) for text in texts)
-        or type(seed) is not int
-        or type(number) is not int
-    ):
+    if key is None or len(texts) < 3 or type(seed) is not int or type(number) is not int:
         return None
     test, function, site = texts
     return priority(seed, test, function, site, number), function, site, key
 
 
 def _expression(trace: Trace, metadata: Mapping[str, Any]) -> str:
-    """The call with its arguments as they were when it began."""
+    """Return the call with its arguments at the time that it began."""
     arguments = ", ".join(f"{name}={text}" for name, text in (trace.state(0) or {}).items())
     return f"{metadata['function'].rpartition(':')[2]}({arguments})"

@@ -1,4 +1,4 @@
-"""What the corpus pipeline handles: a recorded call with where it comes from, and the reason why one is dropped."""
+"""Recorded calls in the pipeline, and the filters that drop them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..trace import Trace
+from .reasons import DropReason
 
 
 @dataclass(frozen=True)
@@ -14,35 +15,41 @@ class Sample:
     """One recorded call."""
 
     id: str
-    """Occurs once in a corpus; the key of the trace in its store."""
+    """Unique id in the corpus; the key of the trace in its store."""
     code: str
-    """The source that the call ran in: a module."""
+    """Source text of the module that the call ran in."""
     call: str
     """The call as an expression."""
     trace: Trace
+    """Recording of the call."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """What JSON has: `source`, `licence` (an SPDX expression), and whatever else says where the sample comes from, as
-    package, version, path, qualified name and seed. Goes to the store as the metadata of the trace."""
+    """Origin of the sample, as a JSON object: `source`, `licence` (an SPDX expression), and any other keys, such as
+    package, version, path, qualified name, and seed. The store keeps it as the metadata of the trace."""
     again: Trace | None = None
-    """A second recording of the same call, from a process with another hash seed."""
+    """Second recording of the same call, from a process with another hash seed."""
     effects: frozenset[str] = frozenset()
-    """What the call did beyond computing, as `Effects` saw it."""
+    """What the call did beyond computing; values of `Effect`."""
     paths: tuple[str, ...] = ()
-    """The folders, besides the standard library's, that the source imports from."""
+    """Folders, besides those of the standard library, that the source imports from."""
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Why a sample is left out."""
+    """The decision to leave out a sample."""
 
-    reason: str
-    """One of a few fixed words for each filter, to be counted."""
+    reason: DropReason | str
+    """Reason to count: a `DropReason`, or one of a few fixed texts of a filter of your own."""
     detail: str = ""
-    """What it was in this sample."""
+    """What the filter found in this sample."""
 
 
 class Filter(Protocol):
-    """Says of a sample why it is to be dropped, or None where it may stay."""
+    """A callable that decides whether a sample stays in the corpus.
 
-    def __call__(self, sample: Sample) -> Drop | None:
-        """The reason to drop the sample, or None."""
+    A filter must be deterministic, and it must be possible to pickle it, because samples are filtered in several
+    processes.
+    """
+
+    def __call__(self, sample: Sample, /) -> Drop | None:
+        """Return why to drop the sample, or None to keep it."""
+        ...

@@ -1,4 +1,4 @@
-"""Keeping programs apart: what is evaluated on must not have been trained on, not even under other names."""
+"""Keep training programs and evaluation programs apart, even if they differ only in names."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import ast
 import builtins
 from collections.abc import Iterable, Iterator
 
-from .generator import Program
+from .generator import GeneratedProgram
 
 
 def normalized(code: str) -> str:
-    """`code` without comments and layout, its own names numbered in the order of their first appearance.
+    """Return code without comments and layout, with its own names numbered by first appearance.
 
-    Two programs that differ in the names of functions and variables alone have the same normalized text. Raises
-    SyntaxError for what is no Python.
+    Two programs that differ only in the names of functions and variables have the same normalized text.
+
+    Raises:
+        SyntaxError: The code is not Python.
     """
     return ast.unparse(_Renaming().visit(ast.parse(code)))
 
 
-def distinct(programs: Iterable[Program], seen: set[str]) -> Iterator[Program]:
-    """The `programs` whose normalized code is not in `seen`, which grows by each of them.
+def distinct(programs: Iterable[GeneratedProgram], seen: set[str]) -> Iterator[GeneratedProgram]:
+    """Yield the programs whose normalized code is not in `seen`, and add them to it.
 
-    With one set for training programs first and held-out programs after, the two share no program.
+    With one set for training programs first and evaluation programs after them, the two share no program.
     """
     for program in programs:
         text = normalized(program.code)

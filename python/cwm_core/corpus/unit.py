@@ -1,4 +1,4 @@
-"""What the corpus pipeline is fed with: sources, and how to run them."""
+"""The items that most corpus sources yield: source text and the runs of it to record."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 HASH_SEEDS = (0, 1)
-"""Of the two recordings of each run, which must agree: what depends on the order of a set is not to be learned."""
+"""Hash seeds of the two recordings of each run. The recordings must agree: a model cannot learn the order of a set."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A source and the runs of it to record; each becomes one sample."""
+    """Source text and the runs of it to record. Each run becomes one sample."""
 
     id: str
-    """Occurs once in a corpus, and does not change from run to run."""
+    """Unique id in the corpus, the same in every run of the source."""
     code: str
-    """A module, or a whole program."""
+    """Text of a module or of a whole program."""
     calls: tuple[str, ...] = ()
-    """Expressions in the module, as of `record_source`, or of `Recorder.record_call` where `module` is set."""
+    """Expressions to record in the module, as `record_source` takes them, or `Recorder.record_call` if `module` is
+    set."""
     inputs: tuple[str, ...] = ()
-    """Standard inputs of the whole program, where there are no calls."""
+    """Standard inputs to run the whole program with. Used when `calls` is empty."""
     outputs: tuple[str, ...] = ()
-    """Of each run, what a test expects of it, as of `contests.Test.output`; empty where nothing is known."""
+    """Expected output of each run, as in `contests.ContestTest.output`; empty if unknown."""
     tolerance: float | None = None
-    """How far numbers may be off from these, as of `contests.accepts_output`."""
+    """Tolerance for numbers in `outputs`; see `contests.accepts_output`."""
     module: str | None = None
-    """The name by which the module is imported, where it belongs to a package: `code` is its file's text."""
+    """Name to import the module by, if it belongs to a package. `code` is then the text of its file."""
     paths: tuple[str, ...] = ()
-    """Folders to import from, besides the standard library."""
+    """Folders to import from, besides those of the standard library."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """What JSON has: `source`, `licence` (an SPDX expression), package, version, path, qualified name, seed."""
+    """Origin of the samples, as a JSON object: `source`, `licence` (an SPDX expression), package, version, path,
+    qualified name, seed."""

@@ -18,6 +18,7 @@ from ..support.imports import entry_point_objects, import_object
 from ..support.jsonl import STDIN
 from ..support.tables import TABLE_ENDINGS, is_table, read_table
 from ..tokenizer import Tokenizer
+from ..tokenizer.special_tokens import BEGIN_OF_TEXT, END_OF_TEXT
 from .traces import TrainingDocument
 
 ENTRY_POINTS = "cwm_core.document_kinds"
@@ -233,8 +234,7 @@ class TextKind(DocumentKind[str]):
         """Encode the text between `<|begin_of_text|>` and `<|end_of_text|>`, if the vocabulary has these tokens."""
         special = tokenizer.special_tokens
         begin, end = (
-            np.array([special[name]] if name in special else [], np.int32)
-            for name in ("<|begin_of_text|>", "<|end_of_text|>")
+            np.array([special[name]] if name in special else [], np.int32) for name in (BEGIN_OF_TEXT, END_OF_TEXT)
         )
         ids = np.concatenate([begin, tokenizer.encode(content), end])
         return TrainingDocument(ids, np.ones(len(ids), np.bool_), {})

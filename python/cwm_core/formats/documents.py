@@ -10,7 +10,7 @@ from ..data.traces import TrainingDocument, encode_for_training, training_texts
 from ..support.tables import is_table
 from ..tokenizer import Tokenizer
 from ..trace import StoredTrace
-from .traces import STORE, TRACE, read_traces, stored_trace
+from .traces import STORE, TRACE, read_traces, trace_from_row
 
 
 class TraceKind(DocumentKind[StoredTrace]):
@@ -32,7 +32,7 @@ class TraceKind(DocumentKind[StoredTrace]):
 
     def read_row(self, row: Row, where: str) -> StoredTrace:
         """Return the trace in a row that `cwm export` wrote."""
-        return stored_trace(dict(row), where)
+        return trace_from_row(dict(row), where)
 
     def source(self, content: StoredTrace, row: Row) -> str | None:
         """Return the source in the trace's metadata."""

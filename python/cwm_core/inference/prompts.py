@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..tokenizer import Tokenizer
+from ..tokenizer.special_tokens import ACTION_SEP, BEGIN_OF_TEXT, CALL_SEP, FRAME_SEP, TRACE_CONTEXT_START
 from ..trace import Trace, source_context
 
 
@@ -34,28 +35,27 @@ def trace_prompt(tokenizer: Tokenizer, code: str, call: str) -> np.ndarray:
 
     return np.concatenate(
         [
-            marks("<|begin_of_text|>", "<|trace_context_start|>"),
+            marks(BEGIN_OF_TEXT, TRACE_CONTEXT_START),
             tokenizer.encode(source_context(code, call)),
-            marks("<|frame_sep|>", "<|call_sep|>"),
+            marks(FRAME_SEP, CALL_SEP),
             tokenizer.encode("{}"),
-            marks("<|action_sep|>"),
+            marks(ACTION_SEP),
             tokenizer.encode("def main():\n"),
-            marks("<|frame_sep|>"),
+            marks(FRAME_SEP),
         ]
     )
 
 
 def recorded_prompt(tokenizer: Tokenizer, trace: Trace) -> np.ndarray:
     """Return the context and the first frame of a recorded trace, int32 [n]."""
-    ids = tokenizer.encode_trace(trace)
-    spans, context = tokenizer.trace_spans(trace)
+    ids, spans, context_length = tokenizer.trace_tokens(trace)
     # The last part of a frame is followed by the frame's <|frame_sep|>.
-    return ids[: spans[0, :, 1].max() + 1 if len(spans) else context]
+    return ids[: spans[0, :, 1].max() + 1 if len(spans) else context_length]
 
 
 def completion_prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """Return the tokens of a document that begins with `text`, int32 [n]."""
-    begin = tokenizer.special_tokens.get("<|begin_of_text|>")
+    begin = tokenizer.special_tokens.get(BEGIN_OF_TEXT)
     return np.concatenate([np.array([] if begin is None else [begin], np.int32), tokenizer.encode(text)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,16 +15,20 @@ from typing import Any
 from . import secrets
 
 CONNECT_SECONDS = 5.0
-_SETTINGS = 4  # type of a frame of HTTP/2
+_SETTINGS = 4  # type of a frame in HTTP/2
 
 
 @contextmanager
 def ray_cluster() -> Iterator[Any]:
     """Connect this process to a Ray cluster for the block, and yield the module `ray`.
 
-    The cluster is the one that this process is connected to already, which stays connected; else the one of the
-    variable RAY_ADDRESS (`HOST:PORT`, `ray://HOST:PORT`, `auto` for one that runs on this machine); else a new one of
-    this machine alone, which ends with the block. Ray's processes get none of this process's secrets.
+    The cluster is, in this order:
+
+    1. The one that this process is connected to, which stays connected.
+    2. The one that RAY_ADDRESS names: `HOST:PORT`, `ray://HOST:PORT`, or `auto` for one that runs on this machine.
+    3. A new one on this machine alone, which ends with the block.
+
+    Ray's processes get no secrets of this process.
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
@@ -36,7 +41,7 @@ def ray_cluster() -> Iterator[Any]:
             _start(ray)
         if ray.cluster_resources().get("CPU", 0) < 1:
             raise ConnectionError(
-                "the Ray cluster has no CPUs, so work would wait for ever: add a node that has some (ray start "
+                "the Ray cluster has no CPUs, so work would wait forever: add a node with CPUs (ray start "
                 "--address=... --num-cpus=N), or unset RAY_ADDRESS to work on this machine"
             )
         yield ray
@@ -47,14 +52,15 @@ def ray_cluster() -> Iterator[Any]:
 
 
 def _package() -> Any:
-    # Ray reads this when it is imported. A cluster that was started where a token exists wants the token, and Ray
-    # sends it in this mode alone; clusters that want none ignore it.
-    if "RAY_AUTH_MODE" not in os.environ and _has_token():
+    # Ray reads this when it is imported. A cluster that was started where a token exists requires the token, and Ray
+    # sends it only in this mode. Other clusters ignore it. Processes that Ray starts read it too, so it must not change
+    # once Ray is imported.
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ and _has_token():
         os.environ["RAY_AUTH_MODE"] = "token"
     try:
         import ray
     except ImportError:
-        said = "work on a cluster needs the package ray: run pip install '.[ray]' in a checkout of cwm-core"
+        said = "a Ray cluster needs the package ray: run pip install '.[ray]' in a checkout of cwm-core"
         raise ModuleNotFoundError(said, name="ray") from None
     return ray
 
@@ -84,7 +90,7 @@ def _start(ray: Any) -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C while Ray starts or ends: a process in which Ray is half there ends by SIGSEGV."""
+    """Hold back Ctrl-C while Ray starts or ends: a process in which Ray is half started ends by SIGSEGV."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -99,7 +105,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _check(address: str) -> None:
-    """Raise ConnectionError or ValueError where nothing of Ray answers: Ray itself would try for minutes."""
+    """Raise ConnectionError or ValueError if no Ray cluster answers. Ray itself would try for minutes."""
     if address == "auto":
         return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -111,11 +117,11 @@ def _check(address: str) -> None:
     except (OSError, OverflowError) as error:
         raise ConnectionError(str(error)) from None
     if not answers:
-        raise ConnectionError("what listens there is not the head of a Ray cluster")
+        raise ConnectionError("the server there is not the head of a Ray cluster")
 
 
 def _speaks_http2(connection: socket.socket) -> bool:
-    """Whether a server greets as HTTP/2 ones do (RFC 9113, section 3.4), which all that Ray listens with are."""
+    """Return whether a server greets in HTTP/2 (RFC 9113, section 3.4), as all servers of Ray do."""
     connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0]))
     deadline, header = time.monotonic() + CONNECT_SECONDS, b""
     while len(header) < 4 and (left := deadline - time.monotonic()) > 0:

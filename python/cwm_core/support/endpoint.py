@@ -1,16 +1,26 @@
-"""Ask a model behind an HTTP endpoint of the OpenAI chat protocol, such as `cwm serve`."""
+"""Ask a model on a server of the OpenAI chat protocol, such as `cwm serve`."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 
 from . import secrets
 from .http import Cancelled, Client, ContextExceeded, EndpointError
 
-__all__ = ["AnswerError", "Cancelled", "ChatModel", "ContextExceeded", "Endpoint", "EndpointError", "chat_model"]
+__all__ = [
+    "AnswerError",
+    "AnswerProblem",
+    "Cancelled",
+    "ChatModel",
+    "ContextExceeded",
+    "Endpoint",
+    "EndpointError",
+    "chat_model",
+]
 
 _THINKING = re.compile(
     r"\s*(?:<(?P<tag>(?:\w+:)?(?:think|thinking|thought|reasoning))>|\[THINK\]|◁think▷|<\|channel\|>analysis<\|message\|>)"
@@ -23,11 +33,25 @@ _THINKING_ENDS = (
 )
 
 
-class AnswerError(EndpointError):
-    """An endpoint answered, but another answer to the same question may be better; the endpoint works."""
+class AnswerProblem(StrEnum):
+    """Why an answer cannot be used."""
 
-    def __init__(self, reason: str, message: str, text: str = "") -> None:
-        """Keep a short `reason` for counts, and the `text` as far as it came."""
+    CUT = "cut answer"
+    """A limit on tokens or a filter cut it."""
+    NO_TEXT = "no text"
+    """It has no text besides its thinking."""
+
+
+class AnswerError(EndpointError):
+    """An endpoint gave an answer that cannot be used. The endpoint works, and another answer may be better.
+
+    Attributes:
+        reason: Why the answer cannot be used.
+        text: The answer, as far as it came.
+    """
+
+    def __init__(self, reason: AnswerProblem, message: str, text: str = "") -> None:
+        """Keep the reason, for counts, and the text."""
         super().__init__(reason, message, text)
         self.reason, self.text = reason, text
 
@@ -37,7 +61,7 @@ class AnswerError(EndpointError):
 
 
 class Endpoint:
-    """``URL/chat/completions``; see `support.http.Client` for what is tried again."""
+    """A server that answers `URL/chat/completions`; see `support.http.Client` for retries."""
 
     def __init__(
         self,
@@ -50,14 +74,14 @@ class Endpoint:
         """Prepare requests.
 
         Args:
-            url: Ends with ``/v1`` at most servers.
-            key_variable: Variable of the environment with the key, if the endpoint wants one. It is read when a
-                request is sent, and kept nowhere.
-            request_seconds: Longest time of a try.
-            retries: Most tries after the first.
+            url: Address of the server. It ends with `/v1` for most servers.
+            key_variable: Environment variable with the key, or None if the server needs none. It is read for each
+                request and stored nowhere.
+            request_seconds: Limit on the time of one try.
+            retries: Limit on tries after the first one.
 
         Raises:
-            ValueError: The URL is not one of HTTP, or may hold a secret.
+            ValueError: The URL is not an HTTP URL, or may hold a secret.
             ModuleNotFoundError: httpx is not installed.
         """
         if key_variable:
@@ -72,13 +96,13 @@ class Endpoint:
 
         Args:
             body: The request.
-            deadline: Of `time.monotonic`, for all tries together.
-            seed: Spreads the waits of many that ask at once.
+            deadline: End of all tries together, on the clock of `time.monotonic`.
+            seed: Seed of the random part of waiting times, which spreads the retries of many clients.
 
         Raises:
-            TimeoutError: The deadline has come.
-            ContextExceeded: Prompt and answer would be too long.
-            Cancelled: `cancel` was called meanwhile.
+            TimeoutError: The deadline is over.
+            ContextExceeded: Prompt and answer would be longer than the context.
+            Cancelled: `cancel` was called.
             EndpointError: Anything else failed.
         """
         answer = self._client.post(body, deadline=deadline, seed=seed)
@@ -87,61 +111,63 @@ class Endpoint:
                 return answer
         except (LookupError, TypeError):
             pass
-        raise EndpointError(f"{self.url}: the answer is no chat completion: {str(answer)[:200]}")
+        raise EndpointError(f"{self.url}: expected a chat completion, got {str(answer)[:200]}")
 
     def cancel(self) -> None:
-        """End all requests that are being made, each with `Cancelled`; from any thread."""
+        """End all running requests with `Cancelled`, from any thread."""
         self._client.cancel()
 
     def _key(self) -> str:
         key = secrets.get(self._key_variable) if self._key_variable else ""
         if not key.isascii() or not key.isprintable():
-            raise EndpointError(f"{self._key_variable} holds no key: it has characters that no header may have")
+            raise EndpointError(
+                f"{self._key_variable} does not hold a key: it has characters that a header cannot have"
+            )
         return key
 
 
 class ChatModel:
-    """Answers a chat, messages of ``role`` and ``content``, with a text."""
+    """Answers a chat, a list of messages with `role` and `content`, with a text."""
 
     def __init__(self, endpoint: Endpoint, model: str, **fields: Any) -> None:
-        """Ask `endpoint` for `model`; `fields` are more of each request."""
+        """Ask `endpoint` for `model`; `fields` are added to each request."""
         self._endpoint, self._model, self._fields = endpoint, model, fields
 
     def __call__(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Return the answer's text without what the model thought before it.
+        """Return the text of the answer without the model's thinking before it.
 
         Raises:
-            AnswerError: The answer has no text, was cut at a limit or by a filter, or is all thinking.
-            EndpointError: As `Endpoint.ask`.
+            AnswerError: The answer has no text, was cut at a limit or by a filter, or is only thinking.
+            EndpointError: The request failed, as in `Endpoint.ask`.
         """
         answer = self._endpoint.ask({"model": self._model, "messages": list(messages), **self._fields})
         choice, where = answer["choices"][0], self._endpoint.url
         text, finish = choice["message"].get("content"), choice.get("finish_reason")
         said = without_thinking(text) if isinstance(text, str) else None
         if finish in ("length", "content_filter"):
-            cut = "at the limit of tokens" if finish == "length" else "by a filter of its content"
-            raise AnswerError("cut answer", f"{where}: the answer was cut {cut}", said or "")
+            cause = "the limit on tokens" if finish == "length" else "a content filter"
+            raise AnswerError(AnswerProblem.CUT, f"{where}: {cause} cut the answer", said or "")
         if not isinstance(text, str):
-            raise AnswerError("no text", f"{where}: the answer has no text")
+            raise AnswerError(AnswerProblem.NO_TEXT, f"{where}: the answer has no text")
         if said is None:
-            raise AnswerError("no text", f"{where}: the answer has no text beside its thinking, which does not end")
+            raise AnswerError(AnswerProblem.NO_TEXT, f"{where}: the answer is thinking that does not end")
         return said
 
     def cancel(self) -> None:
-        """End all requests of the endpoint that are being made; from any thread."""
+        """End all running requests of the endpoint, from any thread."""
         self._endpoint.cancel()
 
 
 def chat_model(endpoint: Endpoint, model: str, **fields: Any) -> ChatModel:
-    """Return what answers chats through `endpoint`; `fields` are more of each request."""
+    """Return a `ChatModel`; `fields` are added to each request."""
     return ChatModel(endpoint, model, **fields)
 
 
 def without_thinking(text: str) -> str | None:
-    """Return what follows the thinking that a model wrote before its answer; None where the thinking does not end.
+    """Return what follows the thinking that a model wrote before its answer, or None if the thinking does not end.
 
-    Servers that do not part them leave both in one text, some without the mark that begins the thinking, which stood
-    in the prompt.
+    Some servers leave both in one text, and some of these without the mark that begins the thinking, which is in the
+    prompt.
     """
     begin = _THINKING.match(text)
     tag = re.escape(begin["tag"]) if begin and begin["tag"] else "think"

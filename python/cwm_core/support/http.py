@@ -1,7 +1,8 @@
-"""Ask servers of the OpenAI protocol.
+"""Send requests to servers of the OpenAI protocol.
 
-Requests run on one event loop in a thread of its own, where a deadline ends them whatever they wait for: a name, a
-connection, headers or a body that come a byte at a time. For the same reason they can be cancelled from any thread.
+Requests run on one event loop in a thread of its own. So a deadline ends them whatever they wait for: a name, a
+connection, or headers or a body that arrive a byte at a time. For the same reason they can be cancelled from any
+thread.
 """
 
 from __future__ import annotations
@@ -15,31 +16,32 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
+from .._native import CwmError
 from . import secrets
 
 MAX_ANSWER_BYTES = 64 << 20
 LONGEST_WAIT = 60.0  # seconds between two tries
-_ERROR_BYTES = 1 << 16  # of an error's body that are read
-_ERROR_SECONDS = 5.0  # that an error's body has to arrive: its status says the most
-_SHOWN = 1000  # characters of an error's body that are shown
+_ERROR_BYTES = 1 << 16  # to read of an error's body
+_ERROR_SECONDS = 5.0  # for an error's body to arrive; the status matters more
+_SHOWN = 1000  # characters of an error's body in a message
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})  # statuses that a later try may not get
-_WORKS_AS_KEY = "letters, digits and signs of ASCII, without spaces or line ends"
+_WORKS_AS_KEY = "printable ASCII characters without spaces"
 
 _pause = asyncio.sleep  # tests replace it
 
 
-class EndpointError(RuntimeError):
-    """An endpoint refused, broke down, or gave no answer in time; the message never holds the key."""
+class EndpointError(CwmError, RuntimeError):
+    """An endpoint refused, failed, or did not answer in time. The message never contains the key."""
 
     status: int | None = None
-    """The answer's HTTP status; None where none came."""
+    """HTTP status of the answer; None if there was no answer."""
 
 
 class ContextExceeded(EndpointError):
-    """The endpoint refused a request because prompt and answer would be too long."""
+    """The endpoint refused a request because prompt and answer would be longer than the context."""
 
 
 class Cancelled(EndpointError):
@@ -47,26 +49,27 @@ class Cancelled(EndpointError):
 
 
 class Client:
-    """Asks one URL for JSON, and tries again what fails in passing.
+    """Sends requests for JSON to one URL, and retries temporary failures.
 
-    A failure is in passing when there was no connection, the time of a try ran out, the answer was cut, or its status
-    is 408, 409, 425, 429, 500, 502, 503, 504, or 529. The next try comes after 1, 2, 4, ... seconds, or as long as the
-    server asks for, at most `LONGEST_WAIT`. Redirects are errors: they would take the key to another server.
+    A failure is temporary if there was no connection, the time of a try was over, the answer was cut, or its status is
+    408, 409, 425, 429, 500, 502, 503, 504, or 529. The next try comes after 1, 2, 4, ... seconds, or after the time
+    that the server asks for, at most `LONGEST_WAIT`. Redirects are errors, because they would send the key to another
+    server.
     """
 
     def __init__(
         self, url: str, *, key: Callable[[], str] = lambda: "", request_seconds: float = 600.0, retries: int = 5
     ) -> None:
-        """Prepare requests to `url`; nothing is sent yet.
+        """Prepare requests without sending any.
 
         Args:
-            url: What is asked, whole.
-            key: Called for each request: the key, or "" for none.
-            request_seconds: Longest time of a try.
-            retries: Most tries after the first.
+            url: The whole URL.
+            key: Function that returns the key, or an empty text for none. It is called for each request.
+            request_seconds: Limit on the time of one try.
+            retries: Limit on tries after the first one.
 
         Raises:
-            ValueError: The URL is not one of HTTP, or has a user name, password, query or fragment.
+            ValueError: The URL is not an HTTP URL, or has a user name, password, query, or fragment.
             ModuleNotFoundError: httpx is not installed.
         """
         self.url, self._key, self._seconds, self._retries = _checked(url), key, request_seconds, retries
@@ -77,24 +80,24 @@ class Client:
     def post(
         self, body: Any, *, deadline: float = math.inf, seed: int = 0, max_bytes: int | None = None
     ) -> dict[str, Any]:
-        """Return the JSON object that answers `body`.
+        """Send `body` and return the JSON object that answers it.
 
         Args:
-            body: Sent as JSON.
-            deadline: Of `time.monotonic`, for all tries together.
-            seed: Spreads the waits of many that ask at once.
-            max_bytes: Longest answer that is read; None is `MAX_ANSWER_BYTES`.
+            body: JSON value to send.
+            deadline: End of all tries together, on the clock of `time.monotonic`.
+            seed: Seed of the random part of waiting times, which spreads the retries of many clients.
+            max_bytes: Limit on the length of the answer; None for `MAX_ANSWER_BYTES`.
 
         Raises:
-            TimeoutError: The deadline has come.
-            ContextExceeded: Prompt and answer would be too long.
-            Cancelled: `cancel` was called meanwhile.
+            TimeoutError: The deadline is over.
+            ContextExceeded: Prompt and answer would be longer than the context.
+            Cancelled: `cancel` was called.
             EndpointError: Anything else failed.
         """
         return self._request("POST", json.dumps(body).encode(), deadline, seed, max_bytes)
 
     def get(self, *, deadline: float = math.inf, seed: int = 0, max_bytes: int | None = None) -> dict[str, Any]:
-        """Return the JSON object at the URL; arguments and errors are those of `post`."""
+        """Return the JSON object at the URL. Arguments and exceptions are those of `post`."""
         return self._request("GET", b"", deadline, seed, max_bytes)
 
     def _request(
@@ -108,11 +111,11 @@ class Client:
         except concurrent.futures.CancelledError:
             raise Cancelled(f"{self.url}: the request was cancelled") from None
         finally:
-            asked.cancel()  # after an interrupt of this thread it still runs
+            asked.cancel()  # it still runs if this thread was interrupted
             self._pending.discard(asked)
 
     def cancel(self) -> None:
-        """End all requests that are being made, each with `Cancelled`; from any thread."""
+        """End all running requests with `Cancelled`, from any thread."""
         for asked in tuple(self._pending):
             asked.cancel()
 
@@ -135,7 +138,7 @@ class Client:
                         raise TimeoutError
                     await _pause(wait)
         except TimeoutError:
-            raise TimeoutError(f"{self.url}: no time is left{failure}") from None
+            raise TimeoutError(f"{self.url}: the deadline is over{failure}") from None
         raise _with_status(EndpointError(f"{passing} (the last of {attempt + 1} tries)"), passing.status)
 
     async def _try(self, method: str, content: bytes, limit: int, until: float) -> dict[str, Any]:
@@ -151,14 +154,15 @@ class Client:
                     raise await self._refusal(response, key, (until - time.monotonic()) / 2)
                 data = await self._read(response, limit)
         except TimeoutError:
-            raise _Passing(f"{self.url} gave no answer within {self._seconds:g} seconds: timed out") from None
+            raise _Passing(f"{self.url} did not answer within {self._seconds:g} seconds: timed out") from None
         except httpx.TransportError as error:
             said = secrets.redact(_reason(error), key)
             if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
-                raise EndpointError(f"{self.url} cannot be asked: {said}") from None
-            raise _Passing(f"{self.url} gave no answer: {said}") from None
+                raise EndpointError(f"{self.url}: cannot send a request: {said}") from None
+            raise _Passing(f"{self.url} did not answer: {said}") from None
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-            raise EndpointError(f"{self.url} cannot be asked: {secrets.redact(_reason(error), key)}") from None
+            said = secrets.redact(_reason(error), key)
+            raise EndpointError(f"{self.url}: cannot send a request: {said}") from None
         return self._object(data, key)
 
     async def _read(self, response: Any, limit: int) -> bytes:
@@ -170,25 +174,25 @@ class Client:
         return bytes(data)
 
     def _object(self, data: bytes, key: str) -> dict[str, Any]:
-        """The answer without the key, which a server that repeats its request's headers would have put there."""
+        """Return the answer without the key, which a server that repeats the headers of its request would put there."""
         try:
             answer = json.loads(data)
             if isinstance(answer, dict):
-                return secrets.redact_value(answer, key)
+                return cast(dict[str, Any], secrets.redact_value(answer, key))
         except (ValueError, RecursionError) as error:
             if data.lstrip()[:1] == b"{" and not isinstance(error, RecursionError):
-                raise _Passing(f"{self.url}: the answer was cut: it is not whole JSON ({error})") from None
+                raise _Passing(f"{self.url}: the answer was cut: incomplete JSON ({error})") from None
         shown = secrets.redact(data.decode(errors="replace"), key)[:200]
         raise EndpointError(f"{self.url}: the answer is not a JSON object: {shown!r}")
 
     async def _refusal(self, response: Any, key: str, seconds: float) -> Exception:
-        """The exception for an answer that is an error, whose body may take so many seconds."""
+        """Return the exception for an error response. Reading its body may take `seconds`."""
         data, whole = await _start(response, min(seconds, _ERROR_SECONDS))
         text = data.decode(errors="replace")
         said, code = secrets.redact(text, key, whole=whole), None
         if response.is_redirect:
             place = secrets.redact(response.headers.get("Location", ""), key)
-            said = f"a redirect to {place}, which is not followed; give that address, if you trust it, {said}"
+            said = f"a redirect to {place}, which is not followed; use that address if you trust it. {said}"
         try:
             refusal = json.loads(data)["error"]
             code = refusal["code"] if isinstance(refusal, dict) and isinstance(refusal.get("code"), str) else None
@@ -207,13 +211,18 @@ class Client:
 
     def _checked_key(self) -> str:
         key = self._key()
-        if not key.isascii() or not key.isprintable() or " " in key:  # a library's error would show it
+        if not key.isascii() or not key.isprintable() or " " in key:  # the error of a library would show the key
             raise EndpointError(f"{self.url}: the key cannot be sent: expected {_WORKS_AS_KEY}")
         return key
 
 
 class _Passing(Exception):
-    """A failure that another try may not meet; `wait`: the seconds that the server asks for."""
+    """A failure that another try may not have.
+
+    Attributes:
+        status: HTTP status of the answer, if there was one.
+        wait: Seconds that the server asks to wait.
+    """
 
     def __init__(self, text: str, status: int | None = None, wait: float | None = None) -> None:
         super().__init__(text)
@@ -226,20 +235,24 @@ def _with_status(error: EndpointError, status: int | None) -> EndpointError:
 
 
 def _checked(url: str) -> str:
-    """Return the URL. Raise ValueError for one that cannot be asked, or that would show a secret in messages."""
+    """Return the URL.
+
+    Raises:
+        ValueError: No request can be sent to it, or messages would show a secret in it.
+    """
     if not url.startswith(("http://", "https://")):
-        raise ValueError(f"an endpoint's URL begins with http:// or https://, not {url[:30]!r}")
+        raise ValueError(f"expected a URL that begins with http:// or https://, got {url[:30]!r}")
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port  # the latter raises for a port that is none
+        host, _ = parts.hostname, parts.port  # reading `port` checks it
     except ValueError as error:
-        raise ValueError(f"an endpoint's URL cannot be read: {error}") from None
+        raise ValueError(f"the URL of the endpoint is invalid: {error}") from None
     if not host:
-        raise ValueError(f"an endpoint's URL names a host, as http://localhost:8000/v1, unlike {url[:30]!r}")
+        raise ValueError(f"expected a URL with a host, such as http://localhost:8000/v1, got {url[:30]!r}")
     if parts.username is not None or parts.query or parts.fragment:
         raise ValueError(
-            f"the URL of the endpoint at {host} has a user name, a query or a fragment, which messages and files would "
-            f"show: give the address alone, and the key in a variable such as {secrets.KEY_VARIABLE}"
+            f"the URL of the endpoint at {host} has a user name, a query, or a fragment, which messages and files "
+            f"would show: give only the address, and put the key into a variable such as {secrets.KEY_VARIABLE}"
         )
     return url
 
@@ -248,13 +261,13 @@ def _httpx() -> Any:
     try:
         import httpx
     except ImportError:
-        said = "asking a server needs the package httpx: run pip install '.[http]' in a checkout of cwm-core"
+        said = "requests to a server need the package httpx: run pip install '.[http]' in a checkout of cwm-core"
         raise ModuleNotFoundError(said, name="httpx") from None
     return httpx
 
 
 class _Running:
-    """The event loop of this process and its thread; a fork has neither."""
+    """The event loop of this process and its thread. A forked process has neither."""
 
     loop: asyncio.AbstractEventLoop | None = None
     starting = threading.Lock()
@@ -276,7 +289,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 async def _start(response: Any, seconds: float) -> tuple[bytes, bool]:
-    """The beginning of an error's body, and whether that is all of it: a failure to read it is not one to report."""
+    """Return the beginning of an error's body and whether it is complete. A failure to read it is not reported."""
     data = bytearray()
     try:
         async with asyncio.timeout(seconds):
@@ -290,15 +303,16 @@ async def _start(response: Any, seconds: float) -> tuple[bytes, bool]:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's words for why there was no connection, else what the library says."""
+    """Return the system's reason for the lack of a connection, or else what the library says."""
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno is not None:
-            return cause.strerror if cause.errno < 0 else os.strerror(cause.errno)
+            own = cause.strerror if cause.errno < 0 else None  # numbers of name resolution are negative
+            return own or os.strerror(cause.errno)
     return str(error) or type(error).__name__
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The innermost first."""
+    """Yield the causes of an exception, the innermost one first."""
     if error is None:
         return
     yield from _causes(error.__cause__ or error.__context__)
@@ -308,7 +322,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _seconds(text: str | None) -> float | None:
-    """Of a Retry-After header; None for a date, which nobody's clock agrees on."""
+    """Return the seconds of a Retry-After header, or None for a date, because clocks differ."""
     try:
         seconds = float(text or "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Work on a long sequence in several processes, on this machine or a Ray cluster; results come in the items' order."""
+"""Work on a long sequence in several processes, on this machine or a Ray cluster, and keep the order of results."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import pickle
 import queue
 import signal
+import sys
 import threading
 import traceback
 from collections import deque
@@ -24,22 +25,28 @@ from .secrets import Secrets
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-TRIES = 3  # of an item whose process is killed
-_AHEAD = 3  # items that each process has before it, so that one slow item does not let the others wait
-_END_SECONDS = 10  # that a process has to end before it is killed
+TRIES = 3  # for an item whose process is killed
+_AHEAD = 3  # items queued for each process, so that one slow item does not hold up the others
+_END_SECONDS = 10  # for a process to end before it is killed
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Pool(Protocol):
-    """Where work is done."""
+    """A place to work in."""
 
     size: int
-    """How many processes work."""
+    """Number of processes."""
 
     def submit(self, work: Callable[[Item], Result], item: Item, sent: Secrets | None = None) -> Callable[[], Result]:
-        """Begin; what is returned waits for the result and gives it, or raises what the work raised.
+        """Start work on an item.
 
-        `sent` is there for `secrets.get` while the work runs; it is written nowhere.
+        Args:
+            work: Function of an item.
+            item: The item.
+            sent: Secrets for `secrets.get` while the work runs. They are not written anywhere.
+
+        Returns:
+            A function that waits for the result and returns it, or raises what the work raised.
         """
         ...
 
@@ -47,7 +54,14 @@ class Pool(Protocol):
 def in_order(
     pool: Pool, work: Callable[[Item], Result], items: Iterable[Item], sent: Secrets | None = None
 ) -> Iterator[Result]:
-    """Yield the result of each item; only a few items are taken ahead of the results. `sent` is as of `submit`."""
+    """Yield the result of each item. Only a few items are taken ahead of the results.
+
+    Args:
+        pool: Where to work.
+        work: Function of an item.
+        items: The items.
+        sent: Secrets, as in `Pool.submit`.
+    """
     pending: deque[Callable[[], Result]] = deque()
     for item in items:
         pending.append(pool.submit(work, item, sent) if sent else pool.submit(work, item))
@@ -59,10 +73,10 @@ def in_order(
 
 @contextmanager
 def processes(size: int) -> Iterator[Pool]:
-    """A pool of so many processes on this machine; of none but this one for 1.
+    """Yield a pool of `size` processes on this machine; with size 1, this process does the work.
 
-    They end with this process, however it ends, and at once where the block raises. The item of a process that was
-    killed gets a new one; after `TRIES` processes its result raises ChildProcessError.
+    The processes end with this process, however it ends, and at once if the block raises. If a process is killed, a new
+    one takes its item. After `TRIES` processes the result raises ChildProcessError.
     """
     if size == 1:
         yield _Here()
@@ -79,7 +93,7 @@ def processes(size: int) -> Iterator[Pool]:
 
 @contextmanager
 def ray_cluster() -> Iterator[Pool]:
-    """A pool of the processors of a Ray cluster; which one, and what it raises, says `support.cluster.ray_cluster`."""
+    """Yield a pool of the processors of a Ray cluster. `support.cluster.ray_cluster` chooses the cluster."""
     with connected() as ray:
         yield _Ray(ray)
 
@@ -92,14 +106,14 @@ class _Here:
 
 
 class _Processes:
-    """Processes of this machine, with a thread each that hands it one item after the other."""
+    """Processes of this machine, each with a thread that hands it one item after the other."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._waiting: queue.SimpleQueue[tuple[Future[Any], tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._killed = False
         self._changing = threading.Lock()
-        """Held while a process comes or goes, so that none comes once all are killed."""
+        """Held while a process starts or ends, so that none starts once all are killed."""
         self._running: dict[int, _Process] = {}
         self._threads = [threading.Thread(target=self._serve, args=(place,), daemon=True) for place in range(size)]
         for thread in self._threads:
@@ -111,14 +125,14 @@ class _Processes:
         return answer.result
 
     def kill(self) -> None:
-        """End all processes at once; what they worked on raises CancelledError."""
+        """End all processes at once. Work in progress raises CancelledError."""
         with self._changing:
             self._killed = True
             for process in self._running.values():
                 process.terminate()
 
     def close(self) -> None:
-        """Let all processes end and wait for that."""
+        """Let all processes end, and wait for them."""
         for _ in self._threads:
             self._waiting.put(None)
         for thread in self._threads:
@@ -148,13 +162,13 @@ class _Processes:
             raise value
         raise ChildProcessError(
             f"{TRIES} processes of the pool ended while they worked on the same items, the last one {ended}; "
-            "if the system is short of memory, take fewer processes"
+            "if memory is short, use fewer processes"
         )
 
     def _process(self, place: int) -> _Process:
         with self._changing:
             if self._killed:
-                raise CancelledError("the pool was ended")
+                raise CancelledError("the pool has ended")
             if place not in self._running:
                 self._running[place] = _Process()
             return self._running[place]
@@ -166,10 +180,10 @@ class _Processes:
 
 
 class _Process:
-    """A process that does what it is asked for, one request after the other."""
+    """A process that answers one request after the other."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would have this process's locks and not its threads
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks without the threads that hold them
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, os.getpid()))
         with secrets.hidden():
@@ -177,15 +191,21 @@ class _Process:
         theirs.close()
 
     def ask(self, request: tuple[Any, ...]) -> tuple[bool, Any]:
-        """Return what `_answer` does. Raise EOFError or ConnectionError where the process ended."""
+        """Return what `_answer` returns.
+
+        Raises:
+            EOFError: The process ended.
+            ConnectionError: The process ended.
+        """
         self._connection.send_bytes(pickle.dumps(request))
-        return pickle.loads(self._connection.recv_bytes())
+        answer: tuple[bool, Any] = pickle.loads(self._connection.recv_bytes())
+        return answer
 
     def terminate(self) -> None:
         self._process.terminate()
 
     def close(self) -> str:
-        """Let it end, and return how it did."""
+        """Let the process end, and return how it ended."""
         self._connection.close()
         self._process.join(_END_SECONDS)
         if self._process.exitcode is None:
@@ -203,9 +223,9 @@ class _Ray:
         self.size = int(ray.cluster_resources()["CPU"])
 
     def submit(self, work: Callable[[Item], Result], item: Item, sent: Secrets | None = None) -> Callable[[], Result]:
-        if id(work) not in self._shared:  # what all items share goes to each machine once
+        if id(work) not in self._shared:  # sent to each machine only once
             self._shared[id(work)] = (self._ray.put(work), work)
-        # Secrets travel with the call, in memory. The object store, where `put` leaves things, may write to disk.
+        # Secrets travel with the call, in memory. The object store of `put` may write to disk.
         reference = self._remote.remote(self._shared[id(work)][0], item, sent)
         return lambda: self._get(reference)
 
@@ -213,7 +233,8 @@ class _Ray:
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.WorkerCrashedError as error:
-            raise ChildProcessError(f"{TRIES} processes of the Ray cluster ended at the same items: {error}") from None
+            text = f"{TRIES} processes of the Ray cluster ended while they worked on the same items: {error}"
+            raise ChildProcessError(text) from None
 
 
 def _call(work: Callable[[Item], Result], item: Item, sent: Secrets | None) -> Result:
@@ -223,7 +244,7 @@ def _call(work: Callable[[Item], Result], item: Item, sent: Secrets | None) -> R
 
 
 def _serve(connection: Connection, parent: int) -> None:
-    """Answer requests until the connection ends: whether the work gave a result, and that or what it raised."""
+    """Answer requests until the connection ends: whether the work gave a result, and the result or the exception."""
     _end_with(parent)
     with suppress(EOFError, ConnectionError):
         while True:
@@ -238,14 +259,15 @@ def _answer(request: bytes) -> bytes:
         error.add_note("".join(traceback.format_exception(error)))
         with suppress(Exception):
             data = pickle.dumps((False, error))
-            pickle.loads(data)  # some exceptions can be written, but not read
+            pickle.loads(data)  # some exceptions can be pickled but not unpickled
             return data
         return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
 
 
 def _end_with(parent: int) -> None:
-    """Let this process end when `parent` does, and leave Ctrl-C to it."""
+    """End this process when `parent` does, in an orderly way, and leave Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that finalizers run
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # it has ended already
+    if os.getppid() != parent:  # the parent has ended already
         os._exit(1)

@@ -1,4 +1,4 @@
-"""Secrets of the environment: read them, hand them to workers, and keep them out of child processes and texts."""
+"""Read secrets of the environment, send them to worker processes, and keep them out of child processes and texts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from contextlib import contextmanager
 from urllib.parse import quote
 
 KEY_VARIABLE = "CWM_API_KEY"
-"""Variable with the key of an endpoint, where no other name is given."""
+"""Default environment variable for the key of an endpoint."""
 
 MASK = "[key]"
 
-# RAY_AUTH_TOKEN is not named here: Ray's own processes need it.
+# RAY_AUTH_TOKEN does not match, because Ray's own processes need it.
 _SECRET_NAMES = re.compile(
     r"(?!RAY_)(.*PASSWORD.*|.*PASSWD.*|(.*_)?(API_?KEYS?|KEYS?|TOKENS?|SECRETS?|CREDENTIALS?|PAT)(_.*)?)", re.IGNORECASE
 )
 
 _LEAST = 8
-"""Characters of a value that is looked for outside of messages: a dummy key such as EMPTY is also a word."""
+"""Characters that a value must have to be searched for outside of messages: a dummy key such as EMPTY is also a word.
+"""
 
 _protected = {KEY_VARIABLE}
 _received: dict[str, str] = {}
@@ -31,7 +32,7 @@ _environment = threading.RLock()  # held while variables are missing from `os.en
 
 
 class Secrets(dict[str, str]):
-    """Values by the names of their variables, to be sent to another process; its text shows names alone."""
+    """Secrets by the names of their variables, to send to another process. The text of the object shows only names."""
 
     def __repr__(self) -> str:
         """Return the names."""
@@ -45,33 +46,33 @@ class Secrets(dict[str, str]):
 
 
 def protect(name: str) -> None:
-    """Treat a variable as a secret, whatever its name looks like."""
+    """Treat an environment variable as a secret, whatever its name is."""
     _protected.add(name)
 
 
 def get(name: str) -> str:
-    """Return the value that `receive` got, else the one of the environment, without white space around it."""
+    """Return the value that `receive` got, or else the one of the environment, without white space around it."""
     with _environment:
         return (_received.get(name) or os.environ.get(name, "")).strip()
 
 
 def read(names: Iterable[str]) -> Secrets:
-    """Return the secrets of these names that have a value, to be sent to another process."""
+    """Return the secrets with these names that have a value, to send to another process."""
     return Secrets({name: value for name in names if (value := get(name))})
 
 
 def receive(secrets: Mapping[str, str]) -> None:
-    """Keep what another process sent, in memory alone: `get` returns it from now on."""
+    """Keep what another process sent, only in memory. `get` returns it from now on."""
     for name, value in secrets.items():
         protect(name)
         _received[name] = value
 
 
 def public(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment for a child process: without secrets.
+    """Return the environment for a child process, without secrets.
 
-    A secret is a variable that is protected, one whose name says so (`..._KEY`, `..._TOKEN`, `...PASSWORD`, ...), or
-    one whose value contains that of a protected variable.
+    A secret is a variable that is protected, a variable whose name says so (`..._KEY`, `..._TOKEN`, `...PASSWORD`,
+    ...), or a variable whose value contains that of a protected variable.
     """
     with _environment:
         variables = dict(os.environ if environ is None else environ)
@@ -87,7 +88,7 @@ def public(environ: Mapping[str, str] | None = None) -> dict[str, str]:
 
 @contextmanager
 def hidden() -> Iterator[None]:
-    """Take the secrets out of this process's environment while the block starts processes that inherit it."""
+    """Remove the secrets from the environment of this process while the block starts processes that inherit it."""
     with _environment:
         kept = public()
         secret = {name: value for name, value in os.environ.items() if name not in kept}
@@ -100,10 +101,10 @@ def hidden() -> Iterator[None]:
 
 
 def conceal() -> None:
-    """Blank the secrets in what the system shows of this process's environment (`/proc/PID/environ`).
+    """Overwrite the secrets in what the system shows of this process's environment (`/proc/PID/environ`).
 
-    Programs of the same user can read that, and a sandbox of the kind `process` does not hide it. `os.environ` and
-    `get` still have the values.
+    Programs of the same user can read it, and a sandbox of the kind `process` does not hide it. `os.environ` and `get`
+    still have the values.
     """
     libc = ctypes.CDLL(None)
     libc.getenv.restype = ctypes.c_void_p
@@ -114,12 +115,12 @@ def conceal() -> None:
 
 
 def redact(text: str, key: str | None, *, whole: bool = True) -> str:
-    """Return a message with `[key]` where the key stands, also as JSON, HTML, URLs, or Python write it.
+    """Return a message with `[key]` in place of the key, also where it is written as JSON, HTML, a URL, or Python text.
 
     Args:
         text: The message.
-        key: The secret; None or "" changes nothing.
-        whole: Whether the text is complete. Where its end is missing, a beginning of the key there is dropped.
+        key: The secret; None or an empty text changes nothing.
+        whole: Whether the text is complete. If its end is missing, a beginning of the key there is dropped.
     """
     if not key:
         return text
@@ -142,7 +143,7 @@ def redact(text: str, key: str | None, *, whole: bool = True) -> str:
 
 
 def redact_value(value: object, key: str | None) -> object:
-    """Return a JSON value with `[key]` where the key stands in its texts; keys shorter than 8 characters stay."""
+    """Return a JSON value with `[key]` in place of the key in its texts. Keys shorter than 8 characters stay."""
     if not key or len(key) < _LEAST:
         return value
     if isinstance(value, str):

@@ -1,15 +1,18 @@
-"""Byte-level BPE: text, chats, and traces to token ids and back."""
+"""Byte-level BPE: encode text, chats, and traces to token ids, and decode them."""
 
+from .special_tokens import CWM_SPECIAL_TOKENS
 from .tokenizer import (
     CL100K_PATTERN,
-    CWM_SPECIAL_TOKENS,
     GPT2_PATTERN,
     LLAMA3_PATTERN,
     O200K_PATTERN,
     PATTERNS,
     QWEN2_PATTERN,
+    ChatTokens,
+    StreamDecoder,
     Tokenizer,
-    split_pattern,
+    TraceTokens,
+    resolve_pattern,
 )
 
 __all__ = [
@@ -20,6 +23,9 @@ __all__ = [
     "O200K_PATTERN",
     "PATTERNS",
     "QWEN2_PATTERN",
+    "ChatTokens",
+    "StreamDecoder",
     "Tokenizer",
-    "split_pattern",
+    "TraceTokens",
+    "resolve_pattern",
 ]

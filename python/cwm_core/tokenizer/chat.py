@@ -1,6 +1,7 @@
-r"""The chat format of the Code World Model: as token ids, and as a template for `transformers`.
+r"""The chat format of the Code World Model, as token ids and as a template for `transformers`.
 
-A chat is `<|begin_of_text|>` and its messages, each `<|start_header_id|>ROLE<|end_header_id|>\n\nCONTENT<|eot_id|>`.
+A chat is `<|begin_of_text|>` followed by messages, each
+`<|start_header_id|>ROLE<|end_header_id|>\n\nCONTENT<|eot_id|>`.
 """
 
 import json
@@ -10,6 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cwm_core.tokenizer.special_tokens import (
+    BEGIN_OF_TEXT,
+    END_HEADER_ID,
+    EOT_ID,
+    REASONING_THINKING_END,
+    REASONING_THINKING_START,
+    START_HEADER_ID,
+)
+
 if TYPE_CHECKING:
     from cwm_core.tokenizer.tokenizer import Tokenizer
 
@@ -17,14 +27,11 @@ REASONING_SYSTEM_PROMPT = (
     "You are a helpful AI assistant. You always reason before responding, using the following format:\n\n"
     "<think>\nyour internal reasoning\n</think>\nyour external response"
 )
-"""The system prompt that switches reasoning on (prompting guide of the Code World Model)."""
+"""The system prompt that turns reasoning on (source: prompting guide of the Code World Model)."""
 
-CHAT_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-"""The special tokens without which a vocabulary cannot express a chat."""
+_REASONING_TOKENS = frozenset({REASONING_THINKING_START, REASONING_THINKING_END})
 
-_REASONING_TOKENS = frozenset({"<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>"})
-
-# The released code cuts longer texts into pieces of this many characters and encodes each by itself.
+# The released code cuts longer texts into pieces of this many characters and encodes each piece separately.
 _PIECE_CHARS = 400_000
 
 CHAT_TEMPLATE = r"""
@@ -69,13 +76,13 @@ CHAT_TEMPLATE = r"""
     {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' ~ ('<think>\n' if enable_thinking else '') }}
 {%- endif %}
 """.replace("REASONING_SYSTEM_PROMPT", json.dumps(REASONING_SYSTEM_PROMPT)).lstrip()
-"""The format as a Jinja template, with the markers that give `transformers` the loss mask."""
+"""The chat format as a Jinja template, with the `generation` blocks from which `transformers` makes the loss mask."""
 
 
 def encode_chat(
     tokenizer: "Tokenizer", messages: Iterable[Mapping[str, str]], *, reasoning: bool, add_generation_prompt: bool
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Behind `Tokenizer.encode_chat`, which documents it."""
+    """Implement `Tokenizer.encode_chat`, which documents the arguments."""
     chat = [_role_and_content(number, message) for number, message in enumerate(messages)]
     if reasoning and not (chat and chat[0][0] == "system"):
         chat.insert(0, ("system", REASONING_SYSTEM_PROMPT))
@@ -85,7 +92,7 @@ def encode_chat(
         prompt = chat.pop()[1] if is_continued else "<think>\n" if reasoning else ""
 
     encoder = _Encoder(tokenizer)
-    encoder.add_special("<|begin_of_text|>")
+    encoder.add_special(BEGIN_OF_TEXT)
     for role, content in chat:
         encoder.add_message(role, content)
     if prompt is not None:
@@ -95,7 +102,7 @@ def encode_chat(
 
 
 class _Encoder:
-    """One chat on its way to tokens."""
+    """Builds the tokens and the loss mask of one chat."""
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
         self._tokenizer = tokenizer
@@ -108,17 +115,17 @@ class _Encoder:
         is_assistant = role == "assistant"
         content = content if role.startswith("tool: ") else content.strip()
         self.add_text(content, reasoning_tokens=is_assistant, in_loss=is_assistant)
-        self.add_special("<|eot_id|>", in_loss=is_assistant)
+        self.add_special(EOT_ID, in_loss=is_assistant)
 
     def add_header(self, role: str) -> None:
-        self.add_special("<|start_header_id|>")
+        self.add_special(START_HEADER_ID)
         self.add_text(role)
-        self.add_special("<|end_header_id|>")
+        self.add_special(END_HEADER_ID)
         self.add_text("\n\n")
 
     def add_special(self, name: str, *, in_loss: bool = False) -> None:
         if name not in self._special:
-            raise ValueError(f"{name!r} is not a special token of this vocabulary, which a chat needs")
+            raise ValueError(f"the vocabulary lacks the special token {name!r}, which a chat needs")
         self._add(np.array([self._special[name]], np.int32), in_loss)
 
     def add_text(self, text: str, *, reasoning_tokens: bool = False, in_loss: bool = False) -> None:
@@ -133,23 +140,23 @@ class _Encoder:
 
 
 def _role_and_content(number: int, message: Mapping[str, str]) -> tuple[str, str]:
-    """The message as the format has it: a tool's name in the role, reasoning in the content."""
+    """Return role and content as the chat format has them: a tool's name in the role, reasoning in the content."""
     if not isinstance(message, Mapping):
         raise TypeError(f"message {number}: expected a mapping with role and content, got {type(message).__name__}")
     role = message.get("role")
     optional = {"tool": "name", "assistant": "reasoning_content"}.get(role) if isinstance(role, str) else None
     if not {"role", "content"} <= message.keys() <= {"role", "content", optional}:
-        also = f", and perhaps {optional}" if optional else ""
-        raise ValueError(f"message {number} has the keys {sorted(message)}, not role and content{also}")
+        also = f" (and optionally {optional})" if optional else ""
+        raise ValueError(f"message {number}: expected the keys role and content{also}, got {sorted(message)}")
     for key, value in message.items():
         if not isinstance(value, str):
-            raise ValueError(f"message {number}: {key} is of type {type(value).__name__}, not a string")
+            raise ValueError(f"message {number}: {key}: expected a string, got {type(value).__name__}")
 
-    content = message["content"]
+    role, content = message["role"], message["content"]
     if role == "tool" and "name" in message:
         role = f"tool: {message['name']}"
     if role == "assistant" and message.get("reasoning_content"):
         content = f"<think>\n{message['reasoning_content'].strip()}\n</think>\n{content.lstrip()}"
     if role not in ("system", "user", "assistant") and not (role.startswith("tool: ") and role[6:].strip()):
-        raise ValueError(f"message {number} has the unknown role {role!r}")
+        raise ValueError(f"message {number}: unknown role {role!r}")
     return role, content

@@ -31,8 +31,8 @@ def convert_to_float8(model: Transformer, tensor_parallel: int, device: torch.de
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"dtype 'float8' needs torchao, which cannot be imported ({error}): pip install torchao, or "
-            "set dtype to 'bfloat16'",
+            f"dtype 'float8' needs torchao, which cannot be imported ({error}): "
+            "run pip install '.[float8]' in a checkout of cwm-core, or use dtype 'bfloat16'",
             name="torchao",
         ) from error
     c = model.config

@@ -1,27 +1,29 @@
-"""What keeps a sample out of a corpus: filters, each a callable that gives a `Drop` or None, and counts of them.
+"""Filters that keep samples out of a corpus, and counts of what they drop.
 
-Licences, secrets and near duplicates need libraries that the extra `corpus` brings; they are imported when used.
+A filter is a callable that takes a `Sample` and returns a `Drop` or None. The filters for licenses, secrets, and near
+duplicates need libraries of the extra `corpus`, which they import when they are used.
 """
 
+from ..reasons import DropReason
 from ..sample import Drop, Filter, Sample
 from .decontamination import Decontamination
 from .deterministic import Difference, first_difference, is_deterministic
-from .drops import Drops
+from .drops import DropCounts
 from .duplicates import Duplicates, Sketch, sketch
-from .effects import Effects, NoEffects
+from .effects import NoEffects
 from .licence import PERMISSIVE, Licences
-from .limits import SizeLimits, terminates
 from .machine import no_machine, within_memory
 from .secrets import Finding, find_secrets, no_secrets
+from .size import SizeLimits, terminates
 
 __all__ = [
     "PERMISSIVE",
     "Decontamination",
     "Difference",
     "Drop",
-    "Drops",
+    "DropCounts",
+    "DropReason",
     "Duplicates",
-    "Effects",
     "Filter",
     "Finding",
     "Licences",

@@ -1,33 +1,37 @@
-"""Programs that do not do the same twice: two recordings of one call are compared."""
+"""Compare two recordings of a call to find programs that do not repeat themselves."""
 
 from __future__ import annotations
 
 from itertools import zip_longest
 from typing import NamedTuple
 
-from ...trace import Trace
+from ...trace import Trace, Truncation
+from ..reasons import DropReason
 from ..sample import Drop, Sample
 
 
 class Difference(NamedTuple):
-    """Where two recordings differ first."""
+    """The first difference between two recordings."""
 
     where: str
-    """``"context"``, ``"frame N"`` (from 0), ``"result"``, ``"exception"``, ``"truncated"`` or ``"output"``."""
+    """`context`, `frame N` (from 0), `result`, `exception`, `truncated`, or `output`."""
     first: str
+    """Text of the first recording there."""
     second: str
+    """Text of the second recording there."""
 
 
 def first_difference(first: Trace, second: Trace) -> Difference | None:
-    """The first difference of two recordings, None where they are equal.
+    """Return the first difference between two recordings, or None if they are equal.
 
-    Recordings cut by the limit of time are compared as far as the shorter one goes: where it cuts is chance.
+    If a time limit cut one of them, they are compared up to the end of the shorter one, because chance decides where a
+    clock cuts.
     """
     if first == second:
         return None
     if first.context != second.context:
         return Difference("context", *_apart(first.context, second.context))
-    by_time = "max_seconds" in (first.truncated, second.truncated)
+    by_time = Truncation.MAX_SECONDS in (first.truncated, second.truncated)
     for number, (one, other) in enumerate(zip_longest(first.frames, second.frames)):
         if one != other and not (by_time and (one is None or other is None)):
             return Difference(f"frame {number}", *map(_shown, (one, other)))
@@ -39,16 +43,17 @@ def first_difference(first: Trace, second: Trace) -> Difference | None:
 
 
 def is_deterministic(sample: Sample) -> Drop | None:
-    """Drop a sample whose two recordings differ; reason ``"not deterministic"``.
+    """Drop a sample whose two recordings differ; the reason is `NOT_DETERMINISTIC`.
 
-    Raises ValueError for a sample that was recorded once only.
+    Raises:
+        ValueError: The sample has no second recording.
     """
     if sample.again is None:
-        raise ValueError(f"{sample.id}: no second recording to compare with")
+        raise ValueError(f"{sample.id}: no second recording to compare with; set Sample.again")
     difference = first_difference(sample.trace, sample.again)
     if difference is None:
         return None
-    return Drop("not deterministic", f"{difference.where}: {difference.first} | {difference.second}")
+    return Drop(DropReason.NOT_DETERMINISTIC, f"{difference.where}: {difference.first} | {difference.second}")
 
 
 def _shown(frame: object) -> str:
@@ -59,7 +64,7 @@ def _shown(frame: object) -> str:
 
 
 def _apart(first: str, second: str) -> tuple[str, str]:
-    """Both texts from a little before where they part."""
+    """Return both texts from shortly before the place where they differ."""
     at = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
     return _cut(first[max(at - 20, 0) :]), _cut(second[max(at - 20, 0) :])
 

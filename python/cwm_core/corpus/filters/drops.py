@@ -1,4 +1,4 @@
-"""Counts of what was dropped and why."""
+"""Count dropped samples by reason."""
 
 from __future__ import annotations
 
@@ -13,44 +13,45 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-class Drops:
-    """Counts samples that were kept and those that were dropped by reason, with a few details of each reason.
+class DropCounts:
+    """Counts samples that were kept, and dropped samples by reason, with a few details of each reason.
 
-    Counts of several workers are brought together by `merge`, in any order.
+    `merge` adds the counts of several processes, in any order.
     """
 
     EXAMPLES = 3
-    """Of each reason, this many details are kept: the least in order of text, so that workers' order makes no
-    difference."""
+    """Details kept of each reason: the first ones in alphabetical order, so that the order of processes does not
+    matter.
+    """
 
     def __init__(self) -> None:
-        """Nothing counted yet."""
+        """Start with nothing counted."""
         self.kept = 0
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
 
     @property
     def total(self) -> int:
-        """The number of samples counted."""
+        """Number of samples counted."""
         return self.kept + self.reasons.total()
 
     def add(self, drop: Drop | None) -> None:
-        """Count a sample, by what the filters said of it."""
+        """Count a sample: `drop` is the result of the filters."""
         if drop is None:
             self.kept += 1
             return
-        self.reasons[drop.reason] += 1
-        self._add_examples(drop.reason, [drop.detail] if drop.detail else [])
+        self.reasons[str(drop.reason)] += 1
+        self._add_examples(str(drop.reason), [drop.detail] if drop.detail else [])
 
-    def merge(self, other: Drops) -> None:
-        """Add what another has counted."""
+    def merge(self, other: DropCounts) -> None:
+        """Add the counts of another object."""
         self.kept += other.kept
         self.reasons += other.reasons
         for reason, examples in other.examples.items():
             self._add_examples(reason, examples)
 
     def to_json(self) -> dict[str, Any]:
-        """The counts as a JSON object; `from_json` reads it."""
+        """Return the counts as a JSON object that `from_json` reads."""
         return {
             "kept": self.kept,
             "dropped": dict(sorted(self.reasons.items())),
@@ -58,8 +59,12 @@ class Drops:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Drops:
-        """Read what `to_json` gave. Raises ValueError for anything else."""
+    def from_json(cls, value: Mapping[str, Any]) -> DropCounts:
+        """Read what `to_json` returned.
+
+        Raises:
+            ValueError: The value does not hold counts.
+        """
         drops = cls()
         try:
             drops.kept = _count(value["kept"])
@@ -67,13 +72,14 @@ class Drops:
             for reason, examples in value["examples"].items():
                 drops._add_examples(str(reason), list(map(str, examples)))
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"these are no counts of drops: {error!r}") from None
+            raise ValueError(f"expected counts of drops: {error!r}") from None
         return drops
 
     def table(self) -> Table:
-        """The counts as a table of rich, the most frequent reason first.
+        """Return a table for Rich, with the most frequent reason first.
 
-        Raises ImportError where rich is not installed.
+        Raises:
+            ImportError: Rich is not installed.
         """
         try:
             from rich.table import Table
@@ -91,10 +97,10 @@ class Drops:
         return table
 
     def __eq__(self, other: object) -> bool:
-        """Whether the other has counted the same."""
-        return isinstance(other, Drops) and self.to_json() == other.to_json()
+        """Return whether the other object has counted the same."""
+        return isinstance(other, DropCounts) and self.to_json() == other.to_json()
 
-    __hash__ = None  # type: ignore[assignment]  # it changes
+    __hash__ = None  # type: ignore[assignment]  # mutable
 
     def _add_examples(self, reason: str, details: list[str]) -> None:
         if details:
@@ -103,5 +109,5 @@ class Drops:
 
 def _count(value: object) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError(f"a count of samples is no negative number and no {value!r}")
+        raise ValueError(f"expected a count of samples, got {value!r}")
     return value

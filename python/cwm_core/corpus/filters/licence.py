@@ -1,7 +1,7 @@
-"""Under which licence code may be used: found out, and compared with a list of those that are allowed.
+"""Find the license of code and compare it with the licenses that are allowed.
 
-Licences are SPDX expressions, as ``"MIT"`` or ``"Apache-2.0 OR BSD-2-Clause"``. Where they are stated in other words, a
-statement that may mean several licences is taken as all of them at once (``AND``), so that each must be allowed.
+Licenses are SPDX expressions, such as `MIT` or `Apache-2.0 OR BSD-2-Clause`. A statement in other words that may mean
+several licenses counts as all of them at once (`AND`), so each of them must be allowed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from importlib.metadata import Distribution, PackageMetadata
 from pathlib import Path
 from typing import Any
 
+from ..reasons import DropReason
 from ..sample import Drop, Sample
 from .extra import missing_extra
 
@@ -24,9 +25,9 @@ PERMISSIVE = frozenset(
         "MIT", "MIT-0", "MIT-CMU", "NCSA", "PostgreSQL", "PSF-2.0", "Python-2.0", "Unlicense", "UPL-1.0", "X11", "Zlib",
     }
 )  # fmt: skip
-"""Licences that allow any use and ask for no more than their notice."""
+"""Licenses that allow any use and require no more than their notice."""
 
-# Trove classifiers, by what follows "License :: ". One that is not here says nothing that can be relied on.
+# Trove classifiers without "License :: ". Others do not identify a license.
 _CLASSIFIERS = {
     "CC0 1.0 Universal (CC0 1.0) Public Domain Dedication": "CC0-1.0",
     "OSI Approved :: Academic Free License (AFL)": "AFL-3.0",
@@ -61,36 +62,44 @@ _FILE_NAME = re.compile(r"(?i)(?:un)?licen[cs]e|copying")
 
 
 def normalized(expression: str) -> str | None:
-    """The SPDX expression in SPDX's own spelling, None for what is none. Raises ImportError without the extra."""
+    """Return an SPDX expression in the spelling of SPDX, or None for any other text.
+
+    Raises:
+        ImportError: The extra `corpus` is not installed.
+    """
     parsed = _parse(expression)
     return None if parsed is None else str(parsed)
 
 
 def allowed(expression: str, allow: Collection[str] = PERMISSIVE) -> bool:
-    """Whether an SPDX expression lets its user keep to licences in `allow`: one side of an ``OR``, all of an ``AND``.
+    """Return whether an SPDX expression permits use under licenses in `allow`: one side of an `OR`, both sides of an
+    `AND`.
 
-    An exception (``WITH``) only adds permissions. What is no SPDX expression is not allowed.
+    An exception (`WITH`) only adds permissions. A text that is not an SPDX expression is not allowed.
     """
     parsed = _parse(expression)
     return parsed is not None and _allowed(parsed, allow)
 
 
 def of_source(code: str) -> str | None:
-    """What a source says of itself by an ``SPDX-License-Identifier`` within its first lines."""
+    """Return the license that an `SPDX-License-Identifier` in the first lines of source text states, or None."""
     head = "\n".join(code.split("\n", _HEADER_LINES)[:_HEADER_LINES])
     return _all_of(normalized(found) for found in _HEADER.findall(head))
 
 
 def of_file(path: str | os.PathLike[str]) -> str | None:
-    """The licence whose text a file holds, up to the copyright line and 5 % of edits; None for none that is known.
+    """Return the license whose text a file holds, or None if it is not recognized.
 
-    Raises OSError when it cannot be read.
+    The comparison ignores the copyright line and allows 5% of edits.
+
+    Raises:
+        OSError: The file cannot be read.
     """
     try:
-        import ukkonen  # noqa: F401  # `identify` needs it for this only
+        import ukkonen  # type: ignore[import-untyped]  # noqa: F401  # only `license_id` needs it
         from identify.identify import license_id
     except ImportError as error:
-        raise missing_extra("recognizing the text of a licence", error) from None
+        raise missing_extra("recognizing the text of a license", error) from None
     try:
         found = license_id(os.fspath(path))
     except UnicodeDecodeError:
@@ -99,57 +108,59 @@ def of_file(path: str | os.PathLike[str]) -> str | None:
 
 
 def of_folder(folder: str | os.PathLike[str]) -> str | None:
-    """The licence that the files of a repository's top folder hold, ``LICENSE`` and the like.
+    """Return the license in the license files of a folder, such as `LICENSE`.
 
-    Several are taken together; None where there is none or one that is not known.
+    Several licenses are joined by `AND`. None means that there is no such file, or one that is not recognized.
     """
     return _of_files(path for path in Path(folder).iterdir() if path.is_file())
 
 
 def of_metadata(metadata: PackageMetadata) -> str | None:
-    """The licence that a package's metadata state, None where they do not do so in words that are known.
+    """Return the license that the metadata of a package state, or None if they state none that is recognized.
 
-    Asked in this order: ``License-Expression``, ``License`` if it is an SPDX expression, the classifiers. A classifier
-    that is not known makes the last two void.
+    The order is `License-Expression`, then `License` if it is an SPDX expression, then the classifiers. An unknown
+    classifier voids `License` and the classifiers.
     """
-    if (expression := metadata.get("License-Expression")) is not None:
-        return normalized(expression)
+    if "License-Expression" in metadata:
+        return normalized(metadata["License-Expression"])
     licences = [line for line in metadata.get_all("Classifier") or [] if line.startswith("License :: ")]
     classifiers = [line.removeprefix("License :: ") for line in licences]
     found = [_CLASSIFIERS.get(classifier) for classifier in classifiers if classifier != "OSI Approved"]
     if None in found:
         return None
-    return normalized(metadata.get("License") or "") or _all_of(found)
+    stated = next(iter(metadata.get_all("License") or []), "")
+    return normalized(stated) or _all_of(found)
 
 
 def of_package(distribution: Distribution) -> str | None:
-    """The licence of an installed package: its metadata's, else that of the licence files it brings."""
+    """Return the license of an installed package, from its metadata or else from its license files."""
     files = (file for file in distribution.files or [] if file.suffix not in (".py", ".pyc"))
     return of_metadata(distribution.metadata) or _of_files(Path(str(distribution.locate_file(file))) for file in files)
 
 
 @dataclass(frozen=True)
 class Licences:
-    """Drop samples whose licence is not allowed.
+    """Drops samples whose license is not allowed.
 
-    Looked at are `licence` of the provenance and the sample's own header, which must both be allowed where both are
-    there. Reasons: ``"no known licence"``, ``"licence not allowed"``.
+    Both the `licence` of the provenance and the header of the sample's own source count; if both are there, both must
+    be allowed. The reasons are `UNKNOWN_LICENSE` and `REFUSED_LICENSE`.
     """
 
     allow: Collection[str] = PERMISSIVE
+    """SPDX identifiers of the licenses that are allowed."""
 
     def __call__(self, sample: Sample) -> Drop | None:
-        """The reason to drop the sample, or None."""
+        """Return why to drop the sample, or None to keep it."""
         return self.check(sample.provenance.get("licence"), sample.code)
 
     def check(self, licence: object, code: str) -> Drop | None:
-        """Return the reason to drop what is of this source, whose provenance states this licence, or None."""
+        """Return why to drop samples of this source, whose provenance states this license, or None to keep them."""
         stated = [licence, of_source(code)]
         found = [str(licence) for licence in stated if licence is not None]
         if not found:
-            return Drop("no known licence")
+            return Drop(DropReason.UNKNOWN_LICENSE)
         refused = next((licence for licence in found if not allowed(licence, self.allow)), None)
-        return None if refused is None else Drop("licence not allowed", refused)
+        return None if refused is None else Drop(DropReason.REFUSED_LICENSE, refused)
 
 
 def _of_files(paths: Iterable[Path]) -> str | None:
@@ -157,7 +168,7 @@ def _of_files(paths: Iterable[Path]) -> str | None:
 
 
 def _all_of(licences: Iterable[str | None]) -> str | None:
-    """All licences at once; None where there is none, or one that is not known."""
+    """Return all licenses joined by `AND`; None if there is none, or one that is not recognized."""
     found = list(licences)
     if not found or None in found:
         return None
@@ -169,18 +180,18 @@ def _licensing() -> Any:
     try:
         from license_expression import get_spdx_licensing
     except ImportError as error:
-        raise missing_extra("reading licences", error) from None
+        raise missing_extra("reading licenses", error) from None
     return get_spdx_licensing()
 
 
 def _parse(expression: str) -> Any:
-    """The tree of an expression of SPDX's own licences, None for anything else."""
+    """Return the tree of an expression of SPDX licenses, or None for any other text."""
     licensing = _licensing()
     from license_expression import ExpressionError
 
     try:
         parsed = licensing.parse(expression, validate=True)
-    except (ExpressionError, ValueError, RecursionError):  # its own parse errors are not all ExpressionErrors
+    except (ExpressionError, ValueError, RecursionError):  # not all parse errors are ExpressionErrors
         return None
     return parsed
 

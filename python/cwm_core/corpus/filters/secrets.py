@@ -1,4 +1,4 @@
-"""Secrets and personal data in the code and in the values of a trace."""
+"""Find secrets and personal data in the code and in the values of a trace."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from ...trace import Trace
+from ..reasons import DropReason
 from ..sample import Drop, Sample
 from .extra import missing_extra
 
-# Detectors of detect-secrets that are left out: those of random-looking strings find alphabets and test vectors in
-# code, and addresses are looked for below.
+# Detectors of detect-secrets that are not used. Those of random-looking strings find alphabets and test vectors in
+# code, and this module searches for addresses itself.
 _LEFT_OUT = frozenset({"Base64HighEntropyString", "HexHighEntropyString", "IPPublicDetector"})
 
-# What its keywords for passwords have in common: its expressions take most of the time, and most texts have none of it.
+# Parts of its keywords for passwords. Its expressions take most of the time, and most texts have none of these parts.
 _KEYWORD_PARTS = ("key", "pass", "pwd", "secret", "contrase")
-# Bytes of words as "w", those that begin or join what is looked for as "!", dots, and the rest.
+# Classes of bytes: "w" in words, "!" for bytes that begin or join what is searched for, and all others as they are.
 _KINDS = bytes(
     ord("w" if chr(byte).isalnum() or byte in b"_" or byte > 127 else "!" if byte in b"'\"`@+:" else chr(byte))
     for byte in range(256)
@@ -27,33 +28,35 @@ _KINDS = bytes(
 _EMAIL = re.compile(r"[\w.+-]{1,64}@((?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24})(?![\w-])")
 # Domains for documentation and tests: RFC 2606, RFC 6761.
 _RESERVED = re.compile(r"(?i)(?:^|\.)(?:example(?:\.(?:com|net|org))?|test|invalid|localhost|local)$")
-# Numbers with a country code: others are not told from any numbers.
+# Only numbers with a country code: others cannot be distinguished from ordinary numbers.
 _PHONE = re.compile(r"(?<![\w+])\+[1-9][\d ()/-]{6,18}\d(?![\w.])")
 _IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.])")
-# Of IPv6, the public internet has 2000::/3. Shorter forms than these are slices and scopes in most code.
+# The public part of IPv6 is 2000::/3. Shorter forms are mostly slices and scopes in code.
 _IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:.])")
 
 
 class Finding(NamedTuple):
-    """What was found, without the thing itself."""
+    """A secret or personal datum that was found, without its text."""
 
-    kind: str
-    """``"secret"``, ``"e-mail address"``, ``"phone number"`` or ``"IP address"``."""
+    kind: DropReason
+    """`SECRET`, `EMAIL_ADDRESS`, `PHONE_NUMBER`, or `IP_ADDRESS`."""
     what: str
-    """The detector's word for it, as ``"AWS Access Key"``; for personal data how many characters it has."""
+    """Name that the detector gives it, such as `AWS Access Key`; for personal data, its number of characters."""
     line: int
-    """Of the text, from 1."""
+    """Line of the text, from 1."""
 
 
 def find_secrets(text: str) -> Iterator[Finding]:
-    """What looks like a secret or personal data in a text, kind by kind.
+    """Yield what looks like a secret or personal data in a text, by kind.
 
-    Secrets: all detectors of detect-secrets that know a form of token or key, and passwords by the name they are
-    assigned to; not those that judge by entropy. Personal data: e-mail addresses except those of domains reserved for
-    documentation, phone numbers with a country code that are valid in their country's plan, addresses of the public
-    internet. Not found: names, postal addresses, numbers without a country code.
+    Secrets are found by the detectors of detect-secrets that know a form of token or key, and passwords by the name
+    that they are assigned to; detectors that judge by entropy are not used. Personal data are email addresses, except
+    those of domains reserved for documentation; phone numbers with a country code that are valid in the plan of their
+    country; and addresses of the public internet. Names, postal addresses, and numbers without a country code are not
+    found.
 
-    Raises ImportError without the extra `corpus`.
+    Raises:
+        ImportError: The extra `corpus` is not installed.
     """
     lower = text.lower()
     keywords = any(part in lower for part in _KEYWORD_PARTS)
@@ -62,23 +65,23 @@ def find_secrets(text: str) -> Iterator[Finding]:
             continue
         if found := set(detector.analyze_string(text)):
             first = min(max(text.find(str(secret)), 0) for secret in found)
-            yield _finding("secret", detector.secret_type, text, first)
+            yield _finding(DropReason.SECRET, detector.secret_type, text, first)
     for match in _EMAIL.finditer(text):
         if not _RESERVED.search(match[1]):
-            yield _finding("e-mail address", f"{len(match[0])} characters", text, match.start())
+            yield _finding(DropReason.EMAIL_ADDRESS, f"{len(match[0])} characters", text, match.start())
     for match in _PHONE.finditer(text):
         if _is_phone_number(match[0]):
-            yield _finding("phone number", f"{len(match[0])} characters", text, match.start())
+            yield _finding(DropReason.PHONE_NUMBER, f"{len(match[0])} characters", text, match.start())
     for pattern in (_IPV4, _IPV6):
         for match in pattern.finditer(text):
             if _is_public_address(match[0]):
-                yield _finding("IP address", f"{len(match[0])} characters", text, match.start())
+                yield _finding(DropReason.IP_ADDRESS, f"{len(match[0])} characters", text, match.start())
 
 
 def no_secrets(sample: Sample) -> Drop | None:
-    """Drop samples whose trace shows secrets or personal data: in its context, in the call, or in its values.
+    """Drop a sample whose trace shows secrets or personal data in its context, its call, or its values.
 
-    Reasons are the kinds of `Finding`; the detail says what it is and where, and does not hold it.
+    The reason is the kind of the `Finding`. The detail says what it is and where, without its text.
     """
     trace = sample.trace
     for place, text in (("context", trace.context), ("call", sample.call), ("values", values_text(trace))):
@@ -89,9 +92,9 @@ def no_secrets(sample: Sample) -> Drop | None:
 
 
 def values_text(trace: Trace) -> str:
-    """Each value that a trace shows once, with the name of its variable, a line each; and what was printed.
+    """Return each value of a trace once, with the name of its variable, one a line, and the output.
 
-    Without those that can hold nothing that is looked for, numbers and lists of them mostly.
+    Values that cannot hold a secret, mostly numbers and lists of numbers, are left out.
     """
     values: dict[str, None] = {}
     for frame in trace.frames:
@@ -104,7 +107,9 @@ def values_text(trace: Trace) -> str:
 
 
 def _may_hold(value: str) -> bool:
-    """Whether a value has a quote, part of an address or a key, or a word as long as the shortest token with a form."""
+    """Return whether a value has a quote, part of an address or a key, or a word as long as the shortest token with a
+    form.
+    """
     kinds = value.encode(errors="surrogatepass").translate(_KINDS)
     return b"!" in kinds or b"wwwwwwww" in kinds or b"-----" in kinds or kinds.count(b".") > 2
 
@@ -114,8 +119,8 @@ def _detectors() -> list[Any]:
     try:
         from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
     except ImportError as error:
-        raise missing_extra("looking for secrets", error) from None
-    classes = get_mapping_from_secret_type_to_class().values()
+        raise missing_extra("the search for secrets", error) from None
+    classes: list[type[Any]] = list(get_mapping_from_secret_type_to_class().values())
     return [plugin() for plugin in sorted(classes, key=lambda c: c.__name__) if plugin.__name__ not in _LEFT_OUT]
 
 
@@ -123,7 +128,7 @@ def _is_phone_number(text: str) -> bool:
     try:
         import phonenumbers
     except ImportError as error:
-        raise missing_extra("looking for phone numbers", error) from None
+        raise missing_extra("the search for phone numbers", error) from None
     try:
         return phonenumbers.is_valid_number(phonenumbers.parse(text, None))
     except phonenumbers.NumberParseException:
@@ -137,5 +142,5 @@ def _is_public_address(text: str) -> bool:
         return False
 
 
-def _finding(kind: str, what: str, text: str, at: int) -> Finding:
+def _finding(kind: DropReason, what: str, text: str, at: int) -> Finding:
     return Finding(kind, what, text.count("\n", 0, at) + 1)

@@ -1,1 +1,1 @@
-"""Finding functions, exploring what they do with which inputs, and choosing the calls worth recording."""
+"""Find functions, explore them with many inputs, and choose the calls worth recording."""

@@ -1,4 +1,4 @@
-"""What of a function a recorded call went through."""
+"""Measure which lines of a function a recorded call reached."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ from dataclasses import dataclass
 from ...trace import Trace
 from .discovery import Function
 
+# In place of a line: before the first one, and after the last one.
 ENTERED, RETURNED, RAISED = 0, -1, -2
 """In place of a line: before the first, after the last."""
 
-# What a value of the wrong kind comes to, wherever in a function.
-_WRONG_KIND = re.compile(r"(TypeError|AttributeError)\b")
+# Exceptions that a value of the wrong type causes anywhere in a function.
+_WRONG_TYPE = re.compile(r"(TypeError|AttributeError)\b")
 
 
 @dataclass(frozen=True)
-class Reached:
-    """The part of a function that a call reached, by the line numbers of its file."""
+class CallCoverage:
+    """Control-flow steps of a function that a call reached, by the line numbers of its file."""
 
     steps: frozenset[tuple[int, int]]
-    """(line, next line) within an activation of its code, or of code within it; see `ENTERED`."""
+    """Pairs (line, next line) within an activation of the function's code or of code inside it. `ENTERED` stands for
+    the line before the first one, `RETURNED` and `RAISED` for the line after the last one.
+    """
     frames: int
+    """Number of frames of the trace."""
     raised: bool
-    """Whether the call ended by an exception."""
+    """True if an exception ended the call."""
 
     @property
     def lines(self) -> frozenset[int]:
@@ -31,18 +35,18 @@ class Reached:
         return frozenset(line for step in self.steps for line in step if line > 0)
 
 
-def reached(function: Function, trace: Trace) -> Reached | None:
-    """What a trace of a call reached of the function; None where the function was not entered.
+def call_coverage(function: Function, trace: Trace) -> CallCoverage | None:
+    """Return what a recorded call reached of a function, or None if it did not enter the function.
 
-    A `TypeError` or `AttributeError` that no `raise` statement of the function raised tells only of an argument of the
-    wrong kind: that it left the function is no step.
+    A `TypeError` or `AttributeError` that no `raise` statement of the function raised only shows that an argument had
+    the wrong type, so leaving the function by it is not a step.
     """
     shift = 0 if function.module is not None else 1  # a snippet is recorded after an empty line
     first, last = function.first_line + shift, function.end_lineno + shift
     steps: set[tuple[int, int]] = set()
-    open_calls: list[int | None] = []  # the line that each activation is at; None outside of the function
+    open_calls: list[int | None] = []  # the current line of each activation; None outside the function
     entered = False
-    raising: tuple[bool, str] | None = None  # by a statement?, what
+    raising: tuple[bool, str] | None = None  # whether by a statement, and the exception
     for frame in trace.frames:
         line = frame.lineno or 0
         event = frame.event
@@ -64,8 +68,8 @@ def reached(function: Function, trace: Trace) -> Reached | None:
             if at is not None and at != ENTERED:
                 if raising is None:
                     steps.add((at - shift, RETURNED))
-                elif raising[0] or not _WRONG_KIND.match(raising[1]):
+                elif raising[0] or not _WRONG_TYPE.match(raising[1]):
                     steps.add((at - shift, RAISED))
     if not entered:
         return None
-    return Reached(frozenset(steps), len(trace), trace.exception is not None)
+    return CallCoverage(frozenset(steps), len(trace), trace.exception is not None)

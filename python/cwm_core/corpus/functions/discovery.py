@@ -1,4 +1,4 @@
-"""Functions that can be called, found in source text: nothing is imported, and nothing of it runs."""
+"""Find the functions in source text that can be called. Nothing is imported or run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 from ..inputs import callsites, doctests
 from ..inputs.shapes import Argument, Class, Classes, Shape, arguments, decorators, last_name, literals
 from ..inputs.slices import Names, text, top_level
+from .kinds import FunctionKind, SkipReason
 from .sources import Source, read_sources
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef
-_MOST_EXAMPLES = 40  # of a function
-_MOST_UNRELATED = 5  # calls of a method's name on what may be of another class
-_MOST_SEEN = 60  # arguments of a name, in a package
+_MAX_EXAMPLES = 40  # of a function
+_MAX_UNRELATED = 5  # calls of a method's name on objects that may have another class
+_MAX_SEEN = 60  # arguments of a name, in a package
 
 CALLED_AS_METHODS = frozenset(
     [
@@ -90,49 +91,55 @@ CALLED_AS_METHODS = frozenset(
         "__enter__",
     ]
 )
-"""Special methods that are explored, by their names; of the others the interpreter expects too much."""
+"""Special methods that are explored. The interpreter expects too much of the others."""
 
 
 @dataclass(frozen=True)
 class Function:
-    """A function that can be called by an expression, and what its text says of its inputs."""
+    """A function that an expression can call, and what its text says about its inputs."""
 
     id: str
-    """PACKAGE:MODULE:QUALIFIED NAME, with ``#2`` and so on where that is defined again."""
+    """PACKAGE:MODULE:QUALIFIED NAME, with `#2` and so on if the name is defined again."""
     module: str | None
-    """None for a snippet."""
+    """Module of the function; None for a snippet."""
     qualname: str
+    """Qualified name."""
     code: str
-    """The text of its module."""
+    """Text of its module."""
     first_line: int
-    """Of its decorators or `def`, from 1."""
+    """Line of its first decorator or of its `def`, from 1."""
     lineno: int
-    """Of its `def`."""
+    """Line of its `def`."""
     end_lineno: int
-    kind: str
-    """"function", "method", "class method", "static method", "property", "constructor"."""
+    """Its last line."""
+    kind: FunctionKind
+    """How the function is called."""
     called: str
-    """What is called: an expression, or what is read off an instance."""
+    """Expression that is called, or attribute that is read from an instance."""
     arguments: tuple[Argument, ...]
+    """Arguments of the function."""
     receivers: tuple[Shape, ...]
-    """What a method or property may be called on."""
+    """Values that a method or property can be called on."""
     wrap: str
-    """What is done with the call ``{}``, so that it runs to its end."""
+    """Template with the call as `{}` that makes it run to its end."""
     examples: tuple[str, ...]
-    """Calls seen in documentation, tests and code, best first."""
+    """Calls in documentation, tests, and code, the best first."""
     literals: tuple[str, ...]
-    """That stand in its source."""
+    """Literals in its source."""
     paths: tuple[str, ...]
+    """Folders to import its module from."""
     provenance: Mapping[str, Any]
+    """Origin of the function, as in `Unit`."""
 
 
 @dataclass
-class Found:
-    """The functions of a source, and why others are not among them."""
+class DiscoveredFunctions:
+    """The functions of a source, and why other definitions are not among them."""
 
     functions: list[Function] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
-    """By reason, how many definitions; "does not parse" and `Source.problem` count modules."""
+    """Functions that can be called."""
+    skipped: Counter[SkipReason] = field(default_factory=Counter)
+    """Numbers of definitions by reason. Reasons that concern a whole module count modules."""
 
 
 @dataclass
@@ -149,53 +156,54 @@ def find_functions(
     *,
     tests: Sequence[str | os.PathLike[str]] = (),
     paths: Sequence[str] | None = None,
-) -> Found:
-    """The functions and methods of a source that can be called, by module and line.
+) -> DiscoveredFunctions:
+    """Return the functions and methods of a source that can be called, by module and line.
 
-    Left out are functions within functions, and by a reason that is counted: "test", "overload", "abstract", "empty"
-    (nothing but documentation), "command line", "special method", "asynchronous generator".
+    Functions within functions are left out. Other definitions that are left out are counted by `SkipReason`.
 
     Args:
-        source: As of `read_sources`.
-        tests: Files or folders whose calls are looked at too, as those of test modules within the source are.
-        paths: Where installed packages lie; `sys.path` by default.
+        source: A source, as in `read_sources`.
+        tests: Files or folders whose calls are used as examples, like those of test modules within the source.
+        paths: Folders with installed packages; by default `sys.path`.
 
-    Raises as `read_sources`.
+    Raises:
+        FileNotFoundError: There is no such source.
+        ValueError: A line of snippets is damaged.
     """
-    found = Found()
+    found = DiscoveredFunctions()
     sources = []
     for read in read_sources(source, paths=paths):
         if read.tree is None:
-            found.skipped[read.problem or "does not parse"] += 1
+            found.skipped[read.problem or SkipReason.DOES_NOT_PARSE] += 1
         else:
             sources.append(read)
     own = [s for s in sources if not s.is_test]
-    found.skipped["test"] += sum(len(list(_definitions(s.tree))) for s in sources if s.is_test)
+    found.skipped[SkipReason.TEST] += sum(len(list(_definitions(s.module))) for s in sources if s.is_test)
     suites = [s for s in sources if s.is_test]
     suites += [s for path in tests for s in read_sources(path) if s.tree is not None]
     if own and own[0].name is None:
-        for snippet in own:  # each is a world of its own
+        for snippet in own:  # snippets know nothing of each other
             _describe([snippet], [], found)
     else:
         _describe(own, suites, found)
     return found
 
 
-def _describe(sources: list[Source], suites: list[Source], found: Found) -> None:
+def _describe(sources: list[Source], suites: list[Source], found: DiscoveredFunctions) -> None:
     """Add the functions of modules that belong together."""
     classes_of = {id(s): _classes(s) for s in sources}
     classes = Classes(c for every in classes_of.values() for c in every.values())
     candidates = []
     for source in sources:
-        for qualname, node, owner in _definitions(source.tree):
-            reason = _reason_against(source, node, owner)
+        for qualname, node, owner in _definitions(source.module):
+            reason = _skip_reason(source, node, owner)
             if reason is not None:
                 found.skipped[reason] += 1
             else:
                 candidates.append(_Candidate(source, qualname, node, classes_of[id(source)].get(owner or "")))
     pool = _observe(candidates, sources, suites, classes)
     seen: Counter[str] = Counter()
-    functions_of = {id(s): {n.name: n for q, n, owner in _definitions(s.tree) if owner is None} for s in sources}
+    functions_of = {id(s): {n.name: n for q, n, owner in _definitions(s.module) if owner is None} for s in sources}
     for candidate in candidates:
         function = _function(candidate, classes, pool, functions_of[id(candidate.source)], seen)
         found.functions.append(function)
@@ -204,13 +212,13 @@ def _describe(sources: list[Source], suites: list[Source], found: Found) -> None
 def _classes(source: Source) -> dict[str, Class]:
     return {
         statement.name: Class.read(statement, source.names)
-        for statement in top_level(source.tree.body)
+        for statement in top_level(source.module.body)
         if isinstance(statement, ast.ClassDef)
     }
 
 
 def _definitions(tree: ast.Module) -> Iterator[tuple[str, _Definition, str | None]]:
-    """(qualified name, definition, class) of every function of a module and its classes."""
+    """Yield (qualified name, definition, class) for every function of a module and of its classes."""
     for statement in top_level(tree.body):
         if isinstance(statement, _Definition):
             yield statement.name, statement, None
@@ -220,20 +228,20 @@ def _definitions(tree: ast.Module) -> Iterator[tuple[str, _Definition, str | Non
                     yield f"{statement.name}.{member.name}", member, statement.name
 
 
-def _reason_against(source: Source, node: _Definition, owner: str | None) -> str | None:
+def _skip_reason(source: Source, node: _Definition, owner: str | None) -> SkipReason | None:
     marks = set(decorators(node))
     module = (source.name or "").rpartition(".")[2]
     is_command = node.name == "main" or module in ("__main__", "setup", "cli") or marks & {"command", "group"}
     special = node.name.startswith("__") and node.name.endswith("__") and not _explored_special(node, owner)
     body = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
     reasons = {
-        "test": node.name.startswith("test_") or (owner or "").startswith("Test"),
-        "overload": "overload" in marks,
-        "abstract": marks & {"abstractmethod", "abstractproperty"} or _is_not_implemented(body),
-        "command line": owner is None and is_command,
-        "special method": special or marks & {"setter", "deleter"},
-        "empty": not body or (len(body) == 1 and isinstance(body[0], ast.Pass)),
-        "asynchronous generator": isinstance(node, ast.AsyncFunctionDef) and _is_generator(node),
+        SkipReason.TEST: node.name.startswith("test_") or (owner or "").startswith("Test"),
+        SkipReason.OVERLOAD: "overload" in marks,
+        SkipReason.ABSTRACT: marks & {"abstractmethod", "abstractproperty"} or _is_not_implemented(body),
+        SkipReason.COMMAND_LINE: owner is None and is_command,
+        SkipReason.SPECIAL_METHOD: special or marks & {"setter", "deleter"},
+        SkipReason.EMPTY: not body or (len(body) == 1 and isinstance(body[0], ast.Pass)),
+        SkipReason.ASYNC_GENERATOR: isinstance(node, ast.AsyncFunctionDef) and _is_generator(node),
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
 
@@ -263,11 +271,16 @@ def _is_generator(node: _Definition) -> bool:
 def _observe(
     candidates: list[_Candidate], sources: list[Source], suites: list[Source], classes: Classes
 ) -> dict[str, dict[str, ast.expr]]:
-    """Give candidates the calls seen of them; the arguments seen, canonical, by the name of the parameter."""
+    """Add the calls that the sources show to the candidates.
+
+    Returns:
+        For each name of a parameter, the arguments seen for it, in canonical form.
+    """
     named: dict[str, list[_Candidate]] = defaultdict(list)
     for candidate in candidates:
-        constructs = candidate.node.name == "__init__" and candidate.owner is not None
-        named[candidate.owner.name if constructs else candidate.node.name].append(candidate)
+        is_constructor = candidate.node.name == "__init__" and candidate.owner is not None
+        name = candidate.owner.name if candidate.owner and is_constructor else candidate.node.name
+        named[name].append(candidate)
     wanted = named.keys() | classes.names
     pool: dict[str, dict[str, ast.expr]] = defaultdict(dict)
     for name, call in _seen(sources, suites, wanted):
@@ -277,7 +290,7 @@ def _observe(
         if name in classes.names and isinstance(call, ast.Call):
             classes.seen.setdefault(name, {}).setdefault(written, call)
         for candidate in named.get(name, ()):
-            if len(candidate.seen) < 2 * _MOST_EXAMPLES:
+            if len(candidate.seen) < 2 * _MAX_EXAMPLES:
                 candidate.seen.setdefault(written, call)
             if isinstance(call, ast.Call):
                 _take_arguments(candidate, call, pool)
@@ -288,11 +301,11 @@ def _seen(sources: list[Source], suites: list[Source], wanted: Set[str]) -> Iter
     for source in sources:
         if source.call is not None and (tree := _expression(source.call)) is not None:
             yield from callsites.calls_in([ast.Expr(tree)], wanted, source.names.resolve, source.name)
-        yield from doctests.calls(source.tree, source.names, wanted)
+        yield from doctests.calls(source.module, source.names, wanted)
     for suite in suites:
-        yield from callsites.calls(suite.tree, suite.names, wanted, importable=False)
+        yield from callsites.calls(suite.module, suite.names, wanted, importable=False)
     for source in sources:
-        yield from callsites.calls(source.tree, source.names, wanted)
+        yield from callsites.calls(source.module, source.names, wanted)
 
 
 def _expression(written: str) -> ast.expr | None:
@@ -308,7 +321,7 @@ def _take_arguments(candidate: _Candidate, call: ast.Call, pool: dict[str, dict[
     names = [a.arg for a in [*spec.posonlyargs, *spec.args]][skipped:]
     given = [*zip(names, call.args, strict=False), *((k.arg, k.value) for k in call.keywords if k.arg)]
     for name, value in given:
-        if len(pool[name]) < _MOST_SEEN and not isinstance(value, ast.Starred | ast.Name):
+        if len(pool[name]) < _MAX_SEEN and not isinstance(value, ast.Starred | ast.Name):
             written = text(value)
             if written is not None and len(written) < 200:
                 pool[name].setdefault(written, value)
@@ -323,11 +336,12 @@ def _function(
 ) -> Function:
     source, node, owner, names = candidate.source, candidate.node, candidate.owner, candidate.source.names
     kind = _kind(node, owner)
-    called, receivers = node.name, ()
+    called = node.name
+    receivers: tuple[Shape, ...] = ()
     if owner is not None:
-        if kind in ("method", "property"):
+        if kind in (FunctionKind.METHOD, FunctionKind.PROPERTY):
             receivers = tuple(classes.instances(owner, names))
-        elif kind == "constructor":
+        elif kind is FunctionKind.CONSTRUCTOR:
             called = owner.name
         else:
             called = f"{owner.name}.{node.name}"
@@ -337,7 +351,7 @@ def _function(
         classes,
         names,
         names,
-        method=kind not in ("function", "static method"),
+        method=kind not in (FunctionKind.FUNCTION, FunctionKind.STATIC_METHOD),
         pool=seen_as,
         functions=functions,
     )
@@ -359,7 +373,7 @@ def _function(
         end_lineno=node.end_lineno or node.lineno,
         kind=kind,
         called=called,
-        arguments=tuple(takes) if kind != "property" else (),
+        arguments=tuple(takes) if kind is not FunctionKind.PROPERTY else (),
         receivers=receivers,
         wrap=wrap,
         examples=tuple(wrap.replace("{}", e) for e in examples),
@@ -385,17 +399,18 @@ def _localised(values: Mapping[str, ast.expr], names: Names) -> list[str]:
     return list(dict.fromkeys(w for w in written if w is not None))
 
 
-def _kind(node: _Definition, owner: Class | None) -> str:
+def _kind(node: _Definition, owner: Class | None) -> FunctionKind:
     marks = decorators(node)
     if owner is None:
-        return "function"
+        return FunctionKind.FUNCTION
     if node.name == "__init__":
-        return "constructor"
+        return FunctionKind.CONSTRUCTOR
     if "staticmethod" in marks:
-        return "static method"
+        return FunctionKind.STATIC_METHOD
     if "classmethod" in marks or node.name in ("__new__", "__class_getitem__", "__init_subclass__"):
-        return "class method"
-    return "property" if any(mark.lower().endswith("property") for mark in marks) else "method"
+        return FunctionKind.CLASS_METHOD
+    is_property = any(mark.lower().endswith("property") for mark in marks)
+    return FunctionKind.PROPERTY if is_property else FunctionKind.METHOD
 
 
 def _wrap(node: _Definition, source: Source) -> str:
@@ -408,10 +423,10 @@ def _wrap(node: _Definition, source: Source) -> str:
 
 
 def _examples(candidate: _Candidate, names: Names) -> list[str]:
-    """The calls seen, in the names of the module: for a method, those first that name its class."""
+    """Return the calls seen, in the names of the module. For a method, calls that name its class come first."""
     written = _localised(candidate.seen, names)
     if candidate.owner is None or candidate.node.name == "__init__":
-        return written[:_MOST_EXAMPLES]
+        return written[:_MAX_EXAMPLES]
     related = [w for w in written if candidate.owner.name in w]
     others = [w for w in written if candidate.owner.name not in w]
-    return [*related[:_MOST_EXAMPLES], *others[:_MOST_UNRELATED]]
+    return [*related[:_MAX_EXAMPLES], *others[:_MAX_UNRELATED]]

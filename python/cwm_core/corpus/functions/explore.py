@@ -1,4 +1,4 @@
-"""Trying calls of a function in a sandbox, led by what they reach."""
+"""Try calls of a function in a sandbox, guided by the lines that they reach."""
 
 from __future__ import annotations
 
@@ -7,74 +7,87 @@ import itertools
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any
 
 from ... import machines
 from ..inputs import endpoint, mutation, strategies
+from ..reasons import DropReason
+from ..sandbox import LIMITS, RecordingSandbox, Run, RunResult
 from ..unit import Unit
-from ..workers import LIMITS, Answer, Order, Worker
 from .choice import choose
-from .coverage import Reached, reached
-from .discovery import Found, Function, find_functions
+from .coverage import CallCoverage, call_coverage
+from .discovery import DiscoveredFunctions, Function, find_functions
 
-RECORDING = {"max_frames": 2000, "max_value_chars": 200}
-"""Options of the recorder while calls are tried. Traces cut at a limit are not used: that of frames decides the same in
-every run, where a clock would not."""
+RECORDING: dict[str, Any] = {"max_frames": 2000, "max_value_chars": 200}
+"""Options of the recorder while calls are tried. A trace that a limit cuts is not used. The limit on frames decides the
+same in every run, unlike a clock."""
 
 EXPLORING = replace(LIMITS, seconds=2.0, cpu_seconds=2)
 """Limits of a call that is tried."""
 
-_TOGETHER = 16  # calls that share a process
+_PER_PROCESS = 16  # calls that share a process
 _ROUND = 12  # mutated calls that are tried before their outcomes count
-_STALE = 3  # rounds without anything new, after which no more are tried
-_CLOCKS = 3  # calls ended by a clock, after which no more are tried
-_EXAMPLES_SHARE, _DRAWN_SHARE = 0.4, 0.35  # of the budget; what is left is for mutations
+_STALE = 3  # rounds without anything new after which exploration stops
+_CLOCKS = 3  # calls ended by a clock after which exploration stops
+_EXAMPLES_SHARE, _DRAWN_SHARE = 0.4, 0.35  # of the budget; the rest is for mutations
+
+
+class CallOutcome(StrEnum):
+    """What happened to a call that was tried and that no limit ended."""
+
+    RETURNED = "returned"
+    RAISED = "raised"
+    NOT_ENTERED = "not entered"
 
 
 @dataclass
-class Explored:
-    """What came of a function."""
+class Exploration:
+    """Result of exploring a function."""
 
     function: Function
+    """The function."""
     unit: Unit | None
-    """With the calls that are worth recording; None where there are none."""
-    chosen: dict[str, Reached] = field(default_factory=dict)
-    tried: dict[str, Reached] = field(default_factory=dict)
+    """The calls worth recording; None if there are none."""
+    chosen: dict[str, CallCoverage] = field(default_factory=dict)
+    """Calls of the unit, with what they reach."""
+    tried: dict[str, CallCoverage] = field(default_factory=dict)
     """All calls that entered the function and ended within the limits, in the order in which they were tried."""
     outcomes: Counter[str] = field(default_factory=Counter)
-    """How many calls came to what: "returned", "raised", "not entered", "cut: LIMIT", or an `Answer.reason`."""
+    """Numbers of calls by outcome: a `CallOutcome`, `cut: LIMIT`, or the text of a `RunFailure`."""
 
     @property
     def steps(self) -> frozenset[tuple[int, int]]:
-        """Everything that was reached; see `Reached.steps`."""
-        return frozenset().union(*(r.steps for r in self.tried.values()))
+        """Steps that any call reached; see `CallCoverage.steps`."""
+        return frozenset().union(*(coverage.steps for coverage in self.tried.values()))
 
 
 Generate = Callable[[list[dict[str, str]]], str]
+"""Answers a list of chat messages."""
 
 
 def explore(
     function: Function,
-    worker: Worker,
+    sandbox: RecordingSandbox,
     *,
     seed: int = 0,
     budget: int = 100,
-    most: int = 5,
+    max_calls: int = 5,
     generate: Generate | None = None,
-) -> Explored:
-    """Try calls of a function, and choose from them. A pure function of all but the worker, clocks aside.
+) -> Exploration:
+    """Try calls of a function and choose from them. The result depends only on the arguments, apart from clocks.
 
     Args:
-        function: To be called.
-        worker: With the function's module loaded (`Worker(preload=...)`), or to be found in its paths.
-        seed: Of all that is drawn.
-        budget: The most calls that are run.
-        most: The most calls that are chosen.
-        generate: Asked for calls too, where it is given: an answer for a list of chat messages.
+        function: Function to call.
+        sandbox: Sandbox with the module of the function preloaded, or with the module in its paths.
+        seed: Seed of everything that is drawn.
+        budget: Limit on calls that are tried.
+        max_calls: Limit on calls that are chosen.
+        generate: Language model to ask for calls too.
     """
-    trial = _Trial(function, worker, budget)
+    trial = _Trial(function, sandbox, budget)
     trial.run(function.examples[: max(1, int(budget * _EXAMPLES_SHARE))])
     if generate is not None:
         trial.run(endpoint.calls(function, generate))
@@ -82,7 +95,7 @@ def explore(
     trial.run(drawn)
     trial.mutate(random.Random(f"{seed} {function.id}"))
     tried = trial.tried
-    calls = choose(tried, most)
+    calls = choose(tried, max_calls)
     unit = None
     if calls:
         unit = Unit(
@@ -93,67 +106,64 @@ def explore(
             paths=function.paths,
             provenance={**function.provenance, "seed": seed},
         )
-    return Explored(function, unit, {call: tried[call] for call in calls}, tried, trial.outcomes)
+    return Exploration(function, unit, {call: tried[call] for call in calls}, tried, trial.outcomes)
 
 
 class _Trial:
-    """Calls of one function that have been run."""
+    """The calls of one function that have been tried."""
 
-    def __init__(self, function: Function, worker: Worker, budget: int) -> None:
-        self.function, self.worker, self.left = function, worker, budget
+    def __init__(self, function: Function, sandbox: RecordingSandbox, budget: int) -> None:
+        self.function, self.sandbox, self.left = function, sandbox, budget
         self.done: set[str] = set()
-        self.tried: dict[str, Reached] = {}
-        self.kept: list[str] = []  # those that reached something new, in the order in which they did
+        self.tried: dict[str, CallCoverage] = {}
+        self.useful: list[str] = []  # calls that reached something new, in order
         self.steps: set[tuple[int, int]] = set()
         self.outcomes: Counter[str] = Counter()
         self.clocks = 0
 
     def run(self, calls: Iterable[str]) -> bool:
-        """Run those that have not been; whether any reached something new."""
+        """Try the calls that are new, and return whether any of them reached something new."""
         fresh = [call for call in dict.fromkeys(calls) if call not in self.done][: self.left]
         self.done.update(fresh)
         self.left -= len(fresh)
         new = False
         again = []
-        for call, answer in zip(fresh, self.worker.run(map(self.order, fresh), together=_TOGETHER), strict=True):
-            outcome = self.outcome(call, answer)
+        runs = (Run(self.function.code, call, module=self.function.module, options=RECORDING) for call in fresh)
+        for call, result in zip(fresh, self.sandbox.run(runs, runs_per_process=_PER_PROCESS), strict=True):
+            outcome = self.outcome(call, result)
             self.outcomes[outcome] += 1
             if outcome == "cut: max_frames" and self.function.wrap == "list({})" and call.startswith("list("):
                 again.append(f"[item for item, _ in zip({call[5:-1]}, range(10))]")
             if call in self.tried and not self.tried[call].steps <= self.steps:
                 self.steps |= self.tried[call].steps
-                self.kept.append(call)
+                self.useful.append(call)
                 new = True
         return (self.run(again) if again else False) or new
 
-    def order(self, call: str) -> Order:
-        """To the worker."""
-        return Order(self.function.code, call, module=self.function.module, options=RECORDING)
-
-    def outcome(self, call: str, answer: Answer) -> str:
-        """What came of a call, in a word or two."""
-        if answer.by_clock:
+    def outcome(self, call: str, result: RunResult) -> str:
+        """Return what happened to a call, as in `Exploration.outcomes`."""
+        if result.by_clock:
             self.clocks += 1
             if self.clocks >= _CLOCKS:
                 self.left = 0
-        if answer.trace is None:
-            return answer.reason or "no trace"
-        if answer.trace.truncated is not None:
-            return f"cut: {answer.trace.truncated}"
-        found = reached(self.function, answer.trace)
-        if found is None:
-            return "not entered"
-        self.tried[call] = found
-        return "raised" if found.raised else "returned"
+        if result.trace is None:
+            return str(result.reason)
+        if result.trace.truncated is not None:
+            return f"cut: {result.trace.truncated}"
+        coverage = call_coverage(self.function, result.trace)
+        if coverage is None:
+            return CallOutcome.NOT_ENTERED
+        self.tried[call] = coverage
+        return CallOutcome.RAISED if coverage.raised else CallOutcome.RETURNED
 
-    def mutate(self, chance: random.Random) -> None:
-        """Change calls that reached something, the latest of them most often, until nothing new comes of it."""
+    def mutate(self, rng: random.Random) -> None:
+        """Change useful calls, the latest of them most often, until nothing new is reached."""
         stale = 0
-        while self.left > 0 and self.kept and stale < _STALE:
+        while self.left > 0 and self.useful and stale < _STALE:
             calls = []
             for _ in range(_ROUND):
-                parent = self.kept[int(len(self.kept) * chance.random() ** 0.5)]
-                call = mutation.mutate(parent, chance.choice(self.kept), self.function.literals, chance)
+                parent = self.useful[int(len(self.useful) * rng.random() ** 0.5)]
+                call = mutation.mutate(parent, rng.choice(self.useful), self.function.literals, rng)
                 if call is not None:
                     calls.append(call)
             stale = 0 if self.run(calls) else stale + 1
@@ -165,37 +175,49 @@ def explore_all(
     sandbox: machines.Sandbox = "bubblewrap",
     limits: machines.Limits = EXPLORING,
     **options: Any,
-) -> Iterator[Explored]:
-    """`explore` functions, with one worker for each run of functions of the same module.
+) -> Generator[Exploration, None, None]:
+    """Yield an `Exploration` of each function, with one sandbox for consecutive functions of the same module.
 
-    A module that cannot be imported gives its functions the outcome "cannot be imported". `options` are those of
-    `explore`. Raises `sandbox.SandboxError` where there is no sandbox.
+    Functions of a module that cannot be imported have the outcome `cannot be imported`.
+
+    Args:
+        functions: Functions to explore.
+        sandbox: Kind of isolation.
+        limits: Limits of a call.
+        **options: Options of `explore`.
+
+    Raises:
+        SandboxError: The sandbox does not work on this machine.
     """
     for (module, paths), group in itertools.groupby(functions, key=lambda f: (f.module, f.paths)):
         try:
-            worker = Worker(limits=limits, sandbox=sandbox, paths=paths, preload=module)
+            recording_sandbox = RecordingSandbox(limits=limits, sandbox=sandbox, paths=paths, preload=module)
         except ImportError:
             for function in group:
-                yield Explored(function, None, outcomes=Counter({"cannot be imported": 1}))
+                yield Exploration(function, None, outcomes=Counter({str(DropReason.NOT_IMPORTED): 1}))
             continue
-        with worker:
+        with recording_sandbox:
             for function in group:
-                yield explore(function, worker, **options)
+                yield explore(function, recording_sandbox, **options)
 
 
 def units(
-    source: str | os.PathLike[str] | Found,
+    source: str | os.PathLike[str] | DiscoveredFunctions,
     *,
     tests: Sequence[str | os.PathLike[str]] = (),
     paths: Sequence[str] | None = None,
     **options: Any,
 ) -> Iterator[Unit]:
-    """One unit for each function of a source that has calls worth recording.
+    """Yield a unit for each function that has calls worth recording.
 
-    Arguments are those of `find_functions`, or what it found; `options` those of `explore_all`.
+    Args:
+        source: A source, as in `find_functions`, or what `find_functions` returned.
+        tests: Argument of `find_functions`.
+        paths: Argument of `find_functions`.
+        **options: Options of `explore_all`.
     """
-    found = source if isinstance(source, Found) else find_functions(source, tests=tests, paths=paths)
-    with contextlib.closing(explore_all(found.functions, **options)) as explored:
-        for one in explored:
-            if one.unit is not None:
-                yield one.unit
+    found = source if isinstance(source, DiscoveredFunctions) else find_functions(source, tests=tests, paths=paths)
+    with contextlib.closing(explore_all(found.functions, **options)) as explorations:
+        for exploration in explorations:
+            if exploration.unit is not None:
+                yield exploration.unit

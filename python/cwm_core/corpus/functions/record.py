@@ -1,4 +1,4 @@
-"""Functions in the pipeline: explored and recorded in the same sandboxes."""
+"""Explore functions and record the chosen calls, in the same sandboxes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from itertools import groupby
 
 from ...support.endpoint import AnswerError, ContextExceeded, Endpoint, chat_model
 from ...support.secrets import KEY_VARIABLE
-from ..recording import NOT_IMPORTED, Kept, Left, Recording
+from ..reasons import DropReason
+from ..recording import DroppedSample, KeptSample, SampleRecorder
 from ..sample import Drop
 from .discovery import Function
 from .explore import Generate, explore
@@ -16,47 +17,61 @@ from .explore import Generate, explore
 
 @dataclass(frozen=True)
 class ExploreAndRecord:
-    """`Work` for items that are functions: calls of each are looked for, chosen, and recorded."""
+    """A `Work` for items that are functions: finds, chooses, and records calls of each."""
 
     seed: int = 0
+    """Seed of everything that is drawn."""
     budget: int = 100
-    """The most calls that are tried of a function."""
-    most: int = 5
-    """The most calls that are recorded of a function."""
+    """Limit on calls of a function that are tried."""
+    max_calls: int = 5
+    """Limit on calls of a function that are recorded."""
     endpoint: str | None = None
-    """Of an OpenAI-compatible server, as of `Endpoint`, whose `model` is asked for calls of each function, too."""
+    """URL of an OpenAI-compatible server, as in `Endpoint`, to ask for calls of each function too."""
     model: str = ""
+    """Name of the model on the server."""
     key_variable: str = KEY_VARIABLE
-    """The variable of the environment with the endpoint's key."""
+    """Environment variable with the key of the server."""
 
     @property
     def secrets(self) -> tuple[str, ...]:
         """Names of the variables that the processes of a pool need; see `pipeline.Work`."""
         return () if self.endpoint is None else (self.key_variable,)
 
-    def __call__(self, functions: Sequence[Function], recording: Recording) -> list[Kept | Left]:
-        """What becomes of each call; of a function without one, why. Raises `EndpointError`."""
+    def __call__(self, functions: Sequence[Function], recorder: SampleRecorder) -> list[KeptSample | DroppedSample]:
+        """Return a sample for each call, or one dropped sample for a function without calls.
+
+        Raises:
+            EndpointError: The server failed.
+        """
         generate = None if self.endpoint is None else _suggestions(self.endpoint, self.model, self.key_variable)
-        refused = [(function, recording.refused(function.code, function.provenance)) for function in functions]
-        results: list[Kept | Left] = [Left(function.id, drop) for function, drop in refused if drop]
+        refused = [(function, recorder.refuse(function.code, function.provenance)) for function in functions]
+        results: list[KeptSample | DroppedSample] = [
+            DroppedSample(function.id, drop) for function, drop in refused if drop
+        ]
         allowed = [function for function, drop in refused if drop is None]
         for (module, paths), group in groupby(allowed, lambda function: (function.module, function.paths)):
             try:
-                worker = recording.recorders(module, paths).workers[0]
+                sandbox = recorder.pair(module, paths).sandboxes[0]
             except ImportError as error:
-                results += [Left(function.id, Drop(NOT_IMPORTED, str(error))) for function in group]
+                drop = Drop(DropReason.NOT_IMPORTED, str(error))
+                results += [DroppedSample(function.id, drop) for function in group]
                 continue
             units = []
             for function in group:
                 explored = explore(
-                    function, worker, seed=self.seed, budget=self.budget, most=self.most, generate=generate
+                    function,
+                    sandbox,
+                    seed=self.seed,
+                    budget=self.budget,
+                    max_calls=self.max_calls,
+                    generate=generate,
                 )
                 if explored.unit is None:
-                    most_common = explored.outcomes.most_common(1)
-                    results.append(Left(function.id, Drop("no call that ends well", str(dict(most_common)))))
+                    most_common = {str(outcome): count for outcome, count in explored.outcomes.most_common(1)}
+                    results.append(DroppedSample(function.id, Drop(DropReason.NO_GOOD_CALL, str(most_common))))
                 else:
                     units.append(explored.unit)
-            results += recording.samples(units)
+            results += recorder.record(units)
         return results
 
 
@@ -66,9 +81,9 @@ def _suggestions(url: str, model: str, key_variable: str) -> Generate:
     def generate(messages: list[dict[str, str]]) -> str:
         try:
             return ask(messages)
-        except ContextExceeded:  # by the function's source
+        except ContextExceeded:  # the source of the function is too long
             return ""
-        except AnswerError as error:  # whole lines of it are calls all the same
+        except AnswerError as error:  # complete lines of a cut answer are calls all the same
             return error.text.rpartition("\n")[0]
 
     return generate

@@ -1,10 +1,11 @@
-"""Where functions come from: files, folders of packages, installed packages, snippets. Nothing is imported."""
+"""Read the sources of functions: files, folders of packages, installed packages, snippets. Nothing is imported."""
 
 from __future__ import annotations
 
 import ast
 import os
 import re
+import sys
 import tokenize
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,43 +19,54 @@ from typing import Any
 from ...support.jsonl import is_jsonl, read_rows
 from ..filters.licence import of_package
 from ..inputs.slices import Names
+from .kinds import SkipReason
 
 
 @dataclass(frozen=True)
 class Source:
-    """The text of a module, or of a snippet, which has no name to be imported by."""
+    """The text of a module, or of a snippet."""
 
     name: str | None
+    """Name to import the module by; None for a snippet."""
     path: str
-    """Relative to where its package lies; for a snippet, the file and the line, from 1."""
+    """Path relative to the folder of its package; for a snippet, the file and the line, from 1."""
     code: str
+    """Source text."""
     paths: tuple[str, ...] = ()
-    """Folders to import it from."""
+    """Folders to import the module from."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Origin of the source, as in `Unit`."""
     call: str | None = None
-    """That a snippet came with."""
-    problem: str | None = None
-    """Why the module cannot be used, in a few fixed words; its text is empty then."""
+    """Call that a snippet came with."""
+    problem: SkipReason | None = None
+    """Why the module cannot be used. Its text is then empty."""
 
     @cached_property
     def tree(self) -> ast.Module | None:
-        """What it parses to; None where it does not, or where there is a problem."""
+        """Syntax tree; None if the text does not parse or there is a problem."""
         return None if self.problem else parse(self.code)
+
+    @property
+    def module(self) -> ast.Module:
+        """Syntax tree; requires that there is one."""
+        if self.tree is None:
+            raise ValueError(f"{self.path} has no syntax tree")
+        return self.tree
 
     @cached_property
     def names(self) -> Names:
-        """Of its namespace; it must have a tree."""
-        return Names(self.tree, self.name, is_package=self.path.endswith("__init__.py"))
+        """Names of the module; requires a tree."""
+        return Names(self.module, self.name, is_package=self.path.endswith("__init__.py"))
 
     @property
     def is_test(self) -> bool:
-        """Whether it belongs to a test suite, by its name."""
+        """True if the module belongs to a test suite, by its name."""
         parts = (self.name or "").split(".")
         return any(part in ("tests", "test", "testing", "conftest") or part.startswith("test_") for part in parts)
 
 
 def parse(code: str) -> ast.Module | None:
-    """The tree of a module, None for what is no Python."""
+    """Return the syntax tree of a module, or None if the text is not Python."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -64,18 +76,22 @@ def parse(code: str) -> ast.Module | None:
 
 
 def read_sources(source: str | os.PathLike[str], *, paths: Sequence[str] | None = None) -> list[Source]:
-    """The modules of a source, by name; the snippets of a file in its order.
+    """Return the modules of a source by name, or the snippets of a file in order.
+
+    Modules that cannot be read, and modules whose file has no importable name (`my-mod.py`), have a `problem`.
 
     Args:
-        source: A ``.py`` file, a ``.jsonl`` file of snippets (``{"code": ...}``, optional: ``"call"``, an expression,
-            or ``"input"``, the arguments of its function ``f``; ``"licence"``; ``"id"``), a folder, or the name that
-            an installed package is imported or installed by (``dateutil``, ``python-dateutil``).
-        paths: Where installed packages lie; `sys.path` by default.
+        source: One of:
+            a `.py` file;
+            a `.jsonl` file of snippets, objects with `code` and optionally `call`, an expression, or `input`, the
+            arguments of its function `f`; `licence`; `id`;
+            a folder;
+            the name that an installed package is imported or installed by (`dateutil`, `python-dateutil`).
+        paths: Folders with installed packages; by default `sys.path`.
 
-    Modules that cannot be read, and those whose file has no name to be imported by (``my-mod.py``), have a `problem`.
-
-    Raises FileNotFoundError for a source that is none of these, ValueError for a line of snippets that is not JSON or
-    has no code.
+    Raises:
+        FileNotFoundError: There is no such source.
+        ValueError: A line of snippets is not JSON or has no code.
     """
     path = Path(source)
     if is_jsonl(path) and path.is_file():
@@ -85,27 +101,27 @@ def read_sources(source: str | os.PathLike[str], *, paths: Sequence[str] | None 
     found = _importable(str(source), paths) or _distributed(str(source), paths)
     if not found:
         raise FileNotFoundError(
-            f"{source}: expected a file, a folder, or an installed package, by the name that it is imported or "
-            "installed by; there is none of this name with sources in Python"
+            f"{source}: expected a file, a folder, or the name of an installed package with Python sources, as it is "
+            "imported or installed"
         )
     return [module for place in found for module in _modules(place)]
 
 
 def _importable(name: str, paths: Sequence[str] | None) -> list[Path]:
-    """The folder or file that is imported by a name, if its source is Python."""
+    """Return the folder or file that is imported by a name, if its source is Python."""
     spec = PathFinder.find_spec(name, paths) if name.isidentifier() else None
     if spec is None:
         return []
     if spec.submodule_search_locations:
         return [Path(next(iter(spec.submodule_search_locations))).resolve()]
-    return [Path(spec.origin).resolve()] if str(spec.origin).endswith(".py") else []
+    return [Path(spec.origin).resolve()] if spec.origin and spec.origin.endswith(".py") else []
 
 
 def _distributed(name: str, paths: Sequence[str] | None) -> list[Path]:
-    """The packages and modules that an installed distribution of this name brings, as ``python-dateutil`` dateutil."""
+    """Return the packages and modules of an installed distribution: `dateutil` for `python-dateutil`."""
     wanted = re.sub(r"[-_.]+", "-", name).lower()
     found = set()
-    for distribution in distributions(**({} if paths is None else {"path": list(paths)})):
+    for distribution in distributions(path=list(sys.path if paths is None else paths)):
         if re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower() != wanted:
             continue
         for file in distribution.files or ():
@@ -115,7 +131,7 @@ def _distributed(name: str, paths: Sequence[str] | None) -> list[Path]:
 
 
 def _top(root: Path, file: PurePath) -> Path:
-    """The outermost package that holds a file of a distribution, or the file: folders around it may be others', too."""
+    """Return the outermost package with a file of a distribution, or the file. Folders around it may be shared."""
     for depth in range(1, len(file.parts)):
         if (root.joinpath(*file.parts[:depth]) / "__init__.py").exists():
             return root.joinpath(*file.parts[:depth]).resolve()
@@ -135,23 +151,23 @@ def _modules(path: Path) -> Iterator[Source]:
             facts[parts[0]] = _package(root, root / parts[0])
         code, problem = _read(file)
         if not all(part.isidentifier() for part in parts):
-            code, problem = "", "no name to be imported by"
+            code, problem = "", SkipReason.NO_IMPORT_NAME
         yield Source(name, str(relative), code, (str(root),), facts[parts[0]], problem=problem)
 
 
-def _read(file: Path) -> tuple[str, str | None]:
-    """The text of a module, in the encoding that it declares, and why it cannot be read."""
+def _read(file: Path) -> tuple[str, SkipReason | None]:
+    """Return the text of a module, in the encoding that it declares, or why it cannot be read."""
     try:
         with tokenize.open(file) as source:
             return source.read(), None
     except OSError:
-        return "", "cannot be read"
+        return "", SkipReason.UNREADABLE
     except (SyntaxError, UnicodeDecodeError, LookupError):
-        return "", "not in the encoding that it declares"
+        return "", SkipReason.WRONG_ENCODING
 
 
 def _package(root: Path, path: Path) -> dict[str, Any]:
-    """What the metadata of an installed package say of it."""
+    """Return what the metadata of an installed package say about it."""
     top = path.relative_to(root).parts[0].removesuffix(".py")
     for distribution in distributions(path=[str(root)]):
         if top in _top_level(distribution):
@@ -171,7 +187,7 @@ def _snippets(path: Path) -> Iterator[Source]:
     for number, row in read_rows(path):
         code = row.get("code")
         if not isinstance(code, str):
-            raise ValueError(f"{path}, line {number}: not a snippet: an object with the text of its `code`")
+            raise ValueError(f"{path}, line {number}: not a snippet: expected an object with a string `code`")
         call = row.get("call") or (f"f({row['input']})" if isinstance(row.get("input"), str) else None)
         provenance = {"package": path.name, "id": row.get("id", number), "licence": row.get("licence")}
         yield Source(None, f"{path.name}:{number}", code, (), provenance, call)

@@ -1,1 +1,1 @@
-"""Inputs for functions, from several sources: each gives calls as text, and runs nothing."""
+"""Sources of inputs for functions. Each yields calls as text and runs nothing."""

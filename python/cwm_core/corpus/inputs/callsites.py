@@ -1,4 +1,4 @@
-"""Calls that stand in modules and tests, each cut out with what it needs of the code around it."""
+"""Find calls in modules and tests, and cut each out with what it needs of the code around it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from .slices import Names, bound, copied, cut, top_level
 
-_MOST = 40  # calls of one name, from one module
-_ITEMS = 6  # of a literal list that a loop or a parametrized test goes through
+_MAX_CALLS = 40  # of one name, from one module
+_MAX_ITEMS = 6  # of a literal list that a loop or a parametrized test uses
 _Resolve = Callable[[str], "ast.expr | None"]
 
 
 def calls(
     tree: ast.Module, names: Names, wanted: Collection[str], *, importable: bool = True
 ) -> Iterator[tuple[str, ast.expr]]:
-    """The calls of functions and methods that have a wanted name, as (name, canonical expression).
+    """Yield the calls of functions and methods that have a wanted name, as (name, canonical expression).
 
     Args:
-        tree: Of the module.
-        names: Of its namespace.
-        wanted: Simple names.
-        importable: Whether calls may import from this module, which a test is not meant for.
+        tree: Syntax tree of the module.
+        names: Names of the module.
+        wanted: Simple names of functions and methods.
+        importable: Whether calls can import from this module. Tests are not meant to be imported.
     """
     resolve = names.resolve if importable else _Constants(tree, names).resolve
     yield from calls_in(tree.body, wanted, resolve, names.module)
@@ -32,19 +32,27 @@ def calls(
 def calls_in(
     body: Sequence[ast.stmt], wanted: Collection[str], resolve: _Resolve, module: str | None
 ) -> Iterator[tuple[str, ast.expr]]:
-    """The same for statements that run one after the other."""
+    """Yield the same for statements that run one after the other."""
     counts: Counter[str] = Counter()
     for call, before in _block(body, []):
-        name = call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id
-        if name in wanted and counts[name] < _MOST:
+        name = _called(call)
+        if name in wanted and counts[name] < _MAX_CALLS:
             found = cut(call, before, resolve, module)
             if found is not None:
                 counts[name] += 1
                 yield name, found
 
 
+def _called(call: ast.Call) -> str:
+    """Return the simple name of what a call of a plain name or attribute calls."""
+    match call.func:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+    return ""
+
+
 class _Constants:
-    """What the names of a module mean that is not to be imported: its imports, and simple values."""
+    """Meanings of the names of a module that is not to be imported: its imports, and simple values."""
 
     def __init__(self, tree: ast.Module, names: Names) -> None:
         self.names = names
@@ -53,7 +61,7 @@ class _Constants:
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 continue
             for name in bound(statement):
-                self.values[name] = None  # unless it is bound once, by a plain assignment
+                self.values[name] = None  # unless a plain assignment below binds it
             match statement:
                 case ast.Assign(targets=[ast.Name(id=name)], value=value):
                     self.values[name] = value
@@ -67,7 +75,7 @@ class _Constants:
     def resolve(self, name: str) -> ast.expr | None:
         if name not in self.values:
             return self.names.resolve(name)
-        value = self.values.pop(name)  # while it is looked at: what leads back to itself has no meaning
+        value = self.values.pop(name)  # removed meanwhile: a name that depends on itself has no meaning
         try:
             return None if value is None else cut(value, [], self.resolve, self.names.module)
         finally:
@@ -75,7 +83,7 @@ class _Constants:
 
 
 def _block(body: Sequence[ast.stmt], before: list[ast.stmt]) -> Iterator[tuple[ast.Call, list[ast.stmt]]]:
-    """Every call of a plain name or attribute, with the statements that run before it."""
+    """Yield every call of a plain name or attribute, with the statements that run before it."""
     before = list(before)
     for statement in body:
         yield from ((call, before) for call in _own_calls(statement))
@@ -88,7 +96,7 @@ def _block(body: Sequence[ast.stmt], before: list[ast.stmt]) -> Iterator[tuple[a
                 yield from _class(statement)
                 continue
             case ast.For(target=target, iter=ast.List(elts=items) | ast.Tuple(elts=items)):
-                for item in items[:_ITEMS]:
+                for item in items[:_MAX_ITEMS]:
                     yield from _block(statement.body, [*before, ast.Assign([target], item)])
             case ast.For() | ast.While() | ast.If() | ast.With() | ast.Try():
                 entered = [*before, _head(statement)] if isinstance(statement, ast.For | ast.With) else before
@@ -98,14 +106,14 @@ def _block(body: Sequence[ast.stmt], before: list[ast.stmt]) -> Iterator[tuple[a
 
 
 def _head(statement: ast.For | ast.With) -> ast.stmt:
-    """A statement that binds what this one's head does, to nothing that is known."""
+    """Return a statement that binds the names of this one's head to unknown values."""
     head = copy.copy(statement)
     head.body = [ast.Pass()]
     return head
 
 
 def _own_calls(statement: ast.stmt) -> Iterator[ast.Call]:
-    """The calls in a statement, without those in its blocks, lambdas and comprehensions."""
+    """Yield the calls in a statement, except those in its blocks, lambdas, and comprehensions."""
     pending: list[ast.AST] = [
         child for child in ast.iter_child_nodes(statement) if isinstance(child, ast.expr | ast.withitem)
     ]
@@ -118,10 +126,10 @@ def _own_calls(statement: ast.stmt) -> Iterator[ast.Call]:
 
 
 def _parametrized(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[list[ast.stmt]]:
-    """What the parameters of a test function may be bound to: those of `pytest.mark.parametrize`, else unknown."""
+    """Yield bindings of the parameters of a test function: those of `pytest.mark.parametrize`, or unknown values."""
     spec = function.args
     every = [*spec.posonlyargs, *spec.args, *spec.kwonlyargs, spec.vararg, spec.kwarg]
-    targets = [ast.Name(a.arg, ast.Store()) for a in every if a is not None]
+    targets: list[ast.expr] = [ast.Name(a.arg, ast.Store()) for a in every if a is not None]
     unknown: list[ast.stmt] = [ast.For(ast.Tuple(targets, ast.Store()), ast.Constant(0), [ast.Pass()], [])]
     any_values = False
     for decorator in function.decorator_list:
@@ -130,7 +138,7 @@ def _parametrized(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[
                 func=ast.Attribute(attr="parametrize"), args=[named, ast.List(elts=rows) | ast.Tuple(elts=rows), *_]
             ):
                 names = _parameter_names(named)
-                for row in rows[:_ITEMS]:
+                for row in rows[:_MAX_ITEMS]:
                     values = row.elts if len(names) > 1 and isinstance(row, ast.Tuple | ast.List) else [row]
                     if len(values) == len(names):
                         any_values = True
@@ -150,7 +158,7 @@ def _parameter_names(node: ast.expr) -> list[str]:
 
 
 def _class(node: ast.ClassDef) -> Iterator[tuple[ast.Call, list[ast.stmt]]]:
-    """The calls in methods; in a test class, after what its setup keeps on `self`."""
+    """Yield the calls in methods. In a test class they come after what its setup keeps on `self`."""
     methods = {s.name: s for s in node.body if isinstance(s, ast.FunctionDef | ast.AsyncFunctionDef)}
     setups = [methods[name] for name in ("setUp", "setup_method", "setup_class") if name in methods]
     names = _SelfNames()
@@ -164,9 +172,9 @@ def _class(node: ast.ClassDef) -> Iterator[tuple[ast.Call, list[ast.stmt]]]:
 
 
 class _SelfNames(ast.NodeTransformer):
-    """Variables for the attributes of `self`."""
+    """Replaces the attributes of `self` by variables."""
 
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         match node.value:
             case ast.Name(id="self" | "cls"):
                 return ast.Name(f"self_{node.attr}", node.ctx)

@@ -1,4 +1,4 @@
-"""Calls in the examples of documentation."""
+"""Find calls in the examples of docstrings."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .slices import Names
 
 
 def calls(tree: ast.Module, names: Names, wanted: Collection[str]) -> Iterator[tuple[str, ast.expr]]:
-    """The calls of wanted functions and methods in a module's docstrings, as of `callsites.calls`.
+    """Yield the calls of wanted functions and methods in the docstrings of a module, as in `callsites.calls`.
 
-    An example sees what those before it in its docstring bind.
+    An example sees the names that earlier examples of its docstring bind.
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -23,7 +23,7 @@ def calls(tree: ast.Module, names: Names, wanted: Collection[str]) -> Iterator[t
 
 
 def _examples(documentation: str) -> list[ast.stmt]:
-    """The statements of the examples that parse."""
+    """Return the statements of the examples that parse."""
     statements: list[ast.stmt] = []
     try:
         examples = doctest.DocTestParser().get_examples(documentation)

@@ -1,4 +1,4 @@
-"""Calls that a language model suggests. Its answer is only parsed."""
+"""Ask a language model for calls. Its answer is parsed and not run."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import ast
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from ..functions.kinds import FunctionKind
 from .slices import text
 
 if TYPE_CHECKING:
     from ..functions.discovery import Function
 
 MAX_CALLS = 20
-_MAX_SOURCE = 20_000  # characters of a module that are shown
+"""Limit on calls from one answer."""
+_MAX_SOURCE = 20_000  # characters of a module to show
 
 
 def calls(function: Function, generate: Callable[[list[dict[str, str]]], str]) -> Iterator[str]:
-    """Up to `MAX_CALLS` calls from the answer of `generate` to chat messages: its lines that are such expressions."""
+    """Yield up to `MAX_CALLS` calls: the lines of the model's answer that are calls of the function."""
     answer = generate(messages(function))
     found = 0
     for line in answer.splitlines():
@@ -29,7 +31,7 @@ def calls(function: Function, generate: Callable[[list[dict[str, str]]], str]) -
 
 
 def messages(function: Function) -> list[dict[str, str]]:
-    """What to ask for calls of a function: chat messages with `role` and `content`."""
+    """Return the chat messages that ask for calls of a function."""
     source = "\n".join(function.code.split("\n")[function.first_line - 1 : function.end_lineno])
     where = f" of the module {function.module}" if function.module else ""
     around = f"The module:\n```python\n{function.code}\n```\n" if len(function.code) <= _MAX_SOURCE else ""
@@ -43,7 +45,7 @@ def messages(function: Function) -> list[dict[str, str]]:
 
 
 def _call(line: str, function: Function) -> str | None:
-    """The line as the text of an expression that calls the function; None for anything else."""
+    """Return a line as the text of an expression that calls the function, or None if it is not one."""
     if len(line) > 2000:
         return None
     try:
@@ -55,6 +57,6 @@ def _call(line: str, function: Function) -> str | None:
         match node:
             case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called)) if called == name:
                 return text(tree)
-            case ast.Attribute(attr=called) if called == name and function.kind == "property":
+            case ast.Attribute(attr=called) if called == name and function.kind is FunctionKind.PROPERTY:
                 return text(tree)
     return None

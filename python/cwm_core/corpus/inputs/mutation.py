@@ -1,4 +1,4 @@
-"""Small changes of a call's text: of its literals, of its containers, of the arguments themselves."""
+"""Change the text of a call slightly: its literals, containers, and arguments."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _INTEGERS = (0, 1, -1, 2, 3, 7, 10, 100)
 _CHARACTERS = "aB0 _-.,:/()[]=%<\n"
 
 
-def mutate(call: str, other: str, literals: Sequence[str], chance: random.Random) -> str | None:
-    """A call that differs in one or two places; None where nothing came of it.
+def mutate(call: str, other: str, literals: Sequence[str], rng: random.Random) -> str | None:
+    """Return a call that differs in one or two places, or None if no change was possible.
 
     Args:
         call: An expression.
-        other: Another call of the same function, whose parts may be taken.
-        literals: To be used in place of the call's own, as text.
-        chance: Decides; the same state gives the same call.
+        other: Another call of the same function, whose parts may be used.
+        literals: Literals to use, as text.
+        rng: Generator of random numbers; the same state gives the same call.
     """
     tree = ast.parse(call, mode="eval").body
     donors = _values(ast.parse(other, mode="eval").body)
-    for _ in range(chance.choice((1, 1, 2))):
+    for _ in range(rng.choice((1, 1, 2))):
         places = _places(tree)
         if not places:
             return None
-        node, field, index = chance.choice(places)
+        node, field, index = rng.choice(places)
         old = getattr(node, field) if index is None else getattr(node, field)[index]
-        new = _changed(old, donors, literals, chance)
+        new = _changed(old, donors, literals, rng)
         if new is None:
             if index is not None and isinstance(node, ast.List | ast.Set | ast.Tuple):
                 del getattr(node, field)[index]
@@ -45,7 +45,7 @@ _Place = tuple[ast.AST, str, int | None]
 
 
 def _places(tree: ast.expr) -> list[_Place]:
-    """Where a value stands that may be another one: arguments and elements, at any depth."""
+    """Return the places of arguments and elements, at any depth, that can be changed."""
     found: list[_Place] = []
     for node in ast.walk(tree):
         match node:
@@ -70,12 +70,12 @@ def _places(tree: ast.expr) -> list[_Place]:
 
 
 def _is_fixed(node: ast.expr) -> bool:
-    """Whether a part of a call holds the whole together: what binds names, and what is unpacked."""
+    """Return whether the rest of the call depends on a part: because it binds names, or is unpacked."""
     return isinstance(node, ast.Starred | ast.NamedExpr) or any(isinstance(n, ast.NamedExpr) for n in ast.walk(node))
 
 
 def _values(tree: ast.expr) -> list[ast.expr]:
-    """The arguments and elements of a call that stand by themselves."""
+    """Return the arguments and elements of a call that can stand by themselves."""
     found = []
     for node, field, index in _places(tree):
         value = getattr(node, field) if index is None else getattr(node, field)[index]
@@ -85,66 +85,68 @@ def _values(tree: ast.expr) -> list[ast.expr]:
 
 
 def _changed(
-    node: ast.expr, donors: Sequence[ast.expr], literals: Sequence[str], chance: random.Random
+    node: ast.expr, donors: Sequence[ast.expr], literals: Sequence[str], rng: random.Random
 ) -> ast.expr | None:
-    """A value near this one, or another one altogether; None to leave it out."""
-    way = chance.random()
+    """Return a similar value, or another one altogether; None to leave it out."""
+    way = rng.random()
     if donors and way < 0.25:
-        return chance.choice(donors)
+        return rng.choice(donors)
     if literals and way < 0.4:
-        return ast.parse(chance.choice(literals), mode="eval").body
-    new: ast.expr = ast.Constant(chance.choice((None, 0, 1, "", "a", True)))
+        return ast.parse(rng.choice(literals), mode="eval").body
+    new: ast.expr = ast.Constant(rng.choice((None, 0, 1, "", "a", True)))
     match node:
         case ast.Constant(value=bool() | None as value):
-            new = ast.Constant(chance.choice([v for v in (True, False, None, 0, "", 1) if v is not value]))
+            new = ast.Constant(rng.choice([v for v in (True, False, None, 0, "", 1) if v is not value]))
         case ast.Constant(value=int(value)):
-            new = _number(chance.choice((value + 1, value - 1, -value, value * 2, value // 2, *_INTEGERS)))
+            new = _number(rng.choice((value + 1, value - 1, -value, value * 2, value // 2, *_INTEGERS)))
         case ast.Constant(value=float(value)):
-            new = _number(chance.choice((-value, value / 2, value + 1, 0.0, 1e9, float(chance.randint(-5, 5)))))
+            new = _number(rng.choice((-value, value / 2, value + 1, 0.0, 1e9, float(rng.randint(-5, 5)))))
         case ast.Constant(value=str(value)):
-            new = ast.Constant(_text(value, literals, chance))
+            new = ast.Constant(_text(value, literals, rng))
         case ast.Constant(value=bytes(value)):
-            new = ast.Constant(_text(value.decode("latin-1"), (), chance).encode("utf-8"))
+            new = ast.Constant(_text(value.decode("latin-1"), (), rng).encode("utf-8"))
         case ast.List(elts=items) | ast.Set(elts=items) | ast.Tuple(elts=items):
-            new = _container(node, items, donors, chance)
-        case ast.Dict(keys=keys) if keys and chance.random() < 0.5:
-            gone = chance.randrange(len(keys))
+            new = _container(node, items, donors, rng)
+        case ast.Dict(keys=keys) if keys and rng.random() < 0.5:
+            gone = rng.randrange(len(keys))
             new = ast.Dict(keys[:gone] + keys[gone + 1 :], node.values[:gone] + node.values[gone + 1 :])
     return new
 
 
 def _number(value: float) -> ast.expr:
-    """As it is written: negative ones are an operation."""
+    """Return the expression of a number. A negative one is an operation."""
     return ast.parse(repr(value) if math.isfinite(value) else "0", mode="eval").body
 
 
-def _container(node: ast.expr, items: list[ast.expr], donors: Sequence[ast.expr], chance: random.Random) -> ast.expr:
-    """One element less or more, the order changed, or none left."""
+def _container(node: ast.expr, items: list[ast.expr], donors: Sequence[ast.expr], rng: random.Random) -> ast.expr:
+    """Return a container with one element less or more, in another order, or with at most one element."""
     items = list(items)
-    way = chance.randrange(5)
+    way = rng.randrange(5)
     if not items or way == 0:
-        items.insert(chance.randint(0, len(items)), chance.choice(donors) if donors else ast.Constant(0))
+        items.insert(rng.randint(0, len(items)), rng.choice(donors) if donors else ast.Constant(0))
     elif way == 1:
-        del items[chance.randrange(len(items))]
+        del items[rng.randrange(len(items))]
     elif way == 2:
-        items.insert(chance.randint(0, len(items)), chance.choice(items))
+        items.insert(rng.randint(0, len(items)), rng.choice(items))
     elif way == 3:
-        chance.shuffle(items)
+        rng.shuffle(items)
     else:
-        items = items[: chance.randint(0, 1)]
+        items = items[: rng.randint(0, 1)]
     if isinstance(node, ast.Set) and not items:
         return ast.Call(ast.Name("set", ast.Load()), [], [])
-    return type(node)(items, ast.Load()) if not isinstance(node, ast.Set) else ast.Set(items)
+    if isinstance(node, ast.Set):
+        return ast.Set(items)
+    return ast.List(items, ast.Load()) if isinstance(node, ast.List) else ast.Tuple(items, ast.Load())
 
 
-def _text(value: str, literals: Sequence[str], chance: random.Random) -> str:
-    """One edit: of a character, of the case, or with what the function itself has."""
-    at = chance.randint(0, len(value))
+def _text(value: str, literals: Sequence[str], rng: random.Random) -> str:
+    """Return a text with one edit: of a character, of the case, or with a text of the function."""
+    at = rng.randint(0, len(value))
     texts = [t for t in map(ast.literal_eval, literals) if isinstance(t, str)]
-    if texts and chance.random() < 0.3:
-        return value[:at] + chance.choice(texts) + value[at:]
-    character = chance.choice(_CHARACTERS)
-    return chance.choice(
+    if texts and rng.random() < 0.3:
+        return value[:at] + rng.choice(texts) + value[at:]
+    character = rng.choice(_CHARACTERS)
+    return rng.choice(
         (
             value[:at] + value[at + 1 :],
             value[:at] + character + value[at:],

@@ -1,4 +1,4 @@
-"""What an argument may be: read off annotations, defaults, documentation, names, and how a function uses it."""
+"""Infer what an argument may be from annotations, defaults, documentation, names, and how the function uses it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from .slices import Names, canonical, text
 
@@ -14,36 +15,76 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _DEPTH = 2  # of constructors within constructors
 
 
+class ShapeKind(StrEnum):
+    """Kind of the expressions of a `Shape`."""
+
+    INT = "int"
+    FLOAT = "float"
+    COMPLEX = "complex"
+    BOOL = "bool"
+    STR = "str"
+    BYTES = "bytes"
+    NONE = "none"
+    CALLABLE = "callable"
+    FILE = "file"
+    ANY = "any"
+    LIST = "list"
+    SET = "set"
+    FROZENSET = "frozenset"
+    DICT = "dict"
+    TUPLE = "tuple"
+    """A tuple of any length."""
+    RECORD = "record"
+    """A tuple with these elements."""
+    ITERATOR = "iterator"
+    VALUES = "values"
+    """Exactly the expressions in `Shape.values`."""
+    NEW = "new"
+    """Calls of `Shape.name` with `Shape.arguments`."""
+
+
 @dataclass(frozen=True)
 class Shape:
-    """A set of expressions that an argument may be.
+    """A set of expressions that an argument may be."""
 
-    `kind` is "int", "float", "complex", "bool", "str", "bytes", "none", "callable", "file", "any"; "list", "set",
-    "frozenset", "dict", "tuple" (any length), "record" (a tuple with these elements), "iterator", with `of` their
-    elements; "values", of which `values` are all; "new", the call of `name` with `arguments`.
-    """
-
-    kind: str
+    kind: ShapeKind
+    """Kind of the expressions."""
     of: tuple[Shape, ...] = ()
+    """Shapes of the elements."""
     values: tuple[str, ...] = ()
+    """All expressions, for the kind `values`."""
     name: str = ""
+    """Expression to call, for the kind `new`."""
     arguments: tuple[Argument, ...] = ()
+    """Arguments of the call, for the kind `new`."""
+
+
+class ParameterKind(StrEnum):
+    """How an argument is passed."""
+
+    POSITIONAL = "positional"
+    ANY = "any"
+    """By position or by keyword."""
+    KEYWORD = "keyword"
+    VARIADIC = "*"
 
 
 @dataclass(frozen=True)
 class Argument:
-    """What a function or class takes at one place."""
+    """An argument of a function or class."""
 
     name: str
-    kind: str
-    """"positional", "any" (also by keyword), "keyword", "*" or "**"."""
+    """Name of the parameter."""
+    kind: ParameterKind
+    """How the argument is passed."""
     default: str | None
-    """As text; None where it must be given."""
+    """Text of the default; None if the argument is required."""
     shapes: tuple[Shape, ...]
+    """What the argument may be."""
 
 
-ANY = Shape("any")
-_SIMPLE = {
+ANY = Shape(ShapeKind.ANY)
+_SIMPLE: dict[str, str] = {
     "int": "int", "float": "float", "complex": "complex", "bool": "bool", "str": "str", "bytes": "bytes",
     "bytearray": "bytes", "None": "none", "AnyStr": "str", "Text": "str", "LiteralString": "str", "Number": "float",
     "Real": "float", "Integral": "int", "SupportsIndex": "int", "SupportsInt": "int", "SupportsFloat": "float",
@@ -51,7 +92,7 @@ _SIMPLE = {
     "number": "float", "Pattern": "str", "Hashable": "str", "Callable": "callable", "function": "callable",
     "callable": "callable", "IO": "file", "TextIO": "file", "StringIO": "file", "file": "file",
 }  # fmt: skip
-_CONTAINERS = {
+_CONTAINERS: dict[str, str] = {
     "list": "list", "List": "list", "Sequence": "list", "MutableSequence": "list", "Iterable": "list",
     "Collection": "list", "Container": "list", "Sized": "list", "Reversible": "list", "Iterator": "iterator",
     "Generator": "iterator", "iterator": "iterator", "iterable": "list", "sequence": "list", "tuple": "tuple",
@@ -88,7 +129,7 @@ _FILE = frozenset(("read", "readline", "readlines", "write", "seek", "close", "f
 
 @dataclass
 class Class:
-    """A class of a package, as its text has it."""
+    """A class of a package, as its text defines it."""
 
     name: str
     names: Names
@@ -100,7 +141,7 @@ class Class:
 
     @classmethod
     def read(cls, node: ast.ClassDef, names: Names) -> Class:
-        """The class that a statement of a module defines."""
+        """Return the class that a statement of a module defines."""
         members: dict[str, ast.stmt] = {}
         attributes = set()
         for statement in node.body:
@@ -119,10 +160,10 @@ class Class:
 
 
 class Classes:
-    """All classes of a package, and what has been seen of their instances."""
+    """The classes of a package, and the expressions seen for their instances."""
 
     def __init__(self, classes: Iterable[Class]) -> None:
-        """Index them by name."""
+        """Index the classes by name."""
         self._named: dict[str, list[Class]] = {}
         self._derived: dict[str, list[Class]] = {}
         self.seen: dict[str, dict[str, ast.expr]] = {}  # by the name of the class: text to canonical expression
@@ -136,16 +177,16 @@ class Classes:
 
     @property
     def names(self) -> Set[str]:
-        """Of all classes."""
+        """Names of all classes."""
         return self._named.keys()
 
     def find(self, name: str, names: Names) -> Class | None:
-        """The class that a module means by a name."""
+        """Return the class that a module means by a name."""
         found = self._named.get(names.imports.get(name, ("", name))[1] or name, [])
         return next((c for c in found if c.names is names), found[0] if found else None)
 
     def line(self, of: Class, seen: frozenset[str] = frozenset()) -> Iterator[Class]:
-        """The class and its bases within the package, nearest first."""
+        """Yield the class and its bases within the package, nearest first."""
         yield of
         for name in of.bases:
             base = self.find(name, of.names)
@@ -153,29 +194,29 @@ class Classes:
                 yield from self.line(base, seen | {name})
 
     def derived(self, of: Class) -> list[Class]:
-        """Classes that name it as a base."""
+        """Return the classes that name it as a base."""
         return self._derived.get(of.name, [])
 
     def called_like(self, parameter: str) -> list[Class]:
-        """Up to two classes whose name is that of a parameter, or ends in it."""
+        """Return up to two classes whose name is that of a parameter, or ends in it."""
         word = parameter.replace("_", "").lower()
         named = [c for name, every in self._named.items() if name.lower().endswith(word) for c in every]
         return sorted(named, key=lambda c: len(c.name))[:2] if len(word) > 2 else []
 
     def with_attributes(self, wanted: set[str], names: Names) -> list[Class]:
-        """Up to three classes that have all these attributes, those of the same module first."""
+        """Return up to three classes that have all these attributes, those of the same module first."""
         found = [c for c in self._all if c.attributes and wanted <= self.attributes(c)]
         found.sort(key=lambda c: (c.names is not names, len(c.attributes)))
         return found[:3]
 
     def attributes(self, of: Class) -> frozenset[str]:
-        """All names that its instances have."""
+        """Return all names that instances of a class have."""
         if id(of) not in self._attributes:
             self._attributes[id(of)] = frozenset().union(*(c.attributes for c in self.line(of)))
         return self._attributes[id(of)]
 
     def is_abstract(self, of: Class) -> bool:
-        """Whether it cannot have instances of its own."""
+        """Return whether a class cannot have instances of its own."""
         if "Protocol" in of.bases:
             return True
         concrete: set[str] = set()
@@ -189,7 +230,7 @@ class Classes:
         return False
 
     def instances(self, of: Class, names: Names, depth: int = _DEPTH) -> list[Shape]:
-        """Expressions for an instance, in the names of a module; to be asked for once `seen` is complete."""
+        """Return expressions for an instance, in the names of a module. Call this when `seen` is complete."""
         key = (id(of), names, depth)
         if key not in self._instances:
             self._instances[key] = self._made(of, names, depth)
@@ -199,7 +240,7 @@ class Classes:
         shapes = []
         seen = [names.written(node) for node in list(self.seen.get(of.name, {}).values())[:12]]
         if values := tuple(value for value in seen if value is not None):
-            shapes.append(Shape("values", values=values))
+            shapes.append(Shape(ShapeKind.VALUES, values=values))
         if depth == 0:
             return shapes
         if self.is_abstract(of):
@@ -209,16 +250,20 @@ class Classes:
             return shapes
         if any(base.endswith(("Enum", "Flag")) for c in self.line(of) for base in c.bases):
             fields = [field for field, m in of.members.items() if isinstance(m, ast.Assign) and field[0] != "_"]
-            return [Shape("values", values=tuple(f"{name}.{field}" for field in fields[:20]))] if fields else shapes
-        shapes.append(Shape("new", name=name, arguments=tuple(self.constructor(of, names, depth - 1))))
+            return (
+                [Shape(ShapeKind.VALUES, values=tuple(f"{name}.{field}" for field in fields[:20]))]
+                if fields
+                else shapes
+            )
+        shapes.append(Shape(ShapeKind.NEW, name=name, arguments=tuple(self.constructor(of, names, depth - 1))))
         for member in of.members.values():
             if isinstance(member, _Function) and _is_factory(member, of.name):
                 taken = tuple(arguments(member, self, of.names, names, method=True, depth=depth - 1))
-                shapes.append(Shape("new", name=f"{name}.{member.name}", arguments=taken))
+                shapes.append(Shape(ShapeKind.NEW, name=f"{name}.{member.name}", arguments=taken))
         return shapes
 
     def constructor(self, of: Class, names: Names, depth: int = _DEPTH - 1) -> Iterator[Argument]:
-        """What the class is called with."""
+        """Yield the arguments of a class."""
         fields: dict[str, Argument] = {}
         for c in self.line(of):
             for special in ("__init__", "__new__"):
@@ -229,11 +274,11 @@ class Classes:
             if _has_fields(c):
                 own = {f.name: f for f in _fields(c, self, names, depth)}
                 fields = {**own, **{name: f for name, f in fields.items() if name not in own}}
-        yield from sorted(fields.values(), key=lambda f: (f.kind == "keyword", f.default is not None))
+        yield from sorted(fields.values(), key=lambda f: (f.kind is ParameterKind.KEYWORD, f.default is not None))
 
 
 def _is_factory(member: _Function, name: str) -> bool:
-    """Whether it is a class method that gives an instance."""
+    """Return whether a member is a class method that returns an instance."""
     if "classmethod" not in decorators(member):
         return False
     return last_name(member.returns) in ("Self", name) or any(
@@ -253,10 +298,10 @@ def _fields(of: Class, classes: Classes, names: Names, depth: int) -> Iterator[A
             case ast.AnnAssign(annotation=annotation, value=value) if last_name(annotation) != "ClassVar":
                 shapes = _of_annotation(annotation, _Scope(classes, of.names, names, depth))
                 if value is None or _is_required_field(value):
-                    yield Argument(name, "any", None, tuple(shapes) or (ANY,))
+                    yield Argument(name, ParameterKind.ANY, None, tuple(shapes) or (ANY,))
             case ast.Assign(value=ast.Call(func=function) as value) if last_name(function) in ("ib", "field", "attrib"):
                 if _is_required_field(value):
-                    yield Argument(name.lstrip("_"), "any", None, tuple(_of_name(name)) or (ANY,))
+                    yield Argument(name.lstrip("_"), ParameterKind.ANY, None, tuple(_of_name(name)) or (ANY,))
 
 
 def _is_required_field(value: ast.expr) -> bool:
@@ -267,13 +312,13 @@ def _is_required_field(value: ast.expr) -> bool:
 
 
 def decorators(node: _Function | ast.ClassDef) -> list[str]:
-    """The last names of a definition's decorators."""
+    """Return the last names of the decorators of a definition."""
     called = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
     return [name for name in map(last_name, called) if name]
 
 
 def last_name(node: ast.expr | None) -> str | None:
-    """``c`` of ``a.b.c``, and of ``a.b.c[...]``."""
+    """Return `c` for `a.b.c` and for `a.b.c[...]`."""
     match node:
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return name
@@ -308,25 +353,25 @@ def arguments(
     pool: Mapping[str, Sequence[str]] | None = None,
     functions: Mapping[str, _Function] | None = None,
 ) -> Iterator[Argument]:
-    """What a function takes.
+    """Yield the arguments of a function.
 
     Args:
-        function: Its definition, in the module of the names `home`.
-        classes: Those of its package.
-        home: Names that its annotations are in.
-        names: Names that the expressions shall be in.
-        method: Whether its first argument is not passed.
-        depth: Of constructors in what it takes.
+        function: Definition of the function.
+        classes: Classes of its package.
+        home: Names of the module of the function, which its annotations use.
+        names: Names of the module that expressions are for.
+        method: Whether the first parameter is bound.
+        depth: Depth of constructors within arguments.
         pool: Expressions seen as arguments, by the name of the parameter.
-        functions: Those of the module, by name: what they say of what is passed on to them counts.
+        functions: Functions of the module by name. What they show about arguments passed on to them counts.
     """
     spec = function.args
     positional = [*spec.posonlyargs, *spec.args]
     defaults = [None] * (len(positional) - len(spec.defaults)) + list(spec.defaults)
-    kinds = ["positional"] * len(spec.posonlyargs) + ["any"] * len(spec.args)
+    kinds = [ParameterKind.POSITIONAL] * len(spec.posonlyargs) + [ParameterKind.ANY] * len(spec.args)
     every = list(zip(positional, kinds, defaults, strict=True))[method:]
-    every += [(spec.vararg, "*", None)] if spec.vararg else []
-    every += [(a, "keyword", d) for a, d in zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
+    every += [(spec.vararg, ParameterKind.VARIADIC, None)] if spec.vararg else []
+    every += [(a, ParameterKind.KEYWORD, d) for a, d in zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
     scope = _Scope(classes, home, names, depth)
     documented = _documented(ast.get_docstring(function, clean=False) or "")
     for argument, kind, default in every:
@@ -340,9 +385,9 @@ def arguments(
             if default is None and depth > 0:
                 shapes += [s for c in classes.called_like(argument.arg) for s in scope.instances(c)]
         if literals := _compared(function, argument.arg):
-            shapes.append(Shape("values", values=literals))
+            shapes.append(Shape(ShapeKind.VALUES, values=literals))
         if pool is not None and (seen := pool.get(argument.arg)):
-            shapes.append(Shape("values", values=tuple(seen)))
+            shapes.append(Shape(ShapeKind.VALUES, values=tuple(seen)))
         written = None if default is None else text(default)
         yield Argument(argument.arg, kind, written, tuple(dict.fromkeys(shapes)) or (ANY,))
 
@@ -353,7 +398,7 @@ def _of_annotation(node: ast.expr | None, scope: _Scope) -> Iterator[Shape]:
 
     match node:
         case ast.Constant(value=None):
-            yield Shape("none")
+            yield Shape(ShapeKind.NONE)
         case ast.Constant(value=str(written)):
             try:
                 yield from inner(ast.parse(written, mode="eval").body)
@@ -368,9 +413,9 @@ def _of_annotation(node: ast.expr | None, scope: _Scope) -> Iterator[Shape]:
         case ast.Name() | ast.Attribute():
             name = last_name(node) or ""
             if name in _SIMPLE:
-                yield Shape(_SIMPLE[name])
+                yield Shape(ShapeKind(_SIMPLE[name]))
             elif name in _CONTAINERS:
-                yield Shape(_CONTAINERS[name], (ANY,))
+                yield Shape(ShapeKind(_CONTAINERS[name]), (ANY,))
             elif (found := scope.classes.find(name, scope.home)) is not None:
                 yield from scope.instances(found)
             else:
@@ -385,19 +430,19 @@ def _of_generic(
         return shapes[0] if shapes else ANY
 
     if name == "Literal":
-        yield Shape("values", values=tuple(ast.unparse(item) for item in items))
+        yield Shape(ShapeKind.VALUES, values=tuple(ast.unparse(item) for item in items))
     elif name == "Union" or name in _WRAPPERS:
         for item in items if name == "Union" else items[:1]:
             yield from inner(item)
         if name == "Optional":
-            yield Shape("none")
+            yield Shape(ShapeKind.NONE)
     elif name in ("tuple", "Tuple") and not (len(items) == 2 and isinstance(items[1], ast.Constant)):
-        yield Shape("record", tuple(one(item) for item in items))
+        yield Shape(ShapeKind.RECORD, tuple(one(item) for item in items))
     elif name in _CONTAINERS:
-        kind = _CONTAINERS[name]
-        yield Shape(kind, tuple(one(item) for item in items[: 2 if kind == "dict" else 1]))
+        kind = ShapeKind(_CONTAINERS[name])
+        yield Shape(kind, tuple(one(item) for item in items[: 2 if kind is ShapeKind.DICT else 1]))
     elif name in _SIMPLE:
-        yield Shape(_SIMPLE[name])
+        yield Shape(ShapeKind(_SIMPLE[name]))
     else:
         yield ANY
 
@@ -409,17 +454,17 @@ def _of_default(default: ast.expr | None) -> Iterator[Shape]:
         case ast.Constant(value=value):
             kind = type(value).__name__
             if kind in _SIMPLE:
-                yield Shape(kind)
+                yield Shape(ShapeKind(kind))
         case ast.UnaryOp(operand=operand):
             yield from _of_default(operand)
         case ast.List() | ast.Tuple() | ast.Set() | ast.Dict():
-            yield Shape(type(default).__name__.lower(), (ANY,))
+            yield Shape(ShapeKind(type(default).__name__.lower()), (ANY,))
         case ast.Lambda():
-            yield Shape("callable")
+            yield Shape(ShapeKind.CALLABLE)
 
 
 def _documented(documentation: str) -> dict[str, str]:
-    """The words that documentation has for the type of a parameter: in NumPy's, Sphinx's and Google's style."""
+    """Return the words for the types of parameters in documentation of the styles of NumPy, Sphinx, and Google."""
     found = dict(re.findall(r"^[ \t]*\*{0,2}(\w+) ?: (.{1,80})$", documentation, re.MULTILINE))
     found |= {name: kind for kind, name in re.findall(r":param +(\w[\w.]*) +(\w+) *:", documentation)}
     found |= dict(re.findall(r":type +(\w+): *(.{1,80})$", documentation, re.MULTILINE))
@@ -430,9 +475,9 @@ def _documented(documentation: str) -> dict[str, str]:
 def _of_words(words: str, scope: _Scope) -> Iterator[Shape]:
     for word in dict.fromkeys(re.findall(r"\w+", words)):
         if word in _SIMPLE:
-            yield Shape(_SIMPLE[word])
+            yield Shape(ShapeKind(_SIMPLE[word]))
         elif word in _CONTAINERS:
-            yield Shape(_CONTAINERS[word], (ANY,))
+            yield Shape(ShapeKind(_CONTAINERS[word]), (ANY,))
         elif word[0].isupper() and (found := scope.classes.find(word, scope.home)) is not None:
             yield from scope.instances(found)
 
@@ -440,11 +485,11 @@ def _of_words(words: str, scope: _Scope) -> Iterator[Shape]:
 def _of_name(name: str) -> list[Shape]:
     of = (ANY,)
     found = [kind for pattern, kind in _NAMES if re.fullmatch(pattern, name, re.IGNORECASE)]
-    return [Shape(kind, of if kind in ("list", "dict") else ()) for kind in found]
+    return [Shape(ShapeKind(kind), of if kind in ("list", "dict") else ()) for kind in found]
 
 
 def _of_usage(function: _Function, name: str, scope: _Scope, functions: Mapping[str, _Function]) -> Iterator[Shape]:
-    """What the function does with the variable."""
+    """Yield shapes from what the function does with the variable."""
     attributes: dict[str, None] = {}
     for node in _nodes(function):
         match node:
@@ -469,43 +514,47 @@ def _of_usage(function: _Function, name: str, scope: _Scope, functions: Mapping[
 
 @functools.lru_cache(maxsize=64)
 def _nodes(function: _Function) -> tuple[ast.AST, ...]:
-    """All of a function, which is gone through for each of its parameters."""
+    """Return all nodes of a function, which are searched for each of its parameters."""
     return tuple(ast.walk(function))
 
 
 def _of_operation(node: ast.AST, name: str) -> Iterator[Shape]:
-    """What one operation on the variable says of it."""
+    """Yield shapes from one operation on the variable."""
     match node:
         case ast.For(iter=ast.Name(id=found)) | ast.comprehension(iter=ast.Name(id=found)) if found == name:
-            yield Shape("list", (ANY,))
+            yield Shape(ShapeKind.LIST, (ANY,))
         case ast.Call(func=ast.Name(id=found)) if found == name:
-            yield Shape("callable")
+            yield Shape(ShapeKind.CALLABLE)
         case ast.Call(func=ast.Name(id=called), args=[ast.Name(id=found), *_]) if found == name:
             yield from _of_call(called)
         case ast.Subscript(value=ast.Name(id=found), slice=index) if found == name:
-            yield Shape("dict", (Shape("str"), ANY)) if _is_text(index) else Shape("list", (ANY,))
+            yield (
+                Shape(ShapeKind.DICT, (Shape(ShapeKind.STR), ANY)) if _is_text(index) else Shape(ShapeKind.LIST, (ANY,))
+            )
         case ast.BinOp(left=ast.Name(id=found), op=operation, right=other) if found == name:
-            yield Shape("str" if isinstance(operation, ast.Mod | ast.Add) and _is_text(other) else "int")
+            yield Shape(
+                ShapeKind.STR if isinstance(operation, ast.Mod | ast.Add) and _is_text(other) else ShapeKind.INT
+            )
         case ast.BinOp(left=other, op=operation, right=ast.Name(id=found)) if found == name:
-            yield Shape("str" if isinstance(operation, ast.Add) and _is_text(other) else "int")
+            yield Shape(ShapeKind.STR if isinstance(operation, ast.Add) and _is_text(other) else ShapeKind.INT)
         case ast.Compare(left=ast.Name(id=found), ops=[ast.Lt() | ast.Gt() | ast.LtE() | ast.GtE(), *_]):
             if found == name:
-                yield Shape("int")
+                yield Shape(ShapeKind.INT)
 
 
 def _of_call(called: str) -> Iterator[Shape]:
     if called in ("len", "sorted", "list", "set", "tuple", "enumerate", "sum", "min", "max", "zip", "iter", "reversed"):
-        yield Shape("list", (ANY,))
+        yield Shape(ShapeKind.LIST, (ANY,))
     elif called in ("int", "range", "chr", "abs", "divmod", "pow"):
-        yield Shape("int")
+        yield Shape(ShapeKind.INT)
     elif called in ("ord", "compile", "open"):
-        yield Shape("str")
+        yield Shape(ShapeKind.STR)
     elif called in ("float", "round"):
-        yield Shape("float")
+        yield Shape(ShapeKind.FLOAT)
     elif called == "dict":
-        yield Shape("dict", (ANY, ANY))
+        yield Shape(ShapeKind.DICT, (ANY, ANY))
     elif called == "next":
-        yield Shape("iterator", (ANY,))
+        yield Shape(ShapeKind.ITERATOR, (ANY,))
 
 
 def _of_attributes(attributes: Iterable[str], scope: _Scope) -> Iterator[Shape]:
@@ -513,9 +562,9 @@ def _of_attributes(attributes: Iterable[str], scope: _Scope) -> Iterator[Shape]:
     if not wanted:
         return
     found = [kind for kind, own in _ATTRIBUTES.items() if wanted <= own]
-    yield from (Shape(kind, (ANY,) if kind in ("list", "dict", "set", "tuple") else ()) for kind in found)
+    yield from (Shape(ShapeKind(kind), (ANY,) if kind in ("list", "dict", "set", "tuple") else ()) for kind in found)
     if wanted <= _FILE:
-        yield Shape("file")
+        yield Shape(ShapeKind.FILE)
     if not found and scope.depth > 0:
         for of in scope.classes.with_attributes(wanted, scope.home):
             yield from scope.instances(of)
@@ -530,7 +579,7 @@ def _passed_on(function: _Function, name: str) -> Iterator[tuple[str, int]]:
 
 
 def _compared(function: _Function, name: str) -> tuple[str, ...]:
-    """Literals that the variable is compared with."""
+    """Return literals that the variable is compared with."""
     found: dict[str, None] = {}
     for node in _nodes(function):
         if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id == name:
@@ -550,7 +599,7 @@ def _is_text(node: ast.expr) -> bool:
 
 
 def literals(node: ast.AST) -> tuple[str, ...]:
-    """The numbers and short texts that stand in the source of a function, without documentation and messages."""
+    """Return the numbers and short texts in the source of a function, without documentation and messages."""
     found: dict[str, None] = {}
     pending = list(ast.iter_child_nodes(node))
     while pending:

@@ -1,7 +1,7 @@
-"""A call cut out of the code around it, as an expression that stands by itself.
+"""Cut a call out of the code around it, as an expression that stands by itself.
 
-What the call needs of the statements before it becomes part of the expression; what it needs of a module is named in a
-canonical way, ``__import__('m', fromlist=['x']).x``, which `Names.localised` shortens to what a module has.
+What the call needs of earlier statements becomes part of the expression. What it needs of a module is named in a
+canonical way, `__import__('m', fromlist=['x']).x`, which `Names.localised` shortens to the names of a module.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 MAX_CHARS = 600
-"""Of an expression; longer ones are not used."""
+"""Limit on the length of an expression; longer ones are not used."""
 
 _Origin = tuple[str, str | None]  # a module, and a name in it
 
 
 def canonical(module: str, name: str | None = None) -> ast.expr:
-    """The expression for a module, or for what a name in it means, wherever it is evaluated."""
+    """Return the expression for a module, or for a name in it, that holds wherever it is evaluated."""
     if name is not None or "." in module:
         base = f"__import__({module!r}, fromlist=[{name or module.rpartition('.')[2]!r}])"
     else:
@@ -27,10 +27,10 @@ def canonical(module: str, name: str | None = None) -> ast.expr:
 
 
 class Names:
-    """The names of a module's namespace, as far as its text tells."""
+    """The names of a module, as far as its text shows them."""
 
     def __init__(self, tree: ast.Module, module: str | None, *, is_package: bool = False) -> None:
-        """Read them from the tree of the module of this name; `is_package` for an ``__init__.py``."""
+        """Read the names from the syntax tree of a module. `is_package` is for an `__init__.py`."""
         self.module = module
         self.own: set[str] = set()
         self.imports: dict[str, _Origin] = {}
@@ -41,18 +41,18 @@ class Names:
             else:
                 self.own.update(bound(statement))
         present = {id(s) for s in top_level(tree.body, typing=False)}
-        self.absent: set[str] = set()  # imported for type checkers alone
+        self.absent: set[str] = set()  # imported only for type checkers
         for statement in top_level(tree.body):
             if isinstance(statement, ast.Import | ast.ImportFrom) and id(statement) not in present:
                 self.absent |= imports(statement, module, is_package).keys()
 
     def has(self, name: str) -> bool:
-        """Whether the name may be read in the module."""
+        """Return whether the module has a name."""
         present = name in self.imports and name not in self.absent
         return name in self.own or present or hasattr(builtins, name)
 
     def resolve(self, name: str) -> ast.expr | None:
-        """What the name means in this module, in the canonical way; None for what it does not have."""
+        """Return what a name means in this module, in canonical form; None if the module does not have it."""
         if name in self.imports:
             return canonical(*self.imports[name])
         if name in self.own and self.module is not None:
@@ -60,22 +60,25 @@ class Names:
         return ast.Name(name, ast.Load()) if name in self.own or hasattr(builtins, name) else None
 
     def localised(self, node: ast.expr) -> ast.expr:
-        """The expression with this module's own names for what it has."""
-        return _Localise(self).visit(copied(node))
+        """Return an expression with this module's own names."""
+        localised: ast.expr = _Localise(self).visit(copied(node))
+        return localised
 
     def written(self, node: ast.expr) -> str | None:
-        """The same as `text`; kept, as an expression seen anywhere is asked for by many functions."""
+        """Return the text of an expression with this module's own names. Cached, because many functions ask for the
+        same one.
+        """
         if node not in self._written:
             self._written[node] = text(self.localised(node))
         return self._written[node]
 
     def local(self, module: str, name: str | None) -> str | None:
-        """This module's name for something of another one, or of itself."""
+        """Return this module's name for something of another module, or of itself."""
         if name is not None and module == self.module:
             return name
         package = (self.module or "").partition(".")[0]
         if name is not None and module.partition(".")[0] == package and self.has(name):
-            return name  # reexported: a name means the same throughout a package
+            return name  # reexported: a name has the same meaning throughout a package
         return next(
             (local for local, origin in self.imports.items() if origin == (module, name) and self.has(local)), None
         )
@@ -85,13 +88,13 @@ class _Localise(ast.NodeTransformer):
     def __init__(self, names: Names) -> None:
         self.names = names
 
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         origin = _imported(node.value)
         if origin is not None and (local := self.names.local(origin, node.attr)) is not None:
             return ast.Name(local, ast.Load())
         return self.generic_visit(node)
 
-    def visit_Call(self, node: ast.Call) -> ast.expr:
+    def visit_Call(self, node: ast.Call) -> ast.AST:
         origin = _imported(node)
         if origin is not None and (local := self.names.local(origin, None)) is not None:
             return ast.Name(local, ast.Load())
@@ -99,7 +102,7 @@ class _Localise(ast.NodeTransformer):
 
 
 def _imported(node: ast.expr) -> str | None:
-    """The module that a canonical expression means."""
+    """Return the module that a canonical expression means."""
     match node:
         case ast.Call(func=ast.Name(id="__import__"), args=[ast.Constant(value=str(module))]):
             return module
@@ -107,7 +110,9 @@ def _imported(node: ast.expr) -> str | None:
 
 
 def top_level(body: Iterable[ast.stmt], *, typing: bool = True) -> Iterable[ast.stmt]:
-    """The statements of a module, those under ``if``, ``try`` and ``with`` too; not `typing`: those that run."""
+    """Yield the statements of a module, also those under `if`, `try`, and `with`. Without `typing`, only those that
+    run.
+    """
     for statement in body:
         yield statement
         if not typing and isinstance(statement, ast.If) and ast.unparse(statement.test).endswith("TYPE_CHECKING"):
@@ -121,7 +126,7 @@ def top_level(body: Iterable[ast.stmt], *, typing: bool = True) -> Iterable[ast.
 
 
 def imports(node: ast.Import | ast.ImportFrom, module: str | None, is_package: bool = False) -> dict[str, _Origin]:
-    """What an import statement of a module binds."""
+    """Return what an import statement of a module binds."""
     if isinstance(node, ast.Import):
         return {
             alias.asname or alias.name.split(".")[0]: (alias.name if alias.asname else alias.name.split(".")[0], None)
@@ -136,14 +141,14 @@ def imports(node: ast.Import | ast.ImportFrom, module: str | None, is_package: b
 
 
 def bound(statement: ast.stmt) -> set[str]:
-    """The names that a statement other than an import binds in its own scope."""
+    """Return the names that a statement other than an import binds in its own scope."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {statement.name}
     return {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
 
 def free(node: ast.AST) -> set[str]:
-    """The names that an expression or statement reads and does not bind by itself, as a comprehension does."""
+    """Return the names that an expression or statement reads and does not bind itself, as a comprehension does."""
     read = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     own: set[str] = set()
     for child in ast.walk(node):
@@ -159,16 +164,17 @@ def free(node: ast.AST) -> set[str]:
 def cut(
     call: ast.expr, before: Sequence[ast.stmt], resolve: Callable[[str], ast.expr | None], module: str | None
 ) -> ast.expr | None:
-    """The call with what it needs of the statements before it, in canonical form; None where that is no expression.
+    """Return a call with what it needs of the statements before it, in canonical form; None if that is not an
+    expression.
 
     Args:
-        call: What is cut out.
-        before: The statements that run before it, in their order.
-        resolve: Says what a name means that none of them binds; None: nothing.
-        module: The name of the module that they are in, for imports relative to it.
+        call: Call to cut out.
+        before: Statements that run before it, in order.
+        resolve: Function that returns the meaning of a name that none of them binds, or None.
+        module: Name of their module, for relative imports.
     """
     needed = free(call)
-    steps: list[tuple[str | None, ast.expr]] = []  # (name or None, value), from the last to the first
+    steps: list[tuple[str | None, ast.expr]] = []  # (name or None, value), the last one first
     replaced: dict[str, ast.expr] = {}
     for statement in reversed(before):
         if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -180,11 +186,11 @@ def cut(
         found = _steps(statement, needed)
         if found is None:
             return None
-        for name, value in reversed(found):
-            if name is not None and not isinstance(statement, ast.AugAssign):
-                needed.discard(name)
+        for target, value in reversed(found):
+            if target is not None and not isinstance(statement, ast.AugAssign):
+                needed.discard(target)
             needed |= free(value)
-            steps.append((name, value))
+            steps.append((target, value))
     names = {name for name, _ in steps}
     for name in sorted(needed - names):
         meaning = resolve(name)
@@ -202,7 +208,7 @@ _Step = tuple[str | None, ast.expr]
 
 
 def _steps(statement: ast.stmt, needed: set[str]) -> list[_Step] | None:
-    """What a statement does for the names that are needed, as expressions; None where it cannot be said so."""
+    """Return what a statement does for the names that are needed, as expressions; None if that is not possible."""
     stored = bound(statement)
     found: list[_Step] | None = None if stored & needed else []
     match statement:
@@ -224,13 +230,13 @@ def _steps(statement: ast.stmt, needed: set[str]) -> list[_Step] | None:
         case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name))) as value) if name in needed:
             found = [(None, value)]
         case ast.FunctionDef(name=name) if name in needed:
-            value = _as_lambda(statement)
-            found = None if value is None else [(name, value)]
+            function = _as_lambda(statement)
+            found = None if function is None else [(name, function)]
     return found
 
 
 def _unpacked(targets: list[ast.expr], value: ast.expr, needed: set[str]) -> list[_Step] | None:
-    """What ``a, b = value`` does."""
+    """Return the steps of `a, b = value`."""
     names = [target.id for target in targets if isinstance(target, ast.Name)]
     if len(names) < len(targets):
         return None
@@ -268,12 +274,13 @@ class _Substitute(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         if isinstance(node.ctx, ast.Load) and node.id in self.replaced:
-            return copied(self.replaced[node.id])
+            value: ast.expr = copied(self.replaced[node.id])
+            return value
         return node
 
 
 def _joined(steps: list[tuple[str | None, ast.expr]], call: ast.expr) -> ast.expr:
-    """One expression: names used once are replaced by their values, else all are bound in order."""
+    """Return one expression. If each name is used once, values replace names; otherwise names are bound in order."""
     read = [n.id for node in [call, *(v for _, v in steps)] for n in ast.walk(node) if isinstance(n, ast.Name)]
     names = [name for name, _ in steps]
     if all(name is not None and names.count(name) == 1 and read.count(name) == 1 for name in names):
@@ -288,14 +295,14 @@ def _joined(steps: list[tuple[str | None, ast.expr]], call: ast.expr) -> ast.exp
 
 
 def copied(node: Any) -> Any:
-    """A copy of a tree without its places in the text, at a fraction of the time of `copy.deepcopy`."""
+    """Return a copy of a tree without its positions in the text, at a fraction of the time of `copy.deepcopy`."""
     if isinstance(node, ast.AST):
         return type(node)(**{name: copied(value) for name, value in ast.iter_fields(node)})
     return [copied(item) for item in node] if isinstance(node, list) else node
 
 
 def text(node: ast.expr) -> str | None:
-    """The expression as text on one line; None where it is too long or cannot be read back."""
+    """Return an expression as text on one line; None if it is too long or cannot be parsed again."""
     try:
         written = ast.unparse(node)
         compile(written, "<call>", "eval", ast.PyCF_ONLY_AST, dont_inherit=True)

@@ -1,7 +1,7 @@
-"""Calls drawn by Hypothesis from the shapes of a function's arguments.
+"""Draw calls with Hypothesis from the shapes of a function's arguments.
 
-The same seed gives the same calls in every process: choices come from a backend of ours, as Hypothesis's own takes
-constants from whatever modules the process has loaded, and keeps them in a folder.
+The same seed gives the same calls in every process. To ensure this, choices come from a backend of this module:
+Hypothesis's own backend takes constants from the modules that the process has loaded, and stores them in a folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import hypothesis
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, PrimitiveProvider
 
-from .shapes import ANY, Argument, Shape
+from ..functions.kinds import FunctionKind
+from .shapes import ANY, Argument, ParameterKind, Shape, ShapeKind
 
 if TYPE_CHECKING:
     from ..functions.discovery import Function
@@ -39,7 +40,7 @@ _CALLABLES = (
 
 
 class _Seeded(PrimitiveProvider):
-    """Choices of a plain generator of random numbers, seeded once a run."""
+    """Makes choices with a plain generator of random numbers, seeded once a run."""
 
     seed = ""
 
@@ -74,7 +75,7 @@ AVAILABLE_PROVIDERS[_BACKEND] = _Seeded
 
 
 def draw(strategy: st.SearchStrategy[str], *, seed: str, count: int) -> list[str]:
-    """Up to `count` different examples of a strategy, which may use no choices but integers and booleans."""
+    """Return up to `count` different examples of a strategy, which may only draw integers and booleans."""
     drawn: dict[str, None] = {}
 
     @hypothesis.settings(
@@ -96,17 +97,17 @@ def draw(strategy: st.SearchStrategy[str], *, seed: str, count: int) -> list[str
 
 
 def calls(function: Function, *, seed: str, count: int) -> list[str]:
-    """Up to `count` different calls of a function, as text."""
+    """Return up to `count` different calls of a function, as text."""
     return draw(call(function), seed=seed, count=count)
 
 
 def call(function: Function) -> st.SearchStrategy[str]:
-    """Calls of a function: its required arguments, some of the others, and what it is a method of."""
+    """Return a strategy for calls of a function: its required arguments, some of the others, and its receiver."""
     pools = _Pools(function.literals)
     taken = pools.arguments(function.arguments)
-    if function.kind == "property":
+    if function.kind is FunctionKind.PROPERTY:
         plain = pools.value(function.receivers).map(lambda base: on(base, function.called))
-    elif function.kind == "method":
+    elif function.kind is FunctionKind.METHOD:
         plain = st.builds(
             lambda base, arguments: f"{on(base, function.called)}({arguments})", pools.value(function.receivers), taken
         )
@@ -116,7 +117,7 @@ def call(function: Function) -> st.SearchStrategy[str]:
 
 
 def on(base: str, attribute: str) -> str:
-    """The attribute of a value that is given as an expression."""
+    """Return the attribute of a value that is given as an expression."""
     node = ast.Attribute(ast.parse(base, mode="eval").body, attribute, ast.Load())
     return ast.unparse(node)
 
@@ -139,50 +140,50 @@ class _Pools:
         self.simple = st.one_of(self.integers, self.texts)
 
     def value(self, shapes: Sequence[Shape]) -> st.SearchStrategy[str]:
-        """An expression of one of the shapes; what has been seen counts as much as two of them."""
+        """Return a strategy for one of the shapes. Expressions that were seen count twice."""
         found = [self.shape(shape) for shape in shapes or (ANY,)]
-        found += [self.shape(shape) for shape in shapes if shape.kind == "values"]
+        found += [self.shape(shape) for shape in shapes if shape.kind is ShapeKind.VALUES]
         return st.one_of(found)
 
     def shape(self, shape: Shape) -> st.SearchStrategy[str]:
-        """An expression of a shape."""
+        """Return a strategy for a shape."""
         match shape.kind:
-            case "values":
+            case ShapeKind.VALUES:
                 found = st.sampled_from(shape.values)
-            case "new":
+            case ShapeKind.NEW:
                 found = self.arguments(shape.arguments).map(lambda arguments: f"{shape.name}({arguments})")
-            case "record":
+            case ShapeKind.RECORD:
                 items = st.tuples(*(self.value((of,)) for of in shape.of))
                 found = items.map(lambda items: f"({', '.join(items)}{',' * (len(items) == 1)})")
-            case "dict":
+            case ShapeKind.DICT:
                 key = self.simple if not shape.of or shape.of[0] == ANY else self.value(shape.of[:1])
                 pairs = st.lists(st.tuples(key, self.value(shape.of[1:2])).map(": ".join), max_size=4)
                 found = pairs.map(lambda pairs: f"{{{', '.join(pairs)}}}")
-            case "list" | "tuple" | "set" | "frozenset" | "iterator":
+            case ShapeKind.LIST | ShapeKind.TUPLE | ShapeKind.SET | ShapeKind.FROZENSET | ShapeKind.ITERATOR:
                 found = self.items(shape)
-            case "any":
+            case ShapeKind.ANY:
                 found = self.any()
             case kind:
                 found = self.scalars[kind]
         return found
 
     @cached_property
-    def scalars(self) -> dict[str, st.SearchStrategy[str]]:
-        """Expressions for values without elements."""
+    def scalars(self) -> dict[ShapeKind, st.SearchStrategy[str]]:
+        """Strategies for values without elements."""
         return {
-            "int": self.integers,
-            "float": st.one_of(self.floats, self.integers),
-            "complex": st.builds(lambda a, b: f"complex({a}, {b})", self.floats, self.floats),
-            "bool": st.sampled_from(("True", "False")),
-            "str": self.texts,
-            "bytes": self.texts.map(lambda text: repr(ast.literal_eval(text).encode())),
-            "callable": st.sampled_from(_CALLABLES),
-            "file": self.texts.map(lambda text: f"__import__('io').StringIO({text})"),
-            "none": st.just("None"),
+            ShapeKind.INT: self.integers,
+            ShapeKind.FLOAT: st.one_of(self.floats, self.integers),
+            ShapeKind.COMPLEX: st.builds(lambda a, b: f"complex({a}, {b})", self.floats, self.floats),
+            ShapeKind.BOOL: st.sampled_from(("True", "False")),
+            ShapeKind.STR: self.texts,
+            ShapeKind.BYTES: self.texts.map(lambda text: repr(ast.literal_eval(text).encode())),
+            ShapeKind.CALLABLE: st.sampled_from(_CALLABLES),
+            ShapeKind.FILE: self.texts.map(lambda text: f"__import__('io').StringIO({text})"),
+            ShapeKind.NONE: st.just("None"),
         }
 
     def items(self, shape: Shape) -> st.SearchStrategy[str]:
-        """An expression for elements of one kind, as those of most programs are."""
+        """Return a strategy for elements of one kind, like those of most programs."""
         if shape.of and shape.of[0] != ANY:
             item = st.lists(self.value(shape.of[:1]), max_size=5)
         else:
@@ -191,28 +192,28 @@ class _Pools:
             kinds = [self.integers, self.texts, pair, row]
             item = st.one_of([st.lists(kind, max_size=5) for kind in kinds])
         listed = item.map(_listed)
-        if shape.kind == "list":
+        if shape.kind is ShapeKind.LIST:
             return listed
-        made = "iter" if shape.kind == "iterator" else shape.kind
+        made = "iter" if shape.kind is ShapeKind.ITERATOR else str(shape.kind)
         return listed.map(lambda text: f"{made}({text})")
 
     def any(self) -> st.SearchStrategy[str]:
-        """An expression for a value of which nothing is known."""
+        """Return a strategy for a value of unknown type."""
         return st.one_of(
             self.integers,
             self.texts,
-            self.items(Shape("list")),
+            self.items(Shape(ShapeKind.LIST)),
             self.pairs(),
             st.sampled_from(("None", "True", "0.5", "()", *_CALLABLES[:2])),
         )
 
     def pairs(self) -> st.SearchStrategy[str]:
-        """An expression for a dict of simple values."""
+        """Return a strategy for a dict of simple values."""
         pairs = st.lists(st.tuples(self.texts, self.simple).map(": ".join), max_size=3)
         return pairs.map(lambda pairs: f"{{{', '.join(pairs)}}}")
 
     def arguments(self, arguments: Sequence[Argument]) -> st.SearchStrategy[str]:
-        """What stands between the parentheses of a call."""
+        """Return a strategy for the text between the parentheses of a call."""
         values = [self.value(argument.shapes) for argument in arguments]
 
         @st.composite
@@ -225,12 +226,12 @@ class _Pools:
 def _passed(draw: st.DrawFn, arguments: Sequence[Argument], values: Sequence[st.SearchStrategy[str]]) -> Iterator[str]:
     by_keyword = False
     for argument, value in zip(arguments, values, strict=True):
-        if argument.kind == "*":
+        if argument.kind is ParameterKind.VARIADIC:
             if not by_keyword:
                 yield from draw(st.lists(value, max_size=3))
         elif argument.default is not None and draw(st.sampled_from((True, True, False))):
             by_keyword = True
-        elif argument.kind == "keyword" or (by_keyword and argument.kind == "any"):
+        elif argument.kind is ParameterKind.KEYWORD or (by_keyword and argument.kind is ParameterKind.ANY):
             yield f"{argument.name}={draw(value)}"
         elif not by_keyword:
             yield draw(value)

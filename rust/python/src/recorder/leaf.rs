@@ -5,7 +5,7 @@ use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBool, PyString, PyType};
+use pyo3::types::{PyBool, PyModule, PyString, PyType};
 
 use super::scalar::Scalar;
 use super::signals::raised_by_handler;
@@ -13,9 +13,22 @@ use super::signals::raised_by_handler;
 /// The class of modules' specs.
 static SPEC: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 
+/// The import system and its function that writes modules.
+static MODULE_REPR: PyOnceLock<(Py<PyModule>, Py<PyAny>)> = PyOnceLock::new();
+
 /// Looks up what is needed later, when no Python code may run.
 pub fn prepare(py: Python<'_>) -> PyResult<()> {
+    let bootstrap = py.import("importlib._bootstrap")?;
+    let function = bootstrap.getattr(intern!(py, "_module_repr"))?;
+    MODULE_REPR.get_or_init(py, || (bootstrap.unbind(), function.unbind()));
     SPEC.import(py, "importlib.machinery", "ModuleSpec").map(drop)
+}
+
+/// Returns whether modules are written by CPython's own function, which a host may replace to hide their paths.
+fn writes_modules_as_cpython(py: Python<'_>) -> Option<bool> {
+    let (bootstrap, original) = MODULE_REPR.get(py)?;
+    let current = bootstrap.bind(py).getattr(intern!(py, "_module_repr")).ok()?;
+    Some(current.is(original))
 }
 
 /// Whether the `repr` of a value may run Python code.
@@ -145,9 +158,12 @@ unsafe fn write_native(py: Python<'_>, value: *mut ffi::PyObject, out: &mut Vec<
     written
 }
 
-/// Writes a module as `importlib._bootstrap._module_repr` does, if its spec is an ordinary one; `None`, or `false`, and
-/// nothing else.
+/// Writes a module as `importlib._bootstrap._module_repr` does. Returns `None` and writes nothing if its spec is not an
+/// ordinary one or if that function was replaced.
 unsafe fn write_module(py: Python<'_>, module: *mut ffi::PyObject, out: &mut Vec<u8>) -> Option<bool> {
+    if !writes_modules_as_cpython(py)? {
+        return None;
+    }
     // SAFETY: `module` is an exact module; its spec is held while its attributes, plain ones, are read.
     unsafe {
         let spec = ffi::PyDict_GetItemWithError(ffi::PyModule_GetDict(module), intern!(py, "__spec__").as_ptr());

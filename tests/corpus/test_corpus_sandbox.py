@@ -9,7 +9,7 @@ import time
 import pytest
 from cwm_core import machines, record_source
 from cwm_core.corpus.generator import generate
-from cwm_core.corpus.workers import LIMITS, Order, Worker
+from cwm_core.corpus.sandbox import LIMITS, RecordingSandbox, Run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,55 +21,55 @@ TOTAL = "def f(xs):\n    total = 0\n    for x in xs:\n        total += x\n    re
 
 @pytest.fixture(scope="module", params=["process"] if REFUSAL else ["bubblewrap", "process"])
 def worker(request):
-    with Worker(sandbox=request.param) as worker:
+    with RecordingSandbox(sandbox=request.param) as worker:
         yield worker
 
 
 @pytest.fixture(scope="module")
 def isolated():
-    with Worker(limits=SHORT) as worker:
+    with RecordingSandbox(limits=SHORT) as worker:
         yield worker
 
 
 def body(code):
-    return Order("def f():\n" + textwrap.indent(code, "    ") + "\n", "f()")
+    return Run("def f():\n" + textwrap.indent(code, "    ") + "\n", "f()")
 
 
 def test_answers_come_in_order(worker):
     calls = [f"f(range({n}))" for n in range(50)]
-    answers = list(worker.run(Order(TOTAL, call) for call in calls))
+    answers = list(worker.run(Run(TOTAL, call) for call in calls))
     assert [answer.trace for answer in answers] == [record_source(TOTAL, call) for call in calls]
     assert all(answer.seconds > 0 for answer in answers)
 
 
 def test_orders_may_be_larger_than_a_pipe(worker):
     padding = "# " + "x" * 100_000 + "\n"
-    answers = list(worker.run(Order(padding + TOTAL, f"f(range({n}))") for n in range(40)))
+    answers = list(worker.run(Run(padding + TOTAL, f"f(range({n}))") for n in range(40)))
     assert [answer.trace.result for answer in answers] == [str(sum(range(n))) for n in range(40)]
 
 
 @given(st.lists(st.integers(0, 10**9).map(generate), max_size=3))
 def test_any_program_is_recorded_as_without_a_sandbox(worker, drawn):
-    answers = list(worker.run(Order(code, call) for code, call in drawn))
+    answers = list(worker.run(Run(code, call) for code, call in drawn))
     assert [answer.trace for answer in answers] == [record_source(code, call) for code, call in drawn]
 
 
 def test_whole_programs_read_their_input(worker):
     code = "import sys\nn = int(input())\nprint(sum(map(int, sys.stdin.readline().split())) * n)\nopen(0).read()\n"
-    [answer] = worker.run([Order(code, stdin="2\n3 4\nrest", options={"capture_output": True})])
+    [answer] = worker.run([Run(code, stdin="2\n3 4\nrest", options={"capture_output": True})])
     assert answer.trace.output == "14\n"
     assert answer.trace.exception is None
 
 
 def test_recorder_options_are_kept(worker):
-    [answer] = worker.run([Order(TOTAL, "f(range(100))", options={"max_frames": 7})])
+    [answer] = worker.run([Run(TOTAL, "f(range(100))", options={"max_frames": 7})])
     assert len(answer.trace) == 7
     assert answer.trace.truncated == "max_frames"
 
 
 FAILURES = [
-    (Order("def f(:\n", "f()"), "does not compile"),
-    (Order("1 / 0\n", "1"), "raised before the call"),
+    (Run("def f(:\n", "f()"), "does not compile"),
+    (Run("1 / 0\n", "1"), "raised before the call"),
     (body("import os\nos._exit(3)"), "ended by exit code 3"),
     (body("import os\nos._exit(0)"), "ended without a result"),
     (body("import ctypes\nctypes.string_at(0)"), "ended by signal 11"),
@@ -78,7 +78,7 @@ FAILURES = [
 
 
 def test_failures_have_reasons_and_no_consequences(worker):
-    orders = [order for failure, _ in FAILURES for order in (failure, Order(TOTAL, "f([1])"))]
+    orders = [order for failure, _ in FAILURES for order in (failure, Run(TOTAL, "f([1])"))]
     answers = list(worker.run(orders))
     assert [answer.reason for answer in answers] == [r for _, reason in FAILURES for r in (reason, None)]
     assert all(answer.trace == record_source(TOTAL, "f([1])") for answer in answers[1::2])
@@ -146,7 +146,7 @@ LEAVES_NOTHING = body(
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_programs_lose_only_themselves(isolated, name):
     code, reason = HOSTILE[name]
-    orders = [Order(TOTAL, "f([1])"), body(code), LEAVES_NOTHING, Order(TOTAL, "f([2])")]
+    orders = [Run(TOTAL, "f([1])"), body(code), LEAVES_NOTHING, Run(TOTAL, "f([2])")]
     before, hostile, clean, after = isolated.run(orders)
     assert before.trace == record_source(TOTAL, "f([1])")
     assert hostile.reason == reason
@@ -158,19 +158,19 @@ def test_hostile_programs_lose_only_themselves(isolated, name):
 
 @given(st.lists(st.integers(0, 10**9).map(generate), min_size=2, max_size=6))
 def test_programs_that_share_a_child_are_recorded_alike(worker, drawn):
-    answers = list(worker.run((Order(code, call) for code, call in drawn), together=4))
+    answers = list(worker.run((Run(code, call) for code, call in drawn), runs_per_process=4))
     assert [answer.trace for answer in answers] == [record_source(code, call) for code, call in drawn]
 
 
 def test_what_shares_a_child_is_seen_by_the_next(worker):
     count = body("import sys\nsys.count = getattr(sys, 'count', 0) + 1\nreturn sys.count")
-    assert [answer.trace.result for answer in worker.run([count] * 5, together=2)] == ["1", "2", "1", "2", "1"]
+    assert [answer.trace.result for answer in worker.run([count] * 5, runs_per_process=2)] == ["1", "2", "1", "2", "1"]
     assert [answer.trace.result for answer in worker.run([count] * 3)] == ["1"] * 3
 
 
 def test_failures_among_programs_that_share_a_child(worker):
-    orders = [order for failure, _ in FAILURES for order in (Order(TOTAL, "f([1])"), failure)]
-    answers = list(worker.run(orders, together=8))
+    orders = [order for failure, _ in FAILURES for order in (Run(TOTAL, "f([1])"), failure)]
+    answers = list(worker.run(orders, runs_per_process=8))
     assert [answer.reason for answer in answers] == [r for _, reason in FAILURES for r in (None, reason)]
     assert all(answer.trace == record_source(TOTAL, "f([1])") for answer in answers[::2])
 
@@ -178,9 +178,9 @@ def test_failures_among_programs_that_share_a_child(worker):
 @needs_bubblewrap
 def test_hostile_programs_among_those_that_share_a_child(isolated):
     lost = [name for name, (_, reason) in HOSTILE.items() if reason not in (None, "limit: processes")]
-    orders = [Order(TOTAL, f"f([{number}])") for number in range(3)]
+    orders = [Run(TOTAL, f"f([{number}])") for number in range(3)]
     for name in lost:
-        answers = list(isolated.run([*orders, body(HOSTILE[name][0]), *orders], together=7))
+        answers = list(isolated.run([*orders, body(HOSTILE[name][0]), *orders], runs_per_process=7))
         assert [answer.trace for answer in answers[:3]] == [record_source(TOTAL, order.call) for order in orders], name
         assert answers[3].reason == HOSTILE[name][1], name
         assert answers[6].trace == record_source(TOTAL, orders[2].call), name
@@ -188,10 +188,8 @@ def test_hostile_programs_among_those_that_share_a_child(isolated):
 
 @needs_bubblewrap
 def test_a_stopped_worker_is_given_up(isolated, monkeypatch):
-    monkeypatch.setattr("cwm_core.corpus.workers._GRACE", 0.5)
-    stop, after = isolated.run(
-        [body("import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)"), Order(TOTAL, "f([])")]
-    )
+    monkeypatch.setattr("cwm_core.corpus.sandbox._GRACE", 0.5)
+    stop, after = isolated.run([body("import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)"), Run(TOTAL, "f([])")])
     assert stop.reason == "limit: seconds"
     assert after.trace is not None
 
@@ -200,17 +198,17 @@ def test_a_stopped_worker_is_given_up(isolated, monkeypatch):
 @pytest.mark.parametrize("preload", [None, "json"])
 def test_a_sandbox_that_does_not_start_says_so(worker, monkeypatch, tmp_path, preload):
     (tmp_path / "broken.py").write_text("import not_there_at_all\n")
-    monkeypatch.setattr(Worker, "_script", (str(tmp_path / "broken.py"),))
+    monkeypatch.setattr(RecordingSandbox, "_arguments", (str(tmp_path / "broken.py"),))
     said = pytest.raises(machines.SandboxError, match=r"(?s)does not start recording.*broken\.py")
-    with said, Worker(sandbox=worker._sandbox, preload=preload) as broken:
-        list(broken.run([Order(TOTAL, "f([1])")]))
+    with said, RecordingSandbox(sandbox=worker._sandbox, preload=preload) as broken:
+        list(broken.run([Run(TOTAL, "f([1])")]))
 
 
 def test_hash_seeds():
-    order = Order("x = list({'a', 'b', 'c', 'd', 'e'})\ndef f():\n    return x\n", "f()")
+    order = Run("x = list({'a', 'b', 'c', 'd', 'e'})\ndef f():\n    return x\n", "f()")
     results = set()
     for seed in (0, 0, 1, 2, 3):
-        with Worker(hash_seed=seed) as worker:
+        with RecordingSandbox(hash_seed=seed) as worker:
             [answer] = worker.run([order])
             results.add((seed, answer.trace.result))
     assert len({seed for seed, _ in results}) == 4 == len(results)
@@ -220,8 +218,8 @@ def test_hash_seeds():
 def test_modules_are_imported_once(tmp_path):
     (tmp_path / "counted.py").write_text("from time import time_ns\nloaded = time_ns()\ndef f():\n    return loaded\n")
     sandbox = "process" if REFUSAL else "bubblewrap"
-    orders = [Order("import counted\n", "counted.f()")] * 2
-    with Worker(sandbox=sandbox, paths=[str(tmp_path)], preload="counted") as worker:
+    orders = [Run("import counted\n", "counted.f()")] * 2
+    with RecordingSandbox(sandbox=sandbox, paths=[str(tmp_path)], preload="counted") as worker:
         first, second = worker.run(orders)
     assert first.trace.result == second.trace.result
     (tmp_path / "broken.py").write_text("1 / 0\n")
@@ -232,7 +230,7 @@ def test_modules_are_imported_once(tmp_path):
         ("queue", "another module has its name"),
     ):
         with pytest.raises(ImportError, match=f"cannot import {name} in the sandbox: {reason}"):
-            Worker(sandbox=sandbox, paths=[str(tmp_path)], preload=name)
+            RecordingSandbox(sandbox=sandbox, paths=[str(tmp_path)], preload=name)
 
 
 def test_calls_in_a_module_of_a_package(tmp_path):
@@ -240,9 +238,11 @@ def test_calls_in_a_module_of_a_package(tmp_path):
     (tmp_path / "pack" / "__init__.py").write_text("SCALE = 3\n")
     source = "from . import SCALE\n\ndef main(x):\n    y = x * SCALE\n    return y"
     (tmp_path / "pack" / "part.py").write_text(source)
-    order = Order(source, "main(2)", module="pack.part")
+    order = Run(source, "main(2)", module="pack.part")
     for preload in (None, "pack.part"):
-        with Worker(sandbox="process" if REFUSAL else "bubblewrap", paths=[str(tmp_path)], preload=preload) as worker:
+        with RecordingSandbox(
+            sandbox="process" if REFUSAL else "bubblewrap", paths=[str(tmp_path)], preload=preload
+        ) as worker:
             [answer] = worker.run([order])
         assert answer.trace.result == "6"
         lines = (source + "\ndef main():\n    return main(2)\n").splitlines(keepends=True)
@@ -254,8 +254,8 @@ def test_calls_in_a_module_of_a_package(tmp_path):
 
 def test_closing_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    worker = Worker(sandbox="process" if REFUSAL else "bubblewrap")
-    answers = worker.run([Order(TOTAL, "f([1])"), body("while True:\n    pass")])
+    worker = RecordingSandbox(sandbox="process" if REFUSAL else "bubblewrap")
+    answers = worker.run([Run(TOTAL, "f([1])"), body("while True:\n    pass")])
     next(answers)
     started = time.monotonic()
     worker.close()
