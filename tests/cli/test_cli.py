@@ -546,7 +546,7 @@ def test_mistakes_are_one_sentence(cwd, capsys):
 def test_nothing_is_overwritten(shards, capsys):
     tokens = ["tokenize", "traces", "--tokenizer", "vocabulary", "-o", "shards"]
     assert "already holds token shards" in failure(capsys, *tokens)
-    assert "already holds a vocabulary" in failure(capsys, *tokens, "--train-vocab", "300")
+    assert "already contains a vocabulary" in failure(capsys, *tokens, "--train-vocab", "300")
 
 
 def test_a_vocabulary_without_the_trace_tokens_is_refused(shards, capsys):

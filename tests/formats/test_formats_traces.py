@@ -136,27 +136,30 @@ def test_mistakes_leave_nothing_behind(store, capsys):
     new = "new.cwmtraces"
     for argv, message in [
         (("export", "none.cwmtraces", "x.jsonl"), "none.cwmtraces: No such file or directory"),
-        (("export", str(store), "there.jsonl"), "there.jsonl: is there already, and never overwritten"),
-        (("export", str(store), "x.csv"), "x.csv: the name must end in .parquet or .jsonl"),
+        (("export", str(store), "there.jsonl"), "there.jsonl: exists already; it is never overwritten"),
+        (("export", str(store), "x.csv"), "x.csv: expected a name that ends in .parquet or .jsonl"),
         (("export", "there.jsonl", "x.jsonl"), "there.jsonl: not a trace store (wrong magic)"),
         (("export", str(store), "none/x.jsonl"), "No such file or directory"),
-        (("import", "twice.jsonl", str(store)), f"{store}: is there already, and never overwritten"),
-        (("import", "twice.jsonl", "x.jsonl"), "x.jsonl: the name must end in .cwmtraces"),
+        (("import", "twice.jsonl", str(store)), f"{store}: exists already; it is never overwritten"),
+        (("import", "twice.jsonl", "x.jsonl"), "x.jsonl: expected a name that ends in .cwmtraces"),
         (("import", "twice.jsonl", new), 'twice.jsonl: trace 0 has the key "a" already'),
         (
             ("import", "broken.jsonl", new),
             "broken.jsonl, line 2: not a stored trace: it does not begin with the header",
         ),
-        (("import", "other.jsonl", new), "other.jsonl, line 1: there is no 'trace'; only what `cwm export` wrote can"),
+        (
+            ("import", "other.jsonl", new),
+            "other.jsonl, line 1: no column 'trace'; only files that `cwm export` wrote can",
+        ),
         (("import", "array.jsonl", new), "array.jsonl, line 1: not a JSON object, but a list"),
         (("import", "cut.jsonl", new), "cut.jsonl, line 1: not JSON: Unterminated string"),
         (
             ("import", "utf8.jsonl", new),
             "utf8.jsonl, line 1: not JSON: 'utf-8' codec can't decode byte 0xff in position 1",
         ),
-        (("import", "keys.jsonl", new), "keys.jsonl, line 1: key must be a string or null, metadata a JSON object"),
-        (("import", "meta.jsonl", new), "meta.jsonl, line 1: key must be a string or null, metadata a JSON object"),
-        (("import", "none", new), "none: the name must end in .parquet or .jsonl or .cwmtraces or .cwmtrace"),
+        (("import", "keys.jsonl", new), "keys.jsonl, line 1: expected key to be a string or null and metadata"),
+        (("import", "meta.jsonl", new), "meta.jsonl, line 1: expected key to be a string or null and metadata"),
+        (("import", "none", new), "none: expected a name that ends in .parquet or .jsonl or .cwmtraces or .cwmtrace"),
         (("import", "none.jsonl", new), "none.jsonl: No such file or directory"),
         (("import", "empty", new), "empty: no *.cwmtrace or *.cwmtraces file in this folder"),
     ]:

@@ -12,7 +12,7 @@ import cwm_core as cwm
 import numpy as np
 import pytest
 from cwm_core.data import describe
-from cwm_core.formats.megatron import MegatronWriter, write
+from cwm_core.formats.megatron import MegatronWriter, write_megatron
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -166,13 +166,13 @@ def test_shards_become_a_dataset(tmp_path):
     with cwm.ShardWriter(tmp_path / "shards", 300) as writer:
         writer.add([1, 2, 3], source="a", spans={"x": [[0, 1]]})
         writer.add([4])
-    assert write(tmp_path / "text_document", cwm.Shards(tmp_path / "shards")) == 2
+    assert write_megatron(tmp_path / "text_document", cwm.Shards(tmp_path / "shards")) == 2
     assert decode(tmp_path / "text_document") == ([[1, 2, 3], [4]], "<u2")
-    with pytest.raises(FileExistsError, match=r"text_document\.bin is there already"):
-        write(tmp_path / "text_document", cwm.Shards(tmp_path / "shards"))
-    with pytest.raises(ValueError, match="the vocabulary is not known"):
-        write(tmp_path / "again", cwm.Shards(tmp_path / "text_document"))
-    assert write(tmp_path / "again", cwm.Shards(tmp_path / "text_document", vocab_size=70_000)) == 2
+    with pytest.raises(FileExistsError, match=r"text_document\.bin exists already"):
+        write_megatron(tmp_path / "text_document", cwm.Shards(tmp_path / "shards"))
+    with pytest.raises(ValueError, match="the vocabulary is unknown"):
+        write_megatron(tmp_path / "again", cwm.Shards(tmp_path / "text_document"))
+    assert write_megatron(tmp_path / "again", cwm.Shards(tmp_path / "text_document", vocab_size=70_000)) == 2
     assert decode(tmp_path / "again") == ([[1, 2, 3], [4]], "<i4")
 
 
@@ -180,10 +180,10 @@ def test_masks_are_not_lost_unasked(tmp_path):
     with cwm.ShardWriter(tmp_path / "shards", 300) as writer:
         writer.add([1])
         writer.add([2, 3], [True, False])
-    with pytest.raises(ValueError, match="document 1 has tokens that are not to be learned"):
-        write(tmp_path / "new", cwm.Shards(tmp_path / "shards"))
+    with pytest.raises(ValueError, match="document 1 has tokens outside the loss"):
+        write_megatron(tmp_path / "new", cwm.Shards(tmp_path / "shards"))
     assert os.listdir(tmp_path) == ["shards"]
-    assert write(tmp_path / "new", cwm.Shards(tmp_path / "shards"), drop_masks=True) == 2
+    assert write_megatron(tmp_path / "new", cwm.Shards(tmp_path / "shards"), drop_masks=True) == 2
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_masks_are_not_lost_unasked(tmp_path):
     [
         ([1, 128], ValueError, "token 1 has id 128, outside the vocabulary of 128"),
         ([-1], ValueError, "token 0 has id -1"),
-        ([], ValueError, "1 to 2147483647 tokens, not 0"),
+        ([], ValueError, "1 to 2147483647 tokens, got 0"),
         ([[1]], ValueError, "one dimension"),
         ([1.0], TypeError, "float64"),
     ],

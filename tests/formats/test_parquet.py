@@ -94,7 +94,7 @@ def test_every_row_is_a_document(table, group, batch, cut):
         )
         assert seen[-1] == (rows, rows) and seen == sorted(seen)
         tokens = sum(len(ids) for ids, *_ in expected)
-        assert done == parquet.Imported(len(expected), tokens, len(expected), tokens, rows - len(expected))
+        assert done == parquet.ImportResult(len(expected), tokens, len(expected), tokens, rows - len(expected))
         if expected:
             assert read(f"{folder}/shards") == expected
 
@@ -139,7 +139,7 @@ def test_an_interrupted_import_goes_on(tmp_path, monkeypatch):
     assert (again.documents, again.new_documents, again.empty_rows) == (len(full), 0, 500 - len(full))
     with pytest.raises(ValueError, match=r"100\.parquet: row \d+: not document \d+ of the shards"):
         import_parquet(files[1:], tmp_path / "shards", 1000)
-    with pytest.raises(ValueError, match=r"holds \d+ documents more than the files have"):
+    with pytest.raises(ValueError, match=r"has \d+ more documents than the files"):
         import_parquet(files[:4], tmp_path / "shards", 1000)
     assert [ids for ids, *_ in read(tmp_path / "shards")] == full
 
@@ -156,10 +156,10 @@ LISTS = pa.list_(pa.int64())
 @pytest.mark.parametrize(
     ("columns", "kinds", "message"),
     [
-        ({"ids": [[1]]}, {}, r"no column 'input_ids'; there are ids"),
-        ({"input_ids": [1, 2]}, {}, "column 'input_ids' must be of lists, not int64"),
-        ({"input_ids": [[1.0]]}, {}, "must be of lists of integers, not of double"),
-        ({"input_ids": [[True]]}, {}, "must be of lists of integers, not of bool"),
+        ({"ids": [[1]]}, {}, r"no column 'input_ids'; the file has ids"),
+        ({"input_ids": [1, 2]}, {}, "column 'input_ids' must contain lists, got int64"),
+        ({"input_ids": [[1.0]]}, {}, "must contain lists of integers, got lists of double"),
+        ({"input_ids": [[True]]}, {}, "must contain lists of integers, got lists of bool"),
         ({"input_ids": [[1], None]}, {}, "row 1: column 'input_ids' is null"),
         ({"input_ids": [[1], [], [2, None]]}, {}, "row 2: column 'input_ids' has a null at token 1"),
         ({"input_ids": [[1], [], [2, 10]]}, {}, "row 2: token 1 has id 10, outside the vocabulary of 10"),
@@ -167,29 +167,29 @@ LISTS = pa.list_(pa.int64())
         (
             {"input_ids": [[1], [2**63]]},
             {"input_ids": pa.list_(pa.uint64())},
-            "row 1: id 9223372036854775808, outside any vocabulary, at token 0",
+            "row 1: id 9223372036854775808 is too large for any vocabulary at token 0",
         ),
         (
             {"input_ids": [[1], [1, 2]], "labels": [[1], [1]]},
             {},
             "row 1: column 'labels' has 1 entries for 2 tokens",
         ),
-        ({"input_ids": [[1], [1, 2]], "labels": [[1], [-100, 1]]}, {}, "row 1: label 1 for id 2 at token 1"),
-        ({"input_ids": [[1], [1, 2]], "labels": [[1], [1, -1]]}, {}, "row 1: label -1 for id 2 at token 1"),
-        ({"input_ids": [[1]], "labels": [[1.0]]}, {}, "column 'labels' must be of lists of integers"),
+        ({"input_ids": [[1], [1, 2]], "labels": [[1], [-100, 1]]}, {}, "row 1: label 1 differs from id 2 at token 1"),
+        ({"input_ids": [[1], [1, 2]], "labels": [[1], [1, -1]]}, {}, "row 1: label -1 differs from id 2 at token 1"),
+        ({"input_ids": [[1]], "labels": [[1.0]]}, {}, "column 'labels' must contain lists of integers"),
         ({"input_ids": [[1]], "labels": [None]}, {"labels": LISTS}, "row 0: column 'labels' is null"),
         (
             {"input_ids": [[1, 2]], "loss_mask": [[1, 2]]},
             {},
-            "row 0: column 'loss_mask' must be 0 or 1, not 2 at token 1",
+            "row 0: column 'loss_mask' must be 0 or 1, got 2 at token 1",
         ),
         (
             {"input_ids": [[1], [1, 2, 3]], "attention_mask": [[0], [0, 1, 1]]},
             {},
-            "row 1: padding is not at the end: there is a token at token 1",
+            "row 1: padding must be at the end: token after padding at token 1",
         ),
-        ({"input_ids": [[1, 2, 3]], "attention_mask": [[1, 0, 1]]}, {}, "row 0: padding is not at the end"),
-        ({"input_ids": [[1]], "where": [3]}, {}, "column 'where' must be of strings, not int64"),
+        ({"input_ids": [[1, 2, 3]], "attention_mask": [[1, 0, 1]]}, {}, "row 0: padding must be at the end"),
+        ({"input_ids": [[1]], "where": [3]}, {}, "column 'where' must contain strings, got int64"),
         ({"input_ids": [[1], [2]], "where": ["a", None]}, {}, "row 1: the source is null"),
     ],
 )
@@ -211,11 +211,11 @@ def test_damaged_files_are_named(tmp_path):
         with pytest.raises(ValueError, match=r"bad\.parquet: "):
             import_parquet(path, tmp_path / "shards", 10)
     path.write_bytes(intact[:5000] + bytes([intact[5000] ^ 1]) + intact[5001:])
-    with pytest.raises(ValueError, match=r"bad\.parquet: damaged at row 0 or after"):
+    with pytest.raises(cwm.DamagedFileError, match=r"bad\.parquet: damaged at row 0 or after"):
         import_parquet(path, tmp_path / "shards", 10)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         import_parquet(tmp_path / "nowhere.parquet", tmp_path / "shards", 10)
-    with pytest.raises(ValueError, match="no files"):
+    with pytest.raises(ValueError, match="expected at least one file"):
         import_parquet([], tmp_path / "shards", 10)
 
 
@@ -229,11 +229,11 @@ def test_adding_many_equals_adding_each(data):
     with tempfile.TemporaryDirectory() as folder:
         with cwm.ShardWriter(f"{folder}/one", 70_001, shard_tokens=50) as writer:
             for i, ids in enumerate(documents):
-                writer.add(ids, None if masks is None else masks[i], "xyz"[0 if tags is None else tags[i]])
+                writer.add(ids, None if masks is None else masks[i], list("xyz")[0 if tags is None else tags[i]])
         with cwm.ShardWriter(f"{folder}/many", 70_001, shard_tokens=50) as writer:
             ids, offsets = np.array(list(chain(*documents)), dtype=dtype), np.cumsum([0, *map(len, documents)])
             mask = None if masks is None else np.array(list(chain(*masks)), dtype=bool)
-            writer.add_many(ids, offsets, mask, "xyz", tags)
+            writer.add_many(ids, offsets, mask, list("xyz"), tags)
         names = sorted(os.listdir(f"{folder}/one"))
         assert names == sorted(os.listdir(f"{folder}/many"))
         for name in names:

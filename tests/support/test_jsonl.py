@@ -1,4 +1,4 @@
-"""Files of JSON lines as people have them, read by every reader of the package."""
+"""JSON Lines files in all forms that occur, read by every reader of the package."""
 
 import gzip
 import io
@@ -6,10 +6,11 @@ import json
 import sys
 
 import pytest
+from cwm_core import DamagedFileError
 from cwm_core.corpus.contests import read_contests
 from cwm_core.corpus.functions.sources import read_sources
 from cwm_core.data.documents import read_items
-from cwm_core.environments import Task, read_tasks
+from cwm_core.environments import Task, Trajectory, TrajectoryWriter, Turn, read_tasks
 from cwm_core.environments.issues import read_issues
 from cwm_core.evaluation.problems import read_problems
 from cwm_core.support.jsonl import is_jsonl, read_rows
@@ -75,7 +76,7 @@ def test_lines_are_numbered_as_an_editor_does(tmp_path):
 )
 def test_what_cannot_be_read_is_named(data, why, tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(data)
-    with pytest.raises(ValueError, match=rf"rows\.jsonl.*{why}"):
+    with pytest.raises(DamagedFileError, match=rf"rows\.jsonl.*{why}"):
         list(read_rows(tmp_path / "rows.jsonl"))
 
 
@@ -122,3 +123,23 @@ def test_every_reader_names_the_line_of_what_is_nested_too_deeply(read, row, tmp
     (tmp_path / "rows.jsonl").write_bytes(json.dumps(row).encode() + b"\n" + b"[" * 200_000)
     with pytest.raises(ValueError, match=r"line 2.*nested too deeply"):
         list(read(tmp_path / "rows.jsonl"))
+
+
+def test_compressed_trajectories_are_those_of_the_plain_file(tmp_path):
+    messages = ({"role": "user", "content": "task"},)
+    with TrajectoryWriter(tmp_path / "rollouts.jsonl") as writer:
+        for name, failure in (("a", None), ("b", "failed"), ("c", None)):
+            turns = (Turn(f"action {name}", "observation"),)
+            end = "done" if failure is None else "failed"
+            writer.add(Trajectory(name, Task("t", "task"), 0, {}, messages, turns, 1.0, "passed", end, failure))
+    expected = [item.content for item in read_items(tmp_path / "rollouts.jsonl")]
+    assert [trajectory.name for trajectory in expected] == ["a", "c"]
+    data = (tmp_path / "rollouts.jsonl").read_bytes()
+    for name, compressed in {
+        "rollouts.jsonl.gz": gzip.compress(data),
+        "rollouts.jsonl.zst": zstd.compress(data),
+    }.items():
+        (tmp_path / name).write_bytes(compressed)
+        items = list(read_items(tmp_path / name))
+        assert [item.content for item in items] == expected
+        assert [item.where for item in items] == [f"{tmp_path / name}, line {line}" for line in (1, 3)]

@@ -16,20 +16,21 @@ def add_import(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _import,
-        "Put traces into a new store, or token ids into shards: from Parquet, JSONL and other files.",
+        "Import traces into a new store, or token ids into shards, from Parquet, JSONL, and other files.",
         "cwm import traces/ more.parquet all.cwmtraces\n  cwm import ids.parquet shards --tokenizer vocabulary",
-        "Into a store go Parquet and JSONL files that `cwm export` wrote, other stores, single traces and folders; a\n"
-        "single trace in a folder gets its path for a key. Any other OUT is a folder of shards, into it go Parquet\n"
-        "files with a column of token ids, or what is missing of them after an interruption.\n"
-        "Parquet needs pyarrow: run pip install '.[parquet]' in a checkout of cwm-core.",
+        "If OUT ends in .cwmtraces, the inputs are Parquet and JSONL files that `cwm export` wrote, other stores,\n"
+        "single traces, and folders. The key of a single trace in a folder is its path.\n"
+        "Any other OUT is a folder of shards, and the inputs are Parquet files with a column of token ids. Run the\n"
+        "same command again to resume an interrupted import.\n"
+        "Parquet files require pyarrow: run pip install '.[parquet]' in a checkout of cwm-core.",
     )
     parser.add_argument(
         "sources", nargs="+", type=Path, metavar="IN", help="*.parquet, *.jsonl, *.cwmtraces, *.cwmtrace, or a folder"
     )
-    parser.add_argument("output", type=Path, metavar="OUT", help="*.cwmtraces to write, or a folder of shards")
-    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="of token ids: the vocabulary they are of")
-    parser.add_argument("--ids", metavar="COLUMN", default="input_ids", help="of token ids (default: input_ids)")
-    parser.add_argument("--source", metavar="COLUMN", help="of token ids: the documents' source tags")
+    parser.add_argument("output", type=Path, metavar="OUT", help="store to write (*.cwmtraces), or folder of shards")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="vocabulary of the token ids")
+    parser.add_argument("--ids", metavar="COLUMN", default="input_ids", help="column of token ids (default: input_ids)")
+    parser.add_argument("--source", metavar="COLUMN", help="column with the sources of the documents (token ids only)")
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -42,7 +43,7 @@ def _import(args: argparse.Namespace) -> int:
     from cwm_core.formats.parquet import import_parquet
 
     if args.tokenizer is None:
-        args.error(f"--tokenizer is missing: OUT is a folder of shards unless it ends in {STORE}")
+        args.error(f"--tokenizer is required: OUT is a folder of shards because it does not end in {STORE}")
     tokenizer = load_tokenizer(args.tokenizer)
     with counter(args, "rows") as show:
         progress_of_rows = (lambda done, _: show(done)) if show else None
@@ -58,23 +59,30 @@ def add_export(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _export,
-        "Write the traces of a store, or shards, to a file that other tools read.",
+        "Export a trace store or token shards to a format that other tools read.",
         "cwm export all.cwmtraces all.parquet\n  cwm export shards/traces traces_document.idx --drop-masks",
-        "Traces go to Parquet or JSONL, and come back by `cwm import`: a row holds key, source, licence, outcome,\n"
-        "frames, context, text, metadata, and the trace itself, lossless. Shards go to Megatron's indexed dataset,\n"
-        "OUT.idx and OUT.bin, which has no place for sources, spans and masks.\n"
-        "Parquet needs pyarrow: run pip install '.[parquet]' in a checkout of cwm-core.",
+        "A trace store is exported to Parquet or JSONL, which `cwm import` reads back without loss. The columns are\n"
+        "key, source, licence, outcome, frames, context, text, metadata, and trace (the lossless form).\n"
+        "Token shards are exported to a Megatron indexed dataset, OUT.idx and OUT.bin. That format has no sources,\n"
+        "spans, and loss masks.\n"
+        "Parquet files require pyarrow: run pip install '.[parquet]' in a checkout of cwm-core.",
     )
-    parser.add_argument("input", type=Path, metavar="IN", help="*.cwmtraces, or a folder of shards")
-    parser.add_argument("output", type=Path, metavar="OUT", help="*.parquet, *.jsonl or *.idx; never overwritten")
-    parser.add_argument("--drop-masks", action="store_true", help="to *.idx: let all tokens be learned")
+    parser.add_argument("input", type=Path, metavar="IN", help="trace store (*.cwmtraces), or folder of shards")
+    parser.add_argument(
+        "output", type=Path, metavar="OUT", help="file to write: *.parquet, *.jsonl, or *.idx; never overwritten"
+    )
+    parser.add_argument(
+        "--drop-masks",
+        action="store_true",
+        help="for *.idx: export documents with masked tokens and put all tokens in the loss",
+    )
 
 
 def _export(args: argparse.Namespace) -> int:
     if args.output.suffix == ".idx":
         from cwm_core.formats import megatron
 
-        count = megatron.write(args.output.with_suffix(""), Shards(args.input), drop_masks=args.drop_masks)
+        count = megatron.write_megatron(args.output.with_suffix(""), Shards(args.input), drop_masks=args.drop_masks)
         say(args, f"{args.output}: {count:,} documents")
         return OK
     with counter(args) as progress:

@@ -23,21 +23,20 @@ def add_tokenize(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _tokenize,
-        "Turn traces, texts, chats and trajectories into a folder of token shards, ready for training.",
+        "Tokenize traces, texts, chats, and trajectories into a folder of token shards for training.",
         "cwm tokenize traces/ --tokenizer vocabulary --train-vocab 4096 -o shards",
-        "Rows of JSONL and Parquet files have messages (a chat), a trace (as `cwm export` writes it) or text.\n"
-        "All of a text is learned, of a chat what the assistant says, and of a trace what follows its first frame:\n"
-        "what stands before that is the prompt of a prediction. Of a trajectory, as `cwm agent` writes it, actions\n"
-        "are learned, and half of the observations, chosen at random. A document's source is that of its metadata in\n"
-        "a store or its row's, else the name of the folder that its file lies in. Of a folder that holds traces or\n"
-        "stores, only these are read; of another, its JSONL and Parquet files.",
+        "A row of a JSONL or Parquet file has the column `messages` (a chat), `trace` (from `cwm export`), or `text`.\n"
+        "The loss covers all tokens of a text, the assistant's messages of a chat, the tokens of a trace after its\n"
+        "first frame, and the actions and a random half of the observations of a trajectory (from `cwm agent`).\n"
+        "The source of a document is the `source` of its metadata or row, else the name of the folder of its file.\n"
+        "A folder with traces or stores is read for these only, another folder for its JSONL and Parquet files.",
     )
     parser.add_argument(
         "inputs",
         nargs="+",
         type=Path,
         metavar="IN",
-        help="*.cwmtrace, *.cwmtraces, *.jsonl (also .gz and .zst), *.parquet, a folder of these, - for JSONL on stdin",
+        help="*.cwmtrace, *.cwmtraces, *.jsonl (also .gz or .zst), *.parquet, a folder, or - for JSONL on stdin",
     )
     parser.add_argument(
         "--tokenizer",
@@ -51,17 +50,17 @@ def add_tokenize(verbs: Any) -> None:
         "--train-vocab",
         type=positive,
         metavar="N",
-        help="first learn a vocabulary of N ordinary tokens (256 special ones are added) and save it to FOLDER",
+        help="first train a vocabulary of N ordinary tokens, add 256 special tokens, and save it to FOLDER",
     )
     parser.add_argument(
         "--pattern",
         metavar="PATTERN",
-        help=f"how --train-vocab splits text: {', '.join(PATTERNS)}, or a regular expression (default: llama3)",
+        help=f"split pattern for --train-vocab: {', '.join(PATTERNS)}, or a regular expression (default: llama3)",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on behind the shards that an interrupted run over the same files left",
+        help="resume an interrupted run over the same files: append to its shards",
     )
 
     parser.add_argument(
@@ -74,9 +73,15 @@ def add_tokenize(verbs: Any) -> None:
 
     rollouts = parser.add_argument_group("trajectories")
     rollouts.add_argument(
-        "--observations", type=share, default=0.5, metavar="P", help="part of the observations to learn (default: 0.5)"
+        "--observations",
+        type=share,
+        default=0.5,
+        metavar="P",
+        help="share of the observations in the loss (default: 0.5)",
     )
-    rollouts.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of which ones (default: 0)")
+    rollouts.add_argument(
+        "--seed", type=not_negative, default=0, metavar="N", help="seed of the choice of observations (default: 0)"
+    )
     rollouts.add_argument(
         "--max-jaccard",
         type=share,
@@ -90,15 +95,17 @@ def _tokenize(args: argparse.Namespace) -> int:
     from cwm_core.environments.documents import TrajectoryKind
 
     if args.pattern and not args.train_vocab:
-        args.error("--pattern is for --train-vocab; a stored vocabulary has its own")
+        args.error("--pattern requires --train-vocab; an existing vocabulary has its own pattern")
     pattern = resolve_pattern(args.pattern or "llama3")
     kinds = document_kinds([*args.kind, TrajectoryKind(seed=args.seed, observations=args.observations)])
     files = list(document_files(args.inputs, kinds))
     if args.train_vocab and Path(STDIN) in files:
-        args.error("--train-vocab reads its input twice, which standard input cannot be; write it to a file first")
+        args.error(
+            "--train-vocab reads its input twice, so it cannot read standard input; write the input to a file first"
+        )
     if args.train_vocab:
         if args.tokenizer.is_file() or (args.tokenizer / "tokenizer.json").exists():
-            raise ValueError(f"{args.tokenizer} already holds a vocabulary; leave out --train-vocab to use it")
+            raise ValueError(f"{args.tokenizer} already contains a vocabulary; remove --train-vocab to use it")
         texts = (text for file in files for item in read_items(file, kinds) for text in item.texts())
         tokenizer = Tokenizer.train(texts, args.train_vocab, pattern=pattern)
         tokenizer.save(args.tokenizer)

@@ -42,11 +42,13 @@ def encode_trajectory(
     if not 0 <= observations <= 1:
         raise ValueError(f"the part of observations to learn must be between 0 and 1, not {observations}")
     start, _ = tokenizer.encode_chat([])
-    parts, masks, at, drawn = [start], [np.zeros(len(start), np.bool_)], len(start), 0
+    parts, at, drawn = [start], len(start), 0
+    masks: list[NDArray[np.bool_]] = [np.zeros(len(start), np.bool_)]
     spans: dict[str, list[tuple[int, int]]] = {"action": [], "observation": []}
     for number, message in enumerate(trajectory.conversation()):
         # Every text of a chat is encoded by itself, so that the messages' tokens are the chat's.
-        ids, mask = (part[len(start) :] for part in tokenizer.encode_chat([message]))
+        chat_ids, chat_mask = tokenizer.encode_chat([message])
+        ids, mask = chat_ids[len(start) :], chat_mask[len(start) :]
         if number >= len(trajectory.messages):
             if message["role"] == "assistant":
                 content = len(ids) - int(mask.sum())

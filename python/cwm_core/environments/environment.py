@@ -3,7 +3,7 @@
 import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -11,10 +11,10 @@ from ..machines import Backend, Machine, SandboxBackend
 from ..machines.shell import Shell
 from .history import forget_history
 from .profile import DEFAULT, Profile
-from .rewards import judge
+from .rewards import RewardFunction, judge
 from .submissions import apply_submission
 from .tasks import Task
-from .tools import ActionError, Call, parse_action, parse_create, parse_edit
+from .tools import ActionError, Call, Tool, parse_action, parse_create, parse_edit, tools_by_name
 
 HOW_TO_DIFF = (
     "It must apply to the repository as it was at the start. "
@@ -77,12 +77,25 @@ class Environment:
         profile: Profile = DEFAULT,
         *,
         count_tokens: Callable[[str], int] | None = None,
+        tools: Iterable[Tool] = (),
+        reward: RewardFunction = judge,
         **changes: Any,
     ) -> None:
-        """Set up; `backend` None is `SandboxBackend()`, `changes` are fields of `profile`, such as ``max_turns=20``.
+        """Set up an environment without an episode.
 
-        `count_tokens` is how long a text is for the model; without it the context is not watched.
+        Args:
+            backend: Opens the machines; None is `SandboxBackend()`.
+            profile: Limits of an episode.
+            count_tokens: Returns the number of tokens of a text. Without it, the length of the context is not limited.
+            tools: Tools in addition to the built-in ones.
+            reward: Judges the submitted diff.
+            **changes: Fields of `profile` to replace, such as ``max_turns=20``.
+
+        Raises:
+            TypeError: `profile` has no such field.
+            ValueError: As `tools_by_name`.
         """
+        self._tools, self._reward = tools_by_name(tools), reward
         self._backend = SandboxBackend() if backend is None else backend
         self._profile = replace(profile, **changes)
         self._count_tokens = count_tokens
@@ -124,7 +137,13 @@ class Environment:
         except BaseException:
             machine.close()
             raise
-        other = Environment(self._backend, self._profile, count_tokens=self._count_tokens)
+        other = Environment(
+            self._backend,
+            self._profile,
+            count_tokens=self._count_tokens,
+            tools=self._tools.values(),
+            reward=self._reward,
+        )
         folder = episode.folder and episode.folder.replace(episode.machine.root, machine.root)
         other._episode = replace(episode, machine=machine, shell=shell, folder=folder)
         other.trajectory = list(self.trajectory)
@@ -140,7 +159,7 @@ class Environment:
         started = time.monotonic()
         call, exit_code, malformed = None, None, False
         try:
-            call = parse_action(action_text)
+            call = parse_action(action_text, self._tools)
             said, exit_code = self._call(episode, call) if call else ("", None)
         except ActionError as error:
             said, malformed = str(error), True
@@ -158,7 +177,7 @@ class Environment:
         reward = 0.0
         if episode.done:
             episode.shell.close()
-            verdict = judge(episode.task, episode.diff, self._backend, seconds=profile.command_seconds)
+            verdict = self._reward(episode.task, episode.diff, self._backend, seconds=profile.command_seconds)
             reward, info["test"] = verdict.value, verdict.reason
         return Transition(observation, reward, episode.done, info)
 
@@ -171,6 +190,11 @@ class Environment:
         """Run a tool: what the model is told, and the exit code if it was a command."""
         if call.tool == "bash":
             return self._bash(episode, call.content)
+        if tool := self._tools.get(call.tool):
+            try:
+                return _shown(tool(episode.machine, call.content)), None
+            except ValueError as error:
+                return _shown(str(error)), None
         said = self._use_file(episode, call)
         root = episode.machine.root
         if episode.folder not in (None, root):

@@ -1,7 +1,7 @@
 """Whether a submitted diff does what a task asked for, and how near it is to the known solution."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 from ..machines import Backend, Machine
 from ..machines.applying import apply_diff
@@ -26,6 +26,21 @@ class Reward:
     pass_to_pass: dict[str, Outcome] = field(default_factory=dict)
     similarity: float | None = None
     ignored: dict[str, str] = field(default_factory=dict)
+
+
+class RewardFunction(Protocol):
+    """Judges the diff that an agent submitted; `judge` is the default."""
+
+    def __call__(self, task: Task, diff: bytes | None, backend: Backend, /, *, seconds: float) -> Reward:
+        """Return the reward of a diff, which is None if nothing was submitted.
+
+        Args:
+            task: The task that the agent worked on.
+            diff: The submitted diff.
+            backend: Opens fresh machines with the task's repository.
+            seconds: Time limit of each command, in seconds.
+        """
+        ...
 
 
 def judge(

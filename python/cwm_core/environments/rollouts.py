@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -16,7 +17,9 @@ from ..machines import Backend
 from ..support.cluster import ray_cluster
 from .agents import Agent, Budget, Generate, Message, OutOfBudget, Reply, system_prompt
 from .environment import Transition
+from .rewards import RewardFunction
 from .tasks import Task
+from .tools import Tool, tools_by_name
 from .trajectories import Trajectory, TrajectoryWriter, Turn, task_digest
 from .workers import EXTRA_SECONDS, EnvironmentWorker, ProcessWorker, ray_workers
 
@@ -143,6 +146,8 @@ def run_rollouts(
     workers: int | None = None,
     ray: bool = False,
     system: str | None = None,
+    tools: Iterable[Tool] = (),
+    reward: RewardFunction | None = None,
     environment: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[int, int, Trajectory | None], object] | None = None,
@@ -163,7 +168,9 @@ def run_rollouts(
         workers: Rollouts at a time; None: one a processor.
         ray: Let the environments run on a Ray cluster (see `support.cluster.ray_cluster`). The agent stays here. The
             tasks' folders must be there under the same paths.
-        system: As of `rollout`.
+        system: The system message; None is `system_prompt(tools=tools)`, "" is none.
+        tools: Tools in addition to the built-in ones; like `reward`, from a module that worker processes can import.
+        reward: Judges the submitted diffs; None is `judge`.
         environment: More arguments of `Environment`.
         settings: More to record, and to hold against the file's.
         progress: Called with the numbers of rollouts done and of all, and the newest trajectory, at first None.
@@ -172,12 +179,24 @@ def run_rollouts(
     while another run writes to it; KeyboardInterrupt when interrupted.
     """
     budget = budget or Budget()
-    options = {"seconds": budget.seconds, "command_seconds": budget.command_seconds, "max_turns": budget.turns}
+    options: dict[str, Any] = {
+        "seconds": budget.seconds,
+        "command_seconds": budget.command_seconds,
+        "max_turns": budget.turns,
+    }
+    named = tools_by_name(tools)
+    extensions: dict[str, Any] = {}
+    if named:
+        options["tools"] = tuple(named.values())
+        extensions["tools"] = sorted(named)
+    if reward is not None:
+        options["reward"] = reward
+        extensions["reward"] = getattr(reward, "__qualname__", type(reward).__qualname__)
     options |= environment or {}
     jobs = _jobs(tasks, samples, seed)
-    system = system_prompt() if system is None else system
+    system = system_prompt(tools=named.values()) if system is None else system
     digest = hashlib.sha256(system.encode(errors="surrogatepass")).hexdigest()[:16]
-    more = {"system": digest, "seed": seed, **(settings or {})}
+    more = {"system": digest, "seed": seed, **extensions, **(settings or {})}
     Path(folder).mkdir(parents=True, exist_ok=True)
     with TrajectoryWriter(Path(folder) / FILE) as writer:
         _check_same(folder, writer, _settings(agent, budget, more), jobs)
@@ -189,14 +208,12 @@ def run_rollouts(
             return 0
         seconds = budget.seconds + EXTRA_SECONDS
         with contextlib.ExitStack() as stack:
+            connect: Callable[[], EnvironmentWorker]
             if ray:
                 cluster = stack.enter_context(ray_cluster())
                 connect, workers = ray_workers(cluster, backend, options, seconds, workers)
             else:
-
-                def connect() -> EnvironmentWorker:
-                    return ProcessWorker(backend, options, seconds)
-
+                connect = partial(ProcessWorker, backend, options, seconds)
                 workers = workers or os.cpu_count() or 1
 
             def work(worker: EnvironmentWorker, job: _Job) -> Trajectory:
@@ -227,7 +244,9 @@ def _jobs(tasks: Iterable[Task], samples: int, seed: int) -> list[_Job]:
 
 def _settings(agent: Agent, budget: Budget, more: Mapping[str, Any]) -> dict[str, Any]:
     """As a file gives them back. Raises ValueError or TypeError for what JSON does not have."""
-    return json.loads(json.dumps({**agent.settings, "budget": asdict(budget), **more}, allow_nan=False))
+    text = json.dumps({**agent.settings, "budget": asdict(budget), **more}, allow_nan=False)
+    settings: dict[str, Any] = json.loads(text)
+    return settings
 
 
 def _check_same(

@@ -73,18 +73,22 @@ class ProcessWorker:
             os.close(watched)
         self._closing = threading.Lock()
         try:
-            self._connection.send((sys.path, backend, dict(options)))
+            # First the path: what comes next may be of modules that are found only there.
+            self._connection.send([*sys.path, os.getcwd()])
+            self._connection.send((backend, dict(options)))
         except BaseException:
             self.close()
             raise
 
     def start(self, task: Task) -> str:
         """See `EnvironmentWorker.start`."""
-        return self._ask("start", task)
+        observation: str = self._ask("start", task)
+        return observation
 
     def step(self, action: str) -> Transition:
         """See `EnvironmentWorker.step`."""
-        return self._ask("step", action)
+        transition: Transition = self._ask("step", action)
+        return transition
 
     def _ask(self, what: str, argument: Any) -> Any:
         try:
@@ -127,7 +131,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit an ignored one
     with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):
         threading.Thread(target=_interrupt_at_end_of, args=(watched,), daemon=True).start()
-        sys.path[:], backend, options = connection.recv()
+        sys.path[:] = connection.recv()
+        backend, options = connection.recv()
         with Environment(backend, **options) as environment:
             while True:
                 what, argument = connection.recv()
@@ -159,17 +164,19 @@ class RayWorker:
         """Ask Ray for a place that has `cpus` processors left."""
         import ray
 
-        self._ray = ray
-        actor = ray.remote(num_cpus=cpus, max_restarts=0)(ProcessWorker)
-        self._actor = actor.remote(backend, dict(options), seconds)
+        self._ray: Any = ray
+        actor: Any = ray.remote(num_cpus=cpus, max_restarts=0)(ProcessWorker)
+        self._actor: Any = actor.remote(backend, dict(options), seconds)
 
     def start(self, task: Task) -> str:
         """See `EnvironmentWorker.start`."""
-        return self._get(self._actor.start.remote(task))
+        observation: str = self._get(self._actor.start.remote(task))
+        return observation
 
     def step(self, action: str) -> Transition:
         """See `EnvironmentWorker.step`."""
-        return self._get(self._actor.step.remote(action))
+        transition: Transition = self._get(self._actor.step.remote(action))
+        return transition
 
     def _get(self, reference: Any) -> Any:
         try:

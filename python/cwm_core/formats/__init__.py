@@ -1,1 +1,1 @@
-"""Convert traces and token shards from and to other file formats: Parquet, JSONL, Megatron's indexed datasets."""
+"""Convert traces and token shards to and from other file formats: Parquet, JSONL, and Megatron indexed datasets."""

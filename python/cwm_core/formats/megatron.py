@@ -1,6 +1,6 @@
-"""Megatron's indexed dataset, ``PREFIX.bin`` and ``PREFIX.idx``: ``MegatronWriter`` and ``write``.
+"""Write Megatron indexed datasets: `PREFIX.bin` and `PREFIX.idx`.
 
-``Shards`` and ``PackedLoader`` read it as it is.
+`Shards` and `PackedLoader` read these datasets in place.
 """
 
 from __future__ import annotations
@@ -20,35 +20,39 @@ from numpy.typing import ArrayLike, NDArray
 from ..data.shards import HasVocabSize, Path, Shards, vocabulary_of
 from ..support.files import sync
 
-# The layout is described in `rust/packing/src/megatron.rs`.
+# `rust/packing/src/megatron.rs` describes the layout.
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
-# Megatron stores a vocabulary below this size in 16 bits (`DType.optimal_dtype`).
+# Megatron stores ids of smaller vocabularies in 16 bits (`DType.optimal_dtype`).
 _SHORT = 65_500
 _LONGEST = 2**31 - 1
 _WRITE_BYTES = 1 << 20
 
 
 class MegatronWriter:
-    """Writes documents to ``PREFIX.bin`` and ``PREFIX.idx``, one sequence a document.
+    """Writes documents to `PREFIX.bin` and `PREFIX.idx`, one sequence per document.
 
-    A token takes 2 bytes if the vocabulary has fewer than 65,500 ids, else 4, as Megatron chooses. The files appear
-    under their names, the index last, when they are complete and on disk. Leaving the ``with`` block by an exception,
-    or never closing the writer, leaves nothing.
+    A token takes 2 bytes if the vocabulary has fewer than 65,500 ids, else 4, as in Megatron. Both files appear once
+    they are complete and on disk, the index last. If an exception leaves the `with` block, or the writer is never
+    closed, no files remain.
     """
 
     def __init__(self, prefix: Path, vocab_size: int | HasVocabSize) -> None:
-        """Begin ``PREFIX.bin`` and ``PREFIX.idx``; the folder is created if need be.
+        """Create a writer, and the folder of the files if it does not exist.
 
-        ``vocab_size``: the number of ids, or a tokenizer.
+        Args:
+            prefix: Path of both files without `.bin` and `.idx`.
+            vocab_size: Number of ids, or a tokenizer.
 
-        Raises FileExistsError if one of the files is there, OSError if they cannot be written and ValueError for an
-        impossible size.
+        Raises:
+            FileExistsError: One of the files exists.
+            OSError: The files cannot be written.
+            ValueError: The vocabulary size is out of range.
         """
         self._vocab_size = vocabulary_of(vocab_size)
         if not 1 <= self._vocab_size <= 2**31:
-            raise ValueError(f"vocab_size must be 1 to {2**31}, not {self._vocab_size}")
+            raise ValueError(f"vocab_size must be 1 to {2**31}, got {self._vocab_size}")
         self._dtype = np.dtype(np.uint16 if self._vocab_size < _SHORT else np.int32)
         prefix = FilePath(prefix)
         self._data, self._index = (
@@ -64,30 +68,35 @@ class MegatronWriter:
 
     @property
     def documents(self) -> int:
-        """Documents added."""
+        """Number of documents added."""
         return len(self._lengths)
 
     @property
     def tokens(self) -> int:
-        """Tokens added."""
+        """Number of tokens added."""
         return self._tokens
 
     def add(self, ids: ArrayLike) -> None:
-        """Add one document.
+        """Add a document.
 
-        ``ids``: integers [n], n at least 1.
+        After an OSError, the writer is closed. After another exception, the writer is unchanged.
 
-        Raises ValueError for an id outside the vocabulary, no ids or more than 2^31 - 1, and TypeError for another
-        dtype; such a document changes nothing. After an OSError the writer is closed.
+        Args:
+            ids: Integers of shape [n], n at least 1.
+
+        Raises:
+            ValueError: The document is empty or longer than 2^31 - 1 tokens, or an id is outside the vocabulary.
+            TypeError: The ids are not integers.
+            OSError: The data cannot be written.
         """
         file = self._open_file()
         tokens = np.asarray(ids)
         if tokens.ndim != 1:
-            raise ValueError(f"ids must have one dimension, not {tokens.ndim}")
+            raise ValueError(f"ids must have one dimension, got {tokens.ndim}")
         if not 1 <= len(tokens) <= _LONGEST:
-            raise ValueError(f"a document needs 1 to {_LONGEST} tokens, not {len(tokens)}")
+            raise ValueError(f"a document must have 1 to {_LONGEST} tokens, got {len(tokens)}")
         if tokens.dtype.kind not in "iu":
-            raise TypeError(f"ids must be integers, not {tokens.dtype}")
+            raise TypeError(f"ids must be integers, got {tokens.dtype}")
         if tokens.min() < 0 or tokens.max() >= self._vocab_size:
             at = int(np.argmax((tokens < 0) | (tokens >= self._vocab_size)))
             raise ValueError(f"token {at} has id {tokens[at]}, outside the vocabulary of {self._vocab_size}")
@@ -98,9 +107,11 @@ class MegatronWriter:
             self._flush(file)
 
     def close(self) -> None:
-        """Put both files on disk under their names and take no more documents. The second call does nothing.
+        """Complete both files and give them their names. A second call does nothing.
 
-        Raises FileExistsError if a file came to be there in the meantime.
+        Raises:
+            FileExistsError: Another process created one of the files in the meantime.
+            OSError: The files cannot be written.
         """
         if self._file is None:
             return
@@ -123,8 +134,8 @@ class MegatronWriter:
                 _remove(index)
 
     def discard(self) -> None:
-        """Drop what was written, unless the writer was closed before."""
-        # A fork has no part in the files of its parent.
+        """Delete the unfinished files. After `close`, do nothing."""
+        # The files belong to the process that opened them, not to its forks.
         if self._file is not None and self._process == os.getpid():
             _remove(self._file)
         self._file = None
@@ -134,7 +145,7 @@ class MegatronWriter:
         if self._file is None:
             raise ValueError("the writer is closed")
         if self._process != os.getpid():
-            raise ValueError("a writer belongs to the process that opened it")
+            raise ValueError("the writer belongs to the process that opened it, and this is another process")
         return self._file
 
     def _flush(self, file: FileIO) -> None:
@@ -148,7 +159,7 @@ class MegatronWriter:
     def _refuse_existing(self) -> None:
         for path in (self._data, self._index):
             if path.exists():
-                raise FileExistsError(f"{path} is there already")
+                raise FileExistsError(f"{path} exists already; it is never overwritten")
 
     def _index_parts(self) -> Iterable[bytes]:
         lengths: NDArray[np.int32] = np.frombuffer(self._lengths, dtype=np.intc)
@@ -167,35 +178,45 @@ class MegatronWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close the writer, or after an exception discard what was written."""
+        """Close the writer; after an exception, discard the files."""
         if kind is None:
             self.close()
         else:
             self.discard()
 
     def __del__(self) -> None:
-        """Discard what was written if the writer was never closed."""
+        """Discard the files if the writer was never closed."""
         if getattr(self, "_file", None) is not None:
             self.discard()
 
 
-def write(prefix: Path, shards: Shards, *, drop_masks: bool = False) -> int:
-    """Write the documents of ``shards`` to ``PREFIX.bin`` and ``PREFIX.idx`` and return how many there are.
+def write_megatron(prefix: Path, shards: Shards, *, drop_masks: bool = False) -> int:
+    """Write the documents of token shards to `PREFIX.bin` and `PREFIX.idx`.
 
-    The format has no place for source tags, spans and loss masks. Tags and spans are left out; a document with tokens
-    that are not to be learned is refused unless ``drop_masks``: then all its tokens are.
+    The format has no loss masks, spans, and sources. Spans and sources are dropped.
 
-    Raises as ``MegatronWriter`` and ``Shards`` do, and ValueError for a masked document, or shards that name no
-    vocabulary.
+    Args:
+        prefix: Path of both files without `.bin` and `.idx`.
+        shards: The documents.
+        drop_masks: Whether to accept documents with masked tokens. All their tokens are then in the loss.
+
+    Returns:
+        The number of documents.
+
+    Raises:
+        FileExistsError: One of the files exists.
+        OSError: A file cannot be read or written.
+        DamagedFileError: The shards are damaged.
+        ValueError: A document has masked tokens and `drop_masks` is False, or the shards name no vocabulary.
     """
     if shards.vocab_size is None:
-        raise ValueError("the vocabulary is not known: open the shards with vocab_size")
+        raise ValueError("the vocabulary is unknown; pass vocab_size to Shards")
     with MegatronWriter(prefix, shards.vocab_size) as writer:
         for number, document in enumerate(shards):
             if not (drop_masks or document.loss_mask.all()):
                 raise ValueError(
-                    f"document {number} has tokens that are not to be learned, which the format cannot say: "
-                    "drop_masks writes them like the others"
+                    f"document {number} has tokens outside the loss, and the format has no loss masks; "
+                    "drop_masks puts all tokens in the loss"
                 )
             writer.add(document.tokens)
     return len(shards)

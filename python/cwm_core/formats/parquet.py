@@ -1,4 +1,4 @@
-"""Importing Parquet files of token ids into token shards; needs PyArrow (the extra ``parquet``)."""
+"""Import Parquet files of token ids into token shards. Requires pyarrow (extra `parquet`)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._native import DamagedFileError
 from ..data.shards import HasVocabSize, Path, Shards, ShardWriter, check_not_negative
 
 if TYPE_CHECKING:
@@ -17,44 +18,53 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 IGNORED_LABEL = -100
-"""The label of a token that is not to be learned, as PyTorch's ``cross_entropy`` ignores it."""
-# Rows decoded at a time: at most so many, and by the mean length of a file's rows about so many tokens.
+"""Label of a token outside the loss, which PyTorch's `cross_entropy` ignores."""
+# Limits of a batch: a number of rows, and about a number of tokens, estimated from the mean length of a row.
 _ROWS = 1 << 14
 _TOKENS = 1 << 20
-# Column chunks are read in such parts, not as a whole.
+# Column chunks are read in parts of this size.
 _READ_BYTES = 1 << 20
 _MASKS = ("loss_mask", "labels", "attention_mask")
 
 
 @dataclass(frozen=True)
-class Imported:
-    """What ``import_parquet`` did: ``documents`` and ``tokens`` in the folder now, and how many of each are ``new``."""
+class ImportResult:
+    """Result of `import_parquet`."""
 
     documents: int
+    """Documents in the folder."""
     tokens: int
+    """Tokens in the folder."""
     new_documents: int
+    """Documents that this call added."""
     new_tokens: int
+    """Tokens that this call added."""
     empty_rows: int
-    """Rows without tokens, which are passed over."""
+    """Rows without tokens, which are skipped."""
 
 
 @dataclass
 class _Rows:
-    """Rows of one batch, one after the other: ``ids`` [n], ``offsets`` [rows + 1], ``mask`` [n] or None."""
+    """The rows of one batch, concatenated."""
 
     ids: NDArray[Any]
+    """Token ids, integers of shape [n]."""
     offsets: NDArray[np.int64]
+    """Start of each row in `ids` and the end of the last one, shape [rows + 1]."""
     mask: NDArray[np.bool_] | None
+    """True for tokens in the loss, shape [n]. None if all are."""
     sources: list[str]
+    """Different sources."""
     source_ids: NDArray[np.int64] | None
+    """Index in `sources` for each row, shape [rows]. None if all rows have the first source."""
     numbers: NDArray[np.int64]
-    """int64 [rows]: of each row in its file, from 0."""
+    """Number of each row in its file, from 0, shape [rows]."""
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def after(self, count: int) -> _Rows:
-        """All rows but the first ``count``."""
+        """Return the rows after the first `count`."""
         start = self.offsets[count]
         return _Rows(
             self.ids[start:],
@@ -75,29 +85,44 @@ def import_parquet(
     source: str | None = None,
     shard_tokens: int = 100_000_000,
     progress: Callable[[int, int], None] | None = None,
-) -> Imported:
-    """Write every row of Parquet files as a document into the token shards of ``folder``, in order.
+) -> ImportResult:
+    """Write each row of Parquet files as a document into a folder of token shards, in order.
 
-    ``ids``: the column of token ids, lists of integers of any width. ``source``: a column of strings, the documents'
-    source tags. Three further columns of lists are used where a file has them, each as long as the ids: ``loss_mask``
-    (booleans, or 0 and 1): whether the token is to be learned. ``labels``: -100 where it is not, else the id; not
-    shifted. ``attention_mask``: 0 for padding, which is dropped and may only stand at the end. A row without tokens is
-    passed over. Files are read in parts of some thousand rows.
+    A file may have three more columns of lists, each as long as the ids:
 
-    A run that was interrupted goes on when it is called again with the same arguments: documents that are in ``folder``
-    already are compared with their rows, by length and here and there by content, and not written again. At most
-    ``shard_tokens`` tokens are done anew; see ``ShardWriter`` for it and for ``vocab_size``. ``progress``: called now
-    and then with the rows done and the rows of all files.
+    - `loss_mask`: booleans, or 0 and 1. True for a token in the loss.
+    - `labels`: -100 for a token outside the loss, else the id. Not shifted.
+    - `attention_mask`: 0 for padding, which is dropped and may occur only at the end of a row.
 
-    Raises ModuleNotFoundError without PyArrow, OSError as ``ShardWriter`` or where a file cannot be read, and
-    ValueError that names file and row for a missing or unfit column, a null, an id outside the vocabulary, lists of
-    different lengths, a label that is another id, padding elsewhere, a damaged file, or a folder whose documents are
-    others; documents before the bad row stay only as far as their shards were full.
+    To resume an interrupted import, call the function again with the same arguments. It compares documents that are
+    already in the folder with their rows (all lengths, and the content of one document per batch) and writes the rest.
+    At most `shard_tokens` tokens are written again.
+
+    Args:
+        files: One or more Parquet files. Each is read in batches of about a million tokens.
+        folder: The folder of shards.
+        vocab_size: Number of ids, or a tokenizer, as in `ShardWriter`.
+        ids: Name of the column of token ids, lists of integers of any width.
+        source: Name of a column of strings, the sources of the documents. By default, the source is empty.
+        shard_tokens: Tokens per shard, as in `ShardWriter`.
+        progress: Called repeatedly with the rows done and the rows of all files.
+
+    Returns:
+        The numbers of documents and tokens.
+
+    Raises:
+        DamagedFileError: A file is damaged.
+        ValueError: A column is missing or has an unsupported type, a row is invalid (a null, an id outside the
+            vocabulary, lists of different lengths, a label that differs from the id, padding before a token), or the
+            folder has other documents. The message names the file and the row. Documents before an invalid row are
+            kept only if their shard was full.
+        OSError: A file cannot be read or written.
+        ModuleNotFoundError: pyarrow is not installed.
     """
     check_not_negative(shard_tokens=shard_tokens)
     paths = [os.fspath(path) for path in ([files] if isinstance(files, str | os.PathLike) else files)]
     if not paths:
-        raise ValueError("no files")
+        raise ValueError("files: expected at least one file, got none")
     total = sum(_checked_rows(path, ids, source) for path in paths)
     done = empty = 0
     with ShardWriter(folder, vocab_size, shard_tokens=shard_tokens, append=True) as writer:
@@ -113,9 +138,11 @@ def import_parquet(
                 if progress is not None:
                     progress(done, total)
         if known.left:
-            raise ValueError(f"{folder} holds {known.left} documents more than the files have")
+            raise ValueError(
+                f"{folder} has {known.left} more documents than the files; expected only documents of these files"
+            )
         documents, tokens = writer.documents, writer.tokens
-    return Imported(documents, tokens, documents - before[0], tokens - before[1], empty)
+    return ImportResult(documents, tokens, documents - before[0], tokens - before[1], empty)
 
 
 def _add(writer: ShardWriter, path: str, rows: _Rows) -> None:
@@ -127,7 +154,7 @@ def _add(writer: ShardWriter, path: str, rows: _Rows) -> None:
 
 
 class _Known:
-    """The documents that a folder has from a run before, matched with the rows in order."""
+    """Matches documents that an earlier run wrote to the folder with the rows, in order."""
 
     def __init__(self, folder: Path, documents: int) -> None:
         self._shards = Shards(folder) if documents else None
@@ -136,11 +163,15 @@ class _Known:
 
     @property
     def left(self) -> int:
-        """Documents not matched yet."""
+        """Number of documents not matched yet."""
         return len(self._lengths) - self._at
 
     def match(self, path: str, rows: _Rows) -> int:
-        """Return how many of the rows are known; raises ValueError if one is another than its document."""
+        """Return how many of the rows are already in the folder.
+
+        Raises:
+            ValueError: A row differs from its document.
+        """
         count = min(self.left, len(rows))
         if count == 0 or self._shards is None:
             return 0
@@ -168,40 +199,40 @@ def _open(path: str) -> ParquetFile:
     try:
         return ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True)
     except ArrowException as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise DamagedFileError(f"{path}: {error}") from error
 
 
 def _checked_rows(path: str, ids: str, source: str | None) -> int:
-    """The number of rows, after checking that the columns are there and of fit types."""
+    """Check that the columns exist and have supported types, and return the number of rows."""
     from pyarrow import types
 
     with _open(path) as file:
         schema = file.schema_arrow
         for name in (ids, source):
             if name is not None and name not in schema.names:
-                raise ValueError(f"{path}: no column {name!r}; there are {', '.join(schema.names)}")
+                raise ValueError(f"{path}: no column {name!r}; the file has {', '.join(schema.names)}")
         for name in _lists(file, ids):
             kind = schema.field(name).type
             if not (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
-                raise ValueError(f"{path}: column {name!r} must be of lists, not {kind}")
+                raise ValueError(f"{path}: column {name!r} must contain lists, got {kind}")
             inner = kind.value_type
             if not (types.is_integer(inner) or (types.is_boolean(inner) and name not in (ids, "labels"))):
-                raise ValueError(f"{path}: column {name!r} must be of lists of integers, not of {inner}")
+                raise ValueError(f"{path}: column {name!r} must contain lists of integers, got lists of {inner}")
         if source is not None:
             kind = schema.field(source).type
             kind = kind.value_type if types.is_dictionary(kind) else kind
             if not (types.is_string(kind) or types.is_large_string(kind)):
-                raise ValueError(f"{path}: column {source!r} must be of strings, not {kind}")
+                raise ValueError(f"{path}: column {source!r} must contain strings, got {kind}")
         return file.metadata.num_rows
 
 
 def _lists(file: ParquetFile, ids: str) -> list[str]:
-    """The columns of lists that are read."""
+    """Return the names of the list columns to read."""
     return [ids, *(name for name in _MASKS if name in file.schema_arrow.names)]
 
 
 def _read(path: str, ids: str, source: str | None) -> Iterator[tuple[int, _Rows]]:
-    """Give the rows of a file in parts: how many rows a part had, and those of them that have tokens."""
+    """Yield the rows of a file in batches: the number of rows in the batch, and those that have tokens."""
     from pyarrow import ArrowException
 
     with _open(path) as file:
@@ -215,7 +246,7 @@ def _read(path: str, ids: str, source: str | None) -> Iterator[tuple[int, _Rows]
             except (ArrowException, OSError) as error:
                 if getattr(error, "errno", None) is not None:
                     raise
-                raise ValueError(f"{path}: damaged at row {first} or after: {error}") from error
+                raise DamagedFileError(f"{path}: damaged at row {first} or after: {error}") from error
             if batch is None:
                 return
             lists = {name: _List(path, first, name, batch.column(name)) for name in columns}
@@ -224,7 +255,7 @@ def _read(path: str, ids: str, source: str | None) -> Iterator[tuple[int, _Rows]
 
 
 def _batch_rows(file: ParquetFile, ids: str) -> int:
-    """Rows that have about ``_TOKENS`` tokens, by the number of values that the file's metadata name."""
+    """Return the number of rows that have about `_TOKENS` tokens, according to the metadata of the file."""
     metadata = file.metadata
     leaf = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path.startswith(ids + "."))
     values = sum(metadata.row_group(group).column(leaf).num_values for group in range(metadata.num_row_groups))
@@ -232,7 +263,7 @@ def _batch_rows(file: ParquetFile, ids: str) -> int:
 
 
 class _List:
-    """A column of lists: ``values`` [n], ``offsets`` int64 [rows + 1] from 0 on."""
+    """A column of lists: `values` of shape [n], `offsets` int64 of shape [rows + 1], which start at 0."""
 
     def __init__(self, path: str, first: int, name: str, column: pa.Array) -> None:
         from pyarrow import types
@@ -251,15 +282,15 @@ class _List:
         self.values = values.to_numpy(zero_copy_only=False)
 
     def refuse(self, at: int, what: str) -> None:
-        """Raise for value number ``at``."""
+        """Raise ValueError for the value at an index."""
         row = int(np.searchsorted(self.offsets, at, side="right")) - 1
         raise _bad(self._path, self._first + row, f"{what} at token {at - self.offsets[row]}")
 
     def flags(self) -> NDArray[np.bool_]:
-        """The values as booleans."""
+        """Return the values as booleans."""
         if self.values.dtype != np.bool_ and (wrong := (self.values != 0) & (self.values != 1)).any():
             at = int(np.argmax(wrong))
-            self.refuse(at, f"column {self.name!r} must be 0 or 1, not {self.values[at]}")
+            self.refuse(at, f"column {self.name!r} must be 0 or 1, got {self.values[at]}")
         return self.values.astype(np.bool_)
 
 
@@ -286,37 +317,37 @@ def _rows(path: str, first: int, lists: dict[str, _List], ids: str, tags: pa.Arr
 
 
 def _ids(column: _List, values: NDArray[Any]) -> NDArray[Any]:
-    """The ids in a type that ``ShardWriter`` takes."""
+    """Return the ids in a dtype that `ShardWriter` accepts."""
     if values.dtype == np.uint64:
         if len(values) and values.max() > np.iinfo(np.int64).max:
             at = int(np.argmax(column.values > np.iinfo(np.int64).max))
-            column.refuse(at, f"id {column.values[at]}, outside any vocabulary,")
+            column.refuse(at, f"id {column.values[at]} is too large for any vocabulary")
         return values.astype(np.int64)
     return values if values.dtype in (np.int32, np.uint16, np.uint32, np.int64) else values.astype(np.int32)
 
 
 def _mask(lists: dict[str, _List], tokens: _List) -> NDArray[np.bool_] | None:
-    """Which tokens are to be learned: those of which every column that there is says so."""
+    """Return the loss mask: True for tokens that are in the loss according to every column that exists."""
     mask = lists["loss_mask"].flags() if "loss_mask" in lists else None
     if "labels" not in lists:
         return mask
     labels = lists["labels"]
-    learned = labels.values != IGNORED_LABEL
-    if (wrong := learned & (labels.values != tokens.values)).any():
+    in_loss = labels.values != IGNORED_LABEL
+    if (wrong := in_loss & (labels.values != tokens.values)).any():
         at = int(np.argmax(wrong))
-        labels.refuse(at, f"label {labels.values[at]} for id {tokens.values[at]}")
-    return learned if mask is None else mask & learned
+        labels.refuse(at, f"label {labels.values[at]} differs from id {tokens.values[at]}")
+    return in_loss if mask is None else mask & in_loss
 
 
 def _kept(attention: _List) -> NDArray[np.bool_]:
-    """Which tokens are no padding."""
+    """Return True for tokens that are not padding."""
     kept = attention.flags()
     follows = np.zeros(len(kept), dtype=np.bool_)
     follows[1:] = ~kept[:-1]
     starts = attention.offsets[:-1]
     follows[starts[starts < len(kept)]] = False
     if (wrong := kept & follows).any():
-        attention.refuse(int(np.argmax(wrong)), "padding is not at the end: there is a token")
+        attention.refuse(int(np.argmax(wrong)), "padding must be at the end: token after padding")
     return kept
 
 

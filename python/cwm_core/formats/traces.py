@@ -1,20 +1,20 @@
-"""Traces from and to files that other tools read: `export_traces` and `import_traces`, by what the file's name ends in.
+"""Export trace stores to Parquet and JSONL, and import them.
 
-A row of a Parquet file, or a line of a JSONL file, is a trace:
+`export_traces` writes one row of a Parquet file, or one line of a JSONL file, for each trace:
 
-=============  ======================  =================================================================
-``key``        string or null          of the store
-``source``     string or null          the metadata of that name, where it is a string
-``licence``    string or null          the metadata of that name, where it is a string
-``outcome``    string                  the metadata of that name, where it is a string, else `store.outcome`
-``frames``     int64                   number of frames
-``context``    string                  the source text shown
-``text``       string                  ``Trace.to_text()``
-``metadata``   string                  all metadata, a JSON object
-``trace``      binary, base64 in JSON  ``Trace.to_bytes()``: lossless, as the text is not
-=============  ======================  =================================================================
+| column | type | content |
+| --- | --- | --- |
+| `key` | string or null | key of the trace in the store |
+| `source` | string or null | `source` of the metadata if it is a string |
+| `licence` | string or null | `licence` of the metadata if it is a string |
+| `outcome` | string | `outcome` of the metadata if it is a string, else `cwm_core.trace.store.outcome(trace)` |
+| `frames` | int64 | number of frames |
+| `context` | string | source text shown in the trace |
+| `text` | string | `Trace.to_text()` |
+| `metadata` | string | all metadata, as a JSON object |
+| `trace` | binary, base64 in JSON | `Trace.to_bytes()`, which unlike the text is lossless |
 
-Importing takes ``key``, ``metadata`` and ``trace``; the other columns are for who reads the file.
+`import_traces` reads `key`, `metadata`, and `trace`. The other columns are for readers of the file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from cwm_core._native import Trace
+from cwm_core._native import DamagedFileError, Trace
 from cwm_core.support.arguments import reject_single_string
 from cwm_core.support.files import files_in, replacing
 from cwm_core.support.jsonl import is_jsonl, loads
@@ -35,25 +35,40 @@ from cwm_core.support.tables import read_table
 from cwm_core.trace import StoredTrace, TraceReader, TraceWriter
 from cwm_core.trace.store import outcome
 
-TRACE, STORE = ".cwmtrace", ".cwmtraces"
+TRACE = ".cwmtrace"
+"""Ending of the name of a file with a single trace."""
+STORE = ".cwmtraces"
+"""Ending of the name of a trace store."""
 
 Row = dict[str, Any]
 Progress = Callable[[int], object]
-"""Called with the number of traces done."""
+"""Callback that receives the number of traces done."""
 
-# A row group of a Parquet file holds about so much text, or so many rows: what is in memory at a time.
+# Limits of a Parquet row group, which is the amount of data in memory.
 _GROUP_BYTES, _GROUP_ROWS = 1 << 26, 10_000
 
 
 def export_traces(
     store: str | os.PathLike[str], target: str | os.PathLike[str], progress: Progress | None = None
 ) -> int:
-    """Write all traces of a store to a ``.parquet`` or ``.jsonl`` file and return their number.
+    """Write all traces of a store to a Parquet or JSONL file.
 
-    The file appears when it is complete. A link is followed; a FIFO or device of that name is written through.
+    The file appears once it is complete. A symbolic link is followed. A FIFO or device is written directly.
 
-    Raises FileExistsError if it is there already, OSError if something cannot be read or written, ValueError for a
-    damaged store or a name of another kind, ModuleNotFoundError where pyarrow is needed and missing.
+    Args:
+        store: The trace store.
+        target: The file to write, named `*.parquet` or `*.jsonl`.
+        progress: Called after each trace with the number of traces done.
+
+    Returns:
+        The number of traces.
+
+    Raises:
+        FileExistsError: The target exists.
+        OSError: A file cannot be read or written.
+        DamagedFileError: The store is damaged.
+        ValueError: The name of the target has another ending.
+        ModuleNotFoundError: The target is a Parquet file, and pyarrow is not installed.
     """
     target = Path(target)
     kind = _kind(target, _WRITERS)
@@ -66,34 +81,46 @@ def export_traces(
                 rows.add(_row(entry))
                 if progress:
                     progress(done)
-        _check_new(target)  # again: it may have come to be there
+        _check_new(target)  # again, because another process may have created it
     return done
 
 
 def import_traces(
     sources: Sequence[str | os.PathLike[str]], store: str | os.PathLike[str], progress: Progress | None = None
 ) -> int:
-    """Write the traces of files into a new store and return their number.
+    """Write the traces of files and folders into a new store.
 
-    ``sources``: files that `export_traces` wrote, stores, single ``.cwmtrace`` files, and folders, of which all stores
-    and single traces are taken. A single trace gets its path, from the folder on and without its ending, for a key and
-    the name of the folder that it lies in for a ``source``. The store appears when it is complete.
+    The store appears once it is complete.
 
-    Raises FileExistsError if it is there already, OSError if something cannot be read or written, ValueError for a key
-    that occurs twice and for what is damaged or of another kind, ModuleNotFoundError where pyarrow is needed and
-    missing.
+    Args:
+        sources: Files that `export_traces` wrote, stores, single `.cwmtrace` files, and folders. A folder stands for
+            all stores and single traces in it. A single trace from a folder gets its path relative to the folder,
+            without the ending, as its key, and the name of the folder that holds the file as its `source`.
+        store: The store to write, named `*.cwmtraces`.
+        progress: Called after each trace with the number of traces done.
+
+    Returns:
+        The number of traces.
+
+    Raises:
+        FileExistsError: The store exists.
+        OSError: A file cannot be read or written.
+        DamagedFileError: A source is damaged.
+        ValueError: A key occurs twice, or a name has another ending.
+        TypeError: `sources` is a single string.
+        ModuleNotFoundError: A source is a Parquet file, and pyarrow is not installed.
     """
     target = Path(store)
     _kind(target, (STORE,))
     if target.exists() and not target.is_file():
-        raise FileExistsError(17, "a store must be a regular file, and something else is there", str(target))
+        raise FileExistsError(17, "exists and is not a regular file, which a store must be", str(target))
     done = 0
     with _appearing(target) as partial, TraceWriter(partial) as writer:
         for source in map(Path, reject_single_string(sources, "sources")):
             for entry in _read_folder(source) if source.is_dir() else _READERS[_kind_to_read(source, _READERS)](source):
                 try:
                     writer.add_as_is(entry.trace, entry.key, entry.metadata)
-                except ValueError as error:  # such as a key that is there already
+                except ValueError as error:  # such as a duplicate key
                     raise ValueError(f"{source}: {error}") from None
                 done += 1
                 if progress:
@@ -102,9 +129,16 @@ def import_traces(
 
 
 def read_traces(file: Path, key: str | None = None) -> Iterator[StoredTrace]:
-    """Go through the traces of a store, or give the one of a ``.cwmtrace`` file, with `key`.
+    """Yield the traces of a store, or the trace of a `.cwmtrace` file.
 
-    The metadata of the latter is its ``outcome``, and as ``source`` the name of the folder that it lies in.
+    Args:
+        file: The store or single trace.
+        key: Key of a single trace. The metadata of a single trace is its `outcome` and, as `source`, the name of the
+            folder that holds the file.
+
+    Raises:
+        DamagedFileError: The file is damaged.
+        OSError: The file cannot be read.
     """
     if file.suffix == STORE:
         yield from TraceReader(file).entries()
@@ -114,22 +148,36 @@ def read_traces(file: Path, key: str | None = None) -> Iterator[StoredTrace]:
 
 
 def trace_from_row(row: Row, where: str) -> StoredTrace:
-    """The trace of a row that `export_traces` wrote; raises ValueError, saying `where`, for another row."""
+    """Return the trace in a row that `export_traces` wrote.
+
+    Args:
+        row: Values by column.
+        where: Place of the row, for error messages.
+
+    Raises:
+        DamagedFileError: The row has no trace, or a value is invalid.
+    """
     try:
         key, metadata = row.get("key"), loads(row.get("metadata") or "{}")
         if not (key is None or isinstance(key, str)) or not isinstance(metadata, dict):
-            raise ValueError("key must be a string or null, metadata a JSON object")
+            raise ValueError("expected key to be a string or null and metadata to be a JSON object")
         trace = row["trace"]
         data = base64.b64decode(trace, validate=True) if isinstance(trace, str) else trace
         return StoredTrace(key, metadata, Trace.from_bytes(data))
     except KeyError:
-        raise ValueError(f"{where}: there is no 'trace'; only what `cwm export` wrote can be imported") from None
+        raise DamagedFileError(
+            f"{where}: no column 'trace'; only files that `cwm export` wrote can be imported"
+        ) from None
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise DamagedFileError(f"{where}: {error}") from None
 
 
 def trace_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """The paths, and for a folder all stores and single traces under it. Raises FileNotFoundError for one without."""
+    """Yield the paths, with each folder replaced by all stores and single traces in it.
+
+    Raises:
+        FileNotFoundError: A folder contains no traces.
+    """
     for path in paths:
         if not path.is_dir():
             yield path
@@ -161,7 +209,7 @@ def _row(entry: StoredTrace) -> Row:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether UTF-8 can hold it: there is no lone surrogate in it."""
+    """Return whether UTF-8 can express the text: it has no surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -183,7 +231,7 @@ class _JsonLines:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """`replacing` closes the file."""
+        """Do nothing: `replacing` closes the file."""
 
 
 class _Parquet:
@@ -191,7 +239,7 @@ class _Parquet:
         import pyarrow as pa
         from pyarrow import parquet
 
-        # The large types: a text may be longer than 2 GiB.
+        # Large types, because a text may be longer than 2 GiB.
         text, binary = pa.large_string(), pa.large_binary()
         types = {
             "outcome": text,
@@ -255,18 +303,18 @@ _READERS: dict[str, Callable[[Path], Iterator[StoredTrace]]] = {
 
 def _kind(path: Path, known: Collection[str]) -> str:
     if path.suffix not in known:
-        raise ValueError(f"{path}: the name must end in {' or '.join(known)}")
+        raise ValueError(f"{path}: expected a name that ends in {' or '.join(known)}")
     return path.suffix
 
 
 def _kind_to_read(path: Path, known: Collection[str]) -> str:
-    """As `_kind`, also for compressed JSON lines and for standard input."""
+    """Return the kind of a file to read, which unlike `_kind` includes compressed JSONL and standard input."""
     return ".jsonl" if ".jsonl" in known and is_jsonl(path) else _kind(path, known)
 
 
 @contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
-    """A path to write a store to, renamed to `path`, or to what that links to, when that is done."""
+    """Yield a temporary path to write a store to. At the end, rename it to `path`, or to the target of that link."""
     _check_new(path)
     target = Path(os.path.realpath(path))
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
@@ -280,6 +328,6 @@ def _appearing(path: Path) -> Iterator[Path]:
 
 
 def _check_new(path: Path) -> None:
-    """Raise FileExistsError for a file or folder, whose content would be lost; a FIFO or device has none."""
+    """Raise FileExistsError for a file or folder, but not for a FIFO or device, which has no content to lose."""
     if path.is_file() or path.is_dir():
-        raise FileExistsError(17, "is there already, and never overwritten", str(path))
+        raise FileExistsError(17, "exists already; it is never overwritten", str(path))

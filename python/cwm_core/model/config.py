@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from ..support.arguments import convert_fields
+
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
 
@@ -44,6 +46,7 @@ class RopeParameters:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        convert_fields(self)
         for parameter in fields(self):
             _check_positive(f"rope_parameters.{parameter.name}", getattr(self, parameter.name))
         if self.low_freq_factor >= self.high_freq_factor:
@@ -102,6 +105,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Fill in defaults and check the values."""
+        convert_fields(self)
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -1,19 +1,39 @@
-"""Checks of arguments that Python would otherwise take for something else."""
+"""Check arguments for common mistakes."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 T = TypeVar("T")
 
 
 def reject_single_string(values: Iterable[T], name: str) -> Iterable[T]:
-    """Return `values`, an iterable of strings or paths, unless it is a single string.
+    """Return `values`, an iterable of strings or paths. Iterating over a single string would yield its letters.
+
+    Args:
+        values: The argument to check.
+        name: Name of the argument, for the error message.
 
     Raises:
-        TypeError: `values` is a string or bytes, which would be taken letter by letter.
+        TypeError: `values` is a single string or bytes.
     """
     if isinstance(values, str | bytes | bytearray):
-        raise TypeError(f"{name}: expected several strings, such as a list, got the single {values[:60]!r}")
+        raise TypeError(f"{name}: expected several strings, such as a list, got the single string {values[:60]!r}")
     return values
+
+
+def to_python_numbers(values: Any) -> Any:
+    """Return a NumPy scalar, also inside a tuple, as the equal Python number. Return any other value unchanged."""
+    if isinstance(values, tuple):
+        return tuple(map(to_python_numbers, values))
+    return values.item() if isinstance(values, np.generic) else values
+
+
+def convert_fields(instance: Any) -> None:
+    """Replace NumPy scalars in the fields of a dataclass by Python numbers, which JSON and TOML can express."""
+    for field in dataclasses.fields(instance):
+        object.__setattr__(instance, field.name, to_python_numbers(getattr(instance, field.name)))

@@ -1,4 +1,4 @@
-"""Read files of JSON objects, one a line, that others wrote: plain, compressed, or on standard input."""
+"""Read JSON Lines: files with one JSON object per line, plain or compressed, or standard input."""
 
 from __future__ import annotations
 
@@ -11,22 +11,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
+from cwm_core._native import DamagedFileError
+
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-"""What the names of such files end in."""
+"""Endings of the names of JSON Lines files."""
 
 STDIN = "-"
-"""The path that stands for standard input."""
+"""Path that means standard input."""
 
 _Damage = tuple[type[Exception], ...]
 
 
 def is_jsonl(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path names a file of JSON lines, compressed or not, or standard input."""
+    """Return whether a path names a JSON Lines file, compressed or not, or standard input."""
     return os.fspath(path) == STDIN or os.fspath(path).endswith(ENDINGS)
 
 
 def loads(text: str | bytes, **options: Any) -> Any:
-    """Parse JSON as `json.loads` does.
+    """Parse JSON as `json.loads` does, with a ValueError for deep nesting.
+
+    Args:
+        text: The JSON text.
+        options: Options of `json.loads`.
 
     Raises:
         ValueError: The text is not JSON, not UTF-8, or nested too deeply.
@@ -40,34 +46,44 @@ def loads(text: str | bytes, **options: Any) -> Any:
 def read_rows(
     path: str | os.PathLike[str], *, loads: Callable[[bytes], Any] = loads, max_line_bytes: int = sys.maxsize - 1
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of a file with their line numbers, from 1. Blank lines and a byte order mark are skipped.
+    """Yield the JSON objects of a file with their line numbers, which start at 1.
+
+    Blank lines and a byte order mark are skipped. The content, not the name, shows whether a file is compressed with
+    gzip or Zstandard.
 
     Args:
-        path: The file, `-` for standard input. gzip and Zstandard are recognized by the content, whatever the name.
-        loads: Parses a line.
-        max_line_bytes: The longest line to read.
+        path: The file, or `-` for standard input.
+        loads: Function that parses a line.
+        max_line_bytes: Length of the longest line to accept.
 
     Raises:
-        ValueError: A line is not a JSON object or too long, with its number; or the compressed data is damaged.
+        DamagedFileError: A line is too long or not a JSON object, or the compressed data is damaged. The message names
+            the line.
         OSError: The file cannot be read.
-        ModuleNotFoundError: The file is Zstandard, and no package that reads it is installed.
+        ModuleNotFoundError: The file is compressed with Zstandard, and no package that reads it is installed.
     """
     for number, line in read_lines(path, max_line_bytes=max_line_bytes):
         try:
             row = loads(line)
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}, line {number}: not JSON: {error}") from None
+            raise DamagedFileError(f"{os.fspath(path)}, line {number}: not JSON: {error}") from None
         if not isinstance(row, dict):
             kind = _KINDS.get(type(row), "a number")
-            raise ValueError(f"{os.fspath(path)}, line {number}: not a JSON object, but {kind}")
+            raise DamagedFileError(f"{os.fspath(path)}, line {number}: not a JSON object, but {kind}")
         yield number, row
 
 
 def read_lines(path: str | os.PathLike[str], *, max_line_bytes: int = sys.maxsize - 1) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that are not blank with their numbers, as `read_rows`, each with its line end.
+    """Yield the lines of a file that are not blank, with their numbers and their line ends.
+
+    Args:
+        path: As in `read_rows`.
+        max_line_bytes: As in `read_rows`.
 
     Raises:
-        ValueError, OSError, ModuleNotFoundError: As `read_rows`.
+        DamagedFileError: A line is too long, the file is UTF-16, or the compressed data is damaged.
+        OSError: The file cannot be read.
+        ModuleNotFoundError: The file is compressed with Zstandard, and no package that reads it is installed.
     """
     number = 0
     with _opened(path) as (file, damage):
@@ -75,7 +91,7 @@ def read_lines(path: str | os.PathLike[str], *, max_line_bytes: int = sys.maxsiz
             try:
                 line = file.readline(max_line_bytes + 1)
             except damage as error:
-                raise ValueError(
+                raise DamagedFileError(
                     f"{os.fspath(path)}: the compressed data is cut or damaged after line {number}: {error}"
                 ) from None
             if not line:
@@ -83,10 +99,10 @@ def read_lines(path: str | os.PathLike[str], *, max_line_bytes: int = sys.maxsiz
             number += 1
             if number == 1:
                 if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise ValueError(f"{os.fspath(path)}: expected UTF-8, got UTF-16; convert the file")
+                    raise DamagedFileError(f"{os.fspath(path)}: expected UTF-8, got UTF-16; convert the file")
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if len(line) > max_line_bytes:
-                raise ValueError(f"{os.fspath(path)}, line {number}: more than {max_line_bytes} bytes")
+                raise DamagedFileError(f"{os.fspath(path)}, line {number}: more than {max_line_bytes} bytes")
             if line.strip():
                 yield number, line
 
@@ -96,7 +112,7 @@ _KINDS = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, _Damage]]:
-    """The decompressed bytes, and the errors by which the decompression says that they are damaged."""
+    """Open the decompressed file. Yields the file and the exceptions that its decompressor raises for damaged data."""
     if os.fspath(path) == STDIN:
         if sys.stdin is None:
             raise OSError(9, "standard input is closed", STDIN)
@@ -110,7 +126,7 @@ def _decompressed(file: Any, name: str) -> tuple[BinaryIO, _Damage]:
     start = file.peek(4)[:4]
     if start.startswith(b"\x1f\x8b"):
         return cast(BinaryIO, gzip.GzipFile(fileobj=file)), (EOFError, zlib.error, gzip.BadGzipFile)
-    # A frame, or one to be skipped, as parallel compressors write before the data.
+    # Parallel compressors write a skippable frame before the first data frame.
     if start == b"\x28\xb5\x2f\xfd" or (start[1:] == b"\x2a\x4d\x18" and start[0] >> 4 == 5):
         zstd = _zstd(name)
         return cast(BinaryIO, zstd.ZstdFile(file)), (EOFError, zstd.ZstdError)
@@ -118,7 +134,7 @@ def _decompressed(file: Any, name: str) -> tuple[BinaryIO, _Damage]:
 
 
 def _zstd(name: str) -> Any:
-    """Import the module of Python 3.14 that reads Zstandard, or the package that brings it to earlier versions."""
+    """Import the Zstandard module of Python 3.14, or its backport for earlier versions."""
     try:
         if sys.version_info >= (3, 14):
             from compression import zstd

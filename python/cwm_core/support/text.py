@@ -1,10 +1,10 @@
-"""Make any string of Python fit for UTF-8."""
+"""Convert strings to well-formed Unicode, which UTF-8 can express."""
 
 from __future__ import annotations
 
 
 def well_formed(text: str) -> str:
-    """Return `text` with surrogates that form a pair as one character and others as U+FFFD, as texts are encoded."""
+    """Return `text` with each surrogate pair joined to one character and each lone surrogate replaced by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

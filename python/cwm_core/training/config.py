@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from ..support.arguments import convert_fields, to_python_numbers
+
 CHOICES = {
     "optimizer": ("adamw", "muon"),
     "schedule": ("cosine", "linear", "constant"),
@@ -84,6 +86,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        convert_fields(self)
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
@@ -121,7 +124,8 @@ class TrainConfig:
 def checked(values: Mapping[str, Any], types: Mapping[str, type]) -> dict[str, Any]:
     """The values as their `types`, an integer also where a float is meant; raises ValueError, naming the key."""
     result = {}
-    for key, value in values.items():
+    for key, given in values.items():
+        value = to_python_numbers(given)
         if key not in types:
             raise ValueError(f"unknown key {key!r}; there are {', '.join(types)}")
         expected = types[key]

@@ -15,7 +15,7 @@ from .protocol import Budget, Generate, Message, OutOfBudget, Reply
 
 if TYPE_CHECKING:
     from ...inference import Engine
-    from ...inference.engine import Handle, Request
+    from ...inference.requests import Handle, Request
     from ...tokenizer import Tokenizer
 
 
@@ -110,7 +110,7 @@ class _Conversation:
         self._replies = 0
 
     def __call__(self, messages: Sequence[Message]) -> Reply:
-        from ...inference.engine import Request
+        from ...inference.requests import Request
 
         agent, budget, tokenizer = self._agent, self._budget, self._agent._tokenizer
         prefix = "<think>\n" if agent._reasoning else ""

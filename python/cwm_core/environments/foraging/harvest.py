@@ -118,7 +118,7 @@ def forage(
             try:
                 surveyed = _survey_all(pool, repositories, backend, seconds, harvest=harvest, status=status)
                 _check_unchanged(journal, surveyed)
-                streams: dict[str, Sequence[Any]] = _candidates(surveyed, seed, mix)
+                streams: dict[str, Sequence[Any]] = dict(_candidates(surveyed, seed, mix))
                 streams["issue-fix"] = random.Random(f"{seed}/issue-fix").sample(issues, len(issues))
                 run = _Run(pool, workers, backend, journal, seed, seconds, harvest, tasks, count, progress, status)
                 run.fill({kind: items for kind, items in streams.items() if items and mix.get(kind, 0) > 0}, mix)
@@ -189,7 +189,7 @@ class _Run:
                 reasons[reason] = reasons.get(reason, 0) + 1
             done, tried = sum(harvest.tasks.values()), sum(harvest.tried.values())
             self.status(f"{done:,} of {self.count:,} tasks, {tried:,} candidates tried")
-        return rest
+        return dict(rest)
 
     def _in_order(self, items: Iterator[tuple[str, Any]]) -> Iterator[tuple[tuple[str, Any], Task | str]]:
         """Each item with what became of it, in order, while others are worked on."""
@@ -200,8 +200,8 @@ class _Run:
             if not isinstance(work, Future):
                 return entry, work
             outcome = work.result()
-            is_task = isinstance(outcome, Task)
-            self.journal.add(entry[1].name, {"task": outcome.to_json()} if is_task else {"left_out": outcome})
+            record = {"task": outcome.to_json()} if isinstance(outcome, Task) else {"left_out": outcome}
+            self.journal.add(entry[1].name, record)
             return entry, outcome
 
         for kind, item in items:

@@ -28,7 +28,7 @@ class Journal:
         if new:
             sync(path.parent)
 
-    def _read(self, path: Path, settings: dict[str, Any]) -> None:
+    def _read(self, path: Path, settings: Mapping[str, Any]) -> None:
         data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines(), 1):

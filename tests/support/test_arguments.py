@@ -1,0 +1,62 @@
+"""Arguments that users get wrong: one string for several, and NumPy numbers for Python's."""
+
+import dataclasses
+import json
+
+import cwm_core as cwm
+import numpy as np
+import pytest
+from cwm_core.formats.traces import import_traces
+from cwm_core.support.arguments import to_python_numbers
+
+
+def test_single_strings_are_rejected(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("")
+    with cwm.ShardWriter(tmp_path / "shards", 10) as writer:
+        for call, name in (
+            (lambda: import_traces("traces", tmp_path / "new.cwmtraces"), "sources"),
+            (lambda: writer.add_many([1], [0, 1], sources="tag"), "sources"),
+            (lambda: cwm.Recorder().record_file(script, "argument"), "argv"),
+        ):
+            with pytest.raises(TypeError, match=f"{name}: expected .* strings"):
+                call()
+
+
+@pytest.mark.torch
+def test_engines_reject_a_single_prompt():
+    torch = pytest.importorskip("torch")
+    from cwm_core.inference import Engine
+    from cwm_core.model import Transformer
+    from cwm_core.model.config import preset
+
+    tokenizer = cwm.Tokenizer.train([], 256)
+    torch.manual_seed(0)
+    config = preset("tiny", vocab_size=tokenizer.vocab_size, num_hidden_layers=1)
+    engine = Engine(Transformer(config), tokenizer)
+    with pytest.raises(TypeError, match="prompts: expected several strings"):
+        engine.generate("a prompt", 1)
+
+
+def test_numpy_scalars_become_python_numbers():
+    converted = to_python_numbers((np.int64(1), (np.float32(0.5), None), np.True_, "a"))
+    assert converted == (1, (0.5, None), True, "a")
+    assert [type(value) for value in (converted[0], converted[1][0], converted[2])] == [int, float, bool]
+
+
+@pytest.mark.torch
+def test_configurations_take_numpy_integers():
+    pytest.importorskip("torch")
+    from cwm_core.model.config import ModelConfig, preset
+    from cwm_core.training import TrainConfig
+
+    sizes = {"vocab_size": 300, "num_hidden_layers": 2, "sliding_window": 8}
+    ours = preset("tiny", **{name: np.int64(size) for name, size in sizes.items()}, eos_token_id=(np.int32(5),))
+    assert ours == preset("tiny", **sizes, eos_token_id=(5,))
+    assert ModelConfig.from_hf(json.loads(json.dumps(ours.to_hf()))) == ours
+
+    steps = {"max_steps": np.int64(3), "learning_rate": np.float64(0.5), "seed": np.uint8(1)}
+    expected = TrainConfig(max_steps=3, learning_rate=0.5, seed=1)
+    for config in (TrainConfig(**steps), TrainConfig.from_dict(steps)):
+        assert config == expected
+        assert json.dumps(dataclasses.asdict(config)) == json.dumps(dataclasses.asdict(expected))
