@@ -77,8 +77,8 @@ def main() -> None:
             preset(
                 "tiny",
                 vocab_size=tokenizer.vocab_size,
-                stop_tokens=tokenizer.stop_tokens,
-                bos_token=tokenizer.bos_token,
+                eos_token_id=tokenizer.stop_tokens,
+                bos_token_id=tokenizer.bos_token,
                 num_hidden_layers=2,
                 hidden_size=64,
             )
