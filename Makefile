@@ -27,8 +27,8 @@ endif
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: $(INSTALLED) ## the full pipeline at a small scale; results in build/demo
-	$(PY) -m cwm_core.demo -o build/demo
+demo: $(INSTALLED) ## run the full pipeline at a small scale; results in build/demo
+	$(PY) -m cwm_core demo -o build/demo
 
 check: lint ## lint, types and fast tests, in under two minutes
 	$(PY) -m pytest $(TESTS) -m "not slow"

@@ -61,7 +61,7 @@ def commands(script: str) -> list[str]:
     """The `cwm` commands in a shell script, each with its continuation lines, without comments and here-documents."""
     script = re.sub(r"<<-?'?(\w+)'?\n.*?^\1$", "", script, flags=re.MULTILINE | re.DOTALL)
     joined = script.replace("\\\n", " ")
-    found = re.findall(r"(?:^|;|\||&&|\bdo\b|\()\s*cwm ((?:'[^']*'|\"[^\"]*\"|[^#\n;|&>'\"])*)", joined, re.MULTILINE)
+    found = re.findall(r"(?:^|;|\||&&|\bdo\b|\()\s*cwm ((?:'[^']*'|\"[^\"]*\"|[^#\n;|&>()'\"])*)", joined, re.MULTILINE)
     return [command.strip() for command in found]
 
 
