@@ -167,8 +167,8 @@ class ModelRunner:
         """Return rotated queries [tokens, heads, head_dim], and rotated keys and values [tokens, kv_heads, ...]."""
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         qkv = self._qkv[i](normalize(x, self._layers[i].input_layernorm)).unflatten(-1, (-1, self.config.head_dim))
-        qk, v = torch.split(qkv, (heads + kv_heads, kv_heads), 1)
-        q, k = torch.split(rotate(qk, rotation), (heads, kv_heads), 1)
+        qk, v = torch.split(qkv, [heads + kv_heads, kv_heads], 1)
+        q, k = torch.split(rotate(qk, rotation), [heads, kv_heads], 1)
         return q, k, v
 
     def _finish(self, i: int, x: Tensor, attended: Tensor) -> Tensor:
