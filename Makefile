@@ -27,8 +27,8 @@ endif
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: $(INSTALLED) ## the whole way in little: record, tokenize, pack, train, predict, verify; results in build/demo
-	$(PY) -m cwm_core.demo -o build/demo
+demo: $(INSTALLED) ## run the full pipeline at a small scale; results in build/demo
+	$(PY) -m cwm_core demo -o build/demo
 
 test: $(INSTALLED) ## all Python tests
 	$(PY) -m pytest $(TESTS)

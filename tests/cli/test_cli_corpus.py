@@ -106,7 +106,7 @@ def test_functions_with_calls_of_a_model(tmp_path, capsys):
     assert "opens('sesame-11')" in {entry.metadata["call"] for entry in entries(tmp_path / "out")}
     with server(400, b"no such model") as (url, _):
         assert corpus(*command, "--endpoint", url, out=tmp_path / "other") == 1
-    assert "no such model; the same command goes on" in capsys.readouterr().err
+    assert "no such model; run the same command to resume" in capsys.readouterr().err
     assert corpus(*command, out=tmp_path / "third") == 1
     assert "go together" in capsys.readouterr().err
 

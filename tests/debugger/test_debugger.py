@@ -431,7 +431,7 @@ def test_limits():
     ("text", "why"),
     [
         ('<|line_sep|>{"n": 1}<|action_sep|>x\n<|frame_sep|>', "frame 3 is not a frame: .* a JSON string was expected"),
-        ("<|line_sep|>{}<|frame_sep|>", "no action"),
+        ("<|line_sep|>{}<|frame_sep|>", "missing <|action_sep|> after the locals"),
         ("<|line_sep|>{}<|action_sep|>x", "cut after"),
         ("", "cut after 0 tokens"),
         ("<|line_sep|>{}<|action_sep|>x\n<|frame_sep|>" * 2, "expected one frame, got 2"),

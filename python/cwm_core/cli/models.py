@@ -223,16 +223,17 @@ def add_demo(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _demo,
-        "Go the whole way in little: record, tokenize, pack, train, predict and score.",
+        "Run the full pipeline at a small scale: record, tokenize, pack, train, predict, and score.",
         "cwm demo --short -o demo",
     )
     parser.add_argument(
-        "-o", "--output", default="cwm-demo", metavar="DIR", help="folder for what it writes (default: cwm-demo)"
+        "-o", "--output", default="cwm-demo", metavar="DIR", help="folder for all results (default: cwm-demo)"
     )
-    parser.add_argument("--short", action="store_true", help="the same in about a minute, with worse scores")
+    parser.add_argument("--short", action="store_true", help="run for about a minute, with worse scores")
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from cwm_core import demo
+    from cwm_core.demo import run_demo
 
-    return demo.main(["--output", args.output, *(["--short"] if args.short else [])])
+    run_demo(args.output, short=args.short)
+    return OK

@@ -20,7 +20,7 @@ from ..inference.prompts import trace_prompt
 from ..machines.programs import DEFAULT_LIMITS, check_sandbox, installed_packages, record_program
 from ..tokenizer import Tokenizer
 from ..tokenizer.special_tokens import ACTION_SEP
-from ..trace import Trace, source_context
+from ..trace import Trace, Truncation, source_context
 from ..view import Difference, differences
 from .frames import FrameSource, frame_ends
 
@@ -389,7 +389,7 @@ class Debugger:
         frames = list(real.frames)
         if not self.finished:
             frames = frames[:count]
-        if real.truncated not in (None, "max_frames"):  # the real run hit a limit; it did not end earlier
+        if real.truncated not in (None, Truncation.MAX_FRAMES):  # the real run hit a limit; it did not end earlier
             predicted = predicted[: len(frames)]
         found = differences(frames, predicted)
         return Verification(real, max(len(frames), len(predicted)), found[0] if found else None)

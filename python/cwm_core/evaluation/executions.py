@@ -12,7 +12,7 @@ import numpy as np
 from ..machines import Limits, Sandbox, literals_equal
 from ..machines.programs import DEFAULT_LIMITS, Outcome, check_sandbox, in_parallel, record_program
 from ..tokenizer.special_tokens import END_OF_TEXT, FRAME_SEP
-from ..trace import ParsedTrace, Trace
+from ..trace import ParsedTrace, Trace, Truncation
 from .answers import answer_logprobs, fields_of, fill, load_template
 from .problems import Problem
 from .report import IntervalKind, Measure, Report, Result, count_left_out, measure
@@ -262,7 +262,7 @@ def _ends(problem: Problem, max_frames: int, limits: Limits, sandbox: Sandbox) -
     outcome = record_program(problem.code, problem.call, max_frames=max_frames, limits=limits, sandbox=sandbox)
     if outcome.value is None:
         return Outcome(None, outcome.reason)
-    if outcome.value.truncated in (None, "max_frames"):
+    if outcome.value.truncated in (None, Truncation.MAX_FRAMES):
         return Outcome(outcome.value.truncated is None)
     return Outcome(None, f"limit: {outcome.value.truncated}")
 

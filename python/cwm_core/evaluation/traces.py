@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 from cwm_core.machines.literals import literals_equal
-from cwm_core.trace import ParsedTrace, Trace, last_return
+from cwm_core.trace import ParsedTrace, ParseErrorKind, Trace, last_return
 
 
 class FrameLike(Protocol):
@@ -68,7 +68,7 @@ def score_trace(real: Trace, predicted: ParsedTrace, *, given: int = 1) -> Trace
     has_returned = last_return(frames, complete=predicted.complete, depth=depth) is not None
     if last_return(list(real.frames), complete=False) is not None and not has_returned:
         scores["output"] = 0.0
-    malformed_state = int(predicted.error is not None and "its state is no JSON" in predicted.error)
+    malformed_state = int(predicted.error_kind == ParseErrorKind.INVALID_LOCALS)
     parsed = sum(frame.locals is not None for frame in predicted.frames)
     return TraceScores(
         **scores,

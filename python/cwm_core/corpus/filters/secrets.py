@@ -120,7 +120,7 @@ def _detectors() -> list[Any]:
         from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
     except ImportError as error:
         raise missing_extra("looking for secrets", error) from None
-    classes = get_mapping_from_secret_type_to_class().values()
+    classes: list[type[Any]] = list(get_mapping_from_secret_type_to_class().values())
     return [plugin() for plugin in sorted(classes, key=lambda c: c.__name__) if plugin.__name__ not in _LEFT_OUT]
 
 
