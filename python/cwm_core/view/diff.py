@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import zip_longest
 from enum import StrEnum
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from cwm_core.trace import ParsedTrace, Trace
