@@ -36,6 +36,7 @@ def html(trace: Trace, *, predicted: Trace | ParsedTrace | None = None, title: s
         "context": trace.context,
         "first_line": _first_line(trace),
         "outcome": outcome(trace),
+        "output": trace.output,
         "recorded": tables.rows(trace.frames),
         "predicted": None if predicted is None else tables.rows(predicted.frames),
         "verdict": None if predicted is None else verdict(trace, predicted, found),
