@@ -288,13 +288,16 @@ def test_a_module_has_a_name_in_the_call_stack(tmp_path: Path) -> None:
 
 @needs_browser
 def test_the_table_shows_variables_over_time(tmp_path: Path) -> None:
-    code = "def g(x):\n    y = x * 2\n    return y\ndef f(n):\n    s = 0\n    for i in range(n):\n        s += g(i)\n    return s\n"
+    inner, outer = "def g(x):\n    y = x * 2\n    return y\n", "    s = 0\n    for i in range(n):\n        s += g(i)\n"
+    code = f"{inner}def f(n):\n{outer}    return s\n"
     trace = cwm.record_source(code, "f(3)")
     at = next(i for i, frame in enumerate(trace.frames) if frame.line.strip() == "s = 0")
     shown = """{
         names: [...document.querySelectorAll("#steps th.variable")].map(e => e.textContent),
-        steps: [...document.querySelectorAll("#steps tbody tr")].map(row => [...row.children].slice(2, -1).map(e => e.textContent)),
-        changed: [...document.querySelectorAll("#steps tbody tr")].map(row => [...row.children].slice(2, -1).map(e => e.className === "changed")),
+        steps: [...document.querySelectorAll("#steps tbody tr")].map(
+            row => [...row.children].slice(2, -1).map(e => e.textContent)),
+        changed: [...document.querySelectorAll("#steps tbody tr")].map(
+            row => [...row.children].slice(2, -1).map(e => e.className === "changed")),
         at: document.querySelector("#steps [aria-current]").firstChild.textContent,
         clicked: (document.querySelectorAll("#steps tbody tr")[2].click(), current),
     }"""
