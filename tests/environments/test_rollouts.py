@@ -244,7 +244,7 @@ def test_what_is_spent_ends_the_rollout_with_its_reward():
     ("function", "failure"),
     [
         (lambda messages: 1 // 0, "ZeroDivisionError: "),
-        (lambda messages: b"bytes", "TypeError: an agent replies with a text or a Reply, not bytes"),
+        (lambda messages: b"bytes", "TypeError: an agent must reply with a string or a Reply, got bytes"),
         (lambda messages: Reply(None), "TypeError: "),
         (lambda messages: Reply("x", ids=("a",)), "ValueError: "),
     ],

@@ -14,6 +14,7 @@ import numpy as np
 
 from .._native import DamagedFileError
 from ..machines import Limits
+from ..support.log import ResumableLog
 from .problems import Problem
 from .report import Result, write_whole
 
@@ -106,7 +107,7 @@ class Results:
             DamagedFileError: The folder holds damaged results.
         """
         self._by_id: dict[str, Result] = {}
-        self._file = None
+        self._log: ResumableLog | None = None
         if folder is None:
             return
         where = Path(folder)
@@ -115,22 +116,22 @@ class Results:
         own: dict[str, Any] = json.loads(json.dumps(dict(settings)))
         if path.exists():
             _check_settings(where, own)
-            self._read(path)
         else:
             write_whole(where / "settings.json", json.dumps(own, indent=1) + "\n")
-        self._file = path.open("a", encoding="ascii")
+        self._log = ResumableLog(path, durable=False, expected="a result of an evaluation")
+        try:
+            self._read(path, self._log)
+        except BaseException:
+            self._log.close()
+            raise
 
-    def _read(self, path: Path) -> None:
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), 1):
+    def _read(self, path: Path, log: ResumableLog) -> None:
+        for number, row in enumerate(log.rows(), 1):
             try:
-                result = Result.from_json(json.loads(line))
+                result = Result.from_json(row)
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise DamagedFileError(f"{path}, line {number}: not a result of an evaluation") from None
             self._by_id[result.id] = result
-        if len(whole) < len(data):
-            os.truncate(path, len(whole))
 
     def __contains__(self, id: str) -> bool:
         """Return whether there is a result for a problem id."""
@@ -145,17 +146,15 @@ class Results:
         for result in results:
             if result.id not in self:
                 # As read from a file, so that a resumed evaluation equals an uninterrupted one.
-                line = json.dumps(result.to_json())
-                self._by_id[result.id] = Result.from_json(json.loads(line))
-                if self._file:
-                    self._file.write(line + "\n")
-        if self._file:
-            self._file.flush()
+                row = json.loads(json.dumps(result.to_json()))
+                self._by_id[result.id] = Result.from_json(row)
+                if self._log:
+                    self._log.append(row)
 
     def close(self) -> None:
         """Close the file."""
-        if self._file:
-            self._file.close()
+        if self._log:
+            self._log.close()
 
 
 def limit_settings(limits: Limits) -> dict[str, Any]:

@@ -97,6 +97,8 @@ def _library() -> Any:
     try:
         import rensa
     except ImportError as error:
-        text = f"looking for near duplicates needs {error.name}: run pip install '.[corpus]' in a checkout of cwm-core"
+        text = (
+            f"the search for near duplicates needs {error.name}: run pip install '.[corpus]' in a checkout of cwm-core"
+        )
         raise ModuleNotFoundError(text, name=error.name) from None
     return rensa

@@ -27,7 +27,7 @@ PERMISSIVE = frozenset(
 )  # fmt: skip
 """Licenses that allow any use and require no more than their notice."""
 
-# Trove classifiers, by what follows "License :: ". One that is not here says nothing that can be relied on.
+# Trove classifiers without "License :: ". Others do not identify a license.
 _CLASSIFIERS = {
     "CC0 1.0 Universal (CC0 1.0) Public Domain Dedication": "CC0-1.0",
     "OSI Approved :: Academic Free License (AFL)": "AFL-3.0",
@@ -96,7 +96,7 @@ def of_file(path: str | os.PathLike[str]) -> str | None:
         OSError: The file cannot be read.
     """
     try:
-        import ukkonen  # type: ignore[import-untyped]  # noqa: F401  # `identify` needs it for this only
+        import ukkonen  # type: ignore[import-untyped]  # noqa: F401  # only `license_id` needs it
         from identify.identify import license_id
     except ImportError as error:
         raise missing_extra("recognizing the text of a license", error) from None
@@ -191,7 +191,7 @@ def _parse(expression: str) -> Any:
 
     try:
         parsed = licensing.parse(expression, validate=True)
-    except (ExpressionError, ValueError, RecursionError):  # its own parse errors are not all ExpressionErrors
+    except (ExpressionError, ValueError, RecursionError):  # not all parse errors are ExpressionErrors
         return None
     return parsed
 
