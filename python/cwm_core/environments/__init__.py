@@ -1,4 +1,4 @@
-"""What an agent acts in: a task's repository behind tools, one action a turn, a reward at the end."""
+"""Environments for agents: the repository of a task behind tools, one action per turn, and a reward at the end."""
 
 from .agents import (
     Agent,

@@ -1,4 +1,4 @@
-"""Rollouts: agents at work on tasks, several at a time, each to a trajectory in a file."""
+"""Roll out agents on tasks concurrently, and save the trajectories to a file."""
 
 import contextlib
 import hashlib
@@ -24,18 +24,18 @@ from .trajectories import Trajectory, TrajectoryWriter, Turn, task_digest
 from .workers import EXTRA_SECONDS, EnvironmentWorker, ProcessWorker, ray_workers
 
 FILE = "trajectories.jsonl"
-LAST_WORDS = 2.0  # seconds that an interrupted agent has to notice
+LAST_WORDS = 2.0  # seconds for an interrupted agent to notice
 
 
 class Episode(Protocol):
-    """What a rollout needs of an `Environment`, or of a `EnvironmentWorker`."""
+    """The part of `Environment` and `EnvironmentWorker` that a rollout uses."""
 
     def start(self, task: Task) -> str:
-        """The first observation."""
+        """Start an episode and return the first observation."""
         ...
 
     def step(self, action_text: str, /) -> Transition:
-        """What follows an action."""
+        """Carry out an action and return the result."""
         ...
 
 
@@ -50,10 +50,19 @@ def rollout(
     system: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Trajectory:
-    """Let an agent work on a task until the episode or the agent's budget ends. Never raises for what goes wrong.
+    """Roll out an agent on a task until the episode or the agent's budget ends.
 
-    Where the agent can say no more, what it has submitted is judged. `system`: the system message; None is
-    `system_prompt()`, "" is none. `settings`: more to record.
+    Errors do not raise: the trajectory records the failure. If the agent runs out of budget, its submission is judged.
+
+    Args:
+        environment: The environment.
+        agent: The agent.
+        task: The task.
+        name: Name of the trajectory.
+        seed: Seed of the agent's sampling.
+        budget: Limits of the rollout; None is `Budget()`.
+        system: The system message; None is `system_prompt()`, "" is none.
+        settings: Further settings to record.
     """
     budget = budget or Budget()
     system = system_prompt() if system is None else system
@@ -80,7 +89,7 @@ def rollout(
 def _converse(
     environment: Episode, generate: Generate, messages: list[Message], turns: list[Turn], budget: Budget
 ) -> tuple[Transition, str]:
-    """Turn after turn; the last transition, and what ended the rollout."""
+    """Alternate between agent and environment; return the last transition and the reason of the end."""
     clock = time.monotonic()
     while True:
         before = time.monotonic()
@@ -106,10 +115,10 @@ def _converse(
 
 
 def _checked(reply: Reply | str) -> Reply:
-    """What a file of trajectories can hold. Raises TypeError for another kind of reply."""
+    """Return a reply in types that a file of trajectories can hold. Raise TypeError for other replies."""
     reply = Reply(reply) if isinstance(reply, str) else reply
     if not isinstance(reply, Reply) or not isinstance(reply.text, str):
-        raise TypeError(f"an agent replies with a text or a Reply, not {type(reply).__name__}")
+        raise TypeError(f"an agent must reply with a string or a Reply, got {type(reply).__name__}")
     ids = None if reply.ids is None else tuple(int(token) for token in reply.ids)
     logprobs = reply.logprobs
     if logprobs is not None:
@@ -152,31 +161,36 @@ def run_rollouts(
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[int, int, Trajectory | None], object] | None = None,
 ) -> int:
-    """Roll out an agent on each task, into ``trajectories.jsonl`` of `folder`; how many trajectories that adds.
+    """Roll out an agent on each task and append the trajectories to `trajectories.jsonl` in a folder.
 
-    Those that the file holds are not made again, so that after an interruption, of whatever kind, the same call goes
-    on. What goes wrong in a rollout is recorded as its failure. However this function is left, no process stays.
+    Rollouts that the file contains are not repeated. So after any interruption, the same call resumes. An error in a
+    rollout is recorded as its failure. No process remains when this function returns or raises.
 
     Args:
-        tasks: With names that occur once.
-        agent: Asked from a thread for each worker.
-        folder: Made if need be.
-        samples: Rollouts of each task, named ``TASK/0``, ``TASK/1``, ...
-        seed: That of a rollout depends on this and its name.
-        budget: Of each rollout.
-        backend: As of `Environment`; sent to other processes.
-        workers: Rollouts at a time; None: one a processor.
-        ray: Let the environments run on a Ray cluster (see `support.cluster.ray_cluster`). The agent stays here. The
-            tasks' folders must be there under the same paths.
+        tasks: The tasks, with unique names.
+        agent: The agent, called from a thread for each worker.
+        folder: The folder, created if necessary.
+        samples: Number of rollouts of each task, named `TASK/0`, `TASK/1`, and so on.
+        seed: Seed. The seed of a rollout depends on it and on the rollout's name.
+        budget: Limits of each rollout; None is `Budget()`.
+        backend: See `Environment`. It is sent to other processes.
+        workers: Number of concurrent rollouts; None is the number of processors.
+        ray: Run the environments on a Ray cluster; see `support.cluster.ray_cluster`. The agent stays in this process.
+            The tasks' folders must exist on the cluster under the same paths.
         system: The system message; None is `system_prompt(tools=tools)`, "" is none.
         tools: Tools in addition to the built-in ones; like `reward`, from a module that worker processes can import.
         reward: Judges the submitted diffs; None is `judge`.
-        environment: More arguments of `Environment`.
-        settings: More to record, and to hold against the file's.
-        progress: Called with the numbers of rollouts done and of all, and the newest trajectory, at first None.
+        environment: Further arguments of `Environment`.
+        settings: Further settings to record. They must equal those in the file.
+        progress: Called with the number of finished rollouts, the number of all rollouts, and the newest trajectory or,
+            at first, None.
 
-    Raises ValueError for names that occur twice, and for a file of other settings or a damaged one; BlockingIOError
-    while another run writes to it; KeyboardInterrupt when interrupted.
+    Returns:
+        The number of added trajectories.
+
+    Raises:
+        ValueError: Two tasks have the same name, or the file is damaged or has other settings or tasks.
+        BlockingIOError: Another run writes to the file.
     """
     budget = budget or Budget()
     options: dict[str, Any] = {
@@ -243,7 +257,7 @@ def _jobs(tasks: Iterable[Task], samples: int, seed: int) -> list[_Job]:
 
 
 def _settings(agent: Agent, budget: Budget, more: Mapping[str, Any]) -> dict[str, Any]:
-    """As a file gives them back. Raises ValueError or TypeError for what JSON does not have."""
+    """Return settings in JSON types. Raise ValueError or TypeError for other types."""
     text = json.dumps({**agent.settings, "budget": asdict(budget), **more}, allow_nan=False)
     settings: dict[str, Any] = json.loads(text)
     return settings
@@ -252,7 +266,7 @@ def _settings(agent: Agent, budget: Budget, more: Mapping[str, Any]) -> dict[str
 def _check_same(
     folder: str | os.PathLike[str], writer: TrajectoryWriter, settings: dict[str, Any], jobs: Sequence[_Job]
 ) -> None:
-    """Raise ValueError where the file's trajectories are not what these jobs would give."""
+    """Raise ValueError if the trajectories in the file have other settings or tasks."""
     old = settings if writer.settings is None else writer.settings
     for name in [*settings, *(old.keys() - settings.keys())]:
         if old.get(name) != settings.get(name):
@@ -266,7 +280,7 @@ def _check_same(
 
 
 class _Crew:
-    """Threads with a worker each, and what they finish; a context manager that ends all of it at once."""
+    """Threads with a worker each, and their results; a context manager that ends all of them."""
 
     def __init__(
         self,
@@ -283,7 +297,7 @@ class _Crew:
         self._finished: queue.SimpleQueue[Trajectory | BaseException] = queue.SimpleQueue()
         self._stopping = False
         self._changing = threading.Lock()
-        """Held while a worker comes or goes, so that none comes once all are told to go."""
+        """Held while a worker starts or stops, so that none starts after `__exit__` has begun."""
         self._workers: dict[int, EnvironmentWorker] = {}
         self._threads = [threading.Thread(target=self._serve, args=(i,), daemon=True) for i in range(count)]
 
@@ -292,7 +306,7 @@ class _Crew:
             with contextlib.suppress(queue.Empty):
                 while worker := self._worker(place):
                     trajectory = self._work(worker, self._waiting.get_nowait())
-                    if trajectory.failure is not None:  # perhaps the worker's, and a new one is cheap
+                    if trajectory.failure is not None:  # the worker may be broken, and a new one is cheap
                         self._discard(place)
                     self._finished.put(trajectory)
         except BaseException as error:
@@ -335,7 +349,7 @@ class _Crew:
             thread.start()
         for thread in closers:
             thread.join()
-        # What is left waits for the agent. Threads that an endpoint keeps waiting end with this process.
+        # The remaining threads wait for the agent. Those that wait for an endpoint end with this process.
         deadline = time.monotonic() + LAST_WORDS
         while time.monotonic() < deadline and any(thread.is_alive() for thread in self._threads):
             self._interrupt()

@@ -116,19 +116,15 @@ def parse_action(text: str, more: Collection[str] = ()) -> Call | None:
     if text.lstrip().startswith("<think>"):
         _, closed, text = text.partition("</think>")
         if not closed:
-            raise refused("The reasoning was not closed: no </think> came before the end of the message.", None, more)
+            raise refused("The reasoning was not closed: no </think> came before the end of the message.")
     openings, closings = list(_OPENING.finditer(text)), list(_CLOSING.finditer(text))
     if not openings and not closings:
         if "<tool" in text or "</tool>" in text:
-            raise refused(
-                "The tool call could not be read: a tag was incomplete or not on a line of its own.", None, more
-            )
+            raise refused("The tool call could not be read: a tag was incomplete or not on a line of its own.")
         return None
     if len(openings) > 1 or len(closings) > 1:
         counts = f"{len(openings)} opening and {len(closings)} closing tags"
-        raise refused(
-            f"Exactly one tool call is allowed per message; this one had {counts}. {_TAGS_IN_CONTENT}", None, more
-        )
+        raise refused(f"Exactly one tool call is allowed per message; this one had {counts}. {_TAGS_IN_CONTENT}")
     tool = openings[0][1].strip() if openings else None
     if not closings or not openings or closings[0].start() < openings[0].end():
         missing = "</tool>" if openings else "<tool: NAME>"

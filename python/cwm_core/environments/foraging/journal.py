@@ -1,4 +1,4 @@
-"""Results of an interrupted run of `cwm forage`, which the next run uses."""
+"""Record the outcomes of `forage`, so that an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Journal:
 
         Raises:
             BlockingIOError: Another process writes to the file.
-            ValueError: The file is of a run with other settings.
+            ValueError: The file belongs to a run with other settings.
             DamagedFileError: A line is damaged.
         """
         self._path, self._records = path, dict[str, dict[str, Any]]()
@@ -35,12 +35,12 @@ class Journal:
         number = 0
         for number, record in enumerate(self._log.rows(), 1):
             if not isinstance(record, dict) or (number > 1 and not isinstance(record.get("id"), str)):
-                raise DamagedFileError(f"{self._path}, line {number}: not a record of foraging")
+                raise DamagedFileError(f"{self._path}, line {number}: expected a record of foraging")
             if number > 1:
                 self._records[record["id"]] = record
             elif record != settings:
                 names = [name for name in {**settings, **record} if record.get(name) != settings.get(name)]
-                raise ValueError(f"{self._path} is of a run with another {names[0]}; choose another folder")
+                raise ValueError(f"{self._path} belongs to a run with a different {names[0]}; choose another folder")
         if number == 0:
             self._log.append(settings)
 
@@ -49,7 +49,7 @@ class Journal:
         return self._records.get(id)
 
     def add(self, id: str, record: Mapping[str, Any]) -> None:
-        """Store a record. Not for several threads at once."""
+        """Add a record. Call it from one thread at a time."""
         self._records[id] = {"id": id, **record}
         self._log.append(self._records[id])
 
