@@ -112,7 +112,7 @@ def _tokenize(args: argparse.Namespace) -> int:
         say(args, f"{args.tokenizer}: {tokenizer.vocab_size:,} tokens, special ones included")
     else:
         tokenizer = load_tokenizer(args.tokenizer)
-    items = (item for file in files for item in read_items(file, kinds))
+    items: Iterator[Item] = (item for file in files for item in read_items(file, kinds))
     if args.max_jaccard is not None:
         items = _distinct(items, args.max_jaccard)
     with ShardWriter(args.output, tokenizer, append=args.resume) as writer, counter(args) as progress:
