@@ -1,7 +1,7 @@
-# Every target sets up what it needs: CPython 3.11-3.13, Rust and make are enough to begin with.
-# PYTHON is the interpreter that a new virtual environment is made from; an existing one keeps its own.
+# Each target creates what it needs. CPython 3.11-3.13, Rust, a C compiler and make are enough to start.
+# PYTHON is the interpreter for new virtual environments; an existing environment keeps its own.
 PYTHON ?= $(shell .ci/pythons | head -n 1)
-# Environments are named relative to this folder, whose own path may hold spaces: make cannot handle those in names.
+# Environment names are relative, because the path of this folder may contain spaces, which make cannot handle.
 VENV ?= .venv
 EXTRAS ?= train,test,dev
 TOOLS := .venv-tools
@@ -12,63 +12,66 @@ INSTALLED := $(VENV)/.installed
 RUST := $(shell find rust -name fuzz -prune -o -type f -print) Cargo.toml Cargo.lock
 
 TESTS ?= tests
-# Slow tests of packages without native code: what they do on one CPython they do on the others.
+# Slow tests of packages without native code: they give the same result on every CPython.
 PURE := environments evaluation trace/test_context.py $(addprefix corpus/test_corpus_,$(addsuffix .py,\
   contests describe duplicates filters functions inputs pipeline))
 
-# zig links against the C library of manylinux2014 on whatever distribution this is.
+# zig links against the C library of manylinux2014 on any distribution.
 ifeq ($(shell uname -s),Linux)
 PORTABLE := --zig --compatibility manylinux2014
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-native lint bench bench-quick bench-compare docs wheel clean
+.PHONY: help demo check test test-native lint bench bench-quick bench-compare docs wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: $(INSTALLED) ## the whole way in little: record, tokenize, pack, train, predict, verify; results in build/demo
-	$(PY) -m cwm_core.demo -o build/demo
+demo: $(INSTALLED) ## run the full pipeline at a small scale; results in build/demo
+	$(PY) -m cwm_core demo -o build/demo
+
+check: lint ## lint, types and fast tests, in under two minutes
+	$(PY) -m pytest $(TESTS) -m "not slow"
 
 test: $(INSTALLED) ## all Python tests
 	$(PY) -m pytest $(TESTS)
 
-test-native: ## the Python tests that need no torch, in an environment without it: make test-native PYTHON=python3.13
+test-native: ## the tests that need no PyTorch, without it: make test-native PYTHON=python3.13
 	$(MAKE) test EXTRAS=test VENV=.venv-native-$$("$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])') \
 	  TESTS="tests $(addprefix --ignore=tests/,$(PURE))"
 
 lint: export PYO3_PYTHON = $(CURDIR)/$(PY)
-lint: $(INSTALLED) ## formatters and linters, changing nothing
+lint: $(INSTALLED) ## check format, lint and types, without changes
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	$(PY) -m ruff format --check
 	$(PY) -m ruff check
 
-bench: $(INSTALLED) ## every benchmark against its rivals; results in build/bench.json
+bench: $(INSTALLED) ## all benchmarks against their alternatives; results in build/bench.json
 	@mkdir -p build
 	$(PY) -m pytest benches --benchmark-json=build/bench.json --benchmark-quiet
 	$(PY) benches/report.py build/bench.json
 
-bench-quick: $(INSTALLED) ## every benchmark once, to see that it works
+bench-quick: $(INSTALLED) ## run each benchmark once, to check that it works
 	$(PY) -m pytest benches --benchmark-disable
 
-bench-compare: $(INSTALLED) ## what became slower or faster: make bench-compare BASE=<commit> [ARGS="-k encode"]
+bench-compare: $(INSTALLED) ## compare the speed of two commits: make bench-compare BASE=<commit> [ARGS="-k encode"]
 	$(PY) benches/compare.py $(or $(BASE),$(error BASE=<commit> is missing)) $(ARGS)
 
-docs: $(INSTALLED) ## the documentation site, in build/site; fails on a broken link
+docs: $(INSTALLED) ## build the documentation site in build/site; fails on broken links
 	$(PY) -m pip install --quiet --disable-pip-version-check "mkdocs-material>=9.7,<10" "mkdocstrings[python]>=1,<2"
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
-wheel: $(TOOLS)/.installed ## wheels for every supported CPython on this machine, in build/wheels
+wheel: $(TOOLS)/.installed ## build wheels for each supported CPython on this machine, in build/wheels
 	rm -rf build/wheels
 	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" maturin build --release --locked --out build/wheels $(PORTABLE) \
 	  $(addprefix -i ,$(shell .ci/pythons))
 
-clean: ## remove what was built; environments stay, and their extension is built anew
+clean: ## remove build results; keep environments, but rebuild their extension
 	rm -rf build target .pytest_cache .ruff_cache .hypothesis .benchmarks python/cwm_core/*.so .venv*/.installed
 	find python tests benches -name __pycache__ -prune -exec rm -rf {} +
 
-ifdef CWM_WHEELS # a folder of built wheels: install this interpreter's rather than build the extension again
+ifdef CWM_WHEELS # a folder of built wheels: install from it instead of building the extension again
 $(INSTALLED): | $(PY)
 	$(PY) -m pip install --quiet "$$(ls "$(CWM_WHEELS)"/cwm_core-*-$$($(PY) -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl)[$(EXTRAS)]"
 	touch $@

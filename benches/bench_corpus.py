@@ -1,9 +1,10 @@
-"""Making a corpus: what isolation costs, the parts alone and together, and the same pipeline around a Python tracer.
+"""Benchmark the making of a corpus: the cost of isolation, each part alone, the whole, and the same with a Python
+tracer.
 
-Samples are short programs that a generator wrote (some 20 frames) and long ones (some 1,000). "cwm_core" is the
-whole pipeline as `cwm corpus` runs it, in two processes: every program twice, each time in a forked child of its own in
-a sandbox, under two hash seeds, with filters, tokens and files. The rival is the same around the tracer of
-`tests/oracle.py` (`sys.settrace`, `repr`, `json`).
+Samples are short generated programs (about 20 frames) and long ones (about 1,000). "cwm_core" is the whole pipeline as
+`cwm corpus` runs it in two processes: every program twice, each time in a forked child in a sandbox, under two hash
+seeds, with filters, tokens, and files. The peer is the same pipeline around the tracer of `tests/oracle.py`
+(`sys.settrace`, `repr`, `json`).
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ for line in sys.stdin:
 
 
 def bench_fork(benchmark: Any) -> None:
-    """The floor: a Python process that has imported nothing forks, and the child does nothing."""
+    """Measure the lower bound: a Python process that has imported nothing forks, and the child does nothing."""
     with subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -127,7 +128,7 @@ def bench_filters(benchmark: Any, length: str) -> None:
 
 @pytest.fixture
 def warm(monkeypatch: Any) -> Iterator[None]:
-    """Sandboxes that last from the warm-up to the last round: starting them takes some 0.5 s."""
+    """Keep sandboxes from the warm-up to the last round, because starting them takes about 0.5 s."""
     end = pipeline._close_recorder
     monkeypatch.setattr(pipeline, "_close_recorder", lambda: None)
     yield
@@ -143,7 +144,7 @@ def bench_pipeline(benchmark: Any, tmp_path: Path, warm: None, length: str, work
 
 @pytest.mark.parametrize("length", COUNT)
 def bench_python_tracer(benchmark: Any, tmp_path: Path, warm: None, monkeypatch: Any, length: str) -> None:
-    """The pipeline in one process, with a recorder in Python: its traces come as texts, and are parsed."""
+    """Run the pipeline in one process with a recorder in Python, whose traces are texts to parse."""
     monkeypatch.setattr(recording, "RecordingSandbox", PythonSandbox)
     monkeypatch.setattr(sandbox, "_result", parsed)
     with processes(1) as pool:

@@ -83,7 +83,7 @@ def test_copy_in_cache(benchmark, folder, seq_len):
 def test_load_state(benchmark, folder):
     """Going on in the third epoch, up to the first batch."""
     loader = open_loader(folder, 8192)
-    while loader.stats()["documents"] < 2.5 * DOCUMENTS:
+    while loader.stats().documents < 2.5 * DOCUMENTS:
         loader.skip(1)
     state = loader.state_dict()
 
@@ -126,7 +126,7 @@ def test_packing(benchmark, packed_folder, seq_len):
     benchmark.pedantic(plan, rounds=5)
     # Rows of the last step that are all padding are none.
     rows = count_rows(packed_folder, seq_len)
-    efficiency = loader.stats()["tokens"] / (rows * seq_len)
+    efficiency = loader.stats().tokens / (rows * seq_len)
     benchmark.extra_info.update(implementation="cwm_core", rows=rows, efficiency=efficiency)
 
 

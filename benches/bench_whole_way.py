@@ -117,7 +117,7 @@ def test_ours(benchmark, tokenizer, tmp_path, way):
     benchmark.group = f"whole way: {way}"
     benchmark.extra_info = {"implementation": "cwm_core", "events": events}
     loader = benchmark(lambda: our_way(record, tokenizer, next(folders)))
-    assert loader.stats()["tokens"] == sum(len(tokenizer.encode_trace(trace)) for trace in record())
+    assert loader.stats().tokens == sum(len(tokenizer.encode_trace(trace)) for trace in record())
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -1,10 +1,12 @@
-"""How much of real packages the exploration of functions reaches, and how fast.
+"""Measure how much of real packages the exploration of functions reaches, and how fast.
 
-    python benches/corpus_functions.py --paths FOLDER toolz boltons networkx
+```
+python benches/corpus_functions.py --paths FOLDER toolz boltons networkx
+```
 
-For each package: the functions that can be called, the share of them for which calls were chosen and for which one of
-these returns, the share of lines and branches (as coverage.py defines them) that all tried calls reached, on average
-over functions, and the calls run per second of wall clock. Needs `coverage`.
+For each package, print the functions that can be called, the share of them with chosen calls and with a call that
+returns, the mean shares of lines and branches (as coverage.py defines them) that all tried calls reach, and the calls
+per second of wall clock. Needs `coverage`.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from cwm_core.corpus.functions.explore import explore_all
 
 
 class Possible:
-    """The lines and branches that each function of a module has, as coverage.py counts them."""
+    """The lines and branches of each function of a module, as coverage.py counts them."""
 
     def __init__(self, code):
         self.parser = PythonParser(text=code)
@@ -30,7 +32,7 @@ class Possible:
         self.branches = {(a, max(b, RETURNED)) for a, b in self.parser.arcs() if exits.get(a, 0) > 1}
 
     def shares(self, function, steps):
-        """(lines reached, lines, branches reached, branches) of a function."""
+        """Return (lines reached, lines, branches reached, branches) of a function."""
         inside = range(function.lineno + 1, function.end_lineno + 1)
         lines = {n for n in self.lines if n in inside}
         branches = {arc for arc in self.branches if arc[0] in inside}
@@ -96,12 +98,14 @@ def measure(name, arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packages", nargs="+")
-    parser.add_argument("--paths", action="append", default=[], help="where they are installed")
-    parser.add_argument("--sample", type=int, default=0, help="about this many functions of each, evenly spread")
-    parser.add_argument("--budget", type=int, default=100, help="calls of a function")
+    parser.add_argument("--paths", action="append", default=[], help="folder with installed packages")
+    parser.add_argument(
+        "--sample", type=int, default=0, help="about this many functions of each package, evenly spread"
+    )
+    parser.add_argument("--budget", type=int, default=100, help="calls of each function")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", help="where to append a line for each package")
-    parser.add_argument("--verbose", action="store_true", help="list the functions of which no call returned")
+    parser.add_argument("--json", help="file to append a line for each package to")
+    parser.add_argument("--verbose", action="store_true", help="list the functions without a call that returned")
     arguments = parser.parse_args()
     print(f"{'package':18}{'functions':>10}{'kept':>7}{'return':>8}{'lines':>7}{'branches':>10}{'calls/s':>9}{'s':>7}")
     for name in arguments.packages:

@@ -1,11 +1,13 @@
-"""How many traces of a corpus of functions a Python trace function tells alike.
+"""Count the traces of a corpus of functions that a Python trace function records alike.
 
-    python benches/corpus_oracle.py OUT --paths FOLDER --sample 1000
+```
+python benches/corpus_oracle.py OUT --paths FOLDER --sample 1000
+```
 
-OUT is what `cwm corpus functions` wrote; FOLDER is where the packages are installed. Each call of the sample runs in a
-process of its own, in the sandbox, under the tracer of `tests/oracle.py`: events, lines, variables and values must be
-those of the stored trace; the order of a frame's variables is not looked at. Calls that this tracer itself disturbs
-have no verdict.
+OUT is a corpus of `cwm corpus functions`; FOLDER is where the packages are installed. Each call of the sample runs in a
+process of its own, in the sandbox, under the tracer of `tests/oracle.py`. Events, lines, variables, and values must be
+those of the stored trace; the order of the variables of a frame does not matter. Calls that this tracer disturbs have
+no verdict.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class OracleSandbox(RecordingSandbox):
 
 
 def sample(folder: Path, size: int, seed: int) -> list[tuple[str, str, str, str]]:
-    """Stored traces: the module, the key, the call, and the text of the frames."""
+    """Return stored traces: the module, the key, the call, and the text of the frames."""
     stores = [cwm.TraceReader(path) for path in sorted((folder / "traces").iterdir())]
     places = [(store, index) for store in stores for index in range(len(store))]
     chosen = random.Random(seed).sample(places, min(size, len(places)))
@@ -46,13 +48,13 @@ def entry(store: cwm.TraceReader, index: int) -> tuple[str, str, str, str]:
 
 
 def verdicts(entries: list[tuple[str, str, str, str]], paths: list[str]) -> Iterator[tuple[str, str]]:
-    """Keys and what became of them."""
+    """Yield keys and verdicts."""
     sandbox._result = lambda run, header, text: text.decode("utf-8", "surrogatepass") or header["reason"]
     for module, group in groupby(entries, lambda one: one[0]):
         of_module = list(group)
         with OracleSandbox(paths=[str(HERE), str(HERE.parent / "tests"), *paths], preload=module) as worker:
-            told = worker.run(Run("", call, module=module) for _, _, call, _ in of_module)
-            for (_, key, _, text), answer in zip(of_module, told, strict=True):
+            results = worker.run(Run("", call, module=module) for _, _, call, _ in of_module)
+            for (_, key, _, text), answer in zip(of_module, results, strict=True):
                 if same(answer, text):
                     yield key, "equal"
                 else:
@@ -60,7 +62,7 @@ def verdicts(entries: list[tuple[str, str, str, str]], paths: list[str]) -> Iter
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two texts hold the same frames."""
+    """Return whether two texts hold the same frames."""
     if one == other:
         return True
     facts = [[(f.event, f.locals, f.line, f.arg) for f in cwm.Trace.parse(text).frames] for text in (one, other)]
@@ -71,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path, metavar="OUT")
     parser.add_argument("--paths", action="append", default=[], help="where the packages are installed")
-    parser.add_argument("--sample", type=int, default=1000, help="traces to look at")
+    parser.add_argument("--sample", type=int, default=1000, help="number of traces to compare")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     counts: Counter[str] = Counter()

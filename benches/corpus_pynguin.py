@@ -1,11 +1,12 @@
-"""Coverage of explored calls beside that of tests which Pynguin writes for the same module in the same time.
+"""Compare the coverage of explored calls with that of tests that Pynguin writes for the same module in the same time.
 
-    PYNGUIN_DANGER_AWARE=1 python benches/corpus_pynguin.py --paths FOLDER --pynguin VENV/bin/pynguin inflection ...
+```
+PYNGUIN_DANGER_AWARE=1 python benches/corpus_pynguin.py --paths FOLDER --pynguin VENV/bin/pynguin inflection ...
+```
 
-Per function, on average over those that are explored: the lines and branches (as coverage.py defines them) that the
-chosen calls reached, that all tried calls reached, and that Pynguin's tests reached when run under coverage.py. Pynguin
-searches for as many seconds as the exploration took. It runs the module's code without a sandbox. Its environment needs
-`coverage` and `pytest`.
+Prints, as means over the explored functions, the lines and branches (as coverage.py defines them) that the chosen
+calls, all tried calls, and Pynguin's tests reach. Pynguin searches for as long as the exploration took. It runs the
+code of the module without a sandbox. Its environment needs `coverage` and `pytest`.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def explored(functions, arguments):
 
 
 def pynguin_steps(module, path, root, seconds, arguments):
-    """The lines and branches that the tests of Pynguin reach, as pairs (line, next line)."""
+    """Return the lines and branches that Pynguin's tests reach, as pairs (line, next line)."""
     python = str(Path(arguments.pynguin).parent / "python")
     with tempfile.TemporaryDirectory() as folder:
         options = ["--project-path", root, "--module-name", module, "--output-path", f"{folder}/tests"]
@@ -63,16 +64,16 @@ def pynguin_steps(module, path, root, seconds, arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modules", nargs="+", help="of one file, or package.module")
-    parser.add_argument("--paths", required=True, help="where they are installed")
-    parser.add_argument("--pynguin", default=shutil.which("pynguin"), help="the command, in an environment of its own")
+    parser.add_argument("modules", nargs="+", help="module of one file, or package.module")
+    parser.add_argument("--paths", required=True, help="folder with installed packages")
+    parser.add_argument(
+        "--pynguin", default=shutil.which("pynguin"), help="command of Pynguin, in an environment of its own"
+    )
     parser.add_argument("--budget", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if not arguments.pynguin:
-        sys.exit(
-            "Pynguin is not installed (pip install pynguin, in an environment of its own): nothing to compare with"
-        )
+        sys.exit("Pynguin is not installed: run pip install pynguin in an environment of its own")
     print(f"{'module':28}{'functions':>10}{'s':>5}  {'chosen':>12}{'tried':>12}{'Pynguin':>12}   lines/branches")
     for module in arguments.modules:
         found = find_functions(module.split(".")[0], paths=[arguments.paths])

@@ -3,9 +3,11 @@
 import ast
 import inspect
 import types
+from enum import Enum
 from pathlib import Path
 
 import cwm_core
+import pytest
 from cwm_core import _native
 
 STUB = Path(cwm_core.__file__).with_name("_native.pyi")
@@ -93,6 +95,13 @@ def check_class(name, node, cls):
         check_member(f"{name}.{member}", line, members[member])
 
 
+def check_enum(name, node, cls):
+    """Compare members and values, in order."""
+    members = {line.targets[0].id: ast.literal_eval(line.value) for line in node.body if isinstance(line, ast.Assign)}
+    assert [ast.unparse(base) for base in node.bases] == [base.__name__ for base in cls.__bases__], f"{name}: bases"
+    assert list(members.items()) == [(member.name, member.value) for member in cls], f"{name}: members"
+
+
 def check(stub_source, module):
     stub = declared(ast.parse(stub_source).body)
     public = {name for name in vars(module) if not name.startswith("_")}
@@ -102,7 +111,7 @@ def check(stub_source, module):
         value = getattr(module, name)
         if isinstance(value, type):
             assert isinstance(node, ast.ClassDef), f"{name} is a class"
-            check_class(name, node, value)
+            (check_enum if issubclass(value, Enum) else check_class)(name, node, value)
         elif callable(value):
             check_function(name, node, value, bound=False)
         else:
@@ -111,3 +120,16 @@ def check(stub_source, module):
 
 def test_stub_matches_module():
     check(STUB.read_text(encoding="utf-8"), _native)
+
+
+DOCUMENTED = ["CwmError", "DamagedFileError", "Frame", "Frames", "ParsedTrace", "RecordingLimit", "Recording", "Trace"]
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_docstrings_equal_those_of_the_module(name):
+    stub = {node.name: node for node in ast.parse(STUB.read_text(encoding="utf-8")).body if hasattr(node, "name")}
+    cls = getattr(_native, name)
+    assert ast.get_docstring(stub[name]) == inspect.cleandoc(cls.__doc__)
+    for method, node in declared(stub[name].body).items():
+        if method.strip("_") != "new" and (doc := ast.get_docstring(node)) is not None:
+            assert inspect.cleandoc(getattr(cls, method).__doc__) == doc, method

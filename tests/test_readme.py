@@ -1,13 +1,90 @@
-"""Every Python example of the README runs as printed, alone, in a fresh interpreter."""
+"""The examples of the README and of the documentation: they run as printed, or at least parse."""
 
+import os
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 import readme
+from cwm_core.cli import build_parser
+
+# Pages whose shell and Python blocks run in order, in one folder.
+WHOLE = [
+    "README.md",
+    "docs/get-started.md",
+    "docs/guides/embed.md",
+    "docs/guides/notebooks.md",
+    "docs/guides/released-weights.md",
+]
 
 
-def test_examples_run(tmp_path):
+@pytest.fixture
+def command(tmp_path):
+    """The environment of a user: `cwm` of this interpreter on the path."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, call in (("cwm", "-m cwm_core "), ("python", "")):
+        script = folder / name
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {call}"$@"\n')
+        script.chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+
+def test_python_examples_of_the_readme_run_alone(tmp_path):
     for number, example in enumerate(readme.examples(), 1):
-        command = [sys.executable, "-I", "-c", example]
-        run = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        run = subprocess.run(
+            [sys.executable, "-I", "-c", example],
+            check=False,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert run.returncode == 0, f"example {number} failed:\n{example}\n{run.stderr}"
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WHOLE)
+def test_a_page_runs_from_top_to_bottom(page, tmp_path, command):
+    if not shutil.which("bwrap"):
+        pytest.skip("needs bubblewrap")
+    folder = tmp_path / "work"
+    folder.mkdir()
+    ran = 0
+    for block in readme.blocks(page):
+        if block.title:
+            (folder / block.title).write_text(block.text)
+            continue
+        if not block.runs or block.language not in ("sh", "python"):
+            continue
+        program = ["bash", "-e", "-c"] if block.language == "sh" else [sys.executable, "-c"]
+        run = subprocess.run(
+            [*program, block.text], check=False, cwd=folder, env=command, capture_output=True, text=True, timeout=900
+        )
+        assert run.returncode == 0, f"{page}:\n{block.text}\n{run.stdout}\n{run.stderr}"
+        ran += 1
+    assert ran
+
+
+@pytest.mark.parametrize("page", readme.pages())
+def test_examples_of_a_page_parse(page):
+    for block in readme.blocks(page):
+        if block.language == "python":
+            compile(block.text, page, "exec", dont_inherit=True)
+    for block in readme.shell(page):
+        subprocess.run(["bash", "-n", "-c", block.text], check=True)
+        for line in readme.commands(block.text):
+            words = shlex.split(line)
+            if words and words[0] != "--version" and "..." not in words:
+                build_parser().parse_args(words[: words.index("--")] if "--" in words else words)
+
+
+def test_files_that_pages_link_to_exist():
+    root = Path(readme.ROOT)
+    for page in readme.pages():
+        for target in readme.links(page):
+            assert (root / page).parent.joinpath(target).exists(), f"{page}: {target}"

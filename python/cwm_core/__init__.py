@@ -4,7 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cwm_core._native import CwmError, DamagedFileError
-from cwm_core.trace import ParsedTrace, Recorder, RecordingLimit, Trace, TraceReader, TraceWriter, record, record_source
+from cwm_core.trace import (
+    ParsedTrace,
+    ParseErrorKind,
+    Recorder,
+    RecordingLimit,
+    Trace,
+    TraceReader,
+    TraceWriter,
+    record,
+    record_source,
+)
 
 if TYPE_CHECKING:
     from cwm_core.data import PackedLoader, Shards, ShardWriter
@@ -16,6 +26,7 @@ __all__ = [
     "CwmError",
     "DamagedFileError",
     "PackedLoader",
+    "ParseErrorKind",
     "ParsedTrace",
     "Recorder",
     "RecordingLimit",

@@ -1,55 +1,70 @@
-"""The compiled half of cwm_core. The documented faces are the modules of the package."""
+"""The compiled part of `cwm_core`. Use the modules of the package, which document it."""
 
 import os
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .trace.kinds import Event
 
 VERSION: str
 
 # ---- trace
 
 class Trace:
-    """A recorded or parsed execution: a context and frames, kept natively; immutable."""
+    """A recorded or parsed execution: source context and frames. Immutable."""
 
     @property
     def frames(self) -> Frames:
-        """The frames in order; objects are made when looked at."""
+        """Frames in order. `Frame` objects are created on access."""
     @property
     def context(self) -> str:
-        """The source text shown, with its ``# << START_OF_TRACE`` mark."""
+        """Source text shown before the frames, with the `# << START_OF_TRACE` mark."""
     @property
     def result(self) -> str | None:
-        """The rendered result of the recorded call; None when it raised or was cut.
+        """Rendered return value of the recorded call; None if the call raised or the recording was truncated.
 
-        A complete parsed trace has the value of its last RETURN frame, which is the result where that ends the one
-        outermost activation. A trace with several, such as that of a resumed generator, does not say its result.
+        In a complete parsed trace, the value of the last RETURN frame, if that frame ends the only outermost
+        activation. The frames of a trace with several outermost activations, such as those of a resumed generator, do
+        not determine a result.
         """
     @property
     def exception(self) -> str | None:
-        """The rendered exception that the recorded call raised, if it did."""
+        """Rendered exception that the recorded call raised; None if it did not raise."""
     @property
     def truncated(self) -> str | None:
-        """The limit that ended the recording: "max_frames", "max_bytes", "max_seconds"; "settrace" when the program
-        put another trace function in the recorder's place and left it there; None for a whole recording."""
+        """Reason why the recording ended early; None for a complete recording.
+
+        Either a value of `cwm_core.trace.Truncation`, or the reason given to `Recorder.snapshot`.
+        """
     @property
     def output(self) -> str | None:
-        """What the program printed, where the recorder was asked to keep it."""
+        """Text that the program wrote to `sys.stdout`; None if the recorder did not capture it."""
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the frames take."""
-    def _repr_html_(self) -> str:
-        """What a notebook shows: the page of `cwm_core.view.html`, in a frame of its own."""
+        """Memory taken by the frames, in bytes."""
     def state(self, index: int) -> dict[str, str] | None:
-        """The full variables at frame ``index``, ``..`` resolved; None for a RETURN or EXCEPTION frame, or where a
-        ``..`` has nothing to refer to.
+        """Return all variables at a frame, with each `..` replaced by the value it stands for.
 
-        Raises IndexError when there is no such frame."""
+        Args:
+            index: Frame number; negative numbers count from the end.
+
+        Returns:
+            Rendered values by variable name. None for RETURN and EXCEPTION frames, and if a `..` has no earlier value
+            to refer to.
+
+        Raises:
+            IndexError: There is no such frame.
+        """
     def states(self) -> list[dict[str, str] | None]:
-        """``state`` of every frame. Where frames leave variables out, far larger than the trace."""
+        """Return `state` of every frame.
+
+        The result can be much larger than the trace if frames leave out unchanged variables.
+        """
     def coarsen(
         self,
         *,
@@ -58,94 +73,152 @@ class Trace:
         loop_budget: tuple[int, int] | None = None,
         changes_only: bool = False,
     ) -> Trace:
-        """Return a trace that shows less of the same execution; the options combine (`docs/concepts/trace-format.md`).
+        """Return a trace that shows less of the same execution.
+
+        The options combine; the trace format page defines each level of detail. Each CALL and LINE frame of the result
+        has the same `state` as in this trace. The context, the outcome, and `truncated` do not change.
 
         Args:
-            calls_only: show only CALL and RETURN frames, and the EXCEPTION frames that unwind an activation.
-            max_depth: leave out activations that are nested deeper than this, from 1.
-            loop_budget: of each execution of a loop, show only this many first (from 0) and last (from 1) iterations.
-            changes_only: show only the variables that changed in LINE frames; ``"..": ".."`` stands for the others.
+            calls_only: Keep only CALL and RETURN frames, and EXCEPTION frames that unwind an activation.
+            max_depth: Drop activations nested deeper than this, counted from 1.
+            loop_budget: Number of first (0 or more) and last (1 or more) iterations to keep of each run of a loop.
+            changes_only: Keep only changed variables in LINE frames; the pair `"..": ".."` stands for the others.
 
-        Every CALL and LINE frame shown has the ``state`` that it has here. Context, outcome and ``truncated`` stay.
+        Returns:
+            The coarser trace.
 
-        Raises ValueError for a depth or budget below the least."""
+        Raises:
+            ValueError: `max_depth` or `loop_budget` is below its minimum.
+        """
     def with_context(self, context: str) -> Trace:
-        """The same execution, shown with another source text. Where that is to have the entry's mark, it brings it."""
+        """Return the same execution with another source context.
+
+        To mark the entry, include the mark in `context`.
+        """
     def to_text(self) -> str:
-        """The text form of the whole document. It escapes nothing: only the stored and token forms are lossless."""
+        """Return the text form of the whole document.
+
+        The text form escapes nothing. Use the stored form or the token form if the round trip must be lossless.
+        """
     @staticmethod
     def parse(text: str) -> ParsedTrace:
-        """Parses a text form, whole or without its context. Strict and total: never raises, never repairs."""
+        """Parse a text form, with or without its context.
+
+        Accepts any text: it returns the longest well-formed prefix and never raises or repairs.
+        """
     def to_bytes(self) -> bytes:
-        """The stored form: lossless, compressed, with a checksum."""
+        """Return the stored form, which is lossless, compressed, and protected by a checksum."""
     @staticmethod
     def from_bytes(data: bytes) -> Trace:
-        """Reads the stored form; ValueError says what is wrong with damaged data."""
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the stored form to a file, whole or not at all.
+        """Read a stored form.
 
-        A link is followed, and a device or FIFO is written through, as `cwm_core.support.files.replacing` does.
+        Raises:
+            DamagedFileError: The data is damaged or is not a stored trace.
+        """
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the stored form to a file, either completely or not at all.
+
+        Follows symbolic links and writes through devices and FIFOs.
 
         Raises:
             OSError: The file cannot be written.
         """
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Trace:
-        """Reads a file that ``save`` wrote; ValueError says what is wrong with a damaged one."""
+        """Read a file written by `save`.
+
+        Raises:
+            OSError: The file cannot be read.
+            DamagedFileError: The file is damaged or is not a stored trace.
+        """
+    def _repr_html_(self) -> str:
+        """Return the interactive view of the trace that notebooks display: the page of `cwm_core.view.html`."""
     def __reduce__(self) -> tuple[Any, tuple[bytes]]: ...
     def __len__(self) -> int: ...
     def __eq__(self, other: object) -> bool: ...
 
 class Frames:
-    """The frames of a trace: a sequence."""
+    """A sequence of the frames of a trace."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: Any) -> Any: ...
+    def __iter__(self) -> Iterator[Frame]: ...
+    @overload
+    def __getitem__(self, index: int) -> Frame: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Frame]: ...
 
 class Frame:
-    """One frame, as written."""
+    """One frame of a trace, with its variables as a difference from the previous frame."""
 
     @property
-    def event(self) -> str:
-        """``"call"``, ``"line"``, ``"return"`` or ``"exception"``."""
+    def event(self) -> Event:
+        """Event that the frame records: `"call"`, `"line"`, `"return"`, or `"exception"`."""
     @property
     def locals(self) -> dict[str, str] | None:
-        """Variables to rendered values, ``".."`` for unchanged; None for RETURN and EXCEPTION frames. A LINE frame that
-        leaves out variables begins with ``"..": ".."``."""
+        """Rendered values by variable name, `".."` if unchanged; None for RETURN and EXCEPTION frames.
+
+        A LINE frame that leaves out unchanged variables starts with the pair `"..": ".."`.
+        """
     @property
     def line(self) -> str:
-        """The source line with its newline; empty when no source is known."""
+        """Source line with its newline; empty if the source is unknown."""
     @property
     def lineno(self) -> int | None:
-        """The line's number in its file; None where it is not known, as in parsed traces."""
+        """Line number in the source file; None if unknown, as in parsed traces."""
     @property
     def arg(self) -> str | None:
-        """The rendered value of a RETURN or EXCEPTION frame."""
+        """Rendered value of a RETURN or EXCEPTION frame; None for other events."""
     def __eq__(self, other: object) -> bool: ...
 
+class ParseErrorKind(StrEnum):
+    """Kind of a parse error."""
+
+    UNCLOSED_CONTEXT = "unclosed_context"
+    """The input ends inside the context."""
+    UNCLOSED_FRAME = "unclosed_frame"
+    """The input ends inside a frame, as generated text does at a token limit."""
+    INVALID_STRUCTURE = "invalid_structure"
+    """A part of the document is missing, unexpected, or out of order."""
+    INVALID_LOCALS = "invalid_locals"
+    """The locals are not a JSON object of strings with distinct names."""
+    INVALID_VALUE = "invalid_value"
+    """The value is not a JSON string."""
+    INVALID_ENCODING = "invalid_encoding"
+    """Bytes are not UTF-8, or the text contains a lone surrogate."""
+    TRAILING_INPUT = "trailing_input"
+    """The end token is not the last one."""
+    TOO_MANY_FRAMES = "too_many_frames"
+    """The input has more frames than a trace can hold."""
+
 class ParsedTrace:
-    """The longest well-formed prefix of a text or of token ids."""
+    """The longest well-formed prefix of a text or of token IDs, and the error that ends it, if any."""
 
     @property
     def trace(self) -> Trace:
-        """The well-formed frames as a trace."""
+        """Trace of the well-formed frames."""
     @property
     def frames(self) -> Frames:
-        """The well-formed frames."""
+        """Well-formed frames."""
     @property
     def complete(self) -> bool:
-        """Whether the end token followed the last frame, and nothing followed it."""
+        """Whether the input ends with the end token, right after the last frame."""
     @property
     def error(self) -> str | None:
-        """Why the rest is not well formed; None where everything is, also when it stops between two frames."""
+        """Message that explains why parsing stopped; None if the whole input is well formed.
+
+        Input that stops between two frames is well formed but not `complete`.
+        """
+    @property
+    def error_kind(self) -> ParseErrorKind | None:
+        """Kind of the error; None if there is no error."""
     @property
     def error_offset(self) -> int | None:
-        """Where the frame that is not well formed begins: a character of the text or an index of the ids."""
+        """Start of the first malformed frame: a character of the text or an index into the token IDs."""
 
 # ---- store
 
 class TraceWriter:
-    """Behind ``cwm_core.TraceWriter``, which documents it; metadata is JSON."""
+    """Implementation of `cwm_core.TraceWriter`; metadata is JSON text."""
 
     def __new__(cls, path: str | os.PathLike[str], append: bool) -> TraceWriter: ...
     @property
@@ -156,7 +229,7 @@ class TraceWriter:
     def close(self) -> None: ...
 
 class TraceReader:
-    """Behind ``cwm_core.TraceReader``, which documents it."""
+    """Implementation of `cwm_core.TraceReader`."""
 
     def __new__(cls, path: str | os.PathLike[str]) -> TraceReader: ...
     def __len__(self) -> int: ...
@@ -168,11 +241,14 @@ class TraceReader:
     def verify(self) -> None: ...
 
 class TraceBlock:
-    """Consecutive traces of a store, read together: keys and metadata at once, traces when asked for."""
+    """Consecutive traces of a store that are compressed together.
+
+    Keys and metadata are read together; the traces are read on first access.
+    """
 
     @property
     def first(self) -> int:
-        """The index of the first trace."""
+        """Index of the first trace in the store."""
     def __len__(self) -> int: ...
     def key(self, place: int) -> str | None: ...
     def metadata(self, place: int) -> str: ...
@@ -181,18 +257,21 @@ class TraceBlock:
 # ---- errors
 
 class CwmError(Exception):
-    """Base of the exceptions that cwm_core defines."""
+    """Base class of the exceptions that cwm_core defines."""
 
 class DamagedFileError(CwmError, ValueError):
-    """The content of a file is damaged, cut, or of another kind or version than its reader expects."""
+    """The content of a file is damaged, truncated, or of another format or version than expected."""
 
 # ---- recorder
 
 class RecordingLimit(BaseException):
-    """Stops a program whose recording reached a limit."""
+    """Stops a program whose recording reached a limit. Not an `Exception`, so that programs rarely catch it."""
 
 class Recording:
-    """One recording, behind ``cwm_core.Recorder``: made, run or started and stopped once, then finished."""
+    """One recording: the implementation of `cwm_core.Recorder`.
+
+    Run it once, or start and stop it once, then finish it.
+    """
 
     def __new__(
         cls,
@@ -209,31 +288,58 @@ class Recording:
         split: bool = False,
         choose: Callable[[FrameType], bool] | None = None,
     ) -> Recording:
-        """With `choose`, which is called with the first frame of each outermost activation in scope, those that it
-        chooses are recorded, one trace each; steps of a generator or coroutine that follow each other belong together.
-        A limit then ends a trace, not the program. ValueError with `split` or `max_seconds`."""
+        """Prepare a recording of code in these files and folders.
+
+        Args:
+            files: Files whose code is in scope.
+            folders: Folders whose files are in scope, at any depth.
+            max_frames: See `Recorder`, as for the options up to `max_depth`.
+            max_bytes: See `Recorder`.
+            max_seconds: See `Recorder`.
+            max_value_chars: See `Recorder`.
+            object_state: See `Recorder`.
+            calls_only: See `Recorder`.
+            max_depth: See `Recorder`.
+            split: Record one trace for each outermost activation.
+            choose: Callback that receives the first frame of each outermost activation in scope and returns whether to
+                record it as a trace of its own. Consecutive steps of a generator or coroutine belong to one trace. A
+                limit then ends a trace, not the program.
+
+        Raises:
+            ValueError: `choose` is combined with `split` or `max_seconds`.
+        """
     def start(self) -> None:
-        """Installs the hook on this thread; RuntimeError when a recording already runs on it."""
+        """Install the trace function on this thread.
+
+        Raises:
+            RuntimeError: Another recording runs on this thread.
+        """
     def stop(self) -> None:
-        """Removes the hook and sets the trace function that was set before."""
+        """Remove the trace function and restore the previous one."""
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-        """Records a call."""
+        """Record a call."""
     def sources(self) -> dict[str, bytes]:
-        """What was in the files in scope when their code was first met; only those that could be read. As `scope` and
-        `outside`, before `finish`."""
+        """Return the contents of files in scope as of the time the recording first entered them.
+
+        Files that could not be read are missing. Call this, `scope`, and `outside` before `finish`.
+        """
     def scope(self) -> list[str]:
-        """The files and folders in scope."""
+        """Return the files and folders in scope."""
     def outside(self) -> list[str]:
-        """The first files outside the scope that were met."""
+        """Return the first few files outside the scope whose code ran."""
     def finish(
         self,
         lines: Callable[[str], list[str]],
         context: Callable[[str, str, int, int], str],
         output: str | None = None,
     ) -> list[Trace]:
-        """The traces recorded; where calls are chosen, one for each, in their order. The last one keeps what was
-        printed."""
+        """Return the recorded traces in order.
 
+        Args:
+            lines: Returns the source lines of a file.
+            context: Returns the context of a trace from the file, name, first line, and current line of its entry.
+            output: Captured output, stored in the last trace.
+        """
     def snapshot(
         self,
         lines: Callable[[str], list[str]],
@@ -241,26 +347,36 @@ class Recording:
         reason: str,
         output: str | None = None,
     ) -> Trace:
-        """Return the trace so far, `truncated` for this reason, of a recording that goes on; from any thread.
+        """Return the trace so far without ending the recording. Safe to call from any thread.
+
+        Args:
+            lines: As for `finish`.
+            context: As for `finish`.
+            reason: Value of `Trace.truncated`.
+            output: Output captured so far.
 
         Raises:
-            RuntimeError: The recording is recording an event, or is finished.
+            RuntimeError: The recording is processing an event, or is finished.
         """
 
 def before_exit(callback: Callable[[str], object] | None) -> None:
-    """Call `callback(name)` before `os.NAME` ends the process: `_exit`, `abort`, `execv`, `execve`. None ends that.
+    """Call `callback(name)` before `os._exit`, `os.abort`, `os.execv`, or `os.execve` ends the process.
 
-    Programs see no difference: the functions stay the same objects.
+    `name` is the name of the function. None removes the callback. The functions remain the same objects, so programs
+    see no difference.
     """
 
 def is_recorder_at_work() -> bool:
-    """Whether the recorder works on this thread: what runs then, a ``__repr__`` say, the program has not called."""
+    """Return whether the recorder is processing an event on this thread.
+
+    Python code that runs then, such as a `__repr__`, was not called by the recorded program.
+    """
 
 def real_path(name: str) -> str:
-    """The absolute path of a file without links, ``.`` and ``..``. Runs no Python code."""
+    """Return the absolute path of a file with links, `.`, and `..` resolved. Runs no Python code."""
 
 def call_with_empty_hook(function: Callable[[], Any]) -> Any:
-    """Calls ``function()`` under a trace function that does nothing: the floor that recordings are measured against."""
+    """Call `function()` under a trace function that does nothing: the baseline for the cost of recording."""
 
 # ---- packing
 class ShardWriter:

@@ -396,15 +396,49 @@ def test_inspect_shows_what_shards_hold(shards, capsys):
     capsys.readouterr()
     assert main(["inspect", "shards", "--tokenizer", "vocabulary", "--samples", "2", "--verify"]) == 0
     out, err = capsys.readouterr()
-    assert "every byte is as it was written" in err
+    assert "every checksum is correct" in err
     documents = list(shards)
     learned = sum(document.loss_mask.sum() for document in documents) / shards.tokens
     context = sum(document.spans["context"][0, 1] for document in documents) / shards.tokens
-    assert f"{'learned':<30} {learned:>7.1%}" in out
+    assert f"{'in the loss':<30} {learned:>7.1%}" in out
     assert f"{'in spans: context':<30} {context:>7.1%}" in out
     assert out.count("\n--- document ") == 2 and out.count("<|begin_of_text|><|trace_context_start|>") == 2
     assert main(["inspect", "shards"]) == 0
     assert "--- document" not in capsys.readouterr().out
+
+
+def test_inspect_lists_traces(shards, capsys):
+    with cwm.TraceWriter("all.cwmtraces") as writer:
+        for n in range(4):
+            writer.add(cwm.Trace.load(f"traces/{n}.cwmtrace"), source="even" if n % 2 == 0 else "odd")
+    capsys.readouterr()
+    assert main(["inspect", "all.cwmtraces", "traces"]) == 0
+    out = capsys.readouterr().out
+    frames = sum(len(cwm.Trace.load(f"traces/{n}.cwmtrace")) for n in range(4))
+    assert out.count("traces      4 in ") == 2 and out.count(f"frames      {frames}\n") == 2
+    assert main(["inspect", "all.cwmtraces", "--json"]) == 0
+    held = json.loads(capsys.readouterr().out)["all.cwmtraces"]
+    assert held["sources"] == {"even": 2, "odd": 2} and sum(held["outcomes"].values()) == held["traces"] == 4
+
+
+@pytest.mark.torch
+def test_inspect_lists_checkpoints_and_models(shards, capsys):
+    assert main(["train", "run.toml"]) == 0
+    from cwm_core.model import load
+
+    parameters = sum(parameter.numel() for parameter in load("run").parameters())
+    (checkpoint,) = {file.parent for file in Path("run").rglob("step-*/manifest.json")}
+    capsys.readouterr()
+    assert main(["inspect", "run", str(checkpoint), str(checkpoint.parent), "--json"]) == 0
+    model, saved, run = json.loads(capsys.readouterr().out).values()
+    assert model["parameters"] == sum(model["dtypes"].values()) == parameters
+    assert model["config"]["hidden_size"] == saved["model"]["hidden_size"] == 32
+    assert saved["step"] == 4 and saved["bytes"] == sum(saved["files"].values()) == run["checkpoints"][checkpoint.name]
+    assert main(["inspect", "run", str(checkpoint)]) == 0
+    out = capsys.readouterr().out
+    assert f"parameters  {parameters:,} in " in out and "checkpoint  step 4, " in out and "hidden size 32" in out
+    Path("run/config.json").write_text("{")
+    assert "run/config.json: not JSON" in failure(capsys, "inspect", "run")
 
 
 # ---- train and predict

@@ -44,6 +44,9 @@ def test_contests(tmp_path, capsys):
     assert any(passes.values()) and not all(passes.values())
     assert all(("right" in key) == value for key, value in passes.items())
     assert cwm.Shards(out / "tokens").sources == ["codecontests"]
+    assert main(["inspect", str(out), "--json"]) == 0
+    held = json.loads(capsys.readouterr().out)[str(out)]
+    assert held["traces"] == len(passes) and held["tokens"] == cwm.Shards(out / "tokens").tokens
     assert corpus("contests", tmp_path / "problems.jsonl", "--licence", "CC-BY-4.0", out=out) == 0
     assert {entry.key: entry.metadata["passes"] for entry in entries(out)} == passes
     assert corpus("contests", tmp_path / "problems.jsonl", "--licence", "MIT", out=out) == 1
@@ -103,7 +106,7 @@ def test_functions_with_calls_of_a_model(tmp_path, capsys):
     assert "opens('sesame-11')" in {entry.metadata["call"] for entry in entries(tmp_path / "out")}
     with server(400, b"no such model") as (url, _):
         assert corpus(*command, "--endpoint", url, out=tmp_path / "other") == 1
-    assert "no such model; the same command goes on" in capsys.readouterr().err
+    assert "no such model; run the same command to resume" in capsys.readouterr().err
     assert corpus(*command, out=tmp_path / "third") == 1
     assert "go together" in capsys.readouterr().err
 

@@ -271,9 +271,9 @@ with Effects(clocks=True) as effects:
     thread = threading.Thread(target=len, args=("",))
     thread.start()
     thread.join()
-print(sorted(effects.names), sys.getprofile())
+print(sorted(map(str, effects.names)), sys.getprofile())
 open("/dev/null").close()
-print(sorted(effects.names))
+print(sorted(map(str, effects.names)))
 """
 
 

@@ -138,10 +138,10 @@ def test_batches_equal_the_documents(corpus, order, epochs, prefetch):
         expected = [token for documents in corpus.values() for ids, _ in documents for token in ids]
         assert sorted(seen) == sorted(expected * epochs)
         stats = loader.stats()
-        assert stats["tokens"] == len(expected) * epochs
-        assert stats["documents"] == sum(map(len, corpus.values())) * epochs
-        assert stats["efficiency"] == pytest.approx(stats["tokens"] / positions)
-        assert stats["source_tokens"] == {
+        assert stats.tokens == len(expected) * epochs
+        assert stats.documents == sum(map(len, corpus.values())) * epochs
+        assert stats.efficiency == pytest.approx(stats.tokens / positions)
+        assert stats.source_tokens == {
             name: epochs * sum(len(ids) for ids, _ in documents) for name, documents in corpus.items()
         }
 
@@ -211,7 +211,7 @@ def test_state_is_small_and_packing_tight_at_every_step(tmp_path):
     lognormal_corpus(tmp_path, 2000)
     loader = cwm.PackedLoader(tmp_path, 8192, epochs=1)
     assert max(len(json.dumps(loader.state_dict())) for _ in loader) < 1000
-    assert loader.stats()["efficiency"] > 0.998  # all rows but one
+    assert loader.stats().efficiency > 0.998  # all rows but one
 
 
 def test_a_state_of_many_sources_and_buckets_is_a_few_kilobytes(tmp_path):
@@ -250,7 +250,7 @@ def test_shares_hold_whatever_the_sizes(tmp_path):
     stats = loader.stats()
     for name, share in shares.items():
         # A source is off by a document at most, and a window holds little more than eight.
-        assert abs(stats["source_tokens"][name] - share * stats["tokens"]) < 20 * 40
+        assert abs(stats.source_tokens[name] - share * stats.tokens) < 20 * 40
 
 
 def test_arrays_and_tensors_share_memory(tmp_path):
@@ -269,20 +269,20 @@ def test_arrays_and_tensors_share_memory(tmp_path):
     ("change", "message"),
     [
         ({"sources": {}}, "no sources"),
-        ({"sources": {"a": ("a", 0.0)}}, 'source "a": a share must be positive, not 0'),
+        ({"sources": {"a": ("a", 0.0)}}, 'source "a": the share must be positive, not 0'),
         ({"sources": {"a": ("a", float("nan"))}}, "must be positive"),
         ({"sources": {"a": ("a", 1.0), "b": ("small", 1.0)}}, '"b" has a vocabulary of 16'),
         ({"sources": "empty"}, "no token shards"),
-        ({"rank": 1}, "rank 1 is outside a world of 1"),
+        ({"rank": 1}, "rank 1 must be less than world_size 1"),
         ({"rank": -1}, "rank must not be negative"),
         ({"seq_len": 0}, "must be at least 1"),
         ({"lookahead": 0}, "lookahead must be 1 to 1048576"),
         ({"packing": "tight"}, 'packing must be "best_fit" or "stream"'),
         ({"seq_len": 2**25}, "rows of at most 16777216 tokens"),
         ({"buckets": [Bucket(5, 1)]}, "the last bucket must have no max_length"),
-        ({"buckets": [Bucket(5, 1), Bucket(5, 1), Bucket(None, 1)]}, "must be above that of the one before"),
+        ({"buckets": [Bucket(5, 1), Bucket(5, 1), Bucket(None, 1)]}, "must be greater than that of the previous one"),
         ({"mask": {"context": 1}}, 'mask "context": no shard has spans with this label'),
-        ({"mask": {"x": 1.5}}, 'mask "x": the part left out must be 0 to 1, not 1.5'),
+        ({"mask": {"x": 1.5}}, 'mask "x": the fraction to exclude must be 0 to 1, not 1.5'),
         ({"sources": {"a": ("a", 1.0, 0)}}, 'source "a": epochs must be at least 1'),
         ({"sources": {"a": ("a", 1.0, 1, 2)}}, "must be a folder, its share and its epochs"),
         ({"prefetch": -1}, "prefetch must not be negative"),
@@ -550,7 +550,7 @@ def test_sources_have_their_own_epochs(tmp_path):
     loader = cwm.PackedLoader({"a": (tmp_path / "a", 1, 4), "b": (tmp_path / "b", 1), "c": tmp_path / "a"}, 8, epochs=2)
     for _ in loader:
         pass
-    assert loader.stats()["source_tokens"] == {"a": 12, "b": 60, "c": 6}
+    assert loader.stats().source_tokens == {"a": 12, "b": 60, "c": 6}
 
 
 def two_lengths(folder, long=10, short=1000):

@@ -1,9 +1,9 @@
-"""Reports on shards: figures against plain counts."""
+"""Reports on shards agree with plain counts."""
 
 import cwm_core as cwm
 import numpy as np
 from cwm_core.data import describe
-from cwm_core.data.report import histogram, inspect, packing
+from cwm_core.data.report import ShardSummary, SourceSummary, histogram, inspect, packing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,25 +32,25 @@ def write(folder):
 
 def test_describe(tmp_path):
     write(tmp_path)
-    assert describe(tmp_path) == {
-        "tokens": 64,
-        "documents": 4,
-        "vocab_size": 100,
-        "mean_length": 16.0,
-        "median_length": 15.0,
-        "max_length": 30,
-        "sources": {
-            "x": {"tokens": 40, "documents": 2, "share": 0.625},
-            "y": {"tokens": 20, "documents": 1, "share": 0.3125},
-            "z": {"tokens": 4, "documents": 1, "share": 0.0625},
+    assert describe(tmp_path) == ShardSummary(
+        tokens=64,
+        documents=4,
+        vocab_size=100,
+        mean_length=16.0,
+        median_length=15.0,
+        max_length=30,
+        sources={
+            "x": SourceSummary(tokens=40, documents=2, share=0.625),
+            "y": SourceSummary(tokens=20, documents=1, share=0.3125),
+            "z": SourceSummary(tokens=4, documents=1, share=0.0625),
         },
-    }
+    )
 
 
-def test_inspect_counts_what_is_learned_and_labelled(tmp_path):
+def test_inspect_counts_tokens_in_the_loss_and_in_spans(tmp_path):
     write(tmp_path)
     lines = "\n".join(inspect(tmp_path))
-    assert f"{'learned':<30} {56 / 64:>7.1%}" in lines
+    assert f"{'in the loss':<30} {56 / 64:>7.1%}" in lines
     assert f"{'in spans: half':<30} {32 / 64:>7.1%}" in lines
     assert f"{'in spans: twice':<30} {12 / 64:>7.1%}" in lines  # a token in two spans counts once
 

@@ -84,9 +84,9 @@ def shards(tmp_path):
 @pytest.mark.parametrize(
     ("spans", "error", "message"),
     [
-        ([[0, 3]], ValueError, r"span 0\.\.3 labelled .x. is empty or outside a document of 2 tokens"),
-        ([[1, 1]], ValueError, r"span 1\.\.1 labelled .x. is empty"),
-        ([[-1, 1]], ValueError, r"span -1\.\.1 labelled .x. is outside any document"),
+        ([[0, 3]], ValueError, r"span 0\.\.3 labeled .x. is empty or outside a document of 2 tokens"),
+        ([[1, 1]], ValueError, r"span 1\.\.1 labeled .x. is empty"),
+        ([[-1, 1]], ValueError, r"span -1\.\.1 labeled .x. is outside any document"),
         ([[0, 1, 2]], ValueError, "must have 2 columns, not 3"),
         ([0, 1], ValueError, "must have two dimensions, not 1"),
         ([[0.0, 1.0]], TypeError, "float64"),
@@ -202,7 +202,7 @@ except ValueError as error:
 def test_writers_keep_out_of_each_others_way(tmp_path):
     first = cwm.ShardWriter(tmp_path, 128)
     first.add([1])
-    with pytest.raises(BlockingIOError, match="another shard writer is at work here"):
+    with pytest.raises(BlockingIOError, match="another shard writer is using this folder"):
         cwm.ShardWriter(tmp_path, 128, append=True)
     if not (child := os.fork()):
         try:

@@ -84,7 +84,7 @@ def test_workers_do_not_repeat_batches(loader, options):
     """A loop that is broken off cannot go on, since workers do not move the loader: it says so."""
     batches = torch.utils.data.DataLoader(loader.dataset(), batch_size=None, num_workers=2, **options)
     next(iter(batches))
-    with pytest.raises(RuntimeError, match=r"handed out already.*StatefulDataLoader"):
+    with pytest.raises(RuntimeError, match=r"already served the batches.*StatefulDataLoader"):
         list(batches)
 
 
@@ -92,7 +92,7 @@ def test_a_single_worker_and_a_second_loader_do_not_repeat_batches(loader):
     dataset = loader.dataset()
     list(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1))
     for again in (dataset, loader.dataset()):
-        with pytest.raises(RuntimeError, match="handed out already"):
+        with pytest.raises(RuntimeError, match="already served the batches"):
             list(torch.utils.data.DataLoader(again, batch_size=None, num_workers=3))
 
 
@@ -101,7 +101,7 @@ def test_a_loader_whose_batches_workers_took_has_no_state(loader):
     expected = rows(twin(loader))
     batches = torch.utils.data.DataLoader(loader.dataset(), batch_size=None, num_workers=2)
     assert rows(batches) == expected
-    with pytest.raises(RuntimeError, match="does not know where the run stands"):
+    with pytest.raises(RuntimeError, match="does not know the position of the run"):
         loader.state_dict()
     loader.load_state_dict(before)
     assert loader.state_dict() == before

@@ -295,7 +295,7 @@ def test_print_looks_up_and_evaluates_nothing():
         with pytest.raises(DebuggerError):
             subject.print(expression)
     for expression, why in (
-        ("b", "no variable 'b' here; there are: a, d, o"),
+        ("b", "no variable 'b' here; variables: a, d, o"),
         ("a[9]", "out of range"),
         ("o[0]", "no"),
     ):
@@ -430,13 +430,13 @@ def test_limits():
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('<|line_sep|>{"n": 1}<|action_sep|>x\n<|frame_sep|>', "frame 3 is no frame: .* a JSON string was expected"),
-        ("<|line_sep|>{}<|frame_sep|>", "no action"),
+        ('<|line_sep|>{"n": 1}<|action_sep|>x\n<|frame_sep|>', "frame 3 is not a frame: .* a JSON string was expected"),
+        ("<|line_sep|>{}<|frame_sep|>", "missing <|action_sep|> after the locals"),
         ("<|line_sep|>{}<|action_sep|>x", "cut after"),
         ("", "cut after 0 tokens"),
-        ("<|line_sep|>{}<|action_sep|>x\n<|frame_sep|>" * 2, "2 frames where one was asked for"),
-        ("<|line_sep|>{}<|action_sep|>x\n<|frame_sep|><|end_of_text|>", "1 frames where one was asked for"),
-        ("nonsense<|end_of_text|>", "frame 3 is no frame"),
+        ("<|line_sep|>{}<|action_sep|>x\n<|frame_sep|>" * 2, "expected one frame, got 2"),
+        ("<|line_sep|>{}<|action_sep|>x\n<|frame_sep|><|end_of_text|>", "expected one frame, got 1"),
+        ("nonsense<|end_of_text|>", "frame 3 is not a frame"),
     ],
 )
 def test_what_is_no_frame_is_reported_and_can_be_tried_again(text, why):
@@ -566,7 +566,7 @@ def test_a_vocabulary_without_traces(engine):
     for make in (lambda: Debugger(Endless(), plain, CODE, CALL), lambda: EngineFrames(Engine(engine.model, plain))):
         with pytest.raises(ValueError, match=r"the vocabulary lacks .* a special token of the trace format"):
             make()
-    with pytest.raises(ValueError, match="needs an engine with a tokenizer"):
+    with pytest.raises(ValueError, match="the engine has no tokenizer"):
         EngineFrames(Engine(engine.model))
 
 
@@ -598,7 +598,7 @@ def test_verify_a_right_prediction():
             found = subject.verify(sandbox=SANDBOX)
             assert found.difference is None and found.compared == subject.position + 1
     found = subject.verify(sandbox=SANDBOX)
-    assert str(found) == f"{len(trace)} frames are as in reality" and found.real == cwm.record_source(CODE, CALL)
+    assert str(found) == f"{len(trace)} frames equal the real execution" and found.real == cwm.record_source(CODE, CALL)
 
 
 def test_verify_says_the_first_departure():
@@ -609,7 +609,7 @@ def test_verify_says_the_first_departure():
     subject.continue_to()
     found = subject.verify(sandbox=SANDBOX)
     assert (found.difference.index, found.difference.changed) == (at, ("total",))
-    assert str(found) == f"frame {at} departs from reality: total"
+    assert str(found) == f"frame {at} differs from the real execution: total"
 
 
 def test_verify_says_a_wrong_length():
@@ -629,10 +629,10 @@ def test_verify_says_a_wrong_length():
     ("code", "why"),
     [
         ("raise ValueError('no')\ndef f():\n    pass\n", "raised before the call"),
-        ("import os\nos._exit(3)\ndef f():\n    pass\n", "gave no trace"),
-        ("import os\nos.mkfifo('real.cwmtrace')\nos._exit(0)\n", "gave no trace"),
-        ("import os\nos.symlink('/etc/passwd', 'real.cwmtrace')\nos._exit(0)\n", "gave no trace"),
-        ("import os\nopen('real.cwmtrace', 'w').write('x')\nos._exit(0)\n", "gave no trace"),
+        ("import os\nos._exit(3)\ndef f():\n    pass\n", "left no trace"),
+        ("import os\nos.mkfifo('real.cwmtrace')\nos._exit(0)\n", "left no trace"),
+        ("import os\nos.symlink('/etc/passwd', 'real.cwmtrace')\nos._exit(0)\n", "left no trace"),
+        ("import os\nopen('real.cwmtrace', 'w').write('x')\nos._exit(0)\n", "left no trace"),
         ("while True:\n    pass\ndef f():\n    pass\n", "limit: seconds"),
     ],
 )

@@ -98,28 +98,28 @@ def test_the_program_is_listed(session):
 def test_set_restart_and_verify(session):
     out = session("c 8", "set total = 41", "s", "p total", f"verify {SANDBOX}", "restart first 5 0", "restart", "pp xs")
     assert "> prog.py:8 in f  frame 4 line  set by hand" in out and "   total = 41" in out and "41" in out
-    at = out.index("frame 4 departs from reality: total")
-    assert out[at + 1] == "  total: predicted 41, really 0"
+    at = out.index("frame 4 differs from the real execution: total")
+    assert out[at + 1] == "  total: predicted 41, actual 0"
     assert "sample 5 at temperature 0" in out and "sample 6 at temperature 1" in out
-    assert out[-1] == "*** no variable 'xs' here; there are: none"
+    assert out[-1] == "*** no variable 'xs' here; variables: none"
 
 
 def test_mistakes_are_said_and_the_session_goes_on(session):
     for command, says in (
-        ("frobnicate 3", "*** no command 'frobnicate'; help lists them"),
-        ("b 5", "*** no frame can be on line 5: it has no code of a function"),
+        ("frobnicate 3", "*** unknown command 'frobnicate'; type help for a list"),
+        ("b 5", "*** no frame can be on line 5: it has no code inside a function"),
         ("b x", "*** expected a whole number of at least 0, got 'x'"),
         ("cl 3", "*** no breakpoint at line 3"),
-        ("p n + 1", "*** 'n + 1' is no variable, nor an element of one: nothing is evaluated here"),
-        ("set n", "*** set NAME = VALUE"),
-        ("set n = 1", "*** no variable 'n' here; there are: none"),
+        ("p n + 1", "*** 'n + 1': expected a variable or an element of one; expressions do not work"),
+        ("set n", "*** expected set NAME = VALUE"),
+        ("set n = 1", "*** no variable 'n' here; variables: none"),
         ("u", "*** there is no level 1 of the stack"),
         ("d", "*** there is no level -1 of the stack"),
         ("restart x", "*** expected a whole number of at least 0, got 'x'"),
-        ("restart 1 nan", "*** 'nan' is no number from 0"),
-        ("verify really", "*** verify takes nothing, or the word process: limits without isolation"),
-        ("help frobnicate", "*** no command 'frobnicate'"),
-        ("*", "*** no command '*'; help lists them"),
+        ("restart 1 nan", "*** expected a number of at least 0, got 'nan'"),
+        ("verify really", "*** expected verify or verify process, which does not isolate the program"),
+        ("help frobnicate", "*** unknown command 'frobnicate'"),
+        ("*", "*** unknown command '*'; type help for a list"),
     ):
         assert session(command, "s")[2:] == [
             says,
@@ -145,7 +145,7 @@ def test_output_is_bounded_and_harmless(session):
 
 def test_a_limit_and_malformed_frames_are_said(session):
     out = session("c", "c 999", max_frames=3)
-    assert "3 frames predicted; the same command goes on" in out
+    assert "3 frames predicted; repeat the command to continue" in out
 
 
 def test_interrupting(monkeypatch, capsys):
@@ -156,7 +156,7 @@ def test_interrupting(monkeypatch, capsys):
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     before = signal.getsignal(signal.SIGINT)
     debug.Prompt(subject, "prog.py").run()
-    assert capsys.readouterr().out.endswith("interrupted; the same command goes on\n")
+    assert capsys.readouterr().out.endswith("interrupted; repeat the command to continue\n")
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -181,16 +181,16 @@ def test_the_command_with_a_model(model, monkeypatch, capsys):
     out, err = capsys.readouterr()
     out = out.splitlines()
     assert err == "" and out[0] == "> prog.py:21 in main  frame 0 call  given" and out[-1] == "> prog.py:21 in main"
-    said = ("what was predicted as frame 1 is no frame", "the predicted program has ended")
+    said = ("the prediction for frame 1 is not a frame", "the predicted program has ended")
     assert sum(line.startswith(said) for line in out) == 2
 
 
 def test_wrong_usage_of_the_command(model, capsys):
     for argv, says in (
-        (["debug"], "MODEL, FILE and --call are needed"),
-        (["debug", "model", "prog.py"], "MODEL, FILE and --call are needed"),
-        (["debug", "model", "prog.py", "--call", "f(1)", "--port", "1"], "--port is for --dap"),
-        (["debug", "model", "prog.py", "--call", "f(1)", "--temperature", "-1"], "no number from 0"),
+        (["debug"], "MODEL, FILE and --call are required"),
+        (["debug", "model", "prog.py"], "MODEL, FILE and --call are required"),
+        (["debug", "model", "prog.py", "--call", "f(1)", "--port", "1"], "--port needs --dap"),
+        (["debug", "model", "prog.py", "--call", "f(1)", "--temperature", "-1"], "expected a number of at least 0"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(argv)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from itertools import islice
 
@@ -12,7 +16,7 @@ pytest.importorskip("torch")
 
 from cwm_core import PackedLoader
 from cwm_core.corpus.split import normalized
-from cwm_core.demo import data, main, run
+from cwm_core.demo import data, run, run_demo
 from cwm_core.demo.recipe import FULL, SHORT
 from cwm_core.demo.run import Demo, with_first_frame
 from rich.console import Console
@@ -32,7 +36,7 @@ def test_the_short_demo(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(run, "THREADS", 1)  # two wait for each other wherever something else runs
     recipe = replace(SHORT, steps=80, held_out=12)
     monkeypatch.setattr(run, "SHORT", recipe)
-    assert main(["--short", "--output", str(tmp_path)]) == 0
+    run_demo(tmp_path, short=True)
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
     losses = results["training"]["losses"]
@@ -45,6 +49,17 @@ def test_the_short_demo(tmp_path, capsys, monkeypatch) -> None:
     page = (tmp_path / "prediction.html").read_text()
     assert "START_OF_TRACE" in page
     assert (tmp_path / "model" / "model.safetensors").is_file() and (tmp_path / "model" / "tokenizer.json").is_file()
+
+
+def test_ctrl_c_ends_the_demo_at_once(tmp_path) -> None:
+    command = [sys.executable, "-m", "cwm_core", "demo", "-o", str(tmp_path / "demo")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "demo").exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)  # the demo takes minutes
+    assert (process.returncode, said) == (130, "cwm demo: interrupted\n")
+    assert not (tmp_path / "demo" / "results.json").exists()
 
 
 def test_a_seed_repeats_everything(tmp_path) -> None:

@@ -515,11 +515,11 @@ def test_tasks_are_written_and_read(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("[]", "line 2: a task is a JSON object, not list"),
+        ("[]", "line 2: a task must be a JSON object, got list"),
         ("{", "line 2: Expecting"),
-        ('{"name": "a"}', "line 2: a task's prompt is a string"),
-        ('{"name": "a", "prompt": "b", "patch": null}', "line 2: a task's patch is a string"),
-        ('{"name": "a", "prompt": "b", "protected": "tests"}', "line 2: a task's protected is a list of strings"),
+        ('{"name": "a"}', "line 2: a task's prompt must be a string"),
+        ('{"name": "a", "prompt": "b", "patch": null}', "line 2: a task's patch must be a string"),
+        ('{"name": "a", "prompt": "b", "protected": "tests"}', "line 2: a task's protected must be a list of strings"),
         ('{"name": "a", "prompt": "b", "colour": 1}', "line 2: a task has no field 'colour'"),
     ],
 )

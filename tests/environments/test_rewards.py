@@ -209,7 +209,7 @@ def test_the_same_attacks_do_not_spoil_a_right_patch(task):
     reward = judge(task, diff_of(task, **diff), BACKEND, seconds=SECONDS)
     assert reward.value == 1.0
     assert reward.ignored["pytest.toml"] == "configuration"
-    assert reward.ignored["conftest.py"] == "loaded by Python or pytest by itself"
+    assert reward.ignored["conftest.py"] == "loaded by Python or pytest on its own"
     assert (
         reward.ignored["argcomplete.py"] == reward.ignored["json.py"] == "a new module that could hide an installed one"
     )

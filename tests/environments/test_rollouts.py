@@ -244,7 +244,7 @@ def test_what_is_spent_ends_the_rollout_with_its_reward():
     ("function", "failure"),
     [
         (lambda messages: 1 // 0, "ZeroDivisionError: "),
-        (lambda messages: b"bytes", "TypeError: an agent replies with a text or a Reply, not bytes"),
+        (lambda messages: b"bytes", "TypeError: an agent must reply with a string or a Reply, got bytes"),
         (lambda messages: Reply(None), "TypeError: "),
         (lambda messages: Reply("x", ids=("a",)), "ValueError: "),
     ],
@@ -473,7 +473,7 @@ def test_cwm_agent_tries_failed_rollouts_again(quick_tasks, tmp_path, monkeypatc
     assert main(command) == 0 == main(command)
     assert json.loads(Path("out/summary.json").read_text())["failed"] == 1
     assert main([*command, "--retry-failed"]) == 0
-    assert "1 rollouts that failed are made again" in capsys.readouterr().err
+    assert "1 failed rollouts are repeated" in capsys.readouterr().err
     assert json.loads(Path("out/summary.json").read_text())["rollouts"] == 2
 
 
@@ -483,7 +483,7 @@ def test_cwm_agent_fails_when_every_rollout_failed(quick_tasks, tmp_path, monkey
     Path("script.json").write_text("{}")
     command = ["agent", "tasks.jsonl", "--agent", "script", "--output", "out", "--sandbox", "process"]
     assert main([*command, "--script", "script.json"]) == 1
-    assert "every rollout failed, first with: ValueError: the script has no actions" in capsys.readouterr().err
+    assert "every rollout failed, most often with: ValueError: the script has no actions" in capsys.readouterr().err
     Path("none.jsonl").touch()
     assert main([*command[:1], "none.jsonl", *command[2:]]) != 0
     assert "none.jsonl: expected at least one task" in capsys.readouterr().err

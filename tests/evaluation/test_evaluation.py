@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from cwm_core.evaluation import Problem, read_problems
+from cwm_core.evaluation import Problem, Result, read_problems
 from cwm_core.evaluation.answers import fill, load_template
 from cwm_core.evaluation.reading import answer_of_chat, arguments_of_answer, output_of_answer
 from cwm_core.evaluation.report import measure
@@ -39,11 +39,14 @@ def test_what_may_be_missing(tmp_path):
         ('{"code": "c", "input": [1], "output": ""}', r"line 1: 'input' must be a string, got \[1\]"),
         ('\n{"code": "c", "input": "", "output": "", "ends": 1}', "line 2: 'ends' must be true or false, got 1"),
         ('{"code": "c", "input": "", "output": "", "id": true}', "line 1: 'id' must be a string, got true"),
-        ('{"code": "c", "input": "", "output": "", "id": "2"}\n{"code": "c", "input": "", "output": ""}', "line 1 too"),
+        (
+            '{"code": "c", "input": "", "output": "", "id": "2"}\n{"code": "c", "input": "", "output": ""}',
+            "used in line 1",
+        ),
         ("[1]", "line 1: not a JSON object"),
         ("{", "line 1: not JSON"),
         ("[" * 100_000, "line 1: not JSON"),
-        ("\n \n", "no problems in it"),
+        ("\n \n", "the file has no problems"),
     ],
 )
 def test_bad_problems_are_named(tmp_path, lines, message):
@@ -129,7 +132,7 @@ def test_templates_are_filled_once():
 def test_templates_are_checked(tmp_path):
     path = tmp_path / "t.txt"
     path.write_text("What is {input}?")
-    with pytest.raises(ValueError, match=r"t\.txt: the template has no \{code\}"):
+    with pytest.raises(ValueError, match=r"t\.txt: the template lacks the field \{code\}"):
         load_template("", ("code", "input"), path)
 
 
@@ -186,7 +189,7 @@ def test_reading_answers_never_raises(text):
 
 def draw(batch, seed):
     numbers = np.random.default_rng(seed).random(len(batch))
-    return [{"id": problem.id, "drawn": float(number)} for problem, number in zip(batch, numbers, strict=True)]
+    return [Result(problem.id, {"drawn": float(number)}) for problem, number in zip(batch, numbers, strict=True)]
 
 
 @given(st.integers(0, 12), st.integers(0, 60), st.integers(1, 5))

@@ -84,8 +84,8 @@ GOOD = {"instance_id": "a", "model_name_or_path": "m", "model_patch": ""}
         ([GOOD | {"model_patch": 1}], "line 1: 'model_patch' must be a string or null, got 1"),
         ([{k: v for k, v in GOOD.items() if k != "model_patch"}], "line 1: 'model_patch' must be"),
         ([GOOD, GOOD], "line 2: a occurs twice"),
-        ([GOOD, GOOD | {"instance_id": "b", "model_name_or_path": "n"}], "line 2: predictions of n among m's"),
-        ([], "no predictions in it"),
+        ([GOOD, GOOD | {"instance_id": "b", "model_name_or_path": "n"}], "line 2: expected predictions of m, got n"),
+        ([], "the file has no predictions"),
         ([[]], "line 1: not a JSON object"),
     ],
 )
@@ -112,7 +112,7 @@ def test_judged_by_machines(files, tmp_path):
     )  # fmt: skip
     assert report.settings["by"] == "machines"
     assert seen == [(i, 4) for i in range(1, 5)]
-    results = {result["id"]: result for result in report.results}
+    results = {result.id: result.values for result in report.results}
     assert {id: result["resolved"] for id, result in results.items()} == {
         "one": True, "two": False, "three": False, "four": False,
     }  # fmt: skip
@@ -209,7 +209,7 @@ def test_judged_by_the_harness(tmp_path, monkeypatch):
     predictions = [SwePrediction("a__b-0", "lab/model", "diff"), SwePrediction("a__b-1", "lab/model", "")]
     report = evaluate_swe(path, predictions, folder=tmp_path / "out", workers=3)
     assert report.settings["by"] == "harness"
-    assert [(r["resolved"], r["reason"]) for r in report.results] == [
+    assert [(r.values["resolved"], r.values["reason"]) for r in report.results] == [
         (True, "resolved"), (False, "nothing was submitted"), (False, "there is no prediction"),
     ]  # fmt: skip
     assert next(m.value for m in report.measures if m.name == "resolved") == pytest.approx(1 / 3)
@@ -260,7 +260,7 @@ def test_the_harness_takes_our_options():
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"resolved_ids": 3}'])
 def test_what_is_no_report_is_refused(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
-    with pytest.raises(ValueError, match=r"r\.json is no report"):
+    with pytest.raises(ValueError, match=r"r\.json is not a report"):
         read_harness_report(tmp_path / "r.json")
 
 
@@ -347,5 +347,7 @@ git checkout HEAD tests/test_rows.py
     assert (harness.settings["by"], machines.settings["by"]) == ("harness", "machines")
     assert machines.left_out == {}
     for report in (harness, machines):
-        assert [result["resolved"] for result in report.results] == [True, False, False, False, False, False]
-    assert [result["submitted"] for result in harness.results] == [result["submitted"] for result in machines.results]
+        assert [result.values["resolved"] for result in report.results] == [True, False, False, False, False, False]
+    assert [result.values["submitted"] for result in harness.results] == [
+        result.values["submitted"] for result in machines.results
+    ]

@@ -91,7 +91,7 @@ def test_the_truth_scores_one():
     found = values(report)
     for name in ("output", "valid_format", "state", "action", "valid_json", "key", "key_value", "recording agrees"):
         assert found[name] == 1.0
-    assert report.left_out == {} and [result["id"] for result in report.results] == list(TRACES)
+    assert report.left_out == {} and [result.id for result in report.results] == list(TRACES)
     output = report.measures[0]
     assert (output.low, output.high) == wilson_interval(12, 12) and output.interval == "wilson"
     assert output.published == 0.88 and report.measures[-1].published is None
@@ -111,10 +111,10 @@ def test_altered_truths_have_the_scores_of_their_traces():
     for result, trace in zip(report.results, TRACES.values(), strict=True):
         frames = trace.to_text().partition("<|frame_sep|>")[2].partition("<|frame_sep|>")[2]
         expected = score_trace(trace, cwm.Trace.parse(alter(frames)))
-        assert result["scores"] == pytest.approx(vars(expected))
+        assert result.values["scores"] == pytest.approx(vars(expected))
     found = values(report)
     for name in ("state", "action", "output"):
-        there = [result["scores"][name] for result in report.results]
+        there = [result.values["scores"][name] for result in report.results]
         assert found[name] == pytest.approx(np.mean(there)) and found[name] < 1
         own = next(measure for measure in report.measures if measure.name == name)
         assert own.low <= own.value <= own.high
@@ -127,7 +127,9 @@ def test_hostile_programs_lose_themselves_only(tmp_path):
     assert report.left_out == {reason: 1 for reason in sorted(HOSTILE)}
     assert values(report)["state"] == 1.0 and report.measures[0].n == len(hostile)
     report.save(tmp_path / "report.json")
-    assert json.loads((tmp_path / "report.json").read_text())["results"] == report.results
+    assert json.loads((tmp_path / "report.json").read_text())["results"] == [
+        result.to_json() for result in report.results
+    ]
 
 
 def test_a_wrong_statement_of_the_result_is_noticed():
@@ -161,7 +163,7 @@ def test_outputs_by_traces():
     assert values(report) == {"pass@1": 1.0, "answered": 1.0}
     wrong = evaluate_output(truths(lambda text: text.replace('"24"', '"25"')), PROBLEMS, how="trace")
     assert values(wrong)["pass@1"] == pytest.approx(11 / 12)
-    assert [r["id"] for r in wrong.results if not r["right"][0]] == ["sample_8"]
+    assert [r.id for r in wrong.results if not r.values["right"][0]] == ["sample_8"]
 
 
 def direct(answer):
@@ -201,9 +203,9 @@ def test_samples_give_pass_at_k():
     assert values(report) == {"pass@1": pytest.approx(0.25), "pass@4": 1.0, "answered": 1.0}
     report = evaluate_output(engine, PROBLEMS, samples=6, temperature=1.0)
     assert values(report)["pass@5"] == pytest.approx(
-        np.mean([pass_at_k(6, sum(result["right"]), 5) for result in report.results])
+        np.mean([pass_at_k(6, sum(result.values["right"]), 5) for result in report.results])
     )
-    with pytest.raises(ValueError, match="several need one above 0"):
+    with pytest.raises(ValueError, match="several samples need a temperature above 0"):
         evaluate_output(engine, PROBLEMS, samples=2)
     with pytest.raises(ValueError, match='"trace" or "direct"'):
         evaluate_output(engine, PROBLEMS, how="guess")
@@ -227,8 +229,8 @@ def test_any_input_that_gives_the_output_is_right():
     others = {"sample_0": "1, b=4", "sample_3": "(1, 3, 3, 1)", "sample_9": "range(5)"}
     answers = {problem.id: others.get(problem.id, problem.input) for problem in PROBLEMS}
     report = evaluate_input(direct(lambda problem, _: f" f({answers[problem.id]}) == 0"), PROBLEMS, **RUN)
-    wrong = [result["id"] for result in report.results if not result["right"][0]]
-    assert wrong == ["sample_9"] and report.results[9]["gave"] == ["not literals"]
+    wrong = [result.id for result in report.results if not result.values["right"][0]]
+    assert wrong == ["sample_9"] and report.results[9].values["gave"] == ["not literals"]
     answers["sample_9"] = "[*range(4)]"
     report = evaluate_input(direct(lambda problem, _: f" f({answers[problem.id]}) == 0"), PROBLEMS, **RUN)
     assert values(report) == {"pass@1": 1.0, "answered": 1.0}
@@ -271,7 +273,7 @@ def test_termination_by_traces():
         "ends": {"ends": 12, "goes on": 0, "says nothing": 0},
         "goes on": {"ends": 0, "goes on": 1, "says nothing": 0},
     }
-    assert report.results[-1] == {"id": "endless", "ends": False, "predicted": False, "frames": 301}
+    assert report.results[-1].to_json() == {"id": "endless", "ends": False, "predicted": False, "frames": 301}
 
 
 def test_predictions_that_say_nothing_are_wrong():
@@ -312,8 +314,8 @@ def test_termination_by_asking():
     stated = [Problem(str(i), PROBLEMS[i].code, PROBLEMS[i].input, ends=bool(i % 2)) for i in range(8)]
     report = evaluate_termination(tiny_engine(), stated, how="direct")
     for result in report.results:
-        yes, no = result["logprobs"]
-        assert result["predicted"] is (yes > no)
+        yes, no = result.values["logprobs"]
+        assert result.values["predicted"] is (yes > no)
     assert sum(map(sum, (row.values() for row in report.confusion.values()))) == 8
 
 
@@ -350,7 +352,7 @@ def test_the_command(cwd, capsys):
     assert main(["eval", "traces", *few, *box, "--cruxeval", "-o", "t"]) == 0
     out, err = capsys.readouterr()
     assert "published: CWM 32B on CruxEval" in out and "96.9" in out and "4 problems, 0 left out" in out
-    assert err == "cwm eval: t: report.json, with every problem's result\n"
+    assert err == "cwm eval: wrote the result of every problem to t/report.json\n"
     report = json.loads(Path("t/report.json").read_text())
     assert len(report["results"]) == 4 and report["settings"]["model"] == "model"
     assert main(["eval", "output", *few, "--how", "trace", "-o", "o"]) == 0
@@ -382,4 +384,4 @@ def test_an_interrupted_command_says_how_to_go_on(cwd, capsys, monkeypatch):
 
     monkeypatch.setattr(cwm.inference.Engine, "generate", interrupted)
     assert main(["eval", "output", "model", "problems.jsonl", "-o", "out"]) == 130
-    assert capsys.readouterr().err == "cwm eval: interrupted; the same command goes on from the results in out\n"
+    assert capsys.readouterr().err == "cwm eval: interrupted; repeat the command to resume from the results in out\n"

@@ -247,7 +247,7 @@ def test_the_vocabulary_comes_from_another_source_or_the_caller(tmp_path):
         cwm.Shards(prefix, vocab_size=200).verify()
     cwm.Shards(prefix, vocab_size=201).verify()
     assert pickle.loads(pickle.dumps(cwm.Shards(prefix, vocab_size=201))).vocab_size == 201
-    assert describe(prefix)["vocab_size"] is None
+    assert describe(prefix).vocab_size is None
 
 
 def test_a_state_is_of_its_data(tmp_path):

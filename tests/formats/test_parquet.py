@@ -252,9 +252,9 @@ def test_adding_many_equals_adding_each(data):
         (([1, 2], [0, -1, 2]), ValueError, "offsets must ascend", 0),
         (([1, 2], []), ValueError, "offsets must ascend", 0),
         (([1, 2], [0, 2], [True]), ValueError, "loss_mask has 1 entries for 2 tokens", 0),
-        (([1, 2], [0, 2], None, ["a"], [1]), ValueError, "source id 1 of 1 sources", 0),
+        (([1, 2], [0, 2], None, ["a"], [1]), ValueError, "source id 1 is not an index into 1 sources", 0),
         (([1, 2], [0, 2], None, ["a"], [0, 0]), ValueError, "2 source_ids for 1 documents", 0),
-        (([1, 2], [0, 2], None, []), ValueError, "source id 0 of 0 sources", 0),
+        (([1, 2], [0, 2], None, []), ValueError, "source id 0 is not an index into 0 sources", 0),
         (([1.0], [0, 1]), TypeError, "float64", 0),
     ],
 )

@@ -79,7 +79,7 @@ def check_walks(grammar: TraceGrammar, tokenizer: cwm.Tokenizer, trace: cwm.Trac
         # After the context, after a few frames, or in the middle of one.
         prompt = ids[: rng.choice([context, spans[4, :, 1].max() + 1, rng.randrange(context, len(ids) - 1)])]
         parsed = tokenizer.parse_trace(np.concatenate([prompt, walk(grammar, tokenizer, prompt, rng, steps)]))
-        assert parsed.error in (None, "frame not closed"), seed
+        assert parsed.error_kind in (None, cwm.ParseErrorKind.UNCLOSED_FRAME), seed
         complete += parsed.complete
         states = zip(parsed.frames, parsed.trace.states(), strict=True)
         assert all((state is None) == (frame.locals is None) for frame, state in states), seed

@@ -112,7 +112,7 @@ def test_a_model_that_breaks_the_form_is_stopped(tokenizer: cwm.Tokenizer, trace
     at = int(spans[5, 0, 0])
     engine = Scripted(tokenizer, truth, {at: tokenizer.special_tokens["<|call_sep|>"]})
     parsed = cwm.inference.predict_states(engine, [trace], constrained=False)[0].parsed
-    assert len(parsed.frames) == 4 and not parsed.complete and parsed.error == "no action"
+    assert len(parsed.frames) == 4 and not parsed.complete and parsed.error == "missing <|action_sep|> after the locals"
 
 
 def test_a_guide_knows_the_lines(tokenizer: cwm.Tokenizer, trace: cwm.Trace) -> None:
@@ -168,9 +168,9 @@ def test_an_untrained_model_keeps_the_form(tokenizer: cwm.Tokenizer, trace: cwm.
     lines = {frame.line for frame in trace.frames}
     for source_lines in (False, True):
         prediction = cwm.inference.predict_trace(engine, CODE, "f(3)", max_new_tokens=200, source_lines=source_lines)
-        assert prediction.parsed.error in (None, "frame not closed")
+        assert prediction.parsed.error_kind in (None, cwm.ParseErrorKind.UNCLOSED_FRAME)
     prediction = cwm.inference.predict_states(engine, [trace], max_new_tokens=200)[0]
-    assert prediction.parsed.error in (None, "frame not closed")
+    assert prediction.parsed.error_kind in (None, cwm.ParseErrorKind.UNCLOSED_FRAME)
     assert lines >= {frame.line for frame in prediction.parsed.frames}
 
 

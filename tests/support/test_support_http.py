@@ -55,7 +55,7 @@ def test_deadlines_hold_against_what_drips(script):
         with pytest.raises(TimeoutError, match="the deadline is over"):
             client_of(server).post({}, deadline=time.monotonic() + 0.3)
         with pytest.raises(
-            http.EndpointError, match=r"no answer within 0\.3 seconds: timed out \(the last of 1 tries\)"
+            http.EndpointError, match=r"not answer within 0\.3 seconds: timed out \(the last of 1 tries\)"
         ):
             client_of(server, request_seconds=0.3, retries=0).post({})
 

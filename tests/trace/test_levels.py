@@ -492,9 +492,9 @@ def test_the_examples_of_the_documentation() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"max_depth": 0}, "max_depth must be at least 1, not 0"),
-        ({"loop_budget": (1, 0)}, r"loop_budget must be at least \(0, 1\), not \(1, 0\)"),
-        ({"loop_budget": (-1, 1)}, r"not \(-1, 1\)"),
+        ({"max_depth": 0}, "max_depth must be at least 1, got 0"),
+        ({"loop_budget": (1, 0)}, r"loop_budget must be at least \(0, 1\), got \(1, 0\)"),
+        ({"loop_budget": (-1, 1)}, r"got \(-1, 1\)"),
     ],
 )
 def test_impossible_levels_are_errors(option: dict[str, Any], message: str) -> None:

@@ -536,3 +536,17 @@ def test_a_key_with_a_lone_surrogate_is_not_there(path, traces):
     assert reader.get("\ud800") is None and "\ud800" not in reader and len(reader) == 1
     with pytest.raises(KeyError):
         reader["\ud800"]
+
+
+def test_a_closed_reader_reads_nothing_more(tmp_path):
+    path = tmp_path / "one.cwmtraces"
+    with cwm.TraceWriter(path) as writer:
+        writer.add(cwm.record_source("", "1"), key="one")
+        assert repr(writer) == f"<TraceWriter of 1 traces in {str(path)!r}>"
+    with cwm.TraceReader(path) as reader:
+        assert reader["one"].result == "1"
+    assert repr(reader) == f"<TraceReader of {str(path)!r}, closed>"
+    for use in (len, list, lambda reader: reader[0], lambda reader: "one" in reader):
+        with pytest.raises(ValueError, match="the reader is closed"):
+            use(reader)
+    reader.close()

@@ -87,7 +87,8 @@ def test_parse_gives_the_longest_prefix(trace: cwm.Trace) -> None:
     assert [f.locals for f in whole.frames] == [f.locals for f in trace.frames]
     broken = cwm.Trace.parse(text.replace('{"n": "0"', '{"n": 0'))
     assert len(broken.frames) == 6 and not broken.complete
-    assert broken.error == "malformed line frame: its state is no JSON object of strings: a JSON string was expected"
+    message = "malformed line frame: the locals are not a JSON object of strings: expected a JSON string"
+    assert (broken.error, broken.error_kind) == (message, cwm.ParseErrorKind.INVALID_LOCALS)
     assert text[broken.error_offset :].startswith('<|line_sep|>{"n": "0"')
 
 
@@ -204,11 +205,48 @@ def test_parsing_stops_at_a_lone_surrogate(surrogate):
     ]:
         parsed = cwm.Trace.parse(before + open_part + surrogate + FRAME)
         assert len(parsed.frames) == before.count("<|call_sep|>") and not parsed.complete
-        assert parsed.error == "a lone surrogate" and parsed.error_offset == len(before)
+        assert parsed.error == "the text contains a lone surrogate" and parsed.error_offset == len(before)
+        assert parsed.error_kind == "invalid_encoding"
     assert cwm.Trace.parse("<|begin_of_text|><|trace_context_start|>" + surrogate).error_offset == 0
-    # What comes first is what is said.
-    assert cwm.Trace.parse("nothing<|frame_sep|>" + surrogate).error == "no event"
+    # An earlier error takes precedence.
+    earlier = cwm.Trace.parse("nothing<|frame_sep|>" + surrogate)
+    assert (earlier.error, earlier.error_kind) == ("a frame must start with an event token", "invalid_structure")
     ended = cwm.Trace.parse(FRAME + "<|end_of_text|>" + surrogate)
-    assert ended.error == "text after the end of the trace" and not ended.complete and len(ended.frames) == 1
+    assert (ended.error, ended.error_kind) == ("the end token is not the last one", "trailing_input")
+    assert not ended.complete and len(ended.frames) == 1
     whole = cwm.Trace.parse(FRAME + '<|return_sep|><|action_sep|>x\n<|arg_sep|>"\\ud800"<|frame_sep|>')
     assert whole.error is None and whole.frames[1].arg == "\ud800"  # escaped, as JSON writes it
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("<|begin_of_text|><|trace_context_start|>x", "unclosed_context"),
+        (FRAME[:-1], "unclosed_frame"),
+        ("<|line_sep|>{}<|frame_sep|>", "invalid_structure"),
+        ('<|line_sep|>{}<|action_sep|>x\n<|arg_sep|>"1"<|frame_sep|>', "invalid_structure"),
+        ("<|return_sep|><|action_sep|>x\n<|frame_sep|>", "invalid_structure"),
+        ('<|return_sep|>{}<|action_sep|>x\n<|arg_sep|>"1"<|frame_sep|>', "invalid_structure"),
+        ('<|line_sep|>{"a": 1}<|action_sep|>x\n<|frame_sep|>', "invalid_locals"),
+        ('<|line_sep|>{"a": "1", "a": "1"}<|action_sep|>x\n<|frame_sep|>', "invalid_locals"),
+        ("<|return_sep|><|action_sep|>x\n<|arg_sep|>1<|frame_sep|>", "invalid_value"),
+        ("\ud800", "invalid_encoding"),
+        ("<|end_of_text|>x", "trailing_input"),
+    ],
+)
+def test_parse_errors_have_a_kind(text, kind):
+    parsed = cwm.Trace.parse(FRAME + text if not text.startswith("<|begin_of") else text)
+    assert parsed.error_kind is cwm.ParseErrorKind(kind)
+    assert repr(parsed).endswith(f"error at {parsed.error_offset}: {parsed.error}>")
+
+
+def test_well_formed_text_has_no_error_kind():
+    assert cwm.Trace.parse(FRAME).error_kind is None
+
+
+def test_frames_are_iterated_and_shown():
+    frames = cwm.Trace.parse(FRAME + '<|return_sep|><|action_sep|> y\n<|arg_sep|>"1"<|frame_sep|>').frames
+    assert [frame.event for frame in frames] == ["call", "return"] and list(frames) == frames[:]
+    assert repr(frames) == '<Frames: 2, from call "f()" to return "y">'
+    assert repr(cwm.Trace.parse(FRAME).frames) == '<Frames: 1, call "f()">'
+    assert repr(cwm.Trace.parse("").frames) == "<Frames: none>"

@@ -17,13 +17,14 @@ from .corpus import add_corpus
 from .debug import add_debug
 from .evaluate import add_eval
 from .forage import add_forage
+from .inspect import add_inspect
 from .interrupt import Interruptible
 from .models import add_demo, add_predict, add_train
 from .options import EXTRAS, FAILED, INTERRUPTED, add_quiet, is_out_of_memory, sentence, warn
 from .plan import add_plan
 from .record import add_record, add_view
 from .serve import add_serve
-from .shards import add_inspect, add_pack, add_tokenize
+from .shards import add_pack, add_tokenize
 
 
 def main(argv: Sequence[str] | None = None) -> int:

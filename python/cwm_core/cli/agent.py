@@ -13,15 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from ..support import secrets
 from ..support.files import write_file
+from ..support.imports import import_object
 from .options import (
     FAILED,
     INTERRUPTED,
+    MACHINES,
     OK,
     add_json,
     add_tokenizer,
     add_verb,
+    extension,
     machines,
     not_negative,
+    one_of_or_path,
     positive,
     say,
     seconds,
@@ -39,54 +43,68 @@ def add_agent(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _agent,
-        "Let an agent work on a file of tasks, several at a time, and keep every trajectory and its reward.",
+        "Roll out an agent on a file of tasks and save each trajectory with its reward.",
         "cwm agent tasks.jsonl --agent engine --model runs/tiny -o rollouts --workers 8",
-        "The agent is a script (by default each task's known solution), a model on the built-in engine, or a model\n"
-        "behind an OpenAI-compatible endpoint. What it runs, runs in a sandbox. Ctrl-C keeps what is done; the same\n"
-        "command goes on. `cwm tokenize` turns the trajectories into training data. docs/guides/rollouts.md says more.",
+        "The agent is a script (by default the known solution of each task), a model on the built-in engine, a model\n"
+        "behind an OpenAI-compatible endpoint, or a class of your own. Its commands run in a sandbox. After Ctrl-C,\n"
+        "the same command resumes. `cwm tokenize` makes training data of trajectories. See docs/guides/rollouts.md.",
     )
-    parser.add_argument("tasks", type=Path, metavar="TASKS", help="the tasks, *.jsonl")
-    parser.add_argument("--agent", required=True, choices=("script", "engine", "endpoint"), help="what acts")
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="folder for the trajectories")
-    parser.add_argument("--samples", type=positive, default=1, metavar="N", help="rollouts of each task (default: 1)")
-    parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of all that is drawn (default: 0)")
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N tasks")
-    parser.add_argument("--workers", type=positive, metavar="N", help="rollouts at a time (default: one a processor)")
-    parser.add_argument("--ray", action="store_true", help="run the environments on a Ray cluster; see RAY_ADDRESS")
-    parser.add_argument(
-        "--sandbox", choices=("bubblewrap", "docker", "process"), default="bubblewrap",
-        help="where commands run; 'process' only limits them and does not isolate: for agents you trust",
+    add = parser.add_argument
+    add("tasks", type=Path, metavar="TASKS", help="tasks, *.jsonl")
+    add(
+        "--agent", required=True, type=one_of_or_path("script", "engine", "endpoint"), metavar="AGENT",
+        help="script, engine, endpoint, or the import path of an agent, MODULE:NAME",
     )  # fmt: skip
-    parser.add_argument("--image", metavar="IMAGE", help="of containers, for tasks that name none (with docker)")
-    parser.add_argument("--retry-failed", action="store_true", help="make rollouts again that failed")
+    add("-o", "--output", required=True, type=Path, metavar="DIR", help="folder for the trajectories")
+    add("--samples", type=positive, default=1, metavar="N", help="rollouts of each task (default: 1)")
+    add("--seed", type=not_negative, default=0, metavar="N", help="seed of all sampling (default: 0)")
+    add("--limit", type=positive, metavar="N", help="use only the first N tasks")
+    add("--workers", type=positive, metavar="N", help="concurrent rollouts (default: the number of processors)")
+    add("--ray", action="store_true", help="run the environments on the Ray cluster at RAY_ADDRESS")
+    add(
+        "--sandbox", type=one_of_or_path(*MACHINES), default="bubblewrap", metavar="SANDBOX",
+        help="where commands run: bubblewrap (default), docker, process (limits but does not isolate: only for agents "
+        "that you trust), or the import path of a machine backend, MODULE:NAME",
+    )  # fmt: skip
+    add("--image", metavar="IMAGE", help="container image for tasks that name none (with --sandbox docker)")
+    add(
+        "--tool", action="append", default=[], metavar="MODULE:NAME",
+        help="add a tool: a function of a machine and a text; may be repeated",
+    )  # fmt: skip
+    add("--reward", metavar="MODULE:NAME", help="function that judges the submitted diff (default: the task's tests)")
+    add("--retry-failed", action="store_true", help="repeat rollouts that failed")
     add_json(parser)
     _add_budget(parser)
-    script = parser.add_argument_group("a script")
-    script.add_argument("--script", type=Path, metavar="FILE", help="JSON: by task's name, the list of actions")
-    model = parser.add_argument_group("a model")
-    model.add_argument("--model", metavar="MODEL", help="engine: its folder; endpoint: what the endpoint calls it")
+    script = parser.add_argument_group("script")
+    script.add_argument(
+        "--script", type=Path, metavar="FILE", help="JSON object mapping task names to lists of actions"
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", metavar="MODEL", help="folder of the model, or its name at the endpoint")
     add_tokenizer(model)
-    model.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of sampling (default: 1)")
-    model.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the most likely tokens")
+    model.add_argument("--temperature", type=float, default=1.0, metavar="T", help="sampling temperature (default: 1)")
+    model.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling threshold (default: 1)")
     model.add_argument("--reasoning", action="store_true", help="ask for reasoning before every action")
-    model.add_argument("--device", default="cpu", metavar="DEVICE", help="engine: where to compute (default: cpu)")
-    endpoint = parser.add_argument_group("an endpoint")
-    endpoint.add_argument("--endpoint", metavar="URL", help="as http://127.0.0.1:8000/v1")
+    model.add_argument("--device", default="cpu", metavar="DEVICE", help="device of the engine (default: cpu)")
+    endpoint = parser.add_argument_group("endpoint")
+    endpoint.add_argument("--endpoint", metavar="URL", help="base URL, such as http://127.0.0.1:8000/v1")
     endpoint.add_argument(
-        "--key-variable", default="CWM_API_KEY", metavar="NAME", help="variable with the key (default: CWM_API_KEY)"
-    )
+        "--key-variable", default="CWM_API_KEY", metavar="NAME",
+        help="environment variable that holds the key (default: CWM_API_KEY)",
+    )  # fmt: skip
     endpoint.add_argument(
-        "--tool-role", choices=("user", "tool"), default="user", help="role of observations; tool for `cwm serve`"
-    )
+        "--tool-role", choices=("user", "tool"), default="user",
+        help="role of observations (default: user); use tool for `cwm serve`",
+    )  # fmt: skip
     endpoint.add_argument(
-        "--field", action="append", default=[], metavar="NAME=JSON", help="more of each request; may be repeated"
+        "--field", action="append", default=[], metavar="NAME=JSON", help="extra field of each request; may be repeated"
     )
 
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
     from cwm_core.environments import Budget
 
-    group = parser.add_argument_group("the budget of a rollout")
+    group = parser.add_argument_group("budget of a rollout")
     for field in fields(Budget):
         kind: Callable[[str], Any] = seconds if "seconds" in field.name else positive
         flag = f"--{field.name.replace('_', '-')}"
@@ -108,10 +126,14 @@ def _agent(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.tasks}: expected at least one task, found none")
     budget = _budget(args)
     agent = _make_agent(args)
-    secrets.conceal()  # from what the agent runs
+    tools = [import_object(path) for path in args.tool]
+    reward = import_object(args.reward) if args.reward else None
+    paths = {"tools": args.tool} if args.tool else {}
+    paths |= {"reward": args.reward} if args.reward else {}
+    secrets.conceal()  # from the commands that the agent runs
     file = args.output / rollouts.FILE
     if args.retry_failed and file.exists():
-        say(args, f"{trajectories.drop_failed(file):,} rollouts that failed are made again")
+        say(args, f"{trajectories.drop_failed(file):,} failed rollouts are repeated")
     try:
         with _bar(args) as progress:
             rollouts.run_rollouts(
@@ -124,12 +146,14 @@ def _agent(args: argparse.Namespace) -> int:
                 backend=machines(args.sandbox, args.image),
                 workers=args.workers,
                 ray=args.ray,
-                system=system_prompt(reasoning=args.reasoning),
-                settings={"backend": args.sandbox},
+                system=system_prompt(reasoning=args.reasoning, tools=tools),
+                tools=tools,
+                reward=reward,
+                settings={"backend": args.sandbox, **paths},
                 progress=progress,
             )
     except KeyboardInterrupt:
-        warn(args, f"interrupted; the same command goes on from the trajectories in {args.output}")
+        warn(args, f"interrupted; run the same command to resume from the trajectories in {args.output}")
         return INTERRUPTED
     summary = summarize(TrajectoryReader(file))
     text = json.dumps(summary, indent=1) + "\n"
@@ -142,7 +166,8 @@ def _agent(args: argparse.Namespace) -> int:
     if summary["failed"] == summary["rollouts"]:
         warn(
             args,
-            f"every rollout failed, first with: {next(iter(summary['failures']))}; --retry-failed tries them again",
+            f"every rollout failed, most often with: {next(iter(summary['failures']))}; "
+            "repeat them with --retry-failed",
         )
         return FAILED
     return OK
@@ -160,6 +185,9 @@ def _make_agent(args: argparse.Namespace) -> Agent:
     if args.agent == "script":
         script = environments.solution_actions if args.script is None else _script(args.script)
         return environments.ScriptedAgent(script)
+    if ":" in args.agent:
+        agent: Agent = extension(args.agent, "start")
+        return agent
     if args.model is None:
         args.error(f"--agent {args.agent} needs --model")
     if args.agent == "engine":
@@ -197,7 +225,7 @@ def _script(path: Path) -> dict[str, list[str]]:
     if not isinstance(script, dict) or not all(
         isinstance(actions, list) and all(isinstance(action, str) for action in actions) for actions in script.values()
     ):
-        raise ValueError(f"{path}: this is no JSON object of lists of texts")
+        raise ValueError(f"{path}: expected a JSON object mapping task names to lists of strings")
     return script
 
 
@@ -206,12 +234,12 @@ def _field(text: str) -> tuple[str, Any]:
     try:
         return name, json.loads(value)
     except ValueError:
-        raise ValueError(f"--field {text}: what follows the = is no JSON") from None
+        raise ValueError(f"--field {text}: expected NAME=JSON, but the value is not valid JSON") from None
 
 
 @contextmanager
 def _bar(args: argparse.Namespace) -> Iterator[Callable[[int, int, Trajectory | None], None] | None]:
-    """A progress bar on standard error, where a person looks on."""
+    """Show a progress bar on standard error, unless progress is turned off."""
     if not shows_progress(args):
         yield None
         return

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..corpus.effects import Effect
 from ..formats.traces import STORE, trace_files
 from ..support import secrets
 from .options import (
@@ -41,31 +42,38 @@ def add_corpus(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _corpus,
-        "Make a corpus: run code that nobody vouches for, keep the traces that teach.",
+        "Make a corpus: run untrusted code in bulk and keep the traces worth training on.",
         "cwm corpus contests problems.jsonl --licence CC-BY-4.0 --tokenizer vocabulary -o corpus",
-        "Every program runs in a process of its own in a sandbox, twice, under two hash seeds. DIR holds traces and\n"
-        "token shards, ready for training. Ctrl-C, or any other end, keeps what is done; the same command goes on.\n"
+        "Every program runs twice, under two hash seeds, each time in a new process in a sandbox. DIR gets traces and\n"
+        "token shards, ready for training. An interrupted or killed run resumes with the same command.\n"
         "docs/guides/corpus.md says what is kept and why.",
     )
     kinds = parser.add_subparsers(title="what to record", dest="kind", metavar="KIND", required=True)
     _add_functions(kinds)
     _add_contests(kinds)
     _add_repository(kinds)
+    _add_source(kinds)
     _add_describe(kinds)
 
 
 def _add_functions(kinds: Any) -> None:
-    purpose = "Functions of files, packages and snippets, called with inputs that reach what there is to reach."
+    purpose = "Call the functions of files, packages, and snippets with inputs that reach as many lines as possible."
     parser = kinds.add_parser("functions", help=purpose, description=purpose)
     parser.set_defaults(make=_functions)
     add = parser.add_argument
-    add("sources", nargs="+", metavar="SOURCE", help="a *.py, a package's name or folder, a *.jsonl of snippets")
-    add("--tests", type=Path, action="append", default=[], metavar="PATH", help="whose calls are looked at, too")
-    add("--licence", metavar="SPDX", help="of sources that do not state theirs")
-    add("--budget", type=positive, default=100, metavar="N", help="calls tried of a function (default: 100)")
-    add("--calls", type=positive, default=5, metavar="N", help="calls recorded of a function (default: 5)")
-    add("--endpoint", metavar="URL", help="of an OpenAI-compatible server that is asked for calls, too")
-    add("--model", metavar="NAME", help="its name there")
+    add(
+        "sources", nargs="+", metavar="SOURCE",
+        help="a *.py file, the name or folder of a package, or a *.jsonl file of snippets",
+    )  # fmt: skip
+    add(
+        "--tests", type=Path, action="append", default=[], metavar="PATH",
+        help="file or folder with calls to use as examples",
+    )  # fmt: skip
+    add("--licence", metavar="SPDX", help="license of sources that do not state theirs; it is allowed")
+    add("--budget", type=positive, default=100, metavar="N", help="calls to try for each function (default: 100)")
+    add("--calls", type=positive, default=5, metavar="N", help="calls to record for each function (default: 5)")
+    add("--endpoint", metavar="URL", help="OpenAI-compatible server to ask for calls too")
+    add("--model", metavar="NAME", help="name of the model on the server")
     _add_common(parser)
     parser.set_defaults(max_seconds=1.0)
 
@@ -83,32 +91,34 @@ def _functions(args: argparse.Namespace) -> Summary:
     left_out = ", ".join(f"{n:,} {why}" for why, n in skipped.most_common() if n)
     say(args, f"{len(functions):,} functions" + (f"; not called: {left_out}" if left_out else ""))
     if args.licence:
-        functions = [replace(f, provenance={"licence": args.licence, **_known(f.provenance)}) for f in functions]
+        functions = [replace(f, provenance=_with_licence(f.provenance, args.licence)) for f in functions]
     if (args.endpoint is None) != (args.model is None):
         raise ValueError("--endpoint and --model go together")
     work = ExploreAndRecord(args.seed, args.budget, args.calls, args.endpoint, args.model or "")
-    description = {"functions": [os.fspath(source) for source in args.sources], "tests": _named(args.tests)}
+    description = {"functions": [os.fspath(source) for source in args.sources], "tests": _absolute(args.tests)}
     described = {name: getattr(args, name) for name in ("licence", "seed", "budget", "calls", "model")}
     licences = [args.licence] if args.licence else []
     try:
-        # A function takes seconds: few at a time, so that Ctrl-C keeps nearly all that is done.
+        # A function takes seconds: with few at a time, Ctrl-C keeps nearly all that is done.
         return _make(args, functions, _settings(args, licences), description | described, work, chunk_items=2)
     except EndpointError as error:
-        raise ConnectionError(f"{error}; the same command goes on") from error
+        raise ConnectionError(f"{error}; run the same command to resume") from error
 
 
-def _known(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in provenance.items() if name != "licence" or value is not None}
+def _with_licence(provenance: Mapping[str, Any], licence: str) -> dict[str, Any]:
+    """Return the provenance with this license, unless it states one."""
+    return {"licence": licence, **{name: value for name, value in provenance.items() if name != "licence" or value}}
 
 
 def _add_contests(kinds: Any) -> None:
-    purpose = "Solutions of contests with their tests (JSONL as of CodeContests or APPS), right and wrong ones."
+    purpose = "Run right and wrong solutions of contests on their tests (JSONL of CodeContests or APPS)."
     parser = kinds.add_parser("contests", help=purpose, description=purpose)
     parser.set_defaults(make=_contests)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="*.jsonl")
-    parser.add_argument("--licence", required=True, metavar="SPDX", help="of the data set; it is allowed")
-    parser.add_argument("--solutions", type=positive, default=4, metavar="N", help="of a problem (default: 4)")
-    parser.add_argument("--inputs", type=positive, default=2, metavar="N", help="of a solution (default: 2)")
+    add = parser.add_argument
+    add("files", nargs="+", type=Path, metavar="FILE", help="*.jsonl")
+    add("--licence", required=True, metavar="SPDX", help="license of the data set; it is allowed")
+    add("--solutions", type=positive, default=4, metavar="N", help="solutions of each problem (default: 4)")
+    add("--inputs", type=positive, default=2, metavar="N", help="inputs of each solution (default: 2)")
     _add_common(parser)
 
 
@@ -117,25 +127,31 @@ def _contests(args: argparse.Namespace) -> Summary:
 
     problems = (problem for file in args.files for problem in read_contests(file))
     options = {"licence": args.licence, "seed": args.seed, "solutions": args.solutions, "inputs": args.inputs}
-    description = {"contests": _named(args.files), **options}
-    settings = _settings(args, licences={args.licence}, effects={"input"})
+    description = {"contests": _absolute(args.files), **options}
+    settings = _settings(args, licences={args.licence}, effects={Effect.INPUT})
     return _make(args, units(problems, **options), settings, description)
 
 
 def _add_repository(kinds: Any) -> None:
-    purpose = "What a repository's own tests make its packages do."
+    purpose = "Run the tests of a repository and record the calls of its packages."
     parser = kinds.add_parser("repository", help=purpose, description=purpose)
     parser.set_defaults(make=_repository)
     add = parser.add_argument
-    add("path", type=Path, metavar="PATH", help="the repository; it is copied")
-    add("--package", action="append", default=[], metavar="NAME", help="to record (default: those of the repository)")
-    add("--licence", metavar="SPDX", help="of the repository (default: what its licence files say)")
-    add("--python", metavar="PYTHON", help="that runs the tests (default: this one, python3 of an image)")
+    add("path", type=Path, metavar="PATH", help="repository; it is copied")
+    add(
+        "--package", action="append", default=[], metavar="NAME",
+        help="package to record (default: those of the repository)",
+    )  # fmt: skip
+    add("--licence", metavar="SPDX", help="license of the repository (default: from its license files)")
+    add(
+        "--python", metavar="PYTHON",
+        help="interpreter that runs the tests (default: this one, or python3 in an image)",
+    )  # fmt: skip
     add("--image", metavar="IMAGE", help="run the tests in containers of this image, not in the sandbox")
-    add("--test", action="append", default=[], metavar="ARG", help="given to pytest, as --test=-k --test=parse")
-    add("--per-site", type=positive, default=1, metavar="N", help="traces of a call site (default: 1)")
-    add("--per-function", type=positive, default=20, metavar="N", help="traces of a function (default: 20)")
-    add("--suite-seconds", type=seconds, default=600.0, metavar="S", help="that the tests may take (default: 600)")
+    add("--test", action="append", default=[], metavar="ARG", help="argument for pytest: --test=-k --test=parse")
+    add("--per-site", type=positive, default=1, metavar="N", help="traces of each call site (default: 1)")
+    add("--per-function", type=positive, default=20, metavar="N", help="traces of each function (default: 20)")
+    add("--suite-seconds", type=seconds, default=600.0, metavar="S", help="time limit of the tests (default: 600)")
     _add_common(parser)
 
 
@@ -176,16 +192,54 @@ def _repository(args: argparse.Namespace) -> Summary:
     return _make(args, samples, settings, description, filter_samples)
 
 
+def _add_source(kinds: Any) -> None:
+    purpose = "Run what a Python function of your own yields."
+    parser = kinds.add_parser(
+        "source",
+        help=purpose,
+        description=f"{purpose} It is called with the arguments as strings and must yield cwm_core.corpus.unit.Unit "
+        "objects, the same ones in every run.",
+    )
+    parser.set_defaults(make=_source)
+    add = parser.add_argument
+    add("function", metavar="MODULE:NAME", help="import path of the function; the current folder is searched too")
+    add("arguments", nargs="*", metavar="ARG", help="arguments of the function")
+    add("--licence", metavar="SPDX", help="license of units that do not state theirs; it is allowed")
+    _add_common(parser)
+
+
+def _source(args: argparse.Namespace) -> Summary:
+    from dataclasses import replace
+
+    units = _extension(args.function)(*args.arguments)
+    if args.licence:
+        units = (replace(unit, provenance=_with_licence(unit.provenance, args.licence)) for unit in units)
+    description = {"source": args.function, "arguments": args.arguments, "licence": args.licence}
+    return _make(args, units, _settings(args, [args.licence] if args.licence else []), description)
+
+
+def _extension(path: str) -> Any:
+    """Return the object of an import path. The processes of a pool can import it from the current folder too."""
+    from ..support.imports import import_object
+
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return import_object(path)
+
+
 def _add_describe(kinds: Any) -> None:
-    purpose = "Ask a model to describe traces in words, and keep the descriptions that agree with them."
+    purpose = "Ask a model to describe traces in words, and keep the descriptions that agree with the traces."
     parser = kinds.add_parser("describe", help=purpose, description=purpose)
     parser.set_defaults(run=_describe)
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="IN", help="*.cwmtraces, or a folder of them")
-    add("-o", "--output", required=True, type=Path, metavar="FILE", help="chats, a JSON object a line (*.jsonl)")
-    add("--endpoint", required=True, metavar="URL", help="of an OpenAI-compatible server, as http://localhost:8000/v1")
-    add("--model", required=True, metavar="NAME", help="its name there")
-    add("--attempts", type=positive, default=3, metavar="N", help="for a trace (default: 3)")
+    add("-o", "--output", required=True, type=Path, metavar="FILE", help="file for chats, one JSON object a line")
+    add(
+        "--endpoint", required=True, metavar="URL",
+        help="OpenAI-compatible server, such as http://localhost:8000/v1",
+    )  # fmt: skip
+    add("--model", required=True, metavar="NAME", help="name of the model on the server")
+    add("--attempts", type=positive, default=3, metavar="N", help="attempts for each trace (default: 3)")
     add("--workers", type=positive, default=8, metavar="N", help="traces at a time (default: 8)")
 
 
@@ -206,7 +260,7 @@ def _describe(args: argparse.Namespace) -> int:
                 progress=lambda counts: show(sum(counts)) if show else None,
             )
     except EndpointError as error:
-        raise ConnectionError(f"{error}; the same command goes on") from error
+        raise ConnectionError(f"{error}; run the same command to resume") from error
     say(args, f"{counts.described:,} traces described, {counts.given_up:,} given up")
     for reason, times in describer.failures.most_common():
         say(args, f"{times:,} attempts: {reason}")
@@ -216,31 +270,41 @@ def _describe(args: argparse.Namespace) -> int:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", required=True, type=Path, metavar="DIR", help="folder of the corpus")
-    add("--tokenizer", required=True, type=Path, metavar="FOLDER", help="a folder with tokenizer.json, or a rank file")
-    add("--seed", type=not_negative, default=0, metavar="N", help="of all that is drawn (default: 0)")
-    add("--workers", type=positive, default=os.cpu_count(), metavar="N", help="processes (default: one a processor)")
-    add("--ray", action="store_true", help="work on a Ray cluster (RAY_ADDRESS, else this machine)")
-    add("--max-frames", type=positive, default=2000, metavar="N", help="longer traces are dropped (default: 2000)")
-    add("--max-tokens", type=positive, default=32768, metavar="N", help="so are longer documents (default: 32768)")
+    add(
+        "--tokenizer", required=True, type=Path, metavar="FOLDER",
+        help="folder with tokenizer.json, or a rank file",
+    )  # fmt: skip
+    add("--seed", type=not_negative, default=0, metavar="N", help="seed of all random choices (default: 0)")
+    add(
+        "--workers", type=positive, default=os.cpu_count(), metavar="N",
+        help="processes (default: one for each processor)",
+    )  # fmt: skip
+    add("--ray", action="store_true", help="work on the Ray cluster of RAY_ADDRESS, or on this machine with Ray")
+    add("--max-frames", type=positive, default=2000, metavar="N", help="drop longer traces (default: 2000)")
+    add("--max-tokens", type=positive, default=32768, metavar="N", help="drop longer documents (default: 32768)")
     add(
         "--context-tokens", type=positive, metavar="N",
-        help="show of the source what a trace touches, in so many tokens (default: the whole file)",
+        help="show only what a trace touches of its source, in at most N tokens (default: the whole file)",
     )  # fmt: skip
-    add("--max-seconds", type=seconds, default=5.0, metavar="S", help="of a program (default: %(default)s)")
+    add("--max-seconds", type=seconds, default=5.0, metavar="S", help="time limit of a program (default: %(default)s)")
     add_json(parser)
-    add("--any-licence", action="store_true", help="keep code of any licence, or of none that is known")
+    add("--any-licence", action="store_true", help="keep code of any license, or of an unknown one")
     add(
         "--evaluation-set", type=Path, action="append", default=[], metavar="FILE",
         help="*.jsonl of problems that must not be in the corpus",
     )  # fmt: skip
     add(
-        "--allow-effect", action="append", default=[], metavar="NAME",
-        help="keep programs that do more than compute: file, process, random, clock, ...",
+        "--allow-effect", action="append", default=[], choices=list(Effect), metavar="NAME",
+        help=f"keep programs with this effect: {', '.join(Effect)}",
     )  # fmt: skip
-    add("--keep-secrets", action="store_true", help="do not look for secrets and personal data")
+    add(
+        "--filter", action="append", default=[], metavar="MODULE:NAME",
+        help="import path of a filter of your own; the current folder is searched too",
+    )  # fmt: skip
+    add("--keep-secrets", action="store_true", help="do not search for secrets and personal data")
     add(
         "--sandbox", choices=("bubblewrap", "process"), default="bubblewrap",
-        help="'process' only limits programs and does not isolate: for those you trust",
+        help="'process' only limits programs and does not isolate them: for trusted programs",
     )  # fmt: skip
 
 
@@ -262,6 +326,7 @@ def _settings(args: argparse.Namespace, licences: Iterable[str] = (), effects: I
         look_for_secrets=not args.keep_secrets,
         limits=replace(LIMITS, seconds=args.max_seconds),
         sandbox=args.sandbox,
+        filters=tuple(map(_extension, args.filter)),
     )
 
 
@@ -305,7 +370,7 @@ def _pool(args: argparse.Namespace) -> AbstractContextManager[Pool]:
     return ray_cluster() if args.ray else processes(args.workers)
 
 
-def _named(paths: Iterable[Path]) -> list[str]:
+def _absolute(paths: Iterable[Path]) -> list[str]:
     return [os.fspath(path.absolute()) for path in paths]
 
 
@@ -314,7 +379,7 @@ def _corpus(args: argparse.Namespace) -> int:
 
     from cwm_core.corpus.reasons import DropReason
 
-    secrets.conceal()  # from the code that is recorded
+    secrets.conceal()  # from recorded code
     summary = args.make(args)
     if args.json:
         figures = {"items": summary.items, "tokens": summary.tokens, "kept": summary.drops.kept}

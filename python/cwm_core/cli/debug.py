@@ -26,7 +26,7 @@ _DIM, _RED, _CYAN, _BOLD = "2", "31", "36", "1"
 _PRINTED_CHARS = 10_000
 _LISTED = 5  # lines before and after the current one
 
-# What a launch request may say, with the type of each.
+# The arguments of a launch request, with their types.
 _LAUNCH = {
     "model": str, "program": str, "call": str, "tokenizer": str, "endpoint": str, "device": str, "seed": int,
     "temperature": (int, float), "maxFrames": int, "maxTokens": int, "maxFrameTokens": int,
@@ -41,32 +41,42 @@ def add_debug(verbs: Any) -> None:
         "Step through the predicted execution of a call, without running the program.",
         "cwm debug runs/tiny sort.py --call 'bubble_sort([3, 1, 2])'\n"
         "  cwm debug tiny sort.py --call 'f(2)' --endpoint http://localhost:8000/v1 --tokenizer vocabulary",
-        "MODEL is a model's folder or, with --endpoint, the name of a model at a completions server that takes token\n"
-        "ids, as vLLM does; CWM_API_KEY holds its key, if it needs one. `help` at the prompt lists the\n"
-        "commands, which are much as pdb's; docs/guides/debug.md has more, and the configuration of editors for --dap.",
+        "MODEL is the folder of a model or, with --endpoint, the name of a model on a completions server that accepts\n"
+        "token ids, such as vLLM. The variable CWM_API_KEY holds the server's key. Type `help` at the prompt for the\n"
+        "commands, which resemble pdb's. docs/guides/debug.md describes them and the configuration of editors.",
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model, or its name at --endpoint")
-    parser.add_argument("program", nargs="?", metavar="FILE", help="the program")
-    parser.add_argument("--call", metavar="EXPR", help="expression to predict, in FILE's names")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model, or its name on --endpoint")
+    parser.add_argument("program", nargs="?", metavar="FILE", help="Python file that defines the names in EXPR")
+    parser.add_argument("--call", metavar="EXPR", help="expression to predict, such as 'f(3)'")
     add_tokenizer(parser)
-    parser.add_argument("--endpoint", metavar="URL", help="server that has the model, as http://localhost:8000/v1")
-    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute, as cuda (default: cpu)")
+    parser.add_argument("--endpoint", metavar="URL", help="server of the model, such as http://localhost:8000/v1")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="PyTorch device, such as cuda (default: cpu)")
     parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="number of the sample (default: 0)")
     parser.add_argument(
-        "--temperature", type=_temperature, default=0.0, metavar="T", help="0 takes the most likely (default)"
+        "--temperature", type=_temperature, default=0.0, metavar="T", help="sampling temperature (default: 0)"
     )
     parser.add_argument(
-        "--max-frames", type=positive, default=1000, metavar="N", help="most frames that a command predicts (1000)"
+        "--max-frames",
+        type=positive,
+        default=1000,
+        metavar="N",
+        help="frames that a command may predict (default: 1000)",
     )
     parser.add_argument(
-        "--max-tokens", type=positive, default=1 << 16, metavar="N", help="most tokens that a command predicts (65536)"
+        "--max-tokens",
+        type=positive,
+        default=1 << 16,
+        metavar="N",
+        help="tokens that a command may predict (default: 65536)",
     )
     parser.add_argument(
-        "--max-frame-tokens", type=positive, default=4096, metavar="N", help="most tokens of a frame (default: 4096)"
+        "--max-frame-tokens", type=positive, default=4096, metavar="N", help="tokens of a frame (default: 4096)"
     )
-    parser.add_argument("--dap", action="store_true", help="serve the Debug Adapter Protocol on standard input/output")
     parser.add_argument(
-        "--port", type=not_negative, metavar="N", help="with --dap: serve one client at this port of 127.0.0.1"
+        "--dap", action="store_true", help="serve the Debug Adapter Protocol on standard input and output"
+    )
+    parser.add_argument(
+        "--port", type=not_negative, metavar="N", help="with --dap, serve one client on this port of 127.0.0.1"
     )
 
 
@@ -76,23 +86,23 @@ def _temperature(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0")
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
     return value
 
 
 def _debug(args: argparse.Namespace) -> int:
     if args.port is not None and not args.dap:
-        args.error("--port is for --dap")
+        args.error("--port needs --dap")
     if args.dap:
         return _serve(args)
     if args.model is None or args.program is None or args.call is None:
-        args.error("MODEL, FILE and --call are needed, except with --dap, where the editor says them")
+        args.error("MODEL, FILE and --call are required, except with --dap, where the editor sends them")
     Prompt(_open(args), os.path.basename(args.program)).run()
     return OK
 
 
 def _open(args: argparse.Namespace) -> Debugger:
-    """A debugger as the arguments say. Raises OSError, SyntaxError and ValueError."""
+    """Create a debugger from the arguments; raise OSError, SyntaxError or ValueError if they are invalid."""
     from cwm_core import debugger
 
     code = program(args.program, args.call)
@@ -129,7 +139,7 @@ def _serve(args: argparse.Namespace) -> int:
             Adapter(reader, writer, launch).serve()
         return OK
     with socket.create_server(("127.0.0.1", args.port)) as server:
-        say(args, f"a client may connect to 127.0.0.1, port {server.getsockname()[1]}")
+        say(args, f"waiting for a client on 127.0.0.1, port {server.getsockname()[1]}")
         connection, _ = server.accept()
     with connection, connection.makefile("rb") as reader, connection.makefile("wb") as writer:
         Adapter(reader, writer, launch).serve()
@@ -139,7 +149,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _launch_arguments(args: argparse.Namespace, asked: Mapping[str, Any]) -> argparse.Namespace:
-    """The arguments of the command line, changed to those of a launch request; what an editor adds is passed over."""
+    """Return the arguments of the command line, updated by a launch request; ignore other keys of the editor."""
     merged = vars(args).copy()
     for name, kind in _LAUNCH.items():
         value = asked.get(name)
@@ -150,7 +160,7 @@ def _launch_arguments(args: argparse.Namespace, asked: Mapping[str, Any]) -> arg
             or isinstance(value, bool)
             or (kind is not str and value < name.startswith("max"))
         ):
-            raise ValueError(f"launch: {name} cannot be {value!r}")
+            raise ValueError(f"launch: invalid {name}: {value!r}")
         snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
         merged[snake] = value
     for name in ("model", "program", "call"):
@@ -161,7 +171,7 @@ def _launch_arguments(args: argparse.Namespace, asked: Mapping[str, Any]) -> arg
 
 @contextmanager
 def _standard_streams() -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Standard input and output for the protocol alone: what anything else prints goes to standard error."""
+    """Reserve standard input and output for the protocol; other output goes to standard error."""
     output = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
@@ -176,10 +186,10 @@ def _standard_streams() -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 
 class Prompt(cmd.Cmd):
-    """Commands read from standard input, named as pdb's; an empty line repeats the last one."""
+    """The debugger's prompt, with commands named as in pdb; an empty line repeats the last command."""
 
     def __init__(self, debugger: Debugger, file: str) -> None:
-        """`file` is how the program is called in what is shown."""
+        """Show frames of `debugger`, with `file` as the name of the program."""
         super().__init__()
         self.debugger, self.file, self.level = debugger, file, 0
         self.paint = paint if colorful() else lambda text, code: text
@@ -187,12 +197,12 @@ class Prompt(cmd.Cmd):
         self.use_rawinput = sys.stdin.isatty()
 
     def run(self) -> None:
-        """Read commands until `quit`, the end of the input, or Ctrl-C at the prompt, which is a KeyboardInterrupt."""
+        """Read commands until `quit` or the end of the input; Ctrl-C at the prompt raises KeyboardInterrupt."""
         self._show()
         self.cmdloop()
 
     def onecmd(self, line: str) -> bool:
-        """A command that fails says why, and the next one is read."""
+        """Run a command, and print the error if it fails."""
         from cwm_core.debugger import DebuggerError, SourceError
 
         try:
@@ -202,55 +212,55 @@ class Prompt(cmd.Cmd):
             return False
 
     def default(self, line: str) -> bool:
-        """The short forms, and the end of the input."""
+        """Run the short form of a command, or end at the end of the input."""
         name, argument, _ = self.parseline(line)
         if line == "EOF":
             return True
         if name not in _SHORT:
-            self._say(f"*** no command {line.split(maxsplit=1)[0]!r}; help lists them", _RED)
+            self._say(f"*** unknown command {line.split(maxsplit=1)[0]!r}; type help for a list", _RED)
             return False
         return bool(getattr(self, f"do_{_SHORT[name]}")(argument or ""))
 
     def do_help(self, arg: str) -> None:
-        """The commands, or one of them."""
+        """[COMMAND]: describe a command, or all."""
         shorts: dict[str, list[str]] = {}
         for short, name in _SHORT.items():
             shorts.setdefault(name, []).append(short)
         for name in (_SHORT.get(arg, arg),) if arg else _COMMANDS:
             if name not in _COMMANDS:
-                raise ValueError(f"no command {name!r}")
+                raise ValueError(f"unknown command {name!r}")
             write(f"{', '.join([name, *shorts.get(name, [])]):<18} {getattr(self, f'do_{name}').__doc__}\n")
 
     # ---- moving
 
     def do_step(self, arg: str) -> None:
-        """To the next frame."""
+        """Go to the next frame."""
         self._go(self.debugger.step)
 
     def do_next(self, arg: str) -> None:
-        """To the next frame that is no deeper in calls."""
+        """Go to the next frame that is not inside a deeper call."""
         self._go(self.debugger.next)
 
     def do_out(self, arg: str) -> None:
-        """To where the current activation returns."""
+        """Go to the return of the current function."""
         self._go(self.debugger.out)
 
     def do_continue(self, arg: str) -> None:
-        """[LINE]: to that line, a breakpoint, or the end."""
+        """[LINE]: go to that line, a breakpoint, or the end."""
         line = _number(arg) if arg else None
         self._go(lambda: self.debugger.continue_to(line))
 
     def do_back(self, arg: str) -> None:
-        """[N]: N frames back (default: 1); going forward again replays them."""
+        """[N]: go back N frames (default: 1); going forward again replays them."""
         count = _number(arg) if arg else 1
         self._go(lambda: self.debugger.back(count))
 
     def do_reverse(self, arg: str) -> None:
-        """Back to the last breakpoint, or to the first frame."""
+        """Go back to the previous breakpoint, or to the first frame."""
         self._go(self.debugger.back_to_breakpoint)
 
     def do_restart(self, arg: str) -> None:
-        """[first] [SEED [TEMPERATURE]]: predict anew, another sample, what comes after this frame or the first."""
+        """[first] [SEED [TEMPERATURE]]: discard what follows this frame, or the first, and predict another sample."""
         words = arg.split()
         frame = 0 if words[:1] == ["first"] else None
         words = words[frame == 0 :]
@@ -259,17 +269,17 @@ class Prompt(cmd.Cmd):
         self._go(lambda: self.debugger.restart(seed, temperature, frame=frame))
 
     def do_set(self, arg: str) -> None:
-        """NAME = VALUE: change a variable of this frame to that text, and predict anew what comes after it."""
+        """NAME = VALUE: set a variable in this frame, discard what follows, and predict from there."""
         name, equals, value = arg.partition("=")
         if not equals:
-            raise ValueError("set NAME = VALUE")
+            raise ValueError("expected set NAME = VALUE")
         self.debugger.set(name.strip(), value.strip())
         self._show()
 
     # ---- breakpoints
 
     def do_break(self, arg: str) -> None:
-        """[LINE [N]]: stop at a line, after N arrivals; alone, lists the breakpoints."""
+        """[LINE [N]]: stop at a line after ignoring N arrivals; without LINE, list the breakpoints."""
         if arg:
             line, _, ignore = arg.partition(" ")
             self.debugger.break_at(_number(line), _number(ignore) if ignore else 0)
@@ -278,16 +288,16 @@ class Prompt(cmd.Cmd):
             self._say(f"{self.file}:{one.line}, reached {one.hits} times{passed}")
 
     def do_clear(self, arg: str) -> None:
-        """[LINE]: remove that breakpoint, or all."""
+        """[LINE]: remove a breakpoint, or all."""
         if not arg:
             self.debugger.breakpoints.clear()
         elif self.debugger.breakpoints.pop(_number(arg), None) is None:
             raise ValueError(f"no breakpoint at line {arg}")
 
-    # ---- looking
+    # ---- inspecting
 
     def do_print(self, arg: str) -> None:
-        """[NAME or NAME[KEY]...]: the text of a variable or of an element of one; alone, all variables."""
+        """[NAME or NAME[KEY]...]: show a variable or an element of one; without NAME, show all variables."""
         if arg:
             self._print(self.debugger.print(arg, self.level))
         else:
@@ -295,7 +305,7 @@ class Prompt(cmd.Cmd):
                 self._say(f"{name} = {value}")
 
     def do_pp(self, arg: str) -> None:
-        """NAME: as print, a literal laid out."""
+        """NAME: show a variable as print does, and pretty-print a literal."""
         text = self.debugger.print(arg, self.level)
         with suppress(ValueError):
             text = pprint.pformat(machines.evaluate_literal(text), width=self._width())
@@ -303,21 +313,21 @@ class Prompt(cmd.Cmd):
             self._say(line)
 
     def do_where(self, arg: str) -> None:
-        """The open activations, the innermost last."""
+        """Show the stack, innermost function last."""
         scopes = self.debugger.where()
         for level in reversed(range(len(scopes))):
             self._say(("> " if level == self.level else "  ") + self._place(scopes[level]))
 
     def do_up(self, arg: str) -> None:
-        """To the caller's variables."""
+        """Select the caller, to show its variables."""
         self._look(self.level + 1)
 
     def do_down(self, arg: str) -> None:
-        """To the variables of what it called."""
+        """Select the called function, to show its variables."""
         self._look(self.level - 1)
 
     def do_list(self, arg: str) -> None:
-        """[LINE]: the program around a line, or around the current one."""
+        """[LINE]: show the program around a line, or around the current one."""
         texts = self.debugger.program.texts
         current = self.debugger.where()[self.level].lines
         around = _number(arg) if arg else current[0] if current else 1
@@ -327,9 +337,9 @@ class Prompt(cmd.Cmd):
             self._say(row.rstrip(), _BOLD if number in current else "")
 
     def do_verify(self, arg: str) -> None:
-        """[process]: run the program in the sandbox and say where prediction departs from reality."""
+        """[process]: run the program in a sandbox and show the first difference; 'process' does not isolate."""
         if arg not in ("", "process"):
-            raise ValueError("verify takes nothing, or the word process: limits without isolation")
+            raise ValueError("expected verify or verify process, which does not isolate the program")
         found = self.debugger.verify(sandbox="process" if arg else "bubblewrap")
         self._say(str(found), _RED if found.difference else "")
         for row in _departure(self.debugger, found):
@@ -339,7 +349,7 @@ class Prompt(cmd.Cmd):
         """End the debugger."""
         return True
 
-    # ---- showing
+    # ---- output
 
     def _go(self, command: Callable[[], Stop]) -> None:
         with self._interruptible():
@@ -351,7 +361,7 @@ class Prompt(cmd.Cmd):
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C stops after the current frame; a second one ends the debugger."""
+        """Make Ctrl-C stop the command after the current frame, and a second Ctrl-C end the debugger."""
 
         def stop(*_: object) -> None:
             if self.debugger.interrupt.is_set():
@@ -371,7 +381,7 @@ class Prompt(cmd.Cmd):
         self._say("> " + self._place(self.debugger.where()[level]))
 
     def _show(self) -> None:
-        """The current frame: where it is, its line, what changed."""
+        """Show the place and the line of the current frame, and the changed variables."""
         step, frame = self.debugger.current, self.debugger.current.frame
         head = f"> {self._place(step.scope)}"
         self._say(f"{head}  frame {step.index} {frame.event}  {_origin(step)}", _DIM)
@@ -387,12 +397,12 @@ class Prompt(cmd.Cmd):
         return f"{self.file}:{lines or '?'} in {scope.function}"
 
     def _print(self, text: str, color: str = "") -> None:
-        """In as many rows as it takes, up to a limit."""
+        """Print a text up to a limit."""
         shown = text if len(text) <= _PRINTED_CHARS else text[:_PRINTED_CHARS] + "..."
         write(self.paint(visible(shown), color) + "\n")
 
     def _say(self, text: str, color: str = "") -> None:
-        """In one row of the terminal."""
+        """Print a text, cut to one row of the terminal."""
         write(self.paint(fit(visible(text[:_PRINTED_CHARS]), self._width()), color) + "\n")
 
     def _width(self) -> int:
@@ -428,7 +438,7 @@ def _origin(step: Step) -> str:
 
 
 def _departure(debugger: Debugger, found: Verification) -> Iterator[str]:
-    """What the two frames say where they differ, values with `..` resolved."""
+    """Yield the differing parts of two frames, with `..` resolved."""
     difference = found.difference
     if difference is None or difference.frame:
         return
@@ -437,10 +447,10 @@ def _departure(debugger: Debugger, found: Verification) -> Iterator[str]:
         if getattr(difference, name):
             part = "arg" if name == "value" else name
             ours, theirs = getattr(step.frame, part), getattr(real, part)
-            yield f"{name}: predicted {(ours or 'none').strip()}, really {(theirs or 'none').strip()}"
+            yield f"{name}: predicted {(ours or 'none').strip()}, actual {(theirs or 'none').strip()}"
     state = found.real.state(difference.index) or {}
     for name in difference.changed + difference.missing + difference.extra:
         ours, theirs = step.scope.state.get(name), state.get(name)
-        if ours == theirs:  # one wrote it out, the other as unchanged
+        if ours == theirs:  # one frame shows the value, the other marks it as unchanged
             ours, theirs = (step.frame.locals or {}).get(name), (real.locals or {}).get(name)
-        yield f"{name}: predicted {ours or 'none'}, really {theirs or 'none'}"
+        yield f"{name}: predicted {ours or 'none'}, actual {theirs or 'none'}"

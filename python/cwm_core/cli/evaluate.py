@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..support.imports import import_object
 from .models import fingerprint, load_engine, named_tokenizer
 from .options import (
     INTERRUPTED,
@@ -31,10 +33,10 @@ if TYPE_CHECKING:
     from cwm_core.evaluation import Report
 
 TASKS = {
-    "traces": "Predict executions and score them against real ones.",
-    "output": "Predict what calls return.",
-    "input": "Find arguments with which programs return given values.",
-    "termination": "Tell whether calls end within a number of steps.",
+    "traces": "Predict executions, and score them against real ones.",
+    "output": "Predict the return values of calls.",
+    "input": "Predict arguments with which programs return given values.",
+    "termination": "Predict whether calls end within a number of frames.",
 }
 
 
@@ -43,92 +45,153 @@ def add_eval(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _eval,
-        "Evaluate a model on a file of programs: executions, outputs, inputs, termination; and patches on tasks.",
+        "Evaluate a model on a file of programs, or patches on software engineering tasks.",
         "cwm eval traces runs/tiny problems.jsonl -o results/traces",
-        "FILE has a JSON object a line: `code` that defines f, `input` for its arguments, `output` for the repr of\n"
-        "its result. Programs and what the model writes run only in a sandbox. Ctrl-C keeps what is done; the same\n"
-        "command goes on. docs/guides/evaluate.md says what is measured.",
+        "FILE has one JSON object a line: `code` that defines f, `input` with the arguments of f, and `output`, the\n"
+        "repr of the result. Programs and the model's output run only in a sandbox. Ctrl-C keeps finished results;\n"
+        "repeat the command to resume. docs/guides/evaluate.md describes the measures.",
     )
     tasks = parser.add_subparsers(title="what to evaluate", dest="task", metavar="TASK", required=True)
     for task, purpose in TASKS.items():
         _add_task(tasks, task, purpose)
+    _add_custom(tasks)
     _add_swe(tasks)
 
 
+def _add_custom(tasks: Any) -> None:
+    purpose = "Evaluate a model with a function of your own."
+    parser = tasks.add_parser(
+        "run",
+        help=purpose,
+        description=f"{purpose}\n\n"
+        "FUNCTION takes an engine, a list of problems and a seed. For each problem it returns a dict of scores, or a\n"
+        "string with the reason why the problem is left out. See docs/guides/evaluate.md.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("function", metavar="MODULE:FUNCTION", help="import path of the function")
+    _add_model(parser)
+    parser.set_defaults(run=_eval_custom)
+
+
 def _add_swe(tasks: Any) -> None:
-    purpose = "Tell how many tasks of software engineering predicted patches resolve."
+    purpose = "Evaluate patches on software engineering tasks."
     parser = tasks.add_parser("swe", help=purpose, description=purpose)
-    parser.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="patches as SWE-bench has them, *.jsonl")
-    parser.add_argument("file", type=Path, metavar="TASKS", help="rows of SWE-bench, or tasks of foraging, *.jsonl")
+    parser.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="patches in SWE-bench's format, *.jsonl")
+    parser.add_argument("file", type=Path, metavar="TASKS", help="rows of SWE-bench or foraged tasks, *.jsonl")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder for the results")
     parser.add_argument(
         "--by", choices=("auto", "harness", "machines"), default="auto",
-        help="SWE-bench's own harness, or our tests in machines (default: the harness where it can run)",
+        help="run SWE-bench's harness, or the tests in machines of cwm-core (default: the harness if it can run)",
     )  # fmt: skip
     parser.add_argument(
         "--sandbox", choices=("bubblewrap", "docker", "process"), default="bubblewrap",
-        help="for --by machines; 'process' does not isolate: for patches that you trust (default: bubblewrap)",
+        help="isolation with --by machines; 'process' does not isolate: use it only for trusted patches "
+        "(default: bubblewrap)",
     )  # fmt: skip
-    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="tasks at a time (default: 1)")
-    parser.add_argument("--max-seconds", type=seconds, default=1800.0, metavar="S", help="of a task (default: 1800)")
-    parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of the bootstrap (default: 0)")
+    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="tasks in parallel (default: 1)")
+    parser.add_argument(
+        "--max-seconds", type=seconds, default=1800.0, metavar="S", help="time limit of a task (default: 1800)"
+    )
+    parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
     add_json(parser)
     parser.set_defaults(run=_eval_swe)
 
 
-def _add_task(tasks: Any, task: str, purpose: str) -> None:
-    parser = tasks.add_parser(task, help=purpose, description=purpose)
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of all tasks that evaluate a model on problems."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model")
-    parser.add_argument("file", type=Path, metavar="FILE", help="the problems, *.jsonl")
+    parser.add_argument("file", type=Path, metavar="FILE", help="problems, *.jsonl")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder for the results")
     add_tokenizer(parser)
     add_json(parser)
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N problems")
-    parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of all that is drawn (default: 0)")
-    parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="problems at a time (default: 64)")
-    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute, as cuda (default: cpu)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="evaluate only the first N problems")
+    parser.add_argument(
+        "--seed", type=not_negative, default=0, metavar="N", help="seed of all random choices (default: 0)"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=64, metavar="N", help="problems to predict together (default: 64)"
+    )
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="PyTorch device, such as cuda (default: cpu)")
     add_cache(parser)
+
+
+def _add_task(tasks: Any, task: str, purpose: str) -> None:
+    parser = tasks.add_parser(task, help=purpose, description=purpose)
+    _add_model(parser)
     tokens = 32768 if task == "termination" else 4096
     parser.add_argument(
-        "--max-new-tokens", type=positive, default=tokens, metavar="N", help=f"of an answer (default: {tokens})"
+        "--max-new-tokens", type=positive, default=tokens, metavar="N", help=f"tokens of an answer (default: {tokens})"
     )
     if task in ("traces", "termination"):
         parser.add_argument(
-            "--max-frames", type=positive, default=2000, metavar="N", help="steps of a program (default: 2000)"
+            "--max-frames", type=positive, default=2000, metavar="N", help="frames of a program (default: 2000)"
         )
     if task == "traces":
         parser.add_argument(
-            "--cruxeval", action="store_true", help="FILE is CruxEval's: show the published scores of CWM 32B beside"
+            "--cruxeval", action="store_true", help="show the published scores of CWM 32B; FILE must be CruxEval's"
         )
     if task in ("output", "termination"):
         default = "direct" if task == "output" else "trace"
         parser.add_argument(
-            "--how", choices=("trace", "direct"), default=default, help=f"by a trace or by asking (default: {default})"
-        )
+            "--how", choices=("trace", "direct"), default=default,
+            help=f"predict a trace, or ask a question (default: {default})",
+        )  # fmt: skip
     if task in ("output", "input"):
-        parser.add_argument("--style", choices=("completion", "chat", "reasoning"), default="completion")
-        parser.add_argument("--samples", type=positive, default=1, metavar="N", help="answers a problem, for pass@k")
-        parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the most likely token")
-        parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the most likely ones")
+        parser.add_argument(
+            "--style", choices=("completion", "chat", "reasoning"), default="completion",
+            help="form of the question (default: completion)",
+        )  # fmt: skip
+        parser.add_argument(
+            "--samples", type=positive, default=1, metavar="N", help="answers to each problem, for pass@k (default: 1)"
+        )
+        parser.add_argument(
+            "--temperature", type=float, default=0.0, metavar="T",
+            help="sampling temperature; 0 takes the most likely token (default)",
+        )  # fmt: skip
+        parser.add_argument(
+            "--top-p", type=float, default=1.0, metavar="P",
+            help="probability of the set of most likely tokens to sample from (default: 1)",
+        )  # fmt: skip
     if task != "traces":
-        parser.add_argument("--template", type=Path, metavar="FILE", help="ask in these words instead of ours")
+        parser.add_argument(
+            "--template", type=Path, metavar="FILE", help="file with the question, instead of the built-in one"
+        )
     if task != "output":
         parser.add_argument(
             "--sandbox", choices=("bubblewrap", "process"), default="bubblewrap",
-            help="'process' only limits programs and does not isolate: for those you trust",
+            help="isolation of programs; 'process' does not isolate: use it only for trusted ones "
+            "(default: bubblewrap)",
         )  # fmt: skip
-        parser.add_argument("--max-seconds", type=seconds, default=10.0, metavar="S", help="of a program (default: 10)")
+        parser.add_argument(
+            "--max-seconds", type=seconds, default=10.0, metavar="S", help="time limit of a program (default: 10)"
+        )
 
 
 def _eval(args: argparse.Namespace) -> int:
     from cwm_core import evaluation
-    from cwm_core.machines import SandboxError
 
     required = () if args.task in ("traces", "termination") else ("output",)
+    evaluate: Callable[..., Report] = getattr(evaluation, f"evaluate_{args.task}")
+    return _evaluate(args, evaluate, required)
+
+
+def _eval_custom(args: argparse.Namespace) -> int:
+    from cwm_core import evaluation
+
+    task: evaluation.Task = import_object(args.function)
+    if not callable(task):
+        raise ValueError(f"{args.function}: expected a function, got {type(task).__name__}")
+    evaluate = functools.partial(evaluation.evaluate_task, task=task, name=args.function)
+    return _evaluate(args, evaluate, required=())
+
+
+def _evaluate(args: argparse.Namespace, evaluate: Callable[..., Report], required: Sequence[str]) -> int:
+    from cwm_core import evaluation
+    from cwm_core.machines import SandboxError
+
     problems = evaluation.read_problems(args.file, limit=args.limit, required=required)
     engine = load_engine(args.model, args.device, args.tokenizer, cache_bytes=(args.cache_gib or 0) << 30 or None)
     engine.max_batch = args.batch_size
-    evaluate: Callable[..., Report] = getattr(evaluation, f"evaluate_{args.task}")
     try:
         with _bar(args) as progress:
             report = evaluate(
@@ -140,11 +203,15 @@ def _eval(args: argparse.Namespace) -> int:
                 **_options(args),
             )
     except KeyboardInterrupt:
-        warn(args, f"interrupted; the same command goes on from the results in {args.output}")
-        return INTERRUPTED
+        return _interrupted(args)
     except SandboxError as error:
         raise ValueError(str(error)) from None
     return _finish(args, report)
+
+
+def _interrupted(args: argparse.Namespace) -> int:
+    warn(args, f"interrupted; repeat the command to resume from the results in {args.output}")
+    return INTERRUPTED
 
 
 def _eval_swe(args: argparse.Namespace) -> int:
@@ -167,8 +234,7 @@ def _eval_swe(args: argparse.Namespace) -> int:
                 settings={"machines": args.sandbox},
             )
     except KeyboardInterrupt:
-        warn(args, f"interrupted; the same command goes on from the results in {args.output}")
-        return INTERRUPTED
+        return _interrupted(args)
     return _finish(args, report)
 
 
@@ -178,12 +244,12 @@ def _finish(args: argparse.Namespace, report: Report) -> int:
         write((args.output / "report.json").read_text("utf-8"))
     else:
         _show(report)
-    say(args, f"{args.output}: report.json, with every problem's result")
+    say(args, f"wrote the result of every problem to {args.output / 'report.json'}")
     return OK
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    # What a task does not have, its evaluation does not take.
+    # An evaluation takes only the options that its task has on the command line.
     names = (
         "seed", "max_new_tokens", "max_frames", "cruxeval", "how", "style", "samples", "temperature", "top_p",
         "template",
@@ -200,7 +266,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def _bar(args: argparse.Namespace) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on standard error, where a person looks on."""
+    """Show a progress bar on standard error if it is a terminal."""
     if not shows_progress(args):
         yield None
         return
@@ -236,7 +302,7 @@ def _show(report: Report) -> None:
     for reason, count in report.left_out.items():
         console.print(f"  {count:,} x {reason}", markup=False)
     if report.confusion:
-        confusion = Table("really \\ predicted", *next(iter(report.confusion.values())), box=None)
+        confusion = Table("actual \\ predicted", *next(iter(report.confusion.values())), box=None)
         for truth, said in report.confusion.items():
             confusion.add_row(truth, *map(str, said.values()))
         console.print(confusion)

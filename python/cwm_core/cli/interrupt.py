@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command soon, whatever its main thread is doing."""
+"""End a command soon after Ctrl-C, even if its main thread is busy."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import Self
 
 from .options import INTERRUPTED
 
-# From Ctrl-C until the process is ended, if it has not ended by itself: a product of matrices, the import of a library
-# or a thread that waits for a program does not see the exception that Python raises.
+# Seconds between Ctrl-C and the forced end of the process. A matrix product, the import of a library, or a thread that
+# waits for a program does not notice the exception that Python raises.
 SECONDS = 0.7
 
-# Verbs that keep something when they are interrupted, for which they take the time that it needs: their work ends by
-# itself, and at once only at a second Ctrl-C.
+# Verbs that may take longer, since they save their results when they are interrupted. A second Ctrl-C ends them at
+# once.
 PATIENT = frozenset({
     "agent", "corpus", "export", "forage", "import", "pack", "record", "serve", "tokenize", "train",
 })  # fmt: skip
 
 
 class Interruptible:
-    """While it is entered, Ctrl-C ends the process with one line and exit code 130, at the latest after `SECONDS`.
+    """Context in which Ctrl-C ends the process within `SECONDS`, with one line and exit code 130.
 
-    For the main thread of a process that is the command alone: it stays in effect after the block, until the process
-    has ended, since threads may still be waited for.
+    Use it in the main thread of a process that runs only the command. It stays in effect after the block until the
+    process ends, because the interpreter may still wait for threads.
     """
 
     def __init__(self, verb: str) -> None:
-        """The verb decides whether it is patient; so is the debugger of a person, whose commands Ctrl-C stops."""
+        """Watch for Ctrl-C of a verb. In an interactive debugger, Ctrl-C stops the running command instead."""
         self._verb = verb
         self._is_patient = verb in PATIENT or (verb == "debug" and sys.stdin is not None and sys.stdin.isatty())
         self._presses = 0
@@ -40,7 +40,7 @@ class Interruptible:
         self._has_ended = False
 
     def __enter__(self) -> Self:
-        """Begin to watch. The signal's number comes through a pipe, at once, whatever the main thread does."""
+        """Start to watch. A pipe receives the number of the signal at once, even if the main thread is busy."""
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -49,12 +49,12 @@ class Interruptible:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """The work has ended, and has said so."""
+        """Record that the command has ended and reported its end."""
         self._has_ended = True
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether Ctrl-C was pressed, a moment ago perhaps."""
+        """Return whether Ctrl-C was pressed; wait a moment, since the report may be on its way."""
         return self._was_pressed.wait(0.1)
 
     def _watch(self) -> None:

@@ -76,27 +76,27 @@ def add_predict(verbs: Any) -> None:
         _predict,
         "Predict the execution of a call with a model, without running the program.",
         "cwm predict runs/tiny sort.py --call 'bubble_sort([3, 1, 2])' --verify",
-        "With --verify the program is also run and recorded, in a sandbox, to show where the prediction differs and\n"
-        "how it scores. There it can import the packages installed here, but nothing that lies beside FILE.",
+        "With --verify, the program also runs in a sandbox, and the command shows differences and scores. The program\n"
+        "can import installed packages, but no files beside FILE.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model")
-    parser.add_argument("file", metavar="FILE", help="the program")
-    parser.add_argument("--call", required=True, metavar="EXPR", help="expression to predict, in FILE's names")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the predicted trace, for `cwm view`")
+    parser.add_argument("file", metavar="FILE", help="Python file that defines the names in EXPR")
+    parser.add_argument("--call", required=True, metavar="EXPR", help="expression to predict, such as 'f(3)'")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the predicted trace for `cwm view`")
     parser.add_argument(
-        "--max-new-tokens", type=positive, default=4096, metavar="N", help="stop after N tokens (default: 4096)"
+        "--max-new-tokens", type=positive, default=4096, metavar="N", help="limit of predicted tokens (default: 4096)"
     )
     add_tokenizer(parser)
-    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute, as cuda (default: cpu)")
-    parser.add_argument("--verify", action="store_true", help="run FILE's code in a sandbox, and compare")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="PyTorch device, such as cuda (default: cpu)")
+    parser.add_argument("--verify", action="store_true", help="run the program in a sandbox and compare")
     parser.add_argument(
         "--sandbox",
         choices=("bubblewrap", "process"),
         default="bubblewrap",
-        help="of --verify; process limits FILE's code but does not isolate it, for code you trust",
+        help="isolation for --verify; 'process' does not isolate: use it only for trusted code (default: bubblewrap)",
     )
     add_json(parser)
-    parser.add_argument("--source-lines", action="store_true", help="hold predicted lines to those of FILE")
+    parser.add_argument("--source-lines", action="store_true", help="predict only lines of FILE")
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -109,7 +109,7 @@ def _predict(args: argparse.Namespace) -> int:
     prediction = inference.predict_trace(
         engine, code, args.call, max_new_tokens=args.max_new_tokens, source_lines=args.source_lines
     )
-    # As a whole trace, with what stood in the prompt, which is how it is stored and shown.
+    # Store and show the whole trace, including the frame in the prompt.
     prompt = inference.trace_prompt(engine.tokenizer, code, args.call)
     whole = engine.tokenizer.parse_trace(np.concatenate([prompt, prediction.ids]))
     if target:
@@ -133,18 +133,25 @@ def _run_for_real(args: argparse.Namespace, code: str) -> Trace:
     from cwm_core.machines.programs import check_sandbox, installed_packages, record_program
 
     check_sandbox(args.sandbox)
-    # A frame takes several tokens: no prediction can reach further than this.
+    # A frame takes several tokens, so no prediction has more frames than this.
     frames, packages = args.max_new_tokens, installed_packages()
     outcome = record_program(code, args.call, max_frames=frames, sandbox=args.sandbox, paths=packages, file=args.file)
     if outcome.value is None:
-        raise ValueError(f"{args.file} gave no trace to compare with: {outcome.reason}")
+        raise ValueError(f"{args.file}: the run left no trace to compare with: {outcome.reason}")
     return outcome.value
 
 
 def load_model(folder: Path, device: str, tokenizer: Path | None = None) -> tuple[Transformer, Tokenizer]:
-    """The model of a folder with its tokenizer, which lies elsewhere if `tokenizer` is given.
+    """Load a model and its vocabulary.
 
-    Raises ValueError and OSError that name the folder for what is wrong in it or the device.
+    Args:
+        folder: Folder of the model.
+        device: PyTorch device.
+        tokenizer: Path of the vocabulary; None is the model's folder.
+
+    Raises:
+        ValueError: The folder or the device is invalid; the message names the folder.
+        OSError: A file cannot be read.
     """
     from cwm_core import model
 
@@ -168,10 +175,10 @@ def load_engine(
     keep_prefixes: bool = False,
     cache_bytes: int | None = None,
 ) -> Engine:
-    """An engine of a model's folder. Raises as `load_model`.
+    """Load a model into an engine; raise the same errors as `load_model`.
 
-    Of the memory that the model leaves, 80 % is for what is being generated; with `keep_prefixes` half, and three
-    tenths for conversations that go on later. `cache_bytes` is a bound of one's own.
+    The cache may use 80 % of the memory that the model leaves free; with `keep_prefixes`, it may use 50 %, and copies
+    of prefixes for later turns of conversations 30 %. `cache_bytes` overrides the limit of the cache.
     """
     from cwm_core import inference
 
@@ -185,7 +192,7 @@ def load_engine(
 
 
 def fingerprint(engine: Engine) -> str:
-    """Tells a model from one trained further in the same folder: a digest of some weights of each parameter."""
+    """Return a digest of some weights of each parameter, which changes when training continues in the folder."""
     digest = hashlib.sha256()
     for name, parameter in engine.model.named_parameters():
         some = parameter.detach().flatten()[:64].float().cpu().numpy()
@@ -194,12 +201,12 @@ def fingerprint(engine: Engine) -> str:
 
 
 def named_tokenizer(args: argparse.Namespace) -> dict[str, str]:
-    """The setting that tells results with `--tokenizer` from those with the vocabulary in the model's folder."""
+    """Return the setting of results that depends on `--tokenizer`; empty for the vocabulary in the model's folder."""
     return {} if args.tokenizer is None else {"tokenizer": str(args.tokenizer)}
 
 
 def _verdict(whole: ParsedTrace, limit: int, tokens: int, full_context: int | None) -> str:
-    """How a prediction ended, in a line. Frames are counted with the given first one, as the views count them."""
+    """Return one line on how a prediction ended. The number of frames includes the first one, as in the views."""
     frames = f"{len(whole.frames):,} whole frame{'' if len(whole.frames) == 1 else 's'}"
     if whole.complete:
         return f"The prediction is complete: {frames}, {tokens:,} tokens.\n"
@@ -216,16 +223,17 @@ def add_demo(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _demo,
-        "Go the whole way in little: record, tokenize, pack, train, predict and score.",
+        "Run the full pipeline at a small scale: record, tokenize, pack, train, predict, and score.",
         "cwm demo --short -o demo",
     )
     parser.add_argument(
-        "-o", "--output", default="cwm-demo", metavar="DIR", help="folder for what it writes (default: cwm-demo)"
+        "-o", "--output", default="cwm-demo", metavar="DIR", help="folder for all results (default: cwm-demo)"
     )
-    parser.add_argument("--short", action="store_true", help="the same in about a minute, with worse scores")
+    parser.add_argument("--short", action="store_true", help="run for about a minute, with worse scores")
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from cwm_core import demo
+    from cwm_core.demo import run_demo
 
-    return demo.main(["--output", args.output, *(["--short"] if args.short else [])])
+    run_demo(args.output, short=args.short)
+    return OK

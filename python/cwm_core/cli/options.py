@@ -226,11 +226,54 @@ def status_line(args: argparse.Namespace) -> Iterator[Callable[[str], None] | No
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
+MACHINES = ("bubblewrap", "docker", "process")
+"""Machines of environments, by the names that `--sandbox` takes."""
+
+
+def one_of_or_path(*names: str) -> Callable[[str], str]:
+    """Return a type of arguments: one of `names`, or an import path of the form `module:name`."""
+
+    def check(text: str) -> str:
+        if text in names or ":" in text:
+            return text
+        expected = ", ".join(map(repr, names))
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {expected}, or module:name)")
+
+    return check
+
+
+def extension(path: str, method: str) -> Any:
+    """Return the object that an import path names, or what it returns if it is a class or a function.
+
+    Args:
+        path: The path, `module:name`.
+        method: Name of a method that the object must have.
+
+    Raises:
+        ValueError: There is no such object, or it lacks the method.
+    """
+    from ..support.imports import import_object
+
+    found = import_object(path)
+    made = found() if isinstance(found, type) or (callable(found) and not hasattr(found, method)) else found
+    if not hasattr(made, method):
+        raise ValueError(f"{path}: expected an object with a method {method!r}, got {type(made).__name__}")
+    return made
+
+
 def machines(kind: str, image: str | None = None) -> Backend:
-    """The backend of environments that `--sandbox` names. Raises SandboxError where it is not possible."""
+    """Return the backend of environments that `--sandbox` names.
+
+    Raises:
+        SandboxError: This computer cannot run it.
+        ValueError: An import path leads to no backend.
+    """
     from ..machines import DockerBackend, SandboxBackend
     from ..machines.programs import check_sandbox, installed_packages
 
+    if ":" in kind:
+        backend: Backend = extension(kind, "open")
+        return backend
     if kind == "docker":
         return DockerBackend(image)
     check_sandbox(kind)

@@ -19,50 +19,55 @@ def add_serve(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _serve,
-        "Serve a model over HTTP with the OpenAI protocol: completions, chats, streams, metrics.",
+        "Serve a model over HTTP with the OpenAI protocol.",
         "cwm serve runs/tiny --port 8000",
-        "Only this machine can reach it, unless --host says otherwise; then clients need the key of --api-key-file,\n"
-        f"or of the variable {KEY_VARIABLE}. Ctrl-C and SIGTERM end it after the requests that run.",
+        "By default, only this machine can reach the server. With another --host, clients must send the API key of\n"
+        f"--api-key-file or of the variable {KEY_VARIABLE}. Ctrl-C and SIGTERM stop the server after the running\n"
+        "requests.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model")
     add_tokenizer(parser)
-    parser.add_argument("--name", help="what requests call the model (default: the folder's name)")
+    parser.add_argument("--name", help="name of the model in requests (default: the folder's name)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=_port, default=8000, help="port to listen on, 0 for a free one (default: 8000)")
-    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute, as cuda (default: cpu)")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="PyTorch device, such as cuda (default: cpu)")
     parser.add_argument(
         "--batch-size", type=positive, default=64, metavar="N", help="sequences generated together (default: 64)"
     )
     parser.add_argument(
-        "--max-queue", type=positive, default=256, metavar="N", help="sequences that may wait beyond (default: 256)"
+        "--max-queue", type=positive, default=256, metavar="N", help="sequences that may wait (default: 256)"
     )
     parser.add_argument(
         "--max-length", type=positive, metavar="N", help="tokens of prompt and answer (default: the model's)"
     )
-    parser.add_argument("--max-tokens", type=positive, metavar="N", help="tokens of an answer (default: what is left)")
+    parser.add_argument("--max-tokens", type=positive, metavar="N", help="tokens of an answer (default: no limit)")
     parser.add_argument(
         "--clamp-max-tokens",
         action="store_true",
-        help="answer requests for more tokens than are possible with as many as are, instead of refusing them",
+        help="reduce a max_tokens that is too large instead of refusing the request",
     )
     add_cache(parser)
     parser.add_argument(
-        "--max-seconds", type=seconds, default=600.0, metavar="S", help="time of a request (default: 600)"
+        "--max-seconds", type=seconds, default=600.0, metavar="S", help="time limit of a request (default: 600)"
     )
     parser.add_argument(
-        "--drain-seconds", type=seconds, default=30.0, metavar="S", help="time to finish requests at the end (30)"
+        "--drain-seconds",
+        type=seconds,
+        default=30.0,
+        metavar="S",
+        help="time for running requests when the server stops (default: 30)",
     )
     parser.add_argument(
         "--cors-origin",
         action="append",
         default=[],
         metavar="ORIGIN",
-        help="web pages that may use it, as https://example.org, or '*'; may be repeated (default: pages of this "
-        "machine; all if there is a key)",
+        help="origin of web pages that may use the server, such as https://example.org, or '*' for all; may be "
+        "repeated (default: pages of this machine; with an API key, all pages)",
     )
     key = parser.add_mutually_exclusive_group()
-    key.add_argument("--api-key-file", type=Path, metavar="FILE", help="file that holds the key clients must send")
-    key.add_argument("--no-api-key", action="store_true", help="let other machines in without a key")
+    key.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the key that clients must send")
+    key.add_argument("--no-api-key", action="store_true", help="serve other machines without a key")
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -71,8 +76,8 @@ def _serve(args: argparse.Namespace) -> int:
 
     key = _api_key(args)
     if key is None and not args.no_api_key and not _is_loopback(args.host):
-        args.error(f"other machines can reach {args.host}: give --api-key-file FILE, or --no-api-key")
-    listener = server.listen(args.host, args.port)  # before the model takes its time
+        args.error(f"other machines can reach {args.host}: use --api-key-file FILE or --no-api-key")
+    listener = server.listen(args.host, args.port)  # fail before the slow loading of the model
     with listener:
         loaded, tokenizer = load_model(args.model, args.device, args.tokenizer)
         cache_bytes = (args.cache_gib or 0) << 30 or free_memory(args.device) * 8 // 10
@@ -90,9 +95,9 @@ def _serve(args: argparse.Namespace) -> int:
             engine, tokenizer, name=name, limits=limits, api_key=key, cors_origins=args.cors_origin or None
         )
         host, port = listener.getsockname()[:2]
-        say(args, f"{name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1; Ctrl-C ends it")
+        say(args, f"{name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1; press Ctrl-C to stop")
         server.serve(app, listener, stall_seconds=limits.stall_seconds, drain_seconds=args.drain_seconds)
-    say(args, "ended")
+    say(args, "stopped")
     return OK
 
 
@@ -113,7 +118,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def free_memory(device: str) -> int:
-    """Bytes that are free on a device once the model is there."""
+    """Return the number of free bytes on a device, after loading the model."""
     if device.startswith("cuda"):
         import torch
 
@@ -121,11 +126,11 @@ def free_memory(device: str) -> int:
     try:
         available = Path("/proc/meminfo").read_text("ascii").partition("MemAvailable:")[2].split()[0]
         return int(available) << 10
-    except (OSError, IndexError):  # not Linux: half of all there is
+    except (OSError, IndexError):  # not Linux: half of the memory
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port")
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
     return int(text)

@@ -1,15 +1,16 @@
-"""`cwm tokenize`, `cwm pack` and `cwm inspect`."""
+"""`cwm tokenize` and `cwm pack`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data import Shards, ShardWriter
+from ..data import Packing, Shards, ShardWriter
 from ..support.jsonl import STDIN
 from ..tokenizer import PATTERNS, Tokenizer, resolve_pattern
 from .options import OK, add_json, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
@@ -62,13 +63,12 @@ def add_tokenize(verbs: Any) -> None:
         action="store_true",
         help="resume an interrupted run over the same files: append to its shards",
     )
-
     parser.add_argument(
         "--kind",
         action="append",
         default=[],
         metavar="MODULE:NAME",
-        help="also read documents of this kind, a cwm_core.data.DocumentKind; may be given several times",
+        help="also read documents of this cwm_core.data.DocumentKind (may be repeated)",
     )
 
     rollouts = parser.add_argument_group("trajectories")
@@ -86,7 +86,8 @@ def add_tokenize(verbs: Any) -> None:
         "--max-jaccard",
         type=share,
         metavar="J",
-        help="leave out those as similar to an earlier one, as 0.5; needs cwm-core[corpus]",
+        help="drop a trajectory whose Jaccard similarity to an earlier one is at least J, such as 0.5; needs "
+        "cwm-core[corpus]",
     )
 
 
@@ -109,7 +110,7 @@ def _tokenize(args: argparse.Namespace) -> int:
         texts = (text for file in files for item in read_items(file, kinds) for text in item.texts())
         tokenizer = Tokenizer.train(texts, args.train_vocab, pattern=pattern)
         tokenizer.save(args.tokenizer)
-        say(args, f"{args.tokenizer}: {tokenizer.vocab_size:,} tokens, special ones included")
+        say(args, f"{args.tokenizer}: {tokenizer.vocab_size:,} tokens, including special ones")
     else:
         tokenizer = load_tokenizer(args.tokenizer)
     items: Iterator[Item] = (item for file in files for item in read_items(file, kinds))
@@ -127,7 +128,7 @@ def _tokenize(args: argparse.Namespace) -> int:
 
 
 def _distinct(items: Iterator[Item], threshold: float) -> Iterator[Item]:
-    """The items without trajectories that nearly equal an earlier one."""
+    """Drop trajectories that nearly equal an earlier one."""
     from cwm_core.environments import NearDuplicates, Trajectory
 
     seen = NearDuplicates(threshold)
@@ -139,65 +140,40 @@ def add_pack(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _pack,
-        "Say what a training run would get from shards: lengths, sources, and how well rows fill.",
+        "Report how shards pack into rows: lengths, sources, and the fraction of each row that is filled.",
         "cwm pack shards/traces shards/code --seq-len 8192 --batch-size 16",
-        "Plans one epoch of all shards from the lengths of their documents; reads no tokens and writes nothing.",
+        "Plans one epoch from the lengths of the documents. Reads no tokens and writes nothing.",
     )
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="folders of shards")
     parser.add_argument("--seq-len", required=True, type=positive, metavar="N", help="tokens in a row")
     parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="rows in a step (default: 1)")
     parser.add_argument(
-        "--packing", choices=["best_fit", "stream"], default="best_fit", help="how documents lie in rows"
+        "--packing",
+        choices=[packing.value for packing in Packing],
+        default=Packing.BEST_FIT.value,
+        help="best_fit: cut only documents longer than a row; stream: lay documents end to end (default: best_fit)",
     )
     parser.add_argument(
-        "--lookahead", type=positive, default=65_536, metavar="N", help="documents packed together (default: 65536)"
+        "--lookahead",
+        type=positive,
+        default=65_536,
+        metavar="N",
+        help="documents packed together (default: 65536)",
     )
     parser.add_argument(
-        "--seed", type=not_negative, default=0, metavar="N", help="of the documents' order (default: 0)"
+        "--seed", type=not_negative, default=0, metavar="N", help="seed of the order of documents (default: 0)"
     )
     add_json(parser)
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from cwm_core.data.report import packing, packing_figures
+    from cwm_core.data.report import packing, summarize_packing
 
     options = {name: getattr(args, name) for name in ("batch_size", "packing", "lookahead", "seed")}
     if args.json:
-        write(json.dumps(packing_figures(args.shards, args.seq_len, **options), indent=1) + "\n")
+        write(json.dumps(asdict(summarize_packing(args.shards, args.seq_len, **options)), indent=1) + "\n")
         return OK
     with counter(args, "steps") as progress:
         for line in packing(args.shards, args.seq_len, progress=progress, **options):
             write(line + "\n")
-    return OK
-
-
-def add_inspect(verbs: Any) -> None:
-    """Add `cwm inspect`."""
-    parser = add_verb(
-        verbs,
-        _inspect,
-        "Show what shards hold: lengths, sources, what is learned, and some documents.",
-        "cwm inspect shards/traces --tokenizer vocabulary --samples 3",
-    )
-    parser.add_argument("shards", nargs="+", type=Path, metavar="SHARDS", help="folders of shards")
-    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="vocabulary to decode documents with")
-    parser.add_argument("--samples", type=not_negative, default=3, metavar="N", help="documents to show (default: 3)")
-    parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of their choice (default: 0)")
-    parser.add_argument("--verify", action="store_true", help="first check every byte of the shards")
-    add_json(parser)
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    from cwm_core.data.report import describe, inspect
-
-    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
-    for folder in args.shards:
-        if args.verify:
-            Shards(folder).verify()
-            say(args, f"{folder}: every byte is as it was written")
-        if not args.json:
-            for line in inspect(folder, tokenizer, args.samples, args.seed):
-                write(line + "\n")
-    if args.json:
-        write(json.dumps({str(folder): describe(folder) for folder in args.shards}, indent=1) + "\n")
     return OK

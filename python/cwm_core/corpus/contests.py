@@ -356,16 +356,18 @@ def _code_contests(row: dict[str, Any]) -> ContestProblem:
     )
 
 
-def _pairs(row: dict[str, Any], field: str, names: tuple[str, str], first: tuple[type, ...] = (str, int)) -> Iterator:
+def _pairs(
+    row: dict[str, Any], field: str, names: tuple[str, str], first: tuple[type, ...] = (str, int)
+) -> Iterator[tuple[Any, Any]]:
     """Yield the pairs of values of an object of two lists, or of a list of objects. The second value is a string."""
     given = row.get(field)
     if given is None:
         return
     if isinstance(given, dict):
-        columns = [given.get(name) for name in names]
-        if not all(isinstance(column, list) for column in columns) or len(columns[0]) != len(columns[1]):
+        columns = [column for name in names if isinstance(column := given.get(name), list)]
+        if len(columns) < len(names) or len(columns[0]) != len(columns[1]):
             raise ValueError(f"{field!r}: expected lists {names[0]!r} and {names[1]!r} of the same length")
-        pairs = zip(*columns, strict=True)
+        pairs: Iterable[tuple[Any, Any]] = zip(*columns, strict=True)
     elif isinstance(given, list) and all(isinstance(item, dict) for item in given):
         pairs = ((item.get(names[0]), item.get(names[1])) for item in given)
     else:

@@ -11,8 +11,9 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..machines.literals import evaluate_literal, identity
 from ..support.endpoint import AnswerError, AnswerProblem, ContextExceeded
@@ -145,7 +146,7 @@ def faults(trace: Trace, description: str) -> list[Fault]:
         if span and not _is_code_of(span, source):
             wrong = set(_literals(span, parts=False)) - known
             found += [Fault(FaultKind.UNSUPPORTED_VALUE, span)] if wrong else []
-    known_numbers = {float(value) for kind, value in known if kind in ("int", "float") and _fits(value)}
+    known_numbers = {number for literal in known for number in _numbers_of(literal)}
     found += [Fault(FaultKind.UNSUPPORTED_VALUE, f"{number:g}") for number in sorted(numbers - known_numbers)]
     return list(dict.fromkeys(found))
 
@@ -276,9 +277,8 @@ def _states(value: str, said: set[Hashable], numbers: set[float], description: s
         literal = evaluate_literal(value)
     except ValueError:
         return value in description
-    if identity(literal) in said:
-        return True
-    return type(literal) in (int, float) and _fits(literal) and float(literal) in numbers
+    own = identity(literal)
+    return own in said or any(number in numbers for number in _numbers_of(own))
 
 
 def _values(trace: Trace) -> set[str]:
@@ -328,10 +328,9 @@ def _identity_of(text: str) -> Iterator[Hashable]:
         return
 
 
-def _fits(value: Any) -> bool:
-    """Return whether a number can be compared as a float."""
-    try:
-        float(value)
-    except OverflowError:
-        return False
-    return True
+def _numbers_of(literal: Hashable) -> Iterator[float]:
+    """Yield the number that the identity of a literal stands for, if it is one that can be compared as a float."""
+    match literal:
+        case ("int" | "float", int() | float() as number):
+            with suppress(OverflowError):
+                yield float(number)

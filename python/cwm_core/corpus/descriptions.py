@@ -153,7 +153,7 @@ def _identity(row: Any) -> tuple[str, str]:
 
 def _row(entry: _Entry, description: str) -> dict[str, Any]:
     metadata = entry.stored.metadata
-    kept = {name: metadata[name] for name in ("source", "licence") if name in metadata}
+    kept: dict[str, Any] = {name: metadata[name] for name in ("source", "licence") if name in metadata}
     question = QUESTION.format(code=source_of(entry.stored.trace).strip("\n"))
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": description}]
     return {"key": entry.key, "trace": entry.digest, **kept, "messages": messages}

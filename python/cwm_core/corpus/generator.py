@@ -149,7 +149,7 @@ class _Writer:
         for _ in range(20):
             written, scope = set(self.written), {kind: list(names) for kind, names in self.scope.items()}
             assigned, longest = list(self.assigned), dict(self.longest)
-            made = self.rng.choices(makers, weights)[0](budget)
+            made: tuple[list[str], int] | None = self.rng.choices(makers, weights)[0](budget)
             if made is not None and made[1] <= budget:
                 lines = [line.strip() for line in made[0] if line.strip() not in ("else:", "try:")]
                 if len(set(lines)) == len(lines) and written.isdisjoint(lines):
@@ -267,7 +267,7 @@ class _Writer:
         each = (budget - 1) // max(times, 1) - 1
         if each < 1 or name in self.scope[kind]:
             return None
-        protected = {name, source} - self.fixed - {None}
+        protected = {variable for variable in (name, source) if variable is not None} - self.fixed
         self.fixed |= protected
         self.scope[kind].append(name)
         self.longest[name] = 1

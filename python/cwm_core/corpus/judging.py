@@ -71,7 +71,7 @@ class Judge:
 
     def _judge_call(self, unit: Unit, number: int, trace: Trace) -> bool | Drop:
         outcome = evaluate_call(unit.code, unit.calls[number], limits=self.limits, sandbox=self.sandbox)
-        if outcome.reason in map(str, (CLOCK, CPU_CLOCK)):
+        if outcome.reason in (str(CLOCK), str(CPU_CLOCK)):
             return Drop(DropReason.CLOCK, _UNRECORDED)
         raised = outcome.reason == "raised"
         if (outcome.value is None and not raised) or raised != (trace.exception is not None):

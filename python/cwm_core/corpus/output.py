@@ -21,6 +21,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
+
 from .._native import DamagedFileError
 from ..data import Shards, ShardWriter
 from ..data.traces import TrainingDocument
@@ -149,11 +151,13 @@ class CorpusWriter:
             ShardWriter(self.folder / _TOKENS, self._vocab_size, append=True) as shard,
         ):
             for sample in chain(started.kept, samples):
-                is_dropped = isinstance(sample, DroppedSample)
-                drop = sample.drop if is_dropped else self._duplicates.check(sample.id, sample.sketch)
-                drops.add(drop)
-                by_clock += drop is not None and drop.reason == DropReason.CLOCK
-                if drop is not None or is_dropped:
+                if isinstance(sample, DroppedSample):
+                    drops.add(sample.drop)
+                    by_clock += sample.drop.reason == DropReason.CLOCK
+                    continue
+                duplicate = self._duplicates.check(sample.id, sample.sketch)
+                drops.add(duplicate)
+                if duplicate is not None:
                     continue
                 traces.add(Trace.from_bytes(sample.stored), sample.id, **sample.metadata)
                 ids, loss_mask, spans = sample.document
@@ -198,15 +202,28 @@ class CorpusWriter:
         part = self.parts.pop()
         number = len(self.parts)
         traces = list(TraceReader(self._path(_TRACES, number, "cwmtraces")).entries())
-        shards = Shards(self.folder / _TOKENS) if traces else []
-        documents = [shards[len(shards) - len(traces) + place] for place in range(len(traces))]
+        documents = self._last_documents(len(traces))
         sketches = list(self._read_sketches(number))
         kept = [
-            KeptSample(id, trace.to_bytes(), TrainingDocument(d.tokens, d.loss_mask, d.spans), sketch, metadata)
-            for (_, metadata, trace), d, (id, sketch) in zip(traces, documents, sketches, strict=True)
+            KeptSample(id, trace.to_bytes(), document, sketch, metadata)
+            for (_, metadata, trace), document, (id, sketch) in zip(traces, documents, sketches, strict=True)
         ]
         drops = DropCounts.from_json(part.drops | {"kept": 0})  # `add_part` counts them again
         return _StartedPart(part.items - self.items, drops, part.by_clock, kept)
+
+    def _last_documents(self, count: int) -> list[TrainingDocument]:
+        if count == 0:  # there may be no shards at all
+            return []
+        shards = Shards(self.folder / _TOKENS)
+        last = (shards[len(shards) - count + place] for place in range(count))
+        return [
+            TrainingDocument(
+                document.tokens,
+                document.loss_mask,
+                {label: spans.astype(np.int32) for label, spans in document.spans.items()},
+            )
+            for document in last
+        ]
 
     def _read_parts(self) -> Iterator[Part]:
         for number, row in enumerate(self._log.rows(), 1):

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .sample import Sample
 
 MAX_FILES = 256
+_CALLS_KEPT = {"site": 1, "function": 20}
 CHUNK_BYTES = 4 << 20  # read at once; halved if the machine keeps less output
 FILE_SECONDS = 60.0
 _PACKAGE = Path(__file__).parents[1]
@@ -179,10 +180,11 @@ def recorded_twice(
             output = said[-1000:] or "none"
             raise ValueError(f"the test suite gave no recording; its output: {output}{_hint(said)}")
         partial.rename(run)
-    numbers = {name: int(options[f"per-{name}"]) for name in ("site", "function") if f"per-{name}" in options}
-    limits = {f"per_{name}": number for name, number in numbers.items()}
-    again = {sample.id: sample.trace for sample in read_recording(runs[1], **limits)}
-    for sample in read_recording(runs[0], licence=licence, **limits):
+    per_site, per_function = (int(options.get(f"per-{name}", default)) for name, default in _CALLS_KEPT.items())
+    second = read_recording(runs[1], per_site=per_site, per_function=per_function)
+    again = {sample.id: sample.trace for sample in second}
+    first = read_recording(runs[0], licence=licence, per_site=per_site, per_function=per_function)
+    for sample in first:
         yield replace(sample, again=again.get(sample.id))
 
 
@@ -211,8 +213,8 @@ def read_recording(
     folder: str | os.PathLike[str],
     *,
     licence: str | None = None,
-    per_site: int = 1,
-    per_function: int = 20,
+    per_site: int = _CALLS_KEPT["site"],
+    per_function: int = _CALLS_KEPT["function"],
     provenance: Mapping[str, Any] | None = None,
 ) -> Iterator[Sample]:
     """Yield a sample of the calls that the processes of a test suite recorded, in the order of their ids.
@@ -333,14 +335,9 @@ def _call(reader: TraceReader, index: int) -> tuple[int, str, str, str] | None:
         key, metadata = reader.key(index), reader.metadata(index)
     except _DAMAGE:
         return None
-    texts = [metadata.get(name) for name in ("test", "function", "site")]
+    texts = [text for name in ("test", "function", "site") if isinstance(text := metadata.get(name), str)]
     seed, number = metadata.get("seed"), metadata.get("call")
-    if (
-        key is None
-        or not all(isinstance(text, str) for text in texts)
-        or type(seed) is not int
-        or type(number) is not int
-    ):
+    if key is None or len(texts) < 3 or type(seed) is not int or type(number) is not int:
         return None
     test, function, site = texts
     return priority(seed, test, function, site, number), function, site, key

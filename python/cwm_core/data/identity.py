@@ -1,4 +1,4 @@
-"""What a loader's order of rows depends on, and what changed where a state does not fit."""
+"""Describe what a loader's order of rows depends on, and report what changed when a state does not fit."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 SourceParts = tuple[str, float, int | None, list[tuple[int, int]]]
-"""As the native loader describes a source: name, share, epochs, and checksum and documents of each file."""
+"""A source as the native loader describes it: name, share, epochs, and checksum and documents of each file."""
 
 
 def describe_sources(parts: Iterable[SourceParts]) -> list[dict[str, Any]]:
     """Return a short description of each source, for a loader's state.
 
-    `checksum` depends on every file. With fewer files it is the checksum of those alone, which shows whether files were
-    only added.
+    `checksum` covers every file, in order. To see whether files were only added, compare it with the checksum of the
+    first `files` files.
     """
     return [
         {
@@ -31,17 +31,20 @@ def describe_sources(parts: Iterable[SourceParts]) -> list[dict[str, Any]]:
 
 
 def check_same(mine: Mapping[str, Any], parts: Iterable[SourceParts], state: Mapping[str, Any]) -> None:
-    """Raise ValueError if `state` was taken from a loader of other data or options, saying what changed.
+    """Check that a state comes from a loader over the same data with the same options.
 
     Args:
-        mine: What this loader's order depends on, by the names that its state has too.
+        mine: Values that this loader's order depends on, under their names in a state.
         parts: This loader's sources.
-        state: The other loader's state.
+        state: The state to check.
+
+    Raises:
+        ValueError: The state is from other data or options. The message says what changed.
     """
     changes = []
     for key, value in mine.items():
         if key == "vocabulary" and None in (value, state.get(key)):
-            continue  # not known, as of data written before there were fingerprints
+            continue  # unknown: the data were written before shards had fingerprints
         if key not in state:
             changes.append(f"{key!r} is missing from the state")
         elif state[key] != value:
@@ -100,5 +103,5 @@ def _shown(key: str, value: Any) -> str:
         rows = [f"max_length={longest} seq_len={row} batch_size={size}" for longest, row, size in value]
     except (TypeError, ValueError):
         return repr(value)
-    # A single bucket takes every document.
+    # A single bucket holds every document, so its limit is not worth showing.
     return f"[{', '.join(rows)}]" if len(rows) > 1 else rows[0].partition(" ")[2] if rows else "[]"

@@ -1,4 +1,4 @@
-"""The loader that packs token shards into training batches.
+"""Pack token shards into training batches.
 
 loader = cwm.PackedLoader({"traces": ("shards/traces", 0.3), "code": ("shards/code", 0.7)}, seq_len=8192)
 for batch in loader:
@@ -10,7 +10,8 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,107 +31,171 @@ STATE_VERSION = 2
 _LONGEST = 2**32 - 1
 
 SourceSpec = Path | tuple[Path, float] | tuple[Path, float, int | None]
-"""A folder, its share, and its epochs: None stands for the loader's."""
+"""A folder, its share, and its epochs (None: the loader's)."""
+
+
+class Packing(StrEnum):
+    """How documents are placed in rows."""
+
+    BEST_FIT = "best_fit"
+    """Whole documents, each in the row where it leaves the least free space."""
+    STREAM = "stream"
+    """Documents end to end, cut at the ends of rows."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Documents of similar length, which go into batches of their own.
-
-    A bucket takes the documents longer than those of the bucket before, up to ``max_length`` tokens (None: all).
-    ``batch_size``: rows a step, of all ranks together. ``seq_len``: tokens a row (None: the loader's).
-    ``global_window``: handed on in ``Batch.global_window``, to cap the attention of global layers.
-    """
+    """Documents of similar length, packed into batches of their own."""
 
     max_length: int | None
+    """Tokens of the longest document in the bucket; None for no limit. The shortest is one token longer than the
+    previous bucket's longest."""
     batch_size: int
+    """Rows in a step, over all ranks."""
     seq_len: int | None = None
+    """Tokens in a row; None for the loader's `seq_len`."""
     global_window: int | None = None
+    """Limit on the attention window of global layers, passed on as `Batch.global_window`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One rank's rows of a step.
+    """One rank's rows of a step, as NumPy arrays.
 
-    A row holds documents one after another, then padding. A segment is what attends to itself alone: a document (or a
-    piece of one that was cut), or the padding at the end of a row. The arrays are the memory that the loader filled; it
-    takes that back when the last of them is gone.
+    A row holds documents one after another, then padding. A segment is a stretch of a row that attends only to itself:
+    a document, a piece of a document that was cut, or the padding at the end of the row. The arrays share memory that
+    the loader reuses once the last of them is garbage collected.
     """
 
     tokens: NDArray[np.int32]
-    """int32 [rows, seq_len]; 0 in padding."""
+    """int32 [rows, seq_len]. Token ids; 0 in padding."""
     targets: NDArray[np.int32]
-    """int32 [rows, seq_len]: the next token of the document, also across a cut; 0 where there is none."""
+    """int32 [rows, seq_len]. The next token of the document, also across a cut; 0 if there is none."""
     loss_mask: NDArray[np.bool_]
-    """bool [rows, seq_len]: True where the target exists, its own mask in the document is True, and no policy of the
-    loader leaves it out."""
+    """bool [rows, seq_len]. True where the target is in the loss: it exists, the document's loss mask includes it, and
+    the loader's `mask` does not exclude it."""
     position_ids: NDArray[np.int32]
-    """int32 [rows, seq_len]: place within the segment, from 0."""
+    """int32 [rows, seq_len]. Position in the segment, from 0."""
     cu_seqlens: NDArray[np.int32]
-    """int32 [segments + 1]: where the segments begin in the flattened batch, and ``rows * seq_len``."""
+    """int32 [segments + 1]. Start of every segment in the flattened batch, then `rows * seq_len`."""
     max_seqlen: int
     """Length of the longest segment."""
     source_ids: NDArray[np.int32]
-    """int32 [segments]: place of the segment's source in ``PackedLoader.sources``, -1 for padding."""
+    """int32 [segments]. Index of the segment's source in `PackedLoader.sources`; -1 for padding."""
     document_ids: NDArray[np.int64]
-    """int64 [segments]: number of the segment's document in the ``Shards`` of its source, -1 for padding."""
+    """int64 [segments]. Index of the segment's document in the `Shards` of its source; -1 for padding."""
     padding: int
-    """Positions that hold no token."""
+    """Number of positions without a token."""
     global_window: int | None = None
-    """Of the batch's bucket."""
+    """`global_window` of the batch's bucket."""
 
-    def to_torch(self, device: str | torch.device = "cpu") -> Batch:
-        """Return the same batch with tensors in place of arrays.
+    def to_torch(self, device: str | torch.device = "cpu") -> TensorBatch:
+        """Return the batch as tensors.
 
-        On the CPU the tensors share the arrays' memory. To a GPU they are copied through page-locked memory, so that
-        the copy does not block.
+        On the CPU, the tensors share the arrays' memory. For a GPU, the arrays are copied through page-locked memory,
+        so that the copy does not block.
         """
         import torch
 
-        pin = torch.device(device).type == "cuda"
+        is_gpu = torch.device(device).type == "cuda"
 
-        def convert(value: NDArray[Any]) -> torch.Tensor:
-            tensor = torch.from_numpy(value)
-            if pin:
-                tensor = tensor.pin_memory()
-            return tensor.to(device, non_blocking=pin)
+        def convert(array: NDArray[Any]) -> torch.Tensor:
+            tensor = torch.from_numpy(array)
+            return (tensor.pin_memory() if is_gpu else tensor).to(device, non_blocking=is_gpu)
 
-        return self._map(np.ndarray, convert)
+        return TensorBatch(
+            tokens=convert(self.tokens),
+            targets=convert(self.targets),
+            loss_mask=convert(self.loss_mask),
+            position_ids=convert(self.position_ids),
+            cu_seqlens=convert(self.cu_seqlens),
+            max_seqlen=self.max_seqlen,
+            source_ids=convert(self.source_ids),
+            document_ids=convert(self.document_ids),
+            padding=self.padding,
+            global_window=self.global_window,
+        )
 
-    def pin_memory(self) -> Batch:
-        """Return a batch of tensors in page-locked memory, as ``torch.utils.data.DataLoader`` asks for it."""
-        import torch
 
-        return self._map(torch.Tensor, lambda tensor: tensor.pin_memory())
+@dataclass(frozen=True, eq=False)
+class TensorBatch:
+    """A `Batch` as PyTorch tensors, with the same fields, shapes, and types."""
 
-    def _map(self, kind: type, function: Any) -> Batch:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: function(value) for name, value in values.items() if isinstance(value, kind)})
+    tokens: torch.Tensor
+    """int32 [rows, seq_len]. Token ids."""
+    targets: torch.Tensor
+    """int32 [rows, seq_len]. The next token of the document."""
+    loss_mask: torch.Tensor
+    """bool [rows, seq_len]. True where the target is in the loss."""
+    position_ids: torch.Tensor
+    """int32 [rows, seq_len]. Position in the segment."""
+    cu_seqlens: torch.Tensor
+    """int32 [segments + 1]. Start of every segment in the flattened batch, then `rows * seq_len`."""
+    max_seqlen: int
+    """Length of the longest segment."""
+    source_ids: torch.Tensor
+    """int32 [segments]. Index of the segment's source; -1 for padding."""
+    document_ids: torch.Tensor
+    """int64 [segments]. Index of the segment's document; -1 for padding."""
+    padding: int
+    """Number of positions without a token."""
+    global_window: int | None = None
+    """`global_window` of the batch's bucket."""
+
+    def pin_memory(self) -> TensorBatch:
+        """Return the batch in page-locked memory, for `torch.utils.data.DataLoader(..., pin_memory=True)`."""
+        return TensorBatch(
+            tokens=self.tokens.pin_memory(),
+            targets=self.targets.pin_memory(),
+            loss_mask=self.loss_mask.pin_memory(),
+            position_ids=self.position_ids.pin_memory(),
+            cu_seqlens=self.cu_seqlens.pin_memory(),
+            max_seqlen=self.max_seqlen,
+            source_ids=self.source_ids.pin_memory(),
+            document_ids=self.document_ids.pin_memory(),
+            padding=self.padding,
+            global_window=self.global_window,
+        )
+
+
+@dataclass(frozen=True)
+class LoaderStats:
+    """Totals over all ranks since step 0."""
+
+    steps: int
+    """Number of steps."""
+    tokens: int
+    """Number of tokens."""
+    documents: int
+    """Number of documents loaded to their ends, counted once in every epoch."""
+    efficiency: float
+    """Fraction of all positions that hold a token."""
+    source_tokens: dict[str, int]
+    """Tokens by source name."""
 
 
 class PackedLoader:
-    """Endless or epoch-wise packed batches, the same for any number of ranks, resumable at any step.
+    """Packs documents into batches: the same batches on any number of ranks, resumable at any step.
 
-    There is one global order of rows. A step takes ``batch_size`` of them, and of these rank r takes the r-th of
-    ``world_size`` slices: the ranks' batches, one below the other, are the batch of a single rank. Where ``world_size``
-    does not divide ``batch_size``, the shorter slices end in a row of padding. The order depends on the data and on
-    ``seq_len``, ``batch_size``, ``seed``, ``packing``, ``lookahead`` and ``buckets`` alone, so a run may resume on
-    another number of ranks.
+    All ranks share one order of rows. A step takes the next `batch_size` rows, and rank r gets slice r of `world_size`
+    slices, so the batches of all ranks stacked in order equal the batch of a single rank. If `world_size` does not
+    divide `batch_size`, the shorter slices end with a row of padding. The order depends only on the data, `seq_len`,
+    `batch_size`, `seed`, `packing`, `lookahead`, and `buckets`, so a run can resume on a different number of ranks.
 
-    Documents come in an order shuffled anew each epoch. Sources are drawn from in turn so that their parts of the
-    tokens keep to their shares; one that has made its epochs drops out and the others go on. Every token appears once
-    an epoch; the last step may end in rows that are all padding.
+    Documents are shuffled in every epoch. The loader draws from the sources in turn so that their tokens keep to their
+    shares. A source that has finished its epochs drops out, and the others continue. Every token appears once in an
+    epoch. The last step may end with rows of padding.
 
-    Packing ``"best_fit"`` puts the next ``lookahead`` documents (of all sources, at most as many as there are) into
-    rows of ``seq_len``, each where it leaves least room, the longest first; no document is cut unless it is longer
-    than a row. These rows come in a shuffled order. ``"stream"`` lays documents end to end and cuts them where a row
-    is full.
+    `Packing.BEST_FIT` packs the next `lookahead` documents of all sources into rows, the longest first, each into the
+    row where it leaves the least free space. Only a document longer than a row is cut. The rows come in shuffled order.
+    `Packing.STREAM` lays documents end to end and cuts them at the ends of rows.
 
-    With ``buckets``, documents are packed by length, each bucket for itself; the next step is that of the bucket that
-    is furthest behind in the common order of documents.
+    With `buckets`, documents are packed by length, each bucket separately. The next step comes from the bucket that is
+    furthest behind in the common order of documents.
 
-    A thread without the GIL makes ``prefetch`` batches ahead. The loader may be used from several threads, goes on in a
-    forked process where the parent stood, and can be pickled (the other process opens the shards itself).
+    A thread prepares `prefetch` batches ahead without holding the GIL. Several threads can share a loader. In a forked
+    process, the loader continues from the parent's position. A loader can be pickled; the other process opens the
+    shards again.
     """
 
     def __init__(
@@ -144,43 +209,56 @@ class PackedLoader:
         world_size: int = 1,
         seed: int = 0,
         epochs: int | None = None,
-        packing: str = "best_fit",
+        packing: Packing | str = Packing.BEST_FIT,
         lookahead: int = 65_536,
         buckets: Sequence[Bucket] | None = None,
         mask: Mapping[str, float] | None = None,
         prefetch: int = 2,
     ) -> None:
-        """Open the shards and stand before the first batch.
+        """Open the shards, positioned before the first batch.
 
-        ``sources``: a folder of shards or anything else that ``Shards`` opens, or by name such a path, its share of the
-        tokens (any positive weight) and its passes (None: ``epochs``). ``vocab_size``: the number of ids, or a
-        tokenizer. Shards of another size, or made with another tokenizer as far as they name it, are refused;
-        Megatron's files name none and are held to it or, without it, to what the others name.
-        ``batch_size``: rows a step, of all ranks together. ``epochs``: passes over every source that has no
-        number of its own; None never ends. To pass over some sources forever and others a few times, leave ``epochs``
-        out and give these their own number. ``lookahead``: documents packed together, 1 to 1,048,576; more pack
-        better and take longer to resume. ``buckets``: by ascending ``max_length``, the last one's None; they take the
-        place of ``batch_size``. ``mask``: by label of spans the part of them, 0 to 1, to leave out of the loss, span by
-        span at random, the same for a document in every epoch: ``{"context": 1, "observation": 0.5}``. ``prefetch``:
-        batches made ahead; 0 makes each when it is asked for.
+        To repeat some sources forever and others a few times, leave `epochs` out and give the latter their own numbers
+        of epochs.
 
-        Raises OSError and ValueError as ``Shards`` does, and ValueError for a share that is not positive, no sources,
-        sources of different vocabularies, a label that no shard has, or impossible numbers.
+        Args:
+            sources: A folder of shards, or any other path that `Shards` opens. Or, by name: a path, or a tuple of a
+                path, its share of the tokens (any positive weight), and its number of epochs (None: `epochs`).
+            seq_len: Tokens in a row.
+            vocab_size: Number of ids, or a tokenizer. Shards of another vocabulary are refused. Megatron datasets name
+                no vocabulary; their ids are checked against this one, or against that of the other sources.
+            batch_size: Rows in a step, over all ranks.
+            rank: Rank of this process, from 0.
+            world_size: Number of ranks.
+            seed: Seed of the order of documents and of `mask`.
+            epochs: Passes over each source that has no number of its own. None repeats forever.
+            packing: How documents are placed in rows.
+            lookahead: Documents packed together, 1 to 1,048,576. More documents fill rows better and take longer to
+                resume.
+            buckets: Buckets by ascending `max_length`, the last one's None. They replace `batch_size`.
+            mask: Fraction of the spans with a label to exclude from the loss, by label:
+                `{"context": 1, "observation": 0.5}`. Spans are chosen at random, the same ones in every epoch.
+            prefetch: Batches to prepare ahead. 0 prepares each batch on request.
+
+        Raises:
+            ValueError: A share is not positive, there are no sources, their vocabularies differ, no shard has a label
+                of `mask`, a number is out of range, or a shard is damaged.
+            OSError: A file cannot be read.
         """
         options = {name: value for name, value in locals().items() if name != "self"}
-        # Of NumPy's integers the state would hold some, which JSON does not have.
+        # NumPy integers would end up in the state, which must be fit for JSON.
         seq_len, batch_size, seed, lookahead = map(operator.index, (seq_len, batch_size, seed, lookahead))
         check_not_negative(seq_len=seq_len, batch_size=batch_size, rank=rank, world_size=world_size, seed=seed)
         check_not_negative(lookahead=lookahead, prefetch=prefetch)
-        if packing not in ("best_fit", "stream"):
+        if packing not in list(Packing):
             raise ValueError(f'packing must be "best_fit" or "stream", not {packing!r}')
+        packing = Packing(packing)
         self._buckets = list(buckets or [Bucket(None, batch_size)])
         entries = [_source(name, spec, epochs) for name, spec in _named(sources).items()]
-        # Another process may open the folders after a change of the working directory.
+        # Another process may open the folders from another working directory.
         self._options = options | {"sources": {name: (folder, *rest) for name, folder, *rest in entries}}
         shapes = [_shape(bucket, seq_len) for bucket in self._buckets]
         masks = [(label, float(part)) for label, part in (mask or {}).items()]
-        best_fit = lookahead if packing == "best_fit" else None
+        best_fit = lookahead if packing is Packing.BEST_FIT else None
         size = None if vocab_size is None else vocabulary_of(vocab_size)
         self._fingerprint = fingerprint_of(vocab_size)
         self._arguments = (entries, size, self._fingerprint, shapes, best_fit, masks, rank, world_size, seed)
@@ -189,12 +267,12 @@ class PackedLoader:
         self._native = self._open(0, 1)
         # Set by `dataset`.
         self._workers_began: torch.Tensor | None = None
-        # All that the order of the rows and the masks depend on.
+        # Everything that the order of the rows and the masks depend on.
         self._identity = {
             "version": STATE_VERSION,
             "data": f"{self._native.fingerprint():016x}",
             "seed": seed,
-            "packing": packing,
+            "packing": packing.value,
             "lookahead": best_fit,
             "buckets": [list(shape) for shape in shapes],
             "mask": dict(masks),
@@ -204,61 +282,81 @@ class PackedLoader:
         return _native.PackedLoader(*self._arguments, (worker, workers), self._prefetch)
 
     def _worker(self, turn: int, workers: int) -> PackedLoader:
-        """Return a loader of the same data for every step whose number leaves ``turn`` when divided by ``workers``."""
+        """Return a loader over the steps whose number modulo `workers` equals `turn`."""
         worker = object.__new__(PackedLoader)
         vars(worker).update(vars(self), _native=self._open(turn, workers), _workers_began=None)
         return worker
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what another process needs to go on from here."""
+        """Return what another process needs to continue from here."""
         return {"options": self._options, "state": self._state()}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
-        """Open the shards and go to where the pickled loader stood."""
-        self.__init__(**saved["options"])
+        """Open the shards and continue where the pickled loader was."""
+        self.__init__(**saved["options"])  # type: ignore[misc]  # the class has no subclasses
         self.load_state_dict(saved["state"])
 
     @property
     def sources(self) -> list[str]:
-        """Names of the sources; ``Batch.source_ids`` counts into them."""
+        """Names of the sources. `Batch.source_ids` are indices into this list."""
         return list(self._sources)
 
     @property
     def vocab_size(self) -> int | None:
-        """Number of ids in the vocabulary; every token is below it. None if no source names it."""
+        """Number of ids in the vocabulary, or None if no source names it. Every token is below it."""
         return self._native.vocab_size
 
     @property
     def vocabulary_fingerprint(self) -> str | None:
-        """`Tokenizer.fingerprint` of the documents' tokenizer, as sources or ``vocab_size`` name it, or None."""
+        """`Tokenizer.fingerprint` of the documents' tokenizer, or None if it is not known."""
         known = self._native.vocabulary_fingerprint
         return fingerprint_text(self._fingerprint if known is None else known)
 
     def __iter__(self) -> PackedLoader:
-        """Return the loader itself: iterating again goes on where it stands."""
+        """Return the loader itself: iterating again resumes at the next batch."""
         return self
 
     def __next__(self) -> Batch:
-        """Return the next batch, made without the GIL. Raises ValueError if a shard is damaged; the loader stays."""
+        """Return the next batch, prepared without holding the GIL.
+
+        Raises:
+            ValueError: A shard is damaged. The loader stays before the batch.
+        """
         parts = self._native.next_batch()
         if parts is None:
             raise StopIteration
-        *values, bucket = parts
-        return Batch(*values, self._buckets[bucket].global_window)
+        tokens, targets, loss_mask, position_ids, cu_seqlens, max_seqlen, source_ids, document_ids, padding, bucket = (
+            parts
+        )
+        return Batch(
+            tokens=tokens,
+            targets=targets,
+            loss_mask=loss_mask,
+            position_ids=position_ids,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+            source_ids=source_ids,
+            document_ids=document_ids,
+            padding=padding,
+            global_window=self._buckets[bucket].global_window,
+        )
 
     def skip(self, steps: int) -> int:
-        """Go over the next steps without reading their tokens; returns how many there were, at most ``steps``.
+        """Skip steps without reading their tokens.
 
-        If it is interrupted or fails, the loader stays where it stood.
+        If the call fails or is interrupted, the loader does not move.
+
+        Returns:
+            Number of steps skipped: `steps`, or fewer if the data end before.
         """
         check_not_negative(steps=steps)
         return self._native.skip(steps)
 
     def dataset(self) -> PackedDataset:
-        """Return this loader as a dataset for ``torch.utils.data.DataLoader(..., batch_size=None)``.
+        """Return this loader as a dataset for `torch.utils.data.DataLoader(..., batch_size=None)`.
 
-        It begins where the loader stands. With several workers each makes every n-th batch, and they arrive in the
-        loader's order. ``torchdata``'s ``StatefulDataLoader`` saves and loads its state.
+        The dataset starts at the loader's position. With several workers, each prepares every n-th batch, and the
+        batches arrive in the loader's order. `StatefulDataLoader` of `torchdata` saves and loads its state.
         """
         from .torch import PackedDataset, shared_counter
 
@@ -267,17 +365,19 @@ class PackedLoader:
         return PackedDataset(self, self._workers_began)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the loader stands, after the last batch returned: a few KB at most, fit for JSON.
+        """Return the loader's position after the last batch returned: a few KB at most, fit for JSON.
 
-        It is the same on every rank, so saving that of one is enough.
+        The state is the same on every rank, so one rank's state is enough.
 
-        Raises RuntimeError after a ``DataLoader`` with workers has taken batches: they are made in other processes, and
-        how many of them were used is not known here.
+        Raises:
+            RuntimeError: A `DataLoader` with workers has taken batches. They are prepared in other processes, so this
+                process does not know how many were used.
         """
         if self._workers_began is not None and self._workers_began.item() == self._native.state()[0][0]:
             raise RuntimeError(
-                "worker processes of a DataLoader took batches from here on, so this loader does not know where the "
-                "run stands. Use torchdata's StatefulDataLoader and its state_dict(), or iterate over the loader itself"
+                "a DataLoader with worker processes took batches from this loader, so the loader does not know the "
+                "position of the run. Use the state_dict() of torchdata's StatefulDataLoader, or iterate over the "
+                "loader itself"
             )
         return self._state()
 
@@ -296,9 +396,10 @@ class PackedLoader:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to where ``state`` was taken, at once, on any rank of any world size.
+        """Move to the position in a state, in milliseconds, on any rank of any number of ranks.
 
-        Raises ValueError, changing nothing, if the state is of other data or another configuration, or impossible.
+        Raises:
+            ValueError: The state is from other data or another configuration, or malformed. The loader does not move.
         """
         mine = {**self._identity, "vocabulary": self.vocabulary_fingerprint}
         check_same(mine, self._native.description(), state)
@@ -311,32 +412,35 @@ class PackedLoader:
         if self._workers_began is not None:
             self._workers_began.fill_(-1)
 
-    def stats(self) -> dict[str, Any]:
-        """Return totals over all ranks since step 0.
-
-        ``steps``; ``tokens``; ``documents`` given out to their ends, once an epoch; ``efficiency``, the part of all
-        positions that hold a token; ``source_tokens``, tokens by source name.
-        """
+    def stats(self) -> LoaderStats:
+        """Return totals over all ranks since step 0."""
         (steps, documents, positions), tokens, _ = self._native.state()
-        return {
-            "steps": steps,
-            "tokens": sum(tokens),
-            "documents": documents,
-            "efficiency": sum(tokens) / positions if positions else 0.0,
-            "source_tokens": dict(zip(self._sources, tokens, strict=True)),
-        }
+        return LoaderStats(
+            steps=steps,
+            tokens=sum(tokens),
+            documents=documents,
+            efficiency=sum(tokens) / positions if positions else 0.0,
+            source_tokens=dict(zip(self._sources, tokens, strict=True)),
+        )
 
 
 def _named(sources: Path | Mapping[str, SourceSpec]) -> Mapping[str, SourceSpec]:
     return sources if isinstance(sources, Mapping) else {"data": sources}
 
 
-def _source(name: str, spec: SourceSpec, epochs: int | None) -> tuple[str, str, float, int | None]:
-    given = tuple(spec) if isinstance(spec, tuple | list) else (spec,)
-    if not 1 <= len(given) <= 3:
-        raise ValueError(f"source {name!r} must be a folder, its share and its epochs, not {spec!r}")
-    folder, share, own = given + (1.0, None)[len(given) - 1 :]
-    own = epochs if own is None else own
+def _source(name: str, spec: SourceSpec, epochs: int | None) -> tuple[str, Path, float, int | None]:
+    share, own = 1.0, epochs
+    match spec:
+        case [folder, share, int(own)]:
+            pass
+        case [folder, share] | [folder, share, None]:
+            pass
+        case [folder]:
+            pass
+        case str() | os.PathLike():
+            folder = spec
+        case _:
+            raise ValueError(f"source {name!r} must be a folder, its share and its epochs, not {spec!r}")
     if own is not None:
         check_not_negative(epochs=own)
     return name, os.path.abspath(folder), float(share), own

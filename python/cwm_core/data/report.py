@@ -1,11 +1,12 @@
-"""What shards hold and how they pack, as figures and as text."""
+"""Report what shards hold and how their documents pack into rows."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,46 +19,84 @@ if TYPE_CHECKING:
 
 _BAR_WIDTH = 40
 _SAMPLE_CHARS = 600
-# So many documents are read to say which part of the tokens is learned.
-_LOOKED_AT = 1000
+# Documents to read for the fraction of tokens in the loss.
+_SAMPLED_DOCUMENTS = 1000
 _STEPS_AT_A_TIME = 1000
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """Return what a folder of shards holds; raises as ``Shards`` does.
+@dataclass(frozen=True)
+class SourceSummary:
+    """Size of one source in a folder of shards."""
 
-    ``tokens``, ``documents``, ``vocab_size`` (None if it is not known); ``mean_length``, ``median_length``,
-    ``max_length`` in tokens a document; ``sources``: by tag its ``tokens``, ``documents`` and ``share`` of all tokens.
+    tokens: int
+    """Number of tokens."""
+    documents: int
+    """Number of documents."""
+    share: float
+    """Fraction of the folder's tokens, from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """Contents of a folder of shards."""
+
+    tokens: int
+    """Number of tokens."""
+    documents: int
+    """Number of documents."""
+    vocab_size: int | None
+    """Number of ids in the vocabulary, or None if it is not known."""
+    mean_length: float
+    """Mean number of tokens in a document."""
+    median_length: float
+    """Median number of tokens in a document."""
+    max_length: int
+    """Number of tokens in the longest document."""
+    sources: dict[str, SourceSummary]
+    """Sources by tag."""
+
+
+def describe(folder: Path) -> ShardSummary:
+    """Summarize a folder of shards.
+
+    Raises:
+        ValueError, OSError: As `Shards`.
     """
     shards = Shards(folder)
     lengths, source_ids = shards.lengths, shards.source_ids
     tokens = np.bincount(source_ids, weights=lengths, minlength=len(shards.sources))
     documents = np.bincount(source_ids, minlength=len(shards.sources))
-    return {
-        "tokens": shards.tokens,
-        "documents": len(shards),
-        "vocab_size": shards.vocab_size,
-        "mean_length": float(lengths.mean()),
-        "median_length": float(np.median(lengths)),
-        "max_length": int(lengths.max()),
-        "sources": {
-            name: {"tokens": int(count), "documents": int(number), "share": float(count / shards.tokens)}
+    return ShardSummary(
+        tokens=shards.tokens,
+        documents=len(shards),
+        vocab_size=shards.vocab_size,
+        mean_length=float(lengths.mean()),
+        median_length=float(np.median(lengths)),
+        max_length=int(lengths.max()),
+        sources={
+            name: SourceSummary(tokens=int(count), documents=int(number), share=float(count / shards.tokens))
             for name, count, number in zip(shards.sources, tokens, documents, strict=True)
         },
-    }
+    )
 
 
 def inspect(folder: Path, tokenizer: Tokenizer | None = None, samples: int = 3, seed: int = 0) -> Iterator[str]:
-    """Give the lines of a report on a folder of shards: figures, sources, lengths, and ``samples`` decoded documents.
+    """Yield the lines of a report on a folder of shards: sizes, sources, lengths, and decoded sample documents.
 
-    Which documents are shown, and which are read to say what part of the tokens is learned, ``seed`` decides. Without
-    a tokenizer no document is shown. Raises as ``Shards`` does.
+    Args:
+        folder: The folder.
+        tokenizer: Vocabulary to decode documents with. Without it, no documents are shown.
+        samples: Number of documents to show.
+        seed: Seed of the choice of documents to show, and to read for the fraction of tokens in the loss.
+
+    Raises:
+        ValueError, OSError: As `Shards`.
     """
-    shards, figures = Shards(folder), describe(folder)
+    shards, summary = Shards(folder), describe(folder)
     lengths = shards.lengths
-    yield from _figures({str(folder): figures}, lengths)
-    chosen = random.Random(seed).sample(range(len(shards)), min(len(shards), _LOOKED_AT))
-    yield from _parts([shards[number] for number in chosen])
+    yield from _size_lines({str(folder): summary}, lengths)
+    chosen = random.Random(seed).sample(range(len(shards)), min(len(shards), _SAMPLED_DOCUMENTS))
+    yield from _loss_lines([shards[number] for number in chosen])
     yield from _histogram_lines(lengths)
     for number in chosen[: samples if tokenizer else 0]:
         document = shards[number]
@@ -67,84 +106,108 @@ def inspect(folder: Path, tokenizer: Tokenizer | None = None, samples: int = 3, 
         yield text[:_SAMPLE_CHARS] + more
 
 
-def packing(
+@dataclass(frozen=True)
+class PackingSummary:
+    """Rows that one epoch of folders of shards packs into."""
+
+    shards: dict[str, ShardSummary]
+    """Contents by folder."""
+    rows: int
+    """Number of rows."""
+    steps: int
+    """Number of steps."""
+    longer_documents: int
+    """Number of documents that are longer than a row."""
+    efficiency: float
+    """Fraction of all positions that hold a token."""
+
+
+def summarize_packing(
     folders: Sequence[str],
     seq_len: int,
     *,
     batch_size: int = 1,
     progress: Callable[[int], None] | None = None,
     **options: Any,
-) -> Iterator[str]:
-    """Give the lines of a report on how one epoch of folders of shards packs, from document lengths alone.
+) -> PackingSummary:
+    """Compute how one epoch packs into rows, from the lengths of the documents alone.
 
-    ``options`` are those of ``PackedLoader``. ``progress`` is called with the steps planned so far.
+    Args:
+        folders: Folders of shards.
+        seq_len: Tokens in a row.
+        batch_size: Rows in a step.
+        progress: Called with the number of steps planned so far.
+        **options: Further options of `PackedLoader`.
     """
-    figures = packing_figures(folders, seq_len, batch_size=batch_size, progress=progress, **options)
-    lengths = np.concatenate([Shards(folder).lengths for folder in folders])
-    yield from _figures(figures["shards"], lengths)
-    yield from _histogram_lines(lengths)
-    longer = figures["longer_documents"]
-    yield f"\nrows        {figures['rows']:,} of {seq_len:,} tokens, in {figures['steps']:,} steps"
-    yield f"longer      {longer:,} documents ({longer / len(lengths):.1%}) are longer than a row"
-    yield f"efficiency  {figures['efficiency']:.3%} of all positions hold a token"
-
-
-def packing_figures(
-    folders: Sequence[str],
-    seq_len: int,
-    *,
-    batch_size: int = 1,
-    progress: Callable[[int], None] | None = None,
-    **options: Any,
-) -> dict[str, Any]:
-    """Return how one epoch of folders of shards packs: `shards` by folder, `rows`, `steps`, `efficiency`, and so on.
-
-    Takes the arguments of `packing`.
-    """
-    figures = {folder: describe(folder) for folder in folders}
-    sources = {folder: (folder, one["tokens"]) for folder, one in figures.items()}
+    summaries = {folder: describe(folder) for folder in folders}
+    sources = {folder: (folder, float(summary.tokens)) for folder, summary in summaries.items()}
     loader = PackedLoader(sources, seq_len, batch_size=batch_size, epochs=1, **options)
     while loader.skip(_STEPS_AT_A_TIME) == _STEPS_AT_A_TIME:
         if progress:
-            progress(loader.stats()["steps"])
+            progress(loader.stats().steps)
     stats = loader.stats()
-    return {
-        "shards": figures,
-        "rows": stats["steps"] * batch_size,
-        "steps": stats["steps"],
-        "longer_documents": sum(int((Shards(folder).lengths > seq_len).sum()) for folder in folders),
-        "efficiency": stats["efficiency"],
-    }
+    return PackingSummary(
+        shards=summaries,
+        rows=stats.steps * batch_size,
+        steps=stats.steps,
+        longer_documents=sum(int((Shards(folder).lengths > seq_len).sum()) for folder in folders),
+        efficiency=stats.efficiency,
+    )
 
 
-def histogram(lengths: NDArray[np.integer]) -> list[tuple[int, int, int, int]]:
-    """(least length, greatest length, documents, tokens) in bins that end at powers of two, from first to last."""
+def packing(folders: Sequence[str], seq_len: int, **options: Any) -> Iterator[str]:
+    """Yield the lines of a report on how one epoch packs into rows. Takes the arguments of `summarize_packing`."""
+    summary = summarize_packing(folders, seq_len, **options)
+    lengths = np.concatenate([Shards(folder).lengths for folder in folders])
+    yield from _size_lines(summary.shards, lengths)
+    yield from _histogram_lines(lengths)
+    longer = summary.longer_documents
+    yield f"\nrows        {summary.rows:,} of {seq_len:,} tokens, in {summary.steps:,} steps"
+    yield f"longer      {longer:,} documents ({longer / len(lengths):.1%}) are longer than a row"
+    yield f"efficiency  {summary.efficiency:.3%} of all positions hold a token"
+
+
+class HistogramBin(NamedTuple):
+    """Documents with a number of tokens in a range."""
+
+    low: int
+    """Fewest tokens of a document."""
+    high: int
+    """Most tokens of a document."""
+    documents: int
+    """Number of documents."""
+    tokens: int
+    """Number of tokens in these documents."""
+
+
+def histogram(lengths: NDArray[np.integer]) -> list[HistogramBin]:
+    """Count documents by length, in bins that end at powers of two, from the shortest document's to the longest's."""
     powers = np.ceil(np.log2(lengths)).astype(int)  # exact: lengths are far below 2**53
     documents, tokens = np.bincount(powers), np.bincount(powers, weights=lengths)
     bins = range(int(powers.min()), len(documents))
-    return [(2**p // 2 + 1, 2**p, int(documents[p]), int(tokens[p])) for p in bins]
+    return [HistogramBin(2**p // 2 + 1, 2**p, int(documents[p]), int(tokens[p])) for p in bins]
 
 
-def _figures(described: dict[str, dict[str, Any]], lengths: NDArray[np.integer]) -> Iterator[str]:
-    total = sum(one["tokens"] for one in described.values())
-    sizes = {one["vocab_size"] for one in described.values()}
-    vocabularies = ", ".join(sorted("not named" if size is None else f"{size:,}" for size in sizes))
+def _size_lines(summaries: dict[str, ShardSummary], lengths: NDArray[np.integer]) -> Iterator[str]:
+    total = sum(summary.tokens for summary in summaries.values())
+    sizes = {summary.vocab_size for summary in summaries.values()}
+    vocabularies = ", ".join(sorted("unknown" if size is None else f"{size:,}" for size in sizes))
     yield f"documents   {len(lengths):,}"
     yield f"tokens      {total:,}"
     middle = f"median {np.median(lengths):,.0f}, mean {lengths.mean():,.0f}, longest {lengths.max():,}"
-    yield f"a document  {middle} tokens"
+    yield f"lengths     {middle} tokens"
     yield f"vocabulary  {vocabularies}"
     yield "\nsource                            documents         tokens   share"
-    for folder, one in described.items():
-        for name, part in one["sources"].items():
+    for folder, summary in summaries.items():
+        for name, source in summary.sources.items():
             label = f"{folder}: {name}" if name else folder
-            yield f"{label:<30} {part['documents']:>12,} {part['tokens']:>14,} {part['tokens'] / total:>7.1%}"
+            yield f"{label:<30} {source.documents:>12,} {source.tokens:>14,} {source.tokens / total:>7.1%}"
 
 
-def _parts(documents: Sequence[Document]) -> Iterator[str]:
-    """Which part of the tokens is learned, and which lies in spans of each label."""
+def _loss_lines(documents: Sequence[Document]) -> Iterator[str]:
+    """Yield the fractions of the tokens that are in the loss, and in spans of each label."""
     total = sum(len(document.tokens) for document in documents)
-    learned = sum(int(document.loss_mask.sum()) for document in documents)
+    in_loss = sum(int(document.loss_mask.sum()) for document in documents)
     counts: Counter[str] = Counter()
     for document in documents:
         for label, ranges in document.spans.items():
@@ -152,14 +215,14 @@ def _parts(documents: Sequence[Document]) -> Iterator[str]:
             for start, end in ranges:
                 inside[start:end] = True
             counts[label] += int(inside.sum())
-    yield f"\npart of the tokens ({len(documents):,} documents looked at)"
-    yield f"{'learned':<30} {learned / total:>7.1%}"
+    yield f"\nfraction of the tokens (in {len(documents):,} documents)"
+    yield f"{'in the loss':<30} {in_loss / total:>7.1%}"
     for label, count in counts.items():
         yield f"{'in spans: ' + label:<30} {count / total:>7.1%}"
 
 
 def _histogram_lines(lengths: NDArray[np.integer]) -> Iterator[str]:
-    yield "\ntokens a document       documents         tokens"
+    yield "\nlength in tokens        documents         tokens"
     for low, high, documents, tokens in histogram(lengths):
         bar = "#" * round(_BAR_WIDTH * documents / len(lengths))
         yield f"{low:>8,} - {high:>9,} {documents:>12,} {tokens:>14,} {bar}".rstrip()

@@ -1,4 +1,4 @@
-"""Token shards on disk: ``ShardWriter`` and ``Shards``, described in ``docs/guides/pack.md``."""
+"""Write and read token shards. `docs/guides/pack.md` describes them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,32 +19,32 @@ Path = str | os.PathLike[str]
 
 
 class HasVocabSize(Protocol):
-    """What a shard needs to know of a tokenizer. One with a `fingerprint`, hexadecimal digits, is told from others."""
+    """A tokenizer, as far as shards need it. Its `fingerprint`, if it has one, identifies the vocabulary."""
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids; every id is below it."""
+        """Number of ids. Every id is below it."""
 
 
 class Document(NamedTuple):
-    """One document of a shard.
-
-    ``tokens``: int32 [n]. ``loss_mask``: bool [n], True where the token is to be learned. ``source``: the tag it was
-    added with. ``spans``: by label, int64 [k, 2], first token and token after the last, by their starts.
-    """
+    """A document of a shard."""
 
     tokens: NDArray[np.int32]
+    """int32 [n]. Token ids."""
     loss_mask: NDArray[np.bool_]
+    """bool [n]. True where the token is in the loss."""
     source: str
+    """Source tag that the document was added with."""
     spans: dict[str, NDArray[np.int64]]
+    """int64 [k, 2] by label. First token of every span, and the token after its last, sorted by the first."""
 
 
 class ShardWriter:
-    """Writes documents into the shard files of a folder: ``00000.cwmtok``, ``00001.cwmtok``, ...
+    """Writes documents to the shard files of a folder: `00000.cwmtok`, `00001.cwmtok`, and so on.
 
-    A token takes 2 bytes if the vocabulary has at most 65,536 ids, else 4. A shard appears under its name when it is
-    complete and on disk. Leaving the ``with`` block publishes the last one; leaving it by an exception, or never
-    closing the writer, discards the shard under way and keeps those published.
+    A token takes 2 bytes if the vocabulary has at most 65,536 ids, else 4. A shard gets its name when it is complete
+    and on disk. Leaving the `with` block publishes the last shard. Leaving it by an exception, or never closing the
+    writer, discards the unfinished shard and keeps the published ones.
     """
 
     def __init__(
@@ -55,16 +55,20 @@ class ShardWriter:
         shard_tokens: int = 100_000_000,
         append: bool = False,
     ) -> None:
-        """Open ``folder`` for writing, created if need be.
+        """Open a folder for writing, and create it if needed.
 
-        ``vocab_size``: the number of ids, or a tokenizer, whose fingerprint the shards then carry. ``shard_tokens``: a
-        shard is closed before it would grow
-        past this; only a single longer document does. ``append``: go on behind the shards that the folder holds, as
-        after a writer that was killed; ``documents`` says how many they have.
+        Args:
+            folder: The folder.
+            vocab_size: Number of ids, or a tokenizer, whose fingerprint the shards then carry.
+            shard_tokens: Size at which a shard is closed. Only a single longer document exceeds it.
+            append: Append to the shards in the folder, for example after the writer was killed. `documents` then counts
+                those too.
 
-        Raises FileExistsError if the folder already holds shards and ``append`` is false, BlockingIOError if another
-        writer is at work in it, OSError if it cannot be written, ValueError for an impossible size, or shards that are
-        damaged or of another vocabulary.
+        Raises:
+            FileExistsError: The folder holds shards, and `append` is False.
+            BlockingIOError: Another writer is using the folder.
+            OSError: The folder cannot be written.
+            ValueError: A size is out of range, or the shards in the folder are damaged or have another vocabulary.
         """
         size = vocabulary_of(vocab_size)
         check_not_negative(shard_tokens=shard_tokens)
@@ -73,12 +77,12 @@ class ShardWriter:
 
     @property
     def documents(self) -> int:
-        """Documents in the folder, with those of the shard under way."""
+        """Number of documents in the folder, including the unfinished shard."""
         return self._native.documents
 
     @property
     def tokens(self) -> int:
-        """Tokens in the folder, with those of the shard under way."""
+        """Number of tokens in the folder, including the unfinished shard."""
         return self._native.tokens
 
     def add(
@@ -88,19 +92,23 @@ class ShardWriter:
         source: str = "",
         spans: Mapping[str, ArrayLike] | None = None,
     ) -> None:
-        """Add one document.
+        """Add a document.
 
-        ``ids``: int32, uint16, uint32 or int64 [n], n at least 1. ``loss_mask``: bool [n], True where the token is to
-        be learned, that is, predicted from those before it; without it every token is. ``source``: a tag kept with
-        the document; a lone surrogate in it becomes U+FFFD, as in a text. ``spans``: where something lies in it,
-        by label: integers [k, 2], first token and token after the last; spans may overlap.
+        Args:
+            ids: int32, uint16, uint32, or int64 [n], n at least 1. Token ids.
+            loss_mask: bool [n]. True where the token is in the loss, that is, predicted from the tokens before it. By
+                default, every token is.
+            source: Tag stored with the document. A lone surrogate becomes U+FFFD, as in a text.
+            spans: Integers [k, 2] by label. First token of every span, and the token after its last. Spans may overlap.
 
-        Raises ValueError for an id outside the vocabulary, no ids, a mask of another length or a span that is empty or
-        outside the document, and TypeError for another dtype; such a document changes nothing. After an OSError the
-        writer is closed.
+        Raises:
+            ValueError: There are no ids, an id is outside the vocabulary, the mask has another length, or a span is
+                empty or outside the document. The document is not added.
+            TypeError: An array has another dtype. The document is not added.
+            OSError: Writing failed. The writer is closed.
         """
-        spans = [_labelled(*item) for item in (spans or {}).items()]
-        self._native.add(np.asarray(ids), _mask(loss_mask), well_formed(source), spans)
+        labeled = [_labeled(label, ranges) for label, ranges in (spans or {}).items()]
+        self._native.add(np.asarray(ids), _mask(loss_mask), well_formed(source), labeled)
 
     def add_many(
         self,
@@ -110,21 +118,26 @@ class ShardWriter:
         sources: Sequence[str] = ("",),
         source_ids: ArrayLike | None = None,
     ) -> None:
-        """Add documents that lie one after the other: much faster than one by one where they are short.
+        """Add documents that are stored one after the other, which is much faster for short ones than `add`.
 
-        ``ids``: as for ``add``, those of all documents. ``offsets``: integers [documents + 1], where each begins, and
-        ``len(ids)``. ``loss_mask``: bool, one a token. ``source_ids``: integers [documents], place in ``sources`` of
-        every document's tag; without them all have the first.
+        Args:
+            ids: Token ids of all documents, as for `add`.
+            offsets: Integers [documents + 1]. Start of every document in `ids`, then `len(ids)`.
+            loss_mask: bool [len(ids)]. True where the token is in the loss.
+            sources: Source tags.
+            source_ids: Integers [documents]. Index in `sources` of every document's tag (default: 0).
 
-        Raises as ``add`` does, for the first document that it refuses: those before it are added, which ``documents``
-        tells.
+        Raises:
+            ValueError: A document is invalid, as for `add`. The documents before it are added.
+            TypeError: An array has another dtype.
+            OSError: Writing failed. The writer is closed.
         """
         tags = None if source_ids is None else _integers(source_ids)
         names = [well_formed(source) for source in reject_single_string(sources, "sources")]
         self._native.add_many(np.asarray(ids), _integers(offsets), _mask(loss_mask), names, tags)
 
     def close(self) -> None:
-        """Publish the shard under way and take no more documents. The second call does nothing."""
+        """Publish the unfinished shard and accept no more documents. A second call does nothing."""
         self._native.close()
 
     def __enter__(self) -> ShardWriter:
@@ -134,7 +147,7 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close the writer, or after an exception discard the shard under way."""
+        """Close the writer. After an exception, discard the unfinished shard."""
         if kind is None:
             self._native.close()
         else:
@@ -142,59 +155,65 @@ class ShardWriter:
 
 
 class Shards:
-    """The documents of a folder of shards, in the order they were written; their index is memory-mapped.
+    """Documents of a folder of shards, in the order in which they were written.
 
-    Opening checks the index of every shard, reading checks what is read: a damaged shard is a ValueError that names the
-    file, never a wrong token.
+    The index is memory-mapped. Opening checks the index of every shard, and reading checks what is read: a damaged
+    shard raises a ValueError that names the file, and never yields a wrong token.
 
-    Reads Megatron's indexed datasets as well. Documents without tokens are passed over there and not counted; there
-    are no loss masks, spans or source tags. Opening checks the whole index, reading that ids are in the vocabulary, if
-    it is known; a changed id that is in it goes unnoticed, since these files have no checksums.
+    Also reads Megatron indexed datasets. Documents without tokens are skipped and not counted, and there are no loss
+    masks, spans, or source tags. Opening checks the whole index. Reading checks that ids are in the vocabulary, if it
+    is known. These files have no checksums, so another id within the vocabulary goes unnoticed.
     """
 
     def __init__(self, path: Path, *, vocab_size: int | HasVocabSize | None = None) -> None:
-        """Open a folder of shards, or a dataset of Megatron's by its prefix, its ``.idx`` or its ``.bin``.
+        """Open a folder of shards, or a Megatron dataset by its prefix, its `.idx`, or its `.bin`.
 
-        ``vocab_size``: the number of ids, or a tokenizer. Shards of another size, or made with another tokenizer as far
-        as they name it, are refused; Megatron's files name
-        none, so that without it any id below 2^31 is let pass.
+        Args:
+            path: The folder or dataset.
+            vocab_size: Number of ids, or a tokenizer. Shards of another vocabulary are refused. Megatron datasets name
+                no vocabulary; without this argument, any id below 2^31 is accepted.
 
-        Raises OSError if the files cannot be read and ValueError if there are no shards, one is missing, damaged,
-        truncated or of another version, or their vocabularies differ.
+        Raises:
+            ValueError: There are no shards, a shard is missing, damaged, truncated, or of another version, or
+                vocabularies differ.
+            OSError: A file cannot be read.
         """
-        self._options = {
-            # Another process may open it after a change of the working directory.
-            "path": os.path.abspath(path),
-            "vocab_size": None if vocab_size is None else vocabulary_of(vocab_size),
-        }
+        # Another process may open the path from another working directory.
+        self._path = os.path.abspath(path)
+        self._size = None if vocab_size is None else vocabulary_of(vocab_size)
         fingerprint = fingerprint_of(vocab_size)
-        self._native = _native.Shards(self._options["path"], self._options["vocab_size"], fingerprint)
+        self._native = _native.Shards(self._path, self._size, fingerprint)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle as the path, which another process opens for itself."""
-        return self._options
+        """Return what another process needs to open the path."""
+        return {"path": self._path, "vocab_size": self._size}
 
     def __setstate__(self, options: dict[str, Any]) -> None:
         """Open the path."""
-        self.__init__(**options)
+        self.__init__(**options)  # type: ignore[misc]  # the class has no subclasses
 
     def __len__(self) -> int:
         """Return the number of documents."""
         return len(self._native)
 
     def __getitem__(self, index: int) -> Document:
-        """Read a document; a negative index counts from the end. Raises IndexError, or ValueError if it is damaged."""
+        """Read a document. A negative index counts from the end.
+
+        Raises:
+            IndexError: There is no such document.
+            ValueError: The document is damaged.
+        """
         at = operator.index(index)
         if not -len(self) <= at < len(self):
             raise IndexError(f"document {index} of {len(self)}")
-        tokens, loss_mask, source, labelled = self._native.document(at % len(self))
+        tokens, loss_mask, source, labeled = self._native.document(at % len(self))
         spans: dict[str, list[tuple[int, int]]] = {}
-        for label, start, end in labelled:
+        for label, start, end in labeled:
             spans.setdefault(label, []).append((start, end))
         return Document(tokens, loss_mask, source, {label: np.array(ranges) for label, ranges in spans.items()})
 
     def __iter__(self) -> Iterator[Document]:
-        """Read the documents in order."""
+        """Yield the documents in order."""
         return (self[index] for index in range(len(self)))
 
     @property
@@ -204,45 +223,49 @@ class Shards:
 
     @property
     def vocab_size(self) -> int | None:
-        """Number of ids in the vocabulary; every id is below it. None if it is not known."""
+        """Number of ids in the vocabulary, or None if it is not known. Every id is below it."""
         return self._native.vocab_size
 
     @property
     def vocabulary_fingerprint(self) -> str | None:
-        """`Tokenizer.fingerprint` of the tokenizer that made the documents. None if no shard names it."""
+        """`Tokenizer.fingerprint` of the tokenizer that made the documents, or None if no shard names it."""
         return fingerprint_text(self._native.vocabulary_fingerprint)
 
     @property
     def sources(self) -> list[str]:
-        """The source tags, each once, in order of first appearance."""
+        """Source tags in order of first appearance."""
         return self._native.sources
 
     @property
     def labels(self) -> list[str]:
-        """The labels of spans, each once, in order of first appearance."""
+        """Labels of spans in order of first appearance."""
         return self._native.labels
 
     @property
     def lengths(self) -> NDArray[np.uint32]:
-        """Tokens of every document: uint32 [documents]."""
+        """uint32 [documents]. Number of tokens of every document."""
         return self._native.lengths()[0]
 
     @property
     def source_ids(self) -> NDArray[np.uint32]:
-        """Place in ``sources`` of every document's tag: uint32 [documents]."""
+        """uint32 [documents]. Index in `sources` of every document's tag."""
         return self._native.lengths()[1]
 
     def verify(self) -> None:
-        """Check every byte of every shard. Raises ValueError that names the first damaged file."""
+        """Check every byte of every shard.
+
+        Raises:
+            ValueError: A file is damaged. The message names the first one.
+        """
         self._native.verify()
 
 
-def _labelled(label: str, ranges: ArrayLike) -> tuple[str, NDArray[np.int64]]:
+def _labeled(label: str, ranges: ArrayLike) -> tuple[str, NDArray[np.int64]]:
     array = np.asarray(ranges)
     if array.size == 0:
         return well_formed(label), np.empty((0, 2), dtype=np.int64)
     if array.ndim != 2:
-        raise ValueError(f"spans labelled {label!r} must have two dimensions, not {array.ndim}")
+        raise ValueError(f"spans labeled {label!r} must have two dimensions, not {array.ndim}")
     return well_formed(label), array.astype(np.int64, casting="same_kind")
 
 
@@ -264,14 +287,18 @@ def _mask(loss_mask: ArrayLike | None) -> NDArray[np.bool_] | None:
 
 
 def vocabulary_of(vocab_size: int | HasVocabSize) -> int:
-    """Return the number of ids that is given, or that of a tokenizer; raises ValueError for a negative one."""
-    size = operator.index(getattr(vocab_size, "vocab_size", vocab_size))
-    check_not_negative(vocab_size=size)
-    return size
+    """Return the number of ids, of a tokenizer or as given.
+
+    Raises:
+        ValueError: The number is negative.
+    """
+    number = operator.index(vocab_size if isinstance(vocab_size, SupportsIndex) else vocab_size.vocab_size)
+    check_not_negative(vocab_size=number)
+    return number
 
 
 def fingerprint_of(vocabulary: int | HasVocabSize | None) -> int | None:
-    """Return a tokenizer's fingerprint as a number; None for a size, or a tokenizer without a fingerprint."""
+    """Return a tokenizer's fingerprint as a number, or None for a size or a tokenizer without a fingerprint."""
     text = getattr(vocabulary, "fingerprint", None)
     return None if text is None else int(text, 16)
 
@@ -282,7 +309,11 @@ def fingerprint_text(fingerprint: int | None) -> str | None:
 
 
 def check_not_negative(**values: int) -> None:
-    """Raise ValueError for an argument below 0, which the native half would call too large."""
+    """Check arguments that the native code takes as unsigned.
+
+    Raises:
+        ValueError: An argument is negative.
+    """
     for name, value in values.items():
         if value < 0:
             raise ValueError(f"{name} must not be negative: {value}")

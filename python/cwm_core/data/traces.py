@@ -1,4 +1,4 @@
-"""Traces as training data: which tokens of one are learned, and the texts that a vocabulary for them is made from."""
+"""Encode traces as training documents."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from ..trace import Trace
 
 
 class TrainingDocument(NamedTuple):
-    """What `ShardWriter.add` takes.
-
-    `ids`: int32 [n]. `loss_mask`: bool [n]. `spans`: by label, int32 [k, 2], first token and token after the last.
-    """
+    """Tokens of a document, as `ShardWriter.add` takes them."""
 
     ids: NDArray[np.int32]
+    """int32 [n]. Token ids."""
     loss_mask: NDArray[np.bool_]
+    """bool [n]. True where the token is in the loss."""
     spans: dict[str, NDArray[np.int32]]
+    """int32 [k, 2] by label. First token of every span, and the token after its last."""
 
 
 def encode_for_training(tokenizer: Tokenizer, trace: Trace) -> TrainingDocument:
-    """A trace as a document.
+    """Encode a trace as a training document.
 
-    The loss mask is True after the first frame: context and first frame stand in the prompt of a prediction, what
-    follows is predicted. Spans are labelled `context` (all before the first frame), and `state`, `action` and `value`
-    within frames. Raises ValueError as `Tokenizer.encode_trace`.
+    The loss is on the tokens after the first frame: context and first frame are the prompt of a prediction. Spans are
+    labeled `context` (everything before the first frame), and `state`, `action`, and `value` within frames.
+
+    Raises:
+        ValueError: The trace cannot be encoded, as in `Tokenizer.encode_trace`.
     """
     ids, parts, context = tokenizer.trace_tokens(trace)
     # FRAME_SEP follows the last part of the first frame.
@@ -42,7 +44,7 @@ def encode_for_training(tokenizer: Tokenizer, trace: Trace) -> TrainingDocument:
 
 
 def training_texts(trace: Trace) -> Iterator[str]:
-    """The parts of a trace that are encoded each by itself, for `Tokenizer.train`: no special token is among them."""
+    """Yield the parts of a trace that are encoded separately, for `Tokenizer.train`. They hold no special tokens."""
     yield trace.context
     for frame in trace.frames:
         yield frame.line

@@ -1,7 +1,7 @@
 """Debug predicted execution: step forward and back, change values, verify against the real program."""
 
-from .debugger import Breakpoint, Debugger, DebuggerError, Scope, Step, Stop, Verification
-from .frames import EngineFrames, FrameSource, ServerFrames, SourceError
+from .debugger import Breakpoint, Debugger, DebuggerError, Scope, Step, Stop, StopReason, Verification
+from .frames import EngineFrames, FrameSource, PredictedFrame, ServerFrames, SourceError
 
 __all__ = [
     "Breakpoint",
@@ -9,10 +9,12 @@ __all__ = [
     "DebuggerError",
     "EngineFrames",
     "FrameSource",
+    "PredictedFrame",
     "Scope",
     "ServerFrames",
     "SourceError",
     "Step",
     "Stop",
+    "StopReason",
     "Verification",
 ]

@@ -1,6 +1,6 @@
-"""The debugger for editors: a server of the Debug Adapter Protocol.
+"""Serve the debugger to editors with the Debug Adapter Protocol.
 
-https://microsoft.github.io/debug-adapter-protocol/specification says what the messages mean.
+The protocol is specified at https://microsoft.github.io/debug-adapter-protocol/specification.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 from .. import machines
-from .debugger import Debugger, DebuggerError, Scope, Stop
+from .._native import CwmError
+from .debugger import Debugger, DebuggerError, Scope, Stop, StopReason
 from .frames import SourceError
 
 MAX_MESSAGE_BYTES = 4 << 20
 MAX_HEADER_BYTES = 8 << 10
 MAX_CHILDREN = 1000
-"""Of a value, or of a scope, so many variables are shown."""
+"""Limit of the variables shown of a value or a scope."""
 
-_LAST_FRAME_SECONDS = 5.0  # to end the frame that is being predicted when the client leaves
+_LAST_FRAME_SECONDS = 5.0  # to finish the current frame when the client leaves
 
 _THREAD = {"id": 1, "name": "predicted execution"}
-_CONTEXT = 1  # the source that is in no file: the whole text that the model was given
+_CONTEXT = 1  # the reference of the model's context as a source, which exists in no file
 
 _CAPABILITIES = {
     "supportsConfigurationDoneRequest": True,
@@ -35,25 +36,32 @@ _CAPABILITIES = {
     "supportsTerminateRequest": True,
 }
 
-_REASONS = {"step": "step", "breakpoint": "breakpoint", "malformed": "exception", "limit": "pause", "paused": "pause"}
+_REASONS = {
+    StopReason.STEP: "step",
+    StopReason.BREAKPOINT: "breakpoint",
+    StopReason.MALFORMED: "exception",
+    StopReason.LIMIT: "pause",
+    StopReason.PAUSED: "pause",
+}
 
-# What may be asked while frames are being predicted.
+# Requests that are answered while frames are being predicted.
 _WHILE_RUNNING = frozenset({"pause", "threads", "setBreakpoints", "disconnect", "terminate"})
 
 Launch = Callable[[Mapping[str, Any]], Debugger]
+"""Function from the arguments of a launch request to a debugger."""
 
 
-class ProtocolError(Exception):
-    """A message that is none. `is_fatal` where it cannot be told where the next one begins."""
+class ProtocolError(CwmError):
+    """A malformed message. After a fatal one, the beginning of the next message is unknown."""
 
     def __init__(self, text: str, is_fatal: bool = False) -> None:
-        """Say what is wrong."""
+        """Create an error with a message."""
         super().__init__(text)
         self.is_fatal = is_fatal
 
 
 def read_message(reader: BinaryIO) -> dict[str, Any] | None:
-    """The next message; None at the end of the input. Raises `ProtocolError` for what is not one."""
+    """Return the next message, or None at the end of the input; raise `ProtocolError` if it is malformed."""
     length, size = None, 0
     while True:
         line = reader.readline(MAX_HEADER_BYTES - size + 1)
@@ -68,9 +76,9 @@ def read_message(reader: BinaryIO) -> dict[str, Any] | None:
         elif not name:
             break
     if length is None:
-        raise ProtocolError("a header without a Content-Length that is a number")
+        raise ProtocolError("a header without a numeric Content-Length")
     if length > MAX_MESSAGE_BYTES:
-        raise ProtocolError(f"a message of {length:,} bytes; at most {MAX_MESSAGE_BYTES:,} are read", is_fatal=True)
+        raise ProtocolError(f"a message of {length:,} bytes; the limit is {MAX_MESSAGE_BYTES:,}", is_fatal=True)
     body = reader.read(length)
     if len(body) < length:
         return None
@@ -84,23 +92,24 @@ def read_message(reader: BinaryIO) -> dict[str, Any] | None:
 
 
 def message_bytes(message: Mapping[str, Any]) -> bytes:
-    """A message with its header."""
+    """Return a message with its header."""
     body = json.dumps(message).encode()
     return b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
 class Adapter:
-    """Serves one client, and one debugger, which `launch` makes from the arguments of the launch request.
+    """Serve one client with one debugger, which `launch` creates from the arguments of the launch request.
 
-    A command that goes forward runs in a thread of its own; requests meanwhile are answered, with an error if they ask
-    about the program. At the end of the predicted program, and where the model breaks the form, the session stays, so
-    that one can step back; a command that goes forward from the end terminates it. Besides the protocol's own requests
-    there is `verify`, which needs no arguments, runs the program in the sandbox, and answers with `message` and, if
-    there is a difference, `frame`.
+    Commands that go forward run in their own thread. Requests about the program fail until the command stops; other
+    requests are answered. The session stays open at the end of the predicted program and after a malformed frame, so
+    that the user can step back; a command that goes forward from the end terminates it.
+
+    The additional request `verify` takes no arguments, runs the program in the sandbox, and answers with `message` and,
+    if there is a difference, `frame`.
     """
 
     def __init__(self, reader: BinaryIO, writer: BinaryIO, launch: Launch) -> None:
-        """Both streams are left open."""
+        """Serve on two streams, which stay open."""
         self._reader, self._writer, self._launch = reader, writer, launch
         self._lock = threading.Lock()
         self._sequence = 0
@@ -144,7 +153,7 @@ class Adapter:
             body = handler(arguments if isinstance(arguments, dict) else {})
         except (DebuggerError, SourceError, machines.SandboxError, OSError, SyntaxError) as error:
             self._respond(request, error=str(error))
-        except Exception as error:  # nothing that a client sends may end the session
+        except Exception as error:  # no request may end the session
             self._respond(request, error=f"{type(error).__name__}: {error}")
         else:
             self._respond(request, body)
@@ -172,7 +181,7 @@ class Adapter:
             try:
                 self._writer.write(message_bytes({"seq": self._sequence} | message))
                 self._writer.flush()
-            except (OSError, ValueError):  # the client is gone, its stream closed
+            except (OSError, ValueError):  # the client closed its stream
                 self._is_over = True
 
     # ---- the session
@@ -183,9 +192,9 @@ class Adapter:
 
     def _on_launch(self, arguments: Mapping[str, Any]) -> None:
         if self._debugger:
-            raise DebuggerError("a program was launched already")
+            raise DebuggerError("a program is already launched")
         if not isinstance(arguments.get("program"), str):
-            raise DebuggerError("launch needs a program, the path of a file")
+            raise DebuggerError("launch: program must be the path of a file")
         self._program = os.path.abspath(arguments["program"])
         self._stop_on_entry = bool(arguments.get("stopOnEntry", True))
         self._debugger = self._launch(arguments)
@@ -219,12 +228,12 @@ class Adapter:
     def _breakpoint(self, debugger: Debugger, is_program: bool, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
             if not is_program:
-                raise DebuggerError(f"only {self._program} is predicted")
+                raise DebuggerError(f"breakpoints work only in {self._program}")
             if asked.get("condition") or asked.get("logMessage"):
-                raise DebuggerError("nothing is evaluated: no conditions, no messages; a hit count is possible")
+                raise DebuggerError("conditions and log messages are not supported; use a hit count")
             hits = str(asked.get("hitCondition") or 1)
             if not hits.isdecimal() or int(hits) < 1:
-                raise DebuggerError(f"{hits[:80]!r} is no number of hits from 1")
+                raise DebuggerError(f"{hits[:80]!r}: expected a number of hits, at least 1")
             debugger.break_at(asked["line"] + 1 - self._first_line, int(hits) - 1)
         except DebuggerError as error:
             return {"verified": False, "line": asked.get("line", 0), "message": str(error)}
@@ -252,7 +261,7 @@ class Adapter:
         self._then = self._runner(self._launched().back_to_breakpoint)
 
     def _on_restartFrame(self, arguments: Mapping[str, Any]) -> None:
-        """Another sample from the call of that activation on."""
+        """Predict another sample from the call of an activation."""
         debugger = self._launched()
         stop = debugger.restart(frame=self._scope(arguments["frameId"])[1].entry)
         self._then = lambda: self._stopped("restart", stop.message)
@@ -274,10 +283,10 @@ class Adapter:
         before = debugger.position
         try:
             stop = command()
-        except Exception as error:  # of the source: the debugger stands where it came to
+        except Exception as error:  # of the source: the debugger stays at its last frame
             self._stopped("exception", str(error) or type(error).__name__)
             return
-        if stop.reason != "end":
+        if stop.reason is not StopReason.END:
             self._stopped(_REASONS[stop.reason], stop.message)
         elif debugger.position > before:
             self._stopped("step", stop.message)
@@ -299,10 +308,10 @@ class Adapter:
 
     def _launched(self) -> Debugger:
         if self._debugger is None:
-            raise DebuggerError("no program was launched")
+            raise DebuggerError("no program is launched")
         return self._debugger
 
-    # ---- looking at it
+    # ---- inspecting
 
     def _on_threads(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"threads": [_THREAD]}
@@ -330,7 +339,7 @@ class Adapter:
         return {"name": os.path.basename(self._program), "path": self._program}
 
     def _main_line(self) -> int:
-        """The line of `def main()`, which no file has."""
+        """Return the number of the line `def main()`, which is in no file."""
         debugger = self._launched()
         return len(debugger.program.texts) - 2 - debugger.call.count("\n")
 
@@ -398,7 +407,7 @@ class Adapter:
 
     def _referred(self, reference: int) -> tuple[str, Any]:
         if type(reference) is not int or not 1 <= reference <= len(self._children):
-            raise DebuggerError("no such variables; what was shown before the last step is gone")
+            raise DebuggerError("no such variables; references end at the next step")
         return self._children[reference - 1]
 
     def _on_setVariable(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -419,7 +428,7 @@ class Adapter:
 
 
 def _literal(text: str) -> Any:
-    """The value of a text that is a literal, else None."""
+    """Return the value of a literal; None for other text."""
     try:
         return machines.evaluate_literal(text)
     except ValueError:
@@ -427,7 +436,7 @@ def _literal(text: str) -> Any:
 
 
 def _elements(value: Any) -> list[tuple[str, Any]]:
-    """Names and values of what is in a container."""
+    """Return the names and values of the elements of a container."""
     if isinstance(value, dict):
         return [(repr(key), element) for key, element in value.items()]
     if isinstance(value, (list, tuple, set)):

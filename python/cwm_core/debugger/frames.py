@@ -1,54 +1,75 @@
-"""Where predicted frames come from, one at a time: an engine in this process, or a completions server."""
+"""Predict frames one at a time, with an engine in this process or with a completions server."""
 
 from __future__ import annotations
 
 import math
 import time
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from .._native import CwmError
 from ..inference.engine import Engine
 from ..inference.grammar import TraceGrammar
 from ..support.http import Client, EndpointError
 from ..tokenizer import Tokenizer
 from ..tokenizer.special_tokens import END_OF_TEXT, FRAME_SEP
 
-# An answer of a server holds at most this many bytes for each token asked for, and some more.
+# Limits of the size of a server's answer: for each requested token, and for the rest.
 _ANSWER_BYTES_PER_TOKEN, _ANSWER_BYTES = 1 << 10, 1 << 20
 
+# Share of a frame's time that the list of models may take, so that a server which does not answer costs one timeout.
+_MODELS_SHARE = 0.25
 
-_UNKNOWN = object()  # the server was not asked yet
+
+class SourceError(CwmError):
+    """A source cannot predict a frame: the server refuses, fails or cannot be reached, or the context is full."""
 
 
-class SourceError(RuntimeError):
-    """A source of frames could not give any: no connection, an error of the server, a context that is full."""
+class PredictedFrame(NamedTuple):
+    """The tokens of a predicted frame."""
+
+    ids: np.ndarray
+    """Tokens up to and including `<|frame_sep|>`, int32 [n]; the end token alone at the end of the trace."""
+    logprobs: np.ndarray
+    """Log probability of each token in nats, float32 [n]; NaN if unknown."""
 
 
 class FrameSource(Protocol):
     """Predicts the frame after a sequence of tokens."""
 
-    def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of one more frame with its `<|frame_sep|>`, or the end token alone, as a model writes them.
+    def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> PredictedFrame:
+        """Predict one frame.
 
-        `ids` is int32 [n], a context and whole frames. Equal arguments give equal frames as far as the source is
-        deterministic. Returns int32 [m] and float32 [m], log probabilities in nats, NaN where unknown. A frame that
-        grew too long is cut, which its last token shows. Raises `SourceError`.
+        Args:
+            ids: Tokens of a context and whole frames, int32 [n].
+            seed: Seed of the samples; a deterministic source returns equal frames for equal arguments.
+            temperature: Sampling temperature; 0 takes the most likely token.
+
+        Returns:
+            The tokens and their log probabilities. A frame that is too long is cut: it has no final `<|frame_sep|>`.
+
+        Raises:
+            SourceError: The source cannot predict a frame.
         """
         ...
 
 
 def frame_ends(tokenizer: Tokenizer) -> tuple[int, int]:
-    """The tokens that end a frame and a trace. Raises ValueError for a vocabulary that lacks them."""
+    """Return the tokens that end a frame and a trace; raise ValueError if the vocabulary lacks them."""
     try:
         return tokenizer.special_tokens[FRAME_SEP], tokenizer.special_tokens[END_OF_TEXT]
     except KeyError as error:
-        raise ValueError(f"{error} is not a special token of this vocabulary, which a trace needs") from None
+        raise ValueError(f"the vocabulary lacks {error}, a special token of the trace format") from None
 
 
 def _room(wanted: int, length: int | None, ids: np.ndarray) -> int:
-    """How many of `wanted` tokens fit a context after `ids`; all where its length is None. SourceError for none."""
+    """Return how many of `wanted` tokens fit into a context of `length` tokens after `ids`, all if it is None.
+
+    Raises:
+        SourceError: The context is full.
+    """
     if length is None:
         return wanted
     if len(ids) >= length:
@@ -62,23 +83,30 @@ class EngineFrames:
     def __init__(
         self, engine: Engine, *, max_frame_tokens: int = 4096, constrained: bool = True, **options: Any
     ) -> None:
-        """`constrained` frames are well formed, if not cut. `options` go to `Engine.generate`.
+        """Predict frames with an engine.
 
-        Raises ValueError when the engine has no tokenizer, or as `frame_ends`.
+        Args:
+            engine: An engine with a tokenizer.
+            max_frame_tokens: Limit of the tokens of a frame.
+            constrained: Generate only well-formed frames; only the limit can cut them.
+            options: Further arguments of `Engine.generate`.
+
+        Raises:
+            ValueError: The engine has no tokenizer, or its vocabulary lacks a special token of the trace format.
         """
         if engine.tokenizer is None:
-            raise ValueError("predicting frames needs an engine with a tokenizer")
+            raise ValueError("the engine has no tokenizer, which predictions need: Engine(model, tokenizer)")
         self.engine = engine
         self.max_frame_tokens = max_frame_tokens
         self.options = options
+        # A model's own stop tokens end its frame too, which is then malformed.
+        self._stop_ids = {*frame_ends(engine.tokenizer), *engine.stop_tokens}
         self._grammar = (
             TraceGrammar(engine.tokenizer, vocab_size=engine.model.config.vocab_size) if constrained else None
         )
-        # Where a model's own stop tokens come, its frame is over, if not well formed.
-        self._stop_ids = {*frame_ends(engine.tokenizer), *engine.stop_tokens}
 
-    def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-        """See `FrameSource`."""
+    def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> PredictedFrame:
+        """Predict one frame; see `FrameSource`."""
         limit = _room(self.max_frame_tokens, self.engine.max_length, ids)
         constraints = [self._grammar.constraint(ids)] if self._grammar else None
         generation = self.engine.generate(
@@ -90,18 +118,17 @@ class EngineFrames:
             constraints=constraints,
             **self.options,
         )[0]
-        return generation.ids, generation.logprobs
+        return PredictedFrame(generation.ids, generation.logprobs)
 
 
 class ServerFrames:
-    """Frames from a server of the OpenAI completions interface that takes and gives token ids, as vLLM does.
+    """Predict frames with a server of the OpenAI completions protocol that accepts and returns token ids, like vLLM.
 
-    It should state `max_model_len` in its answer to `GET BASE_URL/models`: then no more tokens are asked for than its
-    context has left.
+    The server must accept a prompt of token ids at `POST BASE_URL/completions` and stop at `stop_token_ids`. It must
+    return `token_ids` if `return_token_ids` is set, or name tokens `token_id:N` in its log probabilities, as vLLM
+    before 0.10.2 does with `--return-tokens-as-token-ids`.
 
-    It must answer `POST BASE_URL/completions` with a prompt of token ids, stop at `stop_token_ids`, and return the
-    tokens as `token_ids`, which `return_token_ids` asks for, or name them `token_id:N` in its log probabilities, as a
-    vLLM older than 0.10.2 does that was started with `--return-tokens-as-token-ids`.
+    It should report `max_model_len` at `GET BASE_URL/models`, so that no request exceeds its context.
     """
 
     def __init__(
@@ -118,16 +145,17 @@ class ServerFrames:
         """Prepare requests; nothing is sent yet.
 
         Args:
-            base_url: What comes before `/completions`, as `http://localhost:8000/v1`.
-            model: The name that the server knows it by; None where it needs none.
+            base_url: Address before `/completions`, such as `http://localhost:8000/v1`.
+            model: The name of the model on the server; None if the server needs none.
             tokenizer: The vocabulary of the model.
-            api_key: The server's key, if it wants one.
-            max_frame_tokens: The longest frame that is asked for.
-            timeout: Seconds for a frame, all tries together.
-            retries: Most tries after the first where a failure may pass; see `support.http.Client`.
+            api_key: The key of the server, if it needs one.
+            max_frame_tokens: Limit of the tokens of a frame.
+            timeout: Seconds for a frame, including retries and the list of models.
+            retries: Limit of retries after failures that may pass; see `support.http.Client`.
 
         Raises:
-            ValueError: The address is not one of HTTP, or may hold a secret; or as `frame_ends`.
+            ValueError: The address is not an HTTP URL or may contain a secret, or the vocabulary lacks a special token
+                of the trace format.
             ModuleNotFoundError: httpx is not installed.
         """
         key = (api_key or "").strip()
@@ -140,10 +168,12 @@ class ServerFrames:
         self.timeout = timeout
         self._vocab_size = tokenizer.vocab_size
         self._stop_ids = list(frame_ends(tokenizer))
-        self._length: Any = _UNKNOWN
+        self._length: int | None = None
+        self._has_asked_length = False
 
-    def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-        """See `FrameSource`."""
+    def next_frame(self, ids: np.ndarray, seed: int, temperature: float) -> PredictedFrame:
+        """Predict one frame; see `FrameSource`."""
+        deadline = time.monotonic() + self.timeout
         max_tokens = _room(self.max_frame_tokens, self._context_length(), ids)
         answer = self._post(
             ({} if self.model is None else {"model": self.model})
@@ -154,16 +184,17 @@ class ServerFrames:
                 "seed": seed,
                 "stop_token_ids": self._stop_ids,
                 "skip_special_tokens": False,
-                "logprobs": 0,  # of the chosen tokens alone
+                "logprobs": 0,  # only of the chosen tokens
                 "return_token_ids": True,
-            }
+            },
+            deadline,
         )
         try:
             return self._read(answer["choices"][0])
         except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise SourceError(f"{self.url}: the answer has no tokens that can be read: {error!r}") from None
+            raise SourceError(f"{self.url}: cannot read tokens from the answer: {error!r}") from None
 
-    def _read(self, choice: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, choice: dict[str, Any]) -> PredictedFrame:
         scores = choice.get("logprobs") or {}
         tokens = choice.get("token_ids")
         if tokens is None:
@@ -172,23 +203,23 @@ class ServerFrames:
             raise ValueError("a token id is not in the vocabulary")
         given = scores.get("token_logprobs") or []
         logprobs = [math.nan if value is None else float(value) for value in given[: len(tokens)]]
-        # Servers differ in whether the token that stopped them is among those they return.
+        # Only some servers include the stop token in the answer.
         if choice.get("finish_reason") == "stop" and not (tokens and tokens[-1] in self._stop_ids):
-            reason = choice.get("stop_reason")  # null where it was the model's own end token
+            reason = choice.get("stop_reason")  # null for the model's own end token
             tokens = [*tokens, reason if self._is_token(reason) else self._stop_ids[1]]
         logprobs += [math.nan] * (len(tokens) - len(logprobs))
-        return np.array(tokens, np.int32), np.array(logprobs, np.float32)
+        return PredictedFrame(np.array(tokens, np.int32), np.array(logprobs, np.float32))
 
     def _is_token(self, value: object) -> bool:
         return type(value) is int and 0 <= value < self._vocab_size
 
     def _context_length(self) -> int | None:
-        """The tokens of prompt and answer together that the server's list of models states; None where it states none.
+        """Return the context length that the server's list of models reports; None if it reports none.
 
-        Servers refuse a request for more tokens than are left, so `next_frame` must know.
+        Servers refuse requests for more tokens than the context has left.
         """
-        if self._length is _UNKNOWN:
-            self._length = None
+        if not self._has_asked_length:
+            self._has_asked_length = True
             with suppress(EndpointError, TimeoutError, LookupError, TypeError, AttributeError):
                 models = self._get_models()["data"]
                 named = [model for model in models if self.model in (None, model["id"])]
@@ -197,13 +228,13 @@ class ServerFrames:
         return self._length
 
     def _get_models(self) -> dict[str, Any]:
-        """Return the server's list of models; raise EndpointError or TimeoutError where it has none."""
-        return self._models.get(deadline=time.monotonic() + self.timeout, max_bytes=_ANSWER_BYTES)
+        """Return the server's list of models; raise EndpointError or TimeoutError if it has none."""
+        deadline = time.monotonic() + self.timeout * _MODELS_SHARE
+        return self._models.get(deadline=deadline, max_bytes=_ANSWER_BYTES)
 
-    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _post(self, body: dict[str, Any], deadline: float) -> dict[str, Any]:
         # An answer may repeat the prompt.
         limit = _ANSWER_BYTES + _ANSWER_BYTES_PER_TOKEN * self.max_frame_tokens + 16 * len(body["prompt"])
-        deadline = time.monotonic() + self.timeout
         try:
             return self._client.post(body, deadline=deadline, max_bytes=limit)
         except TimeoutError as error:

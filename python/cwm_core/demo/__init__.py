@@ -1,8 +1,8 @@
-"""The whole way, once, in little: record programs, train on them, predict them, check the prediction.
+"""The full pipeline at a small scale: record programs, train on them, predict executions, check the predictions.
 
-`python -m cwm_core.demo -o FOLDER` runs it on two cores in about six minutes, `--short` in about one.
+`cwm demo -o FOLDER` takes about six minutes on two cores; with `--short`, about one.
 """
 
-from .run import main
+from .run import run_demo
 
-__all__ = ["main"]
+__all__ = ["run_demo"]

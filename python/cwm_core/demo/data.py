@@ -1,4 +1,4 @@
-"""From seeds to recorded executions, a vocabulary, and token shards."""
+"""Turn seeds into recorded executions, a vocabulary, and token shards."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from ..tokenizer import Tokenizer
 from ..trace import Recorder, Trace
 from .recipe import PATTERN, SPECIAL_TOKENS, Recipe
 
-# Generated programs with seeds from here on are for evaluation.
+# Seeds from here on generate programs for evaluation.
 HELD_OUT_SEEDS = 10**9
 MAX_FRAMES = 200
 
 
 def programs(recipe: Recipe) -> tuple[list[GeneratedProgram], list[GeneratedProgram]]:
-    """Programs to train on and to predict: no two of them, across both lists, share a text, not even up to names.
+    """Return programs to train on and programs to predict.
 
-    The calls of a classic algorithm share its code; all of them are in the first list.
+    No two of them, across both lists, have the same text, even with renamed variables. The calls of a classic algorithm
+    share its code; all of them are in the first list.
     """
     seen: set[str] = set()
     offset = recipe.seed * 10**6
@@ -40,21 +41,22 @@ def programs(recipe: Recipe) -> tuple[list[GeneratedProgram], list[GeneratedProg
 
 
 def record(programs: Iterable[GeneratedProgram]) -> list[Trace]:
-    """The executions of programs, by the native recorder."""
+    """Record the executions of programs."""
     recorder = Recorder(max_frames=MAX_FRAMES)
     return [recorder.record_source(program.code, program.call) for program in programs]
 
 
 def train_vocabulary(traces: Iterable[Trace], recipe: Recipe) -> Tokenizer:
-    """A byte-level BPE vocabulary of the parts of traces."""
+    """Train a byte-level BPE vocabulary on the parts of traces."""
     texts = (text for trace in traces for text in training_texts(trace))
     return Tokenizer.train(texts, recipe.vocabulary, pattern=PATTERN, special_tokens=SPECIAL_TOKENS)
 
 
 def write_shards(folder: Path, tokenizer: Tokenizer, traces: Iterable[Trace], recipe: Recipe) -> int:
-    """Token shards of the traces, with loss after each first frame; returns how many traces fitted a sequence.
+    """Write token shards of the traces, with a loss after each first frame, and return the number of traces written.
 
-    A longer trace is left out: cut, its second half would be an execution without its program.
+    Traces longer than a sequence are left out: the second half of a cut trace would be an execution without its
+    program.
     """
     written = 0
     with ShardWriter(folder, tokenizer) as shards:

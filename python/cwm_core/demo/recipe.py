@@ -1,13 +1,14 @@
-"""The sizes and settings of the demo, for about six minutes on two cores and for a shorter run of the same code."""
+"""Sizes and settings of the demo: about six minutes on two cores, or a shorter run of the same code."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..tokenizer.special_tokens import PAD, TRACE_TOKENS
 
-# Splits the parts of a trace where copying happens: names and values apart from the JSON around them, the beginning of
-# a statement as one piece, each digit and capital letter alone.
+# Splits the parts of a trace where the model copies: names and values apart from the JSON around them, the beginning of
+# a statement as one piece, capital letters alone.
 PATTERN = (
     r"""(?:\{")?[a-z_]+": "(?:\.\.(?:", "|"\})?)?"""
     r"""|['\]})]*(?:", "|"\})"""
@@ -22,20 +23,25 @@ SPECIAL_TOKENS = (*TRACE_TOKENS, PAD)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run of the demo does; all of it follows from these numbers on one machine."""
+    """Settings of a run of the demo. On one machine they determine the result."""
 
     programs: int = 12_000
     """Generated programs to train on."""
     algorithm_calls: int = 30
-    """Inputs on which each classic algorithm is recorded."""
+    """Calls of each classic algorithm to train on."""
     held_out: int = 200
-    """Generated programs never trained on, whose executions are predicted."""
+    """Generated programs to predict, which the model is not trained on."""
     vocabulary: int = 1024
+    """Size of the vocabulary."""
     seq_len: int = 512
+    """Tokens in a row."""
     batch_size: int = 6
+    """Rows in a batch."""
     steps: int = 1250
+    """Training steps."""
     seed: int = 0
-    model: dict[str, object] = field(
+    """Seed of everything that is drawn."""
+    model: dict[str, Any] = field(
         default_factory=lambda: {
             "hidden_size": 128,
             "intermediate_size": 384,
@@ -47,7 +53,8 @@ class Recipe:
             "sliding_window": 64,
         }
     )
-    training: dict[str, object] = field(
+    """Keys of `ModelConfig`."""
+    training: dict[str, Any] = field(
         default_factory=lambda: {
             "optimizer": "muon",
             "muon_learning_rate": 0.01,
@@ -58,6 +65,7 @@ class Recipe:
             "dtype": "bfloat16",
         }
     )
+    """Keys of `TrainConfig`."""
 
 
 FULL = Recipe()

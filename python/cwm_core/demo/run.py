@@ -1,11 +1,10 @@
-"""The demo's steps, in order, with progress, and what it prints and writes."""
+"""Run the steps of the demo in order, with progress, and print and write the results."""
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,28 +30,33 @@ from .recipe import FULL, SHORT, Recipe
 THREADS = 2
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m cwm_core.demo", description=__doc__)
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for everything the demo writes")
-    parser.add_argument("--short", action="store_true", help="the same in about a minute, with worse scores")
-    options = parser.parse_args(arguments)
-    Demo(SHORT if options.short else FULL, options.output, Console()).run()
-    return 0
+def run_demo(folder: str | os.PathLike[str], *, short: bool = False) -> None:
+    """Run the demo, print its results, and write everything to a folder.
+
+    Args:
+        folder: Folder for the vocabulary, the shards, the model, and the page.
+        short: Use a smaller recipe, with worse scores.
+    """
+    Demo(SHORT if short else FULL, Path(folder), Console()).run()
 
 
 class Demo:
-    """One run of the demo; `results` is what it measured."""
+    """One run of the demo.
+
+    Attributes:
+        results: What the run measured.
+        losses: Losses of the training steps.
+    """
 
     def __init__(self, recipe: Recipe, out: Path, console: Console) -> None:
-        """Write into the folder `out`; shards go to a new folder in it at each run."""
+        """Write to the folder `out`. Each run writes its shards to a new folder in it."""
         self.recipe, self.console = recipe, console
         self.out = out
         self.results: dict[str, object] = {"recipe": asdict(recipe)}
         self.losses: list[float] = []
 
     def run(self) -> None:
-        """All of it."""
+        """Run all steps."""
         threads = torch.get_num_threads()
         torch.set_num_threads(THREADS)
         try:
@@ -71,10 +75,10 @@ class Demo:
         self.show(held_out, predictions)
         models.save(trained, self.out / "model", tokenizer)
         (self.out / "results.json").write_text(json.dumps(self.results, indent=2))
-        self.console.print(f"{self.results['seconds']:.0f} s in all; figures in {self.out / 'results.json'}")
+        self.console.print(f"Total: {self.results['seconds']:.0f} s. All figures are in {self.out / 'results.json'}")
 
     def record(self) -> tuple[list[Trace], list[Trace]]:
-        """Executions to train on and to predict."""
+        """Record executions to train on and executions to predict."""
         train, held_out = programs(self.recipe)
         began = time.monotonic()
         train_traces = record(track(train, "Recording programs", console=self.console))
@@ -82,28 +86,28 @@ class Demo:
         held_out_traces = record(held_out)
         frames = sum(map(len, train_traces))
         self.console.print(
-            f"  {len(train)} executions, {frames} frames, {frames / len(train):.1f} a trace, in {seconds:.1f} s"
+            f"  {len(train)} executions, {frames} frames, {frames / len(train):.1f} per trace, {seconds:.1f} s"
         )
         self.results["recorded"] = {"traces": len(train), "frames": frames, "seconds": seconds}
         return train_traces, held_out_traces
 
     def tokenize(self, traces: list[Trace]) -> tuple[Tokenizer, Path]:
-        """A vocabulary and token shards."""
+        """Train a vocabulary and write token shards."""
         began = time.monotonic()
         tokenizer = train_vocabulary(traces, self.recipe)
-        # A folder that holds shards is refused by the writer, so that nothing is ever mixed: each run has its own.
+        # The writer refuses a folder that holds shards, so each run uses a new one.
         shards = self.out / f"shards-{time.time_ns()}"
         written = write_shards(shards, tokenizer, traces, self.recipe)
         stats = describe(shards)
         self.console.print(
-            f"Tokens: a vocabulary of {tokenizer.vocab_size}, {stats['tokens']} tokens in {written} documents "
+            f"Tokenized: vocabulary of {tokenizer.vocab_size}, {stats.tokens} tokens in {written} documents "
             f"({len(traces) - written} too long), {time.monotonic() - began:.1f} s"
         )
-        self.results["tokens"] = {"vocabulary": tokenizer.vocab_size, "tokens": stats["tokens"], "documents": written}
+        self.results["tokens"] = {"vocabulary": tokenizer.vocab_size, "tokens": stats.tokens, "documents": written}
         return tokenizer, shards
 
     def train(self, tokenizer: Tokenizer, shards: Path) -> tuple[Transformer, Transformer]:
-        """The model before and after training."""
+        """Return the model before and after training."""
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
         config = ModelConfig(
@@ -128,16 +132,16 @@ class Demo:
                 show(step)
 
             if Trainer(trained, loader, settings, on_step).run() == "signal":
-                raise KeyboardInterrupt  # a model that is half trained has no scores worth showing
+                raise KeyboardInterrupt  # the scores of a model that is half trained mean nothing
         seconds = time.monotonic() - began
         stats = loader.stats()
-        speed = stats["tokens"] / seconds
+        speed = stats.tokens / seconds
         last = sum(self.losses[-20:]) / len(self.losses[-20:])
-        full = f"rows {stats['efficiency']:.1%} full"
-        self.console.print(f"  {stats['tokens']} tokens, {speed:,.0f} a second, {full}, last loss {last:.3f}")
+        full = f"rows {stats.efficiency:.1%} full"
+        self.console.print(f"  {stats.tokens} tokens, {speed:,.0f} per second, {full}, last loss {last:.3f}")
         self.results["training"] = {
             "parameters": size,
-            "tokens": stats["tokens"],
+            "tokens": stats.tokens,
             "seconds": seconds,
             "losses": self.losses,
         }
@@ -146,7 +150,7 @@ class Demo:
     def predict(
         self, tokenizer: Tokenizer, untrained: Transformer, trained: Transformer, traces: list[Trace]
     ) -> list[Prediction]:
-        """Free predictions of the trained model; the scores of all predictors go to `results`."""
+        """Return free predictions of the trained model, and add the scores of all predictors to `results`."""
         longest = max(len(tokenizer.encode_trace(trace)) for trace in traces) * 5 // 4
         scores: dict[str, TraceScores] = {}
         free: list[Prediction] = []
@@ -165,7 +169,9 @@ class Demo:
         return free
 
     def show(self, traces: list[Trace], predictions: list[Prediction]) -> None:
-        """One prediction beside the real execution, on the console and as a page: the first that differs, if any."""
+        """Show one prediction beside the real execution, on the console and as a page: the first one that differs, if
+        any.
+        """
         pairs = list(zip(traces, predictions, strict=True))
         differing = (pair for pair in pairs if score_trace(pair[0], pair[1].parsed).state != 1.0)
         trace, prediction = next(differing, pairs[0])
@@ -173,11 +179,11 @@ class Demo:
         self.console.print(view.terminal(trace, predicted=predicted, width=self.console.width), markup=False)
         page = self.out / "prediction.html"
         page.write_text(view.html(trace, predicted=predicted, title="A predicted execution"), encoding="utf-8")
-        self.console.print(f"The same as a page: {page}")
+        self.console.print(f"The same as a web page: {page}")
 
 
 def initialize(model: Transformer) -> None:
-    """Weights that suit a narrow model under Muon: of unit scale into each product, the output starting at zero."""
+    """Initialize weights for a narrow model under Muon: of unit scale into each product, with an output of zero."""
     for name, parameter in model.named_parameters():
         if name == "embed_tokens.weight":
             torch.nn.init.normal_(parameter, std=0.5)
@@ -188,7 +194,7 @@ def initialize(model: Transformer) -> None:
 
 
 def with_first_frame(trace: Trace, prediction: Prediction) -> Trace:
-    """A prediction as a trace of its own: the context and the frame of the prompt, then the predicted frames."""
+    """Return a prediction as a whole trace: the context and the frame of the prompt, then the predicted frames."""
     text = trace.to_text()
     end = text.index(FRAME_SEP, text.index(CALL_SEP)) + len(FRAME_SEP)
     frames = prediction.parsed.trace.to_text().partition(FRAME_SEP)[2]
@@ -202,7 +208,7 @@ def _mean(traces: list[Trace], predictions: list[Prediction]) -> TraceScores:
 
 
 def score_table(scores: dict[str, TraceScores]) -> Table:
-    """The scores in percent, a predictor a row."""
+    """Return the scores in percent, one row for each predictor."""
     columns = {"valid_format": "valid", "action": "action", "state": "state", "output": "output"}
     columns |= {"valid_json": "JSON", "key": "names", "key_value": "values"}
     table = Table(title="Unseen programs: scores in percent", title_justify="left", box=None, padding=(0, 2, 0, 0))

@@ -1,4 +1,4 @@
-"""What an agent acts in: a task's repository behind tools, one action a turn, a reward at the end."""
+"""Environments for agents: the repository of a task behind tools, one action per turn, and a reward at the end."""
 
 from .agents import (
     Agent,
@@ -22,12 +22,12 @@ from .issues import issue_task, read_issues
 from .outcomes import TestRun, run_tests
 from .patches import make_diff, normalize, similarity
 from .profile import CWM, CWM_TRAINING, DEFAULT, PROFILES, Profile
-from .rewards import Reward, judge
+from .rewards import Reward, RewardFunction, judge
 from .rollouts import rollout, run_rollouts
 from .selection import Selection, judge_candidates, select, written_test
 from .summary import summarize
 from .tasks import Task, read_tasks, write_tasks
-from .tools import ActionError, Call, parse_action
+from .tools import ActionError, Call, Tool, parse_action
 from .trajectories import Trajectory, TrajectoryReader, TrajectoryWriter, Turn, read_trajectories
 from .workers import EnvironmentWorker, ProcessWorker, WorkerError
 
@@ -54,11 +54,13 @@ __all__ = [
     "Profile",
     "Reply",
     "Reward",
+    "RewardFunction",
     "ScriptedAgent",
     "Selection",
     "Step",
     "Task",
     "TestRun",
+    "Tool",
     "Trajectory",
     "TrajectoryReader",
     "TrajectoryWriter",

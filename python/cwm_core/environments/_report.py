@@ -1,29 +1,30 @@
-"""A pytest plugin that writes each test's outcome, run where the tests run; Python 3.6 or later, pytest 2.8 or later.
+"""Pytest plugin that writes the outcome of each test. It runs on Python 3.6 or later and pytest 2.8 or later.
 
-It is copied there under a name that nobody knows beforehand, and writes beside itself. It appends a control to the
-tests: a test that must fail, under a name that nobody knows either. Where the control passes, outcomes are forged.
+The plugin is copied to the machine under a random name and writes its report to the folder that contains it. It
+appends a control to the tests: a test with a random name that must fail. If the control passes, outcomes are forged.
 """
 
 import json
 import os
 import sys
 import zlib
+from typing import Any
 
 import pytest
 
 BOX = os.path.dirname(os.path.abspath(__file__))
 CONTROL = "test_" + __name__[::-1]
 EXPECTED = CONTROL + "_expected"
-OUTCOMES = {}
-ERRORS = []
-FILES = set()
+OUTCOMES: "dict[str, str]" = {}
+ERRORS: "list[str]" = []
+FILES: "set[str]" = set()
 RANK = ["passed", "xfailed", "skipped", "failed", "error"]
 ROOT = os.path.realpath(os.environ.pop("CWM_ROOT", "."))
-CONFIG = []
-STATUS = []
-ABOVE = []
+CONFIG: "list[Any]" = []
+STATUS: "list[int]" = []
+ABOVE: "list[str]" = []
 
-# Tests that run pytest are to find the environment as it was.
+# Restore the environment for tests that run pytest themselves.
 for variable in ("PYTEST_ADDOPTS", "PYTHONPATH"):
     old = os.environ.pop("CWM_" + variable, None)
     if old is not None:
@@ -31,27 +32,27 @@ for variable in ("PYTEST_ADDOPTS", "PYTHONPATH"):
         os.environ.update({variable: old} if old else {})
 
 
-def note(name, outcome):
-    """Keep the worst that happened to a test in its three phases."""
+def note(name: str, outcome: str) -> None:
+    """Keep the worst outcome of a test's three phases."""
     name = in_repository(name)
     before = OUTCOMES.get(name, outcome)
     OUTCOMES[name] = max(before, outcome, key=RANK.index)
 
 
-def in_repository(name):
-    """Return a test's name without the way from pytest's root down to the repository."""
+def in_repository(name: str) -> str:
+    """Return a test's name relative to the repository, if pytest's root is above it."""
     return name[len(ABOVE[0]) :] if ABOVE and name.startswith(ABOVE[0]) else name
 
 
-def fail():
-    """Do what the control does."""
+def fail() -> None:
+    """Fail, as the body of the control."""
     raise AssertionError("this test must fail")
 
 
-def pytest_configure(config):
-    """Keep the configuration, for the folder that names of tests begin from.
+def pytest_configure(config: Any) -> None:
+    """Keep the configuration, whose root folder names of tests are relative to.
 
-    Where pytest found configuration above the repository, names begin with a way down to it, which says nothing.
+    If pytest finds configuration above the repository, names begin with the path down to it, which is dropped.
     """
     CONFIG.append(config)
     way = os.path.relpath(ROOT, os.path.realpath(str(config.rootdir)))
@@ -59,10 +60,10 @@ def pytest_configure(config):
         ABOVE.append(way + "/")
 
 
-def pytest_itemcollected(item):
-    """Mark the tests of unittest that are declared to fail; pytest's own have the keyword "xfail".
+def pytest_itemcollected(item: Any) -> None:
+    """Mark unittest tests that are declared to fail; those of pytest have the keyword "xfail".
 
-    Code under test can raise what `pytest.xfail()` raises, and so make any test look like one that is expected to fail.
+    Code under test can call `pytest.xfail()`, which makes any test look like one that is expected to fail.
     """
     owners = [item.parent, item]
     if any(getattr(getattr(owner, "obj", None), "__unittest_expecting_failure__", False) for owner in owners):
@@ -70,8 +71,8 @@ def pytest_itemcollected(item):
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items):
-    """Append the control, behind a test that is a plain function and neither skipped nor expected to fail."""
+def pytest_collection_modifyitems(items: "list[Any]") -> None:
+    """Append the control next to the last plain function that is neither skipped nor expected to fail."""
     for item in reversed(items):
         marked = any(name in item.keywords for name in ("skip", "skipif", "xfail"))
         kind = type(item)
@@ -81,14 +82,14 @@ def pytest_collection_modifyitems(items):
             return
 
 
-def pytest_collectreport(report):
-    """Keep what could not be collected."""
+def pytest_collectreport(report: Any) -> None:
+    """Keep the names of files that could not be collected."""
     if report.failed:
         ERRORS.append(report.nodeid)
 
 
-def pytest_runtest_logreport(report):
-    """Keep the outcomes of setup, call and teardown, and the file that a test is in."""
+def pytest_runtest_logreport(report: Any) -> None:
+    """Keep the outcomes of setup, call, and teardown, and the file of the test."""
     if report.failed:
         note(report.nodeid, "failed" if report.when == "call" else "error")
     elif report.skipped:
@@ -102,13 +103,13 @@ def pytest_runtest_logreport(report):
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session, exitstatus):
-    """Write all; not in the workers of pytest-xdist, whose reports come to their controller."""
+def pytest_sessionfinish(session: Any, exitstatus: int) -> None:
+    """Write the report. Workers of pytest-xdist skip this, because their controller receives their reports."""
     if hasattr(session.config, "workerinput"):
         return
     for item in getattr(session, "items", []):
         if in_repository(item.nodeid) not in OUTCOMES:
-            note(item.nodeid, "error")  # the session was ended before the test ran
+            note(item.nodeid, "error")  # the session ended before the test ran
     control = [OUTCOMES.pop(name) for name in list(OUTCOMES) if name.endswith("::" + CONTROL)]
     report = {
         "outcomes": OUTCOMES,
@@ -122,8 +123,8 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_unconfigure():
-    """End the process as soon as it has reported, before handlers of the tested code run at its exit."""
+def pytest_unconfigure() -> None:
+    """Exit right after the report, before exit handlers of the tested code run."""
     if STATUS:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Leaving out trajectories that say nearly what another one says: MinHash with locality-sensitive hashing."""
+"""Drop near-duplicate trajectories with MinHash and locality-sensitive hashing."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -11,19 +11,19 @@ _BUDGET = re.compile(r"\n<budget>\n.*?\n</budget>\Z", re.DOTALL)
 
 
 class NearDuplicates:
-    """Tells of each trajectory whether one before it, that was kept, is much the same.
+    """Finds trajectories that are nearly equal to an earlier one.
 
-    Compared are the sets of 5 consecutive words in actions and observations, without the notes on the budget left, by
-    their estimated Jaccard similarity. (The Code World Model's data keeps pairs below 0.5.)
+    Trajectories are compared by the estimated Jaccard similarity of their sets of 5 consecutive words in actions and
+    observations, without the notes on the remaining budget. The data of the Code World Model keeps pairs below 0.5.
     """
 
     def __init__(self, threshold: float = 0.5) -> None:
-        """Nothing kept yet. Raises as `NearIndex`."""
+        """Start without trajectories. Raise as `NearIndex`."""
         self._index = NearIndex(threshold)
         self._names: list[str] = []
 
     def check(self, trajectory: Trajectory) -> str | None:
-        """The name of the first one kept that is as similar as the threshold or more; None where this one is kept."""
+        """Return the name of an earlier trajectory with at least the threshold's similarity, or keep this one: None."""
         made = sketch(shingles(trajectory))
         if (found := self._index.find(made)) is not None:
             return self._names[found]
@@ -33,13 +33,13 @@ class NearDuplicates:
 
 
 def distinct(trajectories: Iterable[Trajectory], threshold: float = 0.5) -> Iterator[Trajectory]:
-    """Those of the trajectories, in their order, that no earlier one of them is nearly equal to."""
+    """Yield the trajectories that are not nearly equal to an earlier one, in order."""
     seen = NearDuplicates(threshold)
     return (trajectory for trajectory in trajectories if seen.check(trajectory) is None)
 
 
 def shingles(trajectory: Trajectory) -> list[str]:
-    """What is compared of a trajectory: each 5 consecutive words of its turns, or all if they are fewer."""
+    """Return each sequence of 5 consecutive words of the turns, or all words if there are fewer."""
     turns = (f"{turn.action}\n{_BUDGET.sub('', turn.observation)}" for turn in trajectory.turns)
     words = "\n".join(turns).encode(errors="replace").decode().split()
     count = max(len(words) - _WORDS + 1, 1)

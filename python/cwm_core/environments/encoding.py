@@ -1,4 +1,4 @@
-"""Trajectories as training data: tokens, and which of them are learned."""
+"""Encode trajectories as training data: tokens and a loss mask."""
 
 import hashlib
 import os
@@ -16,37 +16,45 @@ if TYPE_CHECKING:
 
 
 class EncodedTrajectory(NamedTuple):
-    """What `ShardWriter.add` takes.
-
-    `ids`: int32 [n]. `loss_mask`: bool [n]. `spans`: int32 [k, 2], first token and token after the last, of each
-    `action` and `observation`, whether it is learned or not.
-    """
+    """An encoded trajectory, in the form that `ShardWriter.add` takes."""
 
     ids: NDArray[np.int32]
+    """Tokens, of shape [n]."""
     loss_mask: NDArray[np.bool_]
+    """Tokens that count in the loss, of shape [n]."""
     spans: dict[str, NDArray[np.int32]]
+    """Spans of each `action` and `observation`, of shape [k, 2]: the first token, and the token after the last."""
 
 
 def encode_trajectory(
     tokenizer: "Tokenizer", trajectory: Trajectory, *, seed: int = 0, observations: float = 0.5
 ) -> EncodedTrajectory:
-    """A trajectory as a chat, of which the agent learns its actions and some of what they lead to.
+    """Encode a trajectory as a chat whose loss covers all actions and a random part of the observations.
 
-    The ids are those of ``tokenizer.encode_chat(trajectory.conversation())``. In the loss are all actions and a part
-    `observations` of the observations, each with the `<|eot_id|>` that ends it. Which ones are drawn at random, each by
-    itself: the n-th one's lot depends on `seed`, the trajectory's name and n alone. (The half is that of the Code World
-    Model's data.)
+    The tokens equal those of `tokenizer.encode_chat(trajectory.conversation())`. The `<|eot_id|>` that ends a message
+    belongs to it.
 
-    Raises ValueError for a part that is not between 0 and 1, and as `encode_chat`.
+    Args:
+        tokenizer: The tokenizer.
+        trajectory: The trajectory.
+        seed: Seed of the choice of observations. Whether the n-th one counts depends only on the seed, the name of the
+            trajectory, and n.
+        observations: Probability that an observation counts in the loss. Half is the value of the Code World Model
+            (arXiv 2510.02387).
+
+    Raises:
+        ValueError: `observations` is not between 0 and 1, or the chat cannot be encoded; see `encode_chat`.
     """
     if not 0 <= observations <= 1:
-        raise ValueError(f"the part of observations to learn must be between 0 and 1, not {observations}")
+        raise ValueError(f"observations must be between 0 and 1, got {observations}")
     start, _ = tokenizer.encode_chat([])
-    parts, masks, at, drawn = [start], [np.zeros(len(start), np.bool_)], len(start), 0
+    parts, at, drawn = [start], len(start), 0
+    masks: list[NDArray[np.bool_]] = [np.zeros(len(start), np.bool_)]
     spans: dict[str, list[tuple[int, int]]] = {"action": [], "observation": []}
     for number, message in enumerate(trajectory.conversation()):
-        # Every text of a chat is encoded by itself, so that the messages' tokens are the chat's.
-        ids, mask = (part[len(start) :] for part in tokenizer.encode_chat([message]))
+        # The texts of a chat are encoded separately, so the tokens of the messages are those of the chat.
+        chat_ids, chat_mask = tokenizer.encode_chat([message])
+        ids, mask = chat_ids[len(start) :], chat_mask[len(start) :]
         if number >= len(trajectory.messages):
             if message["role"] == "assistant":
                 content = len(ids) - int(mask.sum())
@@ -72,9 +80,18 @@ def write_shards(
     observations: float = 0.5,
     source: str = "agent",
 ) -> int:
-    """Put trajectories, those that failed left out, into a new folder of token shards; how many they were.
+    """Write trajectories, except failed ones, to a new folder of token shards.
 
-    Raises as `encode_trajectory` and `ShardWriter`.
+    Args:
+        folder: The new folder.
+        tokenizer: The tokenizer.
+        trajectories: The trajectories.
+        seed: See `encode_trajectory`.
+        observations: See `encode_trajectory`.
+        source: Name of the source in the shards.
+
+    Returns:
+        The number of trajectories written.
     """
     with ShardWriter(folder, tokenizer) as writer:
         for trajectory in trajectories:
@@ -85,6 +102,6 @@ def write_shards(
 
 
 def _lot(seed: int, name: str, number: int) -> float:
-    """A number in [0, 1) that looks random; the same on every machine, for ever."""
+    """Return a pseudo-random number in [0, 1), the same on every machine and in every version."""
     digest = hashlib.sha256(f"{seed} {number} {name}".encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

@@ -1,9 +1,9 @@
-"""The environment that a model acts in: text actions in, text observations and a reward out."""
+"""Run episodes: take actions as text, and return observations as text and a reward."""
 
 import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -11,46 +11,51 @@ from ..machines import Backend, Machine, SandboxBackend
 from ..machines.shell import Shell
 from .history import forget_history
 from .profile import DEFAULT, Profile
-from .rewards import judge
+from .rewards import RewardFunction, judge
 from .submissions import apply_submission
 from .tasks import Task
-from .tools import ActionError, Call, parse_action, parse_create, parse_edit
+from .tools import ActionError, Call, Tool, parse_action, parse_create, parse_edit, tools_by_name
 
 HOW_TO_DIFF = (
     "It must apply to the repository as it was at the start. "
     "`git add -A && git diff --cached $(git rev-list --max-parents=0 HEAD) > PATH` writes such a diff."
 )
-# What a terminal would obey, and a model should see: C0 without tab and line ends, delete, and C1.
+# Control characters that a terminal obeys: C0 without tab and line ends, delete, and C1.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One turn: what the model wrote, what it was told, the command's exit code if one ran, and seconds spent."""
+    """A turn of an episode."""
 
     action: str
+    """Message of the agent."""
     observation: str
+    """Answer to the message."""
     exit_code: int | None
+    """Exit code of the command, or None if no command ran."""
     seconds: float
+    """Duration, in seconds."""
 
 
 @dataclass(frozen=True)
 class Transition:
-    """What follows an action.
-
-    `info` holds `role` (of the observation's message), `exit_code`, `malformed` (whether the action was) and, at the
-    end, `test`: why the reward is what it is.
-    """
+    """Result of an action."""
 
     observation: str
+    """Answer to the action."""
     reward: float
+    """Reward at the end of the episode; 0 before."""
     done: bool
+    """Whether the episode has ended."""
     info: dict[str, Any] = field(default_factory=dict)
+    """`role` of the observation's message, `exit_code`, `malformed` (whether the action was) and, at the end, `test`,
+    the reason of the reward."""
 
 
 @dataclass
 class _Episode:
-    """All that an episode is made of."""
+    """State of an episode."""
 
     task: Task
     machine: Machine
@@ -60,15 +65,17 @@ class _Episode:
     diff: bytes | None = None
     done: bool = False
     folder: str | None = None
-    """The shell's working directory, quoted; None: the repository's root."""
+    """Working directory of the shell, quoted; None is the root of the repository."""
 
 
 class Environment:
-    """A copy of a task's repository behind the tools bash, edit, create and submit; a context manager.
+    """A copy of a task's repository behind the tools bash, edit, create, and submit; a context manager.
 
-    An episode ends with a message without a tool call, or when its turns, its seconds or its context are spent. The
-    reward comes then, 0 until: 1.0 if the submitted diff passes the task's tests in a fresh machine, else 0.0.
-    `trajectory` holds every step, ready for ``dataclasses.asdict`` and JSON.
+    An episode ends at a message without a tool call, or when its turns, seconds, or context run out. The reward at the
+    end is 1.0 if the submitted diff passes the task's tests on a fresh machine, else 0.0.
+
+    Attributes:
+        trajectory: The steps of the episode, which `dataclasses.asdict` turns into JSON types.
     """
 
     def __init__(
@@ -77,12 +84,25 @@ class Environment:
         profile: Profile = DEFAULT,
         *,
         count_tokens: Callable[[str], int] | None = None,
+        tools: Iterable[Tool] = (),
+        reward: RewardFunction = judge,
         **changes: Any,
     ) -> None:
-        """Set up; `backend` None is `SandboxBackend()`, `changes` are fields of `profile`, such as ``max_turns=20``.
+        """Set up an environment without an episode.
 
-        `count_tokens` is how long a text is for the model; without it the context is not watched.
+        Args:
+            backend: Opens the machines; None is `SandboxBackend()`.
+            profile: Limits of an episode.
+            count_tokens: Returns the number of tokens of a text. Without it, the length of the context is not limited.
+            tools: Tools in addition to the built-in ones.
+            reward: Judges the submitted diff.
+            **changes: Fields of `profile` to replace, such as ``max_turns=20``.
+
+        Raises:
+            TypeError: `profile` has no such field.
+            ValueError: As `tools_by_name`.
         """
+        self._tools, self._reward = tools_by_name(tools), reward
         self._backend = SandboxBackend() if backend is None else backend
         self._profile = replace(profile, **changes)
         self._count_tokens = count_tokens
@@ -90,10 +110,14 @@ class Environment:
         self.trajectory: list[Step] = []
 
     def start(self, task: Task) -> str:
-        """Begin an episode: the first observation, which is the task's prompt. Ends an earlier episode.
+        """Start an episode, ending an earlier one, and return the first observation, which is the task's prompt.
 
-        The agent finds a git repository of one commit: what came before would tell how to repair what is broken.
-        Raises as `Backend.open` and `forget_history`.
+        The agent gets a git repository with one commit, because its history would show the solution.
+
+        Raises:
+            SandboxError: This host cannot run the machine.
+            ValueError: The backend cannot open the task, or git fails.
+            OSError: The task's folder cannot be copied.
         """
         self.close()
         machine = self._backend.open(task)
@@ -108,12 +132,16 @@ class Environment:
         return task.prompt
 
     def clone(self) -> "Environment":
-        """An environment of its own that goes on from here: the same turns, seconds, submission, files and shell.
+        """Return a new environment that continues from the current state of the episode.
 
-        Of the files, the repository is copied, in a container /tmp too. Of the shell, working directory, variables,
-        functions, aliases, traps and options are; processes and open files are not. Where the copy has another path
-        (`SandboxBackend`), the working directory and variables follow it, and absolute paths inside files do not.
-        Raises RuntimeError when no episode is running, `sandbox.SandboxError` where the shell or the machine fails.
+        The copy has the same turns, time left, submission, and trajectory. It has a copy of the repository (and, in a
+        container, of /tmp), and a shell with the same working directory, variables, functions, aliases, traps, and
+        options. Processes and open files are not copied. With `SandboxBackend`, the repository has a new path, to which
+        the working directory and variables change, but absolute paths in files do not.
+
+        Raises:
+            RuntimeError: No episode is running.
+            SandboxError: The shell or the machine failed.
         """
         episode = self._running()
         state = episode.shell.state()
@@ -124,23 +152,30 @@ class Environment:
         except BaseException:
             machine.close()
             raise
-        other = Environment(self._backend, self._profile, count_tokens=self._count_tokens)
+        other = Environment(
+            self._backend,
+            self._profile,
+            count_tokens=self._count_tokens,
+            tools=self._tools.values(),
+            reward=self._reward,
+        )
         folder = episode.folder and episode.folder.replace(episode.machine.root, machine.root)
         other._episode = replace(episode, machine=machine, shell=shell, folder=folder)
         other.trajectory = list(self.trajectory)
         return other
 
     def step(self, action_text: str) -> Transition:
-        """Do what a message asks for.
+        """Carry out the tool call of a message.
 
-        Raises RuntimeError before `start` and after the episode's end, `sandbox.SandboxError` when the machine was
-        lost.
+        Raises:
+            RuntimeError: No episode is running.
+            SandboxError: The machine was lost.
         """
         episode, profile = self._running(), self._profile
         started = time.monotonic()
         call, exit_code, malformed = None, None, False
         try:
-            call = parse_action(action_text)
+            call = parse_action(action_text, self._tools)
             said, exit_code = self._call(episode, call) if call else ("", None)
         except ActionError as error:
             said, malformed = str(error), True
@@ -158,7 +193,7 @@ class Environment:
         reward = 0.0
         if episode.done:
             episode.shell.close()
-            verdict = judge(episode.task, episode.diff, self._backend, seconds=profile.command_seconds)
+            verdict = self._reward(episode.task, episode.diff, self._backend, seconds=profile.command_seconds)
             reward, info["test"] = verdict.value, verdict.reason
         return Transition(observation, reward, episode.done, info)
 
@@ -168,9 +203,14 @@ class Environment:
         return self._episode
 
     def _call(self, episode: _Episode, call: Call) -> tuple[str, int | None]:
-        """Run a tool: what the model is told, and the exit code if it was a command."""
+        """Use a tool; return the text for the model, and the exit code of a command."""
         if call.tool == "bash":
             return self._bash(episode, call.content)
+        if tool := self._tools.get(call.tool):
+            try:
+                return _shown(tool(episode.machine, call.content)), None
+            except ValueError as error:
+                return _shown(str(error)), None
         said = self._use_file(episode, call)
         root = episode.machine.root
         if episode.folder not in (None, root):
@@ -192,12 +232,12 @@ class Environment:
         return self._submitted(episode.task, episode.diff)
 
     def _submitted(self, task: Task, diff: bytes) -> str:
-        """Return what to tell of a submission: above all, whether it applies, which is tried in a fresh machine."""
+        """Return the answer to a submission: whether it applies to a fresh machine, and which changes are ignored."""
         with contextlib.closing(self._backend.open(task)) as machine:
             applied = apply_submission(machine, task, diff, seconds=self._profile.command_seconds)
         parts = ["Submitted. Submit again to replace it; a message without a tool call ends the work."]
         if applied.problem:
-            parts.append(f"As it is, it cannot be judged: {_shown(applied.problem.strip())}\n{HOW_TO_DIFF}")
+            parts.append(f"It cannot be judged: {_shown(applied.problem.strip())}\n{HOW_TO_DIFF}")
         if applied.ignored:
             parts.append(f"Changes that do not count: {_shown(applied.notes())}.")
         return "\n".join(parts)
@@ -220,7 +260,7 @@ class Environment:
         return "\n".join(note for note in notes if note), result.exit_code
 
     def _observation(self, said: str, budget: str) -> str:
-        """The message, without the middle of `said` where it would be too long."""
+        """Return the observation, without the middle of `said` if it would be too long."""
         limit, kept = self._profile.observation_tokens, len(said)
         count = self._count_tokens or (lambda text: len(text.encode(errors="replace")))
         part = said
@@ -237,13 +277,13 @@ class Environment:
         return self._count_tokens(text) if self._count_tokens else 0
 
     def close(self) -> None:
-        """End the episode's processes and remove its files. Safe to call again."""
+        """End the episode's processes and remove its files. Closing again has no effect."""
         if self._episode is not None:
             self._episode.machine.close()
             self._episode = None
 
     def __enter__(self) -> Self:
-        """The environment itself."""
+        """Return the environment."""
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -252,5 +292,5 @@ class Environment:
 
 
 def _shown(text: str) -> str:
-    """Text with control characters written as escapes, so that no terminal obeys them."""
+    """Return text with control characters as escapes, so that terminals do not obey them."""
     return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -1,12 +1,12 @@
-"""Taking a repository's past away from an agent, for which it would be the answer."""
+"""Remove a repository's history, which would show an agent how to solve its task."""
 
 from ..machines import Machine
 from .protection import CACHES
 
 SECONDS = 300.0
 
-# Compiled files are of the past, too. The agent's commits need an identity; what running tests leaves behind does not
-# belong into its diffs; and a diff of files with CRLF line ends is to have them, whatever the attributes say.
+# Compiled files are part of the history. The agent's commits need an identity, caches of tests do not belong in its
+# diffs, and diffs of files with CRLF must keep these line ends whatever the attributes say.
 FORGET = f"""
 find . -name __pycache__ -type d -prune -exec rm -rf {{}} + &&
 rm -rf .git && git init -q && mkdir -p .git/info &&
@@ -18,11 +18,13 @@ git add -A && git commit -q --no-verify --allow-empty -m Start
 
 
 def forget_history(machine: Machine) -> None:
-    """Make a new git repository with one commit: the files as they are now, so that `git diff` shows an agent's work.
+    """Replace the git repository by a new one with a single commit of the current files.
 
-    Without it, `git diff` would show the patch that broke the repository, and `git log` how it was before. Raises
-    ValueError where git does not do it.
+    Otherwise, `git diff` would show the patch that broke the repository, and `git log` the code before it.
+
+    Raises:
+        ValueError: git fails.
     """
     result = machine.run(FORGET, seconds=SECONDS)
     if result.exit_code != 0:
-        raise ValueError(f"no git repository can be made in {machine.root}: {result.stderr.decode()[-500:]}")
+        raise ValueError(f"cannot create a git repository in {machine.root}: {result.stderr.decode()[-500:]}")

@@ -1,4 +1,4 @@
-"""Tasks from issues that were fixed: rows of SWE-bench's form."""
+"""Make tasks from fixed issues in the format of SWE-bench."""
 
 import json
 import os
@@ -11,21 +11,23 @@ from .protection import SETTINGS
 from .tasks import Task
 
 MAX_PROMPT_TOKENS = 8192
-"""Of the Code World Model's software engineering environment (arXiv 2510.02387)."""
+"""Maximum length of a prompt in the software engineering environment of the Code World Model (arXiv 2510.02387)."""
 
 IMAGE = "swebench/sweb.eval.x86_64.{}:latest"
-"""How the images of SWE-bench are called on Docker Hub, which allows no "__" in names."""
+"""Names of the SWE-bench images on Docker Hub, which does not allow "__" in names."""
 
 TEST_COMMAND = 'PATH="/opt/miniconda3/envs/testbed/bin:$PATH" python -m pytest -q'
-"""pytest of the environment that SWE-bench's images hold."""
+"""Command that runs pytest in the environment of the SWE-bench images."""
 
 WORKDIR = "/testbed"
+"""Folder of the repository in the SWE-bench images."""
+
 _REQUIRED = ("instance_id", "repo", "base_commit", "problem_statement", "patch", "test_patch")
 _PROMPT = "This is an issue of {repo}, whose source code you are in:\n\n{statement}\n\nResolve it by changing the code."
 
 
 def byte_length(text: str) -> int:
-    """An upper bound of the number of tokens of a text, for any byte-level tokenizer."""
+    """Return an upper bound of the number of tokens of a text, for any byte-level tokenizer."""
     return len(text.encode(errors="replace"))
 
 
@@ -36,15 +38,22 @@ def read_issues(
     count_tokens: Callable[[str], int] = byte_length,
     left_out: Callable[[str, str], object] | None = None,
 ) -> Iterator[Task]:
-    """Tasks of kind "issue-fix" from a JSONL file of rows as SWE-bench has them.
+    """Read tasks of kind "issue-fix" from a JSON Lines file in the format of SWE-bench.
 
-    Read are `instance_id`, `repo`, `base_commit`, `problem_statement`, `patch`, `test_patch`, `FAIL_TO_PASS` and
-    `PASS_TO_PASS` (lists, or JSON of them in a string) and, where there, `image` or `image_name`; without, the image
-    is called as SWE-bench's own. The repository is at `WORKDIR` of the image.
+    The fields are `instance_id`, `repo`, `base_commit`, `problem_statement`, `patch`, `test_patch`, `FAIL_TO_PASS`, and
+    `PASS_TO_PASS` (lists, or strings with JSON lists). `image` or `image_name` is optional; the default is the image of
+    SWE-bench. The repository is in the folder `WORKDIR` of the image.
 
-    Rows whose tests are not named as pytest names them, and those whose prompt is more than 8,192 tokens long by
-    `count_tokens`, are left out: `left_out` is called with the id and the reason. Raises ValueError that names the
-    line of a row that is none.
+    Rows are skipped if their tests do not have names of pytest, or if their prompt has more than 8,192 tokens.
+
+    Args:
+        path: The file.
+        test_command: Command that runs pytest.
+        count_tokens: Returns the number of tokens of a text.
+        left_out: Called with the id of each skipped row and the reason.
+
+    Raises:
+        ValueError: A row is invalid; the message names its line.
     """
     for number, row in read_rows(path):
         try:
@@ -63,7 +72,7 @@ def read_issues(
 
 
 def issue_task(row: Mapping[str, Any], *, test_command: str = TEST_COMMAND) -> Task:
-    """The task of one row. Raises ValueError that names a field that is missing or not of its type."""
+    """Return the task of a row. Raise ValueError that names a field that is missing or has the wrong type."""
     for field in _REQUIRED:
         if not isinstance(row.get(field), str):
             raise ValueError(f"{field!r} must be a string, got {json.dumps(row.get(field))[:60]}")

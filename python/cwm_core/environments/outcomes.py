@@ -1,4 +1,4 @@
-"""Running a repository's tests in a machine, and the outcome of each."""
+"""Run a repository's tests on a machine and return the outcome of each."""
 
 import json
 import re
@@ -19,7 +19,7 @@ PASSED = ("passed", "xfailed")
 
 PLUGIN = Path(_report.__file__).read_bytes()
 IMPORTS_PLUGIN = Path(_report.__file__).with_name("_imports.py").read_bytes()
-CHUNK = 32 << 10  # bytes read at a time: less than any backend keeps of a command's output
+CHUNK = 32 << 10  # bytes to read at a time: fewer than any backend keeps of an output stream
 MAX_REPORT_BYTES = 64 << 20
 READ_SECONDS = 60.0
 
@@ -43,37 +43,43 @@ exit $code
 
 @dataclass(frozen=True)
 class TestRun:
-    """Outcomes by pytest's names of the tests (node ids); `problem` says why there are none.
+    """Result of running tests."""
 
-    `files` are the files that the tests are in, by their paths in the repository, which names of tests need not begin
-    with. `errors` are the names of what could not be collected.
-    """
-
-    __test__ = False  # for pytest, which would collect it
+    __test__ = False  # keeps pytest from collecting the class
 
     outcomes: dict[str, Outcome]
+    """Outcomes by names of tests (pytest's node ids)."""
     problem: str | None
+    """Reason why there are no outcomes, or None."""
     completed: machines.Completed
+    """Result of the command."""
     files: tuple[str, ...] = ()
+    """Paths of the tests' files in the repository. Names of tests need not begin with them."""
     errors: tuple[str, ...] = ()
+    """Names of files that could not be collected."""
 
 
 def is_pytest(command: str) -> bool:
-    """Return whether a command says that it runs pytest."""
+    """Return whether a command names pytest."""
     return re.search(r"\bpy\.?test\b", command) is not None
 
 
 def run_tests(
     machine: Machine, command: str, *, files: Iterable[str] = (), seconds: float, hash_seed: int = 0
 ) -> TestRun:
-    """Run pytest by `command`, to which `files` are appended, and return each test's outcome.
+    """Run pytest and return the outcome of each test.
 
-    Needs a shell, mktemp and pytest in the machine. The report is made by a plugin that lies outside of the
-    repository under a random name: nothing that a diff contains can refer to it. The plugin adds a test that must fail;
-    where that one passes, the outcomes are worth nothing and are dropped. Code under test that seeks the plugin out in
-    its own process, or makes tests pass by their names, can forge outcomes.
+    The machine needs a shell, mktemp, and pytest. A plugin outside of the repository writes the report. Its name is
+    random, so that no diff can refer to it. The plugin adds a test that must fail; if that test passes, all outcomes
+    are dropped. Code under test can still forge outcomes by searching its own process for the plugin, or by making
+    tests pass by their names.
 
-    Hash randomization is fixed by `hash_seed`, so that equal repositories have equal outcomes.
+    Args:
+        machine: The machine.
+        command: Command that runs pytest.
+        files: Arguments to append to the command.
+        seconds: Time limit, in seconds.
+        hash_seed: Seed of string hashes, so that equal repositories have equal outcomes.
     """
     whole = " ".join([command, *map(shlex.quote, files)])
     completed, report = _reported(machine, whole, PLUGIN, seconds=seconds, hash_seed=hash_seed)
@@ -87,14 +93,14 @@ def run_tests(
     except (AttributeError, LookupError, TypeError):
         return TestRun({}, "the report of the tests was damaged", completed)
     if control in PASSED:
-        return TestRun({}, "a test passed that cannot pass, so the outcomes are forged", completed)
+        return TestRun({}, "a test that must fail passed, so the outcomes are forged", completed)
     return TestRun(outcomes, None, completed, found, errors)
 
 
 def hidden_names(machine: Machine, command: str, names: Iterable[str], *, seconds: float) -> set[str] | None:
-    """Return those of the names that a module in the repository would hide from the pytest that `command` runs.
+    """Return the names that are taken, so that a new module would hide another one from pytest; see `_imports`.
 
-    None where pytest does not say.
+    None means that pytest made no report.
     """
     _, report = _reported(machine, command, IMPORTS_PLUGIN, seconds=seconds, names=",".join(names))
     taken = (report or {}).get("taken")
@@ -104,7 +110,7 @@ def hidden_names(machine: Machine, command: str, names: Iterable[str], *, second
 def _reported(
     machine: Machine, command: str, source: bytes, *, seconds: float, hash_seed: int = 0, names: str = ""
 ) -> tuple[machines.Completed, dict[str, Any] | None]:
-    """Run pytest with a plugin that writes a report; None where there is none, {} for a damaged one."""
+    """Run pytest with a plugin and return its report: None if there is none, {} if it is damaged."""
     plugin, kept = f"cwm_{secrets.token_hex(8)}", f".cwm-{secrets.token_hex(8)}"
     script = SCRIPT.format(
         plugin=plugin,
@@ -126,7 +132,7 @@ def _reported(
 
 
 def read_file(machine: Machine, path: str) -> bytes:
-    """The content of a file of a machine, of any size; empty where there is none."""
+    """Return the content of a file of a machine, of any size; empty if there is no such file."""
     data = bytearray()
     while len(data) < MAX_REPORT_BYTES:
         command = f"tail -c +{len(data) + 1} -- {shlex.quote(path)} | head -c {CHUNK}"
@@ -138,10 +144,10 @@ def read_file(machine: Machine, path: str) -> bytes:
 
 
 def outcome_of(name: str, outcomes: dict[str, Outcome]) -> Outcome:
-    """The outcome of a test, "missing" where it did not run.
+    """Return the outcome of a test, or "missing" if it did not run.
 
-    Names that were cut within their parameters, as several hundred of SWE-bench Verified's are, stand for all tests
-    that begin so, if those agree on having passed.
+    Several hundred names in SWE-bench Verified are cut within their parameters. Such a name stands for all tests with
+    that prefix, if they agree on whether they passed.
     """
     if name in outcomes:
         return outcomes[name]

@@ -1,24 +1,25 @@
-"""Unified diffs: making them, what they change, how alike they are."""
+"""Make and compare unified diffs."""
 
 import difflib
 import re
 
 CONTEXT = 3
 CHARACTERS = 4000
-"""Changes of a file longer than this are compared by lines: by characters, the time is quadratic."""
+"""Maximum length of changes to compare by characters, which takes quadratic time; longer ones are compared by lines."""
 
 _HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
 
 
 def make_diff(path: str, before: bytes, after: bytes) -> str:
-    """The diff of one file from one content to another, in one hunk, as `git apply` reads it; "" if they are equal.
+    """Return the diff of a file for `git apply`, with a single hunk; "" if the contents are equal.
 
-    Raises ValueError for a path that git would quote, and for an empty content, which it takes for no file.
+    Raises:
+        ValueError: git would quote the path, or one content is empty, which git treats as no file.
     """
     if re.search(r'[\x00-\x1f"\\\x7f-\U0010ffff]', path):
-        raise ValueError(f"no diff can be made of a path with odd characters: {path!r}")
+        raise ValueError(f"cannot make a diff of a path with special characters: {path!r}")
     if not before or not after:
-        raise ValueError(f"no diff can be made of the empty file {path}")
+        raise ValueError(f"cannot make a diff of the empty file {path}")
     old, new = _lines(before), _lines(after)
     if old == new:
         return ""
@@ -48,9 +49,9 @@ def _lines(content: bytes) -> list[str]:
 
 
 def changes(diff: str) -> dict[str, list[str]]:
-    """By file, the removed and added lines with their signs. Files are named by the new path, or the old if removed.
+    """Return the removed and added lines, with their signs, by the path of the file (the old path of a removed file).
 
-    What is not a unified diff has no changes; never raises.
+    Text that is not a unified diff has no changes. Never raises.
     """
     found: dict[str, list[str]] = {}
     path, old = "", ""
@@ -71,7 +72,7 @@ def changes(diff: str) -> dict[str, list[str]]:
 
 
 def touched(diff: str) -> list[str]:
-    """The paths that a git diff names, old and new, each once."""
+    """Return the paths, old and new, that a git diff names."""
     names = re.findall(r"^(?:---|\+\+\+|rename from|rename to) (.+)$", diff, re.MULTILINE)
     paths = [_name(f"+++ {name}") for name in names]
     return list(dict.fromkeys(path for path in paths if path != "/dev/null"))
@@ -82,9 +83,9 @@ def _name(line: str) -> str:
 
 
 def normalize(diff: str) -> str:
-    """What a diff changes, without what does not matter to a program's run, as far as lines tell.
+    """Return the changed lines of a diff that can affect a program, with files in order.
 
-    Line numbers, context, blank lines, comment lines and blanks at line ends are left out, and files are in order.
+    Line numbers, context, blank lines, comment lines, and trailing blanks are dropped.
     """
     lines = []
     for path, changed in sorted(changes(diff).items()):
@@ -94,11 +95,11 @@ def normalize(diff: str) -> str:
 
 
 def similarity(diff: str, solution: str) -> float:
-    """How alike two diffs are, from 0 to 1: the mean over all files that either changes.
+    """Return the similarity of two diffs, from 0 to 1: the mean over all files that either of them changes.
 
-    For each file, difflib's ratio (twice the number of equal characters in matching blocks, divided by that of all)
-    of the removed and added lines of both, 0 for a file that only one changes; as the reward of SWE-RL (arXiv
-    2502.18449), which compares hunks with their context. Blanks at line ends do not count.
+    The similarity of a file is the ratio of `difflib.SequenceMatcher` for the removed and added lines, or 0 if only one
+    diff changes the file. Trailing blanks do not count. SWE-RL (arXiv 2502.18449) uses the same reward for hunks with
+    their context.
     """
     a, b = ({path: [x.rstrip() for x in lines] for path, lines in changes(d).items()} for d in (diff, solution))
     paths = a.keys() | b.keys()

@@ -1,35 +1,36 @@
-"""What an episode may use and how strict it is."""
+"""Limits and strictness of episodes."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Bounds of an episode. The figures are those of the Code World Model report's software engineering environment."""
+    """Limits of an episode. The defaults are those of the Code World Model (arXiv 2510.02387)."""
 
     max_turns: int = 128
+    """Turns of an episode."""
     seconds: float = 2400.0
-    """Of an episode, wall clock."""
+    """Wall-clock time of an episode, in seconds."""
     command_seconds: float = 120.0
-    """Of a command of the agent, and of each of a reward's."""
+    """Time limit of each command of the agent and of the reward, in seconds."""
     output_bytes: int = 480 << 10
-    """Of a command's output: more is cut in the middle, or ends the shell; see `keep_shell`."""
+    """Size of a command's output. Longer output loses its middle, or ends the shell; see `keep_shell`."""
     observation_tokens: int = 32_768
-    """An observation that is longer loses its middle. Where nothing counts tokens, so many bytes: a token of a
-    byte-level vocabulary has at least one."""
+    """Length of an observation. A longer one loses its middle. Without a count of tokens, the length is in bytes, of
+    which a token of a byte-level vocabulary has at least one."""
     context_tokens: int = 131_072
-    """Of a prompt, the actions and the observations together; the episode ends with them where tokens are counted."""
+    """Tokens of prompt, actions, and observations together. Limits the episode only if tokens are counted."""
     keep_shell: bool = True
-    """Interrupt what runs too long, and keep working directory and variables. False: end the shell, as
-    after more than `output_bytes`; the next command finds a fresh one."""
+    """Whether a command that exceeds `command_seconds` is interrupted and the shell keeps its state. If false, a
+    command that exceeds `command_seconds` or `output_bytes` ends the shell, and the next command gets a new one."""
     malformed_ends: bool = False
-    """Whether a malformed action ends the episode, or costs a turn and is explained."""
+    """Whether a malformed action ends the episode, instead of costing a turn and being explained."""
 
 
 DEFAULT = Profile()
 CWM = Profile(keep_shell=False)
-"""As the Code World Model was evaluated."""
+"""Profile for evaluating the Code World Model."""
 CWM_TRAINING = Profile(keep_shell=False, malformed_ends=True)
-"""As the Code World Model was trained."""
+"""Profile for training the Code World Model."""
 PROFILES = {"default": DEFAULT, "cwm": CWM, "cwm-training": CWM_TRAINING}
 """Profiles by name."""

@@ -1,7 +1,7 @@
-"""Which files are tests, and what a submission may change.
+"""Recognize tests, and decide which paths a submission may change.
 
-A submission may change what is listed here, and everything else stays as it was. So a file that pytest or Python loads
-by itself needs no entry in a list of such files, also where a later version of them reads another name.
+`Rules` is an allow list: a submission may change only what it allows. So it does not matter whether all files that
+Python or pytest load on their own are known, in this or in later versions.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 TEST_FOLDERS = frozenset({"test", "tests", "testing"})
 SETTINGS = ("conftest.py", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
-"""Files other than tests that pytest reads from a folder, as far as they can be part of a task's known solution."""
+"""Files other than tests that pytest reads and that can be part of the known solution of a task."""
 
 MODULES = frozenset({".py", ".pyi"})
 LOADED = frozenset({"conftest.py", "sitecustomize.py", "usercustomize.py"})
-"""Modules that pytest or Python loads by itself."""
+"""Modules that Python or pytest loads on its own."""
 UNREVIEWABLE = frozenset({".pth", ".pyc", ".pyd", ".pyo", ".so", ".dll", ".dylib"})
-"""What Python loads in place of a module, or to find modules."""
+"""Suffixes of files that Python loads in place of modules, or to find modules."""
 CONFIGURATION = frozenset({".cfg", ".ini", ".toml"})
 CACHES = ("__pycache__", ".pytest_cache", ".hypothesis", ".mypy_cache", ".ruff_cache")
-"""Folders that running tests leaves behind."""
+"""Folders that runs of tests create."""
 
 
 def is_test(path: str) -> bool:
-    """Return whether a file is one of the tests, by the conventions of pytest and of folders."""
+    """Return whether a file is a test, by the naming conventions of pytest and of folders."""
     return _has_test_name(path) or not TEST_FOLDERS.isdisjoint(PurePosixPath(path).parts[:-1])
 
 
@@ -43,9 +43,9 @@ def _has_test_name(path: str) -> bool:
 
 
 def protected_paths(tests: Iterable[str]) -> tuple[str, ...]:
-    """Return the tests' own files or folders of tests, and what pytest reads from the folders above them.
+    """Return the files or folders of tests, and the configuration files of pytest in the folders above them.
 
-    Paths that do not exist are among them: they may not be made either.
+    The paths need not exist; protection keeps submissions from creating them.
     """
     found: set[str] = set()
     for test in tests:
@@ -63,9 +63,9 @@ class Rules:
 
     protected: frozenset[PurePosixPath]
     scripts: frozenset[PurePosixPath]
-    """Words of the test command, some of which are files that it runs."""
+    """Words of the test command, some of which are files or folders."""
     above_tests: frozenset[PurePosixPath]
-    """The folders from the tests up to the root, which pytest searches for configuration."""
+    """Folders from the tests up to the root, which pytest searches for configuration."""
     solution: frozenset[PurePosixPath]
     """Files that the known solution changes."""
 
@@ -80,18 +80,21 @@ class Rules:
         return cls(protected, _paths(_words(task)), frozenset(above), _paths(touched(task.solution)))
 
     def refusal(self, path: str) -> str | None:
-        """Return why a submission may not change a path, in a few words, or None if it may.
+        """Return in a few words why a submission may not change a path, or None if it may.
 
-        A new module may still hide an installed one: see `import_name`.
+        A new module that is allowed here can still hide an installed one; see `import_name`.
         """
         where = PurePosixPath(path)
         unknown = where not in self.solution
         checks = (
             (not {*CACHES}.isdisjoint(where.parts) or where.suffix in (".pyc", ".pyo"), "a cache"),
             (any(part.startswith(".") for part in where.parts), "a hidden path"),
-            (any("." in folder for folder in where.parts[:-1]), "in a folder with a dot, as packages' metadata is"),
+            (
+                any("." in folder for folder in where.parts[:-1]),
+                "in a folder with a dot in its name, like metadata of packages",
+            ),
             (where.suffix in CONFIGURATION, "configuration"),
-            (where.name in LOADED or where.suffix in UNREVIEWABLE, "loaded by Python or pytest by itself"),
+            (where.name in LOADED or where.suffix in UNREVIEWABLE, "loaded by Python or pytest on its own"),
             (not self.protected.isdisjoint({where, *where.parents}) or _has_test_name(path), "a test, or protected"),
             (any(self._is_test_module(folder) for folder in where.parents), "a package that hides a test"),
             (unknown and where in self.scripts, "run by the test command"),
@@ -109,15 +112,15 @@ class Rules:
         return bool(folder.name) and (module in self.protected or _has_test_name(str(module)))
 
     def import_name(self, path: str, packages: Mapping[str, bool]) -> str | None:
-        """Return the path, without suffix, under which a new file could be imported from a folder of the original tree.
+        """Return the path, without suffix, of the module that a new file would add to a folder of the original tree.
 
         Args:
             path: The new file.
             packages: The folders above it that the original tree has, and whether each holds an `__init__.py`.
 
         Returns:
-            None for what lies in a package of the original tree, for what the known solution makes as well, and for
-            files that are not modules.
+            None for a file in a package of the original tree, a file that the known solution also creates, and a file
+            that is not a module.
         """
         where = PurePosixPath(path)
         if where in self.solution or where.suffix not in MODULES:

@@ -1,7 +1,7 @@
-"""Whether a submitted diff does what a task asked for, and how near it is to the known solution."""
+"""Judge submitted diffs by the task's tests or by similarity to the known solution."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 from ..machines import Backend, Machine
 from ..machines.applying import apply_diff
@@ -13,32 +13,57 @@ from .tasks import Task
 
 @dataclass(frozen=True)
 class Reward:
-    """A number between 0 and 1, why it is that, and what else is known.
-
-    `fail_to_pass` and `pass_to_pass` have the outcomes of the task's tests, empty where they were not run or none are
-    named. `similarity` is that of the diff to the task's solution; None without a solution. `ignored` has the paths of
-    the diff that a submission may not change, each with the reason: there, the tests ran on the original.
-    """
+    """A reward, its reason, and details."""
 
     value: float
+    """Reward, from 0 to 1."""
     reason: str
+    """Why the reward has this value."""
     fail_to_pass: dict[str, Outcome] = field(default_factory=dict)
+    """Outcomes of the task's `fail_to_pass` tests; empty if they did not run."""
     pass_to_pass: dict[str, Outcome] = field(default_factory=dict)
+    """Outcomes of the task's `pass_to_pass` tests; empty if they did not run."""
     similarity: float | None = None
+    """Similarity of the diff to the task's solution, from 0 to 1; None without a solution."""
     ignored: dict[str, str] = field(default_factory=dict)
+    """Paths of the diff that a submission may not change, with reasons. The tests ran on their original content."""
+
+
+class RewardFunction(Protocol):
+    """Judges the diff that an agent submitted; `judge` is the default."""
+
+    def __call__(self, task: Task, diff: bytes | None, backend: Backend, /, *, seconds: float) -> Reward:
+        """Return the reward of a diff, which is None if nothing was submitted.
+
+        Args:
+            task: The task that the agent worked on.
+            diff: The submitted diff.
+            backend: Opens fresh machines with the task's repository.
+            seconds: Time limit of each command, in seconds.
+        """
+        ...
 
 
 def judge(
     task: Task, diff: bytes | None, backend: Backend, *, seconds: float, by: Literal["tests", "similarity"] = "tests"
 ) -> Reward:
-    """Apply the diff in a fresh machine and run the task's tests: 1.0 if they pass, else 0.0.
+    """Return the reward of a diff: 1.0 if the task's tests pass with it in a fresh machine, else 0.0.
 
-    Of the diff, only what `protection.Rules` allow is applied. Everything else, tests and configuration among it, comes
-    from the original tree, and then from the task's `test_patch`. Tests to be passed must pass or fail as expected
-    (xfail); of those that passed before, a skipped one is no regression, as in SWE-bench's own grading.
+    Only the changes that `protection.Rules` allow are applied. All other files, including tests and configuration, come
+    from the original tree, and then from the task's `test_patch`. `fail_to_pass` tests must pass or fail as declared
+    (xfail). `pass_to_pass` tests may also be skipped, as in the grading of SWE-bench.
 
-    With `by` "similarity" nothing is run, and the value is `patches.similarity` to the task's solution. Each command
-    may take `seconds`. Raises as `Backend.open`, and ValueError for "similarity" without a solution.
+    Args:
+        task: The task.
+        diff: The submitted diff; None if nothing was submitted.
+        backend: Opens the machine.
+        seconds: Time limit of each command, in seconds.
+        by: "tests", or "similarity" to return `patches.similarity` to the task's solution without running anything.
+
+    Raises:
+        SandboxError: This host cannot run the machine.
+        ValueError: The backend cannot open the task, or there is no solution to compare with.
+        OSError: The task's folder cannot be copied.
     """
     if by == "similarity" and not task.solution:
         raise ValueError(f"task {task.name} has no solution to compare with")
@@ -59,7 +84,7 @@ def judge(
 
 
 def _tested(machine: Machine, task: Task, applied: Applied, seconds: float) -> Reward:
-    """Run the tests on what a submission made of the tree."""
+    """Run the tests after a submission was applied."""
     if applied.problem:
         return Reward(0.0, applied.problem)
     if task.test_patch.strip():
@@ -81,7 +106,7 @@ def _tested(machine: Machine, task: Task, applied: Applied, seconds: float) -> R
 
 
 def _graded_whole(run: TestRun) -> Reward:
-    """Grade a suite of which no tests are named: all of them must pass, and there must be some."""
+    """Grade a suite without named tests: none may fail, and at least one must pass."""
     bad = [*run.errors, *(name for name, outcome in run.outcomes.items() if outcome in ("failed", "error"))]
     if bad:
         return Reward(0.0, failure(f"the tests failed: {len(bad)} of them, first {bad[0]}", run.completed))

@@ -1,4 +1,4 @@
-"""Rollouts: agents at work on tasks, several at a time, each to a trajectory in a file."""
+"""Roll out agents on tasks concurrently, and save the trajectories to a file."""
 
 import contextlib
 import hashlib
@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -16,23 +17,25 @@ from ..machines import Backend
 from ..support.cluster import ray_cluster
 from .agents import Agent, Budget, Generate, Message, OutOfBudget, Reply, system_prompt
 from .environment import Transition
+from .rewards import RewardFunction
 from .tasks import Task
+from .tools import Tool, tools_by_name
 from .trajectories import Trajectory, TrajectoryWriter, Turn, task_digest
 from .workers import EXTRA_SECONDS, EnvironmentWorker, ProcessWorker, ray_workers
 
 FILE = "trajectories.jsonl"
-LAST_WORDS = 2.0  # seconds that an interrupted agent has to notice
+LAST_WORDS = 2.0  # seconds for an interrupted agent to notice
 
 
 class Episode(Protocol):
-    """What a rollout needs of an `Environment`, or of a `EnvironmentWorker`."""
+    """The part of `Environment` and `EnvironmentWorker` that a rollout uses."""
 
     def start(self, task: Task) -> str:
-        """The first observation."""
+        """Start an episode and return the first observation."""
         ...
 
     def step(self, action_text: str, /) -> Transition:
-        """What follows an action."""
+        """Carry out an action and return the result."""
         ...
 
 
@@ -47,10 +50,19 @@ def rollout(
     system: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Trajectory:
-    """Let an agent work on a task until the episode or the agent's budget ends. Never raises for what goes wrong.
+    """Roll out an agent on a task until the episode or the agent's budget ends.
 
-    Where the agent can say no more, what it has submitted is judged. `system`: the system message; None is
-    `system_prompt()`, "" is none. `settings`: more to record.
+    Errors do not raise: the trajectory records the failure. If the agent runs out of budget, its submission is judged.
+
+    Args:
+        environment: The environment.
+        agent: The agent.
+        task: The task.
+        name: Name of the trajectory.
+        seed: Seed of the agent's sampling.
+        budget: Limits of the rollout; None is `Budget()`.
+        system: The system message; None is `system_prompt()`, "" is none.
+        settings: Further settings to record.
     """
     budget = budget or Budget()
     system = system_prompt() if system is None else system
@@ -77,7 +89,7 @@ def rollout(
 def _converse(
     environment: Episode, generate: Generate, messages: list[Message], turns: list[Turn], budget: Budget
 ) -> tuple[Transition, str]:
-    """Turn after turn; the last transition, and what ended the rollout."""
+    """Alternate between agent and environment; return the last transition and the reason of the end."""
     clock = time.monotonic()
     while True:
         before = time.monotonic()
@@ -103,10 +115,10 @@ def _converse(
 
 
 def _checked(reply: Reply | str) -> Reply:
-    """What a file of trajectories can hold. Raises TypeError for another kind of reply."""
+    """Return a reply in types that a file of trajectories can hold. Raise TypeError for other replies."""
     reply = Reply(reply) if isinstance(reply, str) else reply
     if not isinstance(reply, Reply) or not isinstance(reply.text, str):
-        raise TypeError(f"an agent replies with a text or a Reply, not {type(reply).__name__}")
+        raise TypeError(f"an agent must reply with a string or a Reply, got {type(reply).__name__}")
     ids = None if reply.ids is None else tuple(int(token) for token in reply.ids)
     logprobs = reply.logprobs
     if logprobs is not None:
@@ -143,41 +155,62 @@ def run_rollouts(
     workers: int | None = None,
     ray: bool = False,
     system: str | None = None,
+    tools: Iterable[Tool] = (),
+    reward: RewardFunction | None = None,
     environment: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[int, int, Trajectory | None], object] | None = None,
 ) -> int:
-    """Roll out an agent on each task, into ``trajectories.jsonl`` of `folder`; how many trajectories that adds.
+    """Roll out an agent on each task and append the trajectories to `trajectories.jsonl` in a folder.
 
-    Those that the file holds are not made again, so that after an interruption, of whatever kind, the same call goes
-    on. What goes wrong in a rollout is recorded as its failure. However this function is left, no process stays.
+    Rollouts that the file contains are not repeated. So after any interruption, the same call resumes. An error in a
+    rollout is recorded as its failure. No process remains when this function returns or raises.
 
     Args:
-        tasks: With names that occur once.
-        agent: Asked from a thread for each worker.
-        folder: Made if need be.
-        samples: Rollouts of each task, named ``TASK/0``, ``TASK/1``, ...
-        seed: That of a rollout depends on this and its name.
-        budget: Of each rollout.
-        backend: As of `Environment`; sent to other processes.
-        workers: Rollouts at a time; None: one a processor.
-        ray: Let the environments run on a Ray cluster (see `support.cluster.ray_cluster`). The agent stays here. The
-            tasks' folders must be there under the same paths.
-        system: As of `rollout`.
-        environment: More arguments of `Environment`.
-        settings: More to record, and to hold against the file's.
-        progress: Called with the numbers of rollouts done and of all, and the newest trajectory, at first None.
+        tasks: The tasks, with unique names.
+        agent: The agent, called from a thread for each worker.
+        folder: The folder, created if necessary.
+        samples: Number of rollouts of each task, named `TASK/0`, `TASK/1`, and so on.
+        seed: Seed. The seed of a rollout depends on it and on the rollout's name.
+        budget: Limits of each rollout; None is `Budget()`.
+        backend: See `Environment`. It is sent to other processes.
+        workers: Number of concurrent rollouts; None is the number of processors.
+        ray: Run the environments on a Ray cluster; see `support.cluster.ray_cluster`. The agent stays in this process.
+            The tasks' folders must exist on the cluster under the same paths.
+        system: The system message; None is `system_prompt(tools=tools)`, "" is none.
+        tools: Tools in addition to the built-in ones; like `reward`, from a module that worker processes can import.
+        reward: Judges the submitted diffs; None is `judge`.
+        environment: Further arguments of `Environment`.
+        settings: Further settings to record. They must equal those in the file.
+        progress: Called with the number of finished rollouts, the number of all rollouts, and the newest trajectory or,
+            at first, None.
 
-    Raises ValueError for names that occur twice, and for a file of other settings or a damaged one; BlockingIOError
-    while another run writes to it; KeyboardInterrupt when interrupted.
+    Returns:
+        The number of added trajectories.
+
+    Raises:
+        ValueError: Two tasks have the same name, or the file is damaged or has other settings or tasks.
+        BlockingIOError: Another run writes to the file.
     """
     budget = budget or Budget()
-    options = {"seconds": budget.seconds, "command_seconds": budget.command_seconds, "max_turns": budget.turns}
+    options: dict[str, Any] = {
+        "seconds": budget.seconds,
+        "command_seconds": budget.command_seconds,
+        "max_turns": budget.turns,
+    }
+    named = tools_by_name(tools)
+    extensions: dict[str, Any] = {}
+    if named:
+        options["tools"] = tuple(named.values())
+        extensions["tools"] = sorted(named)
+    if reward is not None:
+        options["reward"] = reward
+        extensions["reward"] = getattr(reward, "__qualname__", type(reward).__qualname__)
     options |= environment or {}
     jobs = _jobs(tasks, samples, seed)
-    system = system_prompt() if system is None else system
+    system = system_prompt(tools=named.values()) if system is None else system
     digest = hashlib.sha256(system.encode(errors="surrogatepass")).hexdigest()[:16]
-    more = {"system": digest, "seed": seed, **(settings or {})}
+    more = {"system": digest, "seed": seed, **extensions, **(settings or {})}
     Path(folder).mkdir(parents=True, exist_ok=True)
     with TrajectoryWriter(Path(folder) / FILE) as writer:
         _check_same(folder, writer, _settings(agent, budget, more), jobs)
@@ -189,14 +222,12 @@ def run_rollouts(
             return 0
         seconds = budget.seconds + EXTRA_SECONDS
         with contextlib.ExitStack() as stack:
+            connect: Callable[[], EnvironmentWorker]
             if ray:
                 cluster = stack.enter_context(ray_cluster())
                 connect, workers = ray_workers(cluster, backend, options, seconds, workers)
             else:
-
-                def connect() -> EnvironmentWorker:
-                    return ProcessWorker(backend, options, seconds)
-
+                connect = partial(ProcessWorker, backend, options, seconds)
                 workers = workers or os.cpu_count() or 1
 
             def work(worker: EnvironmentWorker, job: _Job) -> Trajectory:
@@ -226,14 +257,16 @@ def _jobs(tasks: Iterable[Task], samples: int, seed: int) -> list[_Job]:
 
 
 def _settings(agent: Agent, budget: Budget, more: Mapping[str, Any]) -> dict[str, Any]:
-    """As a file gives them back. Raises ValueError or TypeError for what JSON does not have."""
-    return json.loads(json.dumps({**agent.settings, "budget": asdict(budget), **more}, allow_nan=False))
+    """Return settings in JSON types. Raise ValueError or TypeError for other types."""
+    text = json.dumps({**agent.settings, "budget": asdict(budget), **more}, allow_nan=False)
+    settings: dict[str, Any] = json.loads(text)
+    return settings
 
 
 def _check_same(
     folder: str | os.PathLike[str], writer: TrajectoryWriter, settings: dict[str, Any], jobs: Sequence[_Job]
 ) -> None:
-    """Raise ValueError where the file's trajectories are not what these jobs would give."""
+    """Raise ValueError if the trajectories in the file have other settings or tasks."""
     old = settings if writer.settings is None else writer.settings
     for name in [*settings, *(old.keys() - settings.keys())]:
         if old.get(name) != settings.get(name):
@@ -247,7 +280,7 @@ def _check_same(
 
 
 class _Crew:
-    """Threads with a worker each, and what they finish; a context manager that ends all of it at once."""
+    """Threads with a worker each, and their results; a context manager that ends all of them."""
 
     def __init__(
         self,
@@ -264,7 +297,7 @@ class _Crew:
         self._finished: queue.SimpleQueue[Trajectory | BaseException] = queue.SimpleQueue()
         self._stopping = False
         self._changing = threading.Lock()
-        """Held while a worker comes or goes, so that none comes once all are told to go."""
+        """Held while a worker starts or stops, so that none starts after `__exit__` has begun."""
         self._workers: dict[int, EnvironmentWorker] = {}
         self._threads = [threading.Thread(target=self._serve, args=(i,), daemon=True) for i in range(count)]
 
@@ -273,7 +306,7 @@ class _Crew:
             with contextlib.suppress(queue.Empty):
                 while worker := self._worker(place):
                     trajectory = self._work(worker, self._waiting.get_nowait())
-                    if trajectory.failure is not None:  # perhaps the worker's, and a new one is cheap
+                    if trajectory.failure is not None:  # the worker may be broken, and a new one is cheap
                         self._discard(place)
                     self._finished.put(trajectory)
         except BaseException as error:
@@ -316,7 +349,7 @@ class _Crew:
             thread.start()
         for thread in closers:
             thread.join()
-        # What is left waits for the agent. Threads that an endpoint keeps waiting end with this process.
+        # The remaining threads wait for the agent. Those that wait for an endpoint end with this process.
         deadline = time.monotonic() + LAST_WORDS
         while time.monotonic() < deadline and any(thread.is_alive() for thread in self._threads):
             self._interrupt()

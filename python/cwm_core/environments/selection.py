@@ -1,45 +1,49 @@
-"""Choosing one of many candidate patches: by generated tests, then by majority."""
+"""Choose one of many candidate patches by generated tests and majority vote."""
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ..machines import Backend, Machine
+from .outcomes import PASSED, run_tests
 from .patches import normalize
 from .submissions import apply_submission
 from .tasks import Task
 
 CandidateTest = Callable[[Machine], bool]
-"""Whether the repository in a machine, with a candidate applied, is as it should be."""
+"""Returns whether the repository on a machine, with a candidate applied, is correct."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The index of the chosen candidate; by candidate, the tests passed, and the votes.
-
-    Votes are of those candidates that pass most tests: how many of them have an equal patch; 0 for the others.
-    """
+    """Result of a selection."""
 
     index: int
+    """Index of the chosen candidate."""
     passed: tuple[int, ...]
+    """Number of passed tests of each candidate."""
     votes: tuple[int, ...]
+    """Number of equal patches among the candidates that pass the most tests; 0 for all other candidates."""
 
 
 def select(patches: Sequence[str], outcomes: Sequence[Sequence[bool]]) -> Selection:
-    """The patch that passes most tests; of those the most frequent one; of those the shortest, then the first.
+    """Choose the patch that passes the most tests; among those the most frequent, the shortest, and the first.
 
-    `outcomes` holds, for each patch, whether it passes each test (with no tests at all, majority decides). Patches
-    are equal when `patches.normalize` makes them so; empty ones, and those that change nothing by that measure, are
-    chosen only if all are. The order of the CWM report's (arXiv 2510.02387) test-time scaling: tests, then majority.
+    This is the test-time scaling of the Code World Model (arXiv 2510.02387): tests first, then majority.
 
-    Raises ValueError for no patches, and for outcomes of another shape.
+    Args:
+        patches: The candidates. Two are equal if `patches.normalize` returns the same text. A patch that changes
+            nothing by this measure is chosen only if all do.
+        outcomes: For each patch, whether it passes each test. Without tests, the majority decides.
+
+    Raises:
+        ValueError: There are no patches, or the outcomes have another shape.
     """
     if not patches:
         raise ValueError("there are no patches to choose from")
     if len(outcomes) != len(patches) or len({len(row) for row in outcomes}) > 1:
-        raise ValueError(f"{len(patches)} patches need as many rows of outcomes, all of one length")
+        raise ValueError(f"expected a row of outcomes for each of {len(patches)} patches, all of one length")
     normalized = [normalize(patch) for patch in patches]
     passed = tuple(sum(map(bool, row)) for row in outcomes)
     real = [i for i, text in enumerate(normalized) if text] or list(range(len(patches)))
@@ -59,12 +63,24 @@ def judge_candidates(
     seconds: float,
     workers: int = 1,
 ) -> list[list[bool]]:
-    """Outcomes for `select`: each patch is applied in a fresh machine, in which the tests are called in turn.
+    """Return outcomes for `select`, by calling the tests in turn on a fresh machine for each patch.
 
-    Equal patches are tried once. Of a patch, what a submission may change is applied, as by `judge`. A patch that does
-    not apply passes no test; a test that raises ValueError or OSError
-    is not passed. `seconds` is for applying; a test limits itself. What a test leaves in the machine, later ones see.
-    Raises as `Backend.open`.
+    Identical patches are tried once. As in `judge`, only the changes that a submission may make are applied. A patch
+    that does not apply passes no test. A test that raises ValueError or OSError fails. Later tests see the files that
+    earlier tests leave on the machine.
+
+    Args:
+        task: The task.
+        patches: The candidates.
+        tests: The tests, which limit their own time.
+        backend: Opens the machines.
+        seconds: Time limit of each command that applies a patch, in seconds.
+        workers: Number of concurrent machines.
+
+    Raises:
+        SandboxError: This host cannot run the machines.
+        ValueError: The backend cannot open the task.
+        OSError: The task's folder cannot be copied.
     """
 
     def outcomes(patch: str) -> list[bool]:
@@ -91,14 +107,23 @@ def _passes(test: CandidateTest, machine: Machine) -> bool:
 
 
 def written_test(source: str, *, command: str = "python -m pytest -q", seconds: float) -> CandidateTest:
-    """A test of a generated pytest module: whether all tests in it pass, and there are some.
+    """Return a test that runs a generated pytest module: no test in it may fail, and at least one must pass.
 
-    It lies at the repository's root while it runs, so that it can import what is there.
+    The module is in the root of the repository while it runs. A candidate that ends the process early does not pass.
+
+    Args:
+        source: Source of the module.
+        command: Command that runs pytest.
+        seconds: Time limit, in seconds.
     """
 
     def passes(machine: Machine) -> bool:
         name = "test_cwm_written.py"
-        script = f"cat > {name} && {command} {shlex.quote(name)} </dev/null; code=$?; rm -f {name}; exit $code"
-        return machine.run(script, stdin=source.encode(errors="replace"), seconds=seconds).exit_code == 0
+        if machine.run(f"cat > {name}", stdin=source.encode(errors="replace"), seconds=seconds).exit_code != 0:
+            return False
+        run = run_tests(machine, command, files=[name], seconds=seconds)
+        machine.run(f"rm -f {name}", seconds=seconds)
+        outcomes = set(run.outcomes.values())
+        return not run.problem and not run.errors and outcomes <= {*PASSED, "skipped"} and bool(outcomes & {*PASSED})
 
     return passes

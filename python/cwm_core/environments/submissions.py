@@ -1,4 +1,4 @@
-"""Apply a submission to a fresh machine: what it may change, and nothing else."""
+"""Apply the allowed changes of a submission to a fresh machine."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .patches import touched
 from .protection import Rules
 from .tasks import Task
 
-# Between these scripts, $box is kept in the repository under a name that no diff can know. The diff is applied to an
-# index of what it names, so that nothing is written through a link and only what `INSTALL` is told reaches the files.
+# These scripts share a folder $box in the repository, whose random name no diff can contain. The diff is applied to an
+# index of the files that it names, so that nothing is written through a link, and only `INSTALL` writes files.
 READ = f"""
 mkdir "$box" && cat > "$box/diff" || exit
 {GIT}
@@ -59,26 +59,24 @@ _WORDS = "the diff does not apply"
 
 @dataclass(frozen=True)
 class Applied:
-    """What became of a submission.
-
-    `problem` says why nothing of it was applied. `ignored` has the paths that it names and may not change, each with
-    the reason; there, the tree is as it was.
-    """
+    """Result of applying a submission."""
 
     problem: str | None = None
+    """Reason why nothing was applied, or None."""
     ignored: dict[str, str] = field(default_factory=dict)
+    """Paths that the submission may not change, with reasons. The tree has their original content."""
 
     def notes(self) -> str:
-        """Return the ignored paths and their reasons, the first few of them, in one line."""
+        """Return the first few ignored paths and their reasons in one line."""
         shown = [f"{path} ({why})" for path, why in itertools.islice(self.ignored.items(), 8)]
         more = len(self.ignored) - len(shown)
         return ", ".join([*shown, *([f"and {more} more"] if more else [])])
 
 
 def apply_submission(machine: Machine, task: Task, diff: bytes, *, seconds: float) -> Applied:
-    """Apply to a fresh machine those changes of a diff that the task's `Rules` allow.
+    """Apply the changes of a diff that the task's `Rules` allow to a fresh machine.
 
-    Changes that are not allowed need not even apply. Each command may take `seconds`.
+    Changes that are not allowed are ignored, whether they apply or not. `seconds` limits each command.
     """
     box = f".cwm-{secrets.token_hex(8)}"
     try:
@@ -88,11 +86,11 @@ def apply_submission(machine: Machine, task: Task, diff: bytes, *, seconds: floa
 
 
 class _Failed(Exception):
-    """A command failed; says what that means, and what the command said."""
+    """A command failed; the text has the consequence and the output."""
 
 
 class _Submission:
-    """The steps of `apply_submission`."""
+    """Steps of `apply_submission`."""
 
     def __init__(self, machine: Machine, task: Task, box: str, seconds: float) -> None:
         self._machine, self._task, self._box, self._seconds = machine, task, box, seconds
@@ -111,7 +109,7 @@ class _Submission:
         return Applied(None, self._ignored)
 
     def _named(self, diff: bytes) -> list[str]:
-        """Return the paths that a diff changes, as git reads it."""
+        """Return the paths that a diff changes, according to git."""
         said = self._run(READ, diff).split("\0")[:-1]
         return list(dict.fromkeys(line.split("\t", 2)[2] for line in said))
 
@@ -121,7 +119,7 @@ class _Submission:
         return reason is None
 
     def _staged(self, wanted: Sequence[str], diff: bytes) -> dict[str, str]:
-        """Apply the wanted part in an index; return git's letter for each path that it changes and may change."""
+        """Apply the wanted changes to an index; return git's status letter of each allowed path that changed."""
         sources = dict.fromkeys([*wanted, *touched(diff.decode(errors="surrogateescape"))])
         patterns = [re.sub(r"([\\*?\[])", r"\\\1", path) for path in wanted]
         said = self._run(STAGE, _joined(sources) + b"\0" + _joined(patterns)).split("\0")[:-1]
@@ -135,7 +133,7 @@ class _Submission:
         return changes
 
     def _ignore_shadows(self, new: Sequence[str]) -> None:
-        """Ignore new modules that could be imported in place of an installed one."""
+        """Ignore new modules that could be imported in place of installed ones."""
         folders = dict.fromkeys(str(folder) for path in new for folder in PurePosixPath(path).parents)
         found = self._look(folders, [])
         packages = {name: kind == "package" for kind, name in found}
@@ -148,7 +146,7 @@ class _Submission:
         hidden = self._hidden(sorted(stems)) if stems else set()
         for path, name in names.items():
             if hidden is None:
-                self._ignored[path] = "a new module outside of a package, where pytest does not say what it could hide"
+                self._ignored[path] = "a new module outside of a package, which could hide an installed one"
             elif PurePosixPath(name).name in hidden:
                 self._ignored[path] = "a new module that could hide an installed one"
 
@@ -179,7 +177,7 @@ def _joined(paths: Iterable[str]) -> bytes:
 
 
 def failure(what: str, result: machines.Completed) -> str:
-    """Return what failed, how the command ended, and the end of what it said."""
+    """Return a message with the failure, the way the command ended, and the end of its output."""
     end = f"limit {result.exceeded}" if result.exceeded else f"exit code {result.exit_code}"
     said = (result.stdout + result.stderr)[-2000:].decode(errors="backslashreplace")
     return f"{what} ({end}): {said}"

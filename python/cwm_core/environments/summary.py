@@ -1,4 +1,4 @@
-"""What rollouts came to, in numbers."""
+"""Summarize rollouts."""
 
 import statistics
 from collections import Counter
@@ -9,11 +9,13 @@ from .trajectories import Trajectory
 
 
 def summarize(trajectories: Iterable[Trajectory]) -> dict[str, Any]:
-    """Counts and means, as JSON has them; one trajectory at a time is in memory.
+    """Return counts and means in JSON types. Only one trajectory at a time is in memory.
 
-    `tasks` and `tasks_solved` count tasks, the latter those that some rollout solved; `ends`, `reasons` and `failures`
-    count rollouts by what ended them, why they have their reward, and what broke them off. Means are of all rollouts
-    that did not fail; `tokens` is None where no agent counted them.
+    Returns:
+        `rollouts`, `solved`, and `failed` count rollouts. `tasks` counts tasks, and `tasks_solved` those that at least
+        one rollout solved. `ends`, `reasons`, and `failures` count rollouts by their end, the reason of their reward,
+        and the error that ended them. `reward`, `turns`, `tokens`, and `seconds` are means over the rollouts that did
+        not fail; `tokens` is None if no agent counted them.
     """
     tasks: dict[str, bool] = {}
     ends, reasons, failures = Counter[str](), Counter[str](), Counter[str]()
@@ -26,7 +28,7 @@ def summarize(trajectories: Iterable[Trajectory]) -> dict[str, Any]:
             failures[" ".join(trajectory.failure.split())[:200]] += 1
             continue
         solved += trajectory.solved
-        # What a reason goes into stands in parentheses or behind a colon.
+        # Details of a reason follow a colon or are in parentheses.
         reasons[trajectory.reason.partition(":")[0].partition(" (")[0]] += 1
         rewards.append(trajectory.reward)
         turns.append(len(trajectory.turns))

@@ -1,7 +1,16 @@
-"""The tool calls in a model's message. Every refusal says what was wrong and what form is right."""
+"""Tools of an agent, and the tool calls in its messages.
+
+Every refusal says what is wrong and shows the right form.
+"""
+
+from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Protocol
+
+from ..machines import Machine
 
 FORMS = {
     "bash": "<tool: bash>\nCOMMANDS\n</tool>",
@@ -17,18 +26,61 @@ _TAGS_IN_CONTENT = (
 )
 
 
-class ActionError(ValueError):
-    """A message that holds no single well-formed tool call; its text is meant for the model that wrote it."""
+class Tool(Protocol):
+    """A tool to give to an agent in addition to the built-in ones: a function of a machine and a text.
 
-    def __init__(self, problem: str, tool: str | None = None) -> None:
-        """State the problem and the form of `tool`, or of every tool."""
-        forms = [FORMS[tool]] if tool in FORMS else list(FORMS.values())
+    The function's name is the tool's name, and its docstring describes the tool in the system message. An agent calls
+    it with ``<tool: NAME>``, the text, and ``</tool>``. The agent reads what the function returns, or the text of a
+    ValueError that it raises. Any other exception fails the rollout.
+    """
+
+    @property
+    def __name__(self) -> str:
+        """Name of the tool."""
+        ...
+
+    def __call__(self, machine: Machine, content: str, /) -> str:
+        """Use the tool on the agent's machine; `content` is the text between the tags."""
+        ...
+
+
+def tools_by_name(tools: Iterable[Tool]) -> dict[str, Tool]:
+    """Return tools by their names.
+
+    Raises:
+        ValueError: A name is used twice or by a built-in tool, is not an identifier, or its tool has no docstring.
+    """
+    named: dict[str, Tool] = {}
+    for tool in tools:
+        name = tool.__name__
+        if name in FORMS or name in named:
+            raise ValueError(f"there are two tools named {name!r}; rename the function")
+        if not name.isidentifier():
+            raise ValueError(f"{name!r} cannot be the name of a tool; expected a function with a name of its own")
+        if not (tool.__doc__ or "").strip():
+            raise ValueError(f"the tool {name!r} needs a docstring, which describes it to the agent")
+        named[name] = tool
+    return named
+
+
+def form_of(tool: str) -> str:
+    """Return the form of a call of a tool."""
+    return FORMS.get(tool, f"<tool: {tool}>\nTEXT\n</tool>")
+
+
+class ActionError(ValueError):
+    """A message without a single well-formed tool call; the text is addressed to the model that wrote the message."""
+
+    def __init__(self, problem: str, tool: str | None = None, more: Collection[str] = ()) -> None:
+        """State the problem and the form of `tool`, or of every tool, `more` included."""
+        names = (*FORMS, *more)
+        forms = [form_of(name) for name in ([tool] if tool in names else names)]
         super().__init__("\n".join([problem, "The right form, with each tag on its own line:", *forms]))
 
 
 @dataclass(frozen=True)
 class Call:
-    """One tool call: the tool's name and what stands between its tags, without the last newline."""
+    """A tool call: the name of the tool, and the text between the tags without its last newline."""
 
     tool: str
     content: str
@@ -36,55 +88,67 @@ class Call:
 
 @dataclass(frozen=True)
 class Edit:
-    """Replace the only occurrence of the `search` lines in the file at `path`; None removes them."""
+    """An edit: replace the only occurrence of the lines `search` in the file `path`; None removes them."""
 
     path: str
     search: str
     replace: str | None
 
 
-def parse_action(text: str) -> Call | None:
-    """The tool call of a message; None for a message without one, which ends the episode.
+def parse_action(text: str, more: Collection[str] = ()) -> Call | None:
+    """Return the tool call of a message, or None for a message without a call, which ends the episode.
 
-    A message that begins with ``<think>`` is read from its ``</think>`` on. Where the opening tag's line ends in CRLF,
-    every CRLF of the call is read as a line feed. Raises `ActionError` for more than one call, unpaired or misplaced
-    tags, an unknown tool, an empty call, and a blank path.
+    Reasoning is skipped: a message that begins with ``<think>`` is read after its ``</think>``. If the opening tag's
+    line ends in CRLF, every CRLF of the call is read as a line feed.
+
+    Args:
+        text: The message.
+        more: Names of tools in addition to the built-in ones.
+
+    Raises:
+        ActionError: The message has more than one call, unpaired or misplaced tags, an unknown tool, an empty call, or
+            a blank path.
     """
+
+    def refused(problem: str, tool: str | None = None) -> ActionError:
+        return ActionError(problem, tool, more)
+
     if text.lstrip().startswith("<think>"):
         _, closed, text = text.partition("</think>")
         if not closed:
-            raise ActionError("The reasoning was not closed: no </think> came before the end of the message.")
+            raise refused("The reasoning was not closed: no </think> came before the end of the message.")
     openings, closings = list(_OPENING.finditer(text)), list(_CLOSING.finditer(text))
     if not openings and not closings:
         if "<tool" in text or "</tool>" in text:
-            raise ActionError("The tool call could not be read: a tag was incomplete or not on a line of its own.")
+            raise refused("The tool call could not be read: a tag was incomplete or not on a line of its own.")
         return None
     if len(openings) > 1 or len(closings) > 1:
         counts = f"{len(openings)} opening and {len(closings)} closing tags"
-        raise ActionError(f"Exactly one tool call is allowed per message; this one had {counts}. {_TAGS_IN_CONTENT}")
+        raise refused(f"Exactly one tool call is allowed per message; this one had {counts}. {_TAGS_IN_CONTENT}")
     tool = openings[0][1].strip() if openings else None
     if not closings or not openings or closings[0].start() < openings[0].end():
         missing = "</tool>" if openings else "<tool: NAME>"
-        raise ActionError(f"The tool call could not be read: {missing} was missing or misplaced.", tool)
-    if tool not in FORMS:
-        raise ActionError(f"There is no tool {tool!r}; the tools are {', '.join(FORMS)}.")
+        raise refused(f"The tool call could not be read: {missing} was missing or misplaced.", tool)
+    names = (*FORMS, *more)
+    if tool not in names:
+        raise refused(f"There is no tool {tool!r}; the tools are {', '.join(names)}.")
     if text[closings[0].end() :].strip():
-        raise ActionError(f"Text followed the {tool} call; </tool> must end the message.", tool)
+        raise refused(f"Text followed the {tool} call; </tool> must end the message.", tool)
     content = text[openings[0].end() : closings[0].start()]
     if openings[0][0].endswith("\r\n"):
         content = content.replace("\r\n", "\n")
     content = content.removesuffix("\n")
     if not content.strip():
-        raise ActionError(f"The {tool} call was empty.", tool)
-    if tool != "bash" and not content.partition("\n")[0].strip():
-        raise ActionError(f"The first line of the {tool} call was blank; it must be a path.", tool)
+        raise refused(f"The {tool} call was empty.", tool)
+    if tool in ("edit", "create", "submit") and not content.partition("\n")[0].strip():
+        raise refused(f"The first line of the {tool} call was blank; it must be a path.", tool)
     if tool == "submit" and "\n" in content.strip():
-        raise ActionError("The submit call had more than one line; it takes the path of a diff and no more.", tool)
+        raise refused("The submit call had more than one line; it takes the path of a diff and no more.", tool)
     return Call(tool, content)
 
 
 def parse_edit(content: str) -> Edit:
-    """The parts of an edit call. Raises `ActionError` unless it is a path and exactly one block."""
+    """Return the parts of an edit call. Raise `ActionError` unless it is a path and exactly one block."""
     path, *lines = content.split("\n")
     marks = []
     for marker in ("<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE"):
@@ -104,6 +168,6 @@ def parse_edit(content: str) -> Edit:
 
 
 def parse_create(content: str) -> tuple[str, str]:
-    """Path and content of a create call; a content that is not empty ends with a newline."""
+    """Return the path and the content of a create call; a content that is not empty ends with a newline."""
     path, _, body = content.partition("\n")
     return path.strip(), body + "\n" if body else ""

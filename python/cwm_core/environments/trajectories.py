@@ -1,7 +1,7 @@
-"""What happened in a rollout, and files of that which survive crashes and show damage.
+"""Record rollouts as trajectories, in files that survive crashes and reveal damage.
 
-A file holds a trajectory a line, as JSON: ``{"crc32":"0a1b2c3d","trajectory":{...}}``. The checksum is of the bytes of
-the inner object. Lines are only ever added; a last line without its end is what a crash left of one.
+Each line of a file is a JSON object `{"crc32":"0a1b2c3d","trajectory":{...}}`. The checksum covers the bytes of the
+inner object. Lines are only appended. An incomplete last line is the result of a crash.
 """
 
 import fcntl
@@ -28,24 +28,32 @@ _HEADER = len(_BEGIN) + 8 + len(_MIDDLE)
 
 @dataclass(frozen=True)
 class Turn:
-    """An action and what came of it; what `Reply` and `Transition` say, under their names."""
+    """An action and its result. Fields with the names of fields of `Reply` and `Transition` have their values."""
 
     action: str
+    """Message of the agent."""
     observation: str = ""
-    """Empty where the action ended the episode."""
+    """Answer of the environment; empty if the action ended the episode."""
     role: str = "user"
-    """Of the observation's message."""
+    """Role of the observation's message."""
     exit_code: int | None = None
+    """Exit code of the command, or None if no command ran."""
     seconds: float = 0.0
-    """That the environment took."""
+    """Time that the environment took, in seconds."""
     agent_seconds: float = 0.0
-    """That the agent took."""
+    """Time that the agent took, in seconds."""
     finish: str = "stop"
+    """"length" if a limit cut the action, else "stop"."""
     ids: tuple[int, ...] | None = None
+    """Tokens that the agent generated, or None if they are unknown."""
     logprobs: tuple[float | None, ...] | None = None
+    """Log probability of each of `ids`, in nats at temperature 1."""
     tokens: int | None = None
+    """Number of generated tokens."""
     prompt_tokens: int | None = None
+    """Number of tokens of the conversation before the action."""
     cached_tokens: int | None = None
+    """Number of those tokens that came from a cache."""
 
 
 @dataclass(frozen=True)
@@ -53,39 +61,44 @@ class Trajectory:
     """A rollout from its first message to its reward."""
 
     name: str
-    """Unique in a file."""
+    """Name, unique in a file."""
     task: Task
+    """Task."""
     seed: int
+    """Seed of the agent's sampling."""
     settings: dict[str, Any]
-    """What else it depended on: of the agent, the budget, the environment."""
+    """Settings of the agent, the budget, and the environment."""
     messages: tuple[Message, ...]
-    """Those before the first action."""
+    """Messages before the first action."""
     turns: tuple[Turn, ...]
+    """Actions and their results."""
     reward: float
+    """Reward, usually from 0 to 1."""
     reason: str
-    """Why the reward is what it is."""
+    """Reason of the reward."""
     end: str
-    """"done" (a message without a tool call), "turns", "seconds", "context tokens", "action tokens", "prompt tokens",
-    "script", "malformed", or "failed"."""
+    """Reason of the end: "done" (a message without a tool call), "turns", "seconds", "context tokens", "action tokens",
+    "prompt tokens", "script", "malformed", or "failed"."""
     failure: str | None = None
-    """The error that broke it off, for "failed": of the agent or the machine, not of what the agent did."""
+    """Error of the agent or the machine, if the end is "failed"; else None."""
     started: float = 0.0
-    """Seconds since 1970."""
+    """Start time, in seconds since 1970."""
     seconds: float = 0.0
+    """Duration, in seconds."""
 
     @property
     def solved(self) -> bool:
-        """Whether the reward is full."""
+        """Whether the reward is at least 1."""
         return self.reward >= 1.0
 
     @property
     def tokens(self) -> int | None:
-        """How many tokens the agent generated; None where it did not say."""
+        """Number of tokens that the agent generated, or None if it is unknown."""
         counts = [turn.tokens for turn in self.turns if turn.tokens is not None]
         return sum(counts) if counts else None
 
     def conversation(self) -> list[Message]:
-        """The whole as `Tokenizer.encode_chat` takes it, without an action that a limit cut."""
+        """Return the messages for `Tokenizer.encode_chat`, without an action that a limit cut."""
         chat = [dict(message) for message in self.messages]
         for turn in self.turns:
             if turn.finish != "length":
@@ -95,9 +108,12 @@ class Trajectory:
         return chat
 
     def to_json(self) -> bytes:
-        """One line of JSON, without its end. Raises ValueError for what JSON does not have, such as a reward of NaN.
+        """Return one line of JSON, without a line end.
 
-        Where texts hold surrogates, it is UTF-8 but for those (``errors="surrogatepass"``), so that none is changed.
+        The encoding is UTF-8 with `errors="surrogatepass"`, which keeps surrogates in strings.
+
+        Raises:
+            ValueError: A value cannot be written as JSON, such as a reward of NaN.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         folder = self.task.folder
@@ -111,7 +127,7 @@ class Trajectory:
 
     @classmethod
     def from_json(cls, line: bytes) -> "Trajectory":
-        """Read what `to_json` wrote. Raises ValueError that names what is missing, unknown or of another type."""
+        """Read the JSON of `to_json`. Raise ValueError that names a missing, unknown, or mistyped field."""
         try:
             values = json.loads(line.decode(errors="surrogatepass"), parse_constant=_refuse_constant)
         except RecursionError:
@@ -122,11 +138,11 @@ class Trajectory:
             for name, kinds in (("ids", (int,)), ("logprobs", (float, int, type(None)))):
                 if turn.get(name) is not None:
                     if not all(type(value) in kinds for value in turn[name]):
-                        raise ValueError(f"a turn's {name} are not numbers")
+                        raise ValueError(f"a turn's {name} must be numbers")
                     turn[name] = tuple(turn[name])
         for message in values["messages"]:
             if not isinstance(message, dict) or not all(isinstance(text, str) for text in message.values()):
-                raise ValueError("a trajectory's message is no object of strings")
+                raise ValueError("a trajectory's message must be an object of strings")
         try:
             values["task"] = Task.from_json(json.dumps(values["task"], ensure_ascii=False))
         except (TypeError, RecursionError) as error:
@@ -149,38 +165,41 @@ _TURN: dict[str, tuple[type, ...]] = {
 
 
 def _check(values: Any, kind: type, what: str, types: Mapping[str, tuple[type, ...]]) -> None:
-    """Raise ValueError unless `values` are those of the dataclass `kind`."""
+    """Raise ValueError unless `values` are the fields of the dataclass `kind`."""
     if not isinstance(values, dict):
-        raise ValueError(f"{what} is a JSON object, not {type(values).__name__}")
+        raise ValueError(f"{what} must be a JSON object, got {type(values).__name__}")
     if unknown := values.keys() - types.keys():
         raise ValueError(f"{what} has no field {min(unknown)!r}")
     for f in fields(kind):
         if f.name not in values and f.default is MISSING:
             raise ValueError(f"{what} has no {f.name}")
         if f.name in values and type(values[f.name]) not in types[f.name]:
-            raise ValueError(f"{what}'s {f.name} is not of the type {types[f.name][0].__name__}")
+            raise ValueError(f"{what}'s {f.name} must have the type {types[f.name][0].__name__}")
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 class TrajectoryWriter:
-    """Adds trajectories to a file, each on disk before `add` returns; a context manager.
+    """Appends trajectories to a file; a context manager.
 
-    One writer at a time has the file. What a crash left of a last line is cut off, with a warning in the log.
+    A trajectory is on disk when `add` returns. Only one writer can open a file at a time. An incomplete last line, the
+    result of a crash, is removed with a warning in the log.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open a file, made if need be, and read what it holds.
+        """Open a file, creating it if necessary, and read its trajectories.
 
-        Raises BlockingIOError while another writer has it, OSError if it cannot be written, ValueError for a damaged
-        record or one that is none.
+        Raises:
+            BlockingIOError: Another writer has opened the file.
+            OSError: The file cannot be written.
+            ValueError: A record is damaged or is not a trajectory.
         """
         self._path = Path(path)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self.names: dict[str, str] = {}
-        """Of the trajectories in the file, each with the `task_digest` of its task."""
+        """Names of the trajectories in the file, each with the `task_digest` of its task."""
         try:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -189,7 +208,7 @@ class TrajectoryWriter:
             sync(self._path.absolute().parent)
             reader = TrajectoryReader(path)
             self.settings: dict[str, Any] | None = None
-            """Of the first trajectory in the file."""
+            """Settings of the first trajectory in the file."""
             for trajectory in reader:
                 self.names[trajectory.name] = task_digest(trajectory.task)
                 self.settings = trajectory.settings if self.settings is None else self.settings
@@ -199,12 +218,14 @@ class TrajectoryWriter:
             raise
 
     def add(self, trajectory: Trajectory) -> None:
-        """Add a trajectory. Raises ValueError for a name that is there, and as `to_json`, OSError if writing fails.
+        """Append a trajectory, or leave the file unchanged and raise.
 
-        Such a trajectory is not added.
+        Raises:
+            ValueError: The file has a trajectory with this name, or the trajectory cannot be written as JSON.
+            OSError: Writing fails.
         """
         if trajectory.name in self.names:
-            raise ValueError(f"{self._path} holds a trajectory named {trajectory.name!r} already")
+            raise ValueError(f"{self._path} already has a trajectory named {trajectory.name!r}")
         record = trajectory.to_json()
         if len(record) > MAX_RECORD_BYTES:
             raise ValueError(f"trajectory {trajectory.name!r} takes {len(record)} bytes, more than {MAX_RECORD_BYTES}")
@@ -222,13 +243,13 @@ class TrajectoryWriter:
         self.settings = trajectory.settings if self.settings is None else self.settings
 
     def close(self) -> None:
-        """Let go of the file. Safe to call again."""
+        """Close the file. Closing again has no effect."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def __enter__(self) -> Self:
-        """The writer itself."""
+        """Return the writer."""
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -237,25 +258,25 @@ class TrajectoryWriter:
 
 
 class TrajectoryReader:
-    """The trajectories of a file, in the order they were added; as often as it is iterated over.
+    """An iterable of the trajectories of a file, in the order in which they were added.
 
-    A last line without its end is left out, with a warning in the log: a crash cut it, or it is being written.
+    An incomplete last line is skipped with a warning in the log: a crash cut it, or it is being written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Look at a file. Raises OSError if it cannot be read."""
+        """Find the end of the last complete line. Raise OSError if the file cannot be read."""
         self.path = os.fspath(path)
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             self.whole_bytes = _end_of_lines(file, size)
-            """Where the last whole line ends."""
+            """Offset of the end of the last complete line."""
         self.torn_bytes = size - self.whole_bytes
-        """What lies behind it."""
+        """Number of bytes after the last complete line."""
         if self.torn_bytes:
-            logger.warning("%s: the last %d bytes are of a record that was cut; left out", self.path, self.torn_bytes)
+            logger.warning("%s: skipped an incomplete record in the last %d bytes", self.path, self.torn_bytes)
 
     def __iter__(self) -> Iterator[Trajectory]:
-        """Read one after the other. Raises ValueError that names the first damaged record, and OSError."""
+        """Yield the trajectories. Raise ValueError that names the first damaged record, and OSError."""
         at = number = 0
         with open(self.path, "rb") as file:
             while at < self.whole_bytes:
@@ -270,16 +291,21 @@ class TrajectoryReader:
 
 
 def read_trajectories(path: str | os.PathLike[str]) -> Iterator[Trajectory]:
-    """Go through a file of trajectories, as `TrajectoryReader` does."""
+    """Return an iterator over the trajectories of a file; see `TrajectoryReader`."""
     return iter(TrajectoryReader(path))
 
 
 def drop_failed(path: str | os.PathLike[str]) -> int:
-    """Write a file anew without the rollouts that failed, so that they are made again; how many they were.
+    """Remove failed rollouts from a file, so that they are repeated, and return their number.
 
-    Raises as `TrajectoryWriter`; the file is then as it was.
+    If an error is raised, the file is unchanged.
+
+    Raises:
+        BlockingIOError: A writer has opened the file.
+        OSError: The file cannot be written.
+        ValueError: A record is damaged or is not a trajectory.
     """
-    path = os.path.realpath(path)  # a link stays, and leads to the new file
+    path = os.path.realpath(path)  # keep a link, which then leads to the new file
     partial = Path(f"{path}.partial")
     partial.unlink(missing_ok=True)
     dropped = 0
@@ -295,29 +321,29 @@ def drop_failed(path: str | os.PathLike[str]) -> int:
 
 
 def task_digest(task: Task) -> str:
-    """A short name for all that a task says."""
+    """Return a digest of all fields of a task."""
     return hashlib.sha256(task.to_json().encode()).hexdigest()[:16]
 
 
 def is_trajectory_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as one of trajectories does. Raises OSError if it cannot be read."""
+    """Return whether a file begins like a file of trajectories. Raise OSError if it cannot be read."""
     with open(path, "rb") as file:
         start = file.read(_HEADER)
     return start.startswith(_BEGIN) and start.endswith(_MIDDLE)
 
 
 def _record(line: bytes) -> bytes:
-    """The JSON inside a line, its checksum compared."""
+    """Return the JSON inside a line after verifying its checksum."""
     record = line[_HEADER : -len(_END)]
     if line != b"%s%s%s%s%s" % (_BEGIN, line[len(_BEGIN) : len(_BEGIN) + 8], _MIDDLE, record, _END):
-        raise ValueError("this is no line of a trajectory")
+        raise ValueError("expected a line with a checksum and a trajectory")
     if line[len(_BEGIN) : len(_BEGIN) + 8] != b"%08x" % zlib.crc32(record):
-        raise ValueError("the checksum does not fit: the record is damaged")
+        raise ValueError("the checksum does not match: the record is damaged")
     return record
 
 
 def _end_of_lines(file: BinaryIO, size: int) -> int:
-    """Byte after the last line end; 0 where there is none."""
+    """Return the offset after the last line end; 0 if there is none."""
     at = size
     while at > 0:
         start = max(at - (1 << 16), 0)

@@ -1,7 +1,7 @@
-"""Environments in processes of their own, on this machine or on a Ray cluster.
+"""Run environments in separate processes, on this host or on a Ray cluster.
 
-Whatever an episode does, its process can be interrupted and unwinds: shells, containers and work trees are gone after
-it. It also ends when the process that started it does, however that ended.
+A worker process can be interrupted at any time, and then removes its shells, containers, and work trees. It also ends
+when the process that started it ends for any reason.
 """
 
 import contextlib
@@ -19,39 +19,41 @@ from ..support import secrets
 from .environment import Environment, Transition
 from .tasks import Task
 
-GRACE = 30.0  # seconds that a process has to clean up before it is killed
-EXTRA_SECONDS = 900.0  # beyond an episode's, for copying, building and judging, before a worker is given up
+GRACE = 30.0  # seconds for a process to clean up before it is killed
+EXTRA_SECONDS = 900.0  # in addition to an episode's seconds, for copying and judging, before a worker is killed
 
 _MAIN = "from cwm_core.environments.workers import main; main()"
 
 
 class WorkerError(RuntimeError):
-    """An environment in another process failed; says what it said."""
+    """An environment in another process failed; the text has the error."""
 
 
 class EnvironmentWorker(Protocol):
-    """An environment elsewhere."""
+    """An environment in another process."""
 
     def start(self, task: Task) -> str:
-        """As `Environment.start`; raises `WorkerError` for whatever went wrong."""
+        """See `Environment.start`. Any failure raises `WorkerError`."""
         ...
 
     def step(self, action: str) -> Transition:
-        """As `Environment.step`; raises `WorkerError` for whatever went wrong."""
+        """See `Environment.step`. Any failure raises `WorkerError`."""
         ...
 
     def close(self) -> None:
-        """End the process; from any thread, also while another one waits for an answer, which then fails."""
+        """End the process. Any thread may call this; a thread that waits for an answer then gets an error."""
         ...
 
 
 class ProcessWorker:
-    """An `Environment` in a process of this machine."""
+    """An `Environment` in a process of this host."""
 
     def __init__(self, backend: Backend | None, options: Mapping[str, Any], seconds: float) -> None:
-        """Start a process with ``Environment(backend, **options)``; an answer that takes longer than `seconds` fails.
+        """Start a process with `Environment(backend, **options)`. An answer that takes more than `seconds` fails.
 
-        Raises TypeError or `pickle.PicklingError` for a backend that cannot be sent to another process.
+        Raises:
+            TypeError: The backend or an option cannot be sent to another process.
+            pickle.PicklingError: The backend or an option cannot be sent to another process.
         """
         self._seconds = seconds
         self._connection, theirs = Pipe()
@@ -60,9 +62,9 @@ class ProcessWorker:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _MAIN, str(theirs.fileno()), str(watched)],
                 stdin=subprocess.DEVNULL,
-                env=secrets.public(),  # what an agent runs may read the environment of its parents
+                env=secrets.public(),  # commands of an agent may read the environment of their parents
                 pass_fds=(theirs.fileno(), watched),
-                start_new_session=True,  # a terminal's Ctrl-C is for the process that started it, which then decides
+                start_new_session=True,  # Ctrl-C in the terminal must reach only the process that started this one
             )
         except BaseException:
             self._connection.close()
@@ -73,18 +75,22 @@ class ProcessWorker:
             os.close(watched)
         self._closing = threading.Lock()
         try:
-            self._connection.send((sys.path, backend, dict(options)))
+            # The path comes first, because the objects that follow may need it to be unpickled.
+            self._connection.send([*sys.path, os.getcwd()])
+            self._connection.send((backend, dict(options)))
         except BaseException:
             self.close()
             raise
 
     def start(self, task: Task) -> str:
         """See `EnvironmentWorker.start`."""
-        return self._ask("start", task)
+        observation: str = self._ask("start", task)
+        return observation
 
     def step(self, action: str) -> Transition:
         """See `EnvironmentWorker.step`."""
-        return self._ask("step", action)
+        transition: Transition = self._ask("step", action)
+        return transition
 
     def _ask(self, what: str, argument: Any) -> Any:
         try:
@@ -122,12 +128,13 @@ class ProcessWorker:
 
 
 def main() -> None:
-    """Serve one environment: what a `ProcessWorker` starts."""
+    """Serve an environment, as the main function of the process of a `ProcessWorker`."""
     connection, watched = Connection(int(sys.argv[1])), int(sys.argv[2])
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit an ignored one
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell inherit that it is ignored
     with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):
         threading.Thread(target=_interrupt_at_end_of, args=(watched,), daemon=True).start()
-        sys.path[:], backend, options = connection.recv()
+        sys.path[:] = connection.recv()
+        backend, options = connection.recv()
         with Environment(backend, **options) as environment:
             while True:
                 what, argument = connection.recv()
@@ -135,12 +142,12 @@ def main() -> None:
 
 
 def _serve(environment: Environment, what: str, argument: Any) -> tuple[bool, Any]:
-    """Whether it could be done, and what it gave or why not."""
+    """Return whether the request succeeded, and its result or the error."""
     try:
         if what == "start":
             return True, environment.start(argument)
         return True, environment.step(argument)
-    except Exception as error:  # whatever it is, it fails this episode and no other
+    except Exception as error:  # any error fails only this episode
         with contextlib.suppress(Exception):
             environment.close()
         return False, f"{type(error).__name__}: {error}"
@@ -153,23 +160,25 @@ def _interrupt_at_end_of(pipe: int) -> None:
 
 
 class RayWorker:
-    """A `ProcessWorker` on some machine of a Ray cluster."""
+    """A `ProcessWorker` on a host of a Ray cluster."""
 
     def __init__(self, backend: Backend | None, options: Mapping[str, Any], seconds: float, cpus: float) -> None:
-        """Ask Ray for a place that has `cpus` processors left."""
+        """Start a `ProcessWorker` as an actor that reserves `cpus` processors."""
         import ray
 
-        self._ray = ray
-        actor = ray.remote(num_cpus=cpus, max_restarts=0)(ProcessWorker)
-        self._actor = actor.remote(backend, dict(options), seconds)
+        self._ray: Any = ray
+        actor: Any = ray.remote(num_cpus=cpus, max_restarts=0)(ProcessWorker)
+        self._actor: Any = actor.remote(backend, dict(options), seconds)
 
     def start(self, task: Task) -> str:
         """See `EnvironmentWorker.start`."""
-        return self._get(self._actor.start.remote(task))
+        observation: str = self._get(self._actor.start.remote(task))
+        return observation
 
     def step(self, action: str) -> Transition:
         """See `EnvironmentWorker.step`."""
-        return self._get(self._actor.step.remote(action))
+        transition: Transition = self._get(self._actor.step.remote(action))
+        return transition
 
     def _get(self, reference: Any) -> Any:
         try:
@@ -180,19 +189,24 @@ class RayWorker:
             raise WorkerError(f"{type(error).__name__}: {error}") from None
 
     def close(self) -> None:
-        """See `EnvironmentWorker.close`. The actor's end is that of the process it started."""
+        """See `EnvironmentWorker.close`. The process ends with the actor."""
         self._ray.kill(self._actor)
 
 
 def ray_workers(
     ray: Any, backend: Backend | None, options: Mapping[str, Any], seconds: float, count: int | None
 ) -> tuple[Callable[[], RayWorker], int]:
-    """Return what makes workers on a Ray cluster, and how many there may be: `count`, or one for each processor.
+    """Return a function that starts a worker on a Ray cluster, and the number of workers.
 
-    `ray` is what `support.cluster.ray_cluster` yields.
+    Args:
+        ray: The module that `support.cluster.ray_cluster` yields.
+        backend: Backend of the environments.
+        options: Further arguments of the environments.
+        seconds: Time limit of an answer, in seconds.
+        count: Number of workers; None is the number of processors.
     """
     processors = ray.cluster_resources()["CPU"]
     count = count or int(processors)
-    # Where more workers are asked for than there are processors, each takes a part of one: all get a place.
+    # With more workers than processors, each worker reserves a fraction of a processor, so that all can start.
     share = min(1.0, int(processors / count * 1000) / 1000)
     return lambda: RayWorker(backend, options, seconds, share), count

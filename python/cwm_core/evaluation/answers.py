@@ -1,4 +1,4 @@
-"""Asking a model directly: prompts from templates, and the texts that it answers. Nothing it writes is run here."""
+"""Ask a model questions from templates, and extract its answers. Nothing that the model writes runs here."""
 
 from __future__ import annotations
 
@@ -20,24 +20,32 @@ if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
 
 Style = Literal["completion", "chat", "reasoning"]
+"""Form of a question: a text to complete, a chat message, or a chat message with reasoning."""
 STYLES: tuple[Style, ...] = ("completion", "chat", "reasoning")
 
 
 def load_template(name: str, required: Sequence[str], path: str | os.PathLike[str] | None = None) -> str:
-    """The text of our own template of that name, or of the file `path`, which must hold `{FIELD}` for each required.
+    """Return the text of a template.
 
-    Raises ValueError for a missing field, OSError when the file cannot be read.
+    Args:
+        name: Name of a built-in template.
+        required: Names of the fields that the template must contain, as `{FIELD}`.
+        path: File to use instead of the built-in template.
+
+    Raises:
+        ValueError: A field is missing.
+        OSError: The file cannot be read.
     """
     file = Path(path) if path is not None else Path(__file__).parent / "prompts" / f"{name}.txt"
     text = file.read_text("utf-8")
     for field in required:
         if "{" + field + "}" not in text:
-            raise ValueError(f"{file}: the template has no {{{field}}}")
+            raise ValueError(f"{file}: the template lacks the field {{{field}}}")
     return text
 
 
 def fill(template: str, **fields: object) -> str:
-    """The template with each `{FIELD}` replaced; other braces, and those in what is filled in, stay as they are."""
+    """Return the template with each `{FIELD}` replaced. Other braces and those in values stay unchanged."""
     return re.sub("{(" + "|".join(fields) + ")}", lambda match: str(fields[match[1]]), template)
 
 
@@ -48,18 +56,25 @@ def ask(
     max_new_tokens: int,
     **sampling: Any,
 ) -> list[str | None]:
-    """What the model answers to each text, None for nothing: after the text, or to it as the user's message of a chat.
+    """Return the model's answer to each text, or None.
 
-    A completion's answer is the rest of the line. A chat's is as of `answer_of_chat`; with "reasoning", only what
-    follows the reasoning counts. `sampling` goes to `engine.generate`.
+    Args:
+        engine: An engine with a tokenizer.
+        texts: The questions.
+        style: "completion" takes the rest of the line after the text as the answer. "chat" sends the text as a user
+            message and extracts the answer with `answer_of_chat`. "reasoning" switches reasoning on and reads only the
+            text after it.
+        max_new_tokens: Limit of the tokens of an answer.
+        sampling: Further arguments of `Engine.generate`.
 
-    Raises ValueError for an unknown style, and when the vocabulary lacks special tokens that are needed.
+    Raises:
+        ValueError: The style is unknown, or the vocabulary lacks special tokens that it needs.
     """
     tokenizer: Tokenizer = engine.tokenizer
     prompts = question_prompts(tokenizer, texts, style)
     stops = tokenizer.stop_tokens
     if not stops:
-        raise ValueError(f"this vocabulary has no token that ends an answer; expected one of {', '.join(STOP_TOKENS)}")
+        raise ValueError(f"the vocabulary lacks a token that ends an answer; expected one of {', '.join(STOP_TOKENS)}")
     if style == "completion":
         on_token = _end_at(_newlines(tokenizer), stops[0])
         generations = engine.generate(prompts, max_new_tokens, stops, on_token=on_token, **sampling)
@@ -80,7 +95,7 @@ def question_prompts(tokenizer: Tokenizer, texts: Sequence[str], style: Style) -
 
 
 def answer_logprobs(engine: Engine, prompts: Iterable[np.ndarray], answers: Sequence[np.ndarray]) -> np.ndarray:
-    """The log probability in nats of each answer's tokens after each prompt, float64 [prompts, answers]."""
+    """Return the log probability in nats of each answer after each prompt, float64 [prompts, answers]."""
     import torch
 
     model = engine.model
@@ -99,14 +114,14 @@ def answer_logprobs(engine: Engine, prompts: Iterable[np.ndarray], answers: Sequ
 
 
 def fields_of(problem: Problem) -> dict[str, str]:
-    """What a template may ask for of a problem."""
+    """Return the fields of a problem that templates can contain."""
     return {"code": problem.code.strip("\n"), "input": problem.input, "output": problem.output or ""}
 
 
 def _newlines(tokenizer: Tokenizer) -> frozenset[int]:
     found = set()
     for id in range(tokenizer.vocab_size):
-        with suppress(ValueError):  # of a gap between ordinary and special tokens
+        with suppress(ValueError):  # an id without a token
             if b"\n" in tokenizer.token_to_bytes(id):
                 found.add(id)
     return frozenset(found)
@@ -117,7 +132,7 @@ def _end_at(ids: frozenset[int], stop: int) -> Callable[[int, list[int]], list[i
 
 
 def _text(tokenizer: Tokenizer, ids: np.ndarray) -> str:
-    """The text of generated ids, special tokens of chats and documents left out; up to an id that is no token."""
+    """Return the text of generated ids without stop tokens; an empty string if an id has no token."""
     kept = [int(id) for id in ids if int(id) not in tokenizer.stop_tokens]
     try:
         return tokenizer.decode(kept)

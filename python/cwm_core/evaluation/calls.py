@@ -1,4 +1,4 @@
-"""Evaluations on calls of programs: what they return, and with which arguments they return it."""
+"""Evaluate predictions of calls: the return value, and arguments that produce a return value."""
 
 from __future__ import annotations
 
@@ -34,23 +34,26 @@ def evaluate_output(
     max_new_tokens: int = 4096,
     **options: Any,
 ) -> Report:
-    """Predict what each call returns; right is the same Python literal, else the same text. Nothing is run.
+    """Predict the return value of each call. No program runs.
+
+    An answer is correct if it is the same Python literal as the problem's `output`, or the same text if one of the two
+    is not a literal. A problem whose prompt exceeds the model's context is left out with the reason.
 
     Args:
-        engine: As of `evaluate_traces`.
-        problems: With `output`.
-        how: "trace": the value that a predicted trace returns at its end; "direct": the answer to a question.
-        style: How the question is put; see `ask`.
-        template: A file to use in place of our own question, with `{code}` and `{input}` in it.
-        samples: Answers drawn for each problem; with several, pass@k for k of 1, 5, 10, 100 and `samples`.
-        temperature: As of `Engine.generate`, as `top_p`.
-        top_p: See there.
-        max_new_tokens: An answer stops there.
-        options: As of `evaluate_traces`.
+        engine: An engine with a tokenizer.
+        problems: Problems with an `output`.
+        how: "trace" takes the return value of a predicted trace; "direct" asks a question.
+        style: Form of the question; see `ask`.
+        template: File with the question, with the fields `{code}` and `{input}`; None uses the built-in one.
+        samples: Number of answers to each problem. The report has pass@k for k of 1, 5, 10, 100 and `samples`.
+        temperature: Sampling temperature; 0 takes the most likely token.
+        top_p: Probability of the smallest set of most likely tokens to sample from.
+        max_new_tokens: Limit of the tokens of an answer.
+        options: Arguments of `run_batches`: `folder`, `batch`, `seed`, `progress` and `settings`.
 
-    A problem whose question is longer than the model's context is left out, with the reason.
-
-    Raises ValueError as `evaluate_traces`, for a template that lacks a field, and for several samples at temperature 0.
+    Raises:
+        ValueError: The template lacks a field, there are several samples at temperature 0, or `folder` holds results of
+            other settings.
     """
     from ..inference import trace_prompt
 
@@ -82,8 +85,14 @@ def evaluate_output(
         ]
         return _sampled(batch, samples, answers=answers, right=right)
 
-    settings = {"how": how, "style": style, "samples": samples, **sampling, "max_new_tokens": max_new_tokens}
-    settings["template"] = digest(text)
+    settings: dict[str, Any] = {
+        "how": how,
+        "style": style,
+        "samples": samples,
+        **sampling,
+        "max_new_tokens": max_new_tokens,
+        "template": digest(text),
+    }
     results, settings = run_batches("output", problems, solve, settings, **options)
     return _report_of_samples("output", problems, results, settings)
 
@@ -102,10 +111,28 @@ def evaluate_input(
     sandbox: Sandbox = "bubblewrap",
     **options: Any,
 ) -> Report:
-    """Ask for arguments with which each program returns its `output`; any that do, tried in a sandbox, are right.
+    """Predict arguments with which each program returns its `output`. A sandbox runs the program with each answer.
 
-    An answer's arguments must be Python literals by value; see `evaluate_with_arguments`. Arguments are as of
-    `evaluate_output`, the template's fields `{code}` and `{output}`, and as of `evaluate_traces`.
+    An answer is correct if its arguments are Python literals by value and the program returns the `output`; see
+    `evaluate_with_arguments`.
+
+    Args:
+        engine: An engine with a tokenizer.
+        problems: Problems with an `output`.
+        style: Form of the question; see `ask`.
+        template: File with the question, with the fields `{code}` and `{output}`; None uses the built-in one.
+        samples: Number of answers to each problem. The report has pass@k for k of 1, 5, 10, 100 and `samples`.
+        temperature: Sampling temperature; 0 takes the most likely token.
+        top_p: Probability of the smallest set of most likely tokens to sample from.
+        max_new_tokens: Limit of the tokens of an answer.
+        limits: Limits of each program; see `Limits`.
+        sandbox: Isolation of the programs. Use "process" only for trusted programs and models.
+        options: Arguments of `run_batches`: `folder`, `batch`, `seed`, `progress` and `settings`.
+
+    Raises:
+        ValueError: The template lacks a field, there are several samples at temperature 0, or `folder` holds results of
+            other settings.
+        SandboxError: The sandbox does not work on this machine.
     """
     check_sandbox(sandbox)
     _check_samples(samples, temperature)
@@ -122,7 +149,7 @@ def evaluate_input(
         said = ask(engine, questions, style, max_new_tokens, seed=seed, **sampling)
         answers = [None if answer is None else arguments_of_answer(answer) for answer in said]
         codes = [problem.code for problem in drawn]
-        tries = list(dict.fromkeys(zip(codes, answers, strict=True)))  # each answer to a problem is run once
+        tries = list(dict.fromkeys(zip(codes, answers, strict=True)))  # run equal answers once
         tried = dict(zip(tries, in_parallel(lambda one: _try(*one), tries), strict=True))
         outcomes = [tried[one] for one in zip(codes, answers, strict=True)]
         right = [
@@ -156,9 +183,9 @@ def _last_return(parsed: ParsedTrace) -> str | None:
 
 
 def _sampled(batch: Sequence[Problem], samples: int, **columns: Sequence[Any]) -> list[Result]:
-    """A result for each problem of its `samples` consecutive entries in each column."""
+    """Return a result for each problem, with its `samples` consecutive entries of each column."""
     return [
-        {"id": problem.id, **{name: list(column[i * samples : (i + 1) * samples]) for name, column in columns.items()}}
+        Result(problem.id, {name: list(column[i * samples : (i + 1) * samples]) for name, column in columns.items()})
         for i, problem in enumerate(batch)
     ]
 
@@ -167,7 +194,7 @@ def _report_of_samples(
     task: str, problems: Sequence[Problem], results: list[Result], settings: dict[str, Any]
 ) -> Report:
     samples = settings["samples"]
-    solved = [result for result in results if "left_out" not in result]
+    solved = [result.values for result in results if result.left_out is None]
     measures = [
         measure(
             f"pass@{k}",
@@ -188,4 +215,4 @@ def _template_name(task: str, style: Style) -> str:
 
 def _check_samples(samples: int, temperature: float) -> None:
     if samples < 1 or (samples > 1 and temperature <= 0):
-        raise ValueError(f"{samples} samples at temperature {temperature}: several need one above 0")
+        raise ValueError(f"{samples} samples at temperature {temperature}: several samples need a temperature above 0")

@@ -1,4 +1,4 @@
-"""Evaluations on executions: what they look like, and whether they end."""
+"""Evaluate predictions of executions: their traces, and whether they end."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 from ..machines import Limits, Sandbox, literals_equal
 from ..machines.programs import DEFAULT_LIMITS, Outcome, check_sandbox, in_parallel, record_program
 from ..tokenizer.special_tokens import END_OF_TEXT, FRAME_SEP
-from ..trace import ParsedTrace, Trace
+from ..trace import ParsedTrace, Trace, Truncation
 from .answers import answer_logprobs, fields_of, fill, load_template
 from .problems import Problem
-from .report import Measure, Report, Result, count_left_out, measure
+from .report import IntervalKind, Measure, Report, Result, count_left_out, measure
 from .results import digest, leaving_out, limit_settings, run_batches, too_long
 from .statistics import bootstrap_interval
 from .traces import TraceScores, score_trace
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
 
 How = Literal["trace", "direct"]
+"""Method of an answer: "trace" reads it from a predicted trace, "direct" asks the model a question."""
 
 CWM_32B_ON_CRUXEVAL = {
     "output": 0.880, "valid_format": 0.996, "state": 0.969, "action": 0.965, "valid_json": 1.000, "key": 0.991,
     "key_value": 0.981, "state tokens": 11.7, "action tokens": 11.2,
 }  # fmt: skip
-"""What the technical report of the Code World Model (arXiv 2510.02387, Table 9) gives; shares, and tokens."""
+"""Scores in Table 9 of the report on the Code World Model, arXiv 2510.02387: shares, and numbers of tokens."""
 
-# Of the trace scores, those that are 0 or 1 for each trace.
+# Trace scores that are 0 or 1 for each trace.
 _SHARES = ("output", "valid_format")
 
 
@@ -48,25 +49,26 @@ def evaluate_traces(
     predict_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Report:
-    """Predict the execution of each program greedily, and score it against the real one, recorded in a sandbox.
+    """Predict the execution of each program greedily, and score it against a recording in a sandbox.
 
-    The scores are those of `TraceScores`; besides, the mean number of tokens of a predicted state and action, means
-    over traces of each trace's mean. A program that cannot be recorded whole, or is longer than the model's context, is
-    left out, with the reason.
+    The measures are those of `TraceScores` and the mean numbers of tokens of a predicted state and action, averaged
+    over each trace and then over traces. A program that cannot be recorded completely, or whose prompt exceeds the
+    model's context, is left out with the reason.
 
     Args:
-        engine: An `Engine` with a tokenizer, or what has its `generate` and `tokenizer`.
-        problems: Of `read_problems`; where there is an `output`, it is looked at whether the recording agrees.
-        max_new_tokens: A prediction stops there.
-        max_frames: Programs that go on after so many frames are left out.
-        cruxeval: Put the published scores of CWM 32B beside: for the problems of CruxEval only.
-        limits: What a program may use; see `Limits`.
-        sandbox: The sandbox. Programs of data sets are not trusted: "process" is for those that are.
-        predict_options: Further keywords of `predict_traces`.
-        options: `folder`, `batch`, `seed`, `progress` and `settings`, as of `run_batches`.
+        engine: An engine with a tokenizer, or an object with the same `generate` and `tokenizer`.
+        problems: Problems of `read_problems`. The report counts how often a stated `output` equals the recording.
+        max_new_tokens: Limit of the tokens of a prediction.
+        max_frames: Limit of the frames of a recording; longer programs are left out.
+        cruxeval: Include the published scores of CWM 32B. Use it only with the problems of CruxEval.
+        limits: Limits of each program; see `Limits`.
+        sandbox: Isolation of the programs. Use "process" only for trusted programs.
+        predict_options: Further arguments of `predict_traces`.
+        options: Arguments of `run_batches`: `folder`, `batch`, `seed`, `progress` and `settings`.
 
-    Raises ValueError for other settings than those of the results in `folder`, SandboxError when the sandbox is not
-    possible here.
+    Raises:
+        ValueError: `folder` holds results of other settings.
+        SandboxError: The sandbox does not work on this machine.
     """
     from ..inference import predict_traces, trace_prompt
 
@@ -86,16 +88,18 @@ def evaluate_traces(
     def predict(batch: Sequence[Problem], traces: Sequence[Trace]) -> list[Result]:
         predictions = predict_traces(engine, traces, max_new_tokens=max_new_tokens, **predict_options)
         return [
-            {
-                "id": problem.id,
-                "scores": asdict(score_trace(trace, prediction.parsed)),
-                "frames": len(trace) - 1,
-                "predicted_frames": len(prediction.parsed.frames),
-                "tokens": len(prediction.ids),
-                "error": prediction.parsed.error,
-                **_mean_lengths(engine.tokenizer, prediction.parsed),
-                "agrees": _agrees(problem, trace),
-            }
+            Result(
+                problem.id,
+                {
+                    "scores": asdict(score_trace(trace, prediction.parsed)),
+                    "frames": len(trace) - 1,
+                    "predicted_frames": len(prediction.parsed.frames),
+                    "tokens": len(prediction.ids),
+                    "error": prediction.parsed.error,
+                    **_mean_lengths(engine.tokenizer, prediction.parsed),
+                    "agrees": _agrees(problem, trace),
+                },
+            )
             for problem, trace, prediction in zip(batch, traces, predictions, strict=True)
         ]
 
@@ -103,7 +107,7 @@ def evaluate_traces(
     results, settings = run_batches("traces", problems, solve, settings, **options)
     seed = settings["seed"]
     published = CWM_32B_ON_CRUXEVAL if cruxeval else {}
-    scored = [result for result in results if "scores" in result]
+    scored = [result.values for result in results if result.left_out is None]
     measures = [
         measure(
             name,
@@ -136,16 +140,29 @@ def evaluate_termination(
     sandbox: Sandbox = "bubblewrap",
     **options: Any,
 ) -> Report:
-    """Tell whether each call ends within `max_frames` frames of its trace.
+    """Predict whether each call ends within `max_frames` frames of its trace.
 
-    The truth is the problem's `ends`, else a recording in a sandbox. With `how` "trace", a predicted trace that ends
-    within `max_frames` frames says yes; one that has more frames, or uses up `max_new_tokens`, says no; one that breaks
-    the format says nothing, which is wrong. With "direct", the more probable of two answers to a question counts; a
-    `template` in place of our own has the fields `{code}`, `{input}` and perhaps `{steps}`, and ends before " yes" or
-    " no".
+    The truth is the problem's `ends` or, if that is missing, a recording in a sandbox. The measures are accuracy and
+    balanced accuracy: the mean of the shares of correct answers among calls that end and among those that do not.
+    Problems with unknown truth are left out.
 
-    Accuracy and balanced accuracy (mean share of right answers among calls that end and among those that do not) are
-    of the problems whose truth is known. Other arguments and errors are as of `evaluate_traces`.
+    Args:
+        engine: An engine with a tokenizer.
+        problems: Problems of `read_problems`.
+        how: "trace" predicts a trace. The answer is yes if the trace ends within `max_frames` frames, no if it has more
+            frames or exceeds `max_new_tokens`, and wrong if it breaks the format. "direct" asks a question and compares
+            the probabilities of " yes" and " no".
+        template: File with the question, which ends before the answer. Its fields are `{code}`, `{input}` and,
+            optionally, `{steps}`. None uses the built-in question.
+        max_frames: Limit of frames.
+        max_new_tokens: Limit of the tokens of a prediction.
+        limits: Limits of each program; see `Limits`.
+        sandbox: Isolation of the programs. Use "process" only for trusted programs.
+        options: Arguments of `run_batches`: `folder`, `batch`, `seed`, `progress` and `settings`.
+
+    Raises:
+        ValueError: `folder` holds results of other settings, or the template lacks a field.
+        SandboxError: The sandbox does not work on this machine.
     """
     from ..inference import completion_prompt, trace_prompt
 
@@ -159,9 +176,9 @@ def evaluate_termination(
             prompts = [trace_prompt(engine.tokenizer, problem.code, problem.call) for problem in batch]
         else:
             prompts = [completion_prompt(engine.tokenizer, question) for question in questions(batch)]
-        return leaving_out(batch, too_long(engine, prompts, max_new_tokens), tell)
+        return leaving_out(batch, too_long(engine, prompts, max_new_tokens), answer)
 
-    def tell(batch: Sequence[Problem]) -> list[Result]:
+    def answer(batch: Sequence[Problem]) -> list[Result]:
         truths = in_parallel(lambda problem: _ends(problem, max_frames, limits, sandbox), batch)
         known = [truth.value for truth in truths if truth.value is not None]
         reasons = [truth.reason if truth.value is None else None for truth in truths]
@@ -169,7 +186,7 @@ def evaluate_termination(
             batch,
             reasons,
             lambda kept: [
-                {"id": problem.id, "ends": ends, **said}
+                Result(problem.id, {"ends": ends, **said})
                 for problem, ends, said in zip(kept, known, predict(kept), strict=True)
             ],
         )
@@ -177,7 +194,7 @@ def evaluate_termination(
     def questions(batch: Sequence[Problem]) -> list[str]:
         return [fill(text, **fields_of(problem), steps=max_frames) for problem in batch]
 
-    def predict(known: Sequence[Problem]) -> list[Result]:
+    def predict(known: Sequence[Problem]) -> list[dict[str, Any]]:
         if how == "trace":
             return [
                 {
@@ -193,7 +210,7 @@ def evaluate_termination(
     settings = {"how": how, "max_frames": max_frames, "max_new_tokens": max_new_tokens, **limit_settings(limits)}
     settings["template"] = digest(text)
     results, settings = run_batches("termination", problems, solve, settings, **options)
-    scored = [result for result in results if "ends" in result]
+    scored = [result.values for result in results if result.left_out is None]
     right = {truth: [float(r["predicted"] is truth) for r in scored if r["ends"] is truth] for truth in (True, False)}
     names = {True: "ends", False: "goes on", None: "says nothing"}
     confusion = {
@@ -212,7 +229,7 @@ def evaluate_termination(
 def predict_calls(
     engine: Engine, problems: Sequence[Problem], max_new_tokens: int, **sampling: Any
 ) -> list[Prediction]:
-    """What the model predicts of each call, from its `trace_prompt`; `sampling` goes to `Engine.generate`."""
+    """Predict each call from its `trace_prompt`; `sampling` are arguments of `Engine.generate`."""
     from ..inference import Prediction, trace_prompt
 
     tokenizer = engine.tokenizer
@@ -222,13 +239,13 @@ def predict_calls(
 
 
 def check_how(how: str) -> None:
-    """Raise ValueError for an unknown way."""
+    """Raise ValueError for an unknown method."""
     if how not in ("trace", "direct"):
         raise ValueError(f'how must be "trace" or "direct", not {how!r}')
 
 
 def _record(batch: Sequence[Problem], max_frames: int, limits: Limits, sandbox: Sandbox) -> list[Outcome[Trace]]:
-    """Traces of whole executions."""
+    """Record whole executions."""
 
     def record(problem: Problem) -> Outcome[Trace]:
         outcome = record_program(problem.code, problem.call, max_frames=max_frames, limits=limits, sandbox=sandbox)
@@ -245,26 +262,26 @@ def _ends(problem: Problem, max_frames: int, limits: Limits, sandbox: Sandbox) -
     outcome = record_program(problem.code, problem.call, max_frames=max_frames, limits=limits, sandbox=sandbox)
     if outcome.value is None:
         return Outcome(None, outcome.reason)
-    if outcome.value.truncated in (None, "max_frames"):
+    if outcome.value.truncated in (None, Truncation.MAX_FRAMES):
         return Outcome(outcome.value.truncated is None)
     return Outcome(None, f"limit: {outcome.value.truncated}")
 
 
 def _predicts_end(tokenizer: Tokenizer, prediction: Prediction, max_frames: int) -> bool | None:
-    """Whether a predicted trace ends within so many frames; None where it breaks the format before."""
+    """Return whether a predicted trace ends within `max_frames` frames; None if it breaks the format before."""
     parsed = prediction.parsed
-    if len(parsed.frames) + 1 > max_frames:  # with the first, which stood in the prompt
+    if len(parsed.frames) + 1 > max_frames:  # including the first frame, which is in the prompt
         return False
     if parsed.complete:
         return True
-    # A frame that was closed, or that the end token stands in, is malformed; another was cut by the limit of tokens.
-    rest = prediction.ids[parsed.error_offset :] if parsed.error else []
+    # A frame with an end token inside, or one that is closed, is malformed; any other was cut by the limit of tokens.
+    rest = prediction.ids[parsed.error_offset :].tolist() if parsed.error else []
     closing = {tokenizer.special_tokens[name] for name in (FRAME_SEP, END_OF_TEXT)}
-    return None if closing.intersection(map(int, rest)) else False
+    return None if closing.intersection(rest) else False
 
 
 def _mean_lengths(tokenizer: Tokenizer, parsed: ParsedTrace) -> dict[str, float | None]:
-    """Mean tokens of the states and actions that were predicted."""
+    """Return the mean numbers of tokens of the predicted states and actions."""
     spans = tokenizer.trace_tokens(parsed.trace).spans
     lengths = np.diff(spans, axis=2)[:, :2, 0]
     means = {}
@@ -275,7 +292,7 @@ def _mean_lengths(tokenizer: Tokenizer, parsed: ParsedTrace) -> dict[str, float 
 
 
 def _agrees(problem: Problem, trace: Trace) -> bool | None:
-    """Whether the recorded result is the stated one; None where none is stated."""
+    """Return whether the recorded result equals the stated one; None if none is stated."""
     if problem.output is None:
         return None
     return trace.result is not None and literals_equal(problem.output, trace.result)
@@ -283,7 +300,7 @@ def _agrees(problem: Problem, trace: Trace) -> bool | None:
 
 def _balanced(ending: list[float], going_on: list[float], seed: int) -> Measure:
     if not ending or not going_on:
-        return Measure("balanced accuracy", None, None, None, 0, "bootstrap")
+        return Measure("balanced accuracy", None, None, None, 0, IntervalKind.BOOTSTRAP)
     value = (sum(ending) / len(ending) + sum(going_on) / len(going_on)) / 2
     low, high = bootstrap_interval([ending, going_on], seed)
-    return Measure("balanced accuracy", value, low, high, len(ending) + len(going_on), "bootstrap")
+    return Measure("balanced accuracy", value, low, high, len(ending) + len(going_on), IntervalKind.BOOTSTRAP)

@@ -1,4 +1,4 @@
-"""Programs to evaluate on: JSON lines in the form of CruxEval."""
+"""Read the problems of an evaluation: JSON lines in the format of CruxEval."""
 
 from __future__ import annotations
 
@@ -21,35 +21,41 @@ _KINDS = {"code": "a string", "input": "a string", "output": "a string", "id": "
 
 @dataclass(frozen=True)
 class Problem:
-    """A program, the arguments of a call of its function `f`, and what is known of the result."""
+    """A program, the arguments of a call of its function `f`, and the known facts about the result."""
 
     id: str
-    """Occurs once in a data set."""
+    """Unique id in the data set."""
     code: str
-    """A module that defines `f`."""
+    """Source of a module that defines `f`."""
     input: str
-    """The text between the parentheses of the call."""
+    """Text between the parentheses of the call."""
     output: str | None = None
-    """The `repr` of the result."""
+    """`repr` of the result; None if it is unknown."""
     ends: bool | None = None
-    """Whether the call ends within the budget of steps, for `evaluate_termination`."""
+    """True if the call ends within the limit of frames, for `evaluate_termination`; None if it is unknown."""
 
     @property
     def call(self) -> str:
-        """The call as an expression."""
+        """Return the call as an expression."""
         return f"f({self.input})"
 
 
 def read_problems(
     path: str | os.PathLike[str], *, limit: int | None = None, required: Sequence[str] = ("output",)
 ) -> list[Problem]:
-    """Read the first `limit` problems of a file (None: all), one JSON object a line.
+    """Read problems from a file with one JSON object a line.
 
-    `code` and `input` must be there and the fields of `required`; `id` is the line's number from 1 where it is missing.
-    Other fields and blank lines are ignored.
+    Unknown fields and blank lines are ignored. A missing `id` is the line number, from 1.
 
-    Raises ValueError that names the file, the line and the field, also for an `id` that occurs twice and for a file
-    without problems; OSError when it cannot be read.
+    Args:
+        path: The file.
+        limit: Number of problems to read; None reads all.
+        required: Fields that every problem needs besides `code` and `input`.
+
+    Raises:
+        ValueError: A field is missing or has the wrong type, an `id` is not unique, or there are no problems. The
+            message names file, line and field.
+        OSError: The file cannot be read.
     """
     problems: list[Problem] = []
     lines: dict[str, int] = {}
@@ -61,14 +67,14 @@ def read_problems(
             if field not in row:
                 raise ValueError(f"{where}: {field!r} is missing")
         for field, types in _FIELDS.items():
-            # A bool is an int to isinstance, and no id.
+            # isinstance would accept a bool as an int.
             if field in row and type(row[field]) not in types:
                 raise ValueError(f"{where}: {field!r} must be {_KINDS[field]}, got {json.dumps(row[field])[:60]}")
         id = str(row.get("id", number))
         if id in lines:
-            raise ValueError(f"{where}: 'id' {id!r} is that of line {lines[id]} too")
+            raise ValueError(f"{where}: 'id' {id!r} is already used in line {lines[id]}")
         lines[id] = number
         problems.append(Problem(id, row["code"], row["input"], row.get("output"), row.get("ends")))
     if not problems:
-        raise ValueError(f"{os.fspath(path)}: no problems in it")
+        raise ValueError(f"{os.fspath(path)}: the file has no problems")
     return problems

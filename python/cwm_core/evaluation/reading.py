@@ -1,4 +1,4 @@
-"""Read the value or the arguments that a chat model states, whatever it writes around them. Nothing is run."""
+"""Extract the value or the arguments from the answer of a chat model. No code runs."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from ..machines.literals import STRING
 from ..machines.programs import parse_expression
 from ..tokenizer.special_tokens import REASONING_THINKING_END, REASONING_THINKING_START
 
-# What begins and ends reasoning: as text, and as the names of the model's own tokens.
+# Beginnings and ends of reasoning: as text, and as the names of the model's special tokens.
 _THOUGHT_BEGINS = ("<think>", REASONING_THINKING_START)
 _THOUGHT_END = re.compile(f"</think>|{re.escape(REASONING_THINKING_END)}")
 _MARK = re.compile(r"\[(/?)ANSWER\]")
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n`]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"(?<!`)(`{1,3})(?!`)(.+?)(?<!`)\1(?!`)")
-# "Output:", "**Answer**:", "The final answer is", as far as they begin a line.
+# Labels at the beginning of a line, such as "Output:", "**Answer**:" and "The final answer is".
 _LABEL = re.compile(
     r"(?:the )?(?:final |expected |return )?(?:output|answer|result|value|input)s?\s*(?::|=>|->|=|is\b:?)", re.I
 )
 _SEPARATOR = re.compile(r":|=>|->|→|⇒|(?<![=!<>])=(?!=)|\b(?:is|be|returns?|gives?|outputs?|equals?|get)\b")
 _MOST_SEPARATORS = 100
-_MOST_LINES = 200  # of the end of an answer, in which a literal over several lines is looked for
+_MOST_LINES = 200  # at the end of an answer, searched for a literal over several lines
 
 
 def answer_of_chat(text: str, *, reasoning: bool) -> str | None:
-    """The answer in an assistant's message; None if there is none, or if the reasoning did not come to its end.
+    """Return the answer in an assistant's message; None if there is none or the reasoning is unfinished.
 
-    It stands between the last [ANSWER] and [/ANSWER], one of which may be missing; else it is a code block or a value
-    that the text ends with, else the last line. Code fences, backticks, bold type, labels as "Output:" and a period are
-    no part of it. A mark within a string literal is none.
+    The answer is between the last `[ANSWER]` and `[/ANSWER]`, one of which may be missing. Otherwise, it is the code
+    block or value at the end of the text, or the last line. Code fences, backticks, bold type, labels such as "Output:"
+    and a final period are removed. Marks inside string literals do not count.
     """
     ends = list(_outside_strings(_THOUGHT_END, text))
     if ends:
@@ -53,7 +53,7 @@ def answer_of_chat(text: str, *, reasoning: bool) -> str | None:
 
 
 def output_of_answer(answer: str) -> str:
-    """The value that an answer states: its own text, or of an assertion or assignment the right-hand side."""
+    """Return the value in an answer: the right-hand side of an assertion or assignment, else the whole text."""
     text = answer.strip()
     statement = _last_statement(text.removeprefix("assert "))
     if text.startswith("assert "):
@@ -73,13 +73,13 @@ def output_of_answer(answer: str) -> str:
 
 
 def arguments_of_answer(answer: str) -> str:
-    """The arguments that an answer states: its own text, or those of the call `f(...)` in a call or an assertion."""
+    """Return the arguments in an answer: those of a call `f(...)`, also inside an assertion, else the whole text."""
     text = answer.strip()
     statement = _last_statement(text)
     value = statement.test if isinstance(statement, ast.Assert) else getattr(statement, "value", None)
     sides = [value.left, *value.comparators] if isinstance(value, ast.Compare) else [value]
     for side in sides:
-        if _is_call_of_f(side):
+        if side is not None and _is_call_of_f(side):
             return _segment(text, side).removeprefix("f").strip()[1:-1]
     return text.removeprefix("assert ").strip()
 
@@ -88,16 +88,16 @@ def arguments_of_answer(answer: str) -> str:
 
 
 def _outside_strings(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
-    """The matches that do not lie within a string literal."""
+    """Yield the matches outside string literals."""
     strings = [match.span() for match in STRING.finditer(text)]
     for match in pattern.finditer(text):
-        before = bisect(strings, (match.start(),)) - 1  # the last string that begins further left
+        before = bisect(strings, (match.start(),)) - 1  # the last string that begins before the match
         if before < 0 or strings[before][1] <= match.end():
             yield match
 
 
 def _marked(text: str) -> list[str]:
-    """What stands between marks, the last first; a mark may be missing, or be doubled."""
+    """Return the texts between marks, last first; marks may be missing or repeated."""
     marks = list(_outside_strings(_MARK, text)) or list(_MARK.finditer(text))
     edges = [*(mark.start() for mark in marks), len(text)][1:]
     parts = [text[mark.end() : edge] for mark, edge in zip(marks, edges, strict=True) if not mark[1]]
@@ -110,7 +110,7 @@ def _marked(text: str) -> list[str]:
 
 
 def _stated(text: str) -> str | None:
-    """The last statement of a text that is code, or of its last code block; the value that prose ends with; or None."""
+    """Return the last statement of code or of the last code block, or the value at the end of prose, or None."""
     blocks = [block for block in _FENCE.finditer(text) if block[2].strip()]
     if blocks and not text[blocks[-1].end() :].strip():
         return _code(blocks[-1][2]) or _prose(blocks[-1][2])
@@ -119,7 +119,7 @@ def _stated(text: str) -> str | None:
 
 
 def _code(text: str) -> str | None:
-    """The last statement of a program, if it states a value; of `print(f(1))  # 5`, the 5."""
+    """Return the last statement of a program if it states a value; for `print(f(1))  # 5`, return the 5."""
     text = textwrap.dedent(text).strip()
     statement = _last_statement(text)
     if statement is None:
@@ -132,7 +132,7 @@ def _code(text: str) -> str | None:
 
 
 def _prose(text: str) -> str | None:
-    """The value that a text ends with: on its last lines, or within the last one."""
+    """Return the value at the end of a text: its last lines, or a part of the last one."""
     lines = [line for line in text.strip().splitlines() if line.strip()][-_MOST_LINES:]
     if not lines:
         return None
@@ -144,7 +144,7 @@ def _prose(text: str) -> str | None:
 
 
 def _in_line(line: str) -> str | None:
-    """The value in a line of prose: in backticks, else what follows a label or a verb."""
+    """Return the value in a line of prose: the text in backticks, else the text after a label or a verb."""
     for match in reversed(list(_INLINE.finditer(line))):
         if _is_literal(match[2].strip()):
             return match[2].strip()
@@ -158,7 +158,7 @@ def _in_line(line: str) -> str | None:
 
 
 def _bare(text: str) -> str:
-    """The text without what Markdown and prose put around a value, if it is not code as it stands."""
+    """Return the text without Markdown and prose around the value; code stays unchanged except for a final period."""
     if _is_code(text):
         return _without_period(text)
     text = re.sub(r"^(?:[>#*+] +|#+ *)", "", text)
@@ -168,7 +168,7 @@ def _bare(text: str) -> str:
 
 
 def _without_period(text: str) -> str:
-    """The text without a period that ends a sentence; `3.` is one too, which `repr` never writes."""
+    """Return the text without the final period of a sentence, also after a digit: `repr` never writes `3.`."""
     rest = text.removesuffix(".").rstrip()
     return rest if rest != text and _is_code(rest) and (rest[-1:].isdigit() or not _is_code(text)) else text
 
@@ -182,10 +182,10 @@ def _replace_outside_strings(pattern: str, by: str, text: str) -> str:
 
 
 def _last_statement(text: str, *, alone: bool = False) -> ast.stmt | None:
-    """The last statement of a text that is Python; None for other text, or if it is not `alone` though it should be."""
+    """Return the last statement of a Python text; None for other text, and for several statements if `alone`."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the parser, about "\d" and the like
+            warnings.simplefilter("ignore")  # about invalid escapes such as "\d"
             body = ast.parse(text).body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return None
@@ -202,13 +202,13 @@ def _is_literal(text: str) -> bool:
 
 
 def _are_keywords(text: str) -> bool:
-    """Whether a text is keyword arguments, as `a=1, b=2`."""
+    """Return whether a text is keyword arguments, such as `a=1, b=2`."""
     call = parse_expression(f"f({text})")
     return isinstance(call, ast.Call) and bool(call.keywords) and all(_is_value(word.value) for word in call.keywords)
 
 
 def _stated_by(statement: ast.stmt | None, text: str) -> str | None:
-    """The text of a statement that states a value, else None."""
+    """Return the text of a statement if it states a value, else None."""
     if statement is None or not _is_statement_of_value(statement):
         return None
     return _without_period(_segment(text, statement))
@@ -224,7 +224,7 @@ def _is_statement_of_value(statement: ast.stmt) -> bool:
 
 
 def _is_value(tree: ast.expr) -> bool:
-    """Whether an expression states a value: not the words of a sentence, which would be names and operators on them."""
+    """Return whether an expression states a value, unlike the words of a sentence, which parse as names."""
     if isinstance(tree, ast.Compare):
         return any(_is_value(side) for side in (tree.left, *tree.comparators) if not isinstance(side, ast.Call))
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}

@@ -1,4 +1,4 @@
-"""Going through problems in batches, with a file of results by which an interrupted evaluation goes on."""
+"""Evaluate problems in batches, and store results so that an interrupted evaluation resumes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._native import DamagedFileError
 from ..machines import Limits
+from ..support.log import ResumableLog
 from .problems import Problem
 from .report import Result, write_whole
 
@@ -20,13 +22,14 @@ if TYPE_CHECKING:
     from ..inference import Engine
 
 Progress = Callable[[int, int], object]
+"""Callback with the number of finished problems and the number of all problems."""
 
 BATCH = 64
-"""Problems that are predicted together, unless a caller says otherwise."""
+"""Default number of problems that are predicted together."""
 
 
 def too_long(engine: Engine, prompts: Iterable[np.ndarray], max_new_tokens: int) -> list[str | None]:
-    """Why each prompt cannot be put before the engine's model, None where it can; engines that do not tell take all."""
+    """Return why the engine refuses each prompt, or None. An engine without `refusal` accepts all."""
     refusal = getattr(engine, "refusal", lambda *_: None)
     reasons = (refusal(len(prompt), max_new_tokens) for prompt in prompts)
     return [reason and f"the prompt {reason}" for reason in reasons]
@@ -35,12 +38,12 @@ def too_long(engine: Engine, prompts: Iterable[np.ndarray], max_new_tokens: int)
 def leaving_out(
     problems: Sequence[Problem], reasons: Iterable[str | None], solve: Callable[[list[Problem]], list[Result]]
 ) -> list[Result]:
-    """Results of the problems in order: of those that have a reason to be left out that reason, of others `solve`'s."""
+    """Return the results of the problems in order; call `solve` with those that have no reason to be left out."""
     reasons = list(reasons)
     kept = [problem for problem, reason in zip(problems, reasons, strict=True) if reason is None]
     solved = iter(solve(kept) if kept else [])
     return [
-        next(solved) if reason is None else {"id": problem.id, "left_out": reason}
+        next(solved) if reason is None else Result(problem.id, left_out=reason)
         for problem, reason in zip(problems, reasons, strict=True)
     ]
 
@@ -57,18 +60,22 @@ def run_batches(
     progress: Progress | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[list[Result], dict[str, Any]]:
-    """Results of all problems, in their order, and the settings that they belong to.
+    """Return the results of all problems in order, and the settings that they depend on.
 
     Args:
-        task: Its name.
-        problems: With ids that occur once.
-        solve: Called with each batch and a seed of its own; gives a result for each problem, in order.
-        task_settings: What results depend on.
-        folder: Where results are kept and found again.
-        batch: Problems of a batch; what is drawn at random depends on it.
-        seed: Of all that is drawn at random.
-        progress: Called with the number of problems that are done, and that of all.
-        settings: More that results depend on, such as the name of the model.
+        task: Name of the task.
+        problems: Problems with unique ids.
+        solve: Function from a batch and its seed to a result for each problem, in order.
+        task_settings: Settings of the task that results depend on.
+        folder: Folder that stores results, from which an interrupted evaluation resumes; None stores nothing.
+        batch: Number of problems in a batch; random choices depend on it.
+        seed: Seed of all random choices.
+        progress: Callback with the number of finished problems and the number of all problems.
+        settings: Further settings that results depend on, such as the name of the model.
+
+    Raises:
+        ValueError: `batch` is below 1, or `folder` holds results of other settings.
+        DamagedFileError: `folder` holds damaged results.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
@@ -79,7 +86,7 @@ def run_batches(
         for start in range(0, len(problems), batch):
             part = problems[start : start + batch]
             if not all(problem.id in results for problem in part):
-                # Whole again where it was interrupted within: what is drawn depends on a prompt's place in its batch.
+                # Repeat an interrupted batch as a whole: samples depend on a prompt's place in its batch.
                 own_seed = int(np.random.SeedSequence([seed, start // batch]).generate_state(1)[0])
                 results.add(solve(part, own_seed))
             if progress:
@@ -90,73 +97,73 @@ def run_batches(
 
 
 class Results:
-    """Results of problems by id, in `folder` if there is one: `settings.json` and, a line each, `results.jsonl`.
-
-    A folder that holds results of the same settings is gone on with; a line that an interruption cut is dropped.
-    """
+    """Results of problems by id, stored in `settings.json` and `results.jsonl` of a folder."""
 
     def __init__(self, folder: str | os.PathLike[str] | None, settings: Mapping[str, Any]) -> None:
-        """Raises ValueError when the folder holds results of other settings or damaged ones."""
+        """Create or resume a folder; None stores nothing. A line that an interruption cut is dropped.
+
+        Raises:
+            ValueError: The folder holds results of other settings.
+            DamagedFileError: The folder holds damaged results.
+        """
         self._by_id: dict[str, Result] = {}
-        self._file = None
+        self._log: ResumableLog | None = None
         if folder is None:
             return
         where = Path(folder)
         where.mkdir(parents=True, exist_ok=True)
         path = where / "results.jsonl"
-        settings = json.loads(json.dumps(dict(settings)))
+        own: dict[str, Any] = json.loads(json.dumps(dict(settings)))
         if path.exists():
-            _check_settings(where, settings)
-            self._read(path)
+            _check_settings(where, own)
         else:
-            write_whole(where / "settings.json", json.dumps(settings, indent=1) + "\n")
-        self._file = path.open("a", encoding="ascii")
+            write_whole(where / "settings.json", json.dumps(own, indent=1) + "\n")
+        self._log = ResumableLog(path, durable=False, expected="a result of an evaluation")
+        try:
+            self._read(path, self._log)
+        except BaseException:
+            self._log.close()
+            raise
 
-    def _read(self, path: Path) -> None:
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), 1):
+    def _read(self, path: Path, log: ResumableLog) -> None:
+        for number, row in enumerate(log.rows(), 1):
             try:
-                result = json.loads(line)
-                self._by_id[result["id"]] = result
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path}, line {number}: not a result of an evaluation") from None
-        if len(whole) < len(data):
-            os.truncate(path, len(whole))
+                result = Result.from_json(row)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise DamagedFileError(f"{path}, line {number}: not a result of an evaluation") from None
+            self._by_id[result.id] = result
 
     def __contains__(self, id: str) -> bool:
-        """Whether there is a result of that problem."""
+        """Return whether there is a result for a problem id."""
         return id in self._by_id
 
     def __getitem__(self, id: str) -> Result:
-        """The result of a problem."""
+        """Return the result for a problem id."""
         return self._by_id[id]
 
     def add(self, results: Sequence[Result]) -> None:
-        """Add and write the results of problems that have none yet."""
+        """Store the results of problems that have none yet."""
         for result in results:
-            if result["id"] not in self:
-                # As a file gives it back, so that a resumed evaluation has what an uninterrupted one has.
-                line = json.dumps(result)
-                self._by_id[result["id"]] = json.loads(line)
-                if self._file:
-                    self._file.write(line + "\n")
-        if self._file:
-            self._file.flush()
+            if result.id not in self:
+                # As read from a file, so that a resumed evaluation equals an uninterrupted one.
+                row = json.loads(json.dumps(result.to_json()))
+                self._by_id[result.id] = Result.from_json(row)
+                if self._log:
+                    self._log.append(row)
 
     def close(self) -> None:
         """Close the file."""
-        if self._file:
-            self._file.close()
+        if self._log:
+            self._log.close()
 
 
 def limit_settings(limits: Limits) -> dict[str, Any]:
-    """The limits as settings that results depend on."""
+    """Return limits of programs as settings that results depend on."""
     return {f"limit_{name}": value for name, value in asdict(limits).items()}
 
 
 def digest(text: str) -> str:
-    """A short name for a text: 16 digits of its SHA-256."""
+    """Return the first 16 hexadecimal digits of a text's SHA-256."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -165,7 +172,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
         old = json.loads((folder / "settings.json").read_text("utf-8"))
         keys = [*settings, *(old.keys() - settings.keys())]
     except (OSError, ValueError, AttributeError):
-        raise ValueError(f"{folder} holds results without readable settings; choose another folder") from None
+        raise DamagedFileError(f"{folder} holds results without readable settings; choose another folder") from None
     for key in keys:
         if old.get(key) != settings.get(key):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""How sure a score is: confidence intervals, and pass@k from samples."""
+"""Compute confidence intervals, and pass@k from samples."""
 
 from __future__ import annotations
 
@@ -12,30 +12,37 @@ from numpy.typing import NDArray
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 
-# Of values drawn at a time: 32 MB of indices.
+# Number of values drawn at a time: 32 MB of indices.
 _BLOCK = 1 << 22
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Wilson's score interval of a share (JASA 22, 1927): of `trials` that each succeed or not, `successes` did.
+    """Return Wilson's score interval of the share of successes (JASA 22, 1927).
 
-    Raises ValueError unless 0 <= successes <= trials and trials > 0.
+    Raises:
+        ValueError: Not 0 <= successes <= trials, or no trials.
     """
     if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"{successes} successes of {trials} trials")
+        raise ValueError(f"expected 0 <= successes <= trials and trials > 0, got {successes} of {trials}")
     z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
     share = successes / trials
     middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = math.sqrt(z2 * (share * (1 - share) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
-    # At the ends the formula gives 0 and 1, which rounding may miss.
+    # At the ends, the exact result is 0 and 1, which rounding may miss.
     return (0.0 if successes == 0 else middle - half), (1.0 if successes == trials else middle + half)
 
 
 def bootstrap_interval(groups: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
-    """Percentile interval, at `CONFIDENCE`, of the mean of the means of `groups` (one group: of its mean).
+    """Return the percentile bootstrap interval of the mean of the means of `groups`.
 
-    Values are drawn with replacement within each group, `RESAMPLES` times, repeatably for a `seed`. Raises ValueError
-    for an empty group.
+    Values are drawn with replacement within each group, `RESAMPLES` times. The confidence is `CONFIDENCE`.
+
+    Args:
+        groups: Values of each group; with one group, the interval is that of its mean.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: A group is empty.
     """
     rng = np.random.default_rng(seed)
     means = np.mean([_resampled_means(np.asarray(group, np.float64), rng) for group in groups], axis=0)
@@ -44,18 +51,24 @@ def bootstrap_interval(groups: Sequence[Sequence[float]], seed: int = 0) -> tupl
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """The chance that of `k` samples one is right, estimated from `right` of `samples`: unbiased (arXiv 2107.03374).
+    """Return the unbiased estimate of the probability that one of `k` samples is correct (arXiv 2107.03374).
 
-    Raises ValueError unless 0 <= right <= samples and 1 <= k <= samples.
+    Args:
+        samples: Number of samples.
+        right: Number of correct samples.
+        k: Number of samples to draw.
+
+    Raises:
+        ValueError: Not 0 <= right <= samples, or not 1 <= k <= samples.
     """
     if not 0 <= right <= samples or not 1 <= k <= samples:
-        raise ValueError(f"pass@{k} of {right} right ones among {samples}")
+        raise ValueError(f"pass@{k}: expected 1 <= k <= samples, got {right} correct of {samples} samples")
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
 def _resampled_means(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     if not len(values):
-        raise ValueError("no values to draw from")
+        raise ValueError("a group has no values")
     rows = max(_BLOCK // len(values), 1)
     blocks = [
         values[rng.integers(len(values), size=(min(rows, RESAMPLES - start), len(values)))].mean(1)

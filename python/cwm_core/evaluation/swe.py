@@ -1,4 +1,4 @@
-"""Software engineering: how many tasks predicted patches resolve, by SWE-bench's own harness or by ours."""
+"""Evaluate patches on software engineering tasks, with SWE-bench's harness or in machines of our own."""
 
 from __future__ import annotations
 
@@ -24,34 +24,45 @@ from .report import Report, Result, count_left_out, measure
 from .results import Progress, Results, digest
 
 Judge = Literal["auto", "harness", "machines"]
+"""Method of judging patches; see `evaluate_swe`."""
 
 HARNESS_FIELDS = ("image", "version", "log_parser", "eval_type", "eval_script")
-"""What the harness (swebench 5) needs of a row besides what makes a task."""
+"""Fields of a row that the harness (swebench 5) needs besides those of a task."""
 
 _NOT_PYTEST = "its tests are not pytest's"
+_HARNESS_REASONS = {
+    "resolved_ids": "resolved",
+    "unresolved_ids": "not resolved",
+    "empty_patch_ids": "nothing was submitted",
+    "incomplete_ids": "there is no prediction",
+    "error_ids": "the harness had an error",
+}
 
 
 @dataclass(frozen=True)
 class SwePrediction:
-    """A model's patch of one instance, with the names that the SWE-bench harness gives them."""
+    """A model's patch for one task. The fields have the names that SWE-bench's harness uses."""
 
     instance_id: str
+    """Name of the task."""
     model_name_or_path: str
+    """Name of the model."""
     model_patch: str | None
-    """A diff; None or empty where the model submitted nothing."""
+    """Diff; None or empty if the model submitted nothing."""
 
 
 def write_predictions(path: str | os.PathLike[str], predictions: Iterable[SwePrediction]) -> None:
-    """Write predictions as JSONL, which the SWE-bench harness reads."""
+    """Write predictions as JSON lines for SWE-bench's harness."""
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(asdict(prediction)) + "\n" for prediction in predictions)
 
 
 def read_predictions(path: str | os.PathLike[str]) -> list[SwePrediction]:
-    """Read a JSONL file of predictions; other fields are ignored.
+    """Read predictions from a file of JSON lines; unknown fields are ignored.
 
-    Raises ValueError that names the line for a field that is missing or mistyped, an instance that occurs twice, and
-    a second model.
+    Raises:
+        ValueError: A field is missing or has the wrong type, a task has two predictions, or there are several models.
+            The message names the line.
     """
     found: dict[str, SwePrediction] = {}
     for number, row in read_rows(path):
@@ -68,21 +79,26 @@ def read_predictions(path: str | os.PathLike[str]) -> list[SwePrediction]:
         first = next(iter(found.values()), prediction)
         if prediction.model_name_or_path != first.model_name_or_path:
             raise ValueError(
-                f"{where}: predictions of {prediction.model_name_or_path} among {first.model_name_or_path}'s"
+                f"{where}: expected predictions of {first.model_name_or_path}, got {prediction.model_name_or_path}"
             )
         found[prediction.instance_id] = prediction
     if not found:
-        raise ValueError(f"{os.fspath(path)}: no predictions in it")
+        raise ValueError(f"{os.fspath(path)}: the file has no predictions")
     return list(found.values())
 
 
 def read_swe_tasks(path: str | os.PathLike[str]) -> tuple[list[Task], list[dict[str, Any]]]:
-    """Tasks of a JSONL file, either of tasks as `write_tasks` writes them or of rows as SWE-bench has them.
+    """Read tasks from a file of JSON lines: rows of SWE-bench, or tasks that `write_tasks` wrote.
 
-    With the rows, as far as the tasks are from such. Raises ValueError that names the line of what is neither, and for
-    a name that occurs twice.
+    Returns:
+        The tasks, and the rows of those that come from SWE-bench.
+
+    Raises:
+        ValueError: A line is neither kind, or a name is not unique. The message names the line.
     """
-    tasks, rows, names = [], [], set()
+    tasks: list[Task] = []
+    rows: list[dict[str, Any]] = []
+    names: set[str] = set()
     for number, row in read_rows(path):
         where = f"{os.fspath(path)}, line {number}"
         try:
@@ -97,12 +113,12 @@ def read_swe_tasks(path: str | os.PathLike[str]) -> tuple[list[Task], list[dict[
             raise ValueError(f"{where}: {tasks[-1].name} occurs twice")
         names.add(tasks[-1].name)
     if not tasks:
-        raise ValueError(f"{os.fspath(path)}: no tasks in it")
+        raise ValueError(f"{os.fspath(path)}: the file has no tasks")
     return tasks, rows
 
 
 def harness_refusal(tasks: Sequence[Task], rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why the SWE-bench harness cannot judge these tasks on this machine, or None if it can."""
+    """Return why SWE-bench's harness cannot judge these tasks on this machine; None if it can."""
     if len(rows) < len(tasks):
         return "not all tasks are SWE-bench's"
     missing = next((field for field in HARNESS_FIELDS for row in rows if not row.get(field)), None)
@@ -133,33 +149,33 @@ def evaluate_swe(
     progress: Progress | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Report:
-    """The share of tasks that predictions resolve: all tests to be passed pass, and none that passed before fails.
+    """Return the share of tasks that predictions resolve.
 
-    The share is of all tasks of the data set, as SWE-bench's is: without a prediction a task is not resolved.
+    A patch resolves a task if all tests that should pass do, and no test that passed before fails. The share is of all
+    tasks of the data set, as in SWE-bench: a task without a prediction is not resolved.
 
     Args:
-        dataset: A JSONL file of SWE-bench's rows, or of tasks as `write_tasks` writes them.
-        predictions: Of one model, at most one a task.
-        by: "harness": SWE-bench's own, ``python -m swebench.harness.run_evaluation``, where Docker has its images.
-            "machines": `environments.judge` with `backend`. "auto": the harness where it can run, else machines.
-        folder: For the results, the harness's logs, and to go on after an interruption.
-        backend: Opens the machines; None: a sandbox that shows the packages installed here.
-        workers: Tasks at a time.
-        seconds: For the tests of a task; the harness's own default is 1,800.
-        seed: Of the bootstrap.
-        progress: Called with the number of tasks that are done, and of all.
-        settings: More that results depend on.
+        dataset: File of JSON lines with rows of SWE-bench, or with tasks that `write_tasks` wrote.
+        predictions: Predictions of one model, at most one a task.
+        by: "harness" runs SWE-bench's harness, `python -m swebench.harness.run_evaluation`, which needs its Docker
+            images. "machines" runs `environments.judge` with `backend`; it leaves out tasks whose tests are not
+            pytest's and tasks whose machine does not open. "auto" is the harness if it can run, else machines.
+        folder: Folder for the results and the harness's logs, from which an interrupted evaluation resumes.
+        backend: Backend of the machines; None is a sandbox with the packages installed here.
+        workers: Number of tasks to judge in parallel.
+        seconds: Time limit of the tests of a task; the harness's default is 1,800.
+        seed: Seed of the bootstrap.
+        progress: Callback with the number of finished tasks and the number of all tasks.
+        settings: Further settings that results depend on.
 
-    By machines, a task whose tests are not named as pytest names them is left out, and so is one whose machine cannot
-    be opened; the harness knows all of SWE-bench's test runners.
-
-    Raises ValueError for predictions of unknown tasks, for files that are not as they should be, for results of other
-    settings in `folder`, and for "harness" where it cannot run or fails.
+    Raises:
+        ValueError: A prediction is for an unknown task, a file is invalid, `folder` holds results of other settings, or
+            `by` is "harness" and the harness cannot run or fails.
     """
     tasks, rows = read_swe_tasks(dataset)
     by_id = {prediction.instance_id: prediction for prediction in predictions}
     if unknown := by_id.keys() - {task.name for task in tasks}:
-        raise ValueError(f"{os.fspath(dataset)} has no task {min(unknown)!r}, of which there is a prediction")
+        raise ValueError(f"{os.fspath(dataset)} lacks the task {min(unknown)!r} of a prediction")
     refusal = harness_refusal(tasks, rows) if by != "machines" else None
     if by == "harness" and refusal:
         raise ValueError(f"SWE-bench's harness cannot run: {refusal}")
@@ -198,10 +214,12 @@ def run_harness(
     workers: int,
     seconds: float,
 ) -> dict[str, list[str]]:
-    """Run SWE-bench's harness in `folder`, and read the lists of instance ids in its report, by name.
+    """Run SWE-bench's harness in `folder`, and return the lists of task names in its report, by name of the list.
 
-    What it says goes to standard error; its logs are in `folder`, and instances that those hold under `run_id` are not
-    run again. Raises ValueError when it fails or leaves no report.
+    The harness writes to standard error, keeps its logs in `folder`, and skips tasks whose logs for `run_id` exist.
+
+    Raises:
+        ValueError: The harness fails or writes no report.
     """
     where = Path(folder).absolute()
     write_predictions(where / "predictions.jsonl", predictions)
@@ -224,9 +242,11 @@ def run_harness(
 
 
 def read_harness_report(path: str | os.PathLike[str]) -> dict[str, list[str]]:
-    """The lists of instance ids in a report of SWE-bench's harness, such as `resolved_ids`, by name.
+    """Return the lists of task names in a report of SWE-bench's harness, such as `resolved_ids`, by name.
 
-    Raises ValueError for a file that is none, OSError when it cannot be read.
+    Raises:
+        ValueError: The file is not a report.
+        OSError: The file cannot be read.
     """
     try:
         report = json.loads(Path(path).read_text("utf-8"))
@@ -234,21 +254,21 @@ def read_harness_report(path: str | os.PathLike[str]) -> dict[str, list[str]]:
     except (ValueError, AttributeError, TypeError):
         lists = {}
     if "resolved_ids" not in lists:
-        raise ValueError(f"{os.fspath(path)} is no report of SWE-bench's harness")
+        raise ValueError(f"{os.fspath(path)} is not a report of SWE-bench's harness")
     return lists
 
 
 def _of_harness(task: Task, found: Mapping[str, Sequence[str]]) -> Result:
-    names = {
-        "resolved_ids": "resolved",
-        "unresolved_ids": "not resolved",
-        "empty_patch_ids": "nothing was submitted",
-        "incomplete_ids": "there is no prediction",
-        "error_ids": "the harness had an error",
-    }
-    reason = next((text for name, text in names.items() if task.name in found.get(name, ())), "not in the report")
-    submitted = reason not in ("nothing was submitted", "there is no prediction")
-    return {"id": task.name, "resolved": reason == "resolved", "submitted": submitted, "reason": reason}
+    lists = (name for name in _HARNESS_REASONS if task.name in found.get(name, ()))
+    name = next(lists, None)
+    return Result(
+        task.name,
+        {
+            "resolved": name == "resolved_ids",
+            "submitted": name not in ("empty_patch_ids", "incomplete_ids"),
+            "reason": "not in the report" if name is None else _HARNESS_REASONS[name],
+        },
+    )
 
 
 def _judge_all(
@@ -271,25 +291,28 @@ def _judge_all(
 def _judge(task: Task, prediction: SwePrediction | None, backend: Backend, seconds: float) -> Result:
     patch = (prediction and prediction.model_patch) or ""
     if task.kind == "issue-fix" and not all("::" in name for name in (*task.fail_to_pass, *task.pass_to_pass)):
-        return {"id": task.name, "left_out": _NOT_PYTEST}
+        return Result(task.name, left_out=_NOT_PYTEST)
     try:
         reward = judge(
             task, patch.encode(errors="surrogateescape") if patch.strip() else None, backend, seconds=seconds
         )
     except (SandboxError, ValueError, OSError) as error:
-        return {"id": task.name, "left_out": f"the machine failed: {type(error).__name__}", "error": str(error)[:1000]}
-    return {
-        "id": task.name,
-        "resolved": reward.value == 1.0,
-        "submitted": bool(patch.strip()),
-        "reason": "there is no prediction" if prediction is None else reward.reason,
-        "similarity": reward.similarity,
-        "kind": task.kind,
-    }
+        reason = f"the machine failed: {type(error).__name__}"
+        return Result(task.name, {"error": str(error)[:1000]}, left_out=reason)
+    return Result(
+        task.name,
+        {
+            "resolved": reward.value == 1.0,
+            "submitted": bool(patch.strip()),
+            "reason": _HARNESS_REASONS["incomplete_ids"] if prediction is None else reward.reason,
+            "similarity": reward.similarity,
+            "kind": task.kind,
+        },
+    )
 
 
 def _report(tasks: Sequence[Task], results: list[Result], settings: dict[str, Any]) -> Report:
-    judged = [result for result in results if "left_out" not in result]
+    judged = [result.values for result in results if result.left_out is None]
     seed = settings["seed"]
     measures = [
         measure("resolved", [result["resolved"] for result in judged], share=True, seed=seed),

@@ -1,4 +1,4 @@
-"""Trace-prediction scores: Table 9 of the CWM technical report, as ``docs/concepts/trace-format.md`` defines them."""
+"""Score predicted traces as in Table 9 of the CWM technical report; `docs/concepts/trace-format.md` has definitions."""
 
 from __future__ import annotations
 
@@ -7,57 +7,60 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 from cwm_core.machines.literals import literals_equal
-from cwm_core.trace import ParsedTrace, Trace, last_return
+from cwm_core.trace import ParsedTrace, ParseErrorKind, Trace, last_return
 
 
 class FrameLike(Protocol):
-    """What scoring needs of a frame: ``cwm_core`` frames have it."""
+    """The attributes of a frame that scoring reads. The frames of traces have them."""
 
     @property
     def event(self) -> str:
-        """``"call"``, ``"line"``, ``"return"`` or ``"exception"``."""
+        """Return "call", "line", "return" or "exception"."""
 
     @property
     def locals(self) -> dict[str, str] | None:
-        """Variables as written, ``..`` included."""
+        """Return the variables as written, including `..`."""
 
     @property
     def line(self) -> str:
-        """The source line."""
+        """Return the source line."""
 
     @property
     def arg(self) -> str | None:
-        """The value of a RETURN or EXCEPTION frame."""
+        """Return the value of a RETURN or EXCEPTION frame."""
 
 
 @dataclass(frozen=True)
 class TraceScores:
-    """Scores of one prediction, or means over many; all are shares from 0 to 1.
+    """Scores of one prediction, or their means over several, from 0 to 1.
 
-    None where a prediction has nothing to score (no predicted LOCALS at all, say).
+    A score is None if the prediction has nothing to score, for example no LOCALS.
     """
 
     output: float | None
-    """1 when the last return value equals the real one, as Python values, else as text; 0 for a prediction that is cut
-    before the entry returns, whatever an inner call returned."""
+    """1 if the last return value equals the real one, as a Python value or else as text; 0 for a prediction that stops
+    before the entry returns, even if an inner call returned."""
     valid_format: float | None
-    """1 when the whole generation parses and ends with the end token."""
+    """1 if the whole generation parses and ends with the end token."""
     state: float | None
-    """Share of real CALL and LINE frames whose predicted LOCALS equal, ``..`` as written."""
+    """Share of real CALL and LINE frames with equal predicted LOCALS, with `..` as written."""
     action: float | None
-    """Share of real frames whose predicted LINE equals."""
+    """Share of real frames with an equal predicted LINE."""
     valid_json: float | None
-    """Share of predicted LOCALS that parse, up to where the generation stops being well formed."""
+    """Share of predicted LOCALS that parse, up to the end of the well-formed part of the generation."""
     key: float | None
-    """Mean over real CALL and LINE frames of the Jaccard overlap of variable names."""
+    """Mean Jaccard index of the variable names over real CALL and LINE frames."""
     key_value: float | None
-    """The same over (name, value) pairs."""
+    """Mean Jaccard index of the pairs of name and value over real CALL and LINE frames."""
 
 
 def score_trace(real: Trace, predicted: ParsedTrace, *, given: int = 1) -> TraceScores:
-    """Scores a prediction against the real execution; frames are aligned by position.
+    """Score a prediction against the real execution; frames are aligned by position.
 
-    ``predicted`` holds the frames after the first ``given`` ones, which stood in the prompt and are not scored.
+    Args:
+        real: The recorded trace.
+        predicted: The prediction of the frames after the first `given` ones.
+        given: Number of frames in the prompt, which are not scored.
     """
     frames, given_frames = list(predicted.frames), list(real.frames)[:given]
     scores = _score_frames(list(real.frames)[given:], frames)
@@ -65,7 +68,7 @@ def score_trace(real: Trace, predicted: ParsedTrace, *, given: int = 1) -> Trace
     has_returned = last_return(frames, complete=predicted.complete, depth=depth) is not None
     if last_return(list(real.frames), complete=False) is not None and not has_returned:
         scores["output"] = 0.0
-    malformed_state = int(predicted.error is not None and "its state is no JSON" in predicted.error)
+    malformed_state = int(predicted.error_kind == ParseErrorKind.INVALID_LOCALS)
     parsed = sum(frame.locals is not None for frame in predicted.frames)
     return TraceScores(
         **scores,
@@ -75,13 +78,13 @@ def score_trace(real: Trace, predicted: ParsedTrace, *, given: int = 1) -> Trace
 
 
 def score_frames(real: Sequence[FrameLike], predicted: Sequence[FrameLike]) -> TraceScores:
-    """Scores predicted frames that were never text, such as a baseline's: the format is right by construction."""
+    """Score predicted frames that were never text, such as those of a baseline, whose format is always valid."""
     has_locals = any(frame.locals is not None for frame in predicted)
     return TraceScores(**_score_frames(real, predicted), valid_format=1.0, valid_json=1.0 if has_locals else None)
 
 
 def mean_scores(scores: Iterable[TraceScores]) -> TraceScores:
-    """The mean of each score over the traces that have it; None where none has."""
+    """Return the mean of each score over the traces that have it, or None if no trace does."""
     scores = list(scores)
 
     def mean(name: str) -> float | None:
@@ -92,10 +95,10 @@ def mean_scores(scores: Iterable[TraceScores]) -> TraceScores:
 
 
 def next_line_baseline(real: Trace, *, given: int = 1) -> TraceScores:
-    """Scores of a predictor that repeats the previous state and goes to the next line.
+    """Score a baseline that repeats the previous state and goes to the next line of the source.
 
-    It is told the true previous frame at every step (a free-running one would do worse), shows every variable of the
-    last CALL or LINE frame as unchanged, and never predicts a return.
+    The baseline sees the true previous frame at every step; without it, it would score lower. It predicts all variables
+    of the last CALL or LINE frame as unchanged, and never predicts a return.
     """
     frames = list(real.frames)
     source = real.context.splitlines(keepends=True)

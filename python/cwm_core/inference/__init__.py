@@ -16,12 +16,13 @@ from .prediction import (
     predict_traces,
 )
 from .prompts import chat_prompt, completion_prompt, recorded_prompt, trace_prompt
-from .requests import Event, Generation, Handle, Request
+from .requests import Event, FinishReason, Generation, Handle, Request
 
 __all__ = [
     "Constraint",
     "Engine",
     "Event",
+    "FinishReason",
     "Generation",
     "Guide",
     "Handle",

@@ -1,4 +1,4 @@
-"""Attention of new tokens to a cache: of a piece of a prompt, and of one token of each of many sequences."""
+"""Compute the attention of new tokens to a cache: a piece of one prompt, or one token of each sequence."""
 
 from __future__ import annotations
 
@@ -13,16 +13,25 @@ from ..model import ModelConfig
 from ..model.attention.sdpa import causal_attention
 from ..model.attention.varlen import find_kernel
 
-# Thread blocks that fill a large GPU twice over: attention of few sequences is cut along the keys until there are so
-# many (flash-decoding, https://pytorch.org/blog/flash-decoding).
+Kernel = Callable[..., Tensor]
+"""An attention function of PyTorch or flash-attn."""
+
+# Thread blocks that fill a large GPU twice. Attention of few sequences splits the keys to reach this number
+# (flash-decoding, https://pytorch.org/blog/flash-decoding).
 GPU_BLOCKS = 256
 
 
 def append_and_attend(cached: Tensor, start: int, qkv: tuple[Tensor, Tensor, Tensor], window: int | None) -> Tensor:
-    """Attention [heads, m, head_dim] of a piece of a sequence that begins at position `start`, to all up to its end.
+    """Append keys and values to the cache of a layer, and return the attention of the new positions.
 
-    `qkv` are queries [heads, m, head_dim], and keys and values [kv_heads, m, head_dim], which go into `cached` [2,
-    kv_heads, length, head_dim], the sequence's slot in a layer.
+    Args:
+        cached: The slot of the sequence in the layer, [2, kv_heads, length, head_dim].
+        start: Position of the first new token.
+        qkv: Queries [heads, m, head_dim], and keys and values [kv_heads, m, head_dim].
+        window: Window of the layer; None for a global layer.
+
+    Returns:
+        The attention output, [heads, m, head_dim].
     """
     q, k, v = qkv
     length, m = cached.shape[2], k.shape[1]
@@ -41,7 +50,7 @@ def append_and_attend(cached: Tensor, start: int, qkv: tuple[Tensor, Tensor, Ten
 
 
 def attend_to_end(q: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
-    """Causal attention of `q` [heads, m, head_dim], the last m of the n positions of `keys` and `values`."""
+    """Return the causal attention of `q` [heads, m, head_dim], the last m of the n positions of `keys`."""
     if q.device.type == "cuda" and q.dtype != torch.float32 and (kernel := find_kernel()):
         m, n = q.shape[1], keys.shape[1]
         ends = [torch.tensor([0, length], dtype=torch.int32, device=q.device) for length in (m, n)]
@@ -52,33 +61,45 @@ def attend_to_end(q: Tensor, keys: Tensor, values: Tensor, window: int | None) -
 
 
 def decode_mask(positions: Tensor, span: int, length: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """What is added to scores, [n, span], of the queries at `positions` [n] against the first places of a layer.
+    """Return the mask to add to the scores of one query a sequence, [n, span].
 
-    In a ring of `length`, the latest position p at place j is the one with p % length = j.
+    Args:
+        positions: Position of each query, [n].
+        span: Number of cache places to attend to, from the first.
+        length: Length of the layer's ring. Place j holds the latest position p with p % length = j.
+        window: Window of the layer; None for a global layer.
+        dtype: Type of the scores.
     """
     age = (positions[:, None] - torch.arange(span, device=positions.device)) % length
     reach = positions if window is None else positions.clamp(max=window - 1)
-    # Finite, so that a split of which a query sees nothing gives finite numbers, and then weight 0.
+    # Finite, so that a split without visible keys gives finite numbers, which then get weight 0.
     lowest = torch.finfo(dtype).min / 2
     return torch.zeros((), dtype=dtype, device=age.device).where(age <= reach[:, None], lowest)
 
 
 def key_splits(blocks: int, span: int) -> int:
-    """Into how many parts to cut keys for `blocks` thread blocks to become `GPU_BLOCKS`, none under 64 keys."""
+    """Return the number of splits of the keys that turns `blocks` thread blocks into `GPU_BLOCKS`.
+
+    Each split has at least 64 keys.
+    """
     return max(1, min(GPU_BLOCKS // blocks, span // 64))
 
 
 def split_attention(q: Tensor, cached: Tensor, mask: Tensor, splits: int) -> Tensor:
-    """Attention of `q` [n x kv_heads, group, head_dim], one position each, to `cached`, n slots of a layer.
+    """Return the attention of one position a sequence, computed over splits of the keys in parallel.
 
-    [2, n, kv_heads, length, head_dim]; `mask` [n x kv_heads, 1, span] is added to the scores of the first places. Keys
-    are cut into `splits` parts, or fewer where they do not divide, which are attended to side by side; each part's
-    output counts by its sum of exponentials.
+    The outputs of the splits are weighted by their sums of exponentials.
+
+    Args:
+        q: Queries, [n x kv_heads, group, head_dim].
+        cached: The slots of a layer, [2, n, kv_heads, length, head_dim].
+        mask: Mask to add to the scores of the first `span` places, [n x kv_heads, 1, span].
+        splits: Number of splits; fewer if it does not divide the keys.
     """
     _, group, size = q.shape
     span = mask.shape[-1]
     keys, values = cached[:, :, :, :span].flatten(1, 2).unbind()
-    while span % (8 * splits) and splits > 1:  # CUDA's kernels read masks in units of 16 bytes
+    while span % (8 * splits) and splits > 1:  # CUDA kernels read masks in units of 16 bytes
         splits -= 1
     if splits == 1 and q.device.type == "cpu":
         return torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=size**-0.5).softmax(-1) @ values
@@ -95,11 +116,12 @@ def split_attention(q: Tensor, cached: Tensor, mask: Tensor, splits: int) -> Ten
     return (out * weights).sum(0).to(q.dtype)
 
 
-def find_counting_kernel(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor] | None:
-    """PyTorch's `varlen_attn`, since 2.11, where it reads of each sequence's keys only those there are, else None.
+def find_counting_kernel(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Kernel | None:
+    """Return PyTorch's `varlen_attn` if it can read only the filled places of each sequence, else None.
 
-    Of one query a sequence, and several heads to one of keys, it cuts keys into parts itself (`mha_varlen_fwd` in
-    aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, where `seqlenq_ngroups_swapped`).
+    It needs PyTorch 2.11 or later. With one query a sequence and several query heads for each key head, it splits the
+    keys itself: see `seqlenq_ngroups_swapped` in `mha_varlen_fwd`,
+    aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp.
     """
     if (
         device.type != "cuda"
@@ -117,9 +139,18 @@ def find_counting_kernel(config: ModelConfig, device: torch.device, dtype: torch
     return None
 
 
-def counted_attention(q: Tensor, cached: Tensor, counts: Tensor, span: int, kernel: Callable[..., Tensor]) -> Tensor:
-    """As `split_attention`, to the first `counts` places, int32 [n x kv_heads], none more than `span`, by `kernel`."""
+def counted_attention(q: Tensor, cached: Tensor, counts: Tensor, span: int, kernel: Kernel) -> Tensor:
+    """Return the attention of one position a sequence to the first `counts` places, with `kernel`.
+
+    Args:
+        q: Queries, [n x kv_heads, group, head_dim].
+        cached: The slots of a layer, [2, n, kv_heads, length, head_dim].
+        counts: Number of filled places, int32 [n x kv_heads].
+        span: Upper bound of `counts`.
+        kernel: The function that `find_counting_kernel` returned.
+    """
     length, size = cached.shape[3:]
-    queries = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)  # a head of a slot's keys is a sequence
+    # To the kernel, each key head of a slot is a sequence.
+    queries = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
     keys, values = cached.reshape(2, -1, 1, size).unbind()
     return kernel(q, keys, values, queries, queries * length, 1, span, enable_gqa=True, seqused_k=counts)

@@ -1,4 +1,4 @@
-"""What an engine asks of a constraint on what a sequence may say."""
+"""Interface of constraints on generated tokens."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 
 
 class Constraint(Protocol):
-    """Which tokens may come next, given all that came after the prompt. Each sequence needs an object of its own.
+    """Decides which tokens may come next, given all tokens after the prompt. Each sequence needs its own object.
 
-    The engine alternates: `allowed`, choose among those, `advance`, and so on.
+    For each token, the engine calls `allowed`, chooses one of the allowed tokens, and calls `advance`.
     """
 
     def allowed(self) -> np.ndarray | Tensor | None:
-        """Bool [vocab], on the host: true where a token may come next; None where any may.
+        """Return a bool array [vocab] on the host, true for allowed tokens, or None to allow every token.
 
-        Where none may, the sequence ends, with finish_reason "constraint". The engine only reads the array and is done
-        with it before `advance`, so one that is kept and changed in place will do.
+        If no token is allowed, the sequence ends with `FinishReason.CONSTRAINT`. The engine only reads the array, and
+        only until it calls `advance`, so an implementation may update one array in place.
         """
         ...
 
     def advance(self, token: int) -> None:
-        """`token` was appended: one that was allowed, or one that `on_token` supplied, allowed or not."""
+        """Record that `token` was appended: an allowed token, or any token that `on_token` supplied."""
         ...

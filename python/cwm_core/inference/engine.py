@@ -1,7 +1,8 @@
-"""Generation with a key/value cache: sequences join and leave between steps, each step gives every one a token.
+"""Generate with a key-value cache and continuous batching.
 
-Sequences occupy slots of one cache, the running ones always the first, so that a step works on views: when one ends,
-the last moves into its slot. Long prompts are read in pieces between the steps of the others.
+Sequences join and leave between steps; each step appends one token to every running sequence. Running sequences occupy
+the first slots of one cache, so that a step works on views: when a sequence ends, the last one moves into its slot.
+Long prompts are processed in pieces, between the steps of other sequences.
 """
 
 from __future__ import annotations
@@ -24,25 +25,26 @@ from .cache import KeyValueCache, cache_bytes
 from .constraint import Constraint
 from .prefixes import Prefixes, common_prefix
 from .quantize import quantize_weights
-from .requests import Event, Generation, Handle, Request
+from .requests import Event, FinishReason, Generation, Handle, Request
 from .runner import ModelRunner, Piece, power_of_two
 from .sampling import Sampling, choose
 
-# Tokens of prompts in one pass. Products of so many rows are bound by arithmetic on every GPU, and the activations of
-# the 32 B model take under 1 GB: all that weights and the cache of 131,072 tokens leave of 80 GB is 4.
+# Prompt tokens in one pass. Products of this many rows are compute-bound on every GPU, and the activations of the 32 B
+# model take less than 1 GB. Its weights and a cache of 131,072 tokens leave only 4 of 80 GB.
 PREFILL_CHUNK = 2048
 
-# Copying a shorter prefix than this from another sequence is not worth its operations.
+# Recomputing a prefix shorter than this is cheaper than copying it.
 SHORTEST_PREFIX = 16
 
 OnToken = Callable[[int, list[int]], list[int] | None]
+"""Callback with the index of a prompt and the tokens after it; returns tokens to append, or None."""
 
 
 class Engine:
-    """Generates with a model, up to `max_batch` sequences at a time.
+    """Generate with a model, up to `max_batch` sequences at a time.
 
-    `submit`, `fork` and `cancel` may be called from any thread and from callbacks; `step` and `generate` from one
-    thread at a time.
+    Call `submit`, `fork` and `cancel` from any thread and from callbacks, and `step` and `generate` from one thread at
+    a time.
     """
 
     def __init__(
@@ -58,27 +60,35 @@ class Engine:
         prefix_bytes: int = 0,
         quantize: str | None = None,
     ) -> None:
-        """Move `model` to `device` (None: where it is); with a `tokenizer`, prompts may be texts.
+        """Prepare to generate.
 
-        `max_length` bounds prompt and continuation together (None: the model's). At most `prefill_chunk` tokens of
-        prompts are read in a step. A sequence waits while the cache would take more than `max_cache_bytes` with it.
-        Copies of up to `prefix_bytes` are kept of what was read and written, for later prompts that begin the same.
-        `quantize` turns the model's weights into "int8" or "float8", see `quantize_weights`.
+        Args:
+            model: The model.
+            tokenizer: The model's vocabulary, which text prompts need.
+            device: Device to move the model to; None leaves it in place.
+            max_batch: Limit of running sequences.
+            max_length: Limit of the tokens of a prompt and its continuation; None is the model's.
+            prefill_chunk: Limit of prompt tokens in one step.
+            max_cache_bytes: Limit of the cache; a sequence waits until it fits. None sets no limit.
+            prefix_bytes: Limit of the copies of computed keys and values for later prompts with the same beginning.
+            quantize: "int8" or "float8" to quantize the model's weights in place; see `quantize_weights`.
 
-        Raises ValueError for sizes below 1 and as `quantize_weights`.
+        Raises:
+            ValueError: A size is below 1 or `quantize` is unknown.
+            ModuleNotFoundError: `quantize` needs torchao, which is not installed.
         """
         self.model = model
         self.tokenizer = tokenizer
-        # A model whose configuration names none, as one of Meta's layout, still ends where its tokenizer says.
+        # The configuration of a model in Meta's layout names no stop tokens; its tokenizer does.
         self.stop_tokens = frozenset([*model.config.eos_token_id, *getattr(tokenizer, "stop_tokens", ())])
-        """Where a request without `stop_ids` ends: at the stop tokens of the configuration and of the tokenizer."""
+        """Stop tokens of requests without `stop_ids`: those of the configuration and of the tokenizer."""
         self.max_batch = max_batch
         self.max_length = max_length or model.config.max_position_embeddings
         self.prefill_chunk = prefill_chunk
         self.max_cache_bytes = max_cache_bytes
         if min(max_batch, prefill_chunk, self.max_length) < 1 or prefix_bytes < 0:
             raise ValueError(
-                "need max_batch, prefill_chunk and max_length >= 1 and prefix_bytes >= 0, "
+                "expected max_batch, prefill_chunk and max_length >= 1 and prefix_bytes >= 0, "
                 f"got {max_batch}, {prefill_chunk}, {self.max_length} and {prefix_bytes}"
             )
         if quantize is not None:
@@ -105,17 +115,25 @@ class Engine:
         on_token: OnToken | None = None,
         constraints: Sequence[Constraint | None] | None = None,
     ) -> list[Generation]:
-        """Continue each prompt until a token of `stop_ids` (None: `Engine.stop_tokens`) or `max_new_tokens` tokens.
+        """Continue each prompt.
 
-        `temperature` 0 takes the most likely token; otherwise tokens are drawn from the smallest set of most likely
-        ones whose probability reaches `top_p`, repeatably for a `seed` and a prompt's place among the prompts,
-        whatever `max_batch` is.
+        Args:
+            prompts: Token ids, or texts if the engine has a tokenizer.
+            max_new_tokens: Limit of the tokens after each prompt.
+            stop_ids: Tokens that end a sequence; None uses `stop_tokens`.
+            temperature: Divisor of the logits; 0 takes the most likely token.
+            top_p: Probability of the smallest set of most likely tokens to sample from.
+            seed: Seed of the samples. They depend on it and on the index of the prompt, not on `max_batch`.
+            on_token: Callback `on_token(i, ids)`, called after each token that the model chose for prompt `i` with all
+                tokens after the prompt. Tokens that it returns are appended as if the model had chosen them, and
+                count towards `max_new_tokens`.
+            constraints: A constraint or None for each prompt. Reported log probabilities ignore it.
 
-        `on_token(i, ids)` is called after each token the model chose for prompt i, with all tokens after the prompt so
-        far; tokens it returns are appended as if the model had chosen them, and count towards `max_new_tokens`.
-        `constraints`, one for each prompt, say which tokens may come; log probabilities remain those of the model.
+        Returns:
+            The continuations, in the order of the prompts.
 
-        Raises ValueError for an empty prompt, a token outside the vocabulary, or settings out of range.
+        Raises:
+            ValueError: A prompt is empty, a token is outside the vocabulary, or a setting is out of range.
         """
         prompts = reject_single_string(prompts, "prompts")
         stops = None if stop_ids is None else frozenset(stop_ids)
@@ -143,15 +161,16 @@ class Engine:
         return [handle.generation() for handle in handles]
 
     def submit(self, request: Request) -> Handle:
-        """Queue a request: it takes part in steps as soon as there is room for it.
+        """Queue a request; steps include it as soon as a slot and memory are free.
 
-        Raises ValueError for an empty prompt, one that leaves no room for a token within `max_length`, a token outside
-        the vocabulary, settings out of range, or a cache that would not fit `max_cache_bytes` even alone.
+        Raises:
+            ValueError: The prompt is empty or leaves no token within `max_length`, a token is outside the vocabulary, a
+                setting is out of range, or the cache of this sequence alone exceeds `max_cache_bytes`.
         """
         sampling = Sampling(request.temperature, request.top_p, request.top_k)
         if request.max_new_tokens < 1 or not 0 <= request.top_logprobs <= self.model.config.vocab_size:
             raise ValueError(
-                "need max_new_tokens >= 1 and top_logprobs between 0 and the vocabulary's size, "
+                "expected max_new_tokens >= 1 and top_logprobs between 0 and the vocabulary's size, "
                 f"got {request.max_new_tokens} and {request.top_logprobs}"
             )
         prompt = self._tokens(request.prompt, "the prompt")
@@ -165,7 +184,7 @@ class Engine:
         return handle
 
     def refusal(self, prompt_tokens: int, max_new_tokens: int) -> str | None:
-        """Return why `submit` refuses a prompt of so many tokens, as the end of a sentence; None if it takes it."""
+        """Return why `submit` refuses a prompt of this length, as the predicate of a sentence; None if it does not."""
         if prompt_tokens >= self.max_length:
             return f"leaves no room within max_length, {self.max_length}"
         tokens = min(prompt_tokens + max_new_tokens, self.max_length)
@@ -174,12 +193,12 @@ class Engine:
         return None
 
     def cancel(self, handle: Handle) -> None:
-        """End a sequence with reason "cancelled", if it has not ended, and free its slot: at once, or after this step.
+        """Cancel a sequence that has not ended, and free its slot: now, or after the running step.
 
-        No event tells of it.
+        No event reports the cancellation.
         """
         if handle.finish_reason is None:
-            handle.finish_reason = "cancelled"
+            handle.finish_reason = FinishReason.CANCELLED
         if self._stepping.acquire(blocking=False):
             try:
                 with suppress(ValueError):
@@ -189,11 +208,21 @@ class Engine:
                 self._stepping.release()
 
     def fork(self, handle: Handle, at: int, **changes: Any) -> Handle:
-        """Submit a sequence of the first `at` tokens, prompt included, of another one, which goes on unless cancelled.
+        """Submit a copy of the first `at` tokens of a sequence, which itself keeps running.
 
-        Its request is the other's with `changes`; its constraint cannot be shared, so a new one, or None, must be among
-        them. What is cached of the first is copied where that is possible, else the tokens are read again.
-        Raises ValueError where `at` is not between 1 and the tokens there are, and as `submit`.
+        The engine copies the cached keys and values where it still has them, and recomputes the rest.
+
+        Args:
+            handle: The sequence.
+            at: Number of tokens to copy, prompt included.
+            changes: Fields of the request to replace. A constraint cannot be shared: if the sequence has one, pass
+                `constraint`, which may be None.
+
+        Returns:
+            The new sequence.
+
+        Raises:
+            ValueError: `at` is out of range, the constraint is missing, or `submit` refuses the request.
         """
         tokens = handle.tokens
         if not 1 <= at <= len(tokens):
@@ -204,33 +233,38 @@ class Engine:
 
     @property
     def unfinished(self) -> int:
-        """How many sequences run or wait."""
+        """Return the number of sequences that run or wait."""
         return sum(handle.finish_reason is None for handle in [*self._running, *self._waiting])
 
     @property
     def running(self) -> int:
-        """How many sequences have a slot."""
+        """Return the number of sequences with a slot."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """How many sequences wait for one."""
+        """Return the number of sequences that wait for a slot."""
         return len(self._waiting)
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes that the cache takes now, used or not."""
+        """Return the allocated size of the cache in bytes."""
         return sum(layer.nbytes for layer in self._cache.layers)
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Read up to `prefill_chunk` tokens of prompts, then give each sequence whose prompt is read its next token.
+        """Process up to `prefill_chunk` prompt tokens, then append a token to each sequence whose prompt is complete.
 
-        Returns what was appended, in order for each sequence: its token, and those that `on_token` supplied after it.
-        Raises RuntimeError when a step is under way, and what callbacks raise: their sequences are cancelled.
+        An exception of a callback cancels its sequence and propagates.
+
+        Returns:
+            The appended tokens, in order for each sequence: the model's, then those that `on_token` supplied.
+
+        Raises:
+            RuntimeError: Another step is running.
         """
         if not self._stepping.acquire(blocking=False):
-            raise RuntimeError("a step is under way")
+            raise RuntimeError("another step of this engine is running")
         try:
             self._remove_finished()
             self._admit()
@@ -245,13 +279,13 @@ class Engine:
     def _tokens(self, prompt: Sequence[int] | np.ndarray | str, name: str) -> np.ndarray:
         if isinstance(prompt, str):
             if self.tokenizer is None:
-                raise ValueError(f"{name} is a text, but the engine has no tokenizer")
+                raise ValueError(f"{name} is text, but the engine has no tokenizer: pass one, or pass token ids")
             prompt = self.tokenizer.encode(prompt)
         ids = np.asarray(prompt)
         if not len(ids):
             raise ValueError(f"{name} is empty")
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"{name} must be whole numbers in a row, got {ids.dtype} of shape {list(ids.shape)}")
+            raise ValueError(f"{name}: expected a list of token ids, got {ids.dtype} of shape {list(ids.shape)}")
         for token in (ids.min(), ids.max()):
             self._check(token)
         return ids.astype(np.int32)
@@ -265,7 +299,7 @@ class Engine:
 
     @torch.inference_mode()
     def _remove_finished(self) -> None:
-        """Free the slots of sequences that ended; the last ones move into them."""
+        """Free the slots of ended sequences, and move the last running ones into them."""
         for slot in reversed(range(len(self._running))):
             handle = self._running[slot]
             if handle.finish_reason is not None:
@@ -275,7 +309,7 @@ class Engine:
                     self._running[slot] = last
 
     def _admit(self) -> None:
-        """Let waiting sequences in, as far as slots and memory allow, and make the cache large enough."""
+        """Start waiting sequences while slots and memory last, and grow the cache for them."""
         if self._waiting and not self._running:
             self._runner.join_weights()
         capacity = max((len(handle.prompt) + handle.limit for handle in self._running), default=0)
@@ -291,7 +325,7 @@ class Engine:
             self._waiting.popleft()
         slots, cache = len(self._running), self._cache
         if slots > cache.slots or capacity > cache.capacity:
-            # Ahead of need, so that it seldom moves, but not where that would be too much.
+            # Larger than needed, so that the cache seldom moves, unless that exceeds the limit.
             ahead = max(cache.slots, min(power_of_two(slots), self.max_batch)), max(cache.capacity, capacity)
             self._runner.resize(*(ahead if self._fits(*ahead) else (slots, capacity)))
 
@@ -299,7 +333,7 @@ class Engine:
         return self.max_cache_bytes is None or self._bytes(slots, capacity) <= self.max_cache_bytes
 
     def _prefill(self) -> None:
-        """Read tokens of sequences that have more than one pending: the last is left to decode."""
+        """Process pending tokens of sequences up to the last one, which `_decode` takes."""
         room, pieces = self.prefill_chunk, []
         for slot, handle in enumerate(self._running):
             if len(handle.pending) == 1 or not room:
@@ -307,7 +341,7 @@ class Engine:
             if not self._cache.lengths[slot] and not handle.ids and not self._copy_prefix(slot):
                 continue
             count = min(room, len(handle.pending) - 1)
-            if self._prefixes.limit:  # a block is copied before a ring forgets its beginning
+            if self._prefixes.limit:  # copy a block before a ring overwrites its beginning
                 whole = int(self._cache.lengths[slot]) % self._cache.block
                 count = min([count, *(ring - whole for ring in self._cache.rings)])
             if count:
@@ -321,7 +355,11 @@ class Engine:
             self._keep_blocks(piece.slot, len(piece.tokens))
 
     def _copy_prefix(self, slot: int) -> bool:
-        """Begin an empty slot with what is cached of the same tokens elsewhere; False where that is being read now."""
+        """Fill an empty slot with cached keys and values of the same tokens.
+
+        Returns:
+            False if another sequence is processing the same tokens now, so that waiting is cheaper.
+        """
         handle, cache = self._running[slot], self._cache
         wanted = handle.prompt[:-1]
         length = self._prefixes.find(wanted)
@@ -346,13 +384,13 @@ class Engine:
         return True
 
     def _keep_blocks(self, slot: int, new: int) -> None:
-        """Keep copies of the blocks that the last `new` tokens of a slot made whole, where that is wanted."""
+        """Copy the blocks that the last `new` tokens of a slot completed, if prefixes are kept."""
         length = int(self._cache.lengths[slot])
         if self._prefixes.limit and length % self._cache.block < new:
             self._prefixes.keep(slot, self._running[slot].tokens[:length], length - new)
 
     def _decode(self, ready: list[int]) -> list[Event]:
-        """One token for each of the slots `ready`."""
+        """Append one token to the sequence in each of the slots `ready`."""
         count = ready[-1] + 1
         logits = self._runner.decode([handle.pending[0] for handle in self._running[:count]])
         self._cache.lengths[ready] += 1
@@ -370,14 +408,14 @@ class Engine:
         for i, (handle, token, logprob) in enumerate(chosen):
             handle.pending.clear()
             if i in ended:
-                handle.finish_reason = "constraint"
+                handle.finish_reason = FinishReason.CONSTRAINT
                 events.append(Event(handle, None, float("nan"), False, [], handle.finish_reason))
-            elif handle.finish_reason is None:  # not cancelled meanwhile
+            elif handle.finish_reason is None:  # a callback may have cancelled it
                 self._append(handle, token, logprob, tops[i], events)
         return events
 
     def _constrained(self, logits: Tensor, handles: list[Handle]) -> tuple[Tensor, set[int]]:
-        """Logits without what constraints forbid, and the rows to which they allow nothing."""
+        """Return the logits with forbidden tokens at -inf, and the rows whose constraints allow no token."""
         rows, masks, ended = [], [], set()
         for i, handle in enumerate(handles):
             if handle.request.constraint is not None:
@@ -400,7 +438,7 @@ class Engine:
     def _append(
         self, handle: Handle, token: int, logprob: float, top: list[tuple[int, float]], events: list[Event]
     ) -> None:
-        """Append the model's token to a sequence, and what its callback supplies after it."""
+        """Append the model's token to a sequence, and the tokens that its callback supplies."""
         try:
             self._append_one(handle, token, logprob, top, events)
             if handle.request.on_token and handle.finish_reason is None:
@@ -409,7 +447,7 @@ class Engine:
                         self._check(supplied)
                         self._append_one(handle, int(supplied), float("nan"), None, events)
         except BaseException:
-            handle.finish_reason = "cancelled"
+            handle.finish_reason = FinishReason.CANCELLED
             raise
 
     def _append_one(
@@ -420,16 +458,16 @@ class Engine:
         handle.supplied.append(top is None)
         handle.pending.append(token)
         if token in handle.stop_ids:
-            handle.finish_reason = "stop"
+            handle.finish_reason = FinishReason.STOP
         elif len(handle.ids) >= handle.limit:
-            handle.finish_reason = "length"
+            handle.finish_reason = FinishReason.LENGTH
         if handle.request.constraint is not None:
             handle.request.constraint.advance(token)
         events.append(Event(handle, token, logprob, top is None, top or [], handle.finish_reason))
 
 
 def top_tokens(logprobs: Tensor, counts: list[int]) -> list[list[tuple[int, float]]]:
-    """For each row of `logprobs` [n, vocab] its `counts` most likely tokens with their log probabilities."""
+    """Return, for each row of `logprobs` [n, vocab], its `counts` most likely tokens and their log probabilities."""
     most = max(counts)
     if not most:
         return [[]] * len(counts)

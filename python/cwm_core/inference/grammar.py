@@ -1,4 +1,4 @@
-"""The grammar of traces over a vocabulary: which tokens keep a generation well formed."""
+"""Constrain generated tokens to well-formed traces."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ from ..trace import source_lines
 
 
 class TraceGrammar:
-    """What a trace may look like in the tokens of a vocabulary. Compiled once; immutable; shared by constraints.
+    """The grammar of traces in the tokens of a vocabulary. It is immutable; constraints share it.
 
-    A token sequence is well formed exactly if `Tokenizer.parse_trace` reads it as complete and without an error, in
-    whatever tokens its texts are cut, and if each `..` has a value to refer to: in a LINE frame, for a variable of the
-    activation's previous CALL or LINE frame, or as the pair ``"..": ".."`` that stands for the variables left out.
+    A token sequence is well formed if and only if `Tokenizer.parse_trace` reads it as complete and without an error,
+    however its texts are split into tokens, and each `..` refers to a value: in a LINE frame, for a variable of the
+    activation's previous CALL or LINE frame, or in the pair `"..": ".."` that stands for omitted variables.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: str | None = None, *, vocab_size: int | None = None) -> None:
-        """Compile the vocabulary, in tenths of a second; with a `context`, hold action lines to its lines.
+        """Compile the vocabulary, which takes tenths of a second.
 
-        `vocab_size` is the length of masks, for models with more ids than the tokenizer; None stands for its own.
+        Args:
+            tokenizer: The vocabulary.
+            context: Context whose lines are the only allowed action lines; see `for_context`. None allows all lines.
+            vocab_size: Length of the masks, for models with more ids than the tokenizer; None is the tokenizer's size.
 
-        Raises ValueError when the vocabulary lacks a special token of the trace format, for a `vocab_size` below the
-        tokenizer's, or as `for_context`.
+        Raises:
+            ValueError: The vocabulary lacks a special token of the trace format, `vocab_size` is smaller than the
+                tokenizer's, or the context has no lines.
         """
         self.vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
         if self.vocab_size < tokenizer.vocab_size:
@@ -37,10 +41,13 @@ class TraceGrammar:
             self._native = self._native.with_lines(source_lines(context))
 
     def for_context(self, context: str) -> TraceGrammar:
-        """This grammar with action lines held to those of a context, with or without its ``# << START_OF_TRACE``.
+        """Return this grammar with action lines restricted to the lines of a context.
 
-        An empty line remains allowed: it stands for one that is not known, as of instructions that come from no line.
-        The vocabulary is not compiled again. Raises ValueError for a context without lines.
+        The mark `# << START_OF_TRACE` may be present or absent. An empty line remains allowed: it stands for an unknown
+        line, as for instructions that belong to no line. The vocabulary is not compiled again.
+
+        Raises:
+            ValueError: The context has no lines.
         """
         grammar = TraceGrammar.__new__(TraceGrammar)
         grammar.vocab_size = self.vocab_size
@@ -48,44 +55,47 @@ class TraceGrammar:
         return grammar
 
     def constraint(self, prompt: ArrayLike = ()) -> TraceConstraint:
-        """The constraint of one generation after the tokens of `prompt`, which may end anywhere in a trace.
+        """Return the constraint of one generation after `prompt`.
 
-        A prompt begins as a trace does, or with a frame. It may hold what only the parser takes: a `..` that refers to
-        nothing, and lines that are not of the context.
+        Args:
+            prompt: Token ids that begin like a trace or with a frame, and end anywhere. They may contain anything that
+                the parser accepts, even a `..` that refers to nothing and lines outside the context.
 
-        Raises ValueError for a prompt that no trace begins with.
+        Raises:
+            ValueError: No trace continues the prompt.
         """
         return TraceConstraint(self, prompt)
 
 
 class TraceConstraint:
-    """One generation under a `TraceGrammar`; a `Constraint` of the engine.
+    """A `Constraint` of one generation under a `TraceGrammar`.
 
-    Until the end token some token is allowed, and from everywhere a few tokens lead to the end of the trace.
+    Some token is allowed until the end token, and a few tokens complete the trace from every state.
     """
 
     def __init__(self, grammar: TraceGrammar, prompt: ArrayLike = ()) -> None:
-        """See `TraceGrammar.constraint`, which makes them."""
+        """Start after `prompt`; call `TraceGrammar.constraint` instead."""
         self._native = grammar._native.constraint()
         self._native.feed(np.ascontiguousarray(prompt, np.int32))
         self._mask = np.zeros(grammar.vocab_size, bool)
 
     def allowed(self) -> NDArray[np.bool_]:
-        """Bool [vocab]: true where a token may come next. The next call changes the same array."""
+        """Return a bool array [vocab], true for tokens that may come next. The next call updates the same array."""
         self._native.allowed(self._mask)
         return self._mask
 
     def allows(self, token: int) -> bool:
-        """Whether this token may come next: its item of `allowed`."""
+        """Return whether `token` may come next."""
         return self._native.allows(token)
 
     def advance(self, token: int) -> None:
-        """Go past a token that was appended. One that was supplied may be any that a prompt could go on with.
+        """Record that `token` was appended. A supplied token may be any that a prompt may contain.
 
-        Raises ValueError for a token after which nothing is well formed.
+        Raises:
+            ValueError: No trace continues with the token.
         """
         self._native.advance(token)
 
     def feed(self, tokens: Sequence[int] | NDArray[np.integer]) -> None:
-        """Go past several tokens; raises as `advance`."""
+        """Record that `tokens` were appended; raise the same errors as `advance`."""
         self._native.feed(np.ascontiguousarray(tokens, np.int32))

@@ -1,4 +1,4 @@
-"""Which lines of a program a frame may be on: predicted frames name a line by its text alone."""
+"""Find the line numbers of predicted frames, which state only the text of a line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import CodeType
 
 _MARK = "  # << START_OF_TRACE\n"
 _RESUMABLE = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
-# After these comes not the next instruction.
+# Execution never continues at the instruction after one of these.
 _LEAVING = frozenset({
     "RETURN_VALUE", "RETURN_CONST", "RERAISE", "RAISE_VARARGS", "JUMP_FORWARD", "JUMP_BACKWARD",
     "JUMP_BACKWARD_NO_INTERRUPT",
@@ -19,10 +19,10 @@ _LEAVING = frozenset({
 _JUMPS = frozenset(dis.hasjrel) | frozenset(dis.hasjabs)
 
 UNKNOWN = -1
-"""Stands for a function that the program does not have, or for a line."""
+"""Index of a function, or number of a line, that the program does not have."""
 
 Places = frozenset[tuple[int, int]]
-"""Pairs of a function, by its position among the program's, and a line in it."""
+"""Possible places of a frame: pairs of the index of a function and a line in it."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class _Function:
 
 
 class ProgramLines:
-    """The lines of a trace's context, and where execution may go from each.
+    """The lines of a trace's context, and the lines that may follow each.
 
-    Lines have the numbers that they have in the code given to `record_source`; its context begins with an empty line,
-    number 0, and ends with the lines of `main()`. The program is compiled to see which line may follow which; nothing
-    of it is run. Without that, as for a program that this Python cannot compile, texts alone decide.
+    Line numbers are those of the code given to `record_source`. Its context begins with an empty line, number 0, and
+    ends with the lines of `main()`. The program is compiled, but not run, to find out which line may follow which. If
+    this Python cannot compile it, only the texts decide.
     """
 
     def __init__(self, context: str) -> None:
-        """`context` as of `cwm_core.trace.source_context`."""
+        """Compile `context`, a result of `cwm_core.trace.source_context`."""
         self.texts = _unmarked(context)
         self._numbers: dict[str, list[int]] = defaultdict(list)
         for number, text in enumerate(self.texts):
@@ -56,18 +56,18 @@ class ProgramLines:
             self._functions = [_function(code) for code in _functions(module)]
 
     def can_stop(self, number: int) -> bool:
-        """Whether a frame may be on this line."""
+        """Return whether a frame can be on this line."""
         if self._functions:
             return any(number in function.lines for function in self._functions)
         return 0 < number < len(self.texts) and not self.texts[number].isspace()
 
     def name(self, places: Places) -> str:
-        """Qualified name of the function that the places are in; `?` where there is none, joined by `or` if several."""
+        """Return the qualified names of the functions of the places, joined by "or"; "?" if there are none."""
         names = {self._functions[function].name if function != UNKNOWN else "?" for function, _ in places}
         return " or ".join(sorted(names)) or "?"
 
     def call(self, text: str) -> Places:
-        """Places of a CALL frame: where a function begins, or where one that was suspended may go on."""
+        """Return the places of a CALL frame: where a function begins, or where a suspended one may resume."""
         return frozenset(
             (index, line)
             for index, function in enumerate(self._functions)
@@ -76,7 +76,7 @@ class ProgramLines:
         ) or self._anywhere((UNKNOWN,), text)
 
     def follow(self, places: Places, text: str) -> Places:
-        """Places of a LINE frame: lines with its text that may follow a place, else in its function, else anywhere."""
+        """Return the places of a LINE frame: lines with this text that may follow one of `places`, else `within`."""
         return frozenset(
             (index, line)
             for index, before in places
@@ -86,11 +86,11 @@ class ProgramLines:
         ) or self.within(places, text)
 
     def stay(self, places: Places, text: str) -> Places:
-        """Places of a RETURN or EXCEPTION frame: those before it with its text, else as `within`."""
+        """Return the places of a RETURN or EXCEPTION frame: those of `places` with this text, else `within`."""
         return frozenset(place for place in places if self._has(place[1], text)) or self.within(places, text)
 
     def within(self, places: Places, text: str) -> Places:
-        """Lines with this text in the functions of the places; where there is none, anywhere in the program."""
+        """Return the lines with this text in the functions of the places, else anywhere in the program."""
         indices = {index for index, _ in places}
         return frozenset(
             (index, line)
@@ -108,7 +108,7 @@ class ProgramLines:
 
 
 def _unmarked(context: str) -> list[str]:
-    """The lines of a context as action lines show them; the last mark is the entry's."""
+    """Return the lines of a context without the mark of the entry, which is the last one, as action lines show them."""
     lines = list(io.StringIO(context, newline="\n"))
     for at in reversed(range(len(lines))):
         if lines[at].endswith(_MARK):
@@ -118,8 +118,9 @@ def _unmarked(context: str) -> list[str]:
 
 
 def _functions(module: CodeType) -> list[CodeType]:
-    """All code of a module but its own body, which is never recorded."""
-    found, waiting = [], [module]
+    """Return all code of a module except its own body, which is never recorded."""
+    found: list[CodeType] = []
+    waiting = [module]
     while waiting:
         inner = [constant for constant in waiting.pop().co_consts if isinstance(constant, CodeType)]
         found += inner
@@ -128,9 +129,10 @@ def _functions(module: CodeType) -> list[CodeType]:
 
 
 def _function(code: CodeType) -> _Function:
-    lines, successors = {code.co_firstlineno - 1}, defaultdict(set)
+    line = code.co_firstlineno - 1
+    lines, numbers = {line}, dict[int, int]()
+    successors: defaultdict[int, set[int]] = defaultdict(set)
     instructions = list(dis.get_instructions(code))
-    numbers, line = {}, code.co_firstlineno - 1
     for instruction in instructions:
         if instruction.positions and instruction.positions.lineno is not None:
             line = instruction.positions.lineno - 1
@@ -139,7 +141,7 @@ def _function(code: CodeType) -> _Function:
     for place, instruction in enumerate(instructions):
         line = numbers[instruction.offset]
         target = numbers.get(instruction.argval) if instruction.opcode in _JUMPS else None
-        # Going back to a line is an event even where it is the same line.
+        # A backward jump is an event even to the same line.
         if target is not None and (target != line or instruction.argval <= instruction.offset):
             successors[line].add(target)
         if instruction.opname not in _LEAVING and place + 1 < len(instructions):
@@ -147,7 +149,7 @@ def _function(code: CodeType) -> _Function:
             if following != line:
                 successors[line].add(following)
     for instruction in instructions:
-        if instruction.opname == "RERAISE":  # to whatever handler is further out, without an EXCEPTION frame
+        if instruction.opname == "RERAISE":  # continues at any outer handler, without an EXCEPTION frame
             successors[numbers[instruction.offset]] |= lines
     return _Function(
         getattr(code, "co_qualname", code.co_name),

@@ -1,4 +1,4 @@
-"""Predicting executions: whole traces, one frame, the output, and states along lines that somebody else knows."""
+"""Predict executions: whole traces, single frames, return values, and states along known lines."""
 
 from __future__ import annotations
 
@@ -19,32 +19,37 @@ from ..tokenizer.special_tokens import (
     FRAME_SEP,
 )
 from ..trace import ParsedTrace, Trace, last_return, source_context
-from .engine import Engine, Generation
+from .engine import Engine
 from .grammar import TraceConstraint, TraceGrammar
 from .prompts import recorded_prompt, trace_prompt
+from .requests import Generation
 
 EVENTS = ("call", "line", "return", "exception")
 
 Guide = Callable[[Sequence[Any]], tuple[str, str] | None]
-"""From the frames so far, the event and the line of the next one; None where the trace ends."""
+"""Function from the frames so far to the event and line of the next frame; it returns None at the end of the trace."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model predicted of one execution, after the frames that stood in the prompt."""
+    """A model's prediction of one execution, after the frames in the prompt."""
 
     parsed: ParsedTrace
-    """The predicted frames, strictly parsed, without those of the prompt."""
+    """Predicted frames, strictly parsed, without those of the prompt."""
     ids: np.ndarray
-    """int32 [n]: the tokens after the prompt, as generated."""
+    """Generated tokens, int32 [n]."""
     logprobs: np.ndarray
-    """float32 [n]: the log probability of each token in nats, without a constraint; NaN where it was supplied."""
+    """Log probability of each token in nats, ignoring constraints, float32 [n]; NaN for supplied tokens."""
 
     def frame_logprobs(self, tokenizer: Tokenizer) -> NDArray[np.float64]:
-        """Log probabilities [frames, 4] of each predicted frame's event, LOCALS, LINE and VALUE, given all before.
+        """Return the log probability of each part of each predicted frame, given everything before it.
 
-        Those of a part's tokens and of the special token that ends it, added up, as far as the model wrote them. NaN
-        where it wrote none of them, or the event has no such part.
+        The log probability of a part is the sum over the tokens that the model wrote, including the special token that
+        ends the part.
+
+        Returns:
+            Log probabilities in nats of the event, LOCALS, LINE and VALUE, float64 [frames, 4]. NaN if the model wrote
+            no token of a part, or the event lacks it.
         """
         names = {id: name for name, id in tokenizer.special_tokens.items()}
         sums = np.full((len(self.parsed.frames), 4), np.nan)
@@ -65,14 +70,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class PredictedOutput:
-    """What a model predicted that a call returns."""
+    """A model's prediction of the return value of a call."""
 
     value: str | None
-    """The rendered value that the call returns; None where the prediction was cut before or ends in an exception."""
+    """Rendered return value; None if the prediction stops earlier or ends in an exception."""
     probability: float
-    """Of this value, given the predicted frames before it; 0 where there is none."""
+    """Probability of the value, given the predicted frames before it; 0 without a value."""
     prediction: Prediction
-    """The trace that led to it."""
+    """Predicted trace that contains the value."""
 
 
 def predict_trace(
@@ -84,15 +89,25 @@ def predict_trace(
     constrained: bool = True,
     source_lines: bool = False,
 ) -> Prediction:
-    """Predict the execution of the expression `call` in the module `code`, greedily, from its `trace_prompt`.
+    """Predict the execution of an expression in a module, greedily.
 
-    `constrained` predictions are always well formed, though `max_new_tokens` may cut them. With `source_lines`, action
-    lines are moreover lines of `code` and its `main()`.
+    Args:
+        engine: An engine with a tokenizer.
+        code: The source of the module.
+        call: The expression.
+        max_new_tokens: Limit of generated tokens.
+        constrained: Generate only well-formed traces, which `max_new_tokens` may still cut.
+        source_lines: Also restrict action lines to the lines of `code` and its `main()`.
 
-    Raises ValueError when the engine has no tokenizer, for `source_lines` without `constrained`, or as `trace_prompt`.
+    Returns:
+        The prediction after `trace_prompt`.
+
+    Raises:
+        ValueError: The engine has no tokenizer, its vocabulary lacks a special token of the trace format, or
+            `source_lines` is set without `constrained`.
     """
     if source_lines and not constrained:
-        raise ValueError("only constrained predictions can be held to the lines of the source")
+        raise ValueError("source_lines needs constrained=True")
     tokenizer = _tokenizer(engine)
     prompt = trace_prompt(tokenizer, code, call)
     constraints = None
@@ -107,9 +122,9 @@ def predict_trace(
 def predict_traces(
     engine: Engine, traces: Sequence[Trace], *, max_new_tokens: int = 4096, constrained: bool = False
 ) -> list[Prediction]:
-    """Predict recorded executions from their contexts and first frames alone, greedily: what scores are made of.
+    """Predict recorded executions greedily, each from its context and first frame, for scoring.
 
-    Not `constrained`, unless asked for: published scores count how often the form is kept.
+    Predictions are unconstrained by default, because published scores count how often a model keeps the format.
     """
     tokenizer = _tokenizer(engine)
     prompts = [recorded_prompt(tokenizer, trace) for trace in traces]
@@ -120,7 +135,10 @@ def predict_traces(
 def predict_output(
     engine: Engine, code: str, call: str, *, max_new_tokens: int = 4096, source_lines: bool = False
 ) -> PredictedOutput:
-    """Predict what `call` returns in the module `code`: by the RETURN frame of `main()` in `predict_trace`."""
+    """Predict the return value of an expression in a module: the RETURN frame of `main()` in a predicted trace.
+
+    Takes the arguments of `predict_trace`, and raises the same errors.
+    """
     prediction = predict_trace(engine, code, call, max_new_tokens=max_new_tokens, source_lines=source_lines)
     frames = list(prediction.parsed.frames)
     returned = last_return(frames, complete=prediction.parsed.complete, depth=1)
@@ -133,9 +151,16 @@ def predict_output(
 def predict_step(
     engine: Engine, trace: Trace | Sequence[int] | np.ndarray, *, max_new_tokens: int = 1024, constrained: bool = True
 ) -> Prediction:
-    """Predict the frame that follows those of `trace`, a Trace that was cut or the tokens of one, greedily.
+    """Predict the next frame of an incomplete trace, greedily.
 
-    No frame and `parsed.complete` where the model predicts the end.
+    Args:
+        engine: An engine with a tokenizer.
+        trace: The trace, or its token ids.
+        max_new_tokens: Limit of generated tokens.
+        constrained: Generate only a well-formed frame.
+
+    Returns:
+        The prediction. If the model predicts the end of the trace, it has no frame and `parsed.complete` is true.
     """
     tokenizer = _tokenizer(engine)
     prompt = tokenizer.encode_trace(trace) if isinstance(trace, Trace) else np.asarray(trace, np.int32)
@@ -147,10 +172,10 @@ def predict_step(
 def predict_states(
     engine: Engine, traces: Sequence[Trace], *, max_new_tokens: int = 4096, constrained: bool = True
 ) -> list[Prediction]:
-    """Predict the states and values of recorded executions, their true events and lines supplied frame by frame.
+    """Predict the states and values of recorded executions, given their true events and lines.
 
-    What the model wrote for earlier states stays as it wrote it. A prediction that is not `constrained` ends where the
-    model breaks the form.
+    The predicted states of earlier frames stay in the model's context. An unconstrained prediction ends where the model
+    breaks the format.
     """
 
     def guide(trace: Trace) -> Guide:
@@ -175,12 +200,20 @@ def predict_guided(
     max_new_tokens: int = 4096,
     constrained: bool = True,
 ) -> list[Prediction]:
-    """Predict states and values after each prompt, such as `trace_prompt` makes, where guides know the lines.
+    """Predict states and values after each prompt, with the events and lines that guides supply.
 
-    A guide is asked before each frame, with all frames so far: an interpreter that runs beside the model, say, or a
-    user. Its line ends in a newline, as in traces. Tokens that come from guides count towards `max_new_tokens`.
+    A guide can be an interpreter that runs beside the model, or a user who asks about another branch.
 
-    Raises ValueError for an event that is none.
+    Args:
+        engine: An engine with a tokenizer.
+        prompts: Prompts, such as those of `trace_prompt`.
+        guides: One guide for each prompt, called before each frame with all frames so far. Its line ends in a newline,
+            as in traces.
+        max_new_tokens: Limit of new tokens, including those from guides.
+        constrained: Generate only well-formed traces.
+
+    Raises:
+        ValueError: A guide returned an unknown event.
     """
     tokenizer = _tokenizer(engine)
     guided = [_Guided(tokenizer, prompt, guide) for prompt, guide in zip(prompts, guides, strict=True)]
@@ -201,9 +234,10 @@ def predict_guided(
 
 
 def _tokenizer(engine: Engine) -> Tokenizer:
-    if engine.tokenizer is None:
-        raise ValueError("predicting traces needs an engine with a tokenizer")
-    return engine.tokenizer
+    tokenizer: Tokenizer | None = engine.tokenizer
+    if tokenizer is None:
+        raise ValueError("the engine has no tokenizer, which predictions need: Engine(model, tokenizer)")
+    return tokenizer
 
 
 def _grammar(engine: Engine) -> TraceGrammar:
@@ -232,18 +266,21 @@ def _predictions(tokenizer: Tokenizer, generations: list[Generation]) -> list[Pr
 
 
 class _Guided:
-    """Supplies the events and lines of one execution while the model writes its states and values."""
+    """Supply the events and lines of one execution while the model writes its states and values."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: np.ndarray, guide: Guide) -> None:
         self.tokenizer, self.guide = tokenizer, guide
         self.special = tokenizer.special_tokens
         self.specials = frozenset(self.special.values())
         self.frames = list(tokenizer.parse_trace(prompt).frames)
+        self.has_state = False
+        self.line: list[int] = []
+        self.frame: list[int] = []
         self.opening = np.array(self._open(), np.int32)
         self.prompt = np.concatenate([prompt, self.opening])
 
     def supply(self, token: int) -> list[int] | None:
-        """What follows the model's token: nothing within its part, else everything up to its next part."""
+        """Return the tokens between the model's token and its next part; None inside a part."""
         self.frame.append(token)
         if token not in self.specials:
             return None
@@ -257,13 +294,13 @@ class _Guided:
         return [*rest, *self._open()]
 
     def _open(self) -> list[int]:
-        """Begins the next frame: the tokens before the model's part of it, or the end token after the last frame."""
+        """Return the tokens of the next frame before the model's part; the end token after the last frame."""
         following = self.guide(self.frames)
         if following is None:
             return [self.special[END_OF_TEXT]]
         event, line = following
         if event not in EVENTS:
-            raise ValueError(f"the event of a frame is one of {EVENTS}, not {event!r}")
+            raise ValueError(f"the guide returned the event {event!r}; expected one of {', '.join(EVENTS)}")
         self.has_state = event in ("call", "line")
         self.line = self.tokenizer.encode(line).tolist()
         self.frame = [self.special[EVENT_SEPS[event]]]

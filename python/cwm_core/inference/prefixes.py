@@ -1,10 +1,10 @@
-"""Copies of what caches held, for later prompts that begin with the same tokens.
+"""Keep copies of cached keys and values for later prompts that begin with the same tokens.
 
-Blocks of 64 tokens (`cache.BLOCK`) are copied as soon as they are whole, before the rings of local layers forget them.
-A block is known by all tokens up to its end, so what sequences begin with together is kept once. A prompt that leaves
-what is known after some block needs the global layers' part of all blocks up to there, and the local layers' part of
-those within a ring's length. Each part stays for as long as it is among those used last: of a prompt that is used to
-its end, the local parts of the first blocks go first, and what is left takes no more than a cache.
+Blocks of 64 tokens (`cache.BLOCK`) are copied as soon as they are complete, before the rings of local layers lose them.
+A block is identified by all tokens up to its end, so a common prefix of several sequences is stored once. A prompt that
+matches up to some block needs the global layers' part of all blocks up to there, and the local layers' part of the
+blocks within a ring's length. The parts used least recently are dropped first. For a prompt that is used to its end,
+those are the local parts of its first blocks, and the rest takes no more memory than a cache.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from .cache import KeyValueCache, cache_bytes
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens `a` and `b` have in common at their beginning."""
+    """Return the length of the common prefix of `a` and `b`."""
     n = min(len(a), len(b))
     different = a[:n] != b[:n]
     return int(different.argmax()) if different.any() else n
 
 
 def block_keys(tokens: np.ndarray, size: int) -> list[bytes]:
-    """For each whole block of `size` of `tokens`, int32 [n], a hash of all of them up to its end."""
-    digest, keys = blake2b(digest_size=16), []
+    """Return, for each complete block of `size` tokens, a hash of all `tokens`, int32 [n], up to its end."""
+    digest, keys = blake2b(digest_size=16), list[bytes]()
     for end in range(size, len(tokens) + 1, size):
         digest.update(tokens[end - size : end].tobytes())
         keys.append(digest.digest())
@@ -36,20 +36,26 @@ def block_keys(tokens: np.ndarray, size: int) -> list[bytes]:
 
 
 class Prefixes:
-    """The parts of blocks used last, of at most `limit` bytes together."""
+    """The most recently used parts of blocks, of at most `limit` bytes in total."""
 
     def __init__(self, cache: KeyValueCache, limit: int) -> None:
-        """Of what `cache` holds; none yet."""
+        """Store nothing yet; `keep` copies blocks of `cache`."""
         self.cache, self.limit = cache, limit
         self.nbytes = 0
         self._size = cache.block
         self._ring = max(cache.rings, default=0) // cache.block
-        self._parts: OrderedDict[tuple[bytes, bool], Tensor] = OrderedDict()  # by hash, and whether of local layers
+        # Keys are the hash of a block and True for its local layers. Least recently used first.
+        self._parts: OrderedDict[tuple[bytes, bool], Tensor] = OrderedDict()
 
     def keep(self, slot: int, tokens: np.ndarray, since: int) -> None:
-        """Copy the blocks of `tokens`, all that a slot holds, that became whole after `since` tokens.
+        """Copy the blocks of a slot that were completed after the first `since` tokens.
 
-        What does not fit the limit together with all before it is left out.
+        A block that exceeds the limit together with all blocks before it is not copied.
+
+        Args:
+            slot: The slot.
+            tokens: All tokens of the slot, int32 [n].
+            since: Number of tokens whose blocks are copied already.
         """
         keys = block_keys(tokens, self._size)
         config, dtype = self.cache.config, self.cache.dtype
@@ -68,7 +74,7 @@ class Prefixes:
                 self.nbytes -= self._parts.popitem(last=False)[1].nbytes
 
     def find(self, tokens: np.ndarray) -> int:
-        """Of how many of the first of `tokens` all is kept that a sequence needs."""
+        """Return the length of the longest prefix of `tokens` that `restore` can provide."""
         found = recent = 0
         for i, key in enumerate(block_keys(tokens, self._size) if self._parts else (), 1):
             if (key, False) not in self._parts:
@@ -79,7 +85,7 @@ class Prefixes:
         return found
 
     def restore(self, slot: int, tokens: np.ndarray) -> None:
-        """Begin a slot with `tokens`, as many as `find` gave; they count as used."""
+        """Fill a slot with `tokens`, a prefix whose length `find` returned, and mark its parts as used."""
         keys = block_keys(tokens, self._size)
         self._use(keys)
         for i, local in self._needed(keys):
@@ -88,12 +94,12 @@ class Prefixes:
         self.cache.lengths[slot] = len(tokens)
 
     def _needed(self, keys: list[bytes]) -> list[tuple[int, bool]]:
-        """The parts that a sequence needs that goes on after these blocks."""
+        """Return the parts that a sequence needs to continue after these blocks."""
         first = len(keys) - self._ring
         return [(i, local) for i in range(len(keys)) for local in (False, True) if i >= first or not local]
 
     def _use(self, keys: list[bytes]) -> None:
-        """What a sequence needs to go on after these blocks is the last to go, and of it what is shared the most."""
+        """Mark the parts needed to continue after these blocks as used, the most widely shared ones last."""
         for i, local in reversed(self._needed(keys)):
             if (keys[i], local) in self._parts:
                 self._parts.move_to_end((keys[i], local))

@@ -1,4 +1,4 @@
-"""Weights in 8 bits: a decoding step of few sequences takes the time that reading the weights takes."""
+"""Quantize weights to 8 bits, since reading the weights dominates a decoding step of few sequences."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ from ..model import Transformer
 
 
 def quantize_weights(model: Transformer, kind: str, device: str | torch.device | None = None) -> None:
-    """Replace the weights of all layers' linear maps, in place, by "int8" or "float8" (e4m3) and a scale a row.
+    """Quantize the linear layers of a model in place, with one scale a row. The model cannot be trained afterwards.
 
-    The layers come to lie on `device` (None: where they are), each map quantized as soon as it is there: the device
-    need never hold the model in full.
-    Activations and products stay in the model's type. Embedding and output layer stay as they are: they are 5 % of the
-    32 B model's weights, and errors of the output layer go straight into the logits. The model cannot be trained after.
-    Raises ValueError for another kind, ModuleNotFoundError where torchao is not installed.
+    Activations and products keep the model's type. The embedding and the output layer keep their weights: they are 5 %
+    of the weights of the 32 B model, and errors of the output layer affect the logits directly.
+
+    Args:
+        model: The model.
+        kind: "int8", or "float8" for e4m3.
+        device: Device to move the layers to; None leaves them in place. Each layer is quantized as soon as it is moved,
+            so the device never holds the unquantized model.
+
+    Raises:
+        ValueError: `kind` is unknown.
+        ModuleNotFoundError: torchao is not installed.
     """
     if kind not in ("int8", "float8"):
-        raise ValueError(f"no quantization {kind!r}; there are int8 and float8")
+        raise ValueError(f"unknown quantization {kind!r}; expected 'int8' or 'float8'")
     try:
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
     except ImportError:
@@ -30,13 +37,13 @@ def quantize_weights(model: Transformer, kind: str, device: str | torch.device |
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of a model's weights as they are stored, quantized or not."""
+    """Return the size in bytes of a model's weights as stored, quantized or not."""
     return sum(stored_bytes(parameter.data) for parameter in model.parameters())
 
 
 def stored_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor, or of the plain tensors that a quantized one is made of."""
+    """Return the size in bytes of a tensor, or of the plain tensors inside a quantized one."""
     if not hasattr(tensor, "__tensor_flatten__"):
-        return tensor.nbytes
+        return int(tensor.nbytes)
     names, _ = tensor.__tensor_flatten__()
     return sum(stored_bytes(getattr(tensor, name)) for name in names)

@@ -1,9 +1,10 @@
-"""What is asked of an engine, and what comes of it."""
+"""Requests to an engine, and their results."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 
@@ -11,98 +12,113 @@ from .constraint import Constraint
 from .sampling import Sampling
 
 
+class FinishReason(StrEnum):
+    """The reason why a sequence ended."""
+
+    STOP = "stop"
+    """A stop token."""
+    LENGTH = "length"
+    """The limit of new tokens, or the engine's `max_length`."""
+    CONSTRAINT = "constraint"
+    """The constraint allowed no token."""
+    CANCELLED = "cancelled"
+    """`Engine.cancel`, or an error in a callback."""
+
+
 @dataclass
 class Generation:
-    """What was generated for one prompt."""
+    """The continuation of one prompt."""
 
     ids: np.ndarray
-    """int32 [n], without the prompt, with the stop token if one ended it."""
+    """Tokens after the prompt, int32 [n], including the stop token that ended the sequence."""
     logprobs: np.ndarray
-    """float32 [n]: the log probability, in nats at temperature 1, of each token; NaN where it was supplied."""
+    """Log probability of each token in nats at temperature 1, float32 [n]; NaN for supplied tokens."""
     supplied: np.ndarray
-    """bool [n]: tokens that came from `on_token`, not from the model."""
-    finish_reason: str
-    """"stop" (a stop token), "length", "constraint" (which allowed no token) or "cancelled"."""
+    """Tokens that `on_token` supplied instead of the model, bool [n]."""
+    finish_reason: FinishReason | None
+    """Reason of the end; None while the sequence runs."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and how to go on from it."""
+    """A prompt, and how to continue it."""
 
     prompt: Sequence[int] | np.ndarray | str
-    """Tokens, or a text where the engine has a tokenizer."""
+    """Token ids, or text if the engine has a tokenizer."""
     max_new_tokens: int
-    """The sequence ends with reason "length" after so many, or at the engine's `max_length`."""
+    """Limit of new tokens; the engine's `max_length` applies too."""
     stop_ids: Iterable[int] | None = None
-    """Tokens that end it; None: the model's own."""
+    """Tokens that end the sequence; None uses `Engine.stop_tokens`."""
     temperature: float = 0.0
-    """0 takes the most likely token; otherwise logits are divided by it, and tokens drawn."""
+    """Divisor of the logits; 0 takes the most likely token."""
     top_p: float = 1.0
-    """Draw from the smallest set of most likely tokens whose probability reaches this."""
+    """Probability of the smallest set of most likely tokens to sample from."""
     top_k: int = 0
-    """Draw from so many most likely tokens; 0: from all."""
+    """Number of most likely tokens to sample from; 0 is all."""
     seed: int | Sequence[int] = 0
-    """What is drawn depends on this and the number of tokens after the prompt, whatever else runs."""
+    """Seed of the samples, which depend only on it and on the number of tokens after the prompt."""
     top_logprobs: int = 0
-    """How many most likely tokens to report with each token."""
+    """Number of most likely tokens to report with each token."""
     constraint: Constraint | None = None
-    """Which tokens may come; log probabilities remain those of the model without it."""
+    """Constraint on the tokens; reported log probabilities ignore it."""
     on_token: Callable[[list[int]], list[int] | None] | None = None
-    """Called after each token the model chose, but a last one, with all after the prompt so far; what it returns is
-    appended as if the model had chosen it."""
+    """Callback with all tokens after the prompt, called after each token of the model except the last; the tokens that
+    it returns are appended as if the model had chosen them."""
 
 
 @dataclass(eq=False)
 class Handle:
-    """A request on its way: what it was, and what came of it so far."""
+    """A submitted request and its state."""
 
     request: Request
     prompt: np.ndarray
-    """int32 [n]: the prompt's tokens."""
+    """Tokens of the prompt, int32 [n]."""
     limit: int
+    """Limit of new tokens, within the engine's `max_length`."""
     sampling: Sampling
     stop_ids: frozenset[int]
     uniforms: np.ndarray
-    """One random number in [0, 1) for each token to draw; empty at temperature 0."""
+    """One random number in [0, 1) for each new token; empty at temperature 0."""
     pending: list[int]
-    """Tokens that the cache does not hold yet."""
+    """Tokens that are not in the cache yet."""
     ids: list[int] = field(default_factory=list)
     """Tokens after the prompt."""
     logprobs: list[float] = field(default_factory=list)
-    """See `Generation`."""
+    """Log probability of each token in nats; see `Generation`."""
     supplied: list[bool] = field(default_factory=list)
-    """See `Generation`."""
-    finish_reason: str | None = None
-    """None while it runs; see `Generation`."""
+    """Flags of supplied tokens; see `Generation`."""
+    finish_reason: FinishReason | None = None
+    """Reason of the end; None while the sequence runs or waits."""
     reused: int = 0
-    """How many tokens of the prompt were copied from another sequence's cache."""
+    """Number of prompt tokens copied from the cache of another sequence."""
 
     @property
     def tokens(self) -> np.ndarray:
-        """int32 [n]: the prompt and all after it."""
+        """Return the prompt and the tokens after it, int32 [n]."""
         return np.concatenate([self.prompt, np.array(self.ids, np.int32)])
 
     def generation(self) -> Generation:
-        """What was generated so far."""
+        """Return the tokens generated so far."""
         return Generation(
             np.array(self.ids, np.int32),
             np.array(self.logprobs, np.float32),
             np.array(self.supplied, bool),
-            self.finish_reason or "",
+            self.finish_reason,
         )
 
 
 @dataclass(frozen=True)
 class Event:
-    """A token that a step appended to a sequence, or its end without one."""
+    """A token that a step appended to a sequence, or the end of a sequence without a token."""
 
     handle: Handle
     token: int | None
-    """None where the constraint allowed no token."""
+    """Token id; None if the constraint allowed no token."""
     logprob: float
-    """In nats, at temperature 1 and without the constraint; NaN where the token was supplied, or is None."""
+    """Log probability in nats, at temperature 1 and without the constraint; NaN if `supplied` or without a token."""
     supplied: bool
+    """True if `on_token` supplied the token."""
     top: list[tuple[int, float]]
-    """The `top_logprobs` most likely tokens and their log probabilities, falling; empty where it was supplied."""
-    finish_reason: str | None
-    """Set on a sequence's last event."""
+    """The `top_logprobs` most likely tokens with their log probabilities, most likely first; empty if `supplied`."""
+    finish_reason: FinishReason | None
+    """Reason of the end, on the last event of a sequence."""

@@ -1,7 +1,7 @@
-"""A transformer's forward pass for generation: prompts in pieces, then one token a step for every sequence.
+"""Run the forward pass of generation: prompts in pieces, then one token of every sequence in each step.
 
-It computes what `Transformer.forward` does, from the same weights, in as few operations as can be: the time of a step
-of few sequences is the number of its operations and the bytes that they read.
+The result equals `Transformer.forward` with the same weights. The number of operations is minimal, since a step of few
+sequences takes as long as launching its operations and reading their operands.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ from .cache import KeyValueCache, rounded
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens of one sequence to append to the cache, after those that its slot holds."""
+    """Tokens to append to the sequence in a slot of the cache."""
 
     slot: int
     tokens: list[int]
 
 
 class ModelRunner:
-    """Runs a model over a cache. On CUDA each shape of a step is captured once as a graph, and then replayed."""
+    """Run a model over a cache. On CUDA, each shape of a step is captured once as a graph and then replayed."""
 
     def __init__(self, model: Transformer, cache: KeyValueCache) -> None:
-        """Join the weights that read the same input: the model's become views of the joined ones."""
+        """Join weights that share an input; the model's weights become views of the joined ones."""
         self.model, self.cache, self.config = model, cache, model.config
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self.kernel = find_counting_kernel(self.config, cache.device, cache.dtype)
-        """What attends where a layer's places are filled in order; None: masks say which are, as in rings they must."""
+        """Kernel for layers whose places are filled in order; None uses masks, which rings always need."""
         self.join_weights()
 
     def join_weights(self) -> None:
-        """Again, where the model's weights were replaced since; no work where they were not."""
+        """Join the weights again if they were replaced; return at once if they were not."""
         layers = self.model.layers
         self._qkv = [joined(x.self_attn.q_proj, x.self_attn.k_proj, x.self_attn.v_proj) for x in layers]
         self._gate_up = [joined(x.mlp.gate_proj, x.mlp.up_proj) for x in layers]
         for linear in [y for x in layers for y in (x.self_attn.o_proj, x.mlp.down_proj)]:
             lay_by_columns(linear)
-        if not self.config.tie_word_embeddings:  # rows of a tied one are what tokens are embedded as
+        if not self.config.tie_word_embeddings:  # tied weights are also read by rows, as embeddings
             lay_by_columns(self.model.lm_head)
         self._graphs.clear()
 
     @torch.inference_mode()
     def resize(self, slots: int, capacity: int) -> None:
-        """See `KeyValueCache.resize`; what depends on where the cache lies is made anew."""
+        """Resize the cache as `KeyValueCache.resize` does, and rebuild all that depends on its memory."""
         cache = self.cache
         cache.resize(slots, capacity)
         self._graphs.clear()
@@ -72,7 +72,7 @@ class ModelRunner:
         self._flat = [layer.flatten(1, 3) for layer in cache.layers]
 
     def prefill(self, pieces: list[Piece]) -> None:
-        """Append tokens to the cache, of different slots, all in one pass."""
+        """Append pieces of different slots to the cache in one pass."""
         cache = self.cache
         counts = [len(piece.tokens) for piece in pieces]
         starts = [int(cache.lengths[piece.slot]) for piece in pieces]
@@ -91,10 +91,10 @@ class ModelRunner:
             cache.lengths[piece.slot] += len(piece.tokens)
 
     def decode(self, tokens: list[int]) -> Tensor:
-        """Logits [n, vocab] after one more token in each of the first n slots, whose lengths the caller then raises.
+        """Return the logits [n, vocab] after one more token in each of the first n slots.
 
-        A slot whose turn it is not gives logits of no meaning, and what is written for it is overwritten by its next
-        token.
+        The caller then increments the lengths of the slots that it advances. The logits of other slots have no meaning,
+        and their next token overwrites their keys and values.
         """
         n, cache = len(tokens), self.cache
         longest = int(cache.lengths[:n].max()) + 1
@@ -102,7 +102,7 @@ class ModelRunner:
         self._positions[:n].copy_(torch.from_numpy(cache.lengths[:n]))
         if cache.device.type != "cuda":
             return self._step(n, min(rounded(longest), cache.capacity))
-        # Powers of two, so that there are few graphs.
+        # Powers of two keep the number of graphs small.
         shape = (min(power_of_two(n), cache.slots), min(power_of_two(longest, 256), cache.capacity))
         self._positions[n : shape[0]] = 0
         if shape not in self._graphs:
@@ -112,8 +112,8 @@ class ModelRunner:
         return logits[:n]
 
     def _capture(self, n: int, span: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """A step as a graph, and where it leaves its logits. Running it twice writes the same."""
-        self._step(n, span)  # kernels are chosen and libraries initialized outside of the capture
+        """Return a step as a graph, and the tensor that receives its logits. Running a step twice is harmless."""
+        self._step(n, span)  # choose kernels and initialize libraries outside the capture
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -121,12 +121,12 @@ class ModelRunner:
         return graph, logits
 
     def _step(self, n: int, span: int) -> Tensor:
-        """Logits of the first n slots, for their tokens and positions; no slot is longer than `span`."""
+        """Return the logits of the first n slots for their tokens and positions; no slot is longer than `span`."""
         cache, heads, size = self.cache, self.config.num_key_value_heads, self.config.head_dim
         positions = self._positions[:n]
         rotation = self._rotation_at(positions)
         first_rows = torch.arange(n * heads, device=cache.device).view(n, heads)
-        # Per kind of layer: its rows where keys go, and how it attends.
+        # For each kind of layer: the rows that receive the keys, and the attention function.
         kinds: dict[tuple[int, int | None], tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]] = {}
         x = self.model.embed_tokens(self._tokens[:n])
         for i, (layer, flat) in enumerate(zip(cache.layers, self._flat, strict=True)):
@@ -146,7 +146,7 @@ class ModelRunner:
     def _attention(
         self, positions: Tensor, span: int, length: int, window: int | None
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """How the queries at `positions` [n] attend to the first `span` places of layers of one kind."""
+        """Return the attention of queries at `positions` [n] to the first `span` places of one kind of layer."""
         heads = self.config.num_key_value_heads
         if self.kernel is not None and window is None:
             counts = (positions + 1).int()[:, None].expand(-1, heads).flatten()
@@ -161,7 +161,7 @@ class ModelRunner:
         return cos.index_select(0, positions)[:, None], sin.index_select(0, positions)[:, None]
 
     def _project(self, i: int, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries [tokens, heads, head_dim] and keys, and values, [tokens, kv_heads, head_dim], of `x`."""
+        """Return rotated queries [tokens, heads, head_dim], and rotated keys and values [tokens, kv_heads, ...]."""
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         qkv = self._qkv[i](normalize(x, self.model.layers[i].input_layernorm)).unflatten(-1, (-1, self.config.head_dim))
         qk, v = qkv.split((heads + kv_heads, kv_heads), 1)
@@ -169,7 +169,7 @@ class ModelRunner:
         return q, k, v
 
     def _finish(self, i: int, x: Tensor, attended: Tensor) -> Tensor:
-        """The rest of layer i, from its input and its attention [tokens, heads, head_dim]."""
+        """Return the output of layer i, given its input and its attention [tokens, heads, head_dim]."""
         layer = self.model.layers[i]
         x = x + layer.self_attn.o_proj(attended.flatten(1))
         gate, up = self._gate_up[i](normalize(x, layer.post_attention_layernorm)).chunk(2, -1)
@@ -177,7 +177,7 @@ class ModelRunner:
 
 
 def normalize(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-    """What the module gives; on a CPU that is nine operations, and for few tokens each costs what starting it costs."""
+    """Return `norm(x)`. On a CPU the module takes nine operations, whose launches dominate for few tokens."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return norm(x)
     mean_root = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.shape[-1] ** -0.5)
@@ -186,20 +186,20 @@ def normalize(x: Tensor, norm: nn.RMSNorm) -> Tensor:
 
 
 class Joined(nn.Module):
-    """Linear maps of one input whose outputs stand side by side; for weights that are quantized, each its own."""
+    """Concatenates the outputs of linear layers with one input, for quantized weights, which cannot be joined."""
 
     def __init__(self, parts: tuple[nn.Linear, ...]) -> None:
-        """Of these maps."""
+        """Apply `parts` in order."""
         super().__init__()
         self.parts = nn.ModuleList(parts)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[tokens, inputs] to [tokens, outputs of all]."""
+        """Map [tokens, inputs] to [tokens, outputs of all parts]."""
         return torch.cat([part(x) for part in self.parts], -1)
 
 
 def joined(*parts: nn.Linear) -> nn.Module:
-    """A linear map to the outputs of all `parts`, whose weights become views of the map's: there is no second copy."""
+    """Return one linear layer with the outputs of all `parts`, whose weights become views of its weight."""
     weights = [part.weight for part in parts]
     if any(type(weight.data) is not Tensor for weight in weights):
         return Joined(parts)
@@ -220,7 +220,7 @@ def joined(*parts: nn.Linear) -> nn.Module:
 
 
 def lay_by_columns(linear: nn.Linear) -> None:
-    """On a CPU: MKL multiplies few rows by weights whose columns lie in one piece in 0.6 to 0.8 of the time."""
+    """Store the weight of a CPU layer by columns, with which MKL multiplies few rows in 0.6 to 0.8 of the time."""
     weight = linear.weight
     if type(weight.data) is Tensor and weight.device.type == "cpu" and weight.is_contiguous():
         with torch.inference_mode(False):
@@ -228,7 +228,7 @@ def lay_by_columns(linear: nn.Linear) -> None:
 
 
 def adjacent(weights: list[nn.Parameter]) -> bool:
-    """Whether the weights' rows lie in one storage as those of one matrix do, the way that `joined` lays them."""
+    """Return whether the weights are adjacent parts of one matrix, as `joined` stores them."""
     first = weights[0]
     offset, rows = first.storage_offset(), sum(len(weight) for weight in weights)
     strides = (1, rows) if first.device.type == "cpu" else (first.shape[1], 1)
@@ -241,5 +241,5 @@ def adjacent(weights: list[nn.Parameter]) -> bool:
 
 
 def power_of_two(n: int, least: int = 1) -> int:
-    """The least power of two that is at least `n` and `least`."""
+    """Return the smallest power of two that is at least `n` and `least`."""
     return max(least, 1 << (n - 1).bit_length())

@@ -1,4 +1,4 @@
-"""Choosing tokens from logits."""
+"""Choose tokens from logits."""
 
 from __future__ import annotations
 
@@ -10,28 +10,35 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one sequence's tokens are chosen. Raises ValueError where a value is out of range."""
+    """Sampling settings of one sequence.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
 
     temperature: float = 0.0
-    """0: the most likely token; otherwise what logits are divided by."""
+    """Divisor of the logits; 0 takes the most likely token."""
     top_p: float = 1.0
-    """Only of the smallest set of most likely tokens whose probability reaches this share of what `top_k` leaves."""
+    """Share of the probability left by `top_k` that the smallest set of most likely tokens must reach."""
     top_k: int = 0
-    """Only of so many most likely tokens; 0: of all."""
+    """Number of most likely tokens to sample from; 0 is all."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ValueError(
-                "need temperature >= 0, 0 < top_p <= 1 and top_k >= 0, "
+                "expected temperature >= 0, 0 < top_p <= 1 and top_k >= 0, "
                 f"got {self.temperature}, {self.top_p} and {self.top_k}"
             )
 
 
 def choose(logits: Tensor, settings: list[Sampling], uniforms: list[float]) -> Tensor:
-    """A token for each row of `logits`, float32 [n, vocab]; int64 [n].
+    """Return a token for each row of `logits`, int64 [n].
 
-    A row depends on its own logits, settings and `uniforms`, in [0, 1), alone.
+    Args:
+        logits: Logits, float32 [n, vocab].
+        settings: Settings of each row. A row's token depends only on its own logits, settings and random number.
+        uniforms: A random number in [0, 1) for each row.
     """
     tokens = logits.argmax(-1)
     rows = [i for i, setting in enumerate(settings) if setting.temperature]
@@ -48,20 +55,22 @@ def choose(logits: Tensor, settings: list[Sampling], uniforms: list[float]) -> T
 
 
 def draw(logits: Tensor, settings: list[Sampling], uniforms: list[float]) -> Tensor:
-    """As `choose`, of rows that all have a temperature: by the inverse of the distribution function, sorted."""
+    """Return a sampled token for each row, int64 [n], by inverting the cumulative distribution of the sorted tokens.
+
+    Takes the arguments of `choose`; every row needs a temperature above 0.
+    """
     vocab = logits.shape[1]
     table = [(s.temperature, s.top_p, s.top_k or vocab, u) for s, u in zip(settings, uniforms, strict=True)]
-    columns = torch.tensor(table, dtype=torch.float64).to(logits.device).split(1, 1)
-    temperature, top_p, top_k, uniform = columns
-    # From the largest, which a temperature near 0 would otherwise make infinite.
+    temperature, top_p, top_k, uniform = torch.tensor(table, dtype=torch.float64).to(logits.device).tensor_split(4, 1)
+    # Relative to the largest logit, which a temperature near 0 would make infinite.
     scaled = (logits - logits.amax(-1, keepdim=True)) / temperature.float()
     probabilities, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
     cumulative = probabilities.double().cumsum(-1)
     top_k = top_k.long().clamp(max=vocab)
-    # A token belongs to the set while the probability before it has not reached top_p (of what top_k leaves).
+    # A token belongs to the set while the probability before it has not reached top_p of the share left by top_k.
     reach = top_p * cumulative.gather(1, top_k - 1).where(top_k < vocab, 1.0)
     kept = (cumulative - probabilities < reach).sum(-1, keepdim=True).clamp(min=1).minimum(top_k)
-    # What constraints forbid has no probability, and is never drawn.
+    # Tokens that a constraint forbids have probability 0 and are never drawn.
     kept = kept.minimum((probabilities > 0).sum(-1, keepdim=True).clamp(min=1))
     drawn = uniform * cumulative.gather(1, kept - 1)
     rank = torch.searchsorted(cumulative, drawn, right=True).minimum(kept - 1)

@@ -1,10 +1,13 @@
-"""Running what is not trusted: recorded programs, agents' commands, model output.
+"""Run untrusted code: recorded programs, commands of agents, model output.
 
-Two backends, always an explicit choice, never a silent fall back:
+There are two kinds of sandbox. The choice is explicit, and there is no silent fallback.
 
-- ``"bubblewrap"`` (the default) isolates: no network, no view of the machine beyond its programs, only ``folder``
-  writable, a process namespace that dies as a whole. Refused with `SandboxError` where this machine cannot do it.
-- ``"process"`` limits resources and cleans up, and is no isolation: the program may do whatever this user may.
+- `"bubblewrap"` (the default) isolates: no network, no files of the host but its programs, only `folder` is writable,
+  and all processes end with their namespace. It raises `SandboxError` on a host that does not support it.
+- `"process"` limits resources and cleans up but does not isolate: the program can do whatever this user can do.
+
+A `Backend` opens a `Machine` for a repository, either in a sandbox (`SandboxBackend`) or in a Docker container
+(`DockerBackend`).
 """
 
 from .bubblewrap import refusal as bubblewrap_refusal

@@ -1,7 +1,7 @@
-"""Apply diffs to a machine's repository with git, whatever repositories and configuration lie around it.
+"""Apply diffs to a machine's repository with git, independently of surrounding repositories and configuration.
 
-git looks for a repository in the folders above, and inside of one silently skips what lies outside of the folder that
-it runs in. So each of these scripts brings a repository of its own, and reads no configuration but that.
+`git apply` searches parent folders for a repository. In one, it silently skips files outside of the current folder.
+These scripts therefore create a repository of their own and read no other configuration.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from . import process
 if TYPE_CHECKING:
     from .protocol import Machine
 
-# $box is a folder of the script's own. A diff that was made from the bytes of files applies to these bytes; one that
-# git made in a repository with line end attributes applies once the attributes are obeyed.
+# $box is the script's folder. A diff of the files' bytes applies when attributes are ignored. A diff that git made in
+# a repository with attributes for line ends applies only when they are honored. `either_way` tries both.
 GIT = """
 export GIT_DIR="$box/git" GIT_WORK_TREE="$PWD" GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null
 new_repository() { git init -q && mkdir -p "$GIT_DIR/info"; }
@@ -38,5 +38,5 @@ exit $code
 
 
 def apply_diff(machine: Machine, diff: str, *, seconds: float) -> process.Completed:
-    """Change the files of a machine as a diff says; all of it, or nothing with another exit code than 0."""
+    """Apply a diff to the files of a machine. If a part does not apply, nothing changes and the exit code is not 0."""
     return machine.run(APPLY, stdin=diff.encode(errors="surrogateescape"), seconds=seconds)

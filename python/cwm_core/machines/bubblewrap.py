@@ -1,4 +1,4 @@
-"""The bubblewrap command line, and whether this machine can run it."""
+"""Build the command line of bubblewrap, and check that it runs on this host."""
 
 import functools
 import os
@@ -11,46 +11,46 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-# An allow list: what is not named does not exist inside. It holds programs and what the loader needs to start them,
-# but no home, no /run (a service socket there would answer even over a read-only mount), no keys from /etc.
+# An allow list of programs and the files that the loader needs to start them. Nothing else exists inside: no home, no
+# keys from /etc, and no /run, where sockets of services answer even on a read-only mount.
 SYSTEM = (
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/opt", "/etc/alternatives", "/etc/group", "/etc/ld.so.cache",
     "/etc/localtime", "/etc/mime.types", "/etc/nsswitch.conf", "/etc/passwd", "/etc/protocols", "/etc/services",
 )  # fmt: skip
 SCRATCH = ("/tmp", "/dev/shm")
-"""Folders that are private to the sandbox and empty when it starts, but for the links to what is shown there."""
-_SHOWN = "/shown"  # holds what lies below a scratch folder outside
-_HOST_NAME = "sandbox"  # the one in `hosts`: programs see no name of this machine, and the name resolves
+"""Folders that are private to the sandbox. At the start, they contain only links to paths that are shown there."""
+_SHOWN = "/shown"  # mount point of paths that lie below a scratch folder on the host
+_HOST_NAME = "sandbox"  # as in `hosts`, so that it resolves; hides the name of the host
 _HOSTS = str(Path(__file__).with_name("hosts"))
-_MOST_LINKS = 40  # the kernel's own limit
+_MOST_LINKS = 40  # limit of the kernel
 
 
 def interpreter() -> str:
-    """Path of the running interpreter with links (a virtual environment's) resolved."""
+    """Return the path of the running interpreter, with the links of a virtual environment resolved."""
     return os.path.realpath(sys.executable)
 
 
 @dataclass
 class Layout:
-    """What a sandbox shows besides the system: which paths are mounted where, and what leads to them.
+    """Paths that a sandbox shows in addition to the system: mounts, and the links and folders that lead to them.
 
-    A path is found inside as the kernel finds it outside: through the same links, and through the folders that a `..`
-    leaves again. What lies below a scratch folder is mounted elsewhere and linked from there, so that a program that
-    deletes its scratch folder removes a link and does not walk through an environment.
+    A path resolves inside exactly as on the host: through the same links and the folders that a `..` leaves. A path
+    below a scratch folder is mounted elsewhere and linked, so that a program that deletes its scratch folder removes a
+    link and does not walk through an environment.
     """
 
     mounts: dict[str, str] = field(default_factory=dict)
-    """By path inside, the path outside."""
+    """Paths on the host, by their paths inside the sandbox."""
     links: dict[str, str] = field(default_factory=dict)
-    """By path, what the link there says."""
+    """Targets of links, by the links' paths."""
     folders: set[str] = field(default_factory=set)
-    """Empty folders that must exist for a path with `..` to resolve."""
+    """Empty folders that must exist so that paths with `..` resolve."""
 
     @classmethod
     def of(cls, folder: str | None, readable: Sequence[str]) -> Self:
         """Return the layout that shows this interpreter, its environment, and `readable`.
 
-        `folder` is the one that is mounted writable, over everything else.
+        `folder` is the writable folder, which is mounted over everything else.
         """
         layout = cls()
         prefixes = (sys.base_prefix, sys.base_exec_prefix, sys.prefix, sys.exec_prefix)
@@ -64,7 +64,7 @@ class Layout:
             else:
                 inside = real
             layout.mounts[inside] = real
-        # What lies in a mounted path is there already.
+        # Paths below a mount exist already.
         mounted = (*SYSTEM, *layout.mounts.values())
         layout.links = {
             path: to for path, to in layout.links.items() if to in layout.mounts or not _below(path, mounted)
@@ -73,14 +73,14 @@ class Layout:
         return layout
 
     def arguments(self) -> list[str]:
-        """Return the arguments of bubblewrap that make it."""
+        """Return the arguments of bubblewrap that create the layout."""
         mounts = (argument for inside, path in self.mounts.items() for argument in ("--ro-bind-try", path, inside))
         folders = (argument for path in sorted(self.folders) for argument in ("--dir", path))
         links = (argument for path, to in self.links.items() for argument in ("--symlink", to, path))
         return [*mounts, *folders, *links]
 
     def _resolved(self, path: str) -> str:
-        """Return an absolute path without links and `..`, and note those that lead there."""
+        """Return a path with links and `..` resolved, and record the links and folders on the way."""
         at, pending, left = "/", path.split("/")[::-1], _MOST_LINKS
         while pending:
             part = pending.pop()
@@ -98,10 +98,12 @@ class Layout:
 
 
 def command(folder: str | None, *, scratch_bytes: int, readable: Iterable[str | os.PathLike[str]] = ()) -> list[str]:
-    """Arguments that put what follows them into a sandbox where only `folder` is writable.
+    """Return the start of a command line that runs a program in a sandbox where only `folder` is writable.
 
-    `folder`, which is absolute and resolved, and `readable` (shown read-only) appear under their own paths. /tmp and
-    /dev/shm are private, in memory, and hold `scratch_bytes` each; without a `folder` they are all that can be written.
+    Args:
+        folder: An absolute, resolved path, which is the same inside. None: only /tmp and /dev/shm are writable.
+        scratch_bytes: Size of /tmp and of /dev/shm, each a private file system in memory, in bytes.
+        readable: Paths to show read-only, under the same paths.
     """
     # /proc read-only: settings like core_pattern go by user id alone, and root without privileges is still root there.
     size = ["--size", str(scratch_bytes), "--tmpfs"]
@@ -116,9 +118,9 @@ def command(folder: str | None, *, scratch_bytes: int, readable: Iterable[str | 
 
 
 def scratch_entries(readable: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Return what a sandbox without a folder has in /tmp and /dev/shm when it starts: (path, what a link says).
+    """Return the initial entries of /tmp and /dev/shm in a sandbox without a folder, as (path, target of the link).
 
-    For an empty folder the latter is None. Who empties these folders for the next program has to restore the entries.
+    The target is None for an empty folder. Restore these entries after emptying the folders for the next program.
     """
     layout = Layout.of(None, _absolute(readable))
     entries = [*layout.links.items(), *((path, None) for path in sorted(layout.folders))]
@@ -126,18 +128,18 @@ def scratch_entries(readable: Sequence[str]) -> list[tuple[str, str | None]]:
 
 
 def _absolute(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """Return the paths from the root on, not resolved: inside, they lead through the same links."""
+    """Return absolute paths with links kept, because inside they lead through the same links."""
     return [os.path.join(os.getcwd(), path) for path in paths]
 
 
 def _below(path: str, folders: Iterable[str]) -> bool:
-    """Return whether a path is one of `folders` or lies in one; both are resolved."""
+    """Return whether a resolved path is one of the resolved `folders` or lies in one of them."""
     return any(path == folder or path.startswith(folder.rstrip("/") + "/") for folder in folders)
 
 
 @functools.cache
 def refusal() -> str | None:
-    """Why this machine cannot run bubblewrap sandboxes, or None if it can. Tried once per process."""
+    """Return why this host cannot run bubblewrap sandboxes, or None if it can. The result is cached."""
     if shutil.which("bwrap") is None:
         return "bwrap is not on PATH (install bubblewrap 0.8 or later)"
     with tempfile.TemporaryDirectory(prefix="cwm-") as folder:

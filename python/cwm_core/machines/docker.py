@@ -1,11 +1,11 @@
-"""Machines that are Docker containers: any image with bash and the coreutils (GNU's or BusyBox's), nothing else in it.
+"""Run machines as Docker containers, of any image with bash and the coreutils (GNU or BusyBox).
 
-A container has no network and a base that cannot be written; the repository and /tmp are file systems in memory, whose
-size bounds the disk space on every storage driver. What runs for an agent is an unprivileged user without capabilities.
+A container has no network and a read-only base. The repository and /tmp are file systems in memory, whose size limits
+disk space with every storage driver. Commands of agents run as an unprivileged user without capabilities.
 
-Process 1 is `INIT`, ours, as a root that may do nothing but signal. It lives as long as its standard input is open, so
-that the container ends, and is removed, with the process that opened it, however that ends. A container that was left
-all the same, because its owner died before it could start it, is removed when the next `DockerBackend` is made.
+Process 1 is `INIT`, which runs as root with the capability to signal and no other. It runs as long as its standard
+input is open. So when the process that opened the container ends for any reason, the container ends and is removed. If
+that process dies before it starts the container, the next `DockerBackend` removes it.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ LABEL = "cwm-core.owner"
 USER = 65534  # nobody, in nearly every image
 WORKDIR = "/workspace"
 
-# Obeys orders, one a line, and answers each with a line. It needs no process of its own for any of them, because a fork
-# bomb leaves none, and stops all before it kills some, because a fork bomb is faster. What is killed is there until it
-# has been scheduled, so it looks again, for two seconds at most; the dead that are not reaped have state Z or X. $1 is
-# how long it lives at most.
+# Reads one order per line and answers each with a line. A fork bomb leaves no process ids, so orders start none.
+# It also forks faster than one can kill, so `only` stops all processes before it kills some. A killed process exists
+# until it is scheduled, so `only` checks again for up to two seconds. Dead processes have state Z or X. $1 is the
+# maximum lifetime in seconds.
 INIT = r"""
 trap '' HUP INT QUIT TERM
 while read -r -t "$(($1 - SECONDS))" order rest; do
@@ -61,11 +61,14 @@ done 2>/dev/null
 
 
 class DockerBackend:
-    """Opens containers of tasks' images, or of `image` with tasks' folders copied into it.
+    """Opens containers of the tasks' images, or of `image` with the tasks' folders copied into them.
 
-    Of `limits`, `seconds` is a container's life, `processes` and `memory_bytes` bound a container, `cpu_seconds` and
-    `file_bytes` each process in it. `disk_bytes` bounds the repository, and /tmp again; what they hold is memory,
-    beside `memory_bytes`. `cpus` is processor time a second.
+    Attributes:
+        image: Image for tasks that name none.
+        limits: `seconds` limits the lifetime of a container; `processes` and `memory_bytes` limit a container;
+            `cpu_seconds` and `file_bytes` limit each process. `disk_bytes` limits the repository and, separately, /tmp;
+            both are held in memory, in addition to `memory_bytes`.
+        cpus: Processors that a container can use.
     """
 
     def __init__(
@@ -75,10 +78,10 @@ class DockerBackend:
         limits: process.Limits = LIMITS,
         cpus: float = 2.0,
     ) -> None:
-        """Find the engine and remove what dead processes left there.
+        """Connect to the engine at DOCKER_HOST, or of this host, and remove containers whose owner has died.
 
-        The engine is the one that DOCKER_HOST names, else this machine's. Raises `sandbox.SandboxError` when the
-        Python package docker (extra ``docker``) or the engine is missing.
+        Raises:
+            SandboxError: The Python package docker (extra `docker`) is not installed, or the engine does not answer.
         """
         self.image, self.limits, self.cpus = image, limits, cpus
         client = connect()
@@ -89,10 +92,10 @@ class DockerBackend:
             client.close()
 
     def open(self, task: Workspace) -> "DockerMachine":
-        """A fresh container; see `Backend.open`. The task's image must be there already: nothing is pulled."""
+        """Open a fresh container; see `Backend.open`. The image must be on the engine: nothing is pulled."""
         image = task.image or self.image
         if image is None:
-            raise ValueError(f"task {task.name} names no image, and neither did DockerBackend")
+            raise ValueError(f"task {task.name} names no image; add one to the task or to DockerBackend")
         if task.folder is None and task.image is None:
             raise ValueError(f"task {task.name} has neither an image nor a folder")
         machine = DockerMachine(self, image, task.workdir)
@@ -112,10 +115,10 @@ class DockerBackend:
 
 
 class DockerMachine:
-    """A container; see `Machine`. Interrupting one of its shells interrupts whatever else runs in it."""
+    """A container; see `Machine`. Interrupting one of its shells interrupts all of its processes."""
 
     def __init__(self, backend: DockerBackend, image: str, workdir: str | None) -> None:
-        """Start it with an empty folder `workdir` (None: the image's, or `WORKDIR`)."""
+        """Start a container with an empty folder `workdir`; None is that of the image, or `WORKDIR`."""
         self._backend, self._image = backend, image
         self._client = connect()
         self._id: str | None = None
@@ -140,7 +143,7 @@ class DockerMachine:
             network_mode="none",
             read_only=True,
             cap_drop=["ALL"],
-            cap_add=["KILL"],  # of process 1; other users' processes have none
+            cap_add=["KILL"],  # for process 1; processes of other users have none
             security_opt=["no-new-privileges"],
             mounts=[self._memory(self.root, "755"), self._memory("/tmp", "1777")],
             pids_limit=limits.processes,
@@ -160,7 +163,7 @@ class DockerMachine:
             command=[],
             user="0:0",
             stdin_open=True,
-            detach=False,  # standard input closes with the connection
+            detach=False,  # so that standard input closes with the connection
             environment={"HOME": "/tmp", "LANG": "C.UTF-8", **outside_of_repositories(self.root)},
             labels={LABEL: owner_label()},
             working_dir=self.root,
@@ -170,7 +173,7 @@ class DockerMachine:
         client.start(self._id)
 
     def _memory(self, target: str, mode: str) -> dict[str, Any]:
-        """A volume without a name, which goes with the container; a plain tmpfs mount is closed to archives."""
+        """Return an anonymous volume, removed with the container. Archives cannot be unpacked in a tmpfs mount."""
         options = f"size={self._backend.limits.disk_bytes},uid={USER},gid={USER},mode={mode},nosuid,nodev"
         driver = {"Name": "local", "Options": {"type": "tmpfs", "device": "tmpfs", "o": options}}
         return {"Type": "volume", "Target": target, "VolumeOptions": {"NoCopy": True, "DriverConfig": driver}}
@@ -182,7 +185,7 @@ class DockerMachine:
             self._client.put_archive(self._id, folder, archive)
 
     def write_image_tree(self, archive: IO[bytes]) -> None:
-        """Write what the image holds at `root` as an archive of files that are the agent's."""
+        """Write the image's folder `root` as an archive of files that the agent owns."""
         client = self._client
         with engine_errors(self._image):
             whole = client.create_container(self._image, command=["true"], labels={LABEL: owner_label()})["Id"]
@@ -201,7 +204,7 @@ class DockerMachine:
     def run(
         self, command: str, *, stdin: bytes = b"", seconds: float, output_bytes: int | None = None
     ) -> process.Completed:
-        """See `Machine.run`. A signal that ended a command shows as exit code 128 and its number."""
+        """See `Machine.run`. A command that a signal ended has exit code 128 plus the number of the signal."""
         kept = self._backend.limits.output_bytes if output_bytes is None else output_bytes
         stdout, stderr = process.HeadTail(kept), process.HeadTail(kept)
         started = time.monotonic()
@@ -226,7 +229,7 @@ class DockerMachine:
         return files.use(self.run, self.root, tool, path, **arguments)
 
     def clone(self) -> Self:
-        """See `Machine.clone`; /tmp is copied, too."""
+        """See `Machine.clone`. /tmp is copied too."""
         other = type(self)(self._backend, self._image, self.root)
         try:
             for folder in (self.root, "/tmp"):
@@ -240,8 +243,8 @@ class DockerMachine:
         return other
 
     def execute(self, argv: Sequence[str]) -> "Exec":
-        """Start a program of the agent's at `root`."""
-        # It waits for a line: the client loses what comes so early that it arrives with the engine's reply.
+        """Start a program as the agent's user in `root`."""
+        # The program waits for a line, because the client loses output that arrives with the engine's reply.
         waiting = ["bash", "-c", 'read -r && exec "$@"', "cwm", *argv]
         with engine_errors():
             user = f"{USER}:{USER}"
@@ -249,7 +252,9 @@ class DockerMachine:
             return Exec(self._client, key)
 
     def order(self, order: str) -> str:
-        """Have `INIT` do something: what it answers. Raises SandboxError when the container has ended."""
+        """Send an order to `INIT` and return its answer. Raise SandboxError if the container has ended."""
+        if self._init is None:
+            raise process.SandboxError(f"the container of image {self._image} is closed")
         answer = bytearray()
         self._init.exchange(
             f"{order}\n".encode(),
@@ -264,11 +269,11 @@ class DockerMachine:
         return answer.decode().removeprefix("done").strip()
 
     def is_crowded(self) -> bool:
-        """Whether the container holds more than half the processes that it may."""
+        """Return whether the container has more than half of the processes that its limit allows."""
         return 2 * len(self.order("list").split()) > self._backend.limits.processes
 
     def kill_others(self) -> None:
-        """Kill all that is neither a shell nor `INIT`."""
+        """Kill all processes except shells and `INIT`."""
         self.order("only " + " ".join(map(str, self.shell_pids)))
 
     def close(self) -> None:
@@ -284,10 +289,10 @@ class DockerMachine:
 
 
 class _ContainerShell:
-    """A bash in a container; see `Program`."""
+    """A shell in a container; see `Program`."""
 
     def __init__(self, machine: DockerMachine) -> None:
-        """Start it."""
+        """Start the shell."""
         self._machine = machine
         self._exec = machine.execute(["bash", "-c", 'echo $$ && exec "$@"', "cwm", *ARGV])
         self.exchange, pid, said = self._exec.exchange, bytearray(), bytearray()
@@ -306,14 +311,14 @@ class _ContainerShell:
 
     def order(self, order: bytes) -> None:
         """See `Program.order`."""
-        # A fork bomb outlives an interrupt, which bash's background processes ignore.
+        # Background processes of bash ignore interrupts, so a fork bomb survives them.
         crowded = self._machine.is_crowded()
         self._machine.order("interrupt")
         if order == supervisor.KILL_OTHERS or crowded:
             self._machine.kill_others()
 
     def outcome(self) -> dict[str, Any] | None:
-        """See `Program.outcome`; a signal is known as an exit code above 128."""
+        """See `Program.outcome`. A signal shows as an exit code above 128."""
         code = self._exec.exit_code(GRACE)
         if code is None:
             return None
@@ -328,7 +333,7 @@ class _ContainerShell:
 
 
 class _Chunks(io.RawIOBase):
-    """A stream over chunks of bytes."""
+    """Raw stream of chunks of bytes."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks, self._left = iter(chunks), b""
@@ -344,7 +349,7 @@ class _Chunks(io.RawIOBase):
 
 
 def _owned(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """The entry as the agent's; None for what is neither a file, nor a folder, nor a link."""
+    """Return the entry with the agent as its owner, or None unless it is a file, a folder, or a link."""
     if not (entry.isreg() or entry.isdir() or entry.issym() or entry.islnk()):
         return None
     entry.uid = entry.gid = USER
@@ -355,7 +360,7 @@ def _owned(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 
 def _own(source: IO[bytes], target: IO[bytes]) -> None:
-    """Copy an archive with every entry as the agent's."""
+    """Copy an archive, with the agent as the owner of every entry."""
     with tarfile.open(fileobj=source, mode="r|") as old, tarfile.open(fileobj=target, mode="w") as new:
         for entry in old:
             data = old.extractfile(entry) if entry.isreg() else None

@@ -1,4 +1,4 @@
-"""The Docker engine: reaching it, talking to programs in its containers, and whose a container is."""
+"""Connect to the Docker engine, exchange bytes with programs in containers, and label containers with their owner."""
 
 import contextlib
 import os
@@ -14,16 +14,17 @@ from typing import Any
 
 from . import process
 
-TIMEOUT = 120.0  # seconds that the engine has for an answer
+TIMEOUT = 120.0  # seconds to wait for an answer of the engine
 READ_BYTES = 1 << 16
 POLL_SECONDS = 0.02
-FRAME = struct.Struct(">B3xI")  # of the engine's multiplexed streams: which stream, how many bytes
+FRAME = struct.Struct(">B3xI")  # header in the engine's multiplexed streams: stream, length in bytes
 
 
 def connect() -> Any:
-    """A client of the engine that DOCKER_HOST names, else of this machine's.
+    """Return a client of the engine at DOCKER_HOST, or of the engine of this host.
 
-    Raises `sandbox.SandboxError` when the Python package docker (extra ``docker``) or the engine is missing.
+    Raises:
+        SandboxError: The Python package docker (extra `docker`) is not installed, or the engine does not answer.
     """
     docker = docker_package()
     with engine_errors():
@@ -31,7 +32,7 @@ def connect() -> Any:
 
 
 def docker_package() -> Any:
-    """The client's module. Raises `sandbox.SandboxError` where it is not installed."""
+    """Return the module `docker`. Raise SandboxError if it is not installed."""
     try:
         import docker
     except ImportError:
@@ -42,18 +43,18 @@ def docker_package() -> Any:
 
 @contextlib.contextmanager
 def engine_errors(image: str | None = None) -> Iterator[None]:
-    """Turn the client's exceptions into ours."""
+    """Raise ValueError for a missing image, and SandboxError for other exceptions of the client."""
     errors = docker_package().errors
     try:
         yield
     except errors.ImageNotFound:
         raise ValueError(f"image {image} is not on the Docker engine; pull or build it first") from None
-    except (errors.DockerException, OSError) as error:  # those of the client's HTTP library are OSErrors
-        raise process.SandboxError(f"the Docker engine does not do it: {error}") from error
+    except (errors.DockerException, OSError) as error:  # exceptions of the client's HTTP library are OSErrors
+        raise process.SandboxError(f"the Docker engine failed: {error}") from error
 
 
 def remove(client: Any, container: str) -> None:
-    """Remove a container and its volumes; it may be going already."""
+    """Remove a container and its volumes. The engine may be removing it already."""
     errors = docker_package().errors
     try:
         client.remove_container(container, v=True, force=True)
@@ -67,11 +68,11 @@ def remove(client: Any, container: str) -> None:
 
 
 class Stream:
-    """Both ends of the standard streams of a program in a container, over one connection to the engine."""
+    """Standard streams of a program in a container, over a connection to the engine."""
 
     def __init__(self, connection: Any) -> None:
-        """Take over what `attach_socket` and `exec_start` return."""
-        self._connection = connection  # its reply goes with it, and the socket with that
+        """Take over a connection that `attach_socket` or `exec_start` returned."""
+        self._connection = connection  # keeps the reply alive, and with it the socket
         self._socket: socket.socket = getattr(connection, "_sock", connection)
         self._socket.setblocking(False)
         self._received = bytearray()
@@ -104,7 +105,7 @@ class Stream:
                         self._receive(on_stdout, on_stderr)
 
     def _send(self, pending: memoryview) -> memoryview:
-        """Send what fits; the rest. A program that has ended gets no more of it."""
+        """Send what fits, and return the rest. If the program has ended, the rest is discarded."""
         try:
             return pending[self._socket.send(pending) :] if pending else pending
         except BlockingIOError:
@@ -117,7 +118,7 @@ class Stream:
             self._socket.shutdown(socket.SHUT_WR)
 
     def _receive(self, on_stdout: Callable[[bytes], Any], on_stderr: Callable[[bytes], Any]) -> None:
-        """Hand on the frames that have come: 1 for output or 2 for errors, three zeros, the length, the bytes."""
+        """Pass on received frames: a byte (1 for stdout, 2 for stderr), three zeros, the length, and the bytes."""
         try:
             chunk = self._socket.recv(READ_BYTES)
         except BlockingIOError:
@@ -137,7 +138,7 @@ class Stream:
         del self._received[:at]
 
     def close(self) -> None:
-        """Close the connection; safe to call again."""
+        """Close the connection. Closing again has no effect."""
         self.ended = True
         self._socket.close()
         with contextlib.suppress(OSError):
@@ -145,16 +146,16 @@ class Stream:
 
 
 class Exec(Stream):
-    """A program that was started in a running container."""
+    """A program started in a running container."""
 
     def __init__(self, client: Any, key: str) -> None:
-        """Start it."""
+        """Start the program."""
         super().__init__(client.exec_start(key, socket=True))
         self._client, self._key = client, key
         self._send(memoryview(b"\n"))
 
     def exit_code(self, seconds: float) -> int | None:
-        """Its exit code, for which this waits; None when it runs on or went with its container."""
+        """Wait for the exit code; return None if the program is still running or the container is gone."""
         deadline = time.monotonic() + seconds
         while True:
             with engine_errors():
@@ -163,32 +164,32 @@ class Exec(Stream):
                 except docker_package().errors.NotFound:
                     return None
             if not state["Running"]:
-                return state["ExitCode"]
+                return int(state["ExitCode"])
             if time.monotonic() > deadline:
                 return None
             time.sleep(POLL_SECONDS)
 
 
 def owner_label() -> str:
-    """Where this process runs and which it is, for a container's label."""
+    """Return a label that identifies this process and its host."""
     return f"{_place()} {os.getpid()} {_start_of(os.getpid())}"
 
 
 def is_dead(owner: str) -> bool:
-    """Whether an `owner_label` was a process of this machine that has ended; False where that cannot be known."""
+    """Return whether a label is of a process of this host that has ended; False for other hosts."""
     place, pid, start = owner.rsplit(" ", 2)
     return place == _place() and start != str(_start_of(int(pid)))
 
 
 def _place() -> str:
-    """This machine, and the process ids that are valid here."""
+    """Return the names of this host and of the namespace of process ids."""
     with contextlib.suppress(OSError):
         return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
     return platform.node()
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process started, in ticks since the machine did; None when there is none, or no /proc."""
+    """Return the start time of a process in ticks since boot; None without such a process, or without /proc."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return None

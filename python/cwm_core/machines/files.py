@@ -1,7 +1,7 @@
-"""The file tools, over the commands of a machine.
+"""Implement the file tools with commands of a machine.
 
-All that touches its files runs inside it, so that a link which a program planted leads nowhere from there, and needs
-no more than bash and the coreutils (GNU's or BusyBox's) there.
+All file access happens inside the machine, so that links planted by a program cannot lead outside of it. The machine
+needs only bash and the coreutils (GNU or BusyBox).
 """
 
 import shlex
@@ -23,7 +23,7 @@ READ = f"""{LOCATE}
 [ $(($(wc -c <"$full"))) -le "$2" ] || exit {TOO_LARGE}
 cat -- "$full"
 """
-# By way of a second file: a full disk must not cost what was there.
+# Through a second file, so that a full disk does not destroy the old content.
 WRITE = f"""{LOCATE}
 new=$(mktemp "$full.XXXXXX") || exit
 cat >"$new" && cat "$new" >"$full"
@@ -43,14 +43,21 @@ Run = Callable[..., process.Completed]
 
 
 class Refusal(Exception):
-    """The request cannot be done; says why and what would be right."""
+    """A request that cannot be fulfilled; the text says why and what to do instead."""
 
 
 def use(run: Run, root: str, tool: str, path: str, **arguments: str | None) -> tuple[bool, str]:
-    """Use a file tool on a machine's `run` and `root`: whether it was done, and what to tell the model.
+    """Use a file tool, and return whether it succeeded and the text for the model.
 
-    edit takes `search` and `replace` (None removes the lines), create `content`; submit says the text of the diff, in
-    which a byte that is not UTF-8 stands as a surrogate.
+    Args:
+        run: `Machine.run`.
+        root: `Machine.root`.
+        tool: "edit", "create", or "submit".
+        path: The path as the model wrote it.
+        **arguments: edit takes `search` and `replace` (None removes the lines); create takes `content`.
+
+    Returns:
+        For submit, the text is the diff, with surrogates for bytes that are not UTF-8.
     """
     tools: dict[str, Callable[..., str]] = {"edit": edit, "create": create, "submit": submit}
     try:
@@ -60,7 +67,7 @@ def use(run: Run, root: str, tool: str, path: str, **arguments: str | None) -> t
 
 
 class _File:
-    """A file of a machine, by the path that a model wrote."""
+    """A file of a machine, at a path that a model wrote."""
 
     def __init__(self, run: Run, root: str, path: str) -> None:
         if "\0" in path:
@@ -76,17 +83,18 @@ class _File:
         stdin: bytes = b"",
         output_bytes: int | None = None,
     ) -> bytes:
-        """Run a script on the file: what it wrote. Raises `Refusal` with the text for the script's exit code."""
+        """Run a script on the file and return its output. Raise `Refusal` with the text for the exit code."""
         command = shlex.join(["bash", "-c", script, "cwm", self.path, *arguments])
         done = self._run(command, stdin=stdin, seconds=SECONDS, output_bytes=output_bytes)
         if done.exit_code == 0:
             return done.stdout
         end = f"limit {done.exceeded}" if done.exceeded else f"exit code {done.exit_code}"
         failed = f"{self.path}: {done.stderr[-500:].decode(errors='replace').strip()} ({end})."
-        raise Refusal((self._refusals | dict(refusals)).get(done.exit_code, failed))
+        texts: dict[int | None, str] = {**self._refusals, **refusals}
+        raise Refusal(texts.get(done.exit_code, failed))
 
     def read(self, limit: int, refusals: Mapping[int, str]) -> bytes:
-        """Its bytes, at most `limit`."""
+        """Return the content, which may have at most `limit` bytes."""
         return self.do(READ, str(limit), refusals=refusals, output_bytes=2 * limit)
 
 
@@ -98,7 +106,7 @@ def edit(file: _File, search: str, replace: str | None) -> str:
         TOO_LARGE: f"{path} is larger than {MAX_FILE_BYTES} bytes; change it with bash.",
     }
     content = file.read(MAX_FILE_BYTES, refusals)
-    # The last newline ends a line, and begins none.
+    # The last newline ends a line and does not begin another.
     end = b"\n" if content.endswith(b"\n") else b""
     lines = content.removesuffix(b"\n").split(b"\n") if content else []
     wanted = _encoded(search).split(b"\n")
@@ -117,7 +125,7 @@ def edit(file: _File, search: str, replace: str | None) -> str:
 
 
 def create(file: _File, content: str) -> str:
-    """Write a file that does not exist into a folder that does."""
+    """Create a file in an existing folder."""
     refusals = {
         EXISTS: f"{file.path} exists already; create makes new files, edit changes existing ones.",
         NO_FOLDER: f"The folder of {file.path} does not exist; make it with bash first.",
@@ -127,7 +135,7 @@ def create(file: _File, content: str) -> str:
 
 
 def submit(file: _File) -> str:
-    """The text of a diff, to be submitted."""
+    """Return the text of the diff to submit."""
     path = file.path
     form = f"submit takes the path of a diff, as `git diff > {path}` writes it."
     refusals = {
@@ -142,11 +150,11 @@ def submit(file: _File) -> str:
 
 
 def _occurrences(lines: list[bytes], wanted: list[bytes]) -> list[int]:
-    """Where the wanted lines stand among the lines."""
+    """Return the indexes at which the wanted lines occur."""
     first = (at for at, line in enumerate(lines) if line == wanted[0])
     return [at for at in first if lines[at : at + len(wanted)] == wanted]
 
 
 def _encoded(text: str) -> bytes:
-    """UTF-8 of a text that a model wrote."""
+    """Encode text of a model as UTF-8."""
     return text.encode(errors="replace")

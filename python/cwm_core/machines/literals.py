@@ -1,11 +1,11 @@
-"""Python literals in text that a model wrote: read without running anything, compared type-strictly."""
+"""Read and compare Python literals in text of a model, without running code and with strict types."""
 
 import ast
 import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 MAX_CHARACTERS = 1_000_000
@@ -13,7 +13,7 @@ MAX_DEPTH = 100
 
 
 class _FloatNames(ast.NodeTransformer):
-    """Turns nan and inf, which `repr` writes and no literal spells, into constants."""
+    """Replaces the names nan and inf, which `repr` writes, by constants."""
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         if node.id in ("nan", "inf"):
@@ -22,9 +22,10 @@ class _FloatNames(ast.NodeTransformer):
 
 
 def evaluate_literal(text: str) -> object:
-    """The value of a Python literal, as `repr` writes it: what `ast.literal_eval` reads, and `nan` and `inf`.
+    """Return the value of a Python literal: all that `ast.literal_eval` reads, `nan`, and `inf`.
 
-    Raises ValueError for anything else, for more than `MAX_CHARACTERS`, and for nesting beyond `MAX_DEPTH`.
+    Raises:
+        ValueError: The text is not a literal, is longer than `MAX_CHARACTERS`, or is nested deeper than `MAX_DEPTH`.
     """
     try:
         return ast.literal_eval(_FloatNames().visit(_parsed(text)))
@@ -36,7 +37,7 @@ def _parsed(text: str) -> ast.Expression:
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"{len(text)} characters; at most {MAX_CHARACTERS} are read")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the parser, about "\d" and the like
+        warnings.simplefilter("ignore")  # the parser warns about invalid escapes such as "\d"
         tree = ast.parse(text.strip(), mode="eval")
     _check_depth(tree)
     return tree
@@ -52,7 +53,7 @@ def _check_depth(tree: ast.AST) -> None:
 
 
 def identity(value: object) -> Hashable:
-    """What is equal for values of equal types and contents, NaN included, and only for those."""
+    """Return a key that is equal for two values exactly if their types and contents are; NaN equals NaN."""
     kind = type(value).__name__
     if isinstance(value, float):
         return kind, "nan" if math.isnan(value) else value
@@ -70,15 +71,15 @@ def identity(value: object) -> Hashable:
 STRING = re.compile(
     r"""(?<!\w)[rbfuRBFU]{0,2}('{3}.*?'{3}|"{3}.*?"{3}|'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")(?!\w)""", re.DOTALL
 )
-"""A string literal within other text, for which the apostrophe of a word does not count as a quote."""
+"""String literal within other text. The apostrophe of a word is not a quote."""
 
-# What `repr` writes of what has no literal: a class, a member of an enumeration, a function.
+# The `repr` of values without a literal: classes, members of enumerations, functions.
 _ANGLED = re.compile(rf"(?P<string>{STRING.pattern})|<(?P<angled>[A-Za-z][^<>]*)>", re.DOTALL)
 _ANGLED_NAME = "__angled__"
 _CLASSES = ("bool", "bytes", "dict", "float", "frozenset", "int", "list", "set", "str", "tuple")
 
 
-# Classes with such a `repr`, beside all whose names are capitalized, as those of dataclasses are.
+# Classes whose `repr` is a call, in addition to all capitalized names, such as those of dataclasses.
 _REPRS = frozenset({
     _ANGLED_NAME, "array", "bytearray", "datetime.date", "datetime.datetime", "datetime.time", "datetime.timedelta",
     "datetime.timezone", "defaultdict", "deque", "dict", "dict_items", "dict_keys", "dict_values", "frozenset", "list",
@@ -88,18 +89,18 @@ _REPRS = frozenset({
 
 @dataclass(frozen=True)
 class _Built:
-    """What `repr` writes as a call, such as `deque([1], maxlen=2)`: equal where name and arguments are."""
+    """A value whose `repr` is a call, such as `deque([1], maxlen=2)`; equal if name and arguments are."""
 
     name: str
     arguments: Hashable
 
 
 def literals_equal(a: str, b: str) -> bool:
-    """Whether two texts are the `repr` of equal values, else whether they are the same text, outer blanks aside.
+    """Return whether two texts are the `repr` of equal values, or else the same text without surrounding blanks.
 
-    Type-strict at every depth: 1 is neither True nor 1.0. NaN equals itself, 0.0 equals -0.0; sets and dictionaries
-    compare without order. A value that `repr` writes as a call, as of `frozenset`, `Counter`, `deque` or a dataclass,
-    equals one with the same name and equal arguments; nothing is called. Never raises.
+    Types are compared strictly at every depth: 1 equals neither True nor 1.0. NaN equals itself, and 0.0 equals -0.0.
+    The order of sets and dictionaries does not matter. A value whose `repr` is a call, such as a `Counter`, `deque`,
+    or dataclass, equals one with the same name and equal arguments. Nothing is called. Never raises.
     """
     try:
         return identity(_value_of(a)) == identity(_value_of(b))
@@ -108,7 +109,7 @@ def literals_equal(a: str, b: str) -> bool:
 
 
 def _value_of(text: str) -> object:
-    """The value that a `repr` describes, with `_Built` for what is no literal. Raises ValueError for other text."""
+    """Return the value that a `repr` describes, with `_Built` for calls. Raise ValueError for other text."""
     try:
         return _value(_parsed(_ANGLED.sub(_as_call, text)).body)
     except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError) as error:
@@ -135,27 +136,28 @@ def _value(node: ast.expr) -> object:
             value = _built(_ANGLED_NAME, [f"class {node.id!r}"], {})
         case ast.JoinedStr():
             value = "".join(map(_formatted, node.values))
-        case _:  # constants, signs, complex numbers; ValueError for all else
+        case _:  # constants, signs, complex numbers; ValueError for anything else
             value = ast.literal_eval(_FloatNames().visit(node))
     return value
 
 
 def _formatted(part: ast.expr) -> str:
-    """The text of a part of an f-string without variables."""
+    """Return the text of a part of an f-string without variables."""
     if isinstance(part, ast.Constant):
         return str(part.value)
     assert isinstance(part, ast.FormattedValue)
     value = ast.literal_eval(part.value)
     if part.format_spec is not None:
         raise ValueError("an f-string with a format")
-    return {-1: str, ord("s"): str, ord("r"): repr, ord("a"): ascii}[part.conversion](value)
+    conversions: dict[int, Callable[[object], str]] = {-1: str, ord("s"): str, ord("r"): repr, ord("a"): ascii}
+    return conversions[part.conversion](value)
 
 
 def _built(name: str, arguments: list[object], keywords: dict[str, object]) -> object:
-    """The value that a call in a `repr` stands for. Raises ValueError for one that no `repr` writes, such as `f(1)`."""
+    """Return the value of a call in a `repr`. Raise ValueError for a call that no `repr` writes, such as `f(1)`."""
     name = name.removeprefix("collections.")
     if name not in _REPRS and not name.rpartition(".")[2][:1].isupper():
-        raise ValueError(f"{name} is no class that repr writes as a call")
+        raise ValueError(f"the repr of {name} is not a call")
     only = arguments[0] if len(arguments) == 1 and not keywords else None
     if name in ("set", "frozenset", "list", "tuple", "dict") and not arguments and not keywords:
         return {"set": set, "frozenset": frozenset, "list": list, "tuple": tuple, "dict": dict}[name]()
@@ -165,6 +167,6 @@ def _built(name: str, arguments: list[object], keywords: dict[str, object]) -> o
         arguments = [{} if name == "Counter" else []]
     if name == "defaultdict" and len(arguments) == 1:
         arguments = [*arguments, {}]
-    if name == "OrderedDict" and isinstance(arguments[0], dict):  # how `repr` writes it from Python 3.12 on
+    if name == "OrderedDict" and isinstance(arguments[0], dict):  # the `repr` from Python 3.12 on
         arguments = [list(arguments[0].items()), *arguments[1:]]
     return _Built(name, (identity(arguments), identity(keywords)))

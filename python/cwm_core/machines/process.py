@@ -1,4 +1,4 @@
-"""Starting a program in a sandbox, exchanging bytes with it, ending it."""
+"""Start a program in a sandbox, exchange bytes with it, and end it."""
 
 import ast
 import contextlib
@@ -23,7 +23,7 @@ from . import bubblewrap, supervisor
 
 Sandbox = Literal["bubblewrap", "process"]
 
-# Runs what `_supervisor_code` compiled: compiling it at every start would cost milliseconds.
+# Runs the code that `_supervisor_code` compiled; compiling it at every start would take milliseconds.
 SUPERVISOR = """
 import marshal, sys
 code, settings = marshal.loads(bytes.fromhex(sys.argv[1]))
@@ -31,56 +31,66 @@ names = {"__name__": "supervisor"}
 exec(code, names)
 names["main"](settings, sys.argv[2:])
 """
-PIPE_BYTES = 1 << 20  # the most a pipe can hold without privilege (/proc/sys/fs/pipe-max-size)
-GRACE = 10.0  # seconds that a supervisor has to start, and to end what it started, before it is given up
+PIPE_BYTES = 1 << 20  # maximum size of an unprivileged pipe (/proc/sys/fs/pipe-max-size)
+GRACE = 10.0  # seconds for a supervisor to start, and to end its processes, before it is killed
 
 
 class SandboxError(RuntimeError):
-    """The sandbox itself failed or was refused; says nothing about the program."""
+    """The sandbox failed or cannot run here, whatever the program does."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may use.
+    """Limits of a run.
 
-    `seconds` (wall clock), `memory_bytes` (resident), `processes` (with threads) and `disk_bytes` (of the folder) bound
-    all processes together and end the run; `cpu_seconds`, `memory_bytes` (private and writable) and `file_bytes` bound
-    each process. `output_bytes` is what is kept of each stream. The number of files in the folder is not bounded.
+    A run ends when all of its processes together exceed `seconds`, `memory_bytes`, `processes`, or `disk_bytes`. The
+    number of files is not limited.
     """
 
     seconds: float = 10.0
+    """Wall-clock time, in seconds."""
     cpu_seconds: int = 10
+    """Processor time of each process, in seconds."""
     memory_bytes: int = 1 << 30
+    """Resident memory of all processes together, and private writable memory of each."""
     processes: int = 256
+    """Number of processes and threads."""
     file_bytes: int = 64 << 20
+    """Size of each file that a process writes."""
     disk_bytes: int = 1 << 30
+    """Size of the folder."""
     output_bytes: int = 1 << 20
+    """Bytes of each output stream to keep."""
 
 
 @dataclass(frozen=True)
 class Completed:
-    """How a run ended.
-
-    Either `exit_code` or `signal` is set. `exceeded` names the limit that ended it: "seconds", "memory_bytes",
-    "processes", "disk_bytes"; a process over its own limits sees that itself (SIGXCPU, SIGXFSZ, failing allocations).
-    """
+    """Outcome of a run."""
 
     exit_code: int | None
+    """Exit code, or None if a signal ended the program."""
     signal: int | None
+    """Number of the signal that ended the program, or None."""
     stdout: bytes
+    """Standard output, without its middle if it is too long."""
     stderr: bytes
+    """Standard error, without its middle if it is too long."""
     exceeded: str | None
+    """Limit that ended the run ("seconds", "memory_bytes", "processes", or "disk_bytes"), or None. A process that
+    exceeds a limit of its own gets a signal (SIGXCPU, SIGXFSZ) or a failed allocation instead."""
     truncated: bool
+    """Whether part of the output was dropped."""
     seconds: float
+    """Duration, in seconds."""
 
     @property
     def timed_out(self) -> bool:
-        """Whether the wall clock limit ended it."""
+        """Whether the limit of wall-clock time ended the run."""
         return self.exceeded == "seconds"
 
 
 class HeadTail:
-    """Bytes of a stream of any length: its first and its last `limit` / 2."""
+    """The first and the last `limit` / 2 bytes of a stream of any length."""
 
     def __init__(self, limit: int) -> None:
         """Keep about `limit` bytes."""
@@ -100,22 +110,18 @@ class HeadTail:
 
     @property
     def left_out(self) -> int:
-        """Number of bytes between head and tail that were dropped."""
+        """Number of dropped bytes between head and tail."""
         return max(self._total - 2 * self._half, 0)
 
     def value(self) -> bytes:
-        """The bytes kept, with a line that says how many are missing where they are."""
+        """Return the kept bytes, with a line that states the number of dropped bytes in their place."""
         if not self.left_out:
             return bytes(self._head + self._tail)
         return bytes(self._head) + b"\n[... %d bytes left out ...]\n" % self.left_out + bytes(self._tail[-self._half :])
 
 
 class Process:
-    """A running program in a sandbox; a context manager that ends it and all its processes.
-
-    Raises `SandboxError` when the sandbox is not possible on this machine, ValueError for an unknown sandbox or one
-    that needs a folder, and NotADirectoryError for a missing folder.
-    """
+    """A running program in a sandbox; a context manager that ends the program and all of its processes."""
 
     def __init__(
         self,
@@ -127,9 +133,20 @@ class Process:
         env: Mapping[str, str] | None = None,
         readable: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
-        """Start `argv` in `folder`; None, under bubblewrap only, is the sandbox's own /tmp.
+        """Start a program.
 
-        `env` is added to a minimal environment; `readable` paths are shown read-only.
+        Args:
+            argv: The program and its arguments.
+            folder: Working directory. None, under bubblewrap only, is the sandbox's /tmp.
+            limits: Limits of the run.
+            sandbox: The kind of sandbox.
+            env: Environment variables to add to a minimal environment.
+            readable: Paths to show read-only.
+
+        Raises:
+            SandboxError: This host cannot run the sandbox.
+            ValueError: There is no such sandbox, or it needs a folder.
+            NotADirectoryError: `folder` is not a directory.
         """
         where = os.path.realpath(folder) if folder is not None else None
         if where is None and sandbox == "process":
@@ -160,7 +177,9 @@ class Process:
             self._files = stack.pop_all()
         self._control, self._report = control_write, report_read
         self._report_text, self._ended = b"", False
-        self._stdin, self._stdout, self._stderr = self._popen.stdin, self._popen.stdout, self._popen.stderr
+        stdin, stdout, stderr = self._popen.stdin, self._popen.stdout, self._popen.stderr
+        assert stdin is not None and stdout is not None and stderr is not None  # all three are pipes
+        self._stdin, self._stdout, self._stderr = stdin, stdout, stderr
         for stream in (self._stdin, self._stdout, self._stderr):
             os.set_blocking(stream.fileno(), False)
 
@@ -174,9 +193,10 @@ class Process:
         until: Callable[[], bool] = lambda: False,
         close_stdin: bool = False,
     ) -> memoryview:
-        """Write `data` and hand on what comes back until `until()`, the program's end, or `seconds` have passed.
+        """Write `data` and pass on output until `until()` is true, the program ends, or `seconds` have passed.
 
-        Gives what of `data` was not written by then.
+        Returns:
+            The part of `data` that was not written.
         """
         deadline = time.monotonic() + seconds
         pending = memoryview(data)
@@ -202,14 +222,13 @@ class Process:
                         key.data(chunk)
                     else:
                         selector.unregister(key.fileobj)
-        # What was written before the end still lies in the pipes, and no more than a pipe holds: a process that
-        # goes on writing must not keep this reading.
+        # Read the rest of the output from the pipes, once: a process that keeps writing must not keep this reading.
         on_stdout(_read(self._stdout.fileno()))
         on_stderr(_read(self._stderr.fileno()))
         return pending
 
     def _write(self, pending: memoryview) -> memoryview:
-        """Write what fits; the rest. A program that closed its input gets no more of it."""
+        """Write what fits, and return the rest. If the program closed its input, the rest is discarded."""
         try:
             return pending[os.write(self._stdin.fileno(), pending[:PIPE_BYTES]) :] if pending else pending
         except BlockingIOError:
@@ -218,26 +237,26 @@ class Process:
             return pending[:0]
 
     def order(self, order: bytes) -> None:
-        """Send the supervisor an order (`supervisor.INTERRUPT`, `supervisor.KILL_OTHERS`); no effect after the end."""
+        """Send `supervisor.INTERRUPT` or `supervisor.KILL_OTHERS` to the supervisor. No effect after the end."""
         with contextlib.suppress(BrokenPipeError):
             self._control.write(order)
 
     @property
     def ended(self) -> bool:
-        """Whether the program has ended and `exchange` saw it."""
+        """Whether the program has ended and `exchange` noticed."""
         return self._ended
 
     def outcome(self) -> dict[str, Any] | None:
-        """exit_code, signal, exceeded and seconds once the program has ended and `exchange` saw it, else None."""
+        """Return exit_code, signal, exceeded, and seconds once `ended` is true, else None."""
         lines = self._report_text.decode().splitlines()
         if len(lines) != 2:
             return None
         return dict(zip(("exit_code", "signal", "exceeded", "seconds"), ast.literal_eval(lines[1]), strict=True))
 
     def close(self) -> None:
-        """End the program and every process that it started. Safe to call again."""
+        """End the program and every process that it started. Closing again has no effect."""
         with contextlib.suppress(OSError, ValueError):
-            self._control.write(b"x")  # closing would do, were no copy of the pipe held by a fork of this process
+            self._control.write(b"x")  # closing is not enough if a fork of this process holds a copy of the pipe
         self._files.close()
         try:
             self._popen.wait(GRACE)
@@ -252,7 +271,7 @@ class Process:
                 os.killpg(int(started[0]), signal.SIGKILL)
 
     def __enter__(self) -> Self:
-        """The process itself."""
+        """Return the process."""
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -268,7 +287,7 @@ def _supervisor_code() -> CodeType:
 
 @contextlib.contextmanager
 def _urgent() -> Iterator[None]:
-    """Start a supervisor that no fork bomb can starve, where this process may (root); it starts programs as usual."""
+    """Give the supervisor, but not its programs, real-time priority if permitted (root), against fork bombs."""
     try:
         before = os.sched_getscheduler(0), os.sched_getparam(0)
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
@@ -290,14 +309,16 @@ def _prefix(sandbox: str, folder: str | None, limits: Limits, readable: Sequence
     if (reason := bubblewrap.refusal()) is not None:
         raise SandboxError(
             f'the bubblewrap sandbox is not possible here: {reason}. sandbox="process" limits resources, '
-            "but does not isolate; choose it only for programs you would run without a sandbox"
+            "but does not isolate; choose it only for programs that you would run without a sandbox"
         )
     return bubblewrap.command(folder, scratch_bytes=limits.file_bytes, readable=readable)
 
 
 def _environment(folder: str | None, sandbox: str) -> dict[str, str]:
-    """Variables of a sandboxed program; nothing of this process's own, which may hold keys."""
-    home = "/tmp" if sandbox == "bubblewrap" else folder  # the former is private, and keeps caches out of the folder
+    """Return the environment of a sandboxed program. It omits the caller's, which may contain keys."""
+    home = (
+        "/tmp" if sandbox == "bubblewrap" or folder is None else folder
+    )  # a private /tmp keeps caches out of the folder
     path = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin"
     return {"PATH": path, "HOME": home, "LANG": "C.UTF-8"}
 
@@ -314,7 +335,7 @@ def _read(fd: int) -> bytes:
 
 
 def remove_tree(folder: str | os.PathLike[str]) -> None:
-    """Remove a folder that a hostile program filled: any depth, any permissions, links not followed."""
+    """Remove a folder that a hostile program filled, with any depth and permissions. Links are not followed."""
     try:
         shutil.rmtree(folder)
     except (OSError, RecursionError):
@@ -332,14 +353,22 @@ def run(
     env: Mapping[str, str] | None = None,
     readable: Sequence[str | os.PathLike[str]] = (),
 ) -> Completed:
-    """Run a program to its end or to a limit, and end every process that it started.
+    """Run a program until it ends or exceeds a limit, then end every process that it started.
 
-    It runs in `folder`, or in a fresh one that is removed afterwards; that is all that it can write under
-    bubblewrap, besides its private /tmp. `env` is added to a minimal environment (PATH, HOME, LANG); `readable`
-    paths are shown read-only besides the system's programs and this interpreter. A program that cannot be executed
-    ends with exit code 127 and the reason in `stderr`.
+    A program that cannot be executed ends with exit code 127 and the reason in `stderr`.
 
-    Raises `SandboxError` when the sandbox is not possible on this machine or broke down.
+    Args:
+        argv: The program and its arguments.
+        stdin: Its standard input.
+        limits: Limits of the run; None is `Limits()`.
+        folder: Working directory; None is a fresh folder that is removed afterwards. Under bubblewrap, the program can
+            write only there and to a private /tmp.
+        sandbox: The kind of sandbox.
+        env: Environment variables to add to a minimal environment (PATH, HOME, LANG).
+        readable: Paths to show read-only, in addition to the system's programs and this interpreter.
+
+    Raises:
+        SandboxError: This host cannot run the sandbox, or the sandbox failed.
     """
     limits = limits or Limits()
     if folder is None:
@@ -360,5 +389,5 @@ def run(
 
 
 def run_python(code: str, *arguments: str, **options: Any) -> Completed:
-    """Run Python source in a fresh isolated interpreter (``-I``); `options` are those of `run`."""
+    """Run Python source in a fresh isolated interpreter (`-I`). `options` are those of `run`."""
     return run([sys.executable, "-I", "-c", code, *arguments], **options)

@@ -1,4 +1,4 @@
-"""Recording and evaluating programs that are not trusted: in a sandbox, a fresh process each."""
+"""Record and evaluate untrusted programs, each in a fresh sandboxed process."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .literals import evaluate_literal
 from .process import Limits, Sandbox, SandboxError, run
 
 DEFAULT_LIMITS = Limits(seconds=10.0, cpu_seconds=10, memory_bytes=1 << 30, processes=32, file_bytes=1 << 20)
-"""What a program may use, unless a caller says otherwise."""
+"""Default limits of a program."""
 
-# Of a recording, in the program's process and unpacked in this one.
+# Size of a trace, both in the program's process and unpacked in this one.
 _MAX_TRACE_BYTES = 64 << 20
-# Of what comes out of the sandbox.
+# Sizes of answers of the sandbox.
 _MAX_ANSWER_BYTES = 16 << 20
 _MAX_VALUE_BYTES = 1 << 20
 
@@ -33,23 +33,23 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Outcome(Generic[Value]):
-    """What came of running a program: a value, or the reason why there is none, in a few fixed words."""
+    """Result of running a program: a value, or the reason for its absence in a few fixed words."""
 
     value: Value | None
     reason: str | None = None
 
 
 def installed_packages() -> list[str]:
-    """The folders of packages that this process imports from: for programs that may import what is installed here.
+    """Return the folders from which this process imports installed packages, so that sandboxed programs can too.
 
-    Among them the one with this package, wherever it lies: pytest imports its plugin.
+    They include the folder of this package, whose plugin pytest imports.
     """
     folders = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     return [path for path in [*folders, str(Path(__file__).parents[2])] if Path(path).is_dir()]
 
 
 def check_sandbox(sandbox: Sandbox) -> None:
-    """Raise SandboxError, with the reason, where this machine cannot run programs in that sandbox."""
+    """Raise SandboxError with the reason if this host cannot run the sandbox."""
     run(["true"], sandbox=sandbox)
 
 
@@ -63,20 +63,31 @@ def record_program(
     paths: Sequence[str] = (),
     file: str | None = None,
 ) -> Outcome[Trace]:
-    """The trace of `record_source(code, call, file=file)`, recorded in a sandbox; what the program prints goes nowhere.
+    """Record `record_source(code, call, file=file)` in a sandbox and return the trace.
 
-    The program can import from the folders `paths`, which the sandbox can read, and from the standard library.
+    The output of the program is discarded. The program can import from the standard library and `paths`. A trace that a
+    limit of the recorder cut is returned too; see its `truncated`. Nothing that the program does raises an exception
+    here.
 
-    A trace cut at a limit of the recorder is a value, too: see its `truncated`. Reasons why there is none: the code
-    does not compile, the module's body raised, the program ended its process, a limit of the sandbox, or an answer that
-    is not a trace of this program. Never raises for what the program does.
+    Args:
+        code: Source of the module.
+        call: The expression to record.
+        max_frames: Maximum number of frames to record.
+        limits: Limits of the program.
+        sandbox: The kind of sandbox.
+        paths: Folders to import from, shown read-only.
+        file: Path of the module.
+
+    Returns:
+        The trace, or the reason for its absence: the code does not compile, the module's body raised, the program ended
+        its process, it exceeded a limit of the sandbox, or the answer is not a trace of this program.
     """
     order = {"do": "record", "code": code, "call": call, "max_frames": max_frames, "max_bytes": _MAX_TRACE_BYTES}
     order |= {"paths": list(paths), "file": file and os.path.abspath(file)}
     answer = _run(order, replace(limits, output_bytes=_MAX_ANSWER_BYTES), sandbox)
     if answer.value is None:
         return Outcome(None, "raised before the call" if answer.reason == "raised" else answer.reason)
-    # The length that the header of a stored trace claims is all that `from_bytes` would unpack.
+    # `from_bytes` unpacks no more than the length in the header of a stored trace.
     if int.from_bytes(answer.value[12:20], "little") > 2 * _MAX_TRACE_BYTES:
         return Outcome(None, "trace too large")
     try:
@@ -91,7 +102,7 @@ def record_program(
 def evaluate_call(
     code: str, call: str, *, limits: Limits = DEFAULT_LIMITS, sandbox: Sandbox = "bubblewrap"
 ) -> Outcome[str]:
-    """The `repr` of the expression `call` in the module `code`, run in a sandbox. Never raises for what they do."""
+    """Evaluate `call` in the module `code` in a sandbox and return its `repr`. Failures of the program do not raise."""
     order = {"do": "evaluate", "code": code, "call": call}
     answer = _run(order, replace(limits, output_bytes=_MAX_VALUE_BYTES), sandbox)
     if answer.value is None:
@@ -103,10 +114,15 @@ def evaluate_call(
 
 
 def evaluate_with_arguments(code: str, arguments: str, **options: Any) -> Outcome[str]:
-    """The `repr` of `f(ARGUMENTS)` in the module `code`, for arguments that a model wrote; options of `evaluate_call`.
+    """Return the `repr` of `f(ARGUMENTS)` in the module `code`, for arguments that a model wrote.
 
-    What they are is worked out in one sandbox and must be Python literals by value; the program is called in another.
-    So an answer is data when the program runs, and cannot change what the program or the comparison do.
+    The arguments are evaluated in one sandbox, and their values must be Python literals. The program is called in
+    another. So the arguments are data when the program runs and cannot change the program or the comparison.
+
+    Args:
+        code: Source of the module, which defines `f`.
+        arguments: The arguments, without parentheses.
+        **options: Options of `evaluate_call`.
     """
     call = f"f({arguments})"
     tree = parse_expression(call)
@@ -127,17 +143,17 @@ def evaluate_with_arguments(code: str, arguments: str, **options: Any) -> Outcom
 
 
 def parse_expression(text: str) -> ast.expr | None:
-    """The tree of one Python expression, which nothing runs; None where the text is none."""
+    """Parse a Python expression without running it; return None if the text is not an expression."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the parser, about "\d" and the like
+            warnings.simplefilter("ignore")  # the parser warns about invalid escapes such as "\d"
             return ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return None
 
 
 def in_parallel(work: Callable[[Item], Value], items: Iterable[Item]) -> list[Value]:
-    """`work` of each item, by one thread a processor: what runs are other processes."""
+    """Return `work(item)` for each item, using a thread per processor. `work` should wait for other processes."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:

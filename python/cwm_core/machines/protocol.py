@@ -1,4 +1,4 @@
-"""What an environment and a reward need of the place where commands run."""
+"""Define what environments and rewards need of a machine."""
 
 import posixpath
 from pathlib import Path
@@ -12,85 +12,91 @@ PATCH_SECONDS = 60.0
 
 
 class Workspace(Protocol):
-    """What a backend opens: a repository, and a patch to apply to it. A task of an environment is one."""
+    """A repository to open on a machine, and a patch to apply to it. Tasks of environments are workspaces."""
 
     @property
     def name(self) -> str:
-        """Names the workspace in errors."""
+        """Name of the workspace, for error messages."""
         ...
 
     @property
     def folder(self) -> Path | None:
-        """The repository's folder on this machine, which is copied."""
+        """Folder of the repository on this host, which is copied."""
         ...
 
     @property
     def image(self) -> str | None:
-        """The Docker image that holds the repository, or into which `folder` is copied."""
+        """Docker image that holds the repository, or into which `folder` is copied."""
         ...
 
     @property
     def workdir(self) -> str | None:
-        """The repository's folder in `image`."""
+        """Folder of the repository in `image`."""
         ...
 
     @property
     def patch(self) -> str:
-        """A diff to apply before anything runs; empty for none."""
+        """Diff to apply when the machine opens; may be empty."""
         ...
 
 
 class Machine(Protocol):
-    """One task's repository, and the processes that work on it. Used by one thread at a time."""
+    """A copy of a repository and the processes that work on it. Use it from one thread at a time."""
 
     root: str
-    """The repository's path as commands see it."""
+    """Path of the repository, as commands see it."""
 
     def shell(self) -> Shell:
-        """A new persistent shell at `root`; `close` ends it."""
+        """Start a persistent shell in `root`. `close` ends it."""
         ...
 
     def run(
         self, command: str, *, stdin: bytes = b"", seconds: float, output_bytes: int | None = None
     ) -> process.Completed:
-        """Run a bash command of its own at `root`, and end every process that it started.
+        """Run a bash command in `root`, then end every process that it started.
 
-        `output_bytes` is what is kept of each stream; None: what the backend's limits say.
+        Args:
+            command: The command.
+            stdin: Its standard input.
+            seconds: Time limit, in seconds.
+            output_bytes: Bytes of each output stream to keep; None is the backend's limit.
         """
         ...
 
     def file(self, tool: str, path: str, **arguments: str | None) -> tuple[bool, str]:
-        """Run a file tool of `files.py`: whether it was done, and what it said (for submit, the diff)."""
+        """Use a file tool and return whether it succeeded, and its text; see `files.use`."""
         ...
 
     def clone(self) -> Self:
-        """A machine of its own with a copy of the repository as it is now; processes are not copied."""
+        """Return a new machine with a copy of the current repository. Processes are not copied."""
         ...
 
     def close(self) -> None:
-        """End its processes and remove its files. Safe to call again."""
+        """End all processes and remove all files. Closing again has no effect."""
         ...
 
 
 class Backend(Protocol):
-    """Opens machines."""
+    """Opens machines. To add a backend, implement `open`, and the methods of `Machine` for its result."""
 
     def open(self, task: Workspace) -> Machine:
-        """A fresh machine with the task's repository, its `patch` applied.
+        """Open a fresh machine with the task's repository, and apply the task's `patch`.
 
-        Raises `sandbox.SandboxError` where that is not possible here, ValueError for a task that this backend cannot
-        open or whose patch does not apply, OSError when the folder cannot be copied.
+        Raises:
+            SandboxError: This host cannot run the machine.
+            ValueError: The backend cannot open such a task, or its patch does not apply.
+            OSError: The folder cannot be copied.
         """
         ...
 
 
 def outside_of_repositories(root: str) -> dict[str, str]:
-    """Return the variables that keep git from taking a repository around a machine's for the machine's own."""
+    """Return the environment variables that keep git from using a repository in a parent folder of `root`."""
     return {"GIT_CEILING_DIRECTORIES": posixpath.dirname(root)}
 
 
 def apply_patch(machine: Machine, task: Workspace) -> None:
-    """Apply the task's `patch`, if it has one. Raises ValueError where it does not apply."""
+    """Apply the task's `patch`, if it has one. Raise ValueError if it does not apply."""
     if not task.patch:
         return
     done = apply_diff(machine, task.patch, seconds=PATCH_SECONDS)

@@ -1,4 +1,4 @@
-"""Machines of this machine: copied work trees in a sandbox, no Docker needed."""
+"""Run machines as copies of folders in a sandbox of this host, without Docker."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ LIMITS = process.Limits(
 
 
 class SandboxBackend:
-    """Opens machines over copies of tasks' folders."""
+    """Opens machines on copies of the tasks' folders."""
 
     def __init__(
         self,
@@ -26,11 +26,11 @@ class SandboxBackend:
         limits: process.Limits = LIMITS,
         readable: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
-        """Choose a backend of `sandbox`; `readable` paths (of interpreters, say) are shown read-only to commands."""
+        """Choose the kind of sandbox. Commands can read the paths `readable`, such as those of interpreters."""
         self.sandbox, self.limits, self.readable = sandbox, limits, tuple(readable)
 
     def open(self, task: Workspace) -> "SandboxMachine":
-        """A fresh copy of the task's folder, its `patch` applied; see `Backend.open`."""
+        """Copy the task's folder and apply its `patch`; see `Backend.open`."""
         if task.folder is None:
             raise ValueError(f"task {task.name} has no folder: the sandbox cannot open Docker images")
         machine = SandboxMachine(self, task.folder)
@@ -43,7 +43,7 @@ class SandboxBackend:
 
 
 class SandboxMachine:
-    """A copy of a folder, which commands may write in a sandbox; see `Machine`."""
+    """A copy of a folder, in which sandboxed commands can write; see `Machine`."""
 
     def __init__(self, backend: SandboxBackend, folder: str | os.PathLike[str]) -> None:
         """Copy the folder."""

@@ -1,4 +1,4 @@
-"""A shell in a machine that keeps its state between commands and survives what they do."""
+"""Run commands in a persistent shell, which keeps its state between commands and survives them."""
 
 import re
 import secrets
@@ -10,21 +10,21 @@ from typing import Any, Protocol
 
 from . import process, supervisor
 
-# Interactive, because only then does an interrupt bring bash back to its next line instead of ending it. Its error
-# stream, once moved to descriptor 3, carries exit codes, so that no command's output can be taken for one; a mark on
-# descriptor 4, its output as it was in the beginning, says where a command's output ends. Only commands write there:
-# what the shell itself writes between them, under `set -x`, `set -v`, traps and PROMPT_COMMAND, goes nowhere.
+# Interactive, because only then does an interrupt return bash to its next line instead of ending it. Descriptor 3, the
+# original standard error, carries exit codes, so that no output of a command can look like one. Descriptor 4, the
+# original standard output, carries the output of commands and a mark at its end. Output of the shell itself between
+# commands, under `set -x`, `set -v`, traps, and PROMPT_COMMAND, is discarded.
 ARGV = ("bash", "--norc", "--noprofile", "--noediting", "-i")
-# Job control has bash say which signal ended a program, in the words that everyone knows.
+# With job control, bash reports which signal ended a program.
 SETUP = "PS1= PS2= PROMPT_COMMAND=; set +o history; set +H; set -m; exec 3>&2 4>&1 >/dev/null 2>&1\n"
-INTERRUPT_SECONDS = 1.0  # that a command has to end after each stage of interrupting it
-# Said by an interactive bash without a terminal wherever a program was ended by a signal.
+INTERRUPT_SECONDS = 1.0  # seconds for a command to end after an interrupt, and again after a kill
+# Printed by an interactive bash without a terminal after a signal ended a program.
 NO_TERMINAL = re.compile(rb"^bash: \[\d+: \d+ \(-?\d+\)\] tcsetattr: .*\n", re.MULTILINE)
 STATE_SECONDS = 30.0
 STATE_BYTES = 8 << 20
-ANSWER_BYTES = 32 << 10  # kept of what comes with exit codes: more than the longest quoted path
-# Aliases and options come last: `set -e` would end the shell at the first variable that cannot be set again. Options
-# are named because a bash without line editing ends at ``set +o emacs``.
+ANSWER_BYTES = 32 << 10  # kept of descriptor 3: more than an exit code and the longest quoted path
+# Aliases and options come last, because `set -e` would end the shell at the first read-only variable. Options are
+# listed by name, because a bash without line editing ends at `set +o emacs`.
 OPTIONS = (
     "allexport errexit errtrace functrace ignoreeof keyword noclobber noglob nounset physical pipefail verbose xtrace"
 )
@@ -36,11 +36,11 @@ STATE = (
 
 
 class Program(Protocol):
-    """The running bash that a shell talks to: a `sandbox.Process`, or one in a container."""
+    """The running bash of a shell: a `Process`, or an equivalent in a container."""
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended and `exchange` saw it."""
+        """Whether it has ended and `exchange` noticed."""
         ...
 
     def exchange(
@@ -51,51 +51,53 @@ class Program(Protocol):
         *,
         seconds: float,
         until: Callable[[], bool],
-    ) -> None:
-        """Write `data` and hand on what comes back until `until()`, the program's end, or `seconds` have passed."""
+    ) -> object:
+        """Write `data` and pass on output until `until()` is true, the program ends, or `seconds` have passed."""
         ...
 
     def order(self, order: bytes) -> None:
-        """Interrupt it and all that it started (`supervisor.INTERRUPT`), or kill all but it (`KILL_OTHERS`)."""
+        """Interrupt all processes (`supervisor.INTERRUPT`), or kill all but the shell (`KILL_OTHERS`)."""
         ...
 
     def outcome(self) -> dict[str, Any] | None:
-        """exit_code, signal and exceeded once `ended`; None where they are not known."""
+        """Return exit_code, signal, and exceeded once `ended` is true; None if they are unknown."""
         ...
 
     def close(self) -> None:
-        """End it and all that it started."""
+        """End the program and all processes that it started."""
         ...
 
 
 @dataclass(frozen=True)
 class ShellResult:
-    """What a command did.
-
-    `output` is what it wrote, capped; `exit_code` is None when the shell itself ended. `restarted` says why a new
-    shell had to be started: working directory and variables are those of a fresh one, files are kept. `folder` is the
-    working directory afterwards, quoted for a shell; None where it is that of a fresh shell.
-    """
+    """Result of a command."""
 
     output: bytes
+    """Output, without its middle if it is too long."""
     exit_code: int | None
+    """Exit code; None if the shell itself ended."""
     timed_out: bool
+    """Whether the command exceeded its time limit."""
     restarted: str | None
+    """Reason why a new shell was started, without the old working directory and variables; else None."""
     seconds: float
+    """Duration, in seconds."""
     folder: str | None = None
+    """Working directory after the command, quoted for a shell; None if the shell is new."""
 
 
 class Shell:
-    """A persistent bash. Working directory and variables survive between calls and interrupts.
+    """A persistent bash, whose working directory and variables survive between calls and interrupts.
 
-    What `exec` does to the shell's own standard streams lasts until the end of the command.
+    Redirections of the shell itself with `exec` last until the end of the command.
     """
 
     def __init__(self, start: Callable[[], Program], *, output_bytes: int = 1 << 16) -> None:
-        """Start it; `start` runs `ARGV` where commands are to run, and again whenever the shell was lost.
+        """Start the shell.
 
-        `output_bytes` is what is kept of a command's output unless `run` is told another number. Raises what `start`
-        raises.
+        Args:
+            start: Runs `ARGV` where commands are to run; called again when the shell is lost.
+            output_bytes: Bytes of a command's output to keep by default.
         """
         self._start, self._output_bytes = start, output_bytes
         self._restart()
@@ -107,10 +109,18 @@ class Shell:
     def run(
         self, command: str, *, seconds: float, output_bytes: int | None = None, keep_shell: bool = True
     ) -> ShellResult:
-        """Run commands, for at most `seconds`; then they and background processes are interrupted, then killed.
+        """Run a command.
 
-        Without `keep_shell` a command that takes longer than `seconds`, or writes more than `output_bytes`, ends
-        the shell with everything in it. Raises `sandbox.SandboxError` where no new shell can be started.
+        After `seconds`, the command and all background processes are interrupted, and then killed.
+
+        Args:
+            command: The command, of one or more lines.
+            seconds: Time limit, in seconds.
+            output_bytes: Bytes of output to keep.
+            keep_shell: If false, the shell ends when the command exceeds `seconds` or `output_bytes`.
+
+        Raises:
+            SandboxError: The shell ended, and a new one cannot be started.
         """
         started = time.monotonic()
         limit = self._output_bytes if output_bytes is None else output_bytes
@@ -155,9 +165,12 @@ class Shell:
         return ShellResult(said, exit_code, timed_out, restarted, time.monotonic() - started, folder)
 
     def state(self) -> bytes:
-        """What `restore` brings back: working directory, variables, functions, aliases, traps and options.
+        """Return the state for `restore`: working directory, variables, functions, aliases, traps, and options.
 
-        Not among it are processes and open files. Raises `sandbox.SandboxError` where the shell does not say.
+        Processes and open files are not included.
+
+        Raises:
+            SandboxError: The shell does not answer, or its state is too large.
         """
         result = self.run(STATE, seconds=STATE_SECONDS, output_bytes=STATE_BYTES)
         if result.exit_code is None or result.timed_out or len(result.output) > STATE_BYTES:
@@ -165,19 +178,19 @@ class Shell:
         return result.output
 
     def restore(self, state: bytes) -> None:
-        """Take on what `state` of another shell said; a folder or a variable that cannot be set here is left out."""
+        """Restore the `state` of another shell, except folders and variables that cannot be set here."""
         script = state.decode(errors="surrogateescape")
         self._pending += f"eval {shlex.quote(script)} </dev/null >/dev/null 2>&1 3>&- 4>&-\n".encode(
             errors="surrogateescape"
         )
 
     def close(self) -> None:
-        """End the shell and every process started from it."""
+        """End the shell and every process that it started."""
         self._program.close()
 
 
 class _Output:
-    """What a command writes up to its mark, and what background processes may add after it; the mark is left out."""
+    """Output of a command up to its mark, and of background processes after it, without the mark."""
 
     def __init__(self, limit: int, mark: bytes) -> None:
         self._kept, self._mark, self._held = process.HeadTail(limit), mark, b""
@@ -193,18 +206,18 @@ class _Output:
 
     @property
     def flooded(self) -> bool:
-        """Whether some of it had to be left out."""
+        """Whether part of the output was dropped."""
         return bool(self._kept.left_out)
 
     def value(self) -> bytes:
-        """The bytes kept."""
+        """Return the kept bytes."""
         self._kept.add(self._held)
         self._held = b""
         return self._kept.value()
 
 
 def _reason(program: Program, timed_out: bool) -> str:
-    """Why a shell gave no answer."""
+    """Return why a shell did not answer."""
     if not program.ended:
         return "it did not react to being interrupted" if timed_out else "its sandbox was ended"
     outcome = program.outcome()

@@ -1,20 +1,21 @@
-"""The trusted first process of a sandbox: starts the program, watches its limits, ends all that it started.
+"""Run as the trusted first process of a sandbox: start the program, enforce its limits, and end all of its processes.
 
-`main` runs in an interpreter of its own (as process 1 under bubblewrap, where nothing inside can signal it), which has
-the standard library alone. What it imports is most of the time that a sandbox takes to start: so nothing that is
-written in Python and not loaded already, and `_signal` and `_ctypes` instead of the modules over them.
+`main` runs in a separate interpreter with only the standard library. Under bubblewrap it is process 1, which nothing
+inside can signal. Imports take most of the time that a sandbox needs to start, so this module imports no Python module
+that is not loaded already, and uses `_signal` and `_ctypes` instead of the modules on top of them.
 
-`control` is a descriptor for orders from outside, one byte each; closing it ends the run, so the program cannot outlive
-its caller. `report` gets the program's process id as a line, then one line of exit code, signal, exceeded limit and
-seconds, each a Python literal.
+The descriptor `control` receives orders of one byte each. Closing it ends the run, so the program cannot outlive its
+caller. The descriptor `report` receives a line with the program's process id, and a line with a tuple of exit code,
+signal, exceeded limit, and seconds, as a Python literal.
 
-Limits on all processes together are watched, because the kernel's own do not fit: RLIMIT_NPROC (set too) counts every
-process of the user and spares root, and RLIMIT_DATA is one process's. A burst can pass them for about one `INTERVAL`.
+Limits on all processes together are polled, because the kernel's limits do not fit: RLIMIT_NPROC, which is also set,
+counts all processes of the user and exempts root, and RLIMIT_DATA applies to one process. A burst can exceed the limits
+for about one `INTERVAL`.
 """
 
 from __future__ import annotations
 
-import _signal as signal
+import _signal as signal  # type: ignore[import-not-found]  # typeshed describes only `signal`
 import os
 import resource
 import select
@@ -32,32 +33,32 @@ PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36  # linux/prctl.h
 
 
 class Ignored:
-    """`contextlib.suppress`."""
+    """Equivalent of `contextlib.suppress`."""
 
     def __init__(self, *exceptions: type[BaseException]) -> None:
-        """Name what is to be ignored."""
+        """Set the exceptions to ignore."""
         self._exceptions = exceptions
 
     def __enter__(self) -> None:
         """Begin."""
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        """Whether to go on."""
+        """Return whether to ignore the exception."""
         return kind is not None and issubclass(kind, self._exceptions)
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every orphaned descendant, and closed to being traced or read by them."""
-    with Ignored(ImportError, OSError):  # no prctl outside Linux: there only the process group is ended
+    """Become the parent of orphaned descendants, and prevent them from tracing or reading this process."""
+    with Ignored(ImportError, OSError):  # without prctl, outside Linux, only the process group is ended
         from _ctypes import call_function, dlopen, dlsym
 
-        prctl = dlsym(dlopen(None, 0), "prctl")
+        prctl = dlsym(dlopen(None, 0), "prctl")  # type: ignore[arg-type]  # typeshed omits None, this process
         call_function(prctl, (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
         call_function(prctl, (PR_SET_DUMPABLE, 0, 0, 0, 0))
 
 
 def descendants() -> Iterator[tuple[int, int]]:
-    """(process id, number of threads) of every process below this one, each before its own children are looked up."""
+    """Yield (process id, number of threads) of every descendant, before looking up its children."""
     pending = [os.getpid()]
     while pending:
         pid = pending.pop()
@@ -73,7 +74,7 @@ def descendants() -> Iterator[tuple[int, int]]:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory that a process holds now; 0 when it is gone."""
+    """Return the resident memory of a process in bytes; 0 if it has ended."""
     try:
         with open(f"/proc/{pid}/statm") as file:
             return int(file.read().split()[1]) * resource.getpagesize()
@@ -82,13 +83,13 @@ def resident_bytes(pid: int) -> int:
 
 
 def free_bytes() -> int:
-    """Free space of the file system that the folder is on."""
+    """Return the free space of the folder's file system in bytes."""
     found = os.statvfs(".")
     return found.f_bfree * found.f_frsize
 
 
 def folder_bytes() -> int:
-    """Space that the folder takes, with that of deleted files which a process has open."""
+    """Return the size of the folder in bytes, including deleted files that a process has open."""
     blocks, pending, device = {}, ["."], os.stat(".").st_dev
     while pending:
         with Ignored(OSError), os.scandir(pending.pop()) as entries:
@@ -107,14 +108,14 @@ def folder_bytes() -> int:
 
 
 class DiskWatch:
-    """Whether the folder holds too much; it is read only when the file system has lost what it may still grow by."""
+    """Checks the size of the folder, but reads the folder only if the file system has lost enough free space."""
 
     def __init__(self, limit: int) -> None:
-        """Begin; `limit` is in bytes."""
+        """Set the limit, in bytes."""
         self._limit, self._room, self._free = limit, limit, free_bytes()
 
     def exceeded(self) -> bool:
-        """Whether the folder takes more than the limit."""
+        """Return whether the folder is larger than the limit."""
         free = free_bytes()
         if self._free - free < self._room:
             return False
@@ -124,7 +125,7 @@ class DiskWatch:
 
 
 def exceeded_limit(settings: dict[str, Any], started: float, disk: DiskWatch) -> str | None:
-    """Name of the limit that the processes together are over, if any."""
+    """Return the name of a limit that the processes together exceed, or None."""
     if time.monotonic() - started > settings["seconds"]:
         return "seconds"
     if disk.exceeded():
@@ -141,7 +142,7 @@ def exceeded_limit(settings: dict[str, Any], started: float, disk: DiskWatch) ->
 
 
 def threads_of_user() -> int:
-    """Number of threads that this user runs, as RLIMIT_NPROC counts them (under bubblewrap: in its user namespace)."""
+    """Return the number of threads of this user (under bubblewrap, in its namespace), as RLIMIT_NPROC counts them."""
     threads = 0
     for pid in filter(str.isdecimal, os.listdir("/proc") if os.path.isdir("/proc") else ()):
         with Ignored(OSError):
@@ -151,15 +152,21 @@ def threads_of_user() -> int:
 
 
 def start(argv: list[str], settings: dict[str, Any]) -> int:
-    """Fork and execute the program in a session of its own, under its per-process limits."""
+    """Fork and execute the program in a new session, under the limits of each process; return its process id."""
     pid = os.fork()
     if pid:
         return pid
     try:
         os.setsid()
         with Ignored(AttributeError):
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # the supervisor may be urgent, see process.py
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):  # Python ignores the first two; exec keeps that
+            os.sched_setscheduler(
+                0, os.SCHED_OTHER, os.sched_param(0)
+            )  # the supervisor may have real-time priority; see process.py
+        for number in (
+            signal.SIGPIPE,
+            signal.SIGXFSZ,
+            signal.SIGINT,
+        ):  # Python ignores the first two, and exec would keep that
             signal.signal(number, signal.SIG_DFL)
         for limit, value in (
             (resource.RLIMIT_CPU, settings["cpu_seconds"]),
@@ -179,7 +186,7 @@ def start(argv: list[str], settings: dict[str, Any]) -> int:
 
 
 def reap(child: int) -> tuple[int | None, bool]:
-    """Collect every ended process; the wait status of `child` if it was among them, and whether any process is left."""
+    """Reap all ended processes; return the wait status of `child` if it ended, and whether any process is left."""
     status = None
     while True:
         try:
@@ -193,16 +200,16 @@ def reap(child: int) -> tuple[int | None, bool]:
 
 
 def kill(pid: int, number: int) -> None:
-    """Signal a process that may be gone."""
+    """Signal a process that may have ended."""
     with Ignored(OSError):
         os.kill(pid, number)
 
 
 def kill_all(child: int) -> int | None:
-    """Kill until no process is left; the wait status of `child` if it ended here.
+    """Kill until no process is left; return the wait status of `child` if it ended here.
 
-    As process 1 of a namespace one call reaches all at once. Elsewhere a parent gets its signal before its children
-    are listed and forks no more after it, and orphans become children of this process.
+    As process 1 of a namespace, one call reaches all processes at once. Elsewhere, a parent is signaled before its
+    children are listed, so it cannot fork again, and orphans become children of this process.
     """
     status = None
     left = True
@@ -218,15 +225,15 @@ def kill_all(child: int) -> int | None:
 
 
 def obey(order: bytes, child: int) -> None:
-    """Interrupt everything, or interrupt `child` and kill everything else."""
+    """Interrupt all processes, or interrupt `child` and kill all others."""
     for pid, _ in list(descendants()):
         kill(pid, signal.SIGINT if order == INTERRUPT or pid == child else signal.SIGKILL)
 
 
 def main(settings: dict[str, Any], argv: list[str]) -> None:
-    """Run a program to its end or to a limit, report, and end this process.
+    """Run a program until it ends or exceeds a limit, write the report, and end this process.
 
-    `settings` are the fields of `Limits`, `control` and `report`.
+    `settings` contains the fields of `Limits`, `control`, and `report`.
     """
     control, report = settings["control"], settings["report"]
     os.set_inheritable(control, False)
@@ -258,4 +265,4 @@ def main(settings: dict[str, Any], argv: list[str]) -> None:
     code = os.waitstatus_to_exitcode(status if status is not None else ended or 0)
     exit_code, number = (code, None) if code >= 0 else (None, -code)
     os.write(report, f"{(exit_code, number, exceeded, time.monotonic() - started)}\n".encode())
-    os._exit(0)  # at once: the caller waits for it
+    os._exit(0)  # skip cleanup, because the caller waits

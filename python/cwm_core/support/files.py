@@ -13,7 +13,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO
 
-_WITHOUT_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK}
+WITHOUT_LOCKS = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK})
+"""Error numbers of file systems without locks."""
 
 
 def sync(path: str | os.PathLike[str]) -> None:
@@ -102,7 +103,7 @@ def locked(folder: str | os.PathLike[str], purpose: str) -> Iterator[None]:
             text = f"another {purpose} is using this folder; wait until it ends, or choose another folder"
             raise BlockingIOError(error.errno, text, os.fspath(folder)) from None
         except OSError as error:
-            if error.errno not in _WITHOUT_LOCKS:
+            if error.errno not in WITHOUT_LOCKS:
                 raise
         yield
     finally:

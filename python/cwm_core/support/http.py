@@ -16,7 +16,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from .._native import CwmError
@@ -178,7 +178,7 @@ class Client:
         try:
             answer = json.loads(data)
             if isinstance(answer, dict):
-                return secrets.redact_value(answer, key)
+                return cast(dict[str, Any], secrets.redact_value(answer, key))
         except (ValueError, RecursionError) as error:
             if data.lstrip()[:1] == b"{" and not isinstance(error, RecursionError):
                 raise _Passing(f"{self.url}: the answer was cut: incomplete JSON ({error})") from None
@@ -306,7 +306,8 @@ def _reason(error: BaseException) -> str:
     """Return the system's reason for the lack of a connection, or else what the library says."""
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno is not None:
-            return cause.strerror if cause.errno < 0 else os.strerror(cause.errno)
+            own = cause.strerror if cause.errno < 0 else None  # numbers of name resolution are negative
+            return own or os.strerror(cause.errno)
     return str(error) or type(error).__name__
 
 

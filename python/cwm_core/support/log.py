@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .._native import DamagedFileError
-from .files import sync
+from .files import WITHOUT_LOCKS, sync
 from .jsonl import loads
 
 
@@ -19,28 +19,32 @@ class ResumableLog:
     """A file of JSON lines that a run appends to and a later run reads first; a context manager.
 
     A line is complete once it ends: what a kill left of a last line is cut when the file is opened. One writer at a
-    time has the file.
+    time has the file, unless its file system has no locks.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, durable: bool = True) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, durable: bool = True, expected: str = "JSON") -> None:
         """Open a file and create it if it does not exist.
 
         Args:
             path: The file.
             durable: Wait after each row until it is on disk. Without this, a crash of the machine can lose rows, but a
                 crash of the process cannot.
+            expected: What a row is, for messages about damaged lines.
 
         Raises:
             BlockingIOError: Another process writes to the file.
             OSError: The file cannot be written.
         """
-        self._path, self._durable = Path(path), durable
+        self._path, self._durable, self._expected = Path(path), durable, expected
         self._file = open(path, "a+b")  # noqa: SIM115
         try:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise BlockingIOError(error.errno, "another process writes to this file", os.fspath(path)) from None
+            except OSError as error:
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
             self._ends = self._cut()
             if durable:
                 sync(self._path.absolute().parent)
@@ -70,7 +74,7 @@ class ResumableLog:
                 try:
                     yield loads(line)
                 except ValueError as error:
-                    raise DamagedFileError(f"{self._path}, line {number}: {error}") from None
+                    raise DamagedFileError(f"{self._path}, line {number}: not {self._expected}: {error}") from None
 
     def append(self, row: Any) -> None:
         """Append a row and hand it to the operating system, and to the disk if the log is durable.

@@ -26,7 +26,8 @@ def sketch(shingles: Iterable[str]) -> Any:
 
 def to_bytes(sketch: Any) -> bytes:
     """Return a sketch as bytes, for `from_bytes` with the same `algorithm`."""
-    return sketch.__getstate__()
+    state: bytes = sketch.__getstate__()
+    return state
 
 
 def from_bytes(state: bytes) -> Any:
@@ -78,7 +79,8 @@ class NearIndex:
     def find(self, sketch: Any) -> int | None:
         """Return the least number of a sketch that is at least as similar as the threshold, or None."""
         # Take the first, not the nearest, so that the result does not depend on the order of the library.
-        for number in sorted(self._index.query(sketch)):
+        numbers: list[int] = sorted(self._index.query(sketch))
+        for number in numbers:
             if sketch.jaccard(from_bytes(self._sketches[number])) >= self.threshold:
                 return number
         return None
@@ -95,6 +97,8 @@ def _library() -> Any:
     try:
         import rensa
     except ImportError as error:
-        text = f"looking for near duplicates needs {error.name}: run pip install '.[corpus]' in a checkout of cwm-core"
+        text = (
+            f"the search for near duplicates needs {error.name}: run pip install '.[corpus]' in a checkout of cwm-core"
+        )
         raise ModuleNotFoundError(text, name=error.name) from None
     return rensa

@@ -198,7 +198,8 @@ class _Process:
             ConnectionError: The process ended.
         """
         self._connection.send_bytes(pickle.dumps(request))
-        return pickle.loads(self._connection.recv_bytes())
+        answer: tuple[bool, Any] = pickle.loads(self._connection.recv_bytes())
+        return answer
 
     def terminate(self) -> None:
         self._process.terminate()

@@ -3,6 +3,8 @@
 Imports nothing of the package but the native extension, so that this folder can be sent whole into a container.
 """
 
+from .._native import ParseErrorKind
+from .kinds import Event, TraceOutcome, Truncation
 from .recorder import (
     MARK,
     ParsedTrace,
@@ -21,13 +23,17 @@ from .store import StoredTrace, TraceReader, TraceWriter
 
 __all__ = [
     "MARK",
+    "Event",
+    "ParseErrorKind",
     "ParsedTrace",
     "Recorder",
     "RecordingLimit",
     "StoredTrace",
     "Trace",
+    "TraceOutcome",
     "TraceReader",
     "TraceWriter",
+    "Truncation",
     "call_context",
     "finish",
     "last_return",

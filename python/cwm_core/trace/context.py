@@ -263,8 +263,8 @@ class _File:
                 yield from found or ()
                 if part.parent is not None and not isinstance(node, _Function):
                     yield from part.parent.bound.get(name, ())  # a class's body sees its own names
-            for name, attribute in _attributes(node):
-                owners = [part.parent] if name is None else self.module.bound.get(name, ())
+            for owner_name, attribute in _attributes(node):
+                owners = [part.parent] if owner_name is None else self.module.bound.get(owner_name, ())
                 for owner in owners:
                     yield from self._members(owner, attribute, set())
         no_field = _Function | ast.ClassDef | ast.Expr  # the last one: the docstring
@@ -338,7 +338,7 @@ def _globals(table: symtable.SymbolTable) -> set[str]:
 
 
 def _first_line(node: ast.stmt) -> int:
-    decorators = getattr(node, "decorator_list", [])
+    decorators = node.decorator_list if isinstance(node, _Function | ast.ClassDef) else []
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
 

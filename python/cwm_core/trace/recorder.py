@@ -242,7 +242,7 @@ class Recorder:
         def snapshot(reason: str) -> Trace:
             lines = sources.reader(recording.sources(), given)
             marked = context or functools.partial(_context, lines)
-            return recording.snapshot(lines, marked, reason, output and output.text)
+            return recording.snapshot(lines, marked, reason, None if output is None else output.text)
 
         self._snapshot = snapshot
         try:
@@ -251,7 +251,7 @@ class Recorder:
         finally:
             self._snapshot = None
             nothing = sources.nothing_recorded(recording.scope(), recording.outside())
-            self.last = finish(recording, given, output and output.text, context)[0]
+            self.last = finish(recording, given, None if output is None else output.text, context)[0]
         if not len(self.last) and not self.last.truncated:
             self.warn(nothing)
         return self.last

@@ -100,7 +100,7 @@ def _loader_source(filename: str) -> str | None:
     for module in list(sys.modules.values()):
         if not issubclass(type(module), ModuleType):
             continue
-        names: dict[str, Any] = ModuleType.__dict__["__dict__"].__get__(module)  # runs no __getattr__ of a lazy module
+        names: dict[str, Any] = vars(ModuleType)["__dict__"].__get__(module)  # runs no __getattr__ of a lazy module
         spec = names.get("__spec__")
         if filename not in (_text(names.get("__file__")), _text(getattr(spec, "origin", None))):
             continue

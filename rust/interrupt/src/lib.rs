@@ -1,8 +1,8 @@
-//! Lets a caller stop long loops of other crates, for example when the user presses Ctrl-C.
+//! Lets a caller stop long loops in other crates, for example when the user presses Ctrl-C.
 //!
-//! The caller wraps its work in [`asking`]. Long loops call [`check`], or count their work with [`Pace`], and return the
-//! error. Without [`asking`], `check` always succeeds. The question belongs to the thread; [`on_threads`] hands the
-//! answer on to the threads that it starts.
+//! The caller wraps its work in [`asking`]. Long loops call [`check`], or count their work with [`Pace`], and return
+//! the error. Without [`asking`], `check` always succeeds. `asking` applies to the current thread; [`on_threads`]
+//! passes the answer to the threads that it starts.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// Time between two questions.
+/// Time between two calls of `may_continue`.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// Units of work between two looks at the clock. A unit takes nanoseconds.
+/// Units of work between two readings of the clock. A unit takes nanoseconds.
 const UNITS: u64 = 1 << 16;
 
 thread_local! {
@@ -40,7 +40,7 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// Runs `work`, during which [`check`] fails once `may_continue` has returned false.
+/// Runs `work`. Within it, [`check`] fails once `may_continue` has returned false.
 pub fn asking<R>(may_continue: impl Fn() -> bool + 'static, work: impl FnOnce() -> R) -> R {
     let question = Rc::new(Question {
         may_continue: Box::new(may_continue),
@@ -51,7 +51,7 @@ pub fn asking<R>(may_continue: impl Fn() -> bool + 'static, work: impl FnOnce() 
     work()
 }
 
-/// Puts the question of an enclosing [`asking`] back, also after a panic.
+/// Restores the question of an enclosing [`asking`], also after a panic.
 struct Outer(Option<Rc<Question>>);
 
 impl Drop for Outer {
@@ -60,9 +60,9 @@ impl Drop for Outer {
     }
 }
 
-/// Asks whether the work may continue, at most every 50 ms. After a refusal it always fails.
+/// Asks whether the work may continue, at most every 50 ms. Once refused, it always fails.
 pub fn check() -> Result<(), Interrupted> {
-    // Cloned, because the answer may run code that asks questions of its own.
+    // Cloned because `may_continue` may run code that calls `asking`.
     let Some(question) = QUESTION.with_borrow(Clone::clone) else {
         return Ok(());
     };
@@ -77,7 +77,7 @@ pub fn check() -> Result<(), Interrupted> {
     }
 }
 
-/// Counts work and calls [`check`] now and then, for loops whose rounds are shorter than a look at the clock.
+/// Counts work and calls [`check`] now and then, for loops whose iterations take less time than reading the clock.
 #[derive(Clone, Debug, Default)]
 pub struct Pace(u64);
 
@@ -94,8 +94,8 @@ impl Pace {
     }
 }
 
-/// Runs `work` for each of `items` at once, the first on this thread, and returns what it returns, in order. While the
-/// others work, this thread asks, and when it is refused their checks fail too.
+/// Runs `work` for each item in parallel, the first on this thread, and returns the results in order. While the other
+/// threads work, this thread asks whether to continue. Once refused, their checks fail too.
 pub fn on_threads<T: Send, R: Send>(items: impl IntoIterator<Item = T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
     let mut items = items.into_iter();
     let Some(mine) = items.next() else {
@@ -130,7 +130,7 @@ pub fn on_threads<T: Send, R: Send>(items: impl IntoIterator<Item = T>, work: im
     })
 }
 
-/// Tells the caller that a thread is done, also after a panic.
+/// Notifies the caller that a thread is done, also after a panic.
 struct Done<'a> {
     left: &'a AtomicUsize,
     caller: &'a Thread,

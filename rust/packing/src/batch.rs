@@ -1,4 +1,4 @@
-//! Batches: the arrays that a model is trained on, filled from rows of pieces.
+//! Fills the arrays of a batch from rows of pieces.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,11 +14,11 @@ use crate::shards::Shards;
 #[derive(Default)]
 pub struct Arrays {
     pub tokens: Vec<i32>,
-    /// The next token of the document; 0 where there is none.
+    /// The next token of the document; 0 if there is none.
     pub targets: Vec<i32>,
-    /// Whether the loss counts at a position, that is, whether its target is to be learned.
+    /// True where the target is in the loss.
     pub loss_mask: Vec<bool>,
-    /// Place within the segment.
+    /// Position in the segment.
     pub position_ids: Vec<i32>,
 }
 
@@ -31,15 +31,15 @@ impl Arrays {
     }
 }
 
-/// Arrays of batches that nobody uses any more. Fresh memory costs more than filling it: the system clears every page.
+/// Arrays of dropped batches, for reuse. New memory costs more than filling it: the system clears every page.
 #[derive(Default)]
 pub struct Pool(Mutex<Vec<Arrays>>);
 
-/// More would only be used by one who keeps many batches and then drops them all.
+/// Arrays to keep. Only a caller that keeps many batches and then drops them all would use more.
 const POOLED: usize = 4;
 
 impl Pool {
-    // Neither waits for the lock: in a forked process nobody may be left to open it.
+    // Neither method waits for the lock: in a forked process, the thread that holds it may not exist.
 
     fn take(&self) -> Arrays {
         let pooled = self.0.try_lock().ok().and_then(|mut arrays| arrays.pop());
@@ -61,14 +61,14 @@ pub struct Batch {
     pub rows: usize,
     pub seq_len: usize,
     pub arrays: Arrays,
-    /// Where segments begin, and the end of the last. A segment is a piece of a document or the padding of a row.
+    /// Starts of segments, and the end of the last. A segment is a piece of a document or the padding of a row.
     pub cu_seqlens: Vec<i32>,
     pub max_seqlen: usize,
-    /// Source of each segment, -1 for padding.
+    /// Source of each segment; -1 for padding.
     pub source_ids: Vec<i32>,
-    /// Number of each segment's document in the shards of its source, -1 for padding.
+    /// Index of each segment's document in the shards of its source; -1 for padding.
     pub document_ids: Vec<i64>,
-    /// Positions that hold no token.
+    /// Number of positions without a token.
     pub padding: usize,
     pool: Arc<Pool>,
 }
@@ -79,15 +79,15 @@ impl Drop for Batch {
     }
 }
 
-/// Labelled spans that are not to be learned: the part of a label's spans that is left out of the loss.
+/// Fractions of labeled spans to exclude from the loss.
 pub struct MaskPolicy {
-    /// By source, shard and label.
-    left_out: Vec<Vec<Vec<f64>>>,
-    /// By source.
+    /// Fraction by source, shard, and label.
+    excluded: Vec<Vec<Vec<f64>>>,
+    /// Seed by source.
     seeds: Vec<u64>,
 }
 
-/// Keeps these decisions apart from those on the order of documents.
+/// Makes these decisions independent of the order of documents.
 const MASK_SEED: u64 = 0x6d61_736b;
 
 impl MaskPolicy {
@@ -95,7 +95,7 @@ impl MaskPolicy {
         for (label, fraction) in policy {
             if !(0.0..=1.0).contains(fraction) {
                 return Err(Error::Invalid(format!(
-                    "mask {label:?}: the part left out must be 0 to 1, not {fraction}"
+                    "mask {label:?}: the fraction to exclude must be 0 to 1, not {fraction}"
                 )));
             }
             let mut shards = mixture.sources.iter().flat_map(|source| source.shards.parts());
@@ -113,7 +113,7 @@ impl MaskPolicy {
         };
         let sources = mixture.sources.iter();
         Ok(MaskPolicy {
-            left_out: sources
+            excluded: sources
                 .clone()
                 .map(|source| {
                     let parts = source.shards.parts().iter();
@@ -127,31 +127,31 @@ impl MaskPolicy {
     }
 
     fn concerns(&self, source: usize, part: usize) -> bool {
-        self.left_out[source][part].iter().any(|&fraction| fraction > 0.0)
+        self.excluded[source][part].iter().any(|&fraction| fraction > 0.0)
     }
 
-    /// Decided by the seed, the document and the number of the span in it: the same in every epoch, whatever the order.
-    fn leaves_out(&self, piece: &Piece, part: usize, number: usize, span: &Span) -> bool {
+    /// Decides by the seed, the document, and the index of the span, so that every epoch excludes the same spans.
+    fn excludes(&self, piece: &Piece, part: usize, number: usize, span: &Span) -> bool {
         let source = piece.source as usize;
         let random = mix64(mix64(self.seeds[source] ^ piece.document) ^ number as u64);
         let uniform = (random >> 11) as f64 / (1u64 << 53) as f64;
-        uniform < self.left_out[source][part][span.label as usize]
+        uniform < self.excluded[source][part][span.label as usize]
     }
 }
 
-/// A corpus of more tokens is let go of now and then. A smaller one stays mapped: touching a page again costs as much as
-/// reading it.
+/// Tokens above which a corpus is released now and then. A smaller one stays mapped: touching a released page again
+/// costs as much as reading it.
 const MAPPED: u64 = 1 << 28;
-/// Positions filled between two times that it is let go of: 64 MB of tokens, and what the system maps around them.
+/// Positions filled between two releases: 64 MB of tokens, and what the system maps around them.
 const RELEASE_EVERY: usize = 1 << 24;
 
-/// Fills batches; keeps the memory that this takes.
+/// Fills batches and reuses their memory.
 pub struct Filler {
     masks: MaskPolicy,
     pool: Arc<Pool>,
     /// Positions filled since the memory of the shards was released.
     filled: usize,
-    /// The shard last seen to be as long as it was, by source and number; forgotten with each batch.
+    /// The shard last checked for truncation in this batch, by source and index.
     present: Option<(u32, usize)>,
     runs: Vec<[u32; 2]>,
     spans: Vec<Span>,
@@ -169,7 +169,7 @@ impl Filler {
         }
     }
 
-    /// The given rows, and empty ones up to `count`.
+    /// Fills a batch with the given rows, and empty rows up to `count`.
     pub fn fill(
         &mut self,
         mixture: &Mixture,
@@ -219,7 +219,7 @@ impl Filler {
             self.present = Some((piece.source, part));
         }
         let end = at + piece.len as usize;
-        // The next token of a document that was cut here is known.
+        // If the document was cut here, its next token is known.
         let known = if piece.is_last { end - 1 } else { end };
         let (tokens, targets) = (&mut out.tokens[at..end], &mut out.targets[at..known]);
         shard.read(document, piece.start as usize, tokens, targets)?;
@@ -229,13 +229,13 @@ impl Filler {
         mask[mask.len() - 1] = !piece.is_last;
         shard.masked_runs(document, &mut self.runs)?;
         for &[from, to] in &self.runs {
-            unlearn(mask, piece, from, to);
+            exclude(mask, piece, from, to);
         }
         if self.masks.concerns(piece.source as usize, part) {
             shard.spans(document, &mut self.spans)?;
             for (number, span) in self.spans.iter().enumerate() {
-                if self.masks.leaves_out(piece, part, number, span) {
-                    unlearn(mask, piece, span.start, span.end);
+                if self.masks.excludes(piece, part, number, span) {
+                    exclude(mask, piece, span.start, span.end);
                 }
             }
         }
@@ -250,8 +250,8 @@ fn release(mixture: &Mixture) {
     }
 }
 
-/// Takes the tokens `from..to` of a document out of the loss. Position t predicts token `start + t + 1`.
-fn unlearn(mask: &mut [bool], piece: &Piece, from: u32, to: u32) {
+/// Excludes the tokens `from..to` of a document from the loss. Position t predicts token `start + t + 1`.
+fn exclude(mask: &mut [bool], piece: &Piece, from: u32, to: u32) {
     let (first, last) = (piece.start + 1, piece.start + piece.len + 1);
     let (from, to) = (from.max(first), to.min(last));
     if from < to {

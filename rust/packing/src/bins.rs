@@ -1,16 +1,16 @@
-//! Best-fit-decreasing bin packing of whole numbers, in time that grows with their count and with the capacity alone.
+//! Best-fit-decreasing bin packing of integers, in time linear in their count and in the capacity.
 
 use crate::error::{Error, Result};
 
-/// The free room of every bin is looked up in tables of this many entries at most.
+/// Largest capacity of a bin: the tables by free space have one entry more.
 pub const MAX_CAPACITY: usize = 1 << 24;
 
-/// Bins by their free room.
+/// Bins, indexed by their free space.
 pub struct Bins {
     room: Vec<u32>,
-    /// For every free room the last bin that has it, or `NONE`.
+    /// For every amount of free space, the last bin that has it, or `NONE`.
     heads: Vec<u32>,
-    /// For every bin the one of equal room before it.
+    /// For every bin, the previous bin with equal free space, or `NONE`.
     next: Vec<u32>,
     used: Levels,
 }
@@ -32,13 +32,13 @@ impl Bins {
         })
     }
 
-    /// Bins opened so far.
+    /// Returns the number of bins opened so far.
     pub fn count(&self) -> usize {
         self.room.len()
     }
 
-    /// Puts every item, the largest first and equal ones in their order, into the bin that it leaves least room in, or
-    /// into a new one. Returns the bins of the items. Panics if an item is larger than the capacity.
+    /// Puts every item, the largest first and equal ones in order, into the bin where it leaves the least free space,
+    /// or into a new one. Returns the bin of every item. Panics if an item is larger than the capacity.
     pub fn pack(&mut self, items: &[u32]) -> Vec<u32> {
         let mut bins = vec![0; items.len()];
         for item in decreasing(items, self.heads.len()) {
@@ -48,7 +48,7 @@ impl Bins {
         bins
     }
 
-    /// Puts an item into the bin that it leaves least room in, if it fits into any.
+    /// Puts an item into the bin where it leaves the least free space, if it fits into any.
     pub fn place(&mut self, size: u32) -> Option<u32> {
         let room = self.used.first_from(size as usize)?;
         let bin = self.heads[room];
@@ -79,7 +79,7 @@ impl Bins {
     }
 }
 
-/// The indices of numbers below `bound` from the largest to the smallest, equal ones in order: a counting sort.
+/// Returns the indices of numbers below `bound`, sorted stably from the largest to the smallest, by a counting sort.
 fn decreasing(items: &[u32], bound: usize) -> Vec<u32> {
     let mut starts = vec![0u32; bound + 1];
     items
@@ -99,7 +99,7 @@ fn decreasing(items: &[u32], bound: usize) -> Vec<u32> {
     sorted
 }
 
-/// A set of small numbers as bits, with a bit for every 64 of them above, and so on.
+/// A set of small numbers as a bitmap, with a hierarchy of bitmaps of the nonzero words above it.
 struct Levels(Vec<Vec<u64>>);
 
 impl Levels {
@@ -134,7 +134,7 @@ impl Levels {
         }
     }
 
-    /// The least member that is not below `number`.
+    /// Returns the least member that is at least `number`.
     fn first_from(&self, number: usize) -> Option<usize> {
         let mut at = number;
         for (height, level) in self.0.iter().enumerate() {
@@ -160,7 +160,7 @@ mod tests {
 
     use super::*;
 
-    /// Best fit decreasing as it is defined: every bin looked at for every item.
+    /// Best fit decreasing by its definition: considers every bin for every item.
     fn plain(items: &[u32], capacity: u32) -> Vec<u32> {
         let mut order: Vec<usize> = (0..items.len()).collect();
         order.sort_by_key(|&item| std::cmp::Reverse(items[item]));
@@ -188,7 +188,7 @@ mod tests {
     }
 
     proptest! {
-        /// Bins of equal room may be taken in another order; how full the bins are does not depend on that.
+        /// Bins with equal free space may be chosen in another order, which does not change how full the bins are.
         #[test]
         fn equals_the_definition(
             (capacity, items) in (1u32..600).prop_flat_map(|capacity|

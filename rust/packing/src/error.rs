@@ -3,13 +3,13 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system refused.
+    /// The operating system reported an error.
     #[error("{path}: {error}")]
     Io { path: PathBuf, error: io::Error },
-    /// A file is not what it must be.
+    /// A file is damaged or of an unsupported format.
     #[error("{path}: {what}")]
     Damaged { path: PathBuf, what: String },
-    /// An argument makes no sense.
+    /// An argument is invalid.
     #[error("{0}")]
     Invalid(String),
     /// The caller asked to stop.

@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | header | 4,096 | see below, zero-filled, CRC-32 of the first 4,092 bytes last |
 //! | tokens | `t` × 2 or 4 | u16 if the vocabulary has at most 65,536 ids, else u32 |
-//! | masked runs | `m` × 8 | u32, u32: `[start, end)` within the document: tokens not to be learned; ascending, disjoint |
+//! | masked runs | `m` × 8 | u32, u32: `[start, end)` within the document: tokens excluded from the loss; ascending, disjoint |
 //! | spans | `s` × 12 | u32, u32, u32: `[start, end)` within the document and the index of a label; by start |
 //! | page checksums | pages × 4 | u32: CRC-32 of every 4,096 bytes of the three sections above |
 //! | document ends | `d` × 8 | u64: where document i ends, in tokens |
@@ -15,19 +15,19 @@
 //!
 //! Tokens, masked runs and spans are zero-filled to 4,096 bytes each. Header: magic (8 bytes), version u32, zero u32,
 //! then u64 each: vocabulary size, `d`, `t`, `m`, `s`, bytes of names, bytes of labels; then u32: CRC-32 of all that
-//! follows the spans, u32 zero, and u64: fingerprint of the vocabulary, 0 if it is not known (as in files written before
-//! there were fingerprints). So every byte of the file is under a checksum, the header's checksum depends on every byte, and a
-//! reader checks the pages it touches and no others.
+//! follows the spans, u32 zero, and u64: fingerprint of the vocabulary, 0 if it is not known (as in files written
+//! before fingerprints were added). A checksum covers every byte of the file, the header's checksum depends on every
+//! byte, and a reader checks only the pages that it touches.
 
 use std::ops::Range;
 
-/// The line ending catches transfers that rewrite text.
+/// The line ending detects transfers that convert line endings.
 pub const MAGIC: [u8; 8] = *b"cwmtok\r\n";
 pub const VERSION: u32 = 2;
 pub const EXTENSION: &str = "cwmtok";
-/// The unit of checksums; equal to the memory page, so that checking reads nothing more from disk.
+/// Bytes covered by one checksum. The size equals that of a memory page, so that checking reads no further pages.
 pub const PAGE: usize = 4096;
-/// Ids are handed out as int32.
+/// Ids are returned as int32.
 pub const MAX_VOCAB_SIZE: u64 = 1 << 31;
 pub const RUN: usize = 8;
 pub const SPAN: usize = 12;
@@ -47,7 +47,7 @@ pub struct Header {
     pub name_bytes: u64,
     pub label_bytes: u64,
     pub index_crc: u32,
-    /// Of the vocabulary; 0 if it is not known.
+    /// Fingerprint of the vocabulary; 0 if it is not known.
     pub fingerprint: u64,
 }
 
@@ -95,12 +95,12 @@ impl Header {
         page
     }
 
-    /// Reads the header from the beginning of a file, or says what is wrong with it.
+    /// Reads the header at the beginning of a file. The error says what is wrong with it.
     pub fn decode(file: &[u8]) -> Result<Header, String> {
         if !file.starts_with(&MAGIC) {
             return Err("not a token shard (wrong magic)".into());
         }
-        // The version comes before the length and the checksum: another version may lay out its header otherwise.
+        // The version is checked before the length and the checksum: another version may have another header.
         let Some(version) = file.get(8..12).map(|_| u32_at(file, 8)) else {
             return Err(format!("truncated: {} bytes, shorter than a header", file.len()));
         };
@@ -129,7 +129,7 @@ impl Header {
         })
     }
 
-    /// Where the sections lie; `None` if the counts overflow.
+    /// Returns the positions of the sections, or `None` if the counts overflow.
     pub fn layout(&self) -> Option<Layout> {
         let mut end = PAGE;
         let mut section = |count: u64, width: usize| -> Option<Range<usize>> {

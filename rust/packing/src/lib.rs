@@ -1,10 +1,11 @@
 //! Token shards on disk and the loader that packs them into training batches.
 //!
-//! Folders of shards ([`writer`], [`shard`], [`shards`], [`format`](mod@format)) and Megatron's indexed datasets
-//! ([`megatron`]; [`part`] is either) are read in a seeded order that needs
-//! no memory ([`permute`]) and drawn from by token share ([`mix`]); from lengths alone it is planned which documents lie
-//! in which row ([`rows`], [`bins`], [`window`], [`plan`]); batches are filled ([`batch`]) with the rows of a rank's slice of one global order
-//! that can be left and taken up anywhere ([`loader`]), ahead of their use if wanted ([`prefetch`]).
+//! - [`writer`], [`shard`], [`shards`], [`format`](mod@format): folders of shards. [`megatron`]: Megatron indexed
+//!   datasets. [`part`]: a file of either format.
+//! - [`permute`]: seeded shuffling without memory. [`mix`]: drawing documents from sources by token share.
+//! - [`rows`], [`bins`], [`window`], [`plan`]: planning which documents go into which row, from lengths alone.
+//! - [`batch`]: filling batches with a rank's rows. [`loader`]: one order of rows for all ranks, resumable anywhere.
+//!   [`prefetch`]: preparing batches ahead.
 
 pub mod batch;
 pub mod bins;

@@ -1,4 +1,4 @@
-//! The loader: one global order of steps and rows, of which every rank takes its slice.
+//! The loader: one global order of steps and rows, from which every rank takes its slice.
 
 use std::sync::Arc;
 
@@ -16,15 +16,15 @@ const MAX_LOOKAHEAD: u64 = 1 << 20;
 
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// By length: every bucket takes the documents that are longer than those of the one before.
+    /// Buckets by length: each takes the documents that are longer than those of the previous one.
     pub buckets: Vec<Bucket>,
     pub packing: Packing,
     pub rank: usize,
     pub world_size: usize,
     pub seed: u64,
-    /// The part of a label's spans that is left out of the loss.
+    /// Fraction of the spans to exclude from the loss, by label.
     pub masks: Vec<(String, f64)>,
-    /// Of several loaders that share a rank, which one this is, and how many: they take its steps in turn.
+    /// Index of this loader among those that share a rank, and their number. They take the rank's steps in turn.
     pub worker: (u64, u64),
 }
 
@@ -39,11 +39,13 @@ impl Config {
             return invalid("world_size must be at least 1".into());
         }
         if rank >= world_size {
-            return invalid(format!("rank {rank} is outside a world of {world_size}"));
+            return invalid(format!("rank {rank} must be less than world_size {world_size}"));
         }
         let (worker, workers) = self.worker;
         if worker >= workers {
-            return invalid(format!("there is no worker {worker} of {workers}"));
+            return invalid(format!(
+                "worker {worker} must be less than the number of workers, {workers}"
+            ));
         }
         if let Packing::BestFit { lookahead } = self.packing
             && !(1..=MAX_LOOKAHEAD).contains(&lookahead)
@@ -61,7 +63,7 @@ impl Config {
                 return invalid("seq_len and batch_size must be at least 1".into());
             }
             if *lengths.start() != longest + 1 || lengths.is_empty() {
-                return invalid("the max_length of each bucket must be above that of the one before".into());
+                return invalid("the max_length of each bucket must be greater than that of the previous one".into());
             }
             longest = *lengths.end();
             let positions = batch_size.div_ceil(world_size).checked_mul(*seq_len);
@@ -79,38 +81,39 @@ impl Config {
     }
 }
 
-/// What was given out since step 0, over all ranks.
+/// Totals over all ranks since step 0.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Totals {
     pub steps: u64,
     /// Tokens of each source.
     pub tokens: Vec<u64>,
-    /// Documents of which the last token was given out.
+    /// Documents whose last token was returned.
     pub documents: u64,
-    /// Positions of all rows, with those that hold no token.
+    /// Positions of all rows, including those without a token.
     pub positions: u64,
 }
 
-/// Where the loader stands: the same on every rank, and all that another loader over the same data needs to go on.
+/// Position of the loader: the same on every rank, and everything that another loader over the same data needs to
+/// resume.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
     pub totals: Totals,
-    /// A place a bucket.
+    /// One place per bucket.
     pub places: Vec<Place>,
 }
 
 pub struct Loader {
     mixture: Arc<Mixture>,
     config: Config,
-    /// The buckets that have documents, and the sources of these. Over endless epochs, a planner of any other bucket
-    /// would look for documents forever.
+    /// The buckets that have documents, and the sources of these documents. With endless epochs, a planner of an empty
+    /// bucket would search forever.
     used: Vec<(usize, Vec<usize>)>,
     /// One for each of `used`.
     planners: Vec<Planner>,
     totals: Totals,
     filler: Filler,
     rows: Rows,
-    /// After an error: where the loader stood before.
+    /// After an error: the position before the failed call.
     interrupted: Option<State>,
 }
 
@@ -137,12 +140,12 @@ impl Loader {
         })
     }
 
-    /// This rank's rows of the next step; `None` after the last. After an error the loader stands where it stood.
+    /// Returns this rank's rows of the next step, or `None` after the last. After an error, the loader does not move.
     pub fn next_batch(&mut self) -> Result<Option<Batch>> {
         self.or_go_back(Loader::make_batch)
     }
 
-    /// Goes over the next step without reading its tokens; `false` if there is none.
+    /// Skips the next step without reading its tokens. Returns `false` if there is none.
     pub fn skip(&mut self) -> Result<bool> {
         self.or_go_back(|loader| Ok(loader.plan()?.is_some()))
     }
@@ -176,18 +179,18 @@ impl Loader {
             batch_size, seq_len, ..
         } = self.config.buckets[bucket];
         let Config { rank, world_size, .. } = self.config;
-        // Slices of a step that differ by a row at most; all are filled up to the size of the largest.
+        // Slices of a step differ by at most one row. All are padded to the size of the largest.
         let slice = batch_size * rank / world_size..batch_size * (rank + 1) / world_size;
         let rows = slice_of(&self.rows, slice);
         let count = batch_size.div_ceil(world_size);
         self.filler.fill(&self.mixture, &rows, count, seq_len, bucket).map(Some)
     }
 
-    /// Plans all rows of the next step and says of which bucket they are. Every rank plans the rows of all, so that the
-    /// order does not depend on how many there are.
+    /// Plans all rows of the next step and returns their bucket. Every rank plans the rows of all ranks, so that the
+    /// order does not depend on the number of ranks.
     fn plan(&mut self) -> Result<Option<usize>> {
         check()?;
-        // A stream reads the lengths of documents as it goes, in any shard; a window has read them when it was planned.
+        // A stream reads lengths of documents at every step, in any shard. A window read them when it was planned.
         if self.config.packing == Packing::Stream {
             self.mixture.check_present()?;
         }
@@ -211,7 +214,7 @@ impl Loader {
         Ok(Some(bucket))
     }
 
-    /// The planner that is furthest behind in the common order of documents, so that all go through it side by side.
+    /// Returns the planner that is furthest behind in the common order of documents, so that all advance together.
     fn next_planner(&mut self) -> Result<Option<usize>> {
         let mut next: Option<(usize, f64)> = None;
         for (at, planner) in self.planners.iter_mut().enumerate() {
@@ -232,8 +235,8 @@ impl Loader {
         })
     }
 
-    /// Goes to where `state` was taken, at a cost that does not depend on how far that is. An impossible state is
-    /// refused and changes nothing.
+    /// Moves to the position of a state, at a cost that does not depend on the distance. Fails on an invalid state,
+    /// without moving.
     pub fn restore(&mut self, state: &State) -> Result<()> {
         self.check_state(state)?;
         self.mixture.check_present()?;
@@ -263,13 +266,13 @@ impl Loader {
         } = state.totals;
         let mut counts = state.totals.tokens.iter().chain([&steps, &documents, &positions]);
         match counts.find(|&&count| count > MAX_COUNT) {
-            Some(count) => Err(Error::Invalid(format!("loader state: a count of {count}"))),
+            Some(count) => Err(Error::Invalid(format!("loader state: count {count} is too large"))),
             None => Ok(()),
         }
     }
 }
 
-/// The buckets that have documents, each with the sources that these are from.
+/// Returns the buckets that have documents, each with the sources of these documents.
 fn used_buckets(mixture: &Mixture, buckets: &[Bucket]) -> Result<Vec<(usize, Vec<usize>)>> {
     let mut used = Vec::new();
     for (number, bucket) in buckets.iter().enumerate() {
@@ -288,7 +291,7 @@ fn used_buckets(mixture: &Mixture, buckets: &[Bucket]) -> Result<Vec<(usize, Vec
 
 fn has_documents(shards: &Shards, bucket: &Bucket) -> Result<bool> {
     if bucket.lengths == (1..=u32::MAX) {
-        return Ok(true); // whatever their lengths, which need not be read then
+        return Ok(true); // every length fits, so there is no need to read them
     }
     shards.check_present()?;
     let mut pace = Pace::default();

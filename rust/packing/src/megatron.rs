@@ -1,18 +1,19 @@
-//! Megatron's indexed dataset, read in place: `PREFIX.idx` says where documents lie in `PREFIX.bin`.
+//! Reads Megatron indexed datasets in place: `PREFIX.idx` locates the documents in `PREFIX.bin`.
 //!
 //! All integers of the index are little-endian; `n` sequences, `d` documents.
 //!
 //! | field | bytes | content |
 //! | --- | --- | --- |
 //! | magic, version | 9, 8 | `MMIDIDX` and two zeros; u64: 1 |
-//! | type of ids | 1 | 1 u8, 2 i8, 3 i16, 4 i32, 5 i64, 8 u16 (6 and 7 are floats, which are no ids) |
+//! | type of ids | 1 | 1 u8, 2 i8, 3 i16, 4 i32, 5 i64, 8 u16 (6 and 7 are floats, which cannot be ids) |
 //! | counts | 8, 8 | u64: `n`; u64: `d` + 1 |
 //! | sequence lengths | `n` × 4 | i32: in tokens |
-//! | sequence pointers | `n` × 8 | i64: where it begins in the `.bin`, in bytes |
+//! | sequence pointers | `n` × 8 | i64: start in the `.bin`, in bytes |
 //! | document bounds | (`d` + 1) × 8 | i64: document i is the sequences from bound i to bound i + 1; 0 first, `n` last |
 //! | modes | `n` × 1 or none | i8: 0 for text; other sequences are not read |
 //!
-//! There are no checksums, so a changed id is seen only where it is outside the vocabulary, which the files do not name.
+//! The files have no checksums, so a changed id is detected only if it is outside the vocabulary, which they do not
+//! store.
 
 use std::fs::File;
 use std::ops::Range;
@@ -29,12 +30,12 @@ pub const MAGIC: [u8; 9] = *b"MMIDIDX\0\0";
 pub const VERSION: u64 = 1;
 
 const HEADER: usize = 34;
-/// Pages of the `.bin` that go into the checksum.
+/// Pages of the `.bin` included in the checksum.
 const SAMPLES: usize = 64;
-/// Bytes of the index that are hashed between two checks for an interrupt.
+/// Bytes of the index hashed between two checks for an interrupt.
 const HASHED: usize = 1 << 26;
 
-/// The files of a dataset, if `path` is its prefix or one of them.
+/// Returns the files of a dataset, if `path` is its prefix or one of them.
 pub(crate) fn files(path: &Path) -> Option<(PathBuf, PathBuf)> {
     let with = |prefix: &Path, extension: &str| {
         let mut name = prefix.as_os_str().to_owned();
@@ -50,20 +51,20 @@ pub(crate) fn files(path: &Path) -> Option<(PathBuf, PathBuf)> {
     is_one.then(|| of(&path.with_extension("")))
 }
 
-/// The documents of an indexed dataset that have tokens, memory-mapped. Opening checks the whole index, every read the
-/// bounds and ids that it meets, and whether the files are as long as they were: touching what is no longer there would
-/// end the process. (Between that look and the touch, a file can still be cut short.)
+/// The documents of an indexed dataset that have tokens, memory-mapped. Opening checks the whole index, and every read
+/// checks its bounds and ids. Callers call [`Megatron::check_present`] before they read: touching a page past the end
+/// of a truncated file would kill the process.
 pub struct Megatron {
     index: Mapped,
     data: Mapped,
     layout: Layout,
-    /// For each document without tokens, how many with tokens come before it.
+    /// For each document without tokens, the number of documents with tokens before it.
     empty: Vec<u64>,
     documents: u64,
     tokens: u64,
     vocab_size: Option<u64>,
     checksum: u32,
-    /// The only name of a source: there are none in the files.
+    /// The only source, unnamed: the files store none.
     names: [String; 1],
 }
 
@@ -76,8 +77,8 @@ struct Mapped {
 impl Mapped {
     fn open(path: PathBuf) -> Result<Mapped> {
         let file = File::open(&path).map_err(Error::io(&path))?;
-        // SAFETY: the map is read-only and private to this value. `check_present` looks after files that are cut short;
-        // that nobody rewrites one in place, no reader of a map can do without.
+        // SAFETY: the map is read-only and private to this value. `check_present` detects truncated files. Like every
+        // reader of a map, this one relies on files not being rewritten in place.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
         Ok(Mapped { path, file, map })
     }
@@ -91,8 +92,8 @@ impl Mapped {
     }
 
     fn release(&self) {
-        // SAFETY: the map is of a file and read-only, so whatever is touched again is read again. That this is refused
-        // somewhere does no harm.
+        // SAFETY: the map is of a file and read-only, so pages that are touched again are read again. An error is
+        // harmless: the pages stay.
         let _ = unsafe { self.map.unchecked_advise(UncheckedAdvice::DontNeed) };
     }
 
@@ -120,8 +121,8 @@ impl Ids {
             4 => Ok(Ids::I32),
             5 => Ok(Ids::I64),
             8 => Ok(Ids::U16),
-            6 | 7 => Err("its data are floats, not ids".into()),
-            _ => Err(format!("its data are of an unknown type, {code}")),
+            6 | 7 => Err("expected integer ids, got floats".into()),
+            _ => Err(format!("unknown type of ids: {code}")),
         }
     }
 
@@ -134,7 +135,7 @@ impl Ids {
         }
     }
 
-    /// Decodes `bytes` as [`decode`] does; what no vocabulary has becomes 2^31 or more.
+    /// Decodes `bytes` as [`decode`] does. Negative and too large ids become 2^31 or more.
     fn decode(self, bytes: &[u8], tokens: &mut [i32], targets: &mut [i32]) -> u32 {
         match self {
             Ids::U8 => decode(bytes, 0, tokens, targets, |[id]: &[u8; 1]| u32::from(*id)),
@@ -150,7 +151,7 @@ impl Ids {
         }
     }
 
-    /// One id as it is in the file.
+    /// Returns one id as stored in the file.
     fn number(self, bytes: &[u8]) -> i64 {
         let mut wide = [0; 8];
         wide[..bytes.len()].copy_from_slice(bytes);
@@ -162,7 +163,7 @@ impl Ids {
     }
 }
 
-/// Where the fields of the index lie.
+/// Positions of the fields of the index.
 struct Layout {
     ids: Ids,
     lengths: Range<usize>,
@@ -188,7 +189,7 @@ impl Layout {
         }
         let ids = Ids::of_code(fields[8])?;
         let sections = Layout::sections(field(9), field(17));
-        let [lengths, pointers, bounds, modes] = sections.ok_or("impossible counts in the header")?;
+        let [lengths, pointers, bounds, modes] = sections.ok_or("invalid counts in the header")?;
         let (length, expected) = (index.len(), bounds.end);
         if length != expected && length != modes.end {
             let what = if length < expected { "truncated" } else { "overlong" };
@@ -196,7 +197,9 @@ impl Layout {
         }
         let mut modes = index[expected..].iter().enumerate();
         if let Some((sequence, mode)) = modes.find(|(_, mode)| **mode != 0) {
-            return Err(format!("sequence {sequence} is of mode {mode}; only text (0) is read"));
+            return Err(format!(
+                "sequence {sequence} has mode {mode}; only text (0) is supported"
+            ));
         }
         Ok(Layout {
             ids,
@@ -206,7 +209,7 @@ impl Layout {
         })
     }
 
-    /// Lengths, pointers, bounds and modes; `None` if the counts overflow.
+    /// Returns the sections of lengths, pointers, bounds, and modes, or `None` if the counts overflow.
     fn sections(sequences: u64, bounds: u64) -> Option<[Range<usize>; 4]> {
         let mut end = HEADER;
         let mut section = |count: u64, width: usize| -> Option<Range<usize>> {
@@ -243,7 +246,7 @@ impl Megatron {
         Ok(all)
     }
 
-    /// Goes over the whole index; counts documents and tokens.
+    /// Checks the whole index and counts documents and tokens.
     fn check_index(&mut self) -> Result<()> {
         let sequences = self.layout.lengths.len() / 4;
         let last = self.layout.bounds.len() / 8;
@@ -274,7 +277,7 @@ impl Megatron {
         Ok(())
     }
 
-    /// Tokens of some sequences, which must lie in the `.bin` one after the other.
+    /// Returns the number of tokens of sequences, which must be contiguous in the `.bin`.
     fn document_tokens(&self, sequences: Range<usize>) -> std::result::Result<u64, String> {
         let (mut tokens, mut next) = (0, None);
         for sequence in sequences {
@@ -292,7 +295,9 @@ impl Megatron {
                 ));
             };
             if next.is_some_and(|next| next != pointer) {
-                return Err(format!("sequence {sequence} does not lie behind the one before"));
+                return Err(format!(
+                    "sequence {sequence} does not follow the previous one in the .bin"
+                ));
             }
             tokens += u64::from(length);
             next = Some(end as i64);
@@ -316,8 +321,8 @@ impl Megatron {
         Some((pointer as i64, i32::from_le_bytes(*length)))
     }
 
-    /// Where a document's first token lies in the `.bin`, and how many it has; `None` if that makes no sense, as only
-    /// after a change to the open file.
+    /// Returns the start of a document in the `.bin` and its number of tokens, or `None` if the index is inconsistent,
+    /// which happens only if the open file changes.
     #[inline]
     fn extent(&self, document: u64) -> Option<(usize, u32)> {
         // Documents without tokens are not counted.
@@ -332,7 +337,7 @@ impl Megatron {
         ))
     }
 
-    /// Documents that have tokens; the others are passed over.
+    /// Returns the number of documents that have tokens. The others are skipped.
     pub fn documents(&self) -> u64 {
         self.documents
     }
@@ -345,12 +350,12 @@ impl Megatron {
         self.vocab_size
     }
 
-    /// From now on, ids from `size` on are errors.
+    /// Sets the size of the vocabulary. Ids from `size` on are errors from now on.
     pub fn set_vocab_size(&mut self, size: u64) {
         self.vocab_size = Some(size);
     }
 
-    /// Depends on every byte of the index, the length of the `.bin` and some of its pages.
+    /// Returns a checksum of the index, the length of the `.bin`, and some of its pages.
     pub fn checksum(&self) -> u32 {
         self.checksum
     }
@@ -366,17 +371,17 @@ impl Megatron {
         let pages = data.len().div_ceil(PAGE);
         let samples = pages.min(SAMPLES);
         for sample in 0..samples {
-            // The first, the last, and the others as far apart.
+            // Evenly spaced, including the first and the last.
             let page = sample * (pages - 1) / (samples - 1).max(1);
             hasher.update(&data[page * PAGE..data.len().min((page + 1) * PAGE)]);
         }
         Ok(hasher.finalize())
     }
 
-    /// Tokens of a document.
+    /// Returns the number of tokens of a document.
     #[inline]
     pub fn document_len(&self, document: u64) -> u32 {
-        // No document is without tokens; of one that makes no sense any more, `read` says so.
+        // If the file changed, `read` reports it. A document has at least one token.
         self.extent(document).map_or(1, |(_, tokens)| tokens)
     }
 
@@ -426,13 +431,13 @@ impl Megatron {
         )))
     }
 
-    /// Lets go of the memory that was read, which otherwise counts as this process's, up to the whole files.
+    /// Releases the pages that were read, which otherwise count as this process's memory, up to the whole files.
     pub fn release(&self) {
         self.index.release();
         self.data.release();
     }
 
-    /// Checks every id. Opening has checked the rest.
+    /// Checks every id. Opening checked the rest.
     pub fn verify(&self) -> Result<()> {
         let (mut tokens, mut targets) = (vec![0; 1 << 16], vec![0; 1 << 16]);
         let mut pace = Pace::default();
@@ -448,7 +453,7 @@ impl Megatron {
     }
 }
 
-/// `None` past the end of `bytes`.
+/// Returns `None` past the end of `bytes`.
 fn u64_of(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }

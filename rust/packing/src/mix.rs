@@ -1,5 +1,5 @@
-//! Which document comes next: each source in its own shuffled order, the sources in turn so that their shares of the
-//! tokens hold at every moment to within a document.
+//! Chooses the next document: each source in its own shuffled order, and the sources in turn so that at any time, their
+//! tokens are within one document of their shares.
 
 use std::ops::Range;
 
@@ -7,13 +7,13 @@ use crate::error::{Error, Result};
 use crate::permute::{Permutation, mix64};
 use crate::shards::Shards;
 
-/// Shards and their part in the mixture.
+/// Shards and their share of the mixture.
 pub struct Source {
     pub name: String,
     pub shards: Shards,
     /// Weight relative to the other sources.
     pub share: f64,
-    /// Passes over the source; `None` goes on forever.
+    /// Passes over the source; `None` repeats forever.
     pub epochs: Option<u64>,
 }
 
@@ -21,19 +21,19 @@ pub struct Source {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Drawn {
     pub source: u32,
-    /// Number of the document in the shards.
+    /// Index of the document in the shards.
     pub document: u64,
     pub len: u32,
 }
 
-/// How far a source has been drawn: documents, all epochs counted through, and their tokens.
+/// Documents drawn from a source since the first epoch, and their tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cursor {
     pub draws: u64,
     pub tokens: u64,
 }
 
-/// A place in the endless sequence of documents.
+/// A position in the endless sequence of documents.
 pub struct Walk {
     cursors: Vec<Cursor>,
     orders: Vec<Option<Order>>,
@@ -42,12 +42,12 @@ pub struct Walk {
 /// Documents looked up at a time.
 const AHEAD: usize = 32;
 
-/// The order of the documents of a source in one epoch, some of it looked up ahead: numbers and lengths of documents lie
-/// all over memory, and waiting for many of them at once takes hardly longer than for one.
+/// The order of the documents of a source in one epoch, looked up in chunks. Lengths of shuffled documents are
+/// scattered over memory, and loading many of them at once takes hardly longer than loading one.
 struct Order {
     epoch: u64,
     permutation: Permutation,
-    /// The places looked up.
+    /// The positions looked up.
     known: Range<u64>,
     documents: [(u64, u32); AHEAD],
 }
@@ -62,7 +62,7 @@ impl Order {
         }
     }
 
-    /// Number and length of the document at a place.
+    /// Returns index and length of the document at a position.
     #[inline]
     fn get(&mut self, place: u64, shards: &Shards) -> (u64, u32) {
         if !self.known.contains(&place) {
@@ -104,14 +104,14 @@ impl Walk {
         self.cursors
     }
 
-    /// Takes back the last document that was drawn.
+    /// Undoes the draw of the last document.
     pub fn undo(&mut self, drawn: Drawn) {
         let cursor = &mut self.cursors[drawn.source as usize];
         cursor.draws -= 1;
         cursor.tokens -= u64::from(drawn.len);
     }
 
-    /// Documents drawn of all sources.
+    /// Returns the number of documents drawn from all sources.
     pub fn draws(&self) -> u64 {
         self.cursors.iter().map(|cursor| cursor.draws).sum()
     }
@@ -123,7 +123,7 @@ pub struct Mixture {
 }
 
 impl Mixture {
-    /// Sources that name no vocabulary have that of those that do.
+    /// Creates a mixture. Sources that store no vocabulary size get that of the other sources.
     pub fn new(mut sources: Vec<Source>, seed: u64) -> Result<Mixture> {
         if sources.is_empty() {
             return Err(Error::Invalid("no sources".into()));
@@ -134,7 +134,7 @@ impl Mixture {
             let (name, share) = (&source.name, source.share);
             if !(share.is_finite() && share > 0.0) {
                 return Err(Error::Invalid(format!(
-                    "source {name:?}: a share must be positive, not {share}"
+                    "source {name:?}: the share must be positive, not {share}"
                 )));
             }
             if source.epochs == Some(0) {
@@ -145,7 +145,7 @@ impl Mixture {
             for Source { name, shards, .. } in &mut sources {
                 if let Some(size) = shards.vocab_size().filter(|&size| size != expected) {
                     return Err(Error::Invalid(format!(
-                        "source {name:?} has a vocabulary of {size}, {first:?} one of {expected}"
+                        "source {name:?} has a vocabulary of {size} ids, but source {first:?} has one of {expected}"
                     )));
                 }
                 shards.set_vocab_size(expected)?;
@@ -165,7 +165,8 @@ impl Mixture {
         Ok(Mixture { sources, seed })
     }
 
-    /// The walk's next document: of the source furthest behind its share, passing over sources whose epochs are done.
+    /// Draws the walk's next document, from the source that is furthest behind its share. Skips sources that are
+    /// exhausted.
     #[inline]
     pub fn draw(&self, walk: &mut Walk) -> Option<Drawn> {
         let source = self.next_source(&walk.cursors)?;
@@ -196,14 +197,14 @@ impl Mixture {
             .min_by(|&a, &b| behind(a).total_cmp(&behind(b)))
     }
 
-    /// Whether `cursors` have passed all epochs of each of these sources.
+    /// Returns whether all epochs of each of these sources are done.
     pub fn are_exhausted(&self, sources: &[usize], cursors: &[Cursor]) -> bool {
         sources
             .iter()
             .all(|&source| cursors[source].draws >= self.draws(source))
     }
 
-    /// Documents a source gives in all its epochs.
+    /// Returns the number of documents of a source in all its epochs.
     pub fn draws(&self, source: usize) -> u64 {
         let source = &self.sources[source];
         let documents = source.shards.documents();
@@ -217,18 +218,18 @@ impl Mixture {
         self.sources.iter().try_for_each(|source| source.shards.check_present())
     }
 
-    /// All sources have the same, or none names one.
+    /// Returns the size of the vocabulary of all sources, or `None` if no source stores it.
     pub fn vocab_size(&self) -> Option<u64> {
         self.sources.first().and_then(|source| source.shards.vocab_size())
     }
 
-    /// The fingerprint of the sources' vocabulary; `None` if no source names it.
+    /// Returns the fingerprint of the sources' vocabulary, or `None` if no source stores it.
     pub fn vocabulary_fingerprint(&self) -> Option<u64> {
         self.sources.iter().find_map(|source| source.shards.fingerprint())
     }
 
-    /// A number that differs, all but surely, when any byte of any shard, a name or a share does; of Megatron's data, any
-    /// byte of what [`crate::Megatron::checksum`] says.
+    /// Returns a number that almost certainly changes when a name, a share, or any byte of a shard changes; for
+    /// Megatron datasets, any byte that [`crate::Megatron::checksum`] covers.
     pub fn fingerprint(&self) -> u64 {
         let mut state = 0;
         let mut take = |value: u64| state = mix64(state ^ value);

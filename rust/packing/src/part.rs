@@ -2,7 +2,7 @@ use crate::error::Result;
 use crate::megatron::Megatron;
 use crate::shard::{Shard, Span};
 
-/// A file of documents, of one format or another.
+/// A file of documents, in either format.
 pub enum Part {
     Shard(Shard),
     Megatron(Megatron),
@@ -26,7 +26,7 @@ impl Part {
         either!(self, part => part.tokens())
     }
 
-    /// `None` if it is not known.
+    /// Returns the size of the vocabulary, or `None` if it is not known.
     pub fn vocab_size(&self) -> Option<u64> {
         match self {
             Part::Shard(shard) => Some(shard.vocab_size()),
@@ -34,7 +34,7 @@ impl Part {
         }
     }
 
-    /// The fingerprint of the vocabulary; `None` if it is not known.
+    /// Returns the fingerprint of the vocabulary, or `None` if it is not known.
     pub fn fingerprint(&self) -> Option<u64> {
         match self {
             Part::Shard(shard) => shard.fingerprint(),
@@ -49,7 +49,8 @@ impl Part {
         }
     }
 
-    /// Differs, all but surely, between two files; see [`Shard::checksum`] and [`Megatron::checksum`].
+    /// Returns a number that almost certainly differs between two files; see [`Shard::checksum`] and
+    /// [`Megatron::checksum`].
     pub fn checksum(&self) -> u32 {
         either!(self, part => part.checksum())
     }
@@ -60,7 +61,7 @@ impl Part {
         either!(self, part => part.document_len(document))
     }
 
-    /// Names of sources; [`Part::source_index`] counts into them.
+    /// Returns the names of sources. [`Part::source_index`] is an index into them.
     pub fn sources(&self) -> &[String] {
         either!(self, part => part.sources())
     }
@@ -72,7 +73,7 @@ impl Part {
         }
     }
 
-    /// Labels of spans.
+    /// Returns the labels of spans.
     pub fn labels(&self) -> &[String] {
         match self {
             Part::Shard(shard) => shard.labels(),
@@ -115,7 +116,7 @@ impl Part {
         either!(self, part => part.release());
     }
 
-    /// Checks all that can be checked.
+    /// Checks every byte that has a checksum, and every id.
     pub fn verify(&self) -> Result<()> {
         either!(self, part => part.verify())
     }

@@ -1,8 +1,9 @@
-//! Seeded pseudo-random permutations that take no memory: a Feistel network over pairs of numbers below the root of the
-//! range, walked until it lands inside the range (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+//! Seeded pseudorandom permutations that take no memory: a Feistel network over pairs of numbers below the square root
+//! of the range, applied until the result is inside the range (Black and Rogaway, "Ciphers with Arbitrary Finite
+//! Domains", 2002).
 
 const ROUNDS: usize = 8;
-/// Fewer leave too few permutations to choose from; walking 64 places at most costs nothing.
+/// A smaller side has too few permutations to choose from. With this one, at most 64 numbers are walked.
 const MIN_SIDE: u64 = 8;
 
 #[derive(Clone)]
@@ -13,7 +14,7 @@ pub struct Permutation {
 }
 
 impl Permutation {
-    /// A permutation of `0..n`; equal seeds give equal permutations.
+    /// Creates a permutation of `0..n`. Equal seeds give equal permutations.
     pub fn new(n: u64, seed: u64) -> Permutation {
         let root = n.isqrt();
         let side = if root * root == n { root } else { root + 1 };
@@ -30,14 +31,14 @@ impl Permutation {
         }
     }
 
-    /// Where `i` goes. Panics unless `i < n`.
+    /// Returns the image of `i`. Panics unless `i < n`.
     pub fn get(&self, i: u64) -> u64 {
         assert!(i < self.n, "{i} is outside 0..{}", self.n);
         self.get_from(i)
     }
 
-    /// Where the numbers from `first` on go. Several at once take far less time than one after the other: each is a long
-    /// chain of steps that wait for one another. Panics unless all are below `n`.
+    /// Computes the images of the numbers from `first` on. Computing several at once is much faster than one after the
+    /// other, because each is a long chain of dependent steps. Panics unless all are below `n`.
     pub fn fill<const MANY: usize>(&self, first: u64, out: &mut [u64; MANY]) {
         assert!(
             MANY as u64 <= self.n && first <= self.n - MANY as u64,
@@ -60,7 +61,7 @@ impl Permutation {
         }
     }
 
-    /// Where a walk from `i` first lands inside the range.
+    /// Applies the network to `i` until the result is inside the range.
     fn get_from(&self, i: u64) -> u64 {
         let mut i = i;
         loop {
@@ -76,7 +77,7 @@ impl Permutation {
         for key in self.keys {
             (left, right) = self.round(left, right, key);
         }
-        // Sides are at most 2^32, whose square less one is the greatest that can come here.
+        // No overflow: sides are at most 2^32, so the result is at most 2^64 - 1.
         left * self.side + right
     }
 
@@ -87,13 +88,13 @@ impl Permutation {
     }
 }
 
-/// A number below `bound` from 64 random bits, all but equally often (Lemire, "Fast Random Integer Generation in an
+/// Maps 64 random bits to a number below `bound`, almost uniformly (Lemire, "Fast Random Integer Generation in an
 /// Interval", 2019).
 pub fn below(random: u64, bound: u64) -> u64 {
     ((u128::from(random) * u128::from(bound)) >> 64) as u64
 }
 
-/// One step of SplitMix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
+/// Computes one step of SplitMix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
 pub fn mix64(x: u64) -> u64 {
     let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -134,7 +135,7 @@ mod tests {
 
     /// Over many seeds every value must come first, and last, about equally often.
     #[test]
-    fn no_place_is_preferred() {
+    fn every_value_is_equally_likely() {
         const SEEDS: u64 = 20_000;
         for n in [2, 3, 5, 10, 33] {
             for place in [0, n - 1] {

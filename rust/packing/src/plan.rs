@@ -1,8 +1,8 @@
-//! Which documents lie in which row, from their lengths alone.
+//! Plans which documents go into which row, from their lengths alone.
 //!
-//! Best fit works by windows ([`crate::window`]), whose rows are given out in a seeded order. Where a window begins and
-//! how many of its rows were given out is all that is needed to go on: the window is planned anew. A stream lays documents end to end and
-//! cuts them where a row is full; what is needed to go on is the next document and the rest of the one that was cut.
+//! Best fit plans windows ([`crate::window`]), whose rows come in a seeded order. To resume, it needs the start of the
+//! window and the number of rows taken: it plans the window again. A stream lays documents end to end and cuts them at
+//! the ends of rows. To resume, it needs the next document and the rest of the one that was cut.
 
 use cwm_interrupt::Pace;
 
@@ -12,25 +12,25 @@ use crate::mix::{Cursor, Mixture, Walk};
 use crate::rows::{Bucket, Piece, Rows, cut, whole};
 use crate::window::{DRAW, Window};
 
-/// Documents between two checks that the shards are as long as they were.
+/// Documents between two checks for truncated shards.
 const CHECK_EVERY: u64 = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Packing {
     /// No document is cut unless it is longer than a row.
     BestFit { lookahead: u64 },
-    /// Documents are laid end to end and cut where a row is full.
+    /// Documents are laid end to end and cut at the ends of rows.
     Stream,
 }
 
-/// Where a planner stands; all that another one over the same data needs to go on.
+/// Position of a planner: everything that another one over the same data needs to resume.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Place {
-    /// A source each: documents drawn and their tokens, before the window or the next row.
+    /// For each source, documents drawn before the window or the next row, and their tokens.
     pub cursors: Vec<[u64; 2]>,
-    /// Rows of the window that were given out.
+    /// Rows of the window that were taken.
     pub taken: u64,
-    /// Of a stream: source, document and first token of the rest of the document that was cut.
+    /// In a stream, the rest of the document that was cut: source, document, and first token.
     pub rest: Option<[u64; 3]>,
 }
 
@@ -58,14 +58,14 @@ enum Mode {
 }
 
 impl Planner {
-    /// Starts at the first document. `sources` are those that have documents of the bucket: when these are exhausted the
-    /// planner ends, although the walk may pass over documents of other sources forever.
+    /// Starts at the first document. `sources` are those that have documents of the bucket. When they are exhausted,
+    /// the planner ends, although other sources may continue forever.
     pub fn new(mixture: &Mixture, bucket: Bucket, sources: Vec<usize>, packing: Packing, seed: u64) -> Result<Planner> {
         let start = vec![Cursor::default(); mixture.sources.len()];
         let mode = match packing {
             Packing::BestFit { lookahead } => {
                 Bins::new(bucket.seq_len)?;
-                // Several epochs packed together would be shuffled together.
+                // A window of several epochs would shuffle them together.
                 let documents = mixture.sources.iter().map(|source| source.shards.documents());
                 Mode::Windows {
                     lookahead: lookahead.min(documents.sum()),
@@ -88,7 +88,7 @@ impl Planner {
         })
     }
 
-    /// Whether another row can be given out; plans it if need be.
+    /// Returns whether there is another row. Plans it if needed.
     pub fn is_ready(&mut self, mixture: &Mixture) -> Result<bool> {
         match &mut self.mode {
             Mode::Windows {
@@ -145,7 +145,7 @@ impl Planner {
         }
     }
 
-    /// Documents drawn before the next row, those of a window in proportion to its rows.
+    /// Returns the number of documents drawn before the next row, those of a window in proportion to the rows taken.
     pub fn progress(&self) -> f64 {
         match &self.mode {
             Mode::Windows {
@@ -158,7 +158,7 @@ impl Planner {
         }
     }
 
-    /// Adds the next row to `out`; an empty one if there are no more documents.
+    /// Adds the next row to `out`, or an empty row if there are no more documents.
     pub fn next_row(&mut self, mixture: &Mixture, out: &mut Rows) -> Result<()> {
         let mut room = self.bucket.seq_len as u32;
         while room > 0 && self.is_ready(mixture)? {
@@ -190,7 +190,8 @@ impl Planner {
             Mode::Windows {
                 start, taken, window, ..
             } => {
-                // The end of one window is the beginning of the next: every place has one name.
+                // The end of a window is the start of the next one. Use the latter, so that every position has one
+                // representation.
                 let (cursors, taken) = match window {
                     Some(planned) if *taken == planned.count() => (planned.end(), 0),
                     _ => (start.as_slice(), *taken as u64),
@@ -209,8 +210,8 @@ impl Planner {
         }
     }
 
-    /// Goes to a place, at the cost of planning one window. Fails if there is no such place; the planner must then not
-    /// be used any more.
+    /// Moves to a place, at the cost of planning one window. Fails if there is no such place; the planner must not be
+    /// used after that.
     pub fn go_to(&mut self, mixture: &Mixture, place: &Place) -> Result<()> {
         let cursors = cursors_of(mixture, place)?;
         match &mut self.mode {
@@ -244,7 +245,7 @@ fn impossible(what: String) -> Error {
     Error::Invalid(format!("loader state: there is no {what}"))
 }
 
-/// Counts are compared as f64, which is exact up to here.
+/// Largest count. Counts are compared as f64, which is exact up to this number.
 pub const MAX_COUNT: u64 = 1 << 53;
 
 fn cursors_of(mixture: &Mixture, place: &Place) -> Result<Vec<Cursor>> {

@@ -1,4 +1,4 @@
-//! Batches made ahead of their use, by a thread of their own.
+//! Prepares batches ahead, in a thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,20 +12,20 @@ use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::loader::{Loader, State};
 
-/// A batch, and where the loader stands after it; `None` after the last.
+/// A batch and the loader's state after it; `None` after the last.
 pub type Made = Result<Option<(Batch, State)>>;
 
-/// Makes batches in their order while earlier ones are used, `depth` of them ahead.
+/// Prepares up to `depth` batches ahead, in order.
 pub struct Prefetcher {
     made: Receiver<Made>,
     is_wanted: Arc<AtomicBool>,
 }
 
 impl Prefetcher {
-    /// Goes on from where `loader` stands. The thread ends with the last batch, an error, or when the prefetcher is
+    /// Starts at the loader's position. The thread ends after the last batch or an error, or when the prefetcher is
     /// dropped.
     pub fn start(loader: Loader, depth: usize) -> Result<Prefetcher> {
-        // One more is always being made, or made and waiting for its place.
+        // One batch more is being prepared, or is waiting for a free slot.
         let (sender, receiver) = sync_channel(depth.saturating_sub(1));
         let builder = thread::Builder::new().name("cwm-loader".into());
         let is_wanted = Arc::new(AtomicBool::new(true));
@@ -41,7 +41,7 @@ impl Prefetcher {
         }
     }
 
-    /// The next batch; `None` if it was not made within `patience`. There is nothing after an error or the end.
+    /// Returns the next batch, or `None` if it is not ready within `patience`. Nothing follows an error or the end.
     pub fn next(&self, patience: Duration) -> Option<Made> {
         match self.made.recv_timeout(patience) {
             Ok(made) => Some(made),
@@ -51,7 +51,7 @@ impl Prefetcher {
     }
 }
 
-/// Ends the thread, also in the midst of a batch.
+/// Stops the thread, even within a batch.
 impl Drop for Prefetcher {
     fn drop(&mut self) {
         self.is_wanted.store(false, Ordering::Relaxed);

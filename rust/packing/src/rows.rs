@@ -1,24 +1,24 @@
-//! Pieces of documents, and rows of them.
+//! Pieces of documents, and rows of pieces.
 
 use std::ops::RangeInclusive;
 
 use crate::mix::Drawn;
 
-/// Documents of some lengths, and the batches they go into.
+/// A range of document lengths, and the shape of the batches for these documents.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bucket {
     pub lengths: RangeInclusive<u32>,
-    /// Tokens a row.
+    /// Tokens in a row.
     pub seq_len: usize,
-    /// Rows a step, all ranks together.
+    /// Rows in a step, over all ranks.
     pub batch_size: usize,
 }
 
-/// Consecutive tokens of one document that lie in one row.
+/// Consecutive tokens of one document in one row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Piece {
     pub source: u32,
-    /// Number of the document in the shards of its source.
+    /// Index of the document in the shards of its source.
     pub document: u64,
     /// First token within the document.
     pub start: u32,
@@ -31,7 +31,7 @@ pub struct Piece {
 #[derive(Clone, Debug, Default)]
 pub struct Rows {
     pub pieces: Vec<Piece>,
-    /// Where each row ends, in pieces.
+    /// End of each row, as an index into `pieces`.
     pub ends: Vec<usize>,
 }
 
@@ -47,7 +47,7 @@ impl Rows {
     }
 }
 
-/// A document as one piece.
+/// Returns a document as one piece.
 pub fn whole(drawn: Drawn) -> Piece {
     Piece {
         source: drawn.source,
@@ -58,7 +58,7 @@ pub fn whole(drawn: Drawn) -> Piece {
     }
 }
 
-/// The first `room` tokens of a piece, and the rest of it if there is any.
+/// Splits off the first `room` tokens of a piece. Returns them and the rest, if any.
 pub fn cut(piece: Piece, room: u32) -> (Piece, Option<Piece>) {
     if piece.len <= room {
         return (piece, None);

@@ -8,12 +8,12 @@ use memmap2::{Mmap, UncheckedAdvice};
 use crate::error::{Error, Result};
 use crate::format::{Header, Layout, MAX_VOCAB_SIZE, PAGE, RUN, SPAN, token_width, u32_at, u64_at};
 
-/// Pages are checked so many at a time: what was checked is still in the cache when it is decoded.
+/// Pages checked at a time, few enough to be in the cache still when they are decoded.
 const READ_PAGES: usize = 4;
 
-/// One shard file, memory-mapped. Opening checks the index, every read checks the pages that it touches, so a damaged
-/// file is an error and never a wrong token. Every read also looks whether the file is as long as it was: touching what
-/// is no longer there would end the process. (Between that look and the touch, a file can still be cut short.)
+/// One shard file, memory-mapped. Opening checks the index, and every read checks the pages that it touches, so a
+/// damaged file is an error and never yields a wrong token. Callers call [`Shard::check_present`] before they read:
+/// touching a page past the end of a truncated file would kill the process.
 pub struct Shard {
     path: PathBuf,
     file: File,
@@ -24,7 +24,7 @@ pub struct Shard {
     labels: Vec<String>,
 }
 
-/// A part of a document that has a label.
+/// A labeled part of a document.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Span {
     pub start: u32,
@@ -36,15 +36,15 @@ pub struct Span {
 impl Shard {
     pub fn open(path: &Path) -> Result<Shard> {
         let file = File::open(path).map_err(Error::io(path))?;
-        // SAFETY: the map is read-only and private to this value. `check_present` looks after files that are cut short;
-        // that nobody rewrites one in place, no reader of a map can do without: the writer never does.
+        // SAFETY: the map is read-only and private to this value. `check_present` detects truncated files. Like every
+        // reader of a map, this one relies on files not being rewritten in place; the writer never does that.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         let damaged = |what: String| Error::damaged(path, what);
         let header = Header::decode(&map).map_err(damaged)?;
         let layout = header
             .layout()
             .filter(|_| (1..=MAX_VOCAB_SIZE).contains(&header.vocab_size) && header.documents > 0);
-        let layout = layout.ok_or_else(|| damaged("impossible counts in the header".into()))?;
+        let layout = layout.ok_or_else(|| damaged("invalid counts in the header".into()))?;
         let (length, expected) = (map.len(), layout.labels.end);
         if length != expected {
             let what = if length < expected { "truncated" } else { "overlong" };
@@ -82,24 +82,25 @@ impl Shard {
         self.header.vocab_size
     }
 
-    /// The fingerprint of the vocabulary; `None` if it is not known.
+    /// Returns the fingerprint of the vocabulary, or `None` if it is not known.
     pub fn fingerprint(&self) -> Option<u64> {
         Some(self.header.fingerprint).filter(|&fingerprint| fingerprint != 0)
     }
 
-    /// The header's checksum, which depends on every byte of the file.
+    /// Returns the header's checksum, which depends on every byte of the file.
     pub fn checksum(&self) -> u32 {
         u32_at(&self.map, PAGE - 4)
     }
 
-    /// Tokens of a document. Panics if there is no such document, as do the other methods that take one.
+    /// Returns the number of tokens of a document. Like the other methods that take a document, panics if there is
+    /// none.
     #[inline]
     pub fn document_len(&self, document: u64) -> u32 {
         let (start, end) = self.bounds(&self.layout.document_ends, document);
         (end - start) as u32
     }
 
-    /// Names of sources; [`Shard::source_index`] counts into them.
+    /// Returns the names of sources. [`Shard::source_index`] is an index into them.
     pub fn sources(&self) -> &[String] {
         &self.names
     }
@@ -108,12 +109,12 @@ impl Shard {
         u32_at(self.section(&self.layout.document_sources), document as usize * 4) as usize
     }
 
-    /// Labels of spans.
+    /// Returns the labels of spans.
     pub fn labels(&self) -> &[String] {
         &self.labels
     }
 
-    /// Refuses a file that was cut short since it was opened. (It can still be cut between this look and the touch.)
+    /// Fails if the file was truncated since it was opened. (It can still be truncated between this check and a read.)
     pub fn check_present(&self) -> Result<()> {
         let length = self.file.metadata().map_err(Error::io(&self.path))?.len();
         if length < self.layout.labels.end as u64 {
@@ -125,9 +126,9 @@ impl Shard {
         Ok(())
     }
 
-    /// Reads `tokens.len()` tokens of a document from token `start` on, and into `targets` those from `start + 1` on: as
-    /// many, or one less at the end of the document. Both are written at once, while what was read is in the cache.
-    /// Panics if the document has fewer tokens, or the lengths are others.
+    /// Reads `tokens.len()` tokens of a document from token `start` on, and into `targets` the tokens from `start + 1`
+    /// on: as many, or one less at the end of the document. Writes both in one pass, while the bytes are in the cache.
+    /// Panics if the document has fewer tokens, or `targets` has another length.
     pub fn read(&self, document: u64, start: usize, tokens: &mut [i32], targets: &mut [i32]) -> Result<()> {
         assert!(targets.len() == tokens.len() || targets.len() + 1 == tokens.len());
         let (begin, end) = self.bounds(&self.layout.document_ends, document);
@@ -149,7 +150,7 @@ impl Shard {
         self.check_id(largest)
     }
 
-    /// The runs of a document's tokens that are not to be learned, ascending and disjoint.
+    /// Reads the runs of a document's tokens that are excluded from the loss, ascending and disjoint.
     pub fn masked_runs(&self, document: u64, out: &mut Vec<[u32; 2]>) -> Result<()> {
         out.clear();
         let (start, end) = self.bounds(&self.layout.run_ends, document);
@@ -160,14 +161,14 @@ impl Shard {
         let (length, mut last) = (self.document_len(document), 0);
         for (number, &[start, end]) in out.iter().enumerate() {
             if (number > 0 && start <= last) || end <= start || end > length {
-                return Err(self.impossible(document, "masked run", start, end));
+                return Err(self.invalid(document, "masked run", start, end));
             }
             last = end;
         }
         Ok(())
     }
 
-    /// The labelled spans of a document, by their starts.
+    /// Reads the labeled spans of a document, sorted by start.
     pub fn spans(&self, document: u64, out: &mut Vec<Span>) -> Result<()> {
         out.clear();
         let (start, end) = self.bounds(&self.layout.span_ends, document);
@@ -179,7 +180,7 @@ impl Shard {
         let length = self.document_len(document);
         let wrong = |span: &&Span| span.end <= span.start || span.end > length;
         match out.iter().find(wrong) {
-            Some(span) => Err(self.impossible(document, "span", span.start, span.end)),
+            Some(span) => Err(self.invalid(document, "span", span.start, span.end)),
             None if out.iter().any(|span| span.label as usize >= self.labels.len()) => Err(Error::damaged(
                 &self.path,
                 format!("document {document} has a span of an unknown label"),
@@ -188,14 +189,14 @@ impl Shard {
         }
     }
 
-    /// Lets go of the memory that was read, which otherwise counts as this process's, up to the whole file.
+    /// Releases the pages that were read, which otherwise count as this process's memory, up to the whole file.
     pub fn release(&self) {
-        // SAFETY: the map is of a file and read-only, so whatever is touched again is read again. That this is refused
-        // somewhere does no harm.
+        // SAFETY: the map is of a file and read-only, so pages that are touched again are read again. An error is
+        // harmless: the pages stay.
         let _ = unsafe { self.map.unchecked_advise(UncheckedAdvice::DontNeed) };
     }
 
-    /// Checks every page, id, run and span. Opening has checked the rest.
+    /// Checks every page, id, run, and span. Opening checked the rest.
     pub fn verify(&self) -> Result<()> {
         let (mut runs, mut spans) = (Vec::new(), Vec::new());
         let (mut tokens, mut targets) = (vec![0; 1 << 16], vec![0; 1 << 16]);
@@ -214,10 +215,10 @@ impl Shard {
         Ok(())
     }
 
-    fn impossible(&self, document: u64, what: &str, start: u32, end: u32) -> Error {
+    fn invalid(&self, document: u64, what: &str, start: u32, end: u32) -> Error {
         Error::damaged(
             &self.path,
-            format!("document {document} has an impossible {what} {start}..{end}"),
+            format!("document {document} has an invalid {what} {start}..{end}"),
         )
     }
 
@@ -225,7 +226,7 @@ impl Shard {
         &self.map[range.clone()]
     }
 
-    /// Where the things of a document begin and end, by a section of ends.
+    /// Returns the start and end of a document's records, from a section of ends.
     #[inline]
     fn bounds(&self, ends: &Range<usize>, document: u64) -> (u64, u64) {
         let (ends, at) = (self.section(ends), document as usize * 8);
@@ -238,7 +239,7 @@ impl Shard {
         range: Range<usize>,
         mut take: impl FnMut(&[u8; BYTES]),
     ) -> Result<()> {
-        // A record may lie across the end of what is read at a time.
+        // A record may cross the boundary between two reads.
         let mut cut = Vec::new();
         self.read_pages(section, range, |mut bytes| {
             if !cut.is_empty() {
@@ -256,7 +257,7 @@ impl Shard {
         })
     }
 
-    /// Gives the bytes of `range` of a section, in order and in parts, after checking the pages that they lie in.
+    /// Passes the bytes of a range of a section to `take`, in order and in parts, after checking their pages.
     fn read_pages(&self, section: &Range<usize>, range: Range<usize>, mut take: impl FnMut(&[u8])) -> Result<()> {
         let mut from = range.start;
         while from < range.end {
@@ -271,7 +272,7 @@ impl Shard {
         Ok(())
     }
 
-    /// Compares the checksums of pages that begin at byte `at` of the file.
+    /// Checks pages, the first of which is at byte `at` of the file, against their checksums.
     fn check_pages(&self, pages: &[u8], at: usize) -> Result<()> {
         let first = (at - PAGE) / PAGE;
         let crcs = &self.section(&self.layout.page_crcs)[first * 4..];
@@ -298,7 +299,7 @@ impl Shard {
         ))
     }
 
-    /// A checksum shows that the bytes are as written, not that they make sense.
+    /// Checks that the index is consistent. The checksum only shows that its bytes are the ones written.
     fn check_index(&self) -> std::result::Result<(), String> {
         let ascending = |section: &Range<usize>, total: u64| {
             let mut last = 0;
@@ -318,7 +319,7 @@ impl Shard {
             || !ascending(&layout.run_ends, runs)
             || !ascending(&layout.span_ends, spans)
         {
-            return Err("the documents do not cover the tokens, masked runs and spans".into());
+            return Err("the documents do not cover the tokens, masked runs, and spans".into());
         }
         for document in 0..self.header.documents {
             let (start, end) = self.bounds(&layout.document_ends, document);
@@ -335,7 +336,7 @@ impl Shard {
     }
 }
 
-/// Decodes ids, the first of which is number `at` of those read, and returns the largest.
+/// Decodes ids and returns the largest. `at` is the number of ids decoded before them.
 #[inline]
 pub(crate) fn decode<const WIDTH: usize>(
     bytes: &[u8],
@@ -347,7 +348,7 @@ pub(crate) fn decode<const WIDTH: usize>(
     let mut ids = bytes.as_chunks::<WIDTH>().0;
     let (mut at, mut largest) = (at, 0);
     if at == 0 {
-        // The first token is nobody's target.
+        // The first token is not a target.
         largest = id(&ids[0]);
         tokens[0] = largest as i32;
         (at, ids) = (1, &ids[1..]);

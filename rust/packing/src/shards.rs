@@ -7,7 +7,7 @@ use crate::megatron::{self, Megatron};
 use crate::part::Part;
 use crate::shard::Shard;
 
-/// The shards of a folder, or one dataset of Megatron's, as one sequence of documents.
+/// The shards of a folder, or one Megatron dataset, as one sequence of documents.
 pub struct Shards {
     parts: Vec<Part>,
     /// Documents before each part.
@@ -36,7 +36,7 @@ impl Shards {
         let files = shard_files(folder)?;
         if files.is_empty() {
             return Err(Error::Invalid(format!(
-                "{}: no token shards (*.{EXTENSION}) here",
+                "{}: no token shards (*.{EXTENSION}) in this folder",
                 folder.display()
             )));
         }
@@ -82,13 +82,13 @@ impl Shards {
         self.tokens
     }
 
-    /// `None` if it is not known: Megatron's files do not name it.
+    /// Returns the size of the vocabulary, or `None` if it is not known: Megatron datasets do not store it.
     pub fn vocab_size(&self) -> Option<u64> {
         self.parts.first().and_then(Part::vocab_size)
     }
 
-    /// Says how large the vocabulary is. Data that name another are refused; of data that name none, ids outside it
-    /// are errors from now on.
+    /// Sets the size of the vocabulary. Fails if the data store another size. If they store none, ids outside the
+    /// vocabulary are errors from now on.
     pub fn set_vocab_size(&mut self, size: u64) -> Result<()> {
         if !(1..=MAX_VOCAB_SIZE).contains(&size) {
             return Err(Error::Invalid(format!(
@@ -106,12 +106,12 @@ impl Shards {
         }
     }
 
-    /// The fingerprint of the vocabulary that the parts were made with; `None` if no part names it.
+    /// Returns the fingerprint of the vocabulary that the parts were made with, or `None` if no part stores it.
     pub fn fingerprint(&self) -> Option<u64> {
         self.parts.iter().find_map(Part::fingerprint)
     }
 
-    /// Refuses data that name another vocabulary than the one with this fingerprint.
+    /// Fails if the data store the fingerprint of another vocabulary.
     pub fn check_fingerprint(&self, expected: u64) -> Result<()> {
         match self.fingerprint() {
             Some(own) if own != expected => Err(Error::Invalid(format!(
@@ -126,7 +126,7 @@ impl Shards {
         &self.parts
     }
 
-    /// Which part holds a document, and the document's number there. Panics if there is no such document.
+    /// Returns the part that holds a document, and the document's index in it. Panics if there is no such document.
     #[inline]
     pub fn locate(&self, document: u64) -> (usize, u64) {
         let part = self.first.partition_point(|&first| first <= document) - 1;
@@ -139,13 +139,14 @@ impl Shards {
         self.parts[part].document_len(document)
     }
 
-    /// Tokens of every document, in order.
+    /// Iterates over the number of tokens of every document, in order.
     pub fn lengths(&self) -> impl Iterator<Item = u32> + '_ {
         let of_part = |part| (0..Part::documents(part)).map(|document| part.document_len(document));
         self.parts.iter().flat_map(of_part)
     }
 
-    /// Names that the parts have, each once, in order of first appearance, and for each part the places of its own.
+    /// Returns the distinct names of all parts in order of first appearance, and for each part the indices of its
+    /// names.
     pub fn union(&self, names: impl Fn(&Part) -> &[String]) -> (Vec<String>, Vec<Vec<usize>>) {
         let mut all: Vec<String> = Vec::new();
         let mut places = Vec::new();
@@ -171,8 +172,8 @@ impl Shards {
     }
 }
 
-/// Number and path of every shard file in a folder, by number. Other files are ignored, and hidden ones: unfinished
-/// shards, and what systems leave beside a file, such as `._00000.cwmtok`.
+/// Returns number and path of every shard file in a folder, sorted by number. Ignores other files and hidden ones:
+/// unfinished shards, and files that operating systems add, such as `._00000.cwmtok`.
 pub(crate) fn shard_files(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
@@ -187,7 +188,8 @@ pub(crate) fn shard_files(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
             .file_stem()
             .and_then(|stem| stem.to_str())
             .and_then(|stem| stem.parse().ok());
-        let number = number.ok_or_else(|| Error::damaged(&path, "a shard is named by its number"))?;
+        let number = number
+            .ok_or_else(|| Error::damaged(&path, "expected a number as the name of a shard, such as 00000.cwmtok"))?;
         files.push((number, path));
     }
     files.sort();

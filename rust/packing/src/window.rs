@@ -8,25 +8,25 @@ use crate::mix::{Cursor, Mixture, Walk};
 use crate::permute::{Permutation, mix64};
 use crate::rows::{Bucket, Piece, Rows, cut, whole};
 
-/// A window ends when so many times the look-ahead were drawn, however few of them have the lengths of the bucket, ...
+/// A window ends after this many times `lookahead` draws, however few of the documents belong to the bucket, ...
 const SCAN: u64 = 8;
-/// ... and, with a small look-ahead, so many documents.
+/// ... but not before this many draws.
 const MIN_SCAN: u64 = 4096;
-/// Units of work of a document drawn and packed.
+/// Units of work to draw and pack a document.
 pub(crate) const DRAW: u64 = 16;
 
-/// Rows packed together, and the order in which they are given out.
+/// Rows packed together, and the order in which they are taken.
 pub struct Window {
     rows: Rows,
     order: Permutation,
-    /// Documents drawn before and after.
+    /// Documents drawn before and after planning.
     draws: (u64, u64),
     end: Vec<Cursor>,
 }
 
 impl Window {
-    /// Packs the next `lookahead` documents of a bucket, and as many more as fit into what room they leave. `sources` are
-    /// those that have documents of the bucket; when they are exhausted, nothing is drawn.
+    /// Packs the next `lookahead` documents of a bucket, and as many more as fit into the remaining space. `sources`
+    /// are those that have documents of the bucket. When they are exhausted, nothing is drawn.
     pub fn plan(
         mixture: &Mixture,
         bucket: &Bucket,
@@ -59,34 +59,35 @@ impl Window {
         })
     }
 
-    /// Rows in the window.
+    /// Returns the number of rows in the window.
     pub fn count(&self) -> usize {
         self.rows.ends.len()
     }
 
-    /// The row that is given out after `taken` others.
+    /// Returns the row that comes after `taken` others.
     pub fn row(&self, taken: usize) -> &[Piece] {
         self.rows.row(self.order.get(taken as u64) as usize)
     }
 
-    /// Documents drawn up to the row that is given out after `taken` others, the window's in proportion to its rows.
+    /// Returns the number of documents drawn before the row that comes after `taken` others, those of the window in
+    /// proportion to its rows.
     pub fn progress(&self, taken: usize) -> f64 {
         let part = taken as f64 / self.count().max(1) as f64;
         self.draws.0 as f64 + part * (self.draws.1 - self.draws.0) as f64
     }
 
-    /// Whether there were no more documents of the bucket to draw.
+    /// Returns whether there were no documents left to draw.
     pub fn is_last(&self) -> bool {
         self.draws.0 == self.draws.1
     }
 
-    /// Where the next window begins.
+    /// Returns the start of the next window.
     pub fn end(&self) -> &[Cursor] {
         &self.end
     }
 }
 
-/// The pieces of the next `lookahead` documents of the bucket, unless `limit` documents were drawn before.
+/// Draws the next `lookahead` documents of the bucket, cut into pieces that fit a row. Stops at `limit` draws.
 fn draw_pieces(mixture: &Mixture, bucket: &Bucket, lookahead: u64, limit: u64, walk: &mut Walk) -> Result<Vec<Piece>> {
     let (mut pieces, mut documents, mut pace) = (Vec::new(), 0, Pace::default());
     while documents < lookahead && walk.draws() < limit {
@@ -106,7 +107,7 @@ fn draw_pieces(mixture: &Mixture, bucket: &Bucket, lookahead: u64, limit: u64, w
     Ok(pieces)
 }
 
-/// Draws further documents for as long as they fit into the room that is left: so no window ends in an empty row.
+/// Draws further documents as long as they fit into the remaining space, so that a window leaves little of it.
 fn fill_up(
     mixture: &Mixture,
     bucket: &Bucket,
@@ -135,7 +136,7 @@ fn fill_up(
     Ok(())
 }
 
-/// The pieces bin by bin, those of a bin in their order.
+/// Sorts the pieces by bin. Pieces of one bin keep their order.
 fn rows_of(pieces: &[Piece], bin_of: &[u32], bins: usize) -> Rows {
     let mut ends = vec![0; bins];
     bin_of.iter().for_each(|&bin| ends[bin as usize] += 1);

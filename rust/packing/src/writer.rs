@@ -13,27 +13,27 @@ use crate::error::{Error, Result};
 use crate::format::{EXTENSION, Header, MAX_VOCAB_SIZE, PAGE, token_width};
 use crate::shards::{Shards, shard_files};
 
-/// Tokens go to the file in writes of this many bytes.
+/// Bytes of tokens in one write.
 const WRITE_BYTES: usize = 256 * PAGE;
 const UNFINISHED: &str = ".unfinished-";
 
-/// A document to be written.
+/// A document to write.
 #[derive(Clone, Copy, Default)]
 pub struct NewDocument<'a> {
     pub ids: &'a [u32],
-    /// Which tokens are to be learned; without it, all.
+    /// True where the token is in the loss. By default, every token is.
     pub loss_mask: Option<&'a [bool]>,
-    /// Where something lies in the document: a label, and ranges of tokens.
+    /// Labels, and the ranges of tokens that have them.
     pub spans: &'a [(String, Vec<Range<u32>>)],
     pub source: &'a str,
 }
 
-/// Writes documents to `folder/00000.cwmtok`, `00001.cwmtok`, ...; a shard appears under its name only when it is
-/// complete and on disk. Dropping the writer without [`ShardWriter::finish`] discards the shard under way.
+/// Writes documents to `folder/00000.cwmtok`, `00001.cwmtok`, and so on. A shard gets its name only when it is complete
+/// and on disk. Dropping the writer without [`ShardWriter::finish`] discards the unfinished shard.
 pub struct ShardWriter {
     folder: PathBuf,
     vocab_size: u64,
-    /// Of the vocabulary; 0 if it is not known.
+    /// Fingerprint of the vocabulary; 0 if it is not known.
     fingerprint: u64,
     shard_tokens: u64,
     published: usize,
@@ -41,16 +41,16 @@ pub struct ShardWriter {
     tokens: u64,
     open: Option<ManuallyDrop<OpenShard>>,
     closed: bool,
-    /// Held while the writer is open: two writers would take each other's shards for leftovers.
+    /// Held while the writer is open: two writers would remove each other's unfinished shards.
     lock: File,
-    /// A fork has no part in the files of its parent.
+    /// The process that opened the writer. A fork must not touch its parent's files.
     process: u32,
 }
 
 impl ShardWriter {
-    /// Creates `folder` if need be. A folder that already holds shards is refused (a second run of the same job would
-    /// put every document in twice) unless `append`: then the shards there are checked, what a killed writer left
-    /// unfinished is removed, and new shards follow.
+    /// Opens a folder, and creates it if needed. Fails if the folder already holds shards, because a second run of a
+    /// job would write every document twice. With `append`, checks the shards in the folder, removes unfinished ones of
+    /// a killed writer, and appends new shards.
     pub fn create(folder: &Path, vocab_size: u64, shard_tokens: u64, append: bool) -> Result<ShardWriter> {
         if !(1..=MAX_VOCAB_SIZE).contains(&vocab_size) {
             return Err(Error::Invalid(format!(
@@ -84,16 +84,16 @@ impl ShardWriter {
                     error,
                 });
             }
-            writer.go_on(&Shards::open(folder)?)?;
+            writer.append_to(&Shards::open(folder)?)?;
         }
         remove_unfinished(folder)?;
         Ok(writer)
     }
 
-    fn go_on(&mut self, shards: &Shards) -> Result<()> {
+    fn append_to(&mut self, shards: &Shards) -> Result<()> {
         if let Some(size) = shards.vocab_size().filter(|&size| size != self.vocab_size) {
             return Err(Error::Invalid(format!(
-                "{}: its shards have a vocabulary of {size}, not {}",
+                "{}: its shards have a vocabulary of {size} ids, not {}",
                 self.folder.display(),
                 self.vocab_size
             )));
@@ -105,8 +105,8 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Says with which vocabulary documents are made, from the next shard on. Another one than that of the shards in the
-    /// folder is refused; shards that name none are accepted.
+    /// Sets the fingerprint of the documents' vocabulary, from the next shard on. Fails if the shards in the folder
+    /// store another fingerprint.
     pub fn set_fingerprint(&mut self, fingerprint: u64) -> Result<()> {
         if self.fingerprint != 0 && self.fingerprint != fingerprint {
             return Err(Error::Invalid(format!(
@@ -120,18 +120,18 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Documents in the folder, with those of the shard under way.
+    /// Returns the number of documents in the folder, including the unfinished shard.
     pub fn documents(&self) -> u64 {
         self.documents
     }
 
-    /// Tokens in the folder, with those of the shard under way.
+    /// Returns the number of tokens in the folder, including the unfinished shard.
     pub fn tokens(&self) -> u64 {
         self.tokens
     }
 
-    /// Adds one document. A document is never split between shards; one that would take the shard past `shard_tokens`
-    /// opens the next. An invalid document changes nothing.
+    /// Adds a document. A document is never split between shards; one that would grow the shard past `shard_tokens`
+    /// starts the next shard. An invalid document is not added.
     pub fn add(&mut self, document: &NewDocument<'_>) -> Result<()> {
         self.check_open()?;
         self.check_document(document)?;
@@ -143,7 +143,7 @@ impl ShardWriter {
         {
             self.publish()?;
         }
-        // A shard that failed to take a document is dropped, and the writer with it: half a document may be in it.
+        // If writing fails, half a document may be in the shard, so the shard is dropped and the writer closed.
         let mut shard = match self.open.take() {
             Some(shard) => ManuallyDrop::into_inner(shard),
             None => OpenShard::create(&self.folder, self.vocab_size, self.fingerprint)?,
@@ -157,7 +157,7 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Publishes the shard under way; the writer takes nothing more. Does nothing the second time.
+    /// Publishes the unfinished shard and closes the writer. A second call does nothing.
     pub fn finish(&mut self) -> Result<()> {
         self.check_process()?;
         if self.open.is_some() {
@@ -167,7 +167,7 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Drops the shard under way; shards already published stay.
+    /// Drops the unfinished shard and closes the writer. Published shards stay.
     pub fn discard(&mut self) {
         if self.process == process::id() {
             drop(self.open.take().map(ManuallyDrop::into_inner));
@@ -177,7 +177,7 @@ impl ShardWriter {
 
     fn close(&mut self) {
         self.closed = true;
-        // A fork that holds the same file would keep the lock; an error here leaves no more than that.
+        // Otherwise a fork that inherited the file would keep the lock. An error leaves the lock to the fork.
         let _ = self.lock.unlock();
     }
 
@@ -203,12 +203,16 @@ impl ShardWriter {
         let invalid = |what: String| Err(Error::Invalid(what));
         let ids = document.ids;
         let Ok(length) = u32::try_from(ids.len()) else {
-            return invalid(format!("a document of {} tokens; at most {} fit", ids.len(), u32::MAX));
+            return invalid(format!(
+                "the document has {} tokens; the limit is {}",
+                ids.len(),
+                u32::MAX
+            ));
         };
         if length == 0 {
             return invalid("a document needs at least one token".into());
         }
-        // The largest is found much faster than the first that is too large.
+        // Finding the maximum is much faster than finding the first id that is too large.
         if ids.iter().copied().max().is_some_and(|id| !self.has_id(id))
             && let Some(at) = ids.iter().position(|&id| !self.has_id(id))
         {
@@ -222,7 +226,7 @@ impl ShardWriter {
         for (label, ranges) in document.spans {
             if let Some(Range { start, end }) = ranges.iter().find(|span| span.start >= span.end || span.end > length) {
                 return invalid(format!(
-                    "span {start}..{end} labelled {label:?} is empty or outside a document of {length} tokens"
+                    "span {start}..{end} labeled {label:?} is empty or outside a document of {length} tokens"
                 ));
             }
         }
@@ -253,22 +257,22 @@ impl Drop for ShardWriter {
     }
 }
 
-/// Takes the lock of a folder, or says that another writer has it.
+/// Locks a folder. Fails if another writer holds the lock.
 fn lock(folder: &Path) -> Result<File> {
     let file = File::open(folder).map_err(Error::io(folder))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
-            let error = io::Error::new(io::ErrorKind::WouldBlock, "another shard writer is at work here");
+            let error = io::Error::new(io::ErrorKind::WouldBlock, "another shard writer is using this folder");
             Err(Error::io(folder)(error))
         }
-        // Some network file systems have no locks.
+        // Some network file systems do not support locks.
         Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(file),
         Err(TryLockError::Error(error)) => Err(Error::io(folder)(error)),
     }
 }
 
-/// Removes what killed writers left. The caller holds the lock of the folder.
+/// Removes unfinished shards of killed writers. The caller holds the folder's lock.
 fn remove_unfinished(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let path = entry.map_err(Error::io(folder))?.path();
@@ -280,7 +284,7 @@ fn remove_unfinished(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Names by the order in which they came, as they are stored.
+/// Names in order of first appearance, encoded as in the file.
 #[derive(Default)]
 struct Names {
     stored: Vec<u8>,
@@ -304,7 +308,7 @@ struct OpenShard {
     file: NamedTempFile,
     vocab_size: u64,
     fingerprint: u64,
-    /// Token bytes not yet in the file.
+    /// Token bytes not yet written.
     pending: Vec<u8>,
     page_crcs: Vec<u32>,
     document_ends: Vec<u64>,
@@ -321,7 +325,7 @@ impl OpenShard {
     fn create(folder: &Path, vocab_size: u64, fingerprint: u64) -> Result<OpenShard> {
         let mut file = tempfile::Builder::new()
             .prefix(UNFINISHED)
-            // As any new file: the umask applies. The crate's default keeps other users out.
+            // The umask applies, as to any new file. The crate's default denies access to other users.
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(folder)
             .map_err(bare)
@@ -379,7 +383,7 @@ impl OpenShard {
         self.span_ends.push(self.spans.len() as u64);
     }
 
-    /// Writes the pending bytes that fill whole pages.
+    /// Writes the pending bytes, up to the last full page.
     fn write_pages(&mut self) -> io::Result<()> {
         let whole = self.pending.len() / PAGE * PAGE;
         self.page_crcs
@@ -418,7 +422,7 @@ impl OpenShard {
         self.file
             .as_file_mut()
             .write_all(&Header { index_crc, ..header }.encode())?;
-        // The name must not reach the disk before the content does, nor be lost after we report success.
+        // The content must be on disk before the name, and the name before we report success.
         self.file.as_file().sync_all()?;
         self.file.persist_noclobber(path)?;
         File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
@@ -436,7 +440,7 @@ impl OpenShard {
     }
 }
 
-/// The error of the operating system within one that says a path as well.
+/// Extracts the operating system's error from an error that adds a path.
 fn bare(error: io::Error) -> io::Error {
     let inner = error.get_ref().and_then(|wrapped| wrapped.source()?.downcast_ref());
     match inner.and_then(io::Error::raw_os_error) {
@@ -445,7 +449,7 @@ fn bare(error: io::Error) -> io::Error {
     }
 }
 
-/// Appends the bytes of values, several at a time, as extending by an iterator would not.
+/// Appends the bytes of values. Compiles to vector instructions, unlike extending by an iterator.
 fn append<T: Copy, const BYTES: usize>(bytes: &mut Vec<u8>, values: &[T], encode: impl Fn(T) -> [u8; BYTES]) {
     let start = bytes.len();
     bytes.resize(start + values.len() * BYTES, 0);

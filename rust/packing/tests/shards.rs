@@ -7,7 +7,7 @@ use cwm_packing::format::{Header, Layout, PAGE};
 use cwm_packing::{Error, NewDocument, Shard, ShardWriter, Shards, Span};
 use proptest::prelude::*;
 
-/// Ids, loss mask, source, and labelled spans by their starts.
+/// Ids, loss mask, source, and labeled spans by their starts.
 type Document = (Vec<u32>, Option<Vec<bool>>, String, Vec<(u32, u32, String)>);
 
 fn document(vocab_size: u32) -> impl Strategy<Value = Document> {

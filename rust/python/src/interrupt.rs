@@ -1,4 +1,4 @@
-//! Long native calls that Ctrl-C ends.
+//! Lets Ctrl-C interrupt long native calls.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -6,8 +6,8 @@ use std::rc::Rc;
 use cwm_interrupt::asking;
 use pyo3::prelude::*;
 
-/// Runs `work` without the GIL and lets Python handle signals meanwhile. Raises what a signal handler raises, and what
-/// `to_py` makes of the work's own error.
+/// Runs `work` without the GIL while Python handles signals. Raises the exception of a signal handler, or the work's
+/// own error, converted by `to_py`.
 pub fn detached<R: Send, E>(
     py: Python<'_>,
     to_py: impl Fn(E) -> PyErr + Send,
@@ -16,7 +16,8 @@ pub fn detached<R: Send, E>(
     py.detach(|| interruptible(to_py, work))
 }
 
-/// The same where the GIL is released already. Signals are handled in the main thread only, so others never stop.
+/// Does the same where the GIL is already released. Python handles signals only in the main thread, so other threads
+/// are never interrupted.
 pub fn interruptible<R, E>(to_py: impl Fn(E) -> PyErr, work: impl FnOnce() -> Result<R, E>) -> PyResult<R> {
     let raised = Rc::new(RefCell::new(None));
     let seen = raised.clone();

@@ -36,6 +36,7 @@ fn to_py(error: store::Error) -> PyErr {
     }
 }
 
+/// Implementation of `cwm_core.TraceWriter`; metadata is JSON text.
 #[pyclass(module = "cwm_core._native", frozen)]
 struct TraceWriter(Mutex<store::Writer>);
 
@@ -82,6 +83,7 @@ impl TraceWriter {
     }
 }
 
+/// Implementation of `cwm_core.TraceReader`.
 #[pyclass(module = "cwm_core._native", frozen)]
 struct TraceReader(store::Reader);
 
@@ -133,7 +135,9 @@ impl TraceReader {
     }
 }
 
-/// Consecutive traces of a store, read together.
+/// Consecutive traces of a store that are compressed together.
+///
+/// Keys and metadata are read together; the traces are read on first access.
 #[pyclass(module = "cwm_core._native", frozen)]
 struct TraceBlock(Arc<store::Block>);
 
@@ -149,6 +153,7 @@ impl TraceBlock {
 
 #[pymethods]
 impl TraceBlock {
+    /// Index of the first trace in the store.
     #[getter]
     fn first(&self) -> u64 {
         self.0.first()

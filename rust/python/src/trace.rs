@@ -1,4 +1,4 @@
-//! `Trace`, its frames, and `ParsedTrace` for Python: objects for frames are made only when looked at.
+//! Bindings of traces and of the parser. Objects for frames are created on access.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -9,11 +9,12 @@ use crate::errors;
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PySlice, PyString};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{IntoPyDict, PyBytes, PyDict, PySlice, PyString};
 
-use cwm_trace::{FrameRef, Level, LoopBudget, Outcome, Renderer, Shown, State};
+use cwm_trace::{FrameRef, Level, LoopBudget, Outcome, ParseErrorKind, Renderer, Shown, State};
 
-/// A recorded or parsed execution.
+/// A recorded or parsed execution: source context and frames. Immutable.
 #[pyclass(frozen, module = "cwm_core._native")]
 pub struct Trace {
     pub inner: Arc<cwm_trace::Trace>,
@@ -25,12 +26,12 @@ impl From<cwm_trace::Trace> for Trace {
     }
 }
 
-/// The subclass of OSError that fits, with the path in its message.
+/// Returns the matching subclass of `OSError`, with the path in its message.
 fn io_error(path: &Path, error: io::Error) -> PyErr {
     io::Error::new(error.kind(), format!("{}: {error}", path.display())).into()
 }
 
-/// A string from UTF-8 that may hold lone surrogates.
+/// Converts UTF-8 that may contain lone surrogates to a string.
 pub fn text<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     // SAFETY: the bytes are as long as given; the error handler is a constant C string.
     unsafe {
@@ -40,13 +41,13 @@ pub fn text<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     }
 }
 
-/// A string of `length` ASCII characters that `write` fills in place: a long one costs no second copy.
+/// Makes a string of `length` ASCII characters that `write` fills in place, so that a long one is not copied.
 fn ascii_string<'py>(
     py: Python<'py>,
     length: usize,
     write: impl FnOnce(&mut [u8]) -> io::Result<()>,
 ) -> PyResult<Bound<'py, PyString>> {
-    // SAFETY: the string is new and of one byte a character: nobody else sees these bytes, which are set before use.
+    // SAFETY: the string is new, with one byte per character: no other code sees these bytes before they are set.
     unsafe {
         let string = Bound::from_owned_ptr_or_err(py, ffi::PyUnicode_New(length as isize, 127))?;
         let characters = ffi::PyUnicode_DATA(string.as_ptr()).cast::<u8>();
@@ -80,6 +81,7 @@ fn position(index: isize, length: usize, what: &str) -> PyResult<usize> {
 
 #[pymethods]
 impl Trace {
+    /// Frames in order. `Frame` objects are created on access.
     #[getter]
     fn frames(&self) -> Frames {
         Frames {
@@ -87,11 +89,17 @@ impl Trace {
         }
     }
 
+    /// Source text shown before the frames, with the `# << START_OF_TRACE` mark.
     #[getter]
     fn context(&self) -> &str {
         &self.inner.context
     }
 
+    /// Rendered return value of the recorded call; None if the call raised or the recording was truncated.
+    ///
+    /// In a complete parsed trace, the value of the last RETURN frame, if that frame ends the only outermost
+    /// activation. The frames of a trace with several outermost activations, such as those of a resumed generator, do
+    /// not determine a result.
     #[getter]
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         match &self.inner.outcome {
@@ -100,6 +108,7 @@ impl Trace {
         }
     }
 
+    /// Rendered exception that the recorded call raised; None if it did not raise.
     #[getter]
     fn exception<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         match &self.inner.outcome {
@@ -108,21 +117,37 @@ impl Trace {
         }
     }
 
+    /// Text that the program wrote to `sys.stdout`; None if the recorder did not capture it.
     #[getter]
     fn output(&self) -> Option<&str> {
         self.inner.output.as_deref()
     }
 
+    /// Reason why the recording ended early; None for a complete recording.
+    ///
+    /// Either a value of `cwm_core.trace.Truncation`, or the reason given to `Recorder.snapshot`.
     #[getter]
     fn truncated(&self) -> Option<&str> {
         self.inner.truncated.as_deref()
     }
 
+    /// Memory taken by the frames, in bytes.
     #[getter]
     fn nbytes(&self) -> usize {
         self.inner.frame_bytes()
     }
 
+    /// Return all variables at a frame, with each `..` replaced by the value it stands for.
+    ///
+    /// Args:
+    ///     index: Frame number; negative numbers count from the end.
+    ///
+    /// Returns:
+    ///     Rendered values by variable name. None for RETURN and EXCEPTION frames, and if a `..` has no earlier value
+    ///     to refer to.
+    ///
+    /// Raises:
+    ///     IndexError: There is no such frame.
     fn state<'py>(&self, py: Python<'py>, index: isize) -> PyResult<Option<Bound<'py, PyDict>>> {
         let index = position(index, self.inner.len(), "state")?;
         cwm_trace::state_at(&self.inner, index)
@@ -130,6 +155,9 @@ impl Trace {
             .transpose()
     }
 
+    /// Return `state` of every frame.
+    ///
+    /// The result can be much larger than the trace if frames leave out unchanged variables.
     fn states<'py>(&self, py: Python<'py>) -> PyResult<Vec<Option<Bound<'py, PyDict>>>> {
         let states = cwm_trace::resolve(&self.inner);
         states
@@ -138,6 +166,22 @@ impl Trace {
             .collect()
     }
 
+    /// Return a trace that shows less of the same execution.
+    ///
+    /// The options combine; the trace format page defines each level of detail. Each CALL and LINE frame of the result
+    /// has the same `state` as in this trace. The context, the outcome, and `truncated` do not change.
+    ///
+    /// Args:
+    ///     calls_only: Keep only CALL and RETURN frames, and EXCEPTION frames that unwind an activation.
+    ///     max_depth: Drop activations nested deeper than this, counted from 1.
+    ///     loop_budget: Number of first (0 or more) and last (1 or more) iterations to keep of each run of a loop.
+    ///     changes_only: Keep only changed variables in LINE frames; the pair `"..": ".."` stands for the others.
+    ///
+    /// Returns:
+    ///     The coarser trace.
+    ///
+    /// Raises:
+    ///     ValueError: `max_depth` or `loop_budget` is below its minimum.
     #[pyo3(signature = (*, calls_only=false, max_depth=None, loop_budget=None, changes_only=false))]
     fn coarsen(
         &self,
@@ -149,13 +193,13 @@ impl Trace {
     ) -> PyResult<Trace> {
         let max_depth = max_depth.map(|depth| {
             at_least_one(depth)
-                .ok_or_else(|| PyValueError::new_err(format!("max_depth must be at least 1, not {depth}")))
+                .ok_or_else(|| PyValueError::new_err(format!("max_depth must be at least 1, got {depth}")))
         });
         let loop_budget = loop_budget.map(|(first, last)| {
             let budget = usize::try_from(first).ok().zip(at_least_one(last));
             budget.map(|(first, last)| LoopBudget { first, last }).ok_or_else(|| {
                 let given = format!("({first}, {last})");
-                PyValueError::new_err(format!("loop_budget must be at least (0, 1), not {given}"))
+                PyValueError::new_err(format!("loop_budget must be at least (0, 1), got {given}"))
             })
         });
         let level = Level {
@@ -167,12 +211,18 @@ impl Trace {
         Ok(Trace::from(py.detach(|| cwm_trace::coarsen(&self.inner, &level))))
     }
 
+    /// Return the same execution with another source context.
+    ///
+    /// To mark the entry, include the mark in `context`.
     fn with_context(&self, py: Python<'_>, context: String) -> Trace {
         let mut trace = py.detach(|| (*self.inner).clone());
         trace.context = context;
         Trace::from(trace)
     }
 
+    /// Return the text form of the whole document.
+    ///
+    /// The text form escapes nothing. Use the stored form or the token form if the round trip must be lossless.
     fn to_text<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
         let mut renderer = Renderer::new(&self.inner);
         if !renderer.is_ascii() {
@@ -182,6 +232,9 @@ impl Trace {
         ascii_string(py, length, |mut text| py.detach(|| renderer.write_text(&mut text)))
     }
 
+    /// Parse a text form, with or without its context.
+    ///
+    /// Accepts any text: it returns the longest well-formed prefix and never raises or repairs.
     #[staticmethod]
     fn parse(text: &Bound<'_, PyString>) -> PyResult<ParsedTrace> {
         let py = text.py();
@@ -193,6 +246,7 @@ impl Trace {
         Ok(py.detach(|| ParsedTrace::of_begin(bytes)))
     }
 
+    /// Return the stored form, which is lossless, compressed, and protected by a checksum.
     fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let bytes = py.detach(|| cwm_trace::to_bytes(&self.inner));
         bytes
@@ -200,17 +254,32 @@ impl Trace {
             .map_err(|e| PyValueError::new_err(e.to_string()))
     }
 
+    /// Read a stored form.
+    ///
+    /// Raises:
+    ///     DamagedFileError: The data is damaged or is not a stored trace.
     #[staticmethod]
     fn from_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Trace> {
         let trace = py.detach(|| cwm_trace::from_bytes(data));
         trace.map(Trace::from).map_err(|e| errors::damaged(e.to_string()))
     }
 
+    /// Write the stored form to a file, either completely or not at all.
+    ///
+    /// Follows symbolic links and writes through devices and FIFOs.
+    ///
+    /// Raises:
+    ///     OSError: The file cannot be written.
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
         let files = py.import("cwm_core.support.files")?;
         files.call_method1("write_file", (path, self.to_bytes(py)?)).map(drop)
     }
 
+    /// Read a file written by `save`.
+    ///
+    /// Raises:
+    ///     OSError: The file cannot be read.
+    ///     DamagedFileError: The file is damaged or is not a stored trace.
     #[staticmethod]
     fn load(py: Python<'_>, path: PathBuf) -> PyResult<Trace> {
         let trace = py.detach(|| {
@@ -233,24 +302,21 @@ impl Trace {
         *self.inner == *other.inner
     }
 
-    /// What a notebook shows: the page of `cwm_core.view`, in a frame of its own.
+    /// Return the interactive view of the trace that notebooks display: the page of `cwm_core.view.html`.
     fn _repr_html_<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let view = slf.py().import("cwm_core.view")?;
         view.call_method1("notebook", (slf,))
     }
 
     fn __repr__(&self) -> String {
-        let cut = self
-            .inner
-            .truncated
-            .as_ref()
-            .map(|limit| format!(", truncated at {limit}"))
-            .unwrap_or_default();
-        format!("<Trace of {} frames{cut}>", self.inner.len())
+        let frames = self.inner.len();
+        let cut = self.inner.truncated.as_ref();
+        let cut = cut.map(|reason| format!(", truncated by {reason}")).unwrap_or_default();
+        format!("<Trace of {frames} frame{}{cut}>", if frames == 1 { "" } else { "s" })
     }
 }
 
-/// The frames of a trace, a sequence.
+/// A sequence of the frames of a trace.
 #[pyclass(frozen, sequence, module = "cwm_core._native")]
 pub struct Frames {
     trace: Arc<cwm_trace::Trace>,
@@ -272,6 +338,48 @@ impl Frames {
         let index = position(index.extract()?, self.trace.len(), "frame")?;
         Ok(Bound::new(py, self.frame(index))?.into_any())
     }
+
+    fn __iter__(&self) -> FrameIterator {
+        FrameIterator {
+            trace: self.trace.clone(),
+            next: 0,
+        }
+    }
+
+    fn __repr__(&self) -> String {
+        let end = |frame: FrameRef<'_>| format!("{} {:?}", frame.event().name(), frame.line().text.trim());
+        match self.trace.len() {
+            0 => "<Frames: none>".to_owned(),
+            1 => format!("<Frames: 1, {}>", end(self.trace.frame(0))),
+            count => {
+                let (first, last) = (self.trace.frame(0), self.trace.frame(count - 1));
+                format!("<Frames: {count}, from {} to {}>", end(first), end(last))
+            }
+        }
+    }
+}
+
+/// An iterator over the frames of a trace.
+#[pyclass(module = "cwm_core._native")]
+pub struct FrameIterator {
+    trace: Arc<cwm_trace::Trace>,
+    next: usize,
+}
+
+#[pymethods]
+impl FrameIterator {
+    fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __next__(&mut self) -> Option<Frame> {
+        let index = self.next;
+        self.next += 1;
+        (index < self.trace.len()).then(|| Frame {
+            trace: self.trace.clone(),
+            index,
+        })
+    }
 }
 
 impl Frames {
@@ -283,7 +391,7 @@ impl Frames {
     }
 }
 
-/// One frame, as written: locals as a diff.
+/// One frame of a trace, with its variables as a difference from the previous frame.
 #[pyclass(frozen, module = "cwm_core._native")]
 pub struct Frame {
     trace: Arc<cwm_trace::Trace>,
@@ -298,11 +406,15 @@ impl Frame {
 
 #[pymethods]
 impl Frame {
+    /// Event that the frame records: `"call"`, `"line"`, `"return"`, or `"exception"`.
     #[getter]
     fn event(&self) -> &'static str {
         self.get().event().name()
     }
 
+    /// Rendered values by variable name, `".."` if unchanged; None for RETURN and EXCEPTION frames.
+    ///
+    /// A LINE frame that leaves out unchanged variables starts with the pair `"..": ".."`.
     #[getter]
     fn locals<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
         if !self.get().event().has_locals() {
@@ -315,16 +427,19 @@ impl Frame {
         state_dict(py, shown.collect()).map(Some)
     }
 
+    /// Source line with its newline; empty if the source is unknown.
     #[getter]
     fn line(&self) -> &str {
         &self.get().line().text
     }
 
+    /// Line number in the source file; None if unknown, as in parsed traces.
     #[getter]
     fn lineno(&self) -> Option<u32> {
         Some(self.get().line().number).filter(|&number| number > 0)
     }
 
+    /// Rendered value of a RETURN or EXCEPTION frame; None for other events.
     #[getter]
     fn arg<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         self.get().arg().map(|value| text(py, value)).transpose()
@@ -344,42 +459,37 @@ impl Frame {
     }
 }
 
-/// The longest well-formed prefix of a text or of token ids, and why the rest is none.
+/// The longest well-formed prefix of a text or of token IDs, and the error that ends it, if any.
 #[pyclass(frozen, module = "cwm_core._native")]
 pub struct ParsedTrace {
     trace: Arc<cwm_trace::Trace>,
-    #[pyo3(get)]
     complete: bool,
-    /// Where the frame that is not well formed begins.
-    #[pyo3(get)]
-    error_offset: Option<usize>,
-    #[pyo3(get)]
-    error: Option<String>,
+    error: Option<cwm_trace::ParseError>,
 }
 
 impl From<cwm_trace::Parsed> for ParsedTrace {
     fn from(parsed: cwm_trace::Parsed) -> ParsedTrace {
-        let error_offset = parsed.error.as_ref().map(|error| error.offset);
-        let error = parsed.error.map(|error| error.reason);
         ParsedTrace {
             trace: Arc::new(parsed.trace),
             complete: parsed.complete,
-            error_offset,
-            error,
+            error: parsed.error,
         }
     }
 }
 
 impl ParsedTrace {
-    /// Parses text; the offset of an error counts characters, as Python does.
+    /// Parses text. The offset of an error is in characters, as in Python.
     fn of_text(text: &str) -> ParsedTrace {
         ParsedTrace::of(cwm_trace::parse_text(text), text)
     }
 
-    /// Parses text up to its first lone surrogate, which no frame can hold.
+    /// Parses text up to its first lone surrogate, which no frame can contain.
     fn of_begin(bytes: &[u8]) -> ParsedTrace {
         let whole = bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid());
-        ParsedTrace::of(cwm_trace::parse_cut_text(whole, "a lone surrogate"), whole)
+        ParsedTrace::of(
+            cwm_trace::parse_cut_text(whole, "the text contains a lone surrogate"),
+            whole,
+        )
     }
 
     fn of(mut parsed: cwm_trace::Parsed, text: &str) -> ParsedTrace {
@@ -392,6 +502,7 @@ impl ParsedTrace {
 
 #[pymethods]
 impl ParsedTrace {
+    /// Trace of the well-formed frames.
     #[getter]
     fn trace(&self) -> Trace {
         Trace {
@@ -399,6 +510,7 @@ impl ParsedTrace {
         }
     }
 
+    /// Well-formed frames.
     #[getter]
     fn frames(&self) -> Frames {
         Frames {
@@ -406,17 +518,63 @@ impl ParsedTrace {
         }
     }
 
+    /// Whether the input ends with the end token, right after the last frame.
+    #[getter]
+    fn complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Message that explains why parsing stopped; None if the whole input is well formed.
+    ///
+    /// Input that stops between two frames is well formed but not `complete`.
+    #[getter]
+    fn error(&self) -> Option<&str> {
+        self.error.as_ref().map(|error| &*error.reason)
+    }
+
+    /// Kind of the error; None if there is no error.
+    #[getter]
+    fn error_kind<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let kind = self.error.as_ref().map(|error| error.kind);
+        kind.map(|kind| parse_error_kind(py)?.call1((kind.name(),))).transpose()
+    }
+
+    /// Start of the first malformed frame: a character of the text or an index into the token IDs.
+    #[getter]
+    fn error_offset(&self) -> Option<usize> {
+        self.error.as_ref().map(|error| error.offset)
+    }
+
     fn __repr__(&self) -> String {
         let end = match (&self.error, self.complete) {
-            (Some(error), _) => format!("stopped: {error}"),
+            (Some(error), _) => format!("error {error}"),
             (None, true) => "complete".to_owned(),
-            (None, false) => "open".to_owned(),
+            (None, false) => "no end token".to_owned(),
         };
-        format!("<ParsedTrace of {} frames, {end}>", self.trace.len())
+        let frames = self.trace.len();
+        format!(
+            "<ParsedTrace of {frames} frame{}, {end}>",
+            if frames == 1 { "" } else { "s" }
+        )
     }
 }
 
+/// Returns the `StrEnum` of the kinds of parse errors.
+fn parse_error_kind(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let class = CLASS.get_or_try_init(py, || {
+        let members = ParseErrorKind::ALL.map(|kind| (kind.name().to_ascii_uppercase(), kind.name()));
+        let module = [("module", "cwm_core")].into_py_dict(py)?;
+        let base = py.import("enum")?.getattr("StrEnum")?;
+        let class = base.call(("ParseErrorKind", members.to_vec()), Some(&module))?;
+        class.setattr("__doc__", "Kind of a parse error.")?;
+        PyResult::Ok(class.unbind())
+    })?;
+    Ok(class.bind(py).clone())
+}
+
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add("ParseErrorKind", parse_error_kind(m.py())?)?;
     m.add_class::<Trace>()?;
     m.add_class::<Frames>()?;
     m.add_class::<Frame>()?;

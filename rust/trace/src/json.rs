@@ -146,7 +146,7 @@ impl<'a> ObjectReader<'a> {
         if self.begun {
             reader.space();
         } else {
-            reader.expect(b'{', "the state is not a JSON object")?;
+            reader.expect(b'{', "expected '{'")?;
             reader.space();
         }
         if reader.take(b'}') {
@@ -155,13 +155,13 @@ impl<'a> ObjectReader<'a> {
             return Ok(None);
         }
         if self.begun {
-            reader.expect(b',', "no ',' or '}' after a value")?;
+            reader.expect(b',', "expected ',' or '}' after a value")?;
             reader.space();
         }
         self.begun = true;
         let name = reader.name(room)?;
         reader.space();
-        reader.expect(b':', "no ':' after a variable's name")?;
+        reader.expect(b':', "expected ':' after a variable name")?;
         reader.space();
         Ok(Some(name))
     }
@@ -205,7 +205,7 @@ impl<'a> Reader<'a> {
         if self.at == self.bytes.len() {
             Ok(())
         } else {
-            Err("text after the JSON value")
+            Err("unexpected text after the JSON value")
         }
     }
 
@@ -227,23 +227,23 @@ impl<'a> Reader<'a> {
     }
 
     fn string(&mut self, out: &mut Vec<u8>) -> Result<(), &'static str> {
-        self.expect(b'"', "a JSON string was expected")?;
+        self.expect(b'"', "expected a JSON string")?;
         loop {
             let rest = &self.bytes[self.at..];
             let plain = plain_prefix(rest, false);
-            let end = *rest.get(plain).ok_or("a JSON string is not closed")?;
+            let end = *rest.get(plain).ok_or("unterminated JSON string")?;
             out.extend_from_slice(&rest[..plain]);
             self.at += plain + 1;
             match end {
                 b'"' => return Ok(()),
                 b'\\' => self.escape(out)?,
-                _ => return Err("a control character in a JSON string"),
+                _ => return Err("control character in a JSON string"),
             }
         }
     }
 
     fn escape(&mut self, out: &mut Vec<u8>) -> Result<(), &'static str> {
-        let kind = *self.bytes.get(self.at).ok_or("a JSON string is not closed")?;
+        let kind = *self.bytes.get(self.at).ok_or("unterminated JSON string")?;
         self.at += 1;
         let byte = match kind {
             b'"' | b'\\' | b'/' => kind,
@@ -257,7 +257,7 @@ impl<'a> Reader<'a> {
                 push_code_point(code, out);
                 return Ok(());
             }
-            _ => return Err("an unknown escape in a JSON string"),
+            _ => return Err("unknown escape in a JSON string"),
         };
         out.push(byte);
         Ok(())
@@ -281,13 +281,13 @@ impl<'a> Reader<'a> {
         let digits = self
             .bytes
             .get(self.at..self.at + 4)
-            .ok_or("a cut \\u escape in a JSON string")?;
+            .ok_or("incomplete \\u escape in a JSON string")?;
         self.at += 4;
         digits.iter().try_fold(0, |code, &digit| {
             (digit as char)
                 .to_digit(16)
                 .map(|d| code << 4 | d)
-                .ok_or("a malformed \\u escape in a JSON string")
+                .ok_or("invalid \\u escape in a JSON string")
         })
     }
 }

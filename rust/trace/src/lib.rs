@@ -16,7 +16,7 @@ mod trace;
 
 pub use json::push_code_point;
 pub use level::{Level, LoopBudget, coarsen};
-pub use parse::{ParseError, Parsed, Piece, TokenParser, parse_cut_text, parse_text};
+pub use parse::{ParseError, ParseErrorKind, Parsed, Piece, TokenParser, parse_cut_text, parse_text};
 pub use scope::{State, resolve, state_at};
 pub use special::Special;
 pub use stored::{StoredError, from_bytes, to_bytes};

@@ -1,4 +1,6 @@
-//! The strict and total parser: any input gives its longest well-formed prefix of frames, and why the rest is none.
+//! A strict and total parser: for any input, it returns the longest well-formed prefix of frames and why it stopped.
+
+use std::fmt;
 
 use memchr::memmem::Finder;
 use rustc_hash::FxHashMap;
@@ -7,29 +9,128 @@ use crate::json::{ObjectReader, read_string};
 use crate::special::Special;
 use crate::trace::{Event, Line, Trace};
 
-/// Where and why the input stopped being well formed.
+/// Kind of a parse error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ParseErrorKind {
+    /// The input ends inside the context.
+    UnclosedContext,
+    /// The input ends inside a frame, as generated text does at a token limit.
+    UnclosedFrame,
+    /// A part of the document is missing, unexpected, or out of order.
+    InvalidStructure,
+    /// LOCALS is not a JSON object of strings with distinct names.
+    InvalidLocals,
+    /// VALUE is not a JSON string.
+    InvalidValue,
+    /// Bytes are not UTF-8, or a string contains a lone surrogate.
+    InvalidEncoding,
+    /// The end token is not the last one.
+    TrailingInput,
+    /// The input has more frames than a trace can hold.
+    TooManyFrames,
+}
+
+impl ParseErrorKind {
+    pub const ALL: [ParseErrorKind; 8] = [
+        ParseErrorKind::UnclosedContext,
+        ParseErrorKind::UnclosedFrame,
+        ParseErrorKind::InvalidStructure,
+        ParseErrorKind::InvalidLocals,
+        ParseErrorKind::InvalidValue,
+        ParseErrorKind::InvalidEncoding,
+        ParseErrorKind::TrailingInput,
+        ParseErrorKind::TooManyFrames,
+    ];
+
+    /// Returns the kind in words joined by underscores, such as `"unclosed_frame"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ParseErrorKind::UnclosedContext => "unclosed_context",
+            ParseErrorKind::UnclosedFrame => "unclosed_frame",
+            ParseErrorKind::InvalidStructure => "invalid_structure",
+            ParseErrorKind::InvalidLocals => "invalid_locals",
+            ParseErrorKind::InvalidValue => "invalid_value",
+            ParseErrorKind::InvalidEncoding => "invalid_encoding",
+            ParseErrorKind::TrailingInput => "trailing_input",
+            ParseErrorKind::TooManyFrames => "too_many_frames",
+        }
+    }
+}
+
+/// Where and why the input stops being well formed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParseError {
-    /// Where the first frame that is not well formed begins: a byte of the text, or an index into the token ids.
+    pub kind: ParseErrorKind,
+    /// Start of the first frame that is not well formed: a byte of the text, or an index into the token IDs.
     pub offset: usize,
+    /// Explanation for people.
     pub reason: String,
 }
+
+impl fmt::Display for ParseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at {}: {}", self.offset, self.reason)
+    }
+}
+
+impl std::error::Error for ParseError {}
 
 /// The longest well-formed prefix of a text or token sequence.
 #[derive(Clone, Debug)]
 pub struct Parsed {
     pub trace: Trace,
-    /// Whether the end token followed the last frame and nothing followed it.
+    /// Whether the input ends with the end token, right after the last frame.
     pub complete: bool,
-    /// `None` where the whole input is well formed, also when it stops between two frames.
+    /// `None` if the whole input is well formed, which includes input that stops between two frames.
     pub error: Option<ParseError>,
 }
 
-const OPEN_CONTEXT: &str = "the context is not closed";
-const OPEN_FRAME: &str = "frame not closed";
-const AFTER_END: &str = "text after the end of the trace";
+/// A reason to stop, before its place in the input is known.
+struct Failure {
+    kind: ParseErrorKind,
+    reason: String,
+}
 
-/// The parts of one frame as they stand between its special tokens.
+impl Failure {
+    fn new(kind: ParseErrorKind, reason: impl Into<String>) -> Failure {
+        Failure {
+            kind,
+            reason: reason.into(),
+        }
+    }
+
+    fn structure(reason: &str) -> Failure {
+        Failure::new(ParseErrorKind::InvalidStructure, reason)
+    }
+
+    fn unclosed_context() -> Failure {
+        Failure::new(ParseErrorKind::UnclosedContext, "the input ends inside the context")
+    }
+
+    fn unclosed_frame() -> Failure {
+        Failure::new(ParseErrorKind::UnclosedFrame, "the input ends inside a frame")
+    }
+
+    fn trailing_input() -> Failure {
+        Failure::new(ParseErrorKind::TrailingInput, "the end token is not the last one")
+    }
+
+    /// Names the event of the frame in the reason.
+    fn of_frame(self, event: Event) -> Failure {
+        let reason = format!("malformed {} frame: {}", event.name(), self.reason);
+        Failure::new(self.kind, reason)
+    }
+
+    fn at(self, offset: usize) -> ParseError {
+        ParseError {
+            kind: self.kind,
+            offset,
+            reason: self.reason,
+        }
+    }
+}
+
+/// The parts of one frame: the texts between its special tokens.
 #[derive(Clone, Copy, Debug)]
 struct FrameParts<'a> {
     event: Event,
@@ -43,45 +144,47 @@ struct FrameParts<'a> {
 struct Builder {
     trace: Trace,
     line_ids: FxHashMap<String, u32>,
-    /// By line, the shape that it was last shown with: nearly always the next one too.
+    /// Last shape of each line, which is nearly always its next shape too.
     line_shapes: Vec<Option<u32>>,
     name: Vec<u8>,
     shape: Vec<u32>,
 }
 
 impl Builder {
-    /// Adds a frame, or says why it is malformed and adds none.
-    fn push(&mut self, parts: FrameParts<'_>) -> Result<(), String> {
+    /// Adds a frame. Leaves the trace unchanged if the frame is malformed.
+    fn push(&mut self, parts: FrameParts<'_>) -> Result<(), Failure> {
         if self.trace.is_full() {
-            return Err("more frames than a trace can hold".into());
+            let reason = "the input has more frames than a trace can hold";
+            return Err(Failure::new(ParseErrorKind::TooManyFrames, reason));
         }
         let pushed = if parts.event.has_locals() {
             self.push_locals(parts)
         } else {
             self.push_value(parts)
         };
-        pushed.map_err(|reason| {
+        pushed.map_err(|failure| {
             self.trace.drop_open_frame();
-            format!("malformed {} frame: {reason}", parts.event.name())
+            failure.of_frame(parts.event)
         })
     }
 
-    fn push_locals(&mut self, parts: FrameParts<'_>) -> Result<(), String> {
+    fn push_locals(&mut self, parts: FrameParts<'_>) -> Result<(), Failure> {
         if parts.value.is_some() {
-            return Err("it has a value".into());
+            return Err(Failure::structure("unexpected value"));
         }
         let known_line = self.line_ids.get(parts.line).copied();
         let likely = known_line.and_then(|line| self.line_shapes[line as usize]);
-        let shape = self
-            .read_locals(parts.state, likely)
-            .map_err(|e| format!("its state is no JSON object of strings: {e}"))?;
+        let shape = self.read_locals(parts.state, likely).map_err(|error| {
+            let reason = format!("the locals are not a JSON object of strings: {error}");
+            Failure::new(ParseErrorKind::InvalidLocals, reason)
+        })?;
         let line = known_line.unwrap_or_else(|| self.add_line(parts.line));
         self.line_shapes[line as usize] = Some(shape);
         self.trace.push_locals_frame(parts.event, line, shape);
         Ok(())
     }
 
-    /// Keeps the values that are not `..` as changes and gives the shape, likely to be `likely`.
+    /// Keeps the values other than `..` as changes and returns the shape. `likely` is a guess of the shape.
     fn read_locals(&mut self, state: &str, likely: Option<u32>) -> Result<u32, &'static str> {
         let trace = &mut self.trace;
         let mut reader = ObjectReader::new(state);
@@ -102,24 +205,27 @@ impl Builder {
         }
         match likely {
             Some(shape) if trace.shape(shape) == self.shape => Ok(shape),
-            _ if has_duplicate(&self.shape) => Err("a variable's name occurs twice"),
+            _ if has_duplicate(&self.shape) => Err("duplicate variable name"),
             _ => Ok(trace.intern_shape(&self.shape)),
         }
     }
 
-    fn push_value(&mut self, parts: FrameParts<'_>) -> Result<(), String> {
+    fn push_value(&mut self, parts: FrameParts<'_>) -> Result<(), Failure> {
         if !parts.state.is_empty() {
-            return Err("it has a state".into());
+            return Err(Failure::structure("unexpected locals"));
         }
-        let value = parts.value.ok_or("it has no value")?;
-        read_string(value, self.trace.open_value()).map_err(|e| format!("its value is no JSON string: {e}"))?;
+        let value = parts.value.ok_or_else(|| Failure::structure("missing value"))?;
+        read_string(value, self.trace.open_value()).map_err(|error| {
+            let reason = format!("the value is not a JSON string: {error}");
+            Failure::new(ParseErrorKind::InvalidValue, reason)
+        })?;
         let line = self.line_ids.get(parts.line).copied();
         let line = line.unwrap_or_else(|| self.add_line(parts.line));
         self.trace.push_value_frame(parts.event, line);
         Ok(())
     }
 
-    /// The trace, whose end was reached, with the outcome that its frames show.
+    /// Returns a trace that was read to its end, with the outcome that its frames show.
     fn ended(self) -> Trace {
         let mut trace = self.trace;
         trace.outcome = trace.shown_outcome();
@@ -143,7 +249,7 @@ fn has_duplicate(names: &[u32]) -> bool {
     sorted.windows(2).any(|pair| pair[0] == pair[1])
 }
 
-/// Searches for the special tokens within frames.
+/// Searchers for the special tokens inside frames.
 struct Finders {
     frame_sep: Finder<'static>,
     action_sep: Finder<'static>,
@@ -160,13 +266,13 @@ impl Finders {
         }
     }
 
-    fn frame_parts<'a>(&self, body: &'a str) -> Result<FrameParts<'a>, String> {
+    fn frame_parts<'a>(&self, body: &'a str) -> Result<FrameParts<'a>, Failure> {
         let event = Event::ALL
             .into_iter()
             .find(|e| body.starts_with(e.special().name()))
-            .ok_or("no event")?;
+            .ok_or_else(missing_event)?;
         let body = &body[event.special().name().len()..];
-        let (state, action) = split(body, &self.action_sep).ok_or("no action")?;
+        let (state, action) = split(body, &self.action_sep).ok_or_else(missing_action)?;
         let (line, value) = match split(action, &self.arg_sep) {
             Some((line, value)) => (line, Some(value)),
             None => (action, None),
@@ -180,15 +286,23 @@ impl Finders {
     }
 }
 
-/// What comes before and after the first occurrence.
+fn missing_event() -> Failure {
+    Failure::structure("a frame must start with an event token")
+}
+
+fn missing_action() -> Failure {
+    Failure::structure("missing <|action_sep|> after the locals")
+}
+
+/// Splits the text at the first occurrence.
 fn split<'a>(text: &'a str, finder: &Finder<'_>) -> Option<(&'a str, &'a str)> {
     let at = finder.find(text.as_bytes())?;
     Some((&text[..at], &text[at + finder.needle().len()..]))
 }
 
-/// Parses a text form: a whole document, or the frames alone (what follows the context's `<|frame_sep|>`).
+/// Parses a text form: a whole document, or only the frames (the text after the `<|frame_sep|>` of the context).
 ///
-/// The offset of an error counts bytes from the beginning of `text`.
+/// The offset of an error is in bytes from the beginning of `text`.
 pub fn parse_text(text: &str) -> Parsed {
     let finders = Finders::new();
     let mut builder = Builder::default();
@@ -200,7 +314,7 @@ pub fn parse_text(text: &str) -> Parsed {
                 builder.trace.context = context.to_owned();
                 rest = frames;
             }
-            None => return failed(builder.trace, 0, OPEN_CONTEXT.into()),
+            None => return failed(builder.trace, Failure::unclosed_context().at(0)),
         }
     }
     while !rest.is_empty() {
@@ -213,13 +327,13 @@ pub fn parse_text(text: &str) -> Parsed {
                     error: None,
                 };
             }
-            return failed(builder.trace, offset, AFTER_END.into());
+            return failed(builder.trace, Failure::trailing_input().at(offset));
         }
         let Some((body, after)) = split(rest, &finders.frame_sep) else {
-            return failed(builder.trace, offset, OPEN_FRAME.into());
+            return failed(builder.trace, Failure::unclosed_frame().at(offset));
         };
-        if let Err(reason) = finders.frame_parts(body).and_then(|parts| builder.push(parts)) {
-            return failed(builder.trace, offset, reason);
+        if let Err(failure) = finders.frame_parts(body).and_then(|parts| builder.push(parts)) {
+            return failed(builder.trace, failure.at(offset));
         }
         rest = after;
     }
@@ -230,32 +344,31 @@ pub fn parse_text(text: &str) -> Parsed {
     }
 }
 
-/// Parses what stands before something that no text form can hold, named by `reason`.
+/// Parses the text before bytes that are not valid in a text form; `reason` describes those bytes.
 pub fn parse_cut_text(text: &str, reason: &str) -> Parsed {
     let mut parsed = parse_text(text);
     if parsed.complete {
-        return failed(
-            parsed.trace,
-            text.len() - Special::EndOfText.name().len(),
-            AFTER_END.into(),
-        );
+        let offset = text.len() - Special::EndOfText.name().len();
+        return failed(parsed.trace, Failure::trailing_input().at(offset));
     }
-    let is_open = |error: &ParseError| [OPEN_CONTEXT, OPEN_FRAME].contains(&error.reason.as_str());
-    let offset = parsed.error.as_ref().map_or(text.len(), |error| error.offset);
-    if parsed.error.as_ref().is_none_or(is_open) {
-        parsed.error = Some(ParseError {
-            offset,
-            reason: reason.into(),
-        });
+    let is_unclosed = |error: &ParseError| {
+        matches!(
+            error.kind,
+            ParseErrorKind::UnclosedContext | ParseErrorKind::UnclosedFrame
+        )
+    };
+    if parsed.error.as_ref().is_none_or(is_unclosed) {
+        let offset = parsed.error.map_or(text.len(), |error| error.offset);
+        parsed.error = Some(Failure::new(ParseErrorKind::InvalidEncoding, reason).at(offset));
     }
     parsed
 }
 
-fn failed(trace: Trace, offset: usize, reason: String) -> Parsed {
+fn failed(trace: Trace, error: ParseError) -> Parsed {
     Parsed {
         trace,
         complete: false,
-        error: Some(ParseError { offset, reason }),
+        error: Some(error),
     }
 }
 
@@ -263,12 +376,13 @@ fn failed(trace: Trace, offset: usize, reason: String) -> Parsed {
 #[derive(Clone, Copy, Debug)]
 pub enum Piece<'a> {
     Special(Special),
-    /// A special token that no trace contains, by its id.
+    /// A special token that is not part of the trace format, by its ID.
     Foreign(u32),
     Bytes(&'a [u8]),
 }
 
-/// The parser over tokens. Feed it pieces in order, runs of ordinary tokens whole; stop when it says so.
+/// A parser of token sequences. Feed it the pieces in order, each run of ordinary tokens as one piece, until
+/// [`TokenParser::feed`] returns `false`.
 #[derive(Default)]
 pub struct TokenParser {
     builder: Builder,
@@ -280,10 +394,10 @@ pub struct TokenParser {
     error: Option<ParseError>,
 }
 
-/// What the parser has read of the current frame.
+/// The parser's position in the document.
 #[derive(Clone, Copy, Default, PartialEq)]
 enum At {
-    /// Nothing: before the first token, where a document may begin.
+    /// Before the first token, where a document or a frame may begin.
     #[default]
     Start,
     Begun,
@@ -296,7 +410,7 @@ enum At {
 }
 
 impl TokenParser {
-    /// Reads the piece that begins at token `offset`. Gives `false` once the rest cannot be well formed.
+    /// Reads the piece that begins at token `offset`. Returns `false` after an error: the rest is not well formed.
     pub fn feed(&mut self, offset: usize, piece: Piece<'_>) -> bool {
         if self.error.is_some() {
             return false;
@@ -304,27 +418,24 @@ impl TokenParser {
         if matches!(self.at, At::Start | At::Between | At::Ended) {
             self.frame_start = offset;
         }
-        if let Err(reason) = self.step(piece) {
-            self.error = Some(ParseError {
-                offset: self.frame_start,
-                reason,
-            });
+        if let Err(failure) = self.step(piece) {
+            self.error = Some(failure.at(self.frame_start));
         }
         self.error.is_none()
     }
 
-    fn step(&mut self, piece: Piece<'_>) -> Result<(), String> {
+    fn step(&mut self, piece: Piece<'_>) -> Result<(), Failure> {
         use Special::*;
         self.at = match (self.at, piece) {
             (At::Start, Piece::Special(BeginOfText)) => At::Begun,
             (At::Begun, Piece::Special(ContextStart)) => At::Context,
-            (At::Begun, _) => return Err("no context".into()),
+            (At::Begun, _) => return Err(Failure::structure("missing <|trace_context_start|>")),
             (At::Context, Piece::Bytes(bytes)) => {
                 self.builder.trace.context.push_str(utf8(bytes)?);
                 At::Context
             }
             (At::Context, Piece::Special(FrameSep)) => At::Between,
-            (At::Context, _) => return Err("a special token in the context".into()),
+            (At::Context, _) => return Err(Failure::structure("special token inside the context")),
             (At::Start | At::Between, Piece::Special(EndOfText)) => At::Ended,
             (At::Start | At::Between, Piece::Special(special)) => {
                 self.clear();
@@ -332,22 +443,22 @@ impl TokenParser {
                     Event::ALL
                         .into_iter()
                         .find(|e| e.special() == special)
-                        .ok_or("no event")?,
+                        .ok_or_else(missing_event)?,
                 )
             }
-            (At::Start | At::Between, _) => return Err("no event".into()),
+            (At::Start | At::Between, _) => return Err(missing_event()),
             (At::State(event), Piece::Bytes(bytes)) => append(&mut self.state, bytes, At::State(event))?,
             (At::State(event), Piece::Special(ActionSep)) => At::Line(event),
-            (At::State(_), _) => return Err("no action".into()),
+            (At::State(_), _) => return Err(missing_action()),
             (At::Line(event), Piece::Bytes(bytes)) => append(&mut self.line, bytes, At::Line(event))?,
             (At::Line(event), Piece::Special(ArgSep)) => At::Value(event),
             (At::Value(event), Piece::Bytes(bytes)) => append(&mut self.value, bytes, At::Value(event))?,
             (At::Line(event), Piece::Special(FrameSep)) => self.close(event, false)?,
             (At::Value(event), Piece::Special(FrameSep)) => self.close(event, true)?,
             (At::Line(event) | At::Value(event), _) => {
-                return Err(format!("malformed {} frame: a special token inside it", event.name()));
+                return Err(Failure::structure("unexpected special token").of_frame(event));
             }
-            (At::Ended, _) => return Err(AFTER_END.into()),
+            (At::Ended, _) => return Err(Failure::trailing_input()),
         };
         Ok(())
     }
@@ -358,7 +469,7 @@ impl TokenParser {
         self.value.clear();
     }
 
-    fn close(&mut self, event: Event, has_value: bool) -> Result<At, String> {
+    fn close(&mut self, event: Event, has_value: bool) -> Result<At, Failure> {
         let value = has_value.then_some(self.value.as_str());
         let parts = FrameParts {
             event,
@@ -370,21 +481,17 @@ impl TokenParser {
         Ok(At::Between)
     }
 
-    /// What was read. Input that stops within a frame ends with the error "frame not closed".
+    /// Returns the frames read. Input that stops inside a frame is a [`ParseErrorKind::UnclosedFrame`].
     pub fn finish(mut self) -> Parsed {
         if matches!(self.at, At::Begun | At::Context) {
-            self.builder.trace.context.clear(); // what may go on is no context
+            self.builder.trace.context.clear(); // incomplete
         }
-        let reason = match self.at {
-            At::Begun | At::Context => Some(OPEN_CONTEXT),
-            At::State(_) | At::Line(_) | At::Value(_) => Some(OPEN_FRAME),
+        let unclosed = match self.at {
+            At::Begun | At::Context => Some(Failure::unclosed_context()),
+            At::State(_) | At::Line(_) | At::Value(_) => Some(Failure::unclosed_frame()),
             At::Start | At::Between | At::Ended => None,
         };
-        let open = reason.map(|reason| ParseError {
-            offset: self.frame_start,
-            reason: reason.into(),
-        });
-        let error = self.error.or(open);
+        let error = self.error.or(unclosed.map(|failure| failure.at(self.frame_start)));
         let complete = self.at == At::Ended && error.is_none();
         Parsed {
             trace: if complete {
@@ -398,11 +505,14 @@ impl TokenParser {
     }
 }
 
-fn append(text: &mut String, bytes: &[u8], at: At) -> Result<At, String> {
+fn append(text: &mut String, bytes: &[u8], at: At) -> Result<At, Failure> {
     text.push_str(utf8(bytes)?);
     Ok(at)
 }
 
-fn utf8(bytes: &[u8]) -> Result<&str, String> {
-    std::str::from_utf8(bytes).map_err(|e| format!("bytes that are not UTF-8 at byte {} of a part", e.valid_up_to()))
+fn utf8(bytes: &[u8]) -> Result<&str, Failure> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        let reason = format!("invalid UTF-8 at byte {} of a part", error.valid_up_to());
+        Failure::new(ParseErrorKind::InvalidEncoding, reason)
+    })
 }

@@ -1,5 +1,6 @@
-//! The parser beside a plain one: the same frames, and the same reason at the same place.
+//! Compares the parser with a plain one: same frames, and the same error at the same place.
 
+use cwm_trace::ParseErrorKind::{self, *};
 use cwm_trace::{Event, Shown, Special, Trace, parse_text};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -10,8 +11,14 @@ type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 /// Event, variables of a CALL or LINE frame, source line, value of a RETURN or EXCEPTION frame.
 type Frame = (Event, Pairs, String, Option<Vec<u8>>);
 
+type Failure = (ParseErrorKind, String);
+
 /// Frames, whether the end token closed them, and where and why they stopped.
-type Reading = (Vec<Frame>, bool, Option<(usize, String)>);
+type Reading = (Vec<Frame>, bool, Option<(usize, Failure)>);
+
+fn failure(kind: ParseErrorKind, reason: impl Into<String>) -> Failure {
+    (kind, reason.into())
+}
 
 fn reference(text: &str) -> Reading {
     let mut frames = Vec::new();
@@ -20,7 +27,10 @@ fn reference(text: &str) -> Reading {
     if text.starts_with(&begin) {
         match text.find(Special::FrameSep.name()) {
             Some(end) => at = end + Special::FrameSep.name().len(),
-            None => return (frames, false, Some((0, "the context is not closed".into()))),
+            None => {
+                let error = failure(UnclosedContext, "the input ends inside the context");
+                return (frames, false, Some((0, error)));
+            }
         }
     }
     while at < text.len() {
@@ -29,57 +39,65 @@ fn reference(text: &str) -> Reading {
             return (frames, true, None);
         }
         if rest.starts_with(Special::EndOfText.name()) {
-            return (frames, false, Some((at, "text after the end of the trace".into())));
+            let error = failure(TrailingInput, "the end token is not the last one");
+            return (frames, false, Some((at, error)));
         }
         let Some((body, _)) = rest.split_once(Special::FrameSep.name()) else {
-            return (frames, false, Some((at, "frame not closed".into())));
+            let error = failure(UnclosedFrame, "the input ends inside a frame");
+            return (frames, false, Some((at, error)));
         };
         match frame(body) {
             Ok(frame) => frames.push(frame),
-            Err(reason) => return (frames, false, Some((at, reason))),
+            Err(error) => return (frames, false, Some((at, error))),
         }
         at += body.len() + Special::FrameSep.name().len();
     }
     (frames, false, None)
 }
 
-fn frame(body: &str) -> Result<Frame, String> {
+fn frame(body: &str) -> Result<Frame, Failure> {
     let is_event = |e: &Event| body.starts_with(e.special().name());
-    let event = Event::ALL.into_iter().find(is_event).ok_or("no event")?;
+    let event = Event::ALL.into_iter().find(is_event);
+    let event = event.ok_or_else(|| failure(InvalidStructure, "a frame must start with an event token"))?;
     let body = &body[event.special().name().len()..];
-    let (state, action) = body.split_once(Special::ActionSep.name()).ok_or("no action")?;
+    let (state, action) = body
+        .split_once(Special::ActionSep.name())
+        .ok_or_else(|| failure(InvalidStructure, "missing <|action_sep|> after the locals"))?;
     let (line, value) = match action.split_once(Special::ArgSep.name()) {
         Some((line, value)) => (line, Some(value)),
         None => (action, None),
     };
-    let malformed = |reason: String| format!("malformed {} frame: {reason}", event.name());
+    let malformed = |kind, reason: &str| Err((kind, format!("malformed {} frame: {reason}", event.name())));
     match (event.has_locals(), value) {
-        (true, Some(_)) => Err(malformed("it has a value".into())),
+        (true, Some(_)) => malformed(InvalidStructure, "unexpected value"),
         (true, None) => match object(&state.chars().collect::<Vec<_>>()) {
             Ok(pairs) => Ok((event, pairs, line.to_owned(), None)),
-            Err(reason) => Err(malformed(format!("its state is no JSON object of strings: {reason}"))),
+            Err(reason) => {
+                let reason = format!("the locals are not a JSON object of strings: {reason}");
+                malformed(InvalidLocals, &reason)
+            }
         },
-        (false, _) if !state.is_empty() => Err(malformed("it has a state".into())),
-        (false, None) => Err(malformed("it has no value".into())),
+        (false, _) if !state.is_empty() => malformed(InvalidStructure, "unexpected locals"),
+        (false, None) => malformed(InvalidStructure, "missing value"),
         (false, Some(value)) => match whole_string(&value.chars().collect::<Vec<_>>()) {
             Ok(value) => Ok((event, Vec::new(), line.to_owned(), Some(value))),
-            Err(reason) => Err(malformed(format!("its value is no JSON string: {reason}"))),
+            Err(reason) => malformed(InvalidValue, &format!("the value is not a JSON string: {reason}")),
         },
     }
 }
 
 fn object(text: &[char]) -> Result<Pairs, &'static str> {
     let mut pairs = Vec::new();
-    let rest = text.strip_prefix(&['{']).ok_or("the state is not a JSON object")?;
+    let rest = text.strip_prefix(&['{']).ok_or("expected '{'")?;
     let mut rest = space(rest);
     while rest.first() != Some(&'}') {
         if !pairs.is_empty() {
-            rest = space(rest.strip_prefix(&[',']).ok_or("no ',' or '}' after a value")?);
+            rest = space(rest.strip_prefix(&[',']).ok_or("expected ',' or '}' after a value")?);
         }
         let (name, after) = string(rest)?;
         let after = space(after)
             .strip_prefix(&[':'])
-            .ok_or("no ':' after a variable's name")?;
+            .ok_or("expected ':' after a variable name")?;
         let (value, after) = string(space(after))?;
         pairs.push((name, value));
         rest = space(after);
@@ -87,7 +105,7 @@ fn object(text: &[char]) -> Result<Pairs, &'static str> {
     end(&rest[1..])?;
     let twice = |(i, (name, _)): (usize, &(Vec<u8>, _))| pairs[..i].iter().any(|(other, _)| other == name);
     match pairs.iter().enumerate().any(twice) {
-        true => Err("a variable's name occurs twice"),
+        true => Err("duplicate variable name"),
         false => Ok(pairs),
     }
 }
@@ -101,7 +119,7 @@ fn end(rest: &[char]) -> Result<(), &'static str> {
     if space(rest).is_empty() {
         Ok(())
     } else {
-        Err("text after the JSON value")
+        Err("unexpected text after the JSON value")
     }
 }
 
@@ -110,17 +128,17 @@ fn space(text: &[char]) -> &[char] {
     &text[plain..]
 }
 
-/// A string and what follows it: first to UTF-16 as JSON has it, then to UTF-8 that may hold lone surrogates.
+/// Returns a string and the rest: decodes to UTF-16, as JSON defines, then to UTF-8 that may contain lone surrogates.
 fn string(text: &[char]) -> Result<(Vec<u8>, &[char]), &'static str> {
-    let mut rest = text.strip_prefix(&['"']).ok_or("a JSON string was expected")?;
+    let mut rest = text.strip_prefix(&['"']).ok_or("expected a JSON string")?;
     let mut units: Vec<u16> = Vec::new();
     loop {
-        let (&first, after) = rest.split_first().ok_or("a JSON string is not closed")?;
+        let (&first, after) = rest.split_first().ok_or("unterminated JSON string")?;
         rest = after;
         match first {
             '"' => break,
             '\\' => {
-                let (&kind, after) = rest.split_first().ok_or("a JSON string is not closed")?;
+                let (&kind, after) = rest.split_first().ok_or("unterminated JSON string")?;
                 rest = after;
                 units.push(match kind {
                     '"' | '\\' | '/' => kind as u16,
@@ -131,20 +149,20 @@ fn string(text: &[char]) -> Result<(Vec<u8>, &[char]), &'static str> {
                     't' => 9,
                     'u' => {
                         let digits: String = rest.iter().take(4).collect();
-                        // A cut escape is one with fewer than four bytes after it, whatever they are.
+                        // An escape is incomplete if fewer than four bytes follow it, whatever they are.
                         if rest.iter().map(|c| c.len_utf8()).sum::<usize>() < 4 {
-                            return Err("a cut \\u escape in a JSON string");
+                            return Err("incomplete \\u escape in a JSON string");
                         }
                         if digits.len() != 4 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-                            return Err("a malformed \\u escape in a JSON string");
+                            return Err("invalid \\u escape in a JSON string");
                         }
                         rest = &rest[4..];
                         u16::from_str_radix(&digits, 16).unwrap()
                     }
-                    _ => return Err("an unknown escape in a JSON string"),
+                    _ => return Err("unknown escape in a JSON string"),
                 });
             }
-            '\0'..' ' => return Err("a control character in a JSON string"),
+            '\0'..' ' => return Err("control character in a JSON string"),
             _ => units.extend_from_slice(first.encode_utf16(&mut [0; 2])),
         }
     }
@@ -180,11 +198,11 @@ fn compare(text: &str) -> Result<(), TestCaseError> {
     let parsed = parse_text(text);
     prop_assert_eq!(frames_of(&parsed.trace), frames);
     prop_assert_eq!(parsed.complete, complete);
-    prop_assert_eq!(parsed.error.map(|e| (e.offset, e.reason)), error);
+    prop_assert_eq!(parsed.error.map(|e| (e.offset, (e.kind, e.reason))), error);
     Ok(())
 }
 
-/// A JSON string, or what is nearly one.
+/// A JSON string, or nearly one.
 fn json() -> impl Strategy<Value = String> {
     let pieces = [
         "\"",
@@ -252,13 +270,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn frames_and_reasons_are_those_of_a_plain_parser(text in document()) {
+    fn frames_and_errors_equal_those_of_a_plain_parser(text in document()) {
         compare(&text)?;
     }
 
-    /// One byte of a good document is cut or replaced: the reasons inside JSON, one after the other.
+    /// Removes or replaces one character of a well-formed document, which reaches each error inside JSON.
     #[test]
-    fn also_where_a_frame_is_damaged(
+    fn errors_in_damaged_frames_equal_those_of_a_plain_parser(
         frames in vec(frame_text().prop_filter("good", |text| frame(&text[..text.len() - 13]).is_ok()), 1..6),
         at in any::<prop::sample::Index>(),
         other in select(vec!["", "\"", "\\", "{", "}", ",", ":", "<", "|", "u", "\n", "é"]),
@@ -269,9 +287,9 @@ proptest! {
     }
 }
 
-/// Twenty names, the last one twice.
+/// Twenty names and a repeated one.
 #[test]
-fn a_name_that_occurs_twice_among_many() {
+fn a_duplicate_name_among_many_is_an_error() {
     let pairs: Vec<String> = (0..20).chain([7]).map(|i| format!("\"v{i}\": \"1\"")).collect();
     let text = format!("<|call_sep|>{{{}}}<|action_sep|>f\n<|frame_sep|>", pairs.join(", "));
     compare(&text).unwrap();
@@ -280,6 +298,6 @@ fn a_name_that_occurs_twice_among_many() {
             .error
             .unwrap()
             .reason
-            .ends_with("a variable's name occurs twice")
+            .ends_with("duplicate variable name")
     );
 }

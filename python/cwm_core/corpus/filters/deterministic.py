@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import NamedTuple
 
-from ...trace import Trace
+from ...trace import Trace, Truncation
 from ..reasons import DropReason
 from ..sample import Drop, Sample
 
@@ -31,7 +31,7 @@ def first_difference(first: Trace, second: Trace) -> Difference | None:
         return None
     if first.context != second.context:
         return Difference("context", *_apart(first.context, second.context))
-    by_time = "max_seconds" in (first.truncated, second.truncated)
+    by_time = Truncation.MAX_SECONDS in (first.truncated, second.truncated)
     for number, (one, other) in enumerate(zip_longest(first.frames, second.frames)):
         if one != other and not (by_time and (one is None or other is None)):
             return Difference(f"frame {number}", *map(_shown, (one, other)))

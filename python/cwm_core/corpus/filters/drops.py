@@ -72,7 +72,7 @@ class DropCounts:
             for reason, examples in value["examples"].items():
                 drops._add_examples(str(reason), list(map(str, examples)))
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"these are no counts of drops: {error!r}") from None
+            raise ValueError(f"expected counts of drops: {error!r}") from None
         return drops
 
     def table(self) -> Table:
@@ -100,7 +100,7 @@ class DropCounts:
         """Return whether the other object has counted the same."""
         return isinstance(other, DropCounts) and self.to_json() == other.to_json()
 
-    __hash__ = None  # type: ignore[assignment]  # it changes
+    __hash__ = None  # type: ignore[assignment]  # mutable
 
     def _add_examples(self, reason: str, details: list[str]) -> None:
         if details:
@@ -109,5 +109,5 @@ class DropCounts:
 
 def _count(value: object) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError(f"a count of samples is no negative number and no {value!r}")
+        raise ValueError(f"expected a count of samples, got {value!r}")
     return value

@@ -27,7 +27,7 @@ PERMISSIVE = frozenset(
 )  # fmt: skip
 """Licenses that allow any use and require no more than their notice."""
 
-# Trove classifiers, by what follows "License :: ". One that is not here says nothing that can be relied on.
+# Trove classifiers without "License :: ". Others do not identify a license.
 _CLASSIFIERS = {
     "CC0 1.0 Universal (CC0 1.0) Public Domain Dedication": "CC0-1.0",
     "OSI Approved :: Academic Free License (AFL)": "AFL-3.0",
@@ -82,21 +82,24 @@ def allowed(expression: str, allow: Collection[str] = PERMISSIVE) -> bool:
 
 
 def of_source(code: str) -> str | None:
-    """What a source says of itself by an ``SPDX-License-Identifier`` within its first lines."""
+    """Return the license that an `SPDX-License-Identifier` in the first lines of source text states, or None."""
     head = "\n".join(code.split("\n", _HEADER_LINES)[:_HEADER_LINES])
     return _all_of(normalized(found) for found in _HEADER.findall(head))
 
 
 def of_file(path: str | os.PathLike[str]) -> str | None:
-    """The licence whose text a file holds, up to the copyright line and 5 % of edits; None for none that is known.
+    """Return the license whose text a file holds, or None if it is not recognized.
 
-    Raises OSError when it cannot be read.
+    The comparison ignores the copyright line and allows 5% of edits.
+
+    Raises:
+        OSError: The file cannot be read.
     """
     try:
-        import ukkonen  # noqa: F401  # `identify` needs it for this only
+        import ukkonen  # type: ignore[import-untyped]  # noqa: F401  # only `license_id` needs it
         from identify.identify import license_id
     except ImportError as error:
-        raise missing_extra("recognizing the text of a licence", error) from None
+        raise missing_extra("recognizing the text of a license", error) from None
     try:
         found = license_id(os.fspath(path))
     except UnicodeDecodeError:
@@ -118,14 +121,15 @@ def of_metadata(metadata: PackageMetadata) -> str | None:
     The order is `License-Expression`, then `License` if it is an SPDX expression, then the classifiers. An unknown
     classifier voids `License` and the classifiers.
     """
-    if (expression := metadata.get("License-Expression")) is not None:
-        return normalized(expression)
+    if "License-Expression" in metadata:
+        return normalized(metadata["License-Expression"])
     licences = [line for line in metadata.get_all("Classifier") or [] if line.startswith("License :: ")]
     classifiers = [line.removeprefix("License :: ") for line in licences]
     found = [_CLASSIFIERS.get(classifier) for classifier in classifiers if classifier != "OSI Approved"]
     if None in found:
         return None
-    return normalized(metadata.get("License") or "") or _all_of(found)
+    stated = next(iter(metadata.get_all("License") or []), "")
+    return normalized(stated) or _all_of(found)
 
 
 def of_package(distribution: Distribution) -> str | None:
@@ -176,7 +180,7 @@ def _licensing() -> Any:
     try:
         from license_expression import get_spdx_licensing
     except ImportError as error:
-        raise missing_extra("reading licences", error) from None
+        raise missing_extra("reading licenses", error) from None
     return get_spdx_licensing()
 
 
@@ -187,7 +191,7 @@ def _parse(expression: str) -> Any:
 
     try:
         parsed = licensing.parse(expression, validate=True)
-    except (ExpressionError, ValueError, RecursionError):  # its own parse errors are not all ExpressionErrors
+    except (ExpressionError, ValueError, RecursionError):  # not all parse errors are ExpressionErrors
         return None
     return parsed
 

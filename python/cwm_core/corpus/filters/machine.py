@@ -13,7 +13,7 @@ from ..reasons import DropReason
 from ..sample import Drop, Sample
 from .secrets import values_text
 
-# Folders that programs name without having asked the machine.
+# Folders that programs name without asking the machine.
 _GENERAL = frozenset({"/", "/usr", "/usr/local", "/opt", "/home"})
 _MEMORY_ERROR = re.compile(r"(?:\w+\.)*\w*MemoryError\(")
 

@@ -13,13 +13,13 @@ from ..reasons import DropReason
 from ..sample import Drop, Sample
 from .extra import missing_extra
 
-# Detectors of detect-secrets that are left out: those of random-looking strings find alphabets and test vectors in
-# code, and addresses are looked for below.
+# Detectors of detect-secrets that are not used. Those of random-looking strings find alphabets and test vectors in
+# code, and this module searches for addresses itself.
 _LEFT_OUT = frozenset({"Base64HighEntropyString", "HexHighEntropyString", "IPPublicDetector"})
 
-# What its keywords for passwords have in common: its expressions take most of the time, and most texts have none of it.
+# Parts of its keywords for passwords. Its expressions take most of the time, and most texts have none of these parts.
 _KEYWORD_PARTS = ("key", "pass", "pwd", "secret", "contrase")
-# Bytes of words as "w", those that begin or join what is looked for as "!", dots, and the rest.
+# Classes of bytes: "w" in words, "!" for bytes that begin or join what is searched for, and all others as they are.
 _KINDS = bytes(
     ord("w" if chr(byte).isalnum() or byte in b"_" or byte > 127 else "!" if byte in b"'\"`@+:" else chr(byte))
     for byte in range(256)
@@ -28,10 +28,10 @@ _KINDS = bytes(
 _EMAIL = re.compile(r"[\w.+-]{1,64}@((?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24})(?![\w-])")
 # Domains for documentation and tests: RFC 2606, RFC 6761.
 _RESERVED = re.compile(r"(?i)(?:^|\.)(?:example(?:\.(?:com|net|org))?|test|invalid|localhost|local)$")
-# Numbers with a country code: others are not told from any numbers.
+# Only numbers with a country code: others cannot be distinguished from ordinary numbers.
 _PHONE = re.compile(r"(?<![\w+])\+[1-9][\d ()/-]{6,18}\d(?![\w.])")
 _IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.])")
-# Of IPv6, the public internet has 2000::/3. Shorter forms than these are slices and scopes in most code.
+# The public part of IPv6 is 2000::/3. Shorter forms are mostly slices and scopes in code.
 _IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:.])")
 
 
@@ -119,8 +119,8 @@ def _detectors() -> list[Any]:
     try:
         from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
     except ImportError as error:
-        raise missing_extra("looking for secrets", error) from None
-    classes = get_mapping_from_secret_type_to_class().values()
+        raise missing_extra("the search for secrets", error) from None
+    classes: list[type[Any]] = list(get_mapping_from_secret_type_to_class().values())
     return [plugin() for plugin in sorted(classes, key=lambda c: c.__name__) if plugin.__name__ not in _LEFT_OUT]
 
 
@@ -128,7 +128,7 @@ def _is_phone_number(text: str) -> bool:
     try:
         import phonenumbers
     except ImportError as error:
-        raise missing_extra("looking for phone numbers", error) from None
+        raise missing_extra("the search for phone numbers", error) from None
     try:
         return phonenumbers.is_valid_number(phonenumbers.parse(text, None))
     except phonenumbers.NumberParseException:

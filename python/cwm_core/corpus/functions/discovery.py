@@ -178,7 +178,7 @@ def find_functions(
         else:
             sources.append(read)
     own = [s for s in sources if not s.is_test]
-    found.skipped[SkipReason.TEST] += sum(len(list(_definitions(s.tree))) for s in sources if s.is_test)
+    found.skipped[SkipReason.TEST] += sum(len(list(_definitions(s.module))) for s in sources if s.is_test)
     suites = [s for s in sources if s.is_test]
     suites += [s for path in tests for s in read_sources(path) if s.tree is not None]
     if own and own[0].name is None:
@@ -195,7 +195,7 @@ def _describe(sources: list[Source], suites: list[Source], found: DiscoveredFunc
     classes = Classes(c for every in classes_of.values() for c in every.values())
     candidates = []
     for source in sources:
-        for qualname, node, owner in _definitions(source.tree):
+        for qualname, node, owner in _definitions(source.module):
             reason = _skip_reason(source, node, owner)
             if reason is not None:
                 found.skipped[reason] += 1
@@ -203,7 +203,7 @@ def _describe(sources: list[Source], suites: list[Source], found: DiscoveredFunc
                 candidates.append(_Candidate(source, qualname, node, classes_of[id(source)].get(owner or "")))
     pool = _observe(candidates, sources, suites, classes)
     seen: Counter[str] = Counter()
-    functions_of = {id(s): {n.name: n for q, n, owner in _definitions(s.tree) if owner is None} for s in sources}
+    functions_of = {id(s): {n.name: n for q, n, owner in _definitions(s.module) if owner is None} for s in sources}
     for candidate in candidates:
         function = _function(candidate, classes, pool, functions_of[id(candidate.source)], seen)
         found.functions.append(function)
@@ -212,7 +212,7 @@ def _describe(sources: list[Source], suites: list[Source], found: DiscoveredFunc
 def _classes(source: Source) -> dict[str, Class]:
     return {
         statement.name: Class.read(statement, source.names)
-        for statement in top_level(source.tree.body)
+        for statement in top_level(source.module.body)
         if isinstance(statement, ast.ClassDef)
     }
 
@@ -278,8 +278,9 @@ def _observe(
     """
     named: dict[str, list[_Candidate]] = defaultdict(list)
     for candidate in candidates:
-        constructs = candidate.node.name == "__init__" and candidate.owner is not None
-        named[candidate.owner.name if constructs else candidate.node.name].append(candidate)
+        is_constructor = candidate.node.name == "__init__" and candidate.owner is not None
+        name = candidate.owner.name if candidate.owner and is_constructor else candidate.node.name
+        named[name].append(candidate)
     wanted = named.keys() | classes.names
     pool: dict[str, dict[str, ast.expr]] = defaultdict(dict)
     for name, call in _seen(sources, suites, wanted):
@@ -300,11 +301,11 @@ def _seen(sources: list[Source], suites: list[Source], wanted: Set[str]) -> Iter
     for source in sources:
         if source.call is not None and (tree := _expression(source.call)) is not None:
             yield from callsites.calls_in([ast.Expr(tree)], wanted, source.names.resolve, source.name)
-        yield from doctests.calls(source.tree, source.names, wanted)
+        yield from doctests.calls(source.module, source.names, wanted)
     for suite in suites:
-        yield from callsites.calls(suite.tree, suite.names, wanted, importable=False)
+        yield from callsites.calls(suite.module, suite.names, wanted, importable=False)
     for source in sources:
-        yield from callsites.calls(source.tree, source.names, wanted)
+        yield from callsites.calls(source.module, source.names, wanted)
 
 
 def _expression(written: str) -> ast.expr | None:
@@ -335,7 +336,8 @@ def _function(
 ) -> Function:
     source, node, owner, names = candidate.source, candidate.node, candidate.owner, candidate.source.names
     kind = _kind(node, owner)
-    called, receivers = node.name, ()
+    called = node.name
+    receivers: tuple[Shape, ...] = ()
     if owner is not None:
         if kind in (FunctionKind.METHOD, FunctionKind.PROPERTY):
             receivers = tuple(classes.instances(owner, names))

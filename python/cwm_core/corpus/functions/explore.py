@@ -7,7 +7,7 @@ import itertools
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -175,7 +175,7 @@ def explore_all(
     sandbox: machines.Sandbox = "bubblewrap",
     limits: machines.Limits = EXPLORING,
     **options: Any,
-) -> Iterator[Exploration]:
+) -> Generator[Exploration, None, None]:
     """Yield an `Exploration` of each function, with one sandbox for consecutive functions of the same module.
 
     Functions of a module that cannot be imported have the outcome `cannot be imported`.
@@ -216,8 +216,7 @@ def units(
         paths: Argument of `find_functions`.
         **options: Options of `explore_all`.
     """
-    is_found = isinstance(source, DiscoveredFunctions)
-    found = source if is_found else find_functions(source, tests=tests, paths=paths)
+    found = source if isinstance(source, DiscoveredFunctions) else find_functions(source, tests=tests, paths=paths)
     with contextlib.closing(explore_all(found.functions, **options)) as explorations:
         for exploration in explorations:
             if exploration.unit is not None:

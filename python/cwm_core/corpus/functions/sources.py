@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import sys
 import tokenize
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,10 +46,17 @@ class Source:
         """Syntax tree; None if the text does not parse or there is a problem."""
         return None if self.problem else parse(self.code)
 
+    @property
+    def module(self) -> ast.Module:
+        """Syntax tree; requires that there is one."""
+        if self.tree is None:
+            raise ValueError(f"{self.path} has no syntax tree")
+        return self.tree
+
     @cached_property
     def names(self) -> Names:
         """Names of the module; requires a tree."""
-        return Names(self.tree, self.name, is_package=self.path.endswith("__init__.py"))
+        return Names(self.module, self.name, is_package=self.path.endswith("__init__.py"))
 
     @property
     def is_test(self) -> bool:
@@ -106,14 +114,14 @@ def _importable(name: str, paths: Sequence[str] | None) -> list[Path]:
         return []
     if spec.submodule_search_locations:
         return [Path(next(iter(spec.submodule_search_locations))).resolve()]
-    return [Path(spec.origin).resolve()] if str(spec.origin).endswith(".py") else []
+    return [Path(spec.origin).resolve()] if spec.origin and spec.origin.endswith(".py") else []
 
 
 def _distributed(name: str, paths: Sequence[str] | None) -> list[Path]:
     """Return the packages and modules of an installed distribution: `dateutil` for `python-dateutil`."""
     wanted = re.sub(r"[-_.]+", "-", name).lower()
     found = set()
-    for distribution in distributions(**({} if paths is None else {"path": list(paths)})):
+    for distribution in distributions(path=list(sys.path if paths is None else paths)):
         if re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower() != wanted:
             continue
         for file in distribution.files or ():

@@ -35,12 +35,20 @@ def calls_in(
     """Yield the same for statements that run one after the other."""
     counts: Counter[str] = Counter()
     for call, before in _block(body, []):
-        name = call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id
+        name = _called(call)
         if name in wanted and counts[name] < _MAX_CALLS:
             found = cut(call, before, resolve, module)
             if found is not None:
                 counts[name] += 1
                 yield name, found
+
+
+def _called(call: ast.Call) -> str:
+    """Return the simple name of what a call of a plain name or attribute calls."""
+    match call.func:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+    return ""
 
 
 class _Constants:
@@ -121,7 +129,7 @@ def _parametrized(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[
     """Yield bindings of the parameters of a test function: those of `pytest.mark.parametrize`, or unknown values."""
     spec = function.args
     every = [*spec.posonlyargs, *spec.args, *spec.kwonlyargs, spec.vararg, spec.kwarg]
-    targets = [ast.Name(a.arg, ast.Store()) for a in every if a is not None]
+    targets: list[ast.expr] = [ast.Name(a.arg, ast.Store()) for a in every if a is not None]
     unknown: list[ast.stmt] = [ast.For(ast.Tuple(targets, ast.Store()), ast.Constant(0), [ast.Pass()], [])]
     any_values = False
     for decorator in function.decorator_list:
@@ -166,7 +174,7 @@ def _class(node: ast.ClassDef) -> Iterator[tuple[ast.Call, list[ast.stmt]]]:
 class _SelfNames(ast.NodeTransformer):
     """Replaces the attributes of `self` by variables."""
 
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         match node.value:
             case ast.Name(id="self" | "cls"):
                 return ast.Name(f"self_{node.attr}", node.ctx)

@@ -134,7 +134,9 @@ def _container(node: ast.expr, items: list[ast.expr], donors: Sequence[ast.expr]
         items = items[: rng.randint(0, 1)]
     if isinstance(node, ast.Set) and not items:
         return ast.Call(ast.Name("set", ast.Load()), [], [])
-    return type(node)(items, ast.Load()) if not isinstance(node, ast.Set) else ast.Set(items)
+    if isinstance(node, ast.Set):
+        return ast.Set(items)
+    return ast.List(items, ast.Load()) if isinstance(node, ast.List) else ast.Tuple(items, ast.Load())
 
 
 def _text(value: str, literals: Sequence[str], rng: random.Random) -> str:

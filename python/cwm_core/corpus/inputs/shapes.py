@@ -15,14 +15,40 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _DEPTH = 2  # of constructors within constructors
 
 
+class ShapeKind(StrEnum):
+    """Kind of the expressions of a `Shape`."""
+
+    INT = "int"
+    FLOAT = "float"
+    COMPLEX = "complex"
+    BOOL = "bool"
+    STR = "str"
+    BYTES = "bytes"
+    NONE = "none"
+    CALLABLE = "callable"
+    FILE = "file"
+    ANY = "any"
+    LIST = "list"
+    SET = "set"
+    FROZENSET = "frozenset"
+    DICT = "dict"
+    TUPLE = "tuple"
+    """A tuple of any length."""
+    RECORD = "record"
+    """A tuple with these elements."""
+    ITERATOR = "iterator"
+    VALUES = "values"
+    """Exactly the expressions in `Shape.values`."""
+    NEW = "new"
+    """Calls of `Shape.name` with `Shape.arguments`."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """A set of expressions that an argument may be."""
 
-    kind: str
-    """Kind of the expressions. `values` means exactly those in `values`; `new` means calls of `name` with `arguments`;
-    `record` is a tuple with the elements `of`; `tuple` has any length.
-    """
+    kind: ShapeKind
+    """Kind of the expressions."""
     of: tuple[Shape, ...] = ()
     """Shapes of the elements."""
     values: tuple[str, ...] = ()
@@ -57,8 +83,8 @@ class Argument:
     """What the argument may be."""
 
 
-ANY = Shape("any")
-_SIMPLE = {
+ANY = Shape(ShapeKind.ANY)
+_SIMPLE: dict[str, str] = {
     "int": "int", "float": "float", "complex": "complex", "bool": "bool", "str": "str", "bytes": "bytes",
     "bytearray": "bytes", "None": "none", "AnyStr": "str", "Text": "str", "LiteralString": "str", "Number": "float",
     "Real": "float", "Integral": "int", "SupportsIndex": "int", "SupportsInt": "int", "SupportsFloat": "float",
@@ -66,7 +92,7 @@ _SIMPLE = {
     "number": "float", "Pattern": "str", "Hashable": "str", "Callable": "callable", "function": "callable",
     "callable": "callable", "IO": "file", "TextIO": "file", "StringIO": "file", "file": "file",
 }  # fmt: skip
-_CONTAINERS = {
+_CONTAINERS: dict[str, str] = {
     "list": "list", "List": "list", "Sequence": "list", "MutableSequence": "list", "Iterable": "list",
     "Collection": "list", "Container": "list", "Sized": "list", "Reversible": "list", "Iterator": "iterator",
     "Generator": "iterator", "iterator": "iterator", "iterable": "list", "sequence": "list", "tuple": "tuple",
@@ -214,7 +240,7 @@ class Classes:
         shapes = []
         seen = [names.written(node) for node in list(self.seen.get(of.name, {}).values())[:12]]
         if values := tuple(value for value in seen if value is not None):
-            shapes.append(Shape("values", values=values))
+            shapes.append(Shape(ShapeKind.VALUES, values=values))
         if depth == 0:
             return shapes
         if self.is_abstract(of):
@@ -224,12 +250,16 @@ class Classes:
             return shapes
         if any(base.endswith(("Enum", "Flag")) for c in self.line(of) for base in c.bases):
             fields = [field for field, m in of.members.items() if isinstance(m, ast.Assign) and field[0] != "_"]
-            return [Shape("values", values=tuple(f"{name}.{field}" for field in fields[:20]))] if fields else shapes
-        shapes.append(Shape("new", name=name, arguments=tuple(self.constructor(of, names, depth - 1))))
+            return (
+                [Shape(ShapeKind.VALUES, values=tuple(f"{name}.{field}" for field in fields[:20]))]
+                if fields
+                else shapes
+            )
+        shapes.append(Shape(ShapeKind.NEW, name=name, arguments=tuple(self.constructor(of, names, depth - 1))))
         for member in of.members.values():
             if isinstance(member, _Function) and _is_factory(member, of.name):
                 taken = tuple(arguments(member, self, of.names, names, method=True, depth=depth - 1))
-                shapes.append(Shape("new", name=f"{name}.{member.name}", arguments=taken))
+                shapes.append(Shape(ShapeKind.NEW, name=f"{name}.{member.name}", arguments=taken))
         return shapes
 
     def constructor(self, of: Class, names: Names, depth: int = _DEPTH - 1) -> Iterator[Argument]:
@@ -355,9 +385,9 @@ def arguments(
             if default is None and depth > 0:
                 shapes += [s for c in classes.called_like(argument.arg) for s in scope.instances(c)]
         if literals := _compared(function, argument.arg):
-            shapes.append(Shape("values", values=literals))
+            shapes.append(Shape(ShapeKind.VALUES, values=literals))
         if pool is not None and (seen := pool.get(argument.arg)):
-            shapes.append(Shape("values", values=tuple(seen)))
+            shapes.append(Shape(ShapeKind.VALUES, values=tuple(seen)))
         written = None if default is None else text(default)
         yield Argument(argument.arg, kind, written, tuple(dict.fromkeys(shapes)) or (ANY,))
 
@@ -368,7 +398,7 @@ def _of_annotation(node: ast.expr | None, scope: _Scope) -> Iterator[Shape]:
 
     match node:
         case ast.Constant(value=None):
-            yield Shape("none")
+            yield Shape(ShapeKind.NONE)
         case ast.Constant(value=str(written)):
             try:
                 yield from inner(ast.parse(written, mode="eval").body)
@@ -383,9 +413,9 @@ def _of_annotation(node: ast.expr | None, scope: _Scope) -> Iterator[Shape]:
         case ast.Name() | ast.Attribute():
             name = last_name(node) or ""
             if name in _SIMPLE:
-                yield Shape(_SIMPLE[name])
+                yield Shape(ShapeKind(_SIMPLE[name]))
             elif name in _CONTAINERS:
-                yield Shape(_CONTAINERS[name], (ANY,))
+                yield Shape(ShapeKind(_CONTAINERS[name]), (ANY,))
             elif (found := scope.classes.find(name, scope.home)) is not None:
                 yield from scope.instances(found)
             else:
@@ -400,19 +430,19 @@ def _of_generic(
         return shapes[0] if shapes else ANY
 
     if name == "Literal":
-        yield Shape("values", values=tuple(ast.unparse(item) for item in items))
+        yield Shape(ShapeKind.VALUES, values=tuple(ast.unparse(item) for item in items))
     elif name == "Union" or name in _WRAPPERS:
         for item in items if name == "Union" else items[:1]:
             yield from inner(item)
         if name == "Optional":
-            yield Shape("none")
+            yield Shape(ShapeKind.NONE)
     elif name in ("tuple", "Tuple") and not (len(items) == 2 and isinstance(items[1], ast.Constant)):
-        yield Shape("record", tuple(one(item) for item in items))
+        yield Shape(ShapeKind.RECORD, tuple(one(item) for item in items))
     elif name in _CONTAINERS:
-        kind = _CONTAINERS[name]
-        yield Shape(kind, tuple(one(item) for item in items[: 2 if kind == "dict" else 1]))
+        kind = ShapeKind(_CONTAINERS[name])
+        yield Shape(kind, tuple(one(item) for item in items[: 2 if kind is ShapeKind.DICT else 1]))
     elif name in _SIMPLE:
-        yield Shape(_SIMPLE[name])
+        yield Shape(ShapeKind(_SIMPLE[name]))
     else:
         yield ANY
 
@@ -424,13 +454,13 @@ def _of_default(default: ast.expr | None) -> Iterator[Shape]:
         case ast.Constant(value=value):
             kind = type(value).__name__
             if kind in _SIMPLE:
-                yield Shape(kind)
+                yield Shape(ShapeKind(kind))
         case ast.UnaryOp(operand=operand):
             yield from _of_default(operand)
         case ast.List() | ast.Tuple() | ast.Set() | ast.Dict():
-            yield Shape(type(default).__name__.lower(), (ANY,))
+            yield Shape(ShapeKind(type(default).__name__.lower()), (ANY,))
         case ast.Lambda():
-            yield Shape("callable")
+            yield Shape(ShapeKind.CALLABLE)
 
 
 def _documented(documentation: str) -> dict[str, str]:
@@ -445,9 +475,9 @@ def _documented(documentation: str) -> dict[str, str]:
 def _of_words(words: str, scope: _Scope) -> Iterator[Shape]:
     for word in dict.fromkeys(re.findall(r"\w+", words)):
         if word in _SIMPLE:
-            yield Shape(_SIMPLE[word])
+            yield Shape(ShapeKind(_SIMPLE[word]))
         elif word in _CONTAINERS:
-            yield Shape(_CONTAINERS[word], (ANY,))
+            yield Shape(ShapeKind(_CONTAINERS[word]), (ANY,))
         elif word[0].isupper() and (found := scope.classes.find(word, scope.home)) is not None:
             yield from scope.instances(found)
 
@@ -455,7 +485,7 @@ def _of_words(words: str, scope: _Scope) -> Iterator[Shape]:
 def _of_name(name: str) -> list[Shape]:
     of = (ANY,)
     found = [kind for pattern, kind in _NAMES if re.fullmatch(pattern, name, re.IGNORECASE)]
-    return [Shape(kind, of if kind in ("list", "dict") else ()) for kind in found]
+    return [Shape(ShapeKind(kind), of if kind in ("list", "dict") else ()) for kind in found]
 
 
 def _of_usage(function: _Function, name: str, scope: _Scope, functions: Mapping[str, _Function]) -> Iterator[Shape]:
@@ -492,35 +522,39 @@ def _of_operation(node: ast.AST, name: str) -> Iterator[Shape]:
     """Yield shapes from one operation on the variable."""
     match node:
         case ast.For(iter=ast.Name(id=found)) | ast.comprehension(iter=ast.Name(id=found)) if found == name:
-            yield Shape("list", (ANY,))
+            yield Shape(ShapeKind.LIST, (ANY,))
         case ast.Call(func=ast.Name(id=found)) if found == name:
-            yield Shape("callable")
+            yield Shape(ShapeKind.CALLABLE)
         case ast.Call(func=ast.Name(id=called), args=[ast.Name(id=found), *_]) if found == name:
             yield from _of_call(called)
         case ast.Subscript(value=ast.Name(id=found), slice=index) if found == name:
-            yield Shape("dict", (Shape("str"), ANY)) if _is_text(index) else Shape("list", (ANY,))
+            yield (
+                Shape(ShapeKind.DICT, (Shape(ShapeKind.STR), ANY)) if _is_text(index) else Shape(ShapeKind.LIST, (ANY,))
+            )
         case ast.BinOp(left=ast.Name(id=found), op=operation, right=other) if found == name:
-            yield Shape("str" if isinstance(operation, ast.Mod | ast.Add) and _is_text(other) else "int")
+            yield Shape(
+                ShapeKind.STR if isinstance(operation, ast.Mod | ast.Add) and _is_text(other) else ShapeKind.INT
+            )
         case ast.BinOp(left=other, op=operation, right=ast.Name(id=found)) if found == name:
-            yield Shape("str" if isinstance(operation, ast.Add) and _is_text(other) else "int")
+            yield Shape(ShapeKind.STR if isinstance(operation, ast.Add) and _is_text(other) else ShapeKind.INT)
         case ast.Compare(left=ast.Name(id=found), ops=[ast.Lt() | ast.Gt() | ast.LtE() | ast.GtE(), *_]):
             if found == name:
-                yield Shape("int")
+                yield Shape(ShapeKind.INT)
 
 
 def _of_call(called: str) -> Iterator[Shape]:
     if called in ("len", "sorted", "list", "set", "tuple", "enumerate", "sum", "min", "max", "zip", "iter", "reversed"):
-        yield Shape("list", (ANY,))
+        yield Shape(ShapeKind.LIST, (ANY,))
     elif called in ("int", "range", "chr", "abs", "divmod", "pow"):
-        yield Shape("int")
+        yield Shape(ShapeKind.INT)
     elif called in ("ord", "compile", "open"):
-        yield Shape("str")
+        yield Shape(ShapeKind.STR)
     elif called in ("float", "round"):
-        yield Shape("float")
+        yield Shape(ShapeKind.FLOAT)
     elif called == "dict":
-        yield Shape("dict", (ANY, ANY))
+        yield Shape(ShapeKind.DICT, (ANY, ANY))
     elif called == "next":
-        yield Shape("iterator", (ANY,))
+        yield Shape(ShapeKind.ITERATOR, (ANY,))
 
 
 def _of_attributes(attributes: Iterable[str], scope: _Scope) -> Iterator[Shape]:
@@ -528,9 +562,9 @@ def _of_attributes(attributes: Iterable[str], scope: _Scope) -> Iterator[Shape]:
     if not wanted:
         return
     found = [kind for kind, own in _ATTRIBUTES.items() if wanted <= own]
-    yield from (Shape(kind, (ANY,) if kind in ("list", "dict", "set", "tuple") else ()) for kind in found)
+    yield from (Shape(ShapeKind(kind), (ANY,) if kind in ("list", "dict", "set", "tuple") else ()) for kind in found)
     if wanted <= _FILE:
-        yield Shape("file")
+        yield Shape(ShapeKind.FILE)
     if not found and scope.depth > 0:
         for of in scope.classes.with_attributes(wanted, scope.home):
             yield from scope.instances(of)

@@ -61,7 +61,8 @@ class Names:
 
     def localised(self, node: ast.expr) -> ast.expr:
         """Return an expression with this module's own names."""
-        return _Localise(self).visit(copied(node))
+        localised: ast.expr = _Localise(self).visit(copied(node))
+        return localised
 
     def written(self, node: ast.expr) -> str | None:
         """Return the text of an expression with this module's own names. Cached, because many functions ask for the
@@ -87,13 +88,13 @@ class _Localise(ast.NodeTransformer):
     def __init__(self, names: Names) -> None:
         self.names = names
 
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         origin = _imported(node.value)
         if origin is not None and (local := self.names.local(origin, node.attr)) is not None:
             return ast.Name(local, ast.Load())
         return self.generic_visit(node)
 
-    def visit_Call(self, node: ast.Call) -> ast.expr:
+    def visit_Call(self, node: ast.Call) -> ast.AST:
         origin = _imported(node)
         if origin is not None and (local := self.names.local(origin, None)) is not None:
             return ast.Name(local, ast.Load())
@@ -185,11 +186,11 @@ def cut(
         found = _steps(statement, needed)
         if found is None:
             return None
-        for name, value in reversed(found):
-            if name is not None and not isinstance(statement, ast.AugAssign):
-                needed.discard(name)
+        for target, value in reversed(found):
+            if target is not None and not isinstance(statement, ast.AugAssign):
+                needed.discard(target)
             needed |= free(value)
-            steps.append((name, value))
+            steps.append((target, value))
     names = {name for name, _ in steps}
     for name in sorted(needed - names):
         meaning = resolve(name)
@@ -229,8 +230,8 @@ def _steps(statement: ast.stmt, needed: set[str]) -> list[_Step] | None:
         case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name))) as value) if name in needed:
             found = [(None, value)]
         case ast.FunctionDef(name=name) if name in needed:
-            value = _as_lambda(statement)
-            found = None if value is None else [(name, value)]
+            function = _as_lambda(statement)
+            found = None if function is None else [(name, function)]
     return found
 
 
@@ -273,7 +274,8 @@ class _Substitute(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         if isinstance(node.ctx, ast.Load) and node.id in self.replaced:
-            return copied(self.replaced[node.id])
+            value: ast.expr = copied(self.replaced[node.id])
+            return value
         return node
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, PrimitiveProvider
 
 from ..functions.kinds import FunctionKind
-from .shapes import ANY, Argument, ParameterKind, Shape
+from .shapes import ANY, Argument, ParameterKind, Shape, ShapeKind
 
 if TYPE_CHECKING:
     from ..functions.discovery import Function
@@ -142,44 +142,44 @@ class _Pools:
     def value(self, shapes: Sequence[Shape]) -> st.SearchStrategy[str]:
         """Return a strategy for one of the shapes. Expressions that were seen count twice."""
         found = [self.shape(shape) for shape in shapes or (ANY,)]
-        found += [self.shape(shape) for shape in shapes if shape.kind == "values"]
+        found += [self.shape(shape) for shape in shapes if shape.kind is ShapeKind.VALUES]
         return st.one_of(found)
 
     def shape(self, shape: Shape) -> st.SearchStrategy[str]:
         """Return a strategy for a shape."""
         match shape.kind:
-            case "values":
+            case ShapeKind.VALUES:
                 found = st.sampled_from(shape.values)
-            case "new":
+            case ShapeKind.NEW:
                 found = self.arguments(shape.arguments).map(lambda arguments: f"{shape.name}({arguments})")
-            case "record":
+            case ShapeKind.RECORD:
                 items = st.tuples(*(self.value((of,)) for of in shape.of))
                 found = items.map(lambda items: f"({', '.join(items)}{',' * (len(items) == 1)})")
-            case "dict":
+            case ShapeKind.DICT:
                 key = self.simple if not shape.of or shape.of[0] == ANY else self.value(shape.of[:1])
                 pairs = st.lists(st.tuples(key, self.value(shape.of[1:2])).map(": ".join), max_size=4)
                 found = pairs.map(lambda pairs: f"{{{', '.join(pairs)}}}")
-            case "list" | "tuple" | "set" | "frozenset" | "iterator":
+            case ShapeKind.LIST | ShapeKind.TUPLE | ShapeKind.SET | ShapeKind.FROZENSET | ShapeKind.ITERATOR:
                 found = self.items(shape)
-            case "any":
+            case ShapeKind.ANY:
                 found = self.any()
             case kind:
                 found = self.scalars[kind]
         return found
 
     @cached_property
-    def scalars(self) -> dict[str, st.SearchStrategy[str]]:
+    def scalars(self) -> dict[ShapeKind, st.SearchStrategy[str]]:
         """Strategies for values without elements."""
         return {
-            "int": self.integers,
-            "float": st.one_of(self.floats, self.integers),
-            "complex": st.builds(lambda a, b: f"complex({a}, {b})", self.floats, self.floats),
-            "bool": st.sampled_from(("True", "False")),
-            "str": self.texts,
-            "bytes": self.texts.map(lambda text: repr(ast.literal_eval(text).encode())),
-            "callable": st.sampled_from(_CALLABLES),
-            "file": self.texts.map(lambda text: f"__import__('io').StringIO({text})"),
-            "none": st.just("None"),
+            ShapeKind.INT: self.integers,
+            ShapeKind.FLOAT: st.one_of(self.floats, self.integers),
+            ShapeKind.COMPLEX: st.builds(lambda a, b: f"complex({a}, {b})", self.floats, self.floats),
+            ShapeKind.BOOL: st.sampled_from(("True", "False")),
+            ShapeKind.STR: self.texts,
+            ShapeKind.BYTES: self.texts.map(lambda text: repr(ast.literal_eval(text).encode())),
+            ShapeKind.CALLABLE: st.sampled_from(_CALLABLES),
+            ShapeKind.FILE: self.texts.map(lambda text: f"__import__('io').StringIO({text})"),
+            ShapeKind.NONE: st.just("None"),
         }
 
     def items(self, shape: Shape) -> st.SearchStrategy[str]:
@@ -192,9 +192,9 @@ class _Pools:
             kinds = [self.integers, self.texts, pair, row]
             item = st.one_of([st.lists(kind, max_size=5) for kind in kinds])
         listed = item.map(_listed)
-        if shape.kind == "list":
+        if shape.kind is ShapeKind.LIST:
             return listed
-        made = "iter" if shape.kind == "iterator" else shape.kind
+        made = "iter" if shape.kind is ShapeKind.ITERATOR else str(shape.kind)
         return listed.map(lambda text: f"{made}({text})")
 
     def any(self) -> st.SearchStrategy[str]:
@@ -202,7 +202,7 @@ class _Pools:
         return st.one_of(
             self.integers,
             self.texts,
-            self.items(Shape("list")),
+            self.items(Shape(ShapeKind.LIST)),
             self.pairs(),
             st.sampled_from(("None", "True", "0.5", "()", *_CALLABLES[:2])),
         )

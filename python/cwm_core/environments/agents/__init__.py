@@ -1,4 +1,4 @@
-"""What acts in an environment: scripts, a model on the built-in engine, a model behind an HTTP endpoint."""
+"""Agents: scripts, a model on the built-in engine, and a model behind an HTTP endpoint."""
 
 from ...support.endpoint import EndpointError
 from .endpoint import EndpointAgent

@@ -1,4 +1,4 @@
-"""A model behind an HTTP endpoint of the OpenAI protocol, such as `cwm serve`."""
+"""Agent with a model behind an OpenAI-compatible HTTP endpoint, such as `cwm serve`."""
 
 import json
 import logging
@@ -14,11 +14,11 @@ from .protocol import Budget, Generate, Message, OutOfBudget, Reply
 logger = logging.getLogger(__name__)
 
 BYTES_A_TOKEN = 3
-"""Of program text, for the vocabularies in use; where a server does not count tokens."""
+"""Estimated bytes per token of program text, for servers that do not count tokens."""
 
 
 class EndpointAgent:
-    """Asks an `Endpoint` for each reply; the conversation is sent as it is, tool calls being text."""
+    """Requests each reply from an `Endpoint`. Tool calls are sent as text of the conversation."""
 
     def __init__(
         self,
@@ -31,16 +31,24 @@ class EndpointAgent:
         request_seconds: float = 600.0,
         retries: int = 5,
     ) -> None:
-        """Ask for `model`; other arguments, but these two, are those of `Endpoint`.
+        """Set the endpoint and the requests.
 
-        `fields`: more of the request, as ``{"temperature": 0.7, "return_token_ids": True}``; what is None is left out,
-        as ``{"seed": None}``. `tool_role`: the role of a tool's answer, "tool" for `cwm serve`, whose models know it;
-        other servers take that only after calls of their own form.
+        Args:
+            url: See `Endpoint`.
+            model: Name of the model at the endpoint.
+            key_variable: See `Endpoint`.
+            fields: Further fields of requests, such as `{"temperature": 0.7, "return_token_ids": True}`. None removes a
+                field, as in `{"seed": None}`.
+            tool_role: Role of observations. Use "tool" for `cwm serve`; other servers accept this role only after tool
+                calls in the format of the protocol.
+            request_seconds: See `Endpoint`.
+            retries: See `Endpoint`.
 
-        Raises ValueError for a URL that is not HTTP, or another `tool_role`.
+        Raises:
+            ValueError: The URL is not HTTP, or there is no such role.
         """
         if tool_role not in ("user", "tool"):
-            raise ValueError(f'tool_role must be "user" or "tool", not {tool_role!r}')
+            raise ValueError(f'tool_role must be "user" or "tool", got {tool_role!r}')
         self._endpoint = Endpoint(url, key_variable=key_variable, request_seconds=request_seconds, retries=retries)
         self._model, self._fields, self._tool_role = model, dict(fields or {}), tool_role
         self._warned = False
@@ -56,15 +64,15 @@ class EndpointAgent:
         return _Conversation(self, seed, budget)
 
     def interrupt(self) -> None:
-        """See `Agent.interrupt`: requests on their way end."""
+        """See `Agent.interrupt`. Running requests are cancelled."""
         self._endpoint.cancel()
 
     def _counted(self, reply: Reply, messages: Sequence[Mapping[str, str]]) -> tuple[int, int]:
-        """Return the tokens of the prompt and of the reply, estimated where the server does not count them."""
+        """Return the number of tokens of prompt and reply, estimated if the server does not count them."""
         tokens = reply.tokens if reply.ids is None else len(reply.ids)
         if (tokens is None or reply.prompt_tokens is None) and not self._warned:
             self._warned = True
-            text = "%s does not count tokens; budgets of tokens are held by an estimate of %d bytes a token"
+            text = "%s does not count tokens; token budgets use an estimate of %d bytes per token"
             logger.warning(text, self._endpoint.url, BYTES_A_TOKEN)
         prompt_tokens = reply.prompt_tokens
         if prompt_tokens is None:
@@ -73,14 +81,14 @@ class EndpointAgent:
 
 
 class _Conversation:
-    """One rollout's requests."""
+    """Requests of a rollout."""
 
     def __init__(self, agent: EndpointAgent, seed: int, budget: Budget) -> None:
         self._agent, self._seed, self._budget = agent, seed, budget
         self._deadline = time.monotonic() + budget.seconds
         self._replies = 0
         self._used = 0
-        """Tokens of the conversation when it was last counted."""
+        """Number of tokens of the conversation at the last count."""
 
     def __call__(self, messages: Sequence[Message]) -> Reply:
         agent, budget = self._agent, self._budget
@@ -90,7 +98,7 @@ class _Conversation:
         body = {
             "model": agent._model,
             "messages": [self._sent(message) for message in messages],
-            # 53 bits are what every JSON reader keeps.
+            # JSON readers keep at least 53 bits.
             "seed": (self._seed + self._replies) % 2**53,
             "max_tokens": min(budget.action_tokens, room),
             **agent._fields,
@@ -100,7 +108,7 @@ class _Conversation:
         try:
             answer = self._ask(body, seed)
         except ContextExceeded:
-            # Nobody but the server knows how much is left beside the prompt, which it gives where no number is asked.
+            # Without `max_tokens`, the server uses the room that the prompt leaves, which only the server knows.
             body.pop("max_tokens", None)
             try:
                 answer = self._ask(body, seed)
@@ -152,7 +160,7 @@ def _reply(answer: dict[str, Any]) -> Reply:
 
 
 def _text(content: Any) -> str:
-    """Return the text of a message's content: a string, or a list of parts, some of which have a text."""
+    """Return the text of a message's content, which is a string or a list of parts, some of them with text."""
     if isinstance(content, list):
         texts = (part if isinstance(part, str) else _object(part).get("text") for part in content)
         return "".join(text for text in texts if isinstance(text, str))
@@ -160,9 +168,9 @@ def _text(content: Any) -> str:
 
 
 def _calls(calls: Any) -> list[str]:
-    """Return tool calls of the protocol's own form as an environment reads them.
+    """Return tool calls in the format of the protocol as text for the environment.
 
-    Whatever is wrong with a call stays in its text, so that the environment's answer says what is right.
+    Mistakes in a call remain in the text, so that the environment explains them.
     """
     functions = [_object(_object(call).get("function")) for call in calls] if isinstance(calls, list) else []
     named = [(call.get("name"), call.get("arguments")) for call in functions]
@@ -170,7 +178,7 @@ def _calls(calls: Any) -> list[str]:
 
 
 def _arguments(tool: Any, arguments: Any) -> str:
-    """Return what stands between the tags of a call."""
+    """Return the text between the tags of a call."""
     try:
         values = json.loads(arguments) if isinstance(arguments, str) else arguments
     except ValueError:

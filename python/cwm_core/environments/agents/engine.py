@@ -1,4 +1,4 @@
-"""A model on the built-in engine, which reads of a conversation only what is new."""
+"""Agent with a model on the built-in engine, which processes only the new part of a conversation."""
 
 import math
 import threading
@@ -15,15 +15,15 @@ from .protocol import Budget, Generate, Message, OutOfBudget, Reply
 
 if TYPE_CHECKING:
     from ...inference import Engine
-    from ...inference.engine import Handle, Request
+    from ...inference.requests import Handle, Request
     from ...tokenizer import Tokenizer
 
 
 class EngineAgent:
-    """Replies of a model on an `Engine` that has a tokenizer; the rollouts of several threads are generated together.
+    """Generates replies with an `Engine`, batching the rollouts of several threads.
 
-    A conversation is kept as tokens: each prompt is the one before, the tokens that the model generated as they are,
-    and those of the observation. An engine with `prefix_bytes` so reads an observation and no more.
+    A conversation is kept as tokens: a prompt consists of the last prompt, the generated tokens, and the tokens of the
+    observation. So an engine with `prefix_bytes` processes only the observation.
     """
 
     def __init__(
@@ -35,10 +35,17 @@ class EngineAgent:
         reasoning: bool = False,
         settings: dict[str, Any] | None = None,
     ) -> None:
-        """Sample as `inference.engine.Request` says.
+        """Set the engine and the sampling.
 
-        `reasoning`: let each reply begin with ``<think>``; the system message has to ask for it, see `system_prompt`.
-        `settings`: more that replies depend on, such as the model's name. Nothing else may step the engine meanwhile.
+        Args:
+            engine: An engine with a tokenizer. Nothing else may step it while the agent runs.
+            temperature: Sampling temperature.
+            top_p: Nucleus sampling threshold.
+            reasoning: Begin each reply with `<think>`. The system message must ask for it; see `system_prompt`.
+            settings: Further settings that replies depend on, such as the name of the model.
+
+        Raises:
+            ValueError: The engine has no tokenizer.
         """
         if engine.tokenizer is None:
             raise ValueError("an agent's engine needs a tokenizer")
@@ -49,7 +56,7 @@ class EngineAgent:
         self._turn_of = threading.Condition()
         self._is_stepping = False
         self._handles: set[Handle] = set()
-        """What is being generated."""
+        """Running requests."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -67,7 +74,7 @@ class EngineAgent:
             self._engine.cancel(handle)
 
     def _run(self, request: "Request", deadline: float) -> "Handle":
-        """Generate: whichever thread waits steps the engine, for all of them."""
+        """Generate a reply. One of the waiting threads steps the engine for all."""
         with self._turn_of:
             handle = self._engine.submit(request)
             self._handles.add(handle)
@@ -99,18 +106,18 @@ class EngineAgent:
 
 
 class _Conversation:
-    """One rollout's messages, as tokens."""
+    """Conversation of a rollout, as tokens."""
 
     def __init__(self, agent: EngineAgent, seed: int, budget: Budget) -> None:
         self._agent, self._seed, self._budget = agent, seed, budget
         self._deadline = time.monotonic() + budget.seconds
         self._ids, _ = agent._tokenizer.encode_chat([])
         self._messages = 0
-        """How many messages `_ids` holds."""
+        """Number of messages in `_ids`."""
         self._replies = 0
 
     def __call__(self, messages: Sequence[Message]) -> Reply:
-        from ...inference.engine import Request
+        from ...inference.requests import Request
 
         agent, budget, tokenizer = self._agent, self._budget, self._agent._tokenizer
         prefix = "<think>\n" if agent._reasoning else ""
@@ -131,7 +138,7 @@ class _Conversation:
         handle = agent._run(request, self._deadline)
         stopped = handle.finish_reason == "stop"
         said = handle.ids[:-1] if stopped else handle.ids
-        # Whatever token ended the reply, the chat's format has this one.
+        # The chat format ends a message with this token, whichever token ended the reply.
         end = tokenizer.special_tokens[EOT_ID]
         self._ids = np.concatenate([prompt, np.array([*said, end], np.int32)])
         self._messages, self._replies = len(messages) + 1, self._replies + 1
@@ -147,6 +154,6 @@ class _Conversation:
 
 
 def _continuation(tokenizer: "Tokenizer", messages: Sequence[Message], prefix: str) -> NDArray[np.int32]:
-    """Tokens of further messages and the beginning of the assistant's next one: int32 [n]."""
+    """Return the tokens of further messages and of the start of the next reply, as int32 [n]."""
     ids, _ = tokenizer.encode_chat([*messages, {"role": "assistant", "content": prefix}], add_generation_prompt=True)
-    return ids[1:]  # without what a chat begins with
+    return ids[1:]  # without the token that begins a chat

@@ -1,7 +1,10 @@
-"""What an agent is told before its task."""
+"""The system message of an agent."""
+
+import inspect
+from collections.abc import Iterable
 
 from ...tokenizer.chat import REASONING_SYSTEM_PROMPT
-from ..tools import FORMS
+from ..tools import Tool, form_of, tools_by_name
 
 _PURPOSES = {
     "bash": "Runs commands in a shell that keeps its working directory and variables from call to call.",
@@ -11,13 +14,19 @@ _PURPOSES = {
 }
 
 
-def system_prompt(*, reasoning: bool = False) -> str:
-    """The system message: the tools and how a rollout goes; with `reasoning`, first what switches that on."""
-    tools = "\n\n".join(f"{_PURPOSES[tool]}\n{form}" for tool, form in FORMS.items())
+def system_prompt(*, reasoning: bool = False, tools: Iterable[Tool] = ()) -> str:
+    """Return the system message, which describes the tools and the course of a rollout.
+
+    Args:
+        reasoning: Begin with the sentence that turns reasoning on.
+        tools: Tools in addition to the built-in ones, described by their docstrings.
+    """
+    purposes = _PURPOSES | {name: inspect.cleandoc(tool.__doc__ or "") for name, tool in tools_by_name(tools).items()}
+    described = "\n\n".join(f"{purpose}\n{form_of(name)}" for name, purpose in purposes.items())
     parts = [
         "You work on a repository with tools; its root is the shell's first working directory. Call exactly one tool "
         "in a message, at its end, with each tag on a line of its own:",
-        tools,
+        described,
         "The paths of edit, create and submit count from the repository's root, wherever the shell is. Tests and "
         "configuration stay as they are, whatever you submit.",
         "Each call is answered with what it printed and what is left of your budget. When the work is done, submit it, "

@@ -1,4 +1,4 @@
-"""What a rollout needs of an agent."""
+"""Define what a rollout needs of an agent."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,71 +12,73 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Reply:
-    """What an agent says next."""
+    """A reply of an agent."""
 
     text: str
+    """Message of the agent."""
     finish: str = "stop"
-    """"length" where a limit cut it; the environment is not given such a text."""
+    """"length" if a limit cut the text, which then does not go to the environment; else "stop"."""
     ids: tuple[int, ...] | None = None
-    """The tokens that the model generated, the one that ended the reply included; None where they are not known."""
+    """Generated tokens, including the one that ended the reply; None if they are unknown."""
     logprobs: tuple[float | None, ...] | None = None
-    """The log probability, in nats at temperature 1, of each of `ids`."""
+    """Log probability of each of `ids`, in nats at temperature 1."""
     tokens: int | None = None
-    """How many tokens were generated."""
+    """Number of generated tokens."""
     prompt_tokens: int | None = None
-    """How many tokens the conversation had before."""
+    """Number of tokens of the conversation before the reply."""
     cached_tokens: int | None = None
-    """How many of those did not have to be read again."""
+    """Number of those tokens that came from a cache."""
 
 
 Generate = Callable[[Sequence[Message]], Reply | str]
-"""From the conversation so far to what comes next. Called with ever longer conversations of one rollout: those before,
-the text that was replied as the assistant's message, and the observation."""
+"""Returns the reply to a conversation. Each call of a rollout gets the conversation of the last call, extended by the
+reply as the assistant's message and by the observation."""
 
 
 class OutOfBudget(Exception):
-    """The agent can say no more; its text says which part of the budget is spent, or that the script has ended."""
+    """The agent cannot reply; the text names the exhausted budget, or is "script" at the end of a script."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a rollout may use. The defaults are those of the Code World Model report's software engineering."""
+    """Limits of a rollout. The defaults are those of the Code World Model (arXiv 2510.02387)."""
 
     turns: int = 128
+    """Number of turns."""
     seconds: float = 2400.0
-    """Of the episode, wall clock, the agent's thinking included."""
+    """Wall-clock time of the rollout, including that of the agent, in seconds."""
     command_seconds: float = 120.0
-    """Of each command, and of each of the reward's."""
+    """Time limit of each command of the agent and of the reward, in seconds."""
     context_tokens: int = 131_072
-    """Of the whole conversation."""
+    """Tokens of the conversation."""
     action_tokens: int = 65_536
-    """Of a reply."""
+    """Tokens of a reply."""
     prompt_tokens: int = 8192
-    """Of the system's and the first user's message."""
+    """Tokens of the system message and the first user message."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a part that is not positive."""
+        """Raise ValueError for a limit that is not positive."""
         for name, value in vars(self).items():
             if not value > 0:
-                raise ValueError(f"a budget's {name} must be positive, not {value}")
+                raise ValueError(f"a budget's {name} must be positive, got {value}")
 
 
 class Agent(Protocol):
-    """Makes, for each rollout, the callable that replies. Rollouts run in threads, several at a time."""
+    """Makes a function that replies for each rollout. Several rollouts run at a time, each in a thread."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What its replies depend on, as JSON has it; recorded with every trajectory. No secrets."""
+        """Settings that replies depend on, in JSON types and without secrets. Trajectories record them."""
         ...
 
     def start(self, task: Task, seed: int, budget: Budget) -> Generate:
-        """Begin a rollout. Its replies depend on the settings, the conversation and `seed`.
+        """Start a rollout and return the function that replies.
 
-        The callable raises `OutOfBudget` when a limit of tokens or time is reached; another exception fails the
-        rollout, and no other one.
+        Replies depend only on the settings, the conversation, and `seed`. The function raises `OutOfBudget` when it
+        reaches a limit. Any other exception fails this rollout but no other.
         """
         ...
 
     def interrupt(self) -> None:
-        """Let the callables that are at work now raise soon, as far as that is possible. From any thread."""
+        """Make running replies raise soon, if possible. Any thread may call this."""
         ...

@@ -12,12 +12,14 @@ Script = Sequence[str] | Mapping[str, Sequence[str]] | Callable[[Task], Sequence
 
 
 class ScriptedAgent:
-    """Says what a script says, whatever is answered."""
+    """Replies with the actions of a script, whatever the observations are."""
 
     def __init__(self, script: Script, *, name: str | None = None) -> None:
-        """Take the actions of every rollout: a list; lists by tasks' names; or a function of the task.
+        """Set the script.
 
-        `name` stands for the script in the settings; without it, a digest of a list's actions or a function's name.
+        Args:
+            script: A list of actions, lists by names of tasks, or a function from a task to a list.
+            name: Name of the script in the settings; None is a digest of the actions, or the function's name.
         """
         self._script = script
         self._name = name or _name(script)
@@ -28,7 +30,7 @@ class ScriptedAgent:
         return {"agent": "script", "script": self._name}
 
     def start(self, task: Task, seed: int, budget: Budget) -> Generate:
-        """See `Agent.start`. Raises ValueError for a task that the script does not know."""
+        """See `Agent.start`. Raise ValueError for a task without actions."""
         script = self._script
         if isinstance(script, Mapping):
             if task.name not in script:
@@ -37,7 +39,7 @@ class ScriptedAgent:
         else:
             actions = script(task) if callable(script) else script
         if isinstance(actions, str):
-            raise ValueError("a script is a list of actions, not a single text")
+            raise ValueError("a script must be a list of actions, got a string")
         rest = iter(actions)
 
         def generate(messages: Sequence[Message]) -> Reply:
@@ -52,12 +54,13 @@ class ScriptedAgent:
 
 
 def solution_actions(task: Task) -> list[str]:
-    """Look around, write down the diff that is known to solve the task, and submit it.
+    """Return actions that list the repository, write the known solution to a file, apply it, and submit it.
 
-    Raises ValueError for a task without a solution.
+    Raises:
+        ValueError: The task has no known solution.
     """
     if not task.solution:
-        raise ValueError(f"task {task.name} has no solution to play")
+        raise ValueError(f"task {task.name} has no known solution")
     diff = task.solution.removesuffix("\n")
     return [
         "Let me look at the repository.\n<tool: bash>\nls\n</tool>",

@@ -1,4 +1,4 @@
-"""Making tasks: repositories broken in one place, and issues that were fixed. Needs libcst."""
+"""Make tasks by breaking repositories in one place, and from fixed issues. Needs libcst."""
 
 from ..issues import issue_task, read_issues
 from .harvest import Harvest, forage

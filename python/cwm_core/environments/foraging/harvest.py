@@ -1,4 +1,4 @@
-"""Making tasks from repositories: break what works, in one place, so that some tests tell."""
+"""Make tasks from repositories by breaking code in one place, such that some tests fail."""
 
 import collections
 import hashlib
@@ -26,15 +26,15 @@ Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 VERSION = 2
-"""Of what outcomes in a journal mean: since 2, that the known solution of a task was judged."""
+"""Version of the outcomes in a journal. Since 2, the known solution of each task is judged."""
 SLACK_SECONDS = 10.0
 SLACK_FACTOR = 5.0
-"""A broken repository's tests get the slack and so many times as long as whole ones took, then they do not end."""
+"""Time limit of a broken repository's tests: the slack, plus this factor times the duration of a clean run."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A mutation of a module of a repository, which may become a task."""
+    """A mutation of a module, which can become a task."""
 
     repository: Repository
     survey: Survey
@@ -43,34 +43,36 @@ class Candidate:
 
     @property
     def diffs(self) -> tuple[str, str]:
-        """From the repository to the broken one, and back."""
+        """Diff that breaks the repository, and its reverse."""
         source = self.survey.sources[self.path]
         broken = self.mutation.apply(source)
         return make_diff(self.path, source, broken), make_diff(self.path, broken, source)
 
     @property
     def name(self) -> str:
-        """Of the task; tells candidates apart, but for those with the same diff."""
+        """Name of the task, unique up to candidates with equal diffs."""
         digest = hashlib.sha256(self.diffs[0].encode(errors="surrogateescape")).hexdigest()[:12]
         return f"{self.repository.name.replace('/', '__')}-{self.mutation.kind}-{digest}"
 
 
 @dataclass
 class Harvest:
-    """What `forage` brought.
-
-    `tasks` and `tried` are numbers by kind; `left_out` counts reasons, by kind, and `repositories_left_out` has the
-    reason of each. `short` is how many tasks less than asked for there are: everything was tried. `unscored` counts
-    issues that were taken without a try of their solution, because they have none or the backend opens no images.
-    """
+    """Result of `forage`."""
 
     tasks: dict[str, int] = field(default_factory=dict)
+    """Number of tasks by kind."""
     tried: dict[str, int] = field(default_factory=dict)
+    """Number of tried candidates by kind."""
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Number of dropped candidates by kind and reason."""
     repositories_left_out: dict[str, str] = field(default_factory=dict)
+    """Reasons of dropped repositories by name."""
     flaky: dict[str, int] = field(default_factory=dict)
+    """Number of flaky tests by repository."""
     short: int = 0
+    """Number of missing tasks after all candidates were tried."""
     unscored: int = 0
+    """Number of issues added without judging their solution, because they have none or the backend opens no images."""
 
 
 def forage(
@@ -87,23 +89,33 @@ def forage(
     progress: Callable[[int, int], object] | None = None,
     status: Callable[[str], object] | None = None,
 ) -> Harvest:
-    """Write `count` tasks to `tasks.jsonl` in the folder `output`, mixed as `mix` says.
+    """Write `count` tasks to `tasks.jsonl` in the folder `output`.
 
-    A mutation becomes a task if it breaks at least one test and leaves at least one; tests that do not pass in two
-    clean runs are disregarded. The known solution of a task, an issue's as well, is judged, and a task that it does not
-    solve is left out. Issues whose solution cannot be tried here are taken as they are, and counted. Kinds without any
-    candidate have no share, and what a kind that runs out lacks is divided among the others by their shares.
+    A mutation becomes a task if it breaks at least one test but not all. Tests that do not pass in two clean runs are
+    ignored. The known solution of each task and issue is judged, and tasks that it does not solve are dropped. Issues
+    whose solution cannot be judged here are added and counted. Kinds without candidates get no share. If a kind runs
+    out, the missing tasks are divided among the others in proportion to their shares.
 
-    Equal arguments give the same file, byte for byte, with any number of `workers` (threads, each with a machine of
-    `backend`, which must open several at once). Only tests whose time is near the limit can make a difference: the
-    limit is `SLACK_FACTOR` times a clean run's time and `SLACK_SECONDS`. `seconds` is a clean run's, and an issue's.
+    Equal arguments give the same file, byte for byte, with any number of workers. Only tests that take nearly as long
+    as their limit, `SLACK_SECONDS` plus `SLACK_FACTOR` times a clean run, can make a difference. Outcomes are
+    written to `journal.jsonl` one by one, so that the same call resumes after an interruption.
 
-    Every outcome is on disk, in `journal.jsonl`, when the next begins: the same call goes on after an interruption.
-    `progress` is called with the number of tasks that there are, and `count`; `status` with a sentence on the state of
-    the work, at the beginning and whenever a repository was surveyed or a candidate was tried.
+    Args:
+        repositories: Repositories with unique names.
+        output: Folder for the tasks and the journal.
+        count: Number of tasks.
+        backend: Opens the machines, several at a time.
+        issues: Tasks from issues, with unique names.
+        mix: Shares of the kinds.
+        seed: Seed of all sampling.
+        workers: Number of threads, each with one machine.
+        seconds: Time limit of a clean run and of judging an issue, in seconds.
+        progress: Called with the number of tasks so far, and `count`.
+        status: Called with a description of the current state.
 
-    Raises ValueError for a folder of another call, names that occur twice and a mix without any share, and
-    `SandboxError` where the backend cannot run here.
+    Raises:
+        SandboxError: This host cannot run the machines.
+        ValueError: The folder belongs to a different call, a name occurs twice, or the mix has no share.
     """
     issues = list(issues)
     _check_names([r.name for r in repositories])
@@ -118,7 +130,7 @@ def forage(
             try:
                 surveyed = _survey_all(pool, repositories, backend, seconds, harvest=harvest, status=status)
                 _check_unchanged(journal, surveyed)
-                streams: dict[str, Sequence[Any]] = _candidates(surveyed, seed, mix)
+                streams: dict[str, Sequence[Any]] = dict(_candidates(surveyed, seed, mix))
                 streams["issue-fix"] = random.Random(f"{seed}/issue-fix").sample(issues, len(issues))
                 run = _Run(pool, workers, backend, journal, seed, seconds, harvest, tasks, count, progress, status)
                 run.fill({kind: items for kind, items in streams.items() if items and mix.get(kind, 0) > 0}, mix)
@@ -132,7 +144,7 @@ def forage(
 
 @dataclass
 class _Run:
-    """The state of going through candidates."""
+    """State of a run."""
 
     pool: ThreadPoolExecutor
     workers: int
@@ -147,7 +159,7 @@ class _Run:
     status: Callable[[str], object]
 
     def fill(self, streams: dict[str, Sequence[Any]], mix: Mapping[str, float]) -> None:
-        """Take tasks by quota; what a kind lacks, the others give."""
+        """Add tasks by quota, and divide the quotas of kinds that run out among the others."""
         shares = {kind: mix[kind] for kind in streams}
         left = self.count
         self.harvest.tasks = dict.fromkeys(shares, 0)
@@ -161,7 +173,7 @@ class _Run:
     def _take(
         self, streams: dict[str, Sequence[Any]], shares: dict[str, float], wanted: dict[str, int]
     ) -> dict[str, Sequence[Any]]:
-        """Tasks of each kind up to those wanted; the candidates that were not needed."""
+        """Add the wanted number of tasks of each kind, and return the unused candidates."""
         rest: dict[str, list[Any]] = {kind: [] for kind in streams}
         harvest = self.harvest
 
@@ -173,7 +185,7 @@ class _Run:
                     rest[kind].append(item)
 
         for (kind, item), outcome in self._in_order(needed()):
-            if wanted[kind] == 0:  # while this one was being tried, its kind became complete
+            if wanted[kind] == 0:  # the kind became complete while this candidate was tried
                 rest[kind].append(item)
                 continue
             harvest.tried[kind] = harvest.tried.get(kind, 0) + 1
@@ -189,10 +201,10 @@ class _Run:
                 reasons[reason] = reasons.get(reason, 0) + 1
             done, tried = sum(harvest.tasks.values()), sum(harvest.tried.values())
             self.status(f"{done:,} of {self.count:,} tasks, {tried:,} candidates tried")
-        return rest
+        return dict(rest)
 
     def _in_order(self, items: Iterator[tuple[str, Any]]) -> Iterator[tuple[tuple[str, Any], Task | str]]:
-        """Each item with what became of it, in order, while others are worked on."""
+        """Yield each item with its outcome, in order, while later items are tried."""
         waiting: collections.deque[tuple[tuple[str, Any], Future[Task | str] | Task | str]] = collections.deque()
 
         def first() -> tuple[tuple[str, Any], Task | str]:
@@ -200,8 +212,8 @@ class _Run:
             if not isinstance(work, Future):
                 return entry, work
             outcome = work.result()
-            is_task = isinstance(outcome, Task)
-            self.journal.add(entry[1].name, {"task": outcome.to_json()} if is_task else {"left_out": outcome})
+            record = {"task": outcome.to_json()} if isinstance(outcome, Task) else {"left_out": outcome}
+            self.journal.add(entry[1].name, record)
             return entry, outcome
 
         for kind, item in items:
@@ -226,7 +238,7 @@ class _Run:
 
 
 def try_candidate(candidate: Candidate, backend: Backend, seed: int) -> Task | str:
-    """Run the tests on the broken repository: the task, or the reason why it is none."""
+    """Run the tests on the broken repository; return the task, or the reason to drop the candidate."""
     repository, found = candidate.repository, candidate.survey
     try:
         compile(candidate.mutation.apply(found.sources[candidate.path]), candidate.path, "exec", dont_inherit=True)
@@ -272,12 +284,12 @@ def _task_of(candidate: Candidate, fail_to_pass: tuple[str, ...], pass_to_pass: 
 
 
 def can_be_scored(task: Task, backend: Backend) -> bool:
-    """Return whether a task's known solution can be tried: there is one, and the backend opens such tasks."""
+    """Return whether the known solution of a task can be judged: it exists, and the backend can open the task."""
     return bool(task.solution) and (task.folder is not None or not isinstance(backend, SandboxBackend))
 
 
 def scored(task: Task, backend: Backend, seconds: float) -> Task | str:
-    """Return a task if its known solution solves it, else the reason why it is left out."""
+    """Return a task if its known solution solves it, else the reason to drop it."""
     try:
         reward = judge(task, task.solution.encode(errors="surrogateescape"), backend, seconds=seconds)
     except (SandboxError, ValueError, OSError) as error:
@@ -317,7 +329,7 @@ def _survey_all(
 def _candidates(
     surveyed: Sequence[tuple[Repository, Survey]], seed: int, mix: Mapping[str, float]
 ) -> dict[str, list[Candidate]]:
-    """By kind, those of all repositories in turn, each repository's in an order drawn by the seed."""
+    """Return candidates by kind, alternating between repositories, each in an order chosen by the seed."""
     found: dict[str, list[list[Candidate]]] = {kind: [] for kind in KINDS if mix.get(kind, 0) > 0}
     for repository, known in surveyed:
         of_kind: dict[str, list[Candidate]] = {kind: [] for kind in found}
@@ -325,7 +337,7 @@ def _candidates(
             try:
                 mutations = find_mutations(source, tuple(found))
             except ValueError:
-                continue  # not a module of this Python, or of another encoding
+                continue  # not valid in this version of Python, or not in UTF-8
             for mutation in mutations:
                 of_kind[mutation.kind].append(Candidate(repository, known, path, mutation))
         for kind, candidates in of_kind.items():
@@ -335,7 +347,7 @@ def _candidates(
 
 
 class _Tasks:
-    """The file of tasks. Lines that an interrupted run left are made again, and must come out the same."""
+    """File of tasks. Lines of an interrupted run are generated again and must be equal."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._names = path, set[str]()
@@ -347,7 +359,7 @@ class _Tasks:
         self._file = path.open("ab")
 
     def add(self, task: Task) -> bool:
-        """Write a task; False if one of its name is there."""
+        """Write a task; return False if there is one with its name."""
         if task.name in self._names:
             return False
         self._names.add(task.name)
@@ -357,7 +369,7 @@ class _Tasks:
             self._file.flush()
             os.fsync(self._file.fileno())
         elif self._expected.popleft() != line:
-            raise ValueError(f"{self._path} holds other tasks than this call makes; choose another folder")
+            raise ValueError(f"{self._path} has different tasks than this call makes; choose another folder")
         return True
 
     def __enter__(self) -> "_Tasks":

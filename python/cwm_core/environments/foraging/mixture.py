@@ -1,4 +1,4 @@
-"""How many tasks of each kind, and in which order they are tried."""
+"""Divide tasks among kinds, and order candidates."""
 
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,17 +14,18 @@ MIX = {
     "flip-operator": 12.0,
     "issue-fix": 55.0,
 }
-"""Percent of the Code World Model's tasks for its ForagerAgent (arXiv 2510.02387)."""
+"""Percentages of kinds in the tasks of the Code World Model's ForagerAgent (arXiv 2510.02387)."""
 
 
 def quotas(count: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """`count` tasks divided by `shares`, by largest remainders, equal ones in the order of `shares`.
+    """Divide `count` tasks in proportion to `shares`, by largest remainder; ties go in the order of `shares`.
 
-    Raises ValueError for shares that are negative or have no sum above 0.
+    Raises:
+        ValueError: A share is negative, or their sum is 0.
     """
     total = sum(shares.values())
     if total <= 0 or min(shares.values()) < 0:
-        raise ValueError(f"no mix can be made of the shares {dict(shares)}")
+        raise ValueError(f"shares must not be negative and must have a positive sum, got {dict(shares)}")
     exact = {kind: count * share / total for kind, share in shares.items()}
     whole = {kind: int(number) for kind, number in exact.items()}
     by_remainder = sorted(exact, key=lambda kind: whole[kind] - exact[kind])
@@ -34,7 +35,7 @@ def quotas(count: int, shares: Mapping[str, float]) -> dict[str, int]:
 
 
 def mixed(streams: Mapping[str, Sequence[Item]], shares: Mapping[str, float]) -> Iterator[tuple[str, Item]]:
-    """The items of all kinds in one order, in which each kind comes as often as its share says while it lasts."""
+    """Yield the items of all kinds interleaved in proportion to their shares, until each kind runs out."""
 
     def timed(kind: str, rank: int) -> Iterator[tuple[float, int, str, Item]]:
         for number, item in enumerate(streams[kind]):
@@ -47,7 +48,7 @@ def mixed(streams: Mapping[str, Sequence[Item]], shares: Mapping[str, float]) ->
 
 
 def interleaved(lists: Sequence[Sequence[Item]]) -> Iterator[Item]:
-    """The first of every list, then the second, and so on while there are any."""
+    """Yield the first item of every list, then the second, and so on."""
     for at in range(max(map(len, lists), default=0)):
         for items in lists:
             if at < len(items):

@@ -1,4 +1,4 @@
-"""Breaking a module in one place, everything else kept byte for byte."""
+"""Break a module in one place, and keep everything else byte for byte."""
 
 import bisect
 import itertools
@@ -20,7 +20,7 @@ from libcst.metadata import (
 
 KINDS = ("remove-function", "swap-arguments", "swap-variables", "delete-statement", "flip-operator")
 
-# The boundary and the opposite of comparisons, the opposite or a relative of the others.
+# Replacements of operators: off-by-one and opposite comparisons, and opposite or related operators.
 FLIPS: dict[type[cst.CSTNode], tuple[str, ...]] = {
     cst.LessThan: ("<=", ">="),
     cst.LessThanEqual: ("<", ">"),
@@ -61,15 +61,17 @@ _DELETABLE = (cst.SimpleStatementLine, cst.If, cst.For, cst.While, cst.With, cst
 
 @dataclass(frozen=True)
 class Mutation:
-    """One change of a module: `edits` are (start, end, text) in bytes of its source, in order and apart."""
+    """A change of a module."""
 
     kind: str
+    """Kind of mutation, one of `KINDS`."""
     line: int
-    """Of the first edit, from 1."""
+    """Line of the first edit, from 1."""
     edits: tuple[tuple[int, int, bytes], ...]
+    """Edits (start, end, text) in bytes of the source, in order and without overlap."""
 
     def apply(self, source: bytes) -> bytes:
-        """The source with it."""
+        """Return the mutated source."""
         parts, at = [], 0
         for start, end, text in self.edits:
             parts += [source[at:start], text]
@@ -78,18 +80,20 @@ class Mutation:
 
 
 def find_mutations(source: bytes, kinds: Sequence[str] = KINDS) -> list[Mutation]:
-    """All mutations of a module that change its text, in the order of `kinds` and of the source.
+    """Return all mutations that change the text of a module, in the order of `kinds` and of the source.
 
-    - "remove-function": a function or method is gone, with its decorators and the comments above it.
-    - "swap-arguments": two neighboring positional arguments of a call change places.
-    - "swap-variables": two neighboring occurrences of different local variables in one statement (or the head of a
-      compound one) change places; of the module's variables outside of functions.
-    - "delete-statement": a statement is gone, with all that is in it; no docstring, import, definition, or `pass`.
-    - "flip-operator": an operator becomes another, as in `FLIPS`, or a `not` is dropped.
+    - "remove-function" removes a function or method with its decorators and the comments above it.
+    - "swap-arguments" swaps two neighboring positional arguments of a call.
+    - "swap-variables" swaps two neighboring occurrences of different local variables in a statement or the head of a
+      compound statement; outside of functions, of variables of the module.
+    - "delete-statement" deletes a statement with its body, except docstrings, imports, definitions, and `pass`.
+    - "flip-operator" replaces an operator as in `FLIPS`, or drops a `not`.
 
-    A block that would be empty gets a `pass`. The result parses; whether it compiles is not checked (a `nonlocal`
-    may have lost its variable). Raises ValueError for a module that does not parse or is not UTF-8, or has a byte
-    order mark.
+    A block that would be empty gets a `pass`. The result parses but may not compile, such as when a `nonlocal` has lost
+    its variable.
+
+    Raises:
+        ValueError: The module does not parse, is not UTF-8, or has a byte order mark.
     """
     try:
         text = source.decode("utf-8")
@@ -99,13 +103,13 @@ def find_mutations(source: bytes, kinds: Sequence[str] = KINDS) -> list[Mutation
         finder = _Finder(source)
         wrapper.visit(finder)
     except (cst.ParserSyntaxError, cst.CSTValidationError, RecursionError) as error:
-        raise ValueError(f"the module cannot be read: {error}") from None
+        raise ValueError(f"cannot parse the module: {error}") from None
     found = {kind: [each for each in finder.found if each.kind == kind] for kind in kinds}
     return [each for kind in kinds for each in sorted(found[kind], key=lambda one: one.edits)]
 
 
 class _Finder(cst.CSTVisitor):
-    """Collects all mutations in `found`."""
+    """Collects mutations in `found`."""
 
     METADATA_DEPENDENCIES = (
         ByteSpanPositionProvider,
@@ -117,7 +121,7 @@ class _Finder(cst.CSTVisitor):
         self.source = source
         self.found: list[Mutation] = []
         self.line_starts = [0, *(match.end() for match in re.finditer(rb"\r\n|\r|\n", source))]
-        # By statement, the names in it that are variables; None where names are no candidates, as in signatures.
+        # Variables in each open statement; None where names are not candidates, as in signatures.
         self.statements: list[list[cst.Name] | None] = [None]
         self.functions = 0
         self.bound: set[str] = set()
@@ -158,7 +162,7 @@ class _Finder(cst.CSTVisitor):
                 self.remove("delete-statement", node, sole=len(body) == 1)
 
     def remove(self, kind: str, node: cst.CSTNode, *, sole: bool) -> None:
-        """Of whole lines, with the comments above."""
+        """Remove whole lines, with the comments above."""
         lines: CodeRange = self.get_metadata(WhitespaceInclusivePositionProvider, node)
         start = self.line_starts[lines.start.line - 1]
         has_end = lines.end.column == 0 and lines.end.line <= len(self.line_starts)
@@ -250,7 +254,7 @@ class _Finder(cst.CSTVisitor):
             (self.bound if self.functions else self.bound_outside).add(node.value)
         statement.append(node)
 
-    # Children that are Names, but no variables, are not visited.
+    # Skip children that are names but not variables.
 
     def visit_Call_func(self, node: cst.Call) -> None:
         if isinstance(node.func, cst.Name):
@@ -300,7 +304,7 @@ _STATEMENTS = (
 
 
 def _is_kept(node: cst.CSTNode) -> bool:
-    """Whether a statement is none to delete."""
+    """Return whether a statement is never deleted."""
     if isinstance(node, cst.SimpleStatementLine):
         first = node.body[0]
         is_text = isinstance(first, cst.Expr) and isinstance(first.value, (cst.BaseString, cst.Ellipsis))

@@ -1,9 +1,9 @@
-"""What a user would write: tests fail. Not which change did it."""
+"""Write prompts like those of users: they report failing tests, but not the change that broke them."""
 
 import random
 from collections.abc import Sequence
 
-# Of the names of tests; what else is in a prompt has less than half a kilobyte.
+# Size of the names of tests. The rest of a prompt has less than half a kilobyte.
 _SHOWN_BYTES = 4096
 _SHOWN_NAMES = 12
 
@@ -24,9 +24,9 @@ REQUESTS = (
 
 
 def write_prompt(failing: Sequence[str], command: str, seed: str) -> str:
-    """A text that names failing tests or their number, drawn by `seed`.
+    """Return a prompt, chosen by `seed`, that names failing tests or their number.
 
-    It has at most `MAX_PROMPT_TOKENS` bytes, of which a byte-level tokenizer makes no more tokens.
+    It has at most `MAX_PROMPT_TOKENS` bytes and therefore, with a byte-level tokenizer, at most as many tokens.
     """
     rng = random.Random(seed)
     one = len(failing) == 1

@@ -1,4 +1,4 @@
-"""A repository to make tasks from: its modules, its tests, and which of them can be relied upon."""
+"""Survey repositories: find their modules and reliable tests."""
 
 import hashlib
 import io
@@ -19,41 +19,45 @@ LIST = "git ls-files -z '*.py' 2>/dev/null || find . -name '*.py' -type f -print
 
 @dataclass(frozen=True)
 class Repository:
-    """Source code with tests, in `folder` or at `workdir` of a Docker image; see `Task` for both.
-
-    `test_command` is pytest's for the whole suite; `provenance` (repository, commit, licence) goes into tasks.
-    """
+    """Source code with tests, in `folder` or in the folder `workdir` of a Docker image; see `Task`."""
 
     name: str
+    """Unique name."""
     folder: Path | None = None
+    """Folder on this host."""
     image: str | None = None
+    """Docker image."""
     workdir: str | None = None
+    """Folder in the image."""
     test_command: str = "python -m pytest -q"
+    """Command that runs the whole suite with pytest."""
     provenance: dict[str, Any] = field(default_factory=dict)
+    """Origin to record in tasks, such as repository, commit, and license."""
 
     def task(self, name: str, prompt: str = "", **fields: Any) -> Task:
-        """Return a task in it, judged by the command that surveys it, as it is."""
+        """Return a task in the repository, judged by the command that surveys it."""
         where = (self.folder, self.image, self.workdir)
         return Task(name, prompt, *where, test_command=self.test_command, test_files=(), **fields)
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found out about a repository by running its tests twice.
-
-    `reliable` are the tests that passed both times, `flaky` those whose outcomes differed; `seconds` is how long the
-    slower run took, `sources` the modules outside of tests by path.
-    """
+    """Result of running a repository's tests twice."""
 
     reliable: tuple[str, ...]
+    """Tests that passed both times."""
     flaky: tuple[str, ...]
+    """Tests whose outcomes differed."""
     seconds: float
+    """Duration of the slower run, in seconds."""
     protected: tuple[str, ...]
+    """Paths that no submission may change."""
     sources: dict[str, bytes]
+    """Modules outside of tests, by path."""
 
     @property
     def digest(self) -> str:
-        """Of all that mutations and their outcomes depend on."""
+        """Digest of everything that mutations and their outcomes depend on."""
         parts = hashlib.sha256("\n".join(self.reliable).encode(errors="replace"))
         for path, source in sorted(self.sources.items()):
             parts.update(f"\0{path}\0".encode() + hashlib.sha256(source).digest())
@@ -61,9 +65,12 @@ class Survey:
 
 
 def survey(repository: Repository, backend: Backend, *, seconds: float) -> Survey:
-    """Run the suite in two fresh machines, with different hash seeds, each for at most `seconds`.
+    """Run the suite on two fresh machines with different hash seeds, each for at most `seconds`.
 
-    Raises ValueError for a suite of which no test passes twice, and as `Backend.open`.
+    Raises:
+        SandboxError: This host cannot run the machines.
+        ValueError: The tests cannot be run, or no test passes twice.
+        OSError: The repository's folder cannot be copied.
     """
     runs, longest, files = [], 0.0, set[str]()
     sources: dict[str, bytes] = {}
@@ -95,9 +102,9 @@ def _compare(one: dict[str, Outcome], other: dict[str, Outcome]) -> tuple[tuple[
 
 
 def read_modules(machine: Machine) -> dict[str, bytes]:
-    """The Python files of a machine's repository that git tracks, or all where there is no git repository, by path.
+    """Return the Python files that git tracks, or all if there is no git repository, by path.
 
-    Links, and paths with characters that git would quote, are left out.
+    Links, and paths with characters that git would quote, are skipped.
     """
     kept = f".cwm-{secrets.token_hex(8)}"
     done = machine.run(f"({LIST}) | tar -c --null -T - -f {kept}", seconds=READ_SECONDS)

@@ -1,4 +1,4 @@
-"""Serving a model with the OpenAI protocol, on ASGI. Needs the extra `serve`; see `docs/guides/serve.md`."""
+"""Serve a model with the OpenAI protocol on ASGI. Requires the extra `serve`; see `docs/guides/serve.md`."""
 
 from .app import ServerLimits, create_app
 from .process import listen, make_server, serve

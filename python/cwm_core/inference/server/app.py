@@ -1,4 +1,4 @@
-"""The ASGI application: routes, the way of a request through them, and what all of it may take."""
+"""Create the ASGI application: its routes, the handling of requests, and their limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ...tokenizer import Tokenizer
-from ..engine import Engine, Request
+from ..engine import Engine
+from ..requests import Request
 from .chat import to_messages
 from .engine_thread import EngineThread, Ticket
 from .exchange import Disconnected, Exchange
@@ -33,8 +34,9 @@ from .replies import ChatChoice, Choice, CompletionChoice, Envelope
 
 logger = logging.getLogger(__name__)
 
-# Bodies from this size on are parsed and encoded outside of the event loop.
+# Bodies of at least this many bytes are parsed and encoded outside the event loop.
 LARGE_BODY = 16_384
+# The status that metrics report when the client disconnected, as nginx does.
 CLIENT_GONE = 499
 
 _LOCAL_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
@@ -42,35 +44,36 @@ _LOCAL_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """What a request may take."""
+    """Limits of requests."""
 
     max_queue: int = 256
-    """Sequences that wait while the engine's batch is full."""
+    """Sequences that may wait while the engine's batch is full."""
     max_choices: int = 128
-    """Sequences of one request: its prompts times n."""
+    """Sequences of one request: the number of prompts times `n`."""
     max_tokens: int | None = None
-    """Generated tokens of a sequence; None: as many as the model's length leaves."""
+    """Generated tokens of a sequence; None is bounded only by the engine's `max_length`."""
     clamp_max_tokens: bool = False
-    """Generate as many tokens as are possible where a request asks for more, instead of refusing it."""
+    """Reduce a request's `max_tokens` to the possible number instead of refusing the request."""
     body_bytes: int = 4 << 20
+    """Size of a request's body in bytes."""
     request_seconds: float = 600.0
-    """From the body's arrival to the last token, the queue included."""
+    """Seconds from the arrival of the body to the last token, including the wait in the queue."""
     stall_seconds: float = 30.0
-    """How long a client may take to send its request, and may leave its response unread."""
+    """Seconds that a client may take to send its request, or may leave its response unread."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A request ready for the engine."""
+    """A parsed request, ready for the engine."""
 
     request: Completion | Chat
     prompts: list[list[int]]
     sequences: list[Request]
     prefix: str = ""
-    """Of a chat: what of the assistant's message is in the prompt."""
+    """Beginning of the assistant's message that the prompt of a chat contains."""
 
     def choices(self, tokenizer: Tokenizer) -> list[Choice]:
-        """One for each sequence."""
+        """Return a choice for each sequence."""
         request, n = self.request, self.request.options.n
         indexed = enumerate(prompt for prompt in self.prompts for _ in range(n))
         if isinstance(request, Completion):
@@ -79,12 +82,12 @@ class Job:
 
 
 class Service:
-    """Everything that the routes share."""
+    """The state that the routes share."""
 
     def __init__(
         self, engine: Engine, tokenizer: Tokenizer, name: str, limits: ServerLimits, api_key: str | None
     ) -> None:
-        """See `create_app`."""
+        """Prepare to serve; `create_app` documents the arguments."""
         self.engine, self.tokenizer, self.name, self.limits = engine, tokenizer, name, limits
         self.engine_thread = EngineThread(engine, limits.max_queue)
         self.metrics = Metrics(self.engine_thread)
@@ -93,21 +96,21 @@ class Service:
         self._stop_tokens = frozenset([*engine.model.config.eos_token_id, *tokenizer.stop_tokens])
 
     def check_key(self, authorization: str) -> None:
-        """Raise `ApiError` unless the header holds the key, if there is one."""
+        """Raise `ApiError` unless the server has no key or the header contains it."""
         scheme, _, key = authorization.partition(" ")
         if self._key is None:
             return
-        # Of digests, so that neither content nor length of the key shows in the time it takes.
+        # Comparing digests hides content and length of the key from timing.
         if not hmac.compare_digest(_digest(key.strip()), self._key) or scheme.lower() != "bearer":
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
     def check_model(self, name: str) -> None:
-        """Raise `ApiError` for the name of another model than the one that is served."""
+        """Raise `ApiError` unless `name` is the served model."""
         if name != self.name:
             raise ApiError(404, f"there is no model {name[:200]!r}", "model", "model_not_found")
 
     def completion(self, body: bytes) -> Job:
-        """The job of a request to `/v1/completions`. Raises `ApiError`."""
+        """Parse a request to `/v1/completions`; raise `ApiError` if it is invalid."""
         request = read_completion(body)
         self._check(request, len(request.prompts))
         prompts = []
@@ -120,7 +123,7 @@ class Service:
         return Job(request, prompts, self._sequences(request, prompts))
 
     def chat(self, body: bytes) -> Job:
-        """The job of a request to `/v1/chat/completions`. Raises `ApiError`."""
+        """Parse a request to `/v1/chat/completions`; raise `ApiError` if it is invalid."""
         request = read_chat(body)
         self._check(request, 1)
         try:
@@ -145,7 +148,7 @@ class Service:
         options, config = request.options, self.engine.model.config
         stop_ids = frozenset(options.stop_ids).union(() if options.ignore_eos else self._stop_tokens)
         seed = secrets.randbits(63) if options.seed is None else options.seed % 2**64
-        sequences = []
+        sequences: list[Request] = []
         for prompt in prompts:
             max_tokens = self._max_tokens(len(prompt), options.max_tokens)
             for _ in range(options.n):
@@ -183,14 +186,14 @@ class Service:
 
 
 class Generate:
-    """A route that generates."""
+    """A route that generates text."""
 
     def __init__(self, service: Service, kind: type[Choice], prepare: Callable[[bytes], Job]) -> None:
-        """`prepare` makes a job of a body, or raises `ApiError`."""
+        """Parse bodies with `prepare`, which returns a job or raises `ApiError`."""
         self._service, self._kind, self._prepare = service, kind, prepare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; whatever happens, with what the protocol has for it."""
+        """Answer one request; report every failure as an error of the protocol."""
         service, began = self._service, time.monotonic()
         exchange = Exchange(scope, receive, send, service.limits.stall_seconds)
         status = CLIENT_GONE
@@ -203,7 +206,7 @@ class Generate:
                 await _refuse(exchange, error)
             except Disconnected:
                 raise
-            except asyncio.CancelledError:  # the server ends, and has waited long enough
+            except asyncio.CancelledError:  # the drain period of a stopping server is over
                 status = 503
                 await _refuse(exchange, ApiError(503, "the server is stopping"))
             except Exception:
@@ -219,7 +222,7 @@ class Generate:
     async def _serve(self, exchange: Exchange, began: float) -> None:
         service = self._service
         service.check_key(exchange.header("authorization"))
-        service.engine_thread.check_room()  # before the body takes memory
+        service.engine_thread.check_room()  # before reading the body into memory
         body = await exchange.body(service.limits.body_bytes)
         job = await asyncio.to_thread(self._prepare, body) if len(body) >= LARGE_BODY else self._prepare(body)
         ticket = service.engine_thread.submit(job.sequences)
@@ -244,7 +247,7 @@ class Generate:
             async with asyncio.timeout(seconds):
                 await self._generate(exchange, envelope, choices, ticket, began)
         except TimeoutError:
-            raise ApiError(504, f"not done within {seconds:g} seconds", code="request_timeout") from None
+            raise ApiError(504, f"not finished within {seconds:g} seconds", code="request_timeout") from None
         if not options.stream:
             return await exchange.json(200, envelope.whole(choices, job.prompts))
         if options.include_usage:
@@ -255,7 +258,7 @@ class Generate:
     async def _generate(
         self, exchange: Exchange, envelope: Envelope, choices: list[Choice], ticket: Ticket, began: float
     ) -> None:
-        """Feed the choices until all have ended; streamed, send what each says."""
+        """Feed the choices until all have ended, and send the chunks of a stream."""
         engine_thread, metrics = self._service.engine_thread, self._service.metrics
         firsts: dict[int, float] = {}
         unfinished = set(range(len(choices)))
@@ -284,7 +287,7 @@ class Generate:
 
 
 async def _refuse(exchange: Exchange, error: ApiError) -> None:
-    """Say what went wrong, in the way that the response began."""
+    """Send an error: as a whole response, or as an event if a stream has begun."""
     if exchange.status is None:
         headers = {"retry-after": "1"} if error.status == 429 else {}
         headers |= {"www-authenticate": "Bearer"} if error.status == 401 else {}
@@ -304,12 +307,19 @@ def create_app(
     api_key: str | None = None,
     cors_origins: Sequence[str] | None = None,
 ) -> Starlette:
-    """An ASGI application that serves the engine's model under `name`, with the OpenAI protocol.
+    """Create an ASGI application that serves the engine's model with the OpenAI protocol.
 
-    The engine belongs to it while its lifespan runs. With an `api_key`, `/v1/` answers only requests that bear it.
-    Web pages of `cors_origins` may use it from a browser, `["*"]` for all. None means all where an `api_key` guards it,
-    else those that this machine serves itself, so that no other page can make use of a visitor's model.
-    `app.state.service` is what the routes share.
+    The application owns the engine during its lifespan. `app.state.service` is the state that the routes share.
+
+    Args:
+        engine: The engine.
+        tokenizer: The vocabulary of the model.
+        name: The name of the model in requests and answers.
+        limits: Limits of requests; None uses the defaults.
+        api_key: Key that requests to `/v1/` must send; None accepts all requests.
+        cors_origins: Origins of web pages that may use the server from a browser; `["*"]` allows all. None allows all
+            if there is an `api_key`, and otherwise only pages of this machine, so that other pages cannot use the
+            model of a visitor.
     """
     service = Service(engine, tokenizer, name, limits or ServerLimits(), api_key)
 
@@ -361,7 +371,7 @@ def create_app(
 
 
 def _cross_origin(origins: Sequence[str] | None, *, has_key: bool) -> Middleware:
-    """What lets web pages of other origins read answers (CORS)."""
+    """Return the middleware that lets web pages of other origins read answers (CORS)."""
     return Middleware(
         CORSMiddleware,
         allow_origins=origins if origins is not None else ["*"] if has_key else [],
@@ -388,7 +398,7 @@ def _digest(key: str) -> bytes:
 
 
 def _continued(message: dict[str, str]) -> str:
-    """What the model continues, as far as the splitter needs to know."""
+    """Return the beginning of the message that the model continues, as far as the splitter needs it."""
     if message.get("reasoning_content"):
         return f"<think>\n\n</think>\n{message['content']}"
     return message["content"]

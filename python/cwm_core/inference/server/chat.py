@@ -1,7 +1,7 @@
-r"""Chats with reasoning and tools: messages to tokens, and what the model wrote to the protocol's fields.
+r"""Convert chats with reasoning and tools: messages to prompts, and the model's text to fields of the protocol.
 
-A call that the model writes is `<tool: NAME>`, CONTENT and `</tool>`, each on lines of its own; the protocol's is a
-name and a JSON object. Where a tool has a single parameter, a string, CONTENT is its value as it is, else the object.
+The model writes a call as `<tool: NAME>`, CONTENT and `</tool>`, each on its own lines; the protocol has a name and a
+JSON object of arguments. If the only parameter of a tool is a string, CONTENT is its value, else the JSON object.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...tokenizer.chat import REASONING_SYSTEM_PROMPT
+from .output import overlap
 
-# The name of the only argument where a call's content is no JSON object, and the schema names none.
+# The name of the only argument if a call's content is not a JSON object and the schema names no parameter.
 CONTENT = "content"
 
-# A schema with none of these, or with empty ones, allows only the empty object.
+# A schema in which all of these are missing or empty allows only the empty object.
 _KEYS_OF_PARAMETERS = (
     "properties", "patternProperties", "additionalProperties", "$ref", "allOf", "anyOf", "oneOf", "required",
 )  # fmt: skip
@@ -27,13 +28,13 @@ TOOLS_PROMPT = (
     "its own:\n\n<tool: NAME>\nCONTENT\n</tool>\n\n"
     "Make one call in a message and end the message with it. The tools are:"
 )
-"""What stands before the descriptions of tools in the system message."""
+"""Text before the descriptions of the tools in the system message."""
 
-# Names are bounded, so that a tag that never ends is not looked through again and again.
+# The length of names is bounded, so that an endless tag is not scanned repeatedly.
 _OPENING = re.compile(r"^<tool: (?=[^>\n]*[^>\s])([^>\n]{1,128})>[ \t]{0,8}\n", re.MULTILINE)
 _CLOSING = re.compile(r"^</tool>[ \t]*(?:\n|\Z)", re.MULTILINE)
 _WHOLE_CLOSING = re.compile(r"^</tool>[ \t]*\n", re.MULTILINE)
-# The end of a text that more text may make an opening of.
+# The end of a text that may be the beginning of an opening tag.
 _OPENING_BEGUN = re.compile(r"^<(?:t(?:o(?:o(?:l(?::(?: (?:[^>\n]{1,128}(?:>[ \t]{0,8})?)?)?)?)?)?)?)?\Z", re.MULTILINE)
 
 
@@ -44,16 +45,16 @@ class Tool:
     name: str
     description: str
     parameters: Mapping[str, Any]
-    """The JSON schema of its arguments; empty where it is not known, as of a tool that only the model names."""
+    """JSON schema of the arguments; empty if it is unknown, for a tool that only the model names."""
 
     @property
     def takes_nothing(self) -> bool:
-        """Whether it has no parameters."""
+        """Return whether the tool has no parameters."""
         return bool(self.parameters) and not any(self.parameters.get(key) for key in _KEYS_OF_PARAMETERS)
 
     @property
     def parameter(self) -> str | None:
-        """The parameter whose value CONTENT is; None where CONTENT is a JSON object."""
+        """Return the parameter whose value CONTENT is; None if CONTENT is a JSON object."""
         properties = self.parameters.get("properties", {})
         if len(properties) != 1:
             return None
@@ -61,7 +62,7 @@ class Tool:
         return name if isinstance(schema, dict) and schema.get("type") == "string" else None
 
     def prompt(self) -> str:
-        """What the model is told of it."""
+        """Return the description of the tool in the system message."""
         if self.takes_nothing:
             content = "It takes no parameters: leave CONTENT empty."
         elif self.parameter is None:
@@ -72,7 +73,7 @@ class Tool:
         return "\n".join(part for part in (f"## {self.name}", self.description.strip(), content) if part)
 
     def arguments(self, content: str) -> str:
-        """The JSON object that a call's content stands for."""
+        """Return the arguments of a call with this content, as JSON."""
         if self.parameter is not None:
             return json.dumps({self.parameter: content})
         if self.takes_nothing and not _is_object(content):
@@ -80,7 +81,7 @@ class Tool:
         return content if _is_object(content) else json.dumps({CONTENT: content})
 
     def content(self, arguments: str) -> str:
-        """The content of a call with these arguments, the inverse of `arguments`."""
+        """Return the content of a call with these arguments; the inverse of `arguments`."""
         key = self.parameter or CONTENT
         try:
             values = json.loads(arguments)
@@ -101,7 +102,7 @@ def _is_object(text: str) -> bool:
 
 
 def system_prompt(own: str | None, tools: Sequence[Tool], reasoning: bool) -> str | None:
-    """The system message: the client's own, or what switches reasoning on, and then the tools; None for none."""
+    """Return the system message: the client's, or the one that switches reasoning on, then the tools; None if empty."""
     parts = [own if own is not None else REASONING_SYSTEM_PROMPT if reasoning else None]
     if tools:
         parts.append("\n\n".join([TOOLS_PROMPT, *(tool.prompt() for tool in tools)]))
@@ -109,10 +110,13 @@ def system_prompt(own: str | None, tools: Sequence[Tool], reasoning: bool) -> st
 
 
 def to_messages(messages: Iterable[Mapping[str, Any]], tools: Sequence[Tool], reasoning: bool) -> list[dict[str, str]]:
-    """The protocol's messages as `Tokenizer.encode_chat` takes them. Raises ValueError that names the message."""
+    """Convert messages of the protocol to those of `Tokenizer.encode_chat`.
+
+    Raises:
+        ValueError: A message is invalid; the error names it.
+    """
     by_name = {tool.name: tool for tool in tools}
-    callers: dict[str, str] = {}
-    """Names of tools by the ids of calls so far."""
+    callers: dict[str, str] = {}  # names of tools by the ids of earlier calls
     chat = [_message(f"messages[{i}]", message, by_name, callers) for i, message in enumerate(messages)]
     own = chat.pop(0)["content"] if chat and chat[0]["role"] == "system" else None
     prompt = system_prompt(own, tools, reasoning)
@@ -131,13 +135,13 @@ def _message(
     if role == "tool":
         name = message.get("name") or callers.get(str(message.get("tool_call_id")))
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{where} answers no call: its tool_call_id is none of an earlier message")
+            raise ValueError(f"{where} answers no call: no earlier message has a call with its tool_call_id")
         return {"role": "tool", "name": name, "content": _needed(where, content)}
     if role != "assistant":
-        raise ValueError(f"{where} has no known role: system, developer, user, assistant or tool")
+        raise ValueError(f"{where} has an unknown role: expected system, developer, user, assistant or tool")
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list):
-        raise ValueError(f"{where}.tool_calls is not a list")
+        raise ValueError(f"{where}.tool_calls: expected a list")
     written = [_written_call(f"{where}.tool_calls[{i}]", call, tools, callers) for i, call in enumerate(calls)]
     if content is None and not calls:
         raise ValueError(f"{where} has neither content nor tool_calls")
@@ -149,15 +153,15 @@ def _message(
 
 
 def _text(where: str, content: Any) -> str | None:
-    """A string, or the texts of a list of parts."""
+    """Return a string, or the joined texts of a list of parts."""
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise ValueError(f"{where} is neither a string nor a list of parts")
+        raise ValueError(f"{where}: expected a string or a list of parts")
     texts = []
     for part in content:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise ValueError(f"{where} has a part that is no text; this model reads only texts")
+            raise ValueError(f"{where} has a part that is not text; this model reads only text")
         texts.append(part["text"])
     return "".join(texts)
 
@@ -172,7 +176,7 @@ def _written_call(where: str, call: Any, tools: Mapping[str, Tool], callers: dic
     function = call.get("function") if isinstance(call, dict) else None
     name, arguments = (function.get("name"), function.get("arguments")) if isinstance(function, dict) else (None, None)
     if not isinstance(name, str) or not isinstance(arguments, str):
-        raise ValueError(f"{where} has no function with a name and arguments, both strings")
+        raise ValueError(f"{where}: expected a function whose name and arguments are strings")
     if isinstance(call.get("id"), str):
         callers[call["id"]] = name
     return f"<tool: {name}>\n{_tool(tools, name).content(arguments)}\n</tool>"
@@ -188,40 +192,37 @@ class Call:
 
     name: str
     arguments: str
-    """A JSON object."""
+    """Arguments as a JSON object."""
 
 
 @dataclass
 class Parts:
-    """Some of what an assistant's message is made of."""
+    """Parts of an assistant's message."""
 
     reasoning: str = ""
     content: str = ""
     calls: tuple[Call, ...] = ()
 
     def __add__(self, other: Parts) -> Parts:
-        """One after the other."""
+        """Concatenate the parts."""
         return Parts(self.reasoning + other.reasoning, self.content + other.content, (*self.calls, *other.calls))
 
 
 class Splitter:
-    r"""Splits what the model writes, as it comes, into reasoning, content and calls.
+    r"""Split the text of a model into reasoning, content and calls as it arrives.
 
-    Reasoning is what stands between `<think>` and `</think>` at the beginning, stripped. Of what follows, whole calls
-    are taken out where tools are known, and white space directly after reasoning or a call. A call that is not
-    complete is content. However the text is cut into pieces, the parts are the same in sum.
+    Reasoning is the stripped text between `<think>` and `</think>` at the beginning. If there are tools, complete calls
+    are removed from the rest, as is white space directly after reasoning or a call. An incomplete call is content. The
+    sum of the parts does not depend on how the text is cut into pieces.
     """
 
     def __init__(self, tools: Iterable[Tool] = (), prefix: str = "") -> None:
-        """`prefix` is the beginning of the message that the model continues; it belongs to no part."""
+        """Expect a continuation of `prefix`, the beginning of the message, which is not part of the result."""
         self._tools = {tool.name: tool for tool in tools}
         self._held = ""
-        self._fresh = False
-        """Whether white space that comes next is dropped."""
-        self._searched = 0
-        """How much of a call there is that holds no beginning of its closing tag."""
-        self._line_begun = False
-        """Whether text stands before `_held` in its line, so that no tag can begin there."""
+        self._fresh = False  # drop white space that comes next
+        self._searched = 0  # characters of an open call that contain no beginning of its closing tag
+        self._line_begun = False  # text precedes `_held` on its line, so that no tag can begin there
         before = prefix.lstrip()
         self._phase = "begin"
         if before.startswith("<think>") and "</think>" not in before:
@@ -230,12 +231,12 @@ class Splitter:
             self._phase, self._line_begun = "content", not prefix.endswith("\n")
 
     def feed(self, text: str) -> Parts:
-        """What more text completes."""
+        """Return the parts that `text` completes."""
         self._held += text
         return self._split(is_end=False)
 
     def finish(self) -> Parts:
-        """What is left at the end."""
+        """Return the rest at the end of the text."""
         return self._split(is_end=True)
 
     def _split(self, is_end: bool) -> Parts:
@@ -262,8 +263,8 @@ class Splitter:
         if tag:
             self._held, self._phase, self._fresh = rest, "content", True
             return text.rstrip()
-        # White space and a part of the tag wait for what follows.
-        kept = text if is_end else text[: len(text) - _overlap(text, "</think>")]
+        # Hold back trailing white space and a possible beginning of the tag.
+        kept = text if is_end else text[: len(text) - overlap(text, "</think>")]
         kept = kept.rstrip()
         self._fresh = self._fresh and not kept
         self._held = text[len(kept) :] if not is_end else ""
@@ -298,13 +299,8 @@ class Splitter:
         return parts
 
     def _find(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        """The first match that begins a line."""
+        """Return the first match at the beginning of a line."""
         found = pattern.search(self._held)
         if found and found.start() == 0 and self._line_begun:
             found = pattern.search(self._held, 1)
         return found
-
-
-def _overlap(text: str, tag: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `tag`, and not all of it."""
-    return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)

@@ -12,7 +12,8 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..engine import Engine, Event, Handle, Request
+from ..engine import Engine
+from ..requests import Event, Handle, Request
 from .protocol import ApiError, invalid
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""One HTTP request and its response over ASGI, bounded in bytes and time, and aware of clients that go away."""
+"""Read a request and send its response over ASGI, bounded in bytes and time, and cancel when the client disconnects."""
 
 from __future__ import annotations
 
@@ -9,31 +9,37 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
+from ..._native import CwmError
 from .protocol import ApiError
 
 T = TypeVar("T")
 
 
-class Disconnected(Exception):
-    """The client went away, or does not read what it asked for."""
+class Disconnected(CwmError):
+    """The client disconnected, or does not read its response."""
 
 
 class Exchange:
-    """Reads a request's body and sends its response."""
+    """One HTTP request and its response."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, stall_seconds: float) -> None:
-        """A client that neither sends nor reads for `stall_seconds` is given up."""
+        """Give up on a client that neither sends nor reads for `stall_seconds`."""
         self._receive, self._send, self._stall_seconds = receive, send, stall_seconds
         self._headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         self.status: int | None = None
-        """Of the response that was begun."""
+        """Status of the response; None before it begins."""
 
     def header(self, name: str) -> str:
-        """The value of a header, by its name in lower case; empty where there is none."""
+        """Return the value of a header, given its name in lower case, or an empty string."""
         return self._headers.get(name, "")
 
     async def body(self, limit: int) -> bytes:
-        """The body. Raises `ApiError` for one that is no JSON by its type, longer than `limit` bytes, or too slow."""
+        """Return the body.
+
+        Raises:
+            ApiError: The content type is not JSON, the body is longer than `limit` bytes, or it arrives too slowly.
+            Disconnected: The client disconnected.
+        """
         if self.header("content-type").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "the content-type must be application/json")
         too_large = ApiError(413, f"the body is larger than {limit} bytes")
@@ -56,19 +62,19 @@ class Exchange:
         return bytes(body)
 
     async def json(self, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
-        """Send the whole response."""
+        """Send a whole response as JSON."""
         data = json.dumps(value).encode()
         await self._start(status, "application/json", {"content-length": str(len(data)), **(headers or {})})
         await self._write(data)
-        # Once more, and empty: what was written is on its way when this returns.
+        # The write of an empty last part waits until the data is sent.
         await self._write(b"", more=False)
 
     async def begin_events(self) -> None:
-        """Begin a stream of server-sent events."""
+        """Start a stream of server-sent events."""
         await self._start(200, "text/event-stream; charset=utf-8", {"cache-control": "no-cache"})
 
     async def event(self, value: Any) -> None:
-        """Send one event; a string as it is, anything else as JSON."""
+        """Send one event: a string verbatim, any other value as JSON."""
         data = value if isinstance(value, str) else json.dumps(value)
         await self._write(f"data: {data}\n\n".encode())
 
@@ -77,7 +83,7 @@ class Exchange:
         await self._write(b"", more=False)
 
     async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do the work, unless the client goes away: then it is cancelled, and `Disconnected` raised."""
+        """Return the result of `work`; if the client disconnects, cancel `work` and raise `Disconnected`."""
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._disconnect())
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -103,7 +109,7 @@ class Exchange:
         await self._timely({"type": "http.response.body", "body": data, "more_body": more})
 
     async def _timely(self, message: dict[str, Any]) -> None:
-        # The server lets this wait while what was sent before is not read.
+        # The server blocks this call while the client does not read earlier data.
         try:
             async with asyncio.timeout(self._stall_seconds):
                 await self._send(message)

@@ -1,4 +1,4 @@
-"""What Prometheus reads at `/metrics`."""
+"""Collect the metrics that `/metrics` exposes to Prometheus."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 class Metrics:
-    """Counters of one server; in a registry of their own, so that a process may hold several servers."""
+    """Metrics of one server, in their own registry, so that a process can run several servers."""
 
     def __init__(self, engine_thread: EngineThread) -> None:
         """Create the metrics; gauges read `engine_thread` and its engine at each scrape."""
@@ -19,28 +19,36 @@ class Metrics:
         r = self.registry
         self.requests = Counter(
             "cwm_requests",
-            "HTTP requests, by path and status; 499: the client went away.",
+            "HTTP requests, by path and status; 499 if the client disconnected.",
             ["path", "status"],
             registry=r,
         )
-        self.prompt_tokens = Counter("cwm_prompt_tokens", "Tokens of prompts that were taken on.", registry=r)
-        self.generated_tokens = Counter("cwm_generated_tokens", "Tokens generated.", registry=r)
+        self.prompt_tokens = Counter("cwm_prompt_tokens", "Tokens of accepted prompts.", registry=r)
+        self.generated_tokens = Counter("cwm_generated_tokens", "Generated tokens.", registry=r)
         self.first_token = Histogram(
-            "cwm_time_to_first_token_seconds", "From a request's arrival.", registry=r, buckets=SECONDS
+            "cwm_time_to_first_token_seconds",
+            "Seconds from the arrival of a request to its first token.",
+            registry=r,
+            buckets=SECONDS,
         )
-        self.request_seconds = Histogram("cwm_request_seconds", "Of whole requests.", registry=r, buckets=SECONDS)
+        self.request_seconds = Histogram(
+            "cwm_request_seconds", "Seconds from the arrival of a request to its end.", registry=r, buckets=SECONDS
+        )
         self.token_rate = Histogram(
-            "cwm_sequence_tokens_per_second", "Of each sequence after its first token.", registry=r, buckets=RATES
+            "cwm_sequence_tokens_per_second",
+            "Tokens a second of each sequence after its first token.",
+            registry=r,
+            buckets=RATES,
         )
         gauges = {
-            "cwm_sequences_open": ("Sequences submitted and not ended.", lambda: engine_thread.open),
-            "cwm_sequences_running": ("Sequences that the engine advances.", lambda: engine_thread.engine.running),
+            "cwm_sequences_open": ("Sequences that run or wait.", lambda: engine_thread.open),
+            "cwm_sequences_running": ("Sequences that the engine runs.", lambda: engine_thread.engine.running),
             "cwm_sequences_waiting": ("Sequences in the engine's queue.", lambda: engine_thread.engine.waiting),
-            "cwm_cache_bytes": ("Bytes of keys and values of sequences.", lambda: engine_thread.engine.cache_bytes),
+            "cwm_cache_bytes": ("Size of the key-value cache in bytes.", lambda: engine_thread.engine.cache_bytes),
         }
         for name, (text, value) in gauges.items():
             Gauge(name, text, registry=r).set_function(value)
 
     def text(self) -> bytes:
-        """The exposition format."""
+        """Return the metrics in Prometheus' exposition format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""From the tokens of one choice to its text, as they come: characters, stop strings, log probabilities."""
+"""Turn the tokens of one choice into text as they arrive, and stop at stop strings."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...tokenizer import Tokenizer
-from ..engine import Event
+from ..requests import Event
 
 
 class StopStrings:
-    """Ends a text where it first ends with one of `stops`, of which the longest is cut off.
+    """Cut a text at the first stop string, and hold back what may be the beginning of one.
 
-    What may be the beginning of a stop string is held back.
+    If several stop strings end at the same place, the cut is before the longest.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """None, or strings that are not empty."""
+        """Stop at any of `stops`, which may be empty; no string may be empty."""
         self._stops = stops
         self._held = ""
         self.found = False
 
     def feed(self, text: str) -> str:
-        """What of the text so far is certain, and new."""
+        """Return the new text that is certain to come before any stop string."""
         if not self._stops:
             return text
         text = self._held + text
@@ -30,35 +30,35 @@ class StopStrings:
         if ends:
             self.found, self._held = True, ""
             return text[: min(ends)[1]]
-        kept = max(_overlap(text, stop) for stop in self._stops)
+        kept = max(overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]
 
     def finish(self) -> str:
-        """What was held back, at the end of the text."""
+        """Return the text held back, at the end of the text."""
         held, self._held = self._held, ""
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
+def overlap(text: str, stop: str) -> int:
+    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 @dataclass
 class Delta:
-    """What some tokens added to a choice."""
+    """The text and tokens that some events add to a choice."""
 
     text: str = ""
     events: list[Event] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
-    """For each event, how many characters all tokens before it completed."""
+    """Number of characters that the tokens before each event completed."""
     finish_reason: str | None = None
-    """"stop" or "length" where this is the last."""
+    """Reason of the end in the words of the protocol, such as "stop"; None if the choice continues."""
 
     @property
     def ids(self) -> list[int]:
-        """The tokens."""
+        """Return the token ids."""
         return [event.token for event in self.events if event.token is not None]
 
 
@@ -73,7 +73,14 @@ class Output:
         skip_special: bool = True,
         names: Mapping[int, str] | None = None,
     ) -> None:
-        """Special tokens are left out, or written by name; those in `names` as it says in either case."""
+        """Start with an empty text.
+
+        Args:
+            tokenizer: The vocabulary.
+            stops: Stop strings.
+            skip_special: Omit special tokens instead of writing their names.
+            names: Texts of special tokens that always appear, by id.
+        """
         self._special = frozenset(tokenizer.special_tokens.values()) if skip_special else frozenset()
         self._names = names or {}
         self._vocab_size = tokenizer.vocab_size
@@ -84,7 +91,7 @@ class Output:
         self.finish_reason: str | None = None
 
     def feed(self, events: Iterable[Event]) -> Delta:
-        """What the tokens add; nothing after the end."""
+        """Return the text and events that the tokens add; nothing after the end of the choice."""
         delta = Delta()
         for event in events:
             if self.finish_reason:
@@ -92,7 +99,7 @@ class Output:
             delta.events.append(event)
             delta.offsets.append(self._chars)
             self.tokens += 1
-            # The token that ends the sequence is no part of its text.
+            # The stop token is not part of the text.
             text = "" if event.finish_reason == "stop" else self._text(event.token)
             if event.finish_reason:
                 text += self._decoder.finish()
@@ -113,12 +120,12 @@ class Output:
             return self._names[token]
         try:
             return self._decoder.feed(token)
-        except ValueError:  # an id that the vocabulary leaves out
+        except ValueError:  # an id without a token
             return ""
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> bytes:
-    """Bytes of one token; of one that the vocabulary does not know, none."""
+    """Return the bytes of one token; no bytes for an unknown id."""
     try:
         return tokenizer.token_to_bytes(token)
     except (ValueError, OverflowError):

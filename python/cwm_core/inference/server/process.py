@@ -1,4 +1,4 @@
-"""The server process: uvicorn with bounds on connections, ended by signals."""
+"""Run the server process: uvicorn with limits on connections, stopped by signals."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-# Headers of a request, in bytes.
 MAX_HEADER_BYTES = 16_384
+"""Limit of the size of a request's headers."""
 
 
 class BoundedProtocol(H11Protocol):
-    """A connection that is ended when it neither asks for anything nor takes what it was sent.
+    """A connection that is closed when the client neither completes a request nor reads its response.
 
-    uvicorn itself waits without end for the headers of a request once they began, and for a client to read the end of
-    its response.
+    By itself, uvicorn waits forever for the rest of a request's headers, and for a client to read the end of its
+    response.
     """
 
     stall_seconds = 30.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to look on."""
+        """Start the timer."""
         super().connection_made(transport)
         self._idle_since: Any = self
         self._look_again()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End it."""
+        """Stop the timer."""
         self._timer.cancel()
         super().connection_lost(exc)
 
@@ -55,9 +55,14 @@ def make_server(
     max_connections: int = 1024,
     log_level: str = "warning",
 ) -> uvicorn.Server:
-    """A uvicorn server for the app, to be run on a socket of its own.
+    """Create a uvicorn server for an application; run it with `serve([listener])`.
 
-    Asked to end, it takes no new connections and lets requests finish for `drain_seconds`.
+    Args:
+        app: The application.
+        stall_seconds: Seconds after which a stalled connection is closed.
+        drain_seconds: Seconds that running requests have to finish when the server stops.
+        max_connections: Limit of open connections; more get status 503.
+        log_level: uvicorn's log level.
     """
     protocol = type("Protocol", (BoundedProtocol,), {"stall_seconds": stall_seconds})
     config = uvicorn.Config(
@@ -77,15 +82,19 @@ def make_server(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; 0 takes a free port. Raises OSError."""
+    """Return a listening socket; port 0 takes a free port. Raise OSError if the address is in use or invalid."""
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     return socket.create_server(address[:2], family=family, backlog=1024)
 
 
 def serve(app: Starlette, listener: socket.socket, *, stall_seconds: float, drain_seconds: float) -> None:
-    """Serve until SIGTERM, then return; or until Ctrl-C, then raise KeyboardInterrupt; requests are drained first."""
+    """Serve until SIGTERM or Ctrl-C, and let running requests finish for `drain_seconds`.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C stopped the server.
+    """
     server = make_server(app, stall_seconds=stall_seconds, drain_seconds=drain_seconds)
-    # uvicorn raises the signals that it caught again when it is done; SIGTERM must not end the process then.
+    # When uvicorn is done, it raises the caught signals again; SIGTERM must not end the process then.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         asyncio.run(server.serve([listener]))

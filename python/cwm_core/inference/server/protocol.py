@@ -1,4 +1,4 @@
-"""Requests of the OpenAI protocol: read from JSON, checked field by field, refused with the protocol's error."""
+"""Parse requests of the OpenAI protocol, check each field, and report the protocol's errors."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..._native import CwmError
 from .chat import Tool
 
-# What clients send to OpenAI that changes nothing in what is generated here.
+# Arguments of the OpenAI protocol that do not affect generation here.
 IGNORED = frozenset({
     "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user",
     "verbosity",
 })  # fmt: skip
 
-# What this server cannot do, with the values that ask for nothing.
+# Unsupported arguments, with the values that have no effect and are therefore accepted.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "audio": (),
@@ -48,43 +49,50 @@ MAX_STOP_CHARS = 256
 MAX_TOP_LOGPROBS = 20
 
 
-class ApiError(Exception):
-    """A refusal or failure as the client gets it: `{"error": {"message", "type", "param", "code"}}`."""
+class ApiError(CwmError):
+    """An error that the client receives as `{"error": {"message", "type", "param", "code"}}`."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
-        """With the HTTP status, the field that is to blame and a code for programs, where there are such."""
+        """Create an error.
+
+        Args:
+            status: The HTTP status.
+            message: The message for people.
+            param: The argument at fault.
+            code: The kind of error, for programs.
+        """
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
 
     def body(self) -> dict[str, Any]:
-        """The error object."""
+        """Return the error as the body of a response."""
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status)
         kind = kind or ("invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """The error of a request that can never succeed."""
+    """Return the error of an invalid request."""
     return ApiError(400, message, param, code)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What requests of both kinds may say."""
+    """Arguments that both kinds of request share."""
 
     model: str | None
     max_tokens: int | None
     temperature: float
     top_p: float
     top_k: int
-    """0: off."""
+    """Number of most likely tokens to sample from; 0 is all."""
     seed: int | None
     n: int
     stop: tuple[str, ...]
     stop_ids: tuple[int, ...]
     ignore_eos: bool
     logprobs: int | None
-    """How many alternatives to report beside each token; None: report no log probabilities."""
+    """Number of alternatives to report with each token; None reports no log probabilities."""
     stream: bool
     include_usage: bool
     return_token_ids: bool
@@ -111,10 +119,10 @@ class Chat:
 
 
 def read_json(body: bytes) -> dict[str, Any]:
-    """The object that is the body. Raises `ApiError` for anything else."""
+    """Return the JSON object in a body; raise `ApiError` if there is none."""
 
     def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
+        raise ValueError(f"{constant} is not JSON")
 
     try:
         value = json.loads(body, parse_constant=refuse)
@@ -128,7 +136,7 @@ def read_json(body: bytes) -> dict[str, Any]:
 
 
 def read_completion(body: bytes) -> Completion:
-    """Parse a request to `/v1/completions`. Raises `ApiError`."""
+    """Parse a request to `/v1/completions`; raise `ApiError` if it is invalid."""
     fields = Fields(read_json(body))
     prompts = _prompts(fields.get("prompt"))
     options = _options(fields, max_tokens=fields.integer("max_tokens", 16, least=1), logprobs=fields.logprobs(None))
@@ -139,7 +147,10 @@ def read_completion(body: bytes) -> Completion:
 
 
 def read_chat(body: bytes) -> Chat:
-    """Parse a request to `/v1/chat/completions`; what is within messages is looked at when they are encoded."""
+    """Parse a request to `/v1/chat/completions`; raise `ApiError` if it is invalid.
+
+    The contents of messages are checked later, when they are encoded.
+    """
     fields = Fields(read_json(body))
     messages = fields.objects("messages")
     if not messages:
@@ -162,20 +173,23 @@ def read_chat(body: bytes) -> Chat:
 
 
 class Fields:
-    """Reads the fields of an object one by one; null is the same as absent. Raises `ApiError` that names the field."""
+    """Read the fields of an object one by one; null counts as absent.
+
+    All methods raise `ApiError` that names the field.
+    """
 
     def __init__(self, values: dict[str, Any]) -> None:
-        """Of the object that a request is."""
+        """Read fields of the JSON object `values`."""
         self._values = values
         self._read: set[str] = set()
 
     def get(self, name: str) -> Any:
-        """The value as it is."""
+        """Return the unchecked value."""
         self._read.add(name)
         return self._values.get(name)
 
     def boolean(self, name: str, default: bool = False) -> bool:
-        """True or false."""
+        """Return a boolean."""
         value = self.get(name)
         if value is None:
             return default
@@ -184,7 +198,7 @@ class Fields:
         return value
 
     def integer(self, name: str, default: Any, least: int | None = None, most: int | None = None) -> Any:
-        """A whole number within bounds; `default` is not checked."""
+        """Return an integer within bounds; `default` is not checked."""
         value = self.get(name)
         if value is None:
             return default
@@ -194,7 +208,7 @@ class Fields:
         return value
 
     def number(self, name: str, default: float, least: float, most: float) -> float:
-        """A number within bounds."""
+        """Return a number within bounds."""
         value = self.get(name)
         if value is None:
             return default
@@ -204,14 +218,14 @@ class Fields:
         return float(value)
 
     def string(self, name: str) -> str | None:
-        """A string."""
+        """Return a string, or None if it is absent."""
         value = self.get(name)
         if value is not None and not isinstance(value, str):
             raise _wrong_type(name, "a string", value)
         return value
 
     def objects(self, name: str) -> list[dict[str, Any]]:
-        """A list of objects, empty where there is none."""
+        """Return a list of objects, empty if it is absent."""
         value = self.get(name)
         if value is None:
             return []
@@ -220,7 +234,7 @@ class Fields:
         return value
 
     def object(self, name: str) -> dict[str, Any]:
-        """An object, empty where there is none."""
+        """Return an object, empty if it is absent."""
         value = self.get(name)
         if value is None:
             return {}
@@ -229,11 +243,11 @@ class Fields:
         return value
 
     def logprobs(self, default: int | None) -> int | None:
-        """`logprobs` as `/v1/completions` has it."""
+        """Return the `logprobs` of `/v1/completions`."""
         return self.integer("logprobs", default, least=0, most=MAX_TOP_LOGPROBS)
 
     def finish(self) -> None:
-        """Refuse what was not read, unless it asks for nothing."""
+        """Raise `ApiError` if a field was not read and has an effect."""
         for name in self._values.keys() - self._read - IGNORED:
             value = self._values[name]
             if name not in NEUTRAL:
@@ -249,7 +263,7 @@ def _options(fields: Fields, *, max_tokens: int | None, logprobs: int | None) ->
     include_usage = more.boolean("include_usage")
     if include_usage and not stream:
         raise invalid("stream_options needs stream to be true", "stream_options")
-    more.get("include_obfuscation")  # of no use without an eavesdropper who sees sizes; harmless
+    more.get("include_obfuscation")  # hides sizes from eavesdroppers; safe to ignore
     more.finish()
     return Options(
         model=fields.string("model"),
@@ -278,11 +292,11 @@ def _top_p(fields: Fields) -> float:
 
 
 def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
-    """A text, token ids, or a list of either."""
+    """Parse a text, token ids, or a list of either."""
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list) or not value:
-        raise invalid("prompt must be a text, token ids, or a list of texts or of lists of token ids", "prompt")
+        raise invalid("prompt must be text, token ids, or a list of texts or of lists of token ids", "prompt")
     if isinstance(value[0], int):
         return (_ids("prompt", value),)
     return tuple(one if isinstance(one, str) else _ids("prompt", one) for one in value)
@@ -299,14 +313,14 @@ def _stops(value: Any) -> tuple[str, ...]:
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
         raise _wrong_type("stop", "a string or a list of strings", value)
     if len(stops) > MAX_STOPS:
-        raise invalid(f"stop has {len(stops)} strings, at most {MAX_STOPS} are allowed", "stop")
+        raise invalid(f"stop has {len(stops)} strings; at most {MAX_STOPS} are allowed", "stop")
     if not all(0 < len(stop) <= MAX_STOP_CHARS for stop in stops):
-        raise invalid(f"a string of stop has 1 to {MAX_STOP_CHARS} characters", "stop")
+        raise invalid(f"each string of stop must have 1 to {MAX_STOP_CHARS} characters", "stop")
     return tuple(stops)
 
 
 def _reasoning(fields: Fields) -> bool:
-    """By the argument of the chat template, as vLLM has it, or by OpenAI's `reasoning_effort`."""
+    """Return whether to reason, by vLLM's argument of the chat template or OpenAI's `reasoning_effort`."""
     effort = fields.string("reasoning_effort")
     template = Fields(fields.object("chat_template_kwargs"))
     reasoning = template.boolean("enable_thinking", effort is not None and effort != "none")
@@ -318,15 +332,15 @@ def _tool(number: int, tool: Mapping[str, Any]) -> Tool:
     where = f"tools[{number}]"
     function = tool.get("function")
     if tool.get("type") != "function" or not isinstance(function, dict):
-        raise invalid(f"{where} is not of the type function", where)
+        raise invalid(f"{where}: expected a tool of type function", where)
     name, description = function.get("name"), function.get("description") or ""
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
     if not isinstance(name, str) or not name.strip() or set(name) & set("<>\n"):
-        raise invalid(f"{where} has no name that can be written in a tool call", f"{where}.function.name")
+        raise invalid(f"{where}: the name must not be empty or contain <, > or line breaks", f"{where}.function.name")
     if not isinstance(description, str):
         raise _wrong_type(f"{where}.function.description", "a string", description)
     if not isinstance(parameters, dict) or not isinstance(parameters.get("properties", {}), dict):
-        raise invalid(f"{where} has parameters that are no schema of an object", f"{where}.function.parameters")
+        raise invalid(f"{where}: parameters must be the schema of an object", f"{where}.function.parameters")
     return Tool(name.strip(), description, parameters)
 
 
@@ -346,7 +360,7 @@ def _wrong_type(name: str, expected: str, value: Any) -> ApiError:
 
 
 def check_ids(ids: Sequence[int] | Iterable[int], vocab_size: int, param: str) -> None:
-    """Raise `ApiError` for an id that the model does not know."""
+    """Raise `ApiError` if an id is outside the model's vocabulary."""
     for token in ids:
         if not 0 <= token < vocab_size:
             raise invalid(f"{param}: token {str(token)[:20]} is outside the vocabulary of {vocab_size}", param)

@@ -1,4 +1,4 @@
-"""Answers of the OpenAI protocol, whole and in pieces."""
+"""Build answers of the OpenAI protocol, whole or as chunks of a stream."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from typing import Any
 
 from ...tokenizer import Tokenizer
 from ...tokenizer.special_tokens import REASONING_THINKING_END, REASONING_THINKING_START
-from ..engine import Event
+from ..requests import Event
 from .chat import Parts, Splitter
 from .output import Delta, Output, token_text
 from .protocol import Chat, Completion, Options
 
 
 class _Choice:
-    """What choices of both kinds have."""
+    """The common part of both kinds of choices."""
 
     _options: Options
     _output: Output
 
     @property
     def is_streamed(self) -> bool:
-        """Whether `chunk` is wanted."""
+        """Return whether the answer is a stream of chunks."""
         return self._options.stream
 
     @property
     def tokens(self) -> int:
-        """Tokens generated."""
+        """Return the number of generated tokens."""
         return self._output.tokens
 
 
 class CompletionChoice(_Choice):
-    """One choice of an answer from `/v1/completions`, for `Reply`."""
+    """One choice of an answer from `/v1/completions`, for `Envelope`."""
 
     kind, chunk_kind, id_prefix = "text_completion", "text_completion", "cmpl"
 
     def __init__(self, index: int, tokenizer: Tokenizer, request: Completion, prompt: list[int]) -> None:
-        """Of `prompt`."""
+        """Start the choice with this index, the continuation of `prompt`."""
         options = request.options
         self._index, self._tokenizer, self._options, self._prompt = index, tokenizer, options, prompt
         self._output = Output(tokenizer, options.stop, skip_special=options.skip_special_tokens)
@@ -44,23 +44,23 @@ class CompletionChoice(_Choice):
         self._is_first = True
 
     def feed(self, events: list[Event]) -> Delta:
-        """Take tokens in."""
+        """Add tokens, and return the text that they complete."""
         delta = self._output.feed(events)
         _add(self._whole, delta)
         return delta
 
     def first_chunk(self) -> dict[str, Any] | None:
-        """What a stream begins with: nothing."""
+        """Return None: a stream of a completion has no first chunk of its own."""
         return None
 
     def chunk(self, delta: Delta) -> dict[str, Any] | None:
-        """The choice in a chunk of a stream; None where there is nothing to say."""
+        """Return the choice in a chunk of a stream; None if there is nothing to send."""
         if not (delta.text or delta.finish_reason or (delta.events and _wants_tokens(self._options))):
             return None
         return self._choice(delta)
 
     def whole(self) -> dict[str, Any]:
-        """The choice in an answer that is not streamed."""
+        """Return the choice in an answer that is not streamed."""
         return self._choice(self._whole)
 
     def _choice(self, delta: Delta) -> dict[str, Any]:
@@ -81,11 +81,11 @@ class CompletionChoice(_Choice):
             return token_text(self._tokenizer, -1 if token is None else token).decode("utf-8", "replace")
 
         def top(event: Event) -> dict[str, float]:
-            # Of tokens with the same text, as parts of characters are, the likeliest.
-            likeliest: dict[str, float] = {}
+            # Several tokens may have the same text, such as parts of characters: keep the most likely.
+            most_likely: dict[str, float] = {}
             for token, logprob in event.top:
-                likeliest.setdefault(text(token), _finite(logprob))
-            return likeliest
+                most_likely.setdefault(text(token), _finite(logprob))
+            return most_likely
 
         return {
             "tokens": [text(event.token) for event in delta.events],
@@ -96,12 +96,12 @@ class CompletionChoice(_Choice):
 
 
 class ChatChoice(_Choice):
-    """One choice of an answer from `/v1/chat/completions`, for `Reply`."""
+    """One choice of an answer from `/v1/chat/completions`, for `Envelope`."""
 
     kind, chunk_kind, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
     def __init__(self, index: int, tokenizer: Tokenizer, request: Chat, prompt: list[int], prefix: str) -> None:
-        """Of `prompt`, which ends with `prefix` of the assistant's message."""
+        """Start the choice with this index, after `prompt`, which ends with `prefix` of the assistant's message."""
         options = request.options
         self._index, self._tokenizer, self._options, self._prompt = index, tokenizer, options, prompt
         special = tokenizer.special_tokens
@@ -115,7 +115,7 @@ class ChatChoice(_Choice):
         self._is_first = True
 
     def feed(self, events: list[Event]) -> Delta:
-        """Take tokens in."""
+        """Add tokens, and return the text that they complete."""
         total, self._new = Delta(), Parts()
         for event in events:
             if self._output.finish_reason is None:
@@ -140,14 +140,14 @@ class ChatChoice(_Choice):
         return delta
 
     def first_chunk(self) -> dict[str, Any]:
-        """What a stream begins with: the role."""
+        """Return the first chunk of a stream, with the role."""
         choice = self._choice({"role": "assistant", "content": ""}, Delta(), "delta")
         if self._options.return_token_ids:
             choice["prompt_token_ids"] = self._prompt
         return choice
 
     def chunk(self, delta: Delta) -> dict[str, Any] | None:
-        """The choice in a chunk of a stream; None where there is nothing to say."""
+        """Return the choice in a chunk of a stream; None if there is nothing to send."""
         new = self._new
         message: dict[str, Any] = {}
         if new.reasoning:
@@ -164,7 +164,7 @@ class ChatChoice(_Choice):
         return self._choice(message, delta, "delta")
 
     def whole(self) -> dict[str, Any]:
-        """The choice in an answer that is not streamed."""
+        """Return the choice in an answer that is not streamed."""
         parts = self._parts
         message: dict[str, Any] = {"role": "assistant", "content": parts.content or (None if parts.calls else "")}
         if parts.reasoning:
@@ -197,27 +197,35 @@ Choice = CompletionChoice | ChatChoice
 
 
 class Envelope:
-    """What stands around the choices."""
+    """The fields of an answer around its choices."""
 
     def __init__(self, kind: type[Choice], model: str, created: int, options: Options, prompt_tokens: int) -> None:
-        """`created` is in seconds since 1970; `prompt_tokens` counts each prompt once."""
+        """Start an answer.
+
+        Args:
+            kind: The class of the choices.
+            model: The name of the model.
+            created: Seconds since 1970.
+            options: The arguments of the request.
+            prompt_tokens: Number of tokens of all prompts, each counted once.
+        """
         self._head = {"id": f"{kind.id_prefix}-{secrets.token_hex(12)}", "created": created, "model": model}
         self._kind, self._options, self._prompt_tokens = kind, options, prompt_tokens
 
     def whole(self, choices: list[Choice], prompts: list[list[int]]) -> dict[str, Any]:
-        """The answer that is not streamed."""
+        """Return the answer of a request that does not stream."""
         answer = {**self._head, "object": self._kind.kind, "choices": [choice.whole() for choice in choices]}
         if self._options.return_token_ids and self._kind is ChatChoice:
             answer["prompt_token_ids"] = prompts[0]
         return answer | {"usage": self._usage(choices)}
 
     def chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
-        """A chunk of a stream."""
+        """Return a chunk of a stream."""
         chunk = {**self._head, "object": self._kind.chunk_kind, "choices": [choice]}
         return chunk | {"usage": None} if self._options.include_usage else chunk
 
     def usage_chunk(self, choices: list[Choice]) -> dict[str, Any]:
-        """The chunk before the end, for `stream_options.include_usage`."""
+        """Return the last chunk, for `stream_options.include_usage`."""
         return {**self._head, "object": self._kind.chunk_kind, "choices": [], "usage": self._usage(choices)}
 
     def _usage(self, choices: list[Choice]) -> dict[str, int]:
@@ -246,5 +254,5 @@ def _add(whole: Delta, delta: Delta) -> None:
 
 
 def _finite(logprob: float) -> float:
-    """JSON has no infinity; the protocol's own floor."""
+    """Return the log probability, or the protocol's minimum, since JSON has no infinity."""
     return logprob if logprob > -9999.0 else -9999.0

@@ -1,4 +1,4 @@
-//! The loader: batches whose arrays are the memory that was filled, made ahead by a thread, across forks and threads.
+//! The loader: zero-copy batches, prepared ahead by a thread, safe across threads and forks.
 
 use std::path::PathBuf;
 use std::process;
@@ -17,11 +17,11 @@ use super::to_py;
 use crate::arrays;
 use crate::interrupt::{detached, interruptible};
 
-/// How long to wait for a batch before looking whether Ctrl-C was pressed.
+/// Time to wait for a batch before checking for Ctrl-C.
 const PATIENCE: Duration = Duration::from_millis(50);
 const POLL: Duration = Duration::from_millis(1);
 
-/// What the arrays of a batch lie in; goes back to its loader when the last of them is gone.
+/// Memory of a batch's arrays. Returns to its loader when the last array is garbage collected.
 #[pyclass(module = "cwm_core._native", frozen)]
 pub struct BatchMemory(packing::Batch);
 
@@ -39,31 +39,32 @@ type BatchParts<'py> = (
     usize,
 );
 
-/// (steps, documents, positions), tokens a source, and a bucket each: (cursors, rows taken, rest)
+/// (steps, documents, positions), tokens by source, and for each bucket (cursors, rows taken, rest)
 type StateParts = ((u64, u64, u64), Vec<u64>, Vec<(Vec<[u64; 2]>, u64, Option<[u64; 3]>)>);
 
 /// name, folder, share, epochs
 type SourceParts = (String, PathBuf, f64, Option<u64>);
 /// name, share, epochs, and checksum and documents of each file
 type SourceDescription = (String, f64, Option<u64>, Vec<(u32, u64)>);
-/// longest document, tokens a row, rows a step
+/// longest document, tokens in a row, rows in a step
 type BucketParts = (u32, usize, usize);
 
-/// Where batches come from at the moment.
+/// Current producer of batches.
 enum Maker {
-    /// Nothing was asked for since the beginning, an error, or the end.
+    /// No batch was requested since the beginning, an error, or the end.
     Idle,
     Loader(Box<Loader>),
     Ahead(Prefetcher),
 }
 
-/// One course of batches, of one process: another begins when the loader is sent elsewhere, or in a fork.
+/// A sequence of batches in one process. Another starts when the loader is moved, or in a fork.
 struct Course {
     process: u32,
-    /// Held while waiting for a batch, without the GIL, until `state` is that after it: so batches and states keep
-    /// their order whichever threads take them.
+    /// Held without the GIL while waiting for a batch, until `state` is updated, so that batches and states stay in
+    /// order whichever threads take them.
     maker: Mutex<Maker>,
-    /// After the last batch returned. Held only with the GIL, so that no fork finds it locked by a thread it lacks.
+    /// State after the last batch returned. Held only with the GIL, so that a fork never finds it locked by a thread
+    /// that it does not have.
     state: Mutex<State>,
 }
 
@@ -71,19 +72,20 @@ struct Course {
 pub struct PackedLoader {
     mixture: Arc<Mixture>,
     config: Config,
-    /// Batches made ahead.
+    /// Batches to prepare ahead.
     prefetch: usize,
     /// Held only with the GIL.
     course: Mutex<Arc<Course>>,
 }
 
-/// A lock that a panic has not made useless: what lies behind it is replaced as a whole.
+/// Locks a mutex, also after a panic: its value is only ever replaced as a whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl PackedLoader {
-    /// The course of this process. That of a parent is given up as it is: its thread and locks stayed behind.
+    /// Returns the course of this process. After a fork, leaks the parent's course: its thread and locks do not exist
+    /// here.
     fn course(&self) -> Arc<Course> {
         let mut course = lock(&self.course);
         if course.process != process::id() {
@@ -100,7 +102,7 @@ impl PackedLoader {
         Ok(loader)
     }
 
-    /// Waits without the GIL for the maker and lets `f` use it; `None` if it was not free for a while.
+    /// Waits without the GIL for the maker and passes it to `f`. Returns `None` if it does not become free in time.
     fn with_maker<R: Send>(
         &self,
         py: Python<'_>,
@@ -124,7 +126,7 @@ impl PackedLoader {
         })
     }
 
-    /// The next batch of a course; `None` if there was none for a while. Notes the state after it.
+    /// Returns the next batch of a course and records the state after it, or `None` if no batch is ready in time.
     fn make(&self, course: &Course, maker: &mut Maker) -> Option<packing::Result<Option<packing::Batch>>> {
         let made = match self.start(course, maker) {
             Ok(Maker::Ahead(prefetcher)) => prefetcher.next(PATIENCE)?,
@@ -252,8 +254,7 @@ impl PackedLoader {
         }
     }
 
-    /// Goes over `steps` steps, or as many as there are, without reading tokens; returns how many. After an error the
-    /// loader stands where it stood.
+    /// Skips up to `steps` steps without reading tokens and returns how many. After an error, the loader does not move.
     fn skip(&self, py: Python<'_>, steps: u64) -> PyResult<u64> {
         let course = self.course();
         let skip = |maker: &mut Maker| {
@@ -289,8 +290,8 @@ impl PackedLoader {
         self.mixture.vocabulary_fingerprint()
     }
 
-    /// For each source: name, share, epochs, and for each of its files in order a checksum and its documents. All that
-    /// [`Mixture::fingerprint`] depends on.
+    /// Returns for each source its name, share, and epochs, and for each of its files in order a checksum and the
+    /// number of documents. [`Mixture::fingerprint`] depends on these alone.
     fn description(&self) -> Vec<SourceDescription> {
         let sources = self.mixture.sources.iter();
         let describe = |source: &packing::Source| {
@@ -373,12 +374,12 @@ fn arrays_of(py: Python<'_>, mut batch: packing::Batch) -> PyResult<BatchParts<'
     ))
 }
 
-/// An array over a part of the batch's memory, which it keeps alive.
+/// Creates an array over part of the batch's memory, which it keeps alive.
 fn array<'py, T: Element>(memory: &Bound<'py, BatchMemory>, data: &[T]) -> PyResult<Bound<'py, PyArray2<T>>> {
     let shape = (memory.get().0.rows, memory.get().0.seq_len);
     let view = ArrayView2::from_shape(shape, data)
         .map_err(|error| pyo3::exceptions::PyRuntimeError::new_err(error.to_string()))?;
-    // SAFETY: the data lies in `memory`, which the array keeps alive and nobody else has: the loader gets it back when
-    // the last array is gone, and overwrites it without reading.
+    // SAFETY: the data is in `memory`, which the array keeps alive and nothing else accesses: the loader gets it back
+    // when the last array is gone, and overwrites it without reading.
     Ok(unsafe { PyArray2::borrow_from_array(&view, memory.clone().into_any()) })
 }

@@ -32,7 +32,7 @@ fn to_py(error: packing::Error) -> PyErr {
     }
 }
 
-/// What the operating system says of an error, without the number that Rust adds.
+/// Returns the operating system's message of an error, without the number that Rust adds.
 fn strerror(error: &io::Error) -> String {
     let text = error.to_string();
     match text.split_once(" (os error") {

@@ -1,4 +1,4 @@
-//! Writing and reading token shards.
+//! Writes and reads token shards.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ use super::to_py;
 use crate::arrays;
 use crate::interrupt::{detached, interruptible};
 
-/// Units of work of adding a document without tokens, for [`Pace`].
+/// Units of work to add a document, besides one for every token, for [`Pace`].
 const DOCUMENT_WORK: u64 = 32;
 
-/// The ids of an array of one dimension and any integer type.
+/// Ids of a one-dimensional array of any integer type.
 enum Ids {
     I32(Vec<i32>),
     U16(Vec<u16>),
@@ -30,7 +30,7 @@ impl Ids {
     fn of(array: &Bound<'_, PyUntypedArray>) -> PyResult<Ids> {
         fn copied<T: Element + Copy>(array: &Bound<'_, PyUntypedArray>) -> PyResult<Vec<T>> {
             let ids: PyReadonlyArray1<'_, T> = array.extract()?;
-            // A whole slice is copied much faster.
+            // Copying a contiguous slice is much faster.
             Ok(match ids.as_slice() {
                 Ok(ids) => ids.to_vec(),
                 Err(_) => ids.as_array().to_vec(),
@@ -43,7 +43,7 @@ impl Ids {
             )));
         }
         if array.is_empty() {
-            return Ok(Ids::U32(Vec::new())); // whatever its type: an empty list arrives as float64
+            return Ok(Ids::U32(Vec::new())); // of any type: an empty list arrives as float64
         }
         let dtype = array.dtype();
         match (dtype.kind(), dtype.itemsize()) {
@@ -52,7 +52,7 @@ impl Ids {
             (b'u', 4) => copied(array).map(Ids::U32),
             (b'i', 8) => copied(array).map(Ids::I64),
             _ => Err(PyTypeError::new_err(format!(
-                "ids must be int32, uint16, uint32 or int64, not {dtype}"
+                "ids must be int32, uint16, uint32, or int64, not {dtype}"
             ))),
         }
     }
@@ -66,10 +66,10 @@ impl Ids {
         }
     }
 
-    /// Those of `range`, each checked to fit u32. Panics if there are fewer.
+    /// Copies the ids of a range to `out`. Fails if one does not fit u32. Panics if there are fewer.
     fn get(&self, range: Range<usize>, out: &mut Vec<u32>) -> packing::Result<()> {
         fn convert<T: Copy + TryInto<u32> + ToString>(ids: &[T], out: &mut Vec<u32>) -> packing::Result<()> {
-            // Looked at twice, without a way out in the midst, which is much faster than once with one.
+            // Two passes, the first without an early exit, are much faster than one pass with an early exit.
             let is_outside = |&id: &T| TryInto::<u32>::try_into(id).is_err();
             if ids.iter().fold(false, |found, id| found | is_outside(id))
                 && let Some((at, id)) = ids.iter().enumerate().find(|(_, id)| is_outside(id))
@@ -92,12 +92,12 @@ impl Ids {
     }
 }
 
-/// The rows of an array of shape [n, 2] as ranges of tokens.
+/// Converts the rows of an array of shape [n, 2] to ranges of tokens.
 fn ranges_of(label: &str, array: &PyReadonlyArray2<'_, i64>) -> PyResult<Vec<Range<u32>>> {
     let array = array.as_array();
     if array.ncols() != 2 {
         return Err(PyValueError::new_err(format!(
-            "spans labelled {label:?} must have 2 columns, not {}",
+            "spans labeled {label:?} must have 2 columns, not {}",
             array.ncols()
         )));
     }
@@ -105,7 +105,7 @@ fn ranges_of(label: &str, array: &PyReadonlyArray2<'_, i64>) -> PyResult<Vec<Ran
         let bounds = u32::try_from(row[0]).ok().zip(u32::try_from(row[1]).ok());
         bounds.map(|(start, end)| start..end).ok_or_else(|| {
             PyValueError::new_err(format!(
-                "span {}..{} labelled {label:?} is outside any document",
+                "span {}..{} labeled {label:?} is outside any document",
                 row[0], row[1]
             ))
         })
@@ -113,7 +113,7 @@ fn ranges_of(label: &str, array: &PyReadonlyArray2<'_, i64>) -> PyResult<Vec<Ran
     array.rows().into_iter().map(range).collect()
 }
 
-/// The ranges between ascending offsets, from 0 to `len`.
+/// Returns the ranges between ascending offsets, from 0 to `len`.
 fn ranges_between(offsets: &PyReadonlyArray1<'_, i64>, len: usize) -> PyResult<Vec<Range<usize>>> {
     let offsets = offsets.as_array().to_vec();
     let covers = offsets.first() == Some(&0) && offsets.last().map(|&last| last as u64) == Some(len as u64);
@@ -128,7 +128,7 @@ fn ranges_between(offsets: &PyReadonlyArray1<'_, i64>, len: usize) -> PyResult<V
         .collect())
 }
 
-/// The place in `sources` of the tag of each of `documents` documents.
+/// Returns the index in `sources` of every document's tag.
 fn tags_of(
     sources: &[String],
     source_ids: Option<PyReadonlyArray1<'_, i64>>,
@@ -143,12 +143,14 @@ fn tags_of(
     }
     let tag = |id: i64| {
         let known = usize::try_from(id).ok().filter(|&id| id < sources.len());
-        known.ok_or_else(|| PyValueError::new_err(format!("source id {id} of {} sources", sources.len())))
+        known.ok_or_else(|| {
+            PyValueError::new_err(format!("source id {id} is not an index into {} sources", sources.len()))
+        })
     };
     tags.into_iter().map(tag).collect()
 }
 
-/// Behind a mutex that is only waited for with the GIL released.
+/// A writer behind a mutex. Threads wait for the mutex only with the GIL released.
 #[pyclass(module = "cwm_core._native", frozen)]
 pub struct ShardWriter(Mutex<packing::ShardWriter>);
 
@@ -213,7 +215,7 @@ impl ShardWriter {
         })
     }
 
-    /// Adds documents that lie one after the other, and stops at the first that is invalid.
+    /// Adds documents that are stored one after the other. Stops at the first invalid one.
     fn add_many(
         &self,
         ids: &Bound<'_, PyUntypedArray>,
@@ -274,7 +276,7 @@ impl ShardWriter {
 pub struct Shards {
     shards: packing::Shards,
     sources: Vec<String>,
-    /// For each part, where its sources are in `sources`.
+    /// For each part, the indices of its sources in `sources`.
     places: Vec<Vec<usize>>,
     labels: Vec<String>,
 }
@@ -350,7 +352,7 @@ impl Shards {
         ))
     }
 
-    /// Tokens of every document, and the place of its source in `sources`.
+    /// Returns the number of tokens of every document, and the index of its source in `sources`.
     fn lengths<'py>(&self, py: Python<'py>) -> PyResult<(Numbers<'py>, Numbers<'py>)> {
         let read = || {
             self.shards.check_present()?;
@@ -373,7 +375,7 @@ impl Shards {
     }
 }
 
-/// Opens data of a known vocabulary, or of one that they may name.
+/// Opens data and checks that they have the given vocabulary, if any.
 pub fn open(path: &Path, vocab_size: Option<u64>, fingerprint: Option<u64>) -> packing::Result<packing::Shards> {
     let mut shards = packing::Shards::open(path)?;
     let named = |error| packing::Error::Invalid(format!("{}: {error}", path.display()));

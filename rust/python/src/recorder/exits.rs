@@ -42,10 +42,10 @@ type Keywords = unsafe extern "C" fn(
     *mut ffi::PyObject,
 ) -> *mut ffi::PyObject;
 
-/// Calls `callback(name)` before `os.NAME` ends the process; None ends that.
+/// Call `callback(name)` before `os._exit`, `os.abort`, `os.execv`, or `os.execve` ends the process.
 ///
-/// The functions stay the objects that they are: their C code is replaced, once, for the life of the process. So a
-/// program that is recorded sees no difference, whichever way it came to them.
+/// `name` is the name of the function. None removes the callback. The functions remain the same objects, so programs
+/// see no difference.
 #[pyfunction]
 pub fn before_exit(py: Python<'_>, callback: Option<Py<PyAny>>) -> PyResult<()> {
     if callback.is_some() {

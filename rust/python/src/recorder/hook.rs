@@ -29,7 +29,7 @@ pyo3::create_exception!(
     cwm_core,
     RecordingLimit,
     PyBaseException,
-    "Stops a program whose recording reached a limit. Outside Exception, so that programs rarely swallow it."
+    "Stops a program whose recording reached a limit. Not an `Exception`, so that programs rarely catch it."
 );
 
 thread_local! {
@@ -394,7 +394,9 @@ pub fn ending<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// Whether the recorder works on this thread: what runs then, a `__repr__` say, the program has not called.
+/// Return whether the recorder is processing an event on this thread.
+///
+/// Python code that runs then, such as a `__repr__`, was not called by the recorded program.
 #[pyfunction]
 pub fn is_recorder_at_work() -> bool {
     let session = ACTIVE.get();
@@ -402,7 +404,7 @@ pub fn is_recorder_at_work() -> bool {
     ENDING.get() || (!session.is_null() && unsafe { (*session).busy })
 }
 
-/// Calls `function()` under a trace function that does nothing: the floor that recordings are measured against.
+/// Call `function()` under a trace function that does nothing: the baseline for the cost of recording.
 #[pyfunction]
 pub fn call_with_empty_hook<'py>(py: Python<'py>, function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let none = py.None();

@@ -52,7 +52,9 @@ unsafe impl Send for OwnedSession {}
 // SAFETY: as above.
 unsafe impl Sync for OwnedSession {}
 
-/// One recording: made, run or started and stopped once, then finished.
+/// One recording: the implementation of `cwm_core.Recorder`.
+///
+/// Run it once, or start and stop it once, then finish it.
 #[pyclass(module = "cwm_core._native")]
 pub struct Recording {
     session: Option<OwnedSession>,
@@ -128,7 +130,10 @@ impl Recording {
         })
     }
 
-    /// Installs the hook on this thread.
+    /// Install the trace function on this thread.
+    ///
+    /// Raises:
+    ///     RuntimeError: Another recording runs on this thread.
     fn start(&mut self, py: Python<'_>) -> PyResult<()> {
         self.check_use()?;
         let Some(OwnedSession(session)) = &mut self.session else {
@@ -149,7 +154,7 @@ impl Recording {
         Ok(())
     }
 
-    /// Removes the hook and sets the trace function that was set before.
+    /// Remove the trace function and restore the previous one.
     fn stop(&mut self, py: Python<'_>) -> PyResult<()> {
         self.check_use()?;
         let (Some(previous), Some(own)) = (self.previous.take(), self.hook.take()) else {
@@ -175,8 +180,7 @@ impl Recording {
         Ok(())
     }
 
-    /// Records `function(*args, **kwargs)`. A generator is run to its end, a coroutine to its result. What the program
-    /// raises is its outcome; only KeyboardInterrupt is raised here, after the hook is removed.
+    /// Record a call.
     #[pyo3(signature = (function, args, kwargs=None))]
     fn run(
         slf: &Bound<'_, Self>,
@@ -217,8 +221,16 @@ impl Recording {
         }
     }
 
-    /// The trace so far of a recording that goes on, from any thread: for when the process is about to end. `reason` is
-    /// why the trace stops there.
+    /// Return the trace so far without ending the recording. Safe to call from any thread.
+    ///
+    /// Args:
+    ///     lines: As for `finish`.
+    ///     context: As for `finish`.
+    ///     reason: Value of `Trace.truncated`.
+    ///     output: Output captured so far.
+    ///
+    /// Raises:
+    ///     RuntimeError: The recording is processing an event, or is finished.
     #[pyo3(signature = (lines, context, reason, output=None))]
     fn snapshot(
         &self,
@@ -235,8 +247,9 @@ impl Recording {
         finish_trace(recorded, &files, &texts, context)
     }
 
-    /// What was in the files in scope when their code was first met, by the names that code objects have for them; only
-    /// those that could be read. Before `finish`; also while the recording runs, from any thread.
+    /// Return the contents of files in scope as of the time the recording first entered them.
+    ///
+    /// Files that could not be read are missing. Call this, `scope`, and `outside` before `finish`.
     fn sources<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let found = PyDict::new(py);
         let session = self.idle_session()?;
@@ -248,21 +261,24 @@ impl Recording {
         Ok(found)
     }
 
-    /// The files and folders in scope. Before `finish`.
+    /// Return the files and folders in scope.
     fn scope<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
         let names = self.stopped_session()?.scope.names();
         names.map(|name| text(py, name)).collect()
     }
 
-    /// The first names of files outside the scope that were met. Before `finish`.
+    /// Return the first few files outside the scope whose code ran.
     fn outside<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
         let files = &self.stopped_session()?.outside;
         files.iter().map(|file| text(py, file)).collect()
     }
 
-    /// The traces recorded: where calls are chosen one for each, in their order. `lines(filename)` gives a file's lines; `context(filename, name, first_line, line)` the
-    /// context of a trace that entered there; `output` is what the program printed, kept with the last trace. May be
-    /// called once, when the recording does not run.
+    /// Return the recorded traces in order.
+    ///
+    /// Args:
+    ///     lines: Returns the source lines of a file.
+    ///     context: Returns the context of a trace from the file, name, first line, and current line of its entry.
+    ///     output: Captured output, stored in the last trace.
     #[pyo3(signature = (lines, context, output=None))]
     fn finish(
         &mut self,

@@ -151,7 +151,7 @@ fn resolve_all(names: &[FileName]) -> Vec<PathBuf> {
     paths.map(|name| resolve(&name.path)).collect()
 }
 
-/// The path of a file without links, `.` and `..`. Runs no Python code, which a program may have replaced.
+/// Return the absolute path of a file with links, `.`, and `..` resolved. Runs no Python code.
 #[pyfunction]
 pub fn real_path(name: &Bound<'_, PyString>) -> OsString {
     resolve(&FileName::new(name).path).into_os_string()
