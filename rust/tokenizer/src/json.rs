@@ -132,9 +132,12 @@ pub fn parse_json(file: &[u8]) -> Result<(Tokenizer, Vec<String>)> {
     Ok((tokenizer, renumbered))
 }
 
+/// Names and ids of added tokens, and the warnings about different ids in the file.
+type Numbered = (Vec<(String, u32)>, Vec<String>);
+
 /// Numbers added tokens as the library does, independent of the `id` in the file: a token in the vocabulary keeps its
 /// id there, and the others get the ids from the size of the vocabulary on, in the order of the file.
-fn number(added: &[AddedToken], vocab: &[(String, u32)]) -> Result<(Vec<(String, u32)>, Vec<String>)> {
+fn number(added: &[AddedToken], vocab: &[(String, u32)]) -> Result<Numbered> {
     let ids: FxHashMap<&str, u32> = vocab.iter().map(|(token, id)| (token.as_str(), *id)).collect();
     let names: FxHashMap<u32, &str> = vocab.iter().map(|(token, id)| (*id, token.as_str())).collect();
     let (mut next, mut renumbered) = (ids.len() as u32, Vec::new());
