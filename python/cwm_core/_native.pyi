@@ -428,7 +428,7 @@ class Shards:
     def verify(self) -> None: ...
 
 class BatchMemory:
-    """What the arrays of a batch lie in."""
+    """Memory of a batch's arrays."""
 
 class PackedLoader:
     def __new__(

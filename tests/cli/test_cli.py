@@ -200,13 +200,15 @@ def test_records_into_a_store_and_views_it(cwd, capsys):
     assert main(["view", "s.cwmtraces", "--trace", "1", "--html", "s.html"]) == 0
     assert "count(7)" in Path("s.html").read_text()
     for argv, message in [
-        ((), "s.cwmtraces holds 4 traces; --trace says which"),
-        (("--trace", "4"), "s.cwmtraces holds 4 traces, and none is '4'"),
-        (("--trace", "x"), "s.cwmtraces holds 4 traces, and none is 'x'"),
+        ((), "s.cwmtraces has 4 traces; choose one with --trace"),
+        (("--trace", "4"), "s.cwmtraces: no trace '4' among 4 traces"),
+        (("--trace", "x"), "s.cwmtraces: no trace 'x' among 4 traces"),
     ]:
         assert message in failure(capsys, "view", "s.cwmtraces", *argv)
     reader[0].save("t.cwmtrace")
-    assert "t.cwmtrace is no store; --trace is for *.cwmtraces" in failure(capsys, "view", "t.cwmtrace", "--trace", "0")
+    assert "t.cwmtrace: --trace requires a trace store (*.cwmtraces)" in failure(
+        capsys, "view", "t.cwmtrace", "--trace", "0"
+    )
     assert main(["import", "t.cwmtrace", "one.cwmtraces"]) == 0 == main(["view", "one.cwmtraces"])
 
 
@@ -500,7 +502,7 @@ def test_documents_are_trained_on_in_buckets(shards):
     [
         ("data.buckets=[{max_length=9}]", "run.toml: [data.buckets] 'batch_size' is missing"),
         ("data.buckets=[{batch_size=1, max_length=9}]", "the last bucket must have no max_length"),
-        ("training.lr=1", "run.toml: [training] unknown key 'lr'; there are max_steps, "),
+        ("training.lr=1", "run.toml: [training] unknown key 'lr'; expected one of max_steps, "),
         ("training.max_steps=many", "run.toml: [training] max_steps must be int, got 'many'"),
         ("training.checkpoint_folder=x", "run.toml: [training] checkpoint_folder cannot be set"),
         ("training.device=toaster", "[training] device 'toaster' cannot be used: "),
@@ -511,11 +513,11 @@ def test_documents_are_trained_on_in_buckets(shards):
         ("data.epochs=0", 'source "some": epochs must be at least 1'),
         ("data.sources.x.share=1", "run.toml: [data.sources.x] 'folder' is missing"),
         ("data.sources.some.folder=nowhere", "CWD/nowhere: No such file or directory"),
-        ("output.x=1", "run.toml: output.x cannot be set: output is no table"),
-        ("epochs=1", "run.toml: unknown key 'epochs'; there are output, "),
+        ("output.x=1", "run.toml: output.x cannot be set: output is not a table"),
+        ("epochs=1", "run.toml: unknown key 'epochs'; expected one of output, "),
         ("epochs", "run.toml: an override must be key=value, got 'epochs'"),
-        ("model.depth=1", "[model] unknown key 'depth'; there are preset, "),
-        ("model.preset=huge", "[model] no preset 'huge'"),
+        ("model.depth=1", "[model] unknown key 'depth'; expected one of preset, "),
+        ("model.preset=huge", "[model] unknown preset 'huge'"),
         ("model.folder=x", "[model] either preset or folder must be given"),
         ("model.vocab_size=300", "[model] vocab_size 300 is less than the tokenizer's 556"),
         ("tokenizer=nowhere", "nowhere: No such file or directory"),

@@ -163,7 +163,7 @@ def test_addresses():
         with pytest.raises(ValueError, match="begins with http"):
             ServerFrames(url, "cwm", TOKENIZER)
     for url in ("http://[", "http://", "http://x:port", "http://x:99999"):
-        with pytest.raises(ValueError, match=r"the URL of the endpoint is invalid|expected a URL with a host"):
+        with pytest.raises(ValueError, match=r"the URL of the endpoint is invalid|expected a URL "):
             ServerFrames(url, "cwm", TOKENIZER)
 
 

@@ -459,7 +459,7 @@ def test_ranks_that_share_a_row_need_the_offsets_of_all_its_tokens():
         torch.testing.assert_close(torch.cat(parts), random_model(MODEL)(tokens, offsets), atol=1e-5, rtol=1e-5)
     model = Transformer(MODEL)
     model.context_ranks = 2
-    with pytest.raises(ValueError, match="position_ids are needed"):
+    with pytest.raises(ValueError, match="position_ids are required"):
         model(tokens[:60], offsets)
     with pytest.raises(ValueError, match="must rise from 0 to the 240 tokens"):
         model(tokens, offsets, torch.arange(120))

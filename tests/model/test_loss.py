@@ -204,5 +204,5 @@ def test_an_output_layer_cut_by_columns_is_refused():
         num_attention_heads=2,
         num_key_value_heads=1,
     )
-    with pytest.raises(AssertionError, match="must be cut by rows"):
+    with pytest.raises(AssertionError, match="must be sharded by rows"):
         run_ranks(sharded_output_layer, 2, config, torch.randint(31, (1, 4)), 1)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import readme
 import torch
 import torch.nn.functional as F
 from cwm_core import Tokenizer
@@ -478,6 +479,16 @@ def test_save_with_a_tokenizer_writes_its_files_and_tokens(tmp_path, form):
     loaded = load(tmp_path / "m")
     assert_same(loaded, model)
     assert (loaded.config.eos_token_id, loaded.config.bos_token_id) == (tokenizer.stop_tokens, tokenizer.bos_token)
+
+
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_with_tokenizer(tmp_path / "cwm")
+    (example,) = readme.examples("docs/guides/weights.md")
+    exec(example, {})
+    for folder in ("mine", "mine-meta", "mine-dcp"):
+        assert_same(load(tmp_path / folder), load(tmp_path / "cwm", dtype=torch.bfloat16))
+    assert (tmp_path / "mine/tokenizer.json").exists()
 
 
 def test_save_with_a_tokenizer_keeps_what_the_configuration_names(tmp_path):

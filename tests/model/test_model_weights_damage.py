@@ -137,7 +137,7 @@ def test_a_folder_of_two_layouts_is_refused(folder):
         load(folder)
     (folder / ".metadata").unlink()
     (folder / "model.safetensors").touch()
-    with pytest.raises(ValueError, match="left over"):
+    with pytest.raises(ValueError, match="delete the outdated one"):
         load(folder)
 
 
@@ -155,7 +155,7 @@ def test_a_tied_model_takes_an_output_layer_only_if_it_is_the_embedding(tmp_path
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
     assert_same(load(tmp_path), model)
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, file)
-    with pytest.raises(ValueError, match="the output layer is not the embedding"):
+    with pytest.raises(ValueError, match="the output layer differs from the embedding"):
         load(tmp_path)
 
 
@@ -181,7 +181,7 @@ def test_pickles_do_not_run_code(tmp_path):
     for form in ("dcp", "meta"):
         save(random_model(preset("tiny", num_hidden_layers=1)), tmp_path / f"{form}-malicious", format=form)
         (tmp_path / f"{form}-malicious" / ".metadata").write_bytes(pickle.dumps(Malicious(trap)))
-        with pytest.raises(ValueError, match=r"\.metadata is not metadata of a checkpoint"):
+        with pytest.raises(ValueError, match=r"\.metadata is not readable metadata of a checkpoint"):
             load(tmp_path / f"{form}-malicious")
     assert not os.path.exists(trap)
 
@@ -218,7 +218,7 @@ def test_tensors_of_a_checkpoint_do_not_run_code(tmp_path):
     torch.save(Malicious(trap), file)
     with file.open("r+b") as opened:
         opened.truncate(length)
-    with pytest.raises(ValueError, match="holds no readable tensor at byte"):
+    with pytest.raises(ValueError, match=r"the tensor at byte \d+ is not readable"):
         load(tmp_path / "m")
     assert not os.path.exists(trap)
 

@@ -509,7 +509,7 @@ def test_float8_speeds_up_only_the_layers_products():
 def test_splits_that_cannot_be():
     model, work = stage("midtrain")
     for cluster, message in (
-        (Cluster(GPUS["h100"], 2048, tensor_parallel=4), "more tensor or context ranks"),
+        (Cluster(GPUS["h100"], 2048, tensor_parallel=4), "use more tensor or context ranks"),
         (
             Cluster(GPUS["h100"], 2048, tensor_parallel=16, context_parallel=2),
             "tensor_parallel \\(16\\) must divide num_key_value_heads \\(8\\)",

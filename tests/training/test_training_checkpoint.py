@@ -258,7 +258,7 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
 
 @pytest.mark.parametrize("state", [{"a": torch.ones(1)}, {"a": [{3: "x"}]}, {"a": np.int64(3)}, {"a": b"x"}])
 def test_state_that_json_would_change_is_refused(tmp_path, state):
-    with pytest.raises(TypeError, match="fit for JSON"):
+    with pytest.raises(TypeError, match="must be valid JSON"):
         Checkpoints(tmp_path).save(1, *tiny_run(), state)
 
 
@@ -323,7 +323,7 @@ def test_damage_is_found_and_the_checkpoint_before_taken(saved, run_and_step_2, 
     else:
         data[at] ^= 1 << bit
     file.write_bytes(data)
-    with pytest.warns(UserWarning, match=f"{re.escape(str(file.parent))} is passed over"):
+    with pytest.warns(UserWarning, match=f"skipping checkpoint {re.escape(str(file.parent))}:"):
         assert Checkpoints(folder).resume(*run)["step"] == 2
     assert_equal(values(*run), expected)
     assert sorted(path.name for path in folder.iterdir())[-1] == "step-000000003.skipped"
@@ -347,7 +347,10 @@ def test_all_damaged_is_an_error_every_time(saved, tmp_path):
         (path / "state.json").write_text("{")
     for _ in range(2):
         run = tiny_run(99)
-        with pytest.warns(UserWarning, match="passed over"), pytest.raises(ValueError, match="no checkpoint that can"):
+        with (
+            pytest.warns(UserWarning, match="skipping checkpoint"),
+            pytest.raises(ValueError, match="no usable checkpoint"),
+        ):
             Checkpoints(folder).resume(*run)
         assert_equal(values(*run), values(*tiny_run(99)))
 
@@ -378,7 +381,7 @@ def test_metadata_that_is_code_is_not_run(saved, tmp_path):
     (path / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "made")))
     rewrite_manifest(path)
     step, _, warned = resumed(folder)
-    assert step == 2 and ".metadata cannot be used" in warned[0]
+    assert step == 2 and ".metadata is not usable" in warned[0]
     assert not (tmp_path / "made").exists()
 
 
@@ -421,7 +424,7 @@ def test_only_files_of_the_checkpoint_are_read(saved, tmp_path, place):
     next(iter(metadata.storage_data.values())).relative_path = place
     (path / ".metadata").write_bytes(pickle.dumps(metadata))
     rewrite_manifest(path)
-    assert "which is no file of the checkpoint" in resumed(folder)[2][0]
+    assert "which is not a file of the checkpoint" in resumed(folder)[2][0]
 
 
 # Kills.
@@ -568,7 +571,7 @@ def resume_and_warn(folder):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         state = resume_laid_out(folder, "fsdp")[0]
-    return state["step"], [str(w.message) for w in caught if "passed over" in str(w.message)]
+    return state["step"], [str(w.message) for w in caught if "skipping checkpoint" in str(w.message)]
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", "__1_0.distcp", "rng-00001.pt"])

@@ -238,7 +238,7 @@ def weights_made_apart(shards, shape):
     with torch.no_grad():
         model.norm.weight.mul_(1.0 + torch.distributed.get_rank() / 10)
     loader = open_loader(shards, world.data_rank, world.data_ranks)
-    with pytest.raises(ValueError, match=r"copies of 1 weights differ, the first norm\.weight"):
+    with pytest.raises(ValueError, match=r"copies of 1 weights differ between ranks, the first is norm\.weight"):
         Trainer(model, loader, config, None, world).run()
     return True
 

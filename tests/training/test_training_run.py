@@ -77,7 +77,7 @@ def test_torchrun_trains_what_one_process_trains(run_folder):
     alone, shared = metrics("alone"), metrics()
     assert [step["loss"] for step in shared] == pytest.approx([step["loss"] for step in alone], rel=2e-3)
     assert [step["loss"] for step in shared[:5]] == pytest.approx([step["loss"] for step in alone[:5]], rel=1e-5)
-    assert len(shared) == 40 and result.stderr.count("run: the model and its vocabulary") == 1
+    assert len(shared) == 40 and result.stderr.count("wrote the model and its vocabulary to run") == 1
     rng = torch.Generator().manual_seed(0)
     tokens = torch.randint(320, (1, 60), generator=rng)
     ours, theirs = (cwm.model.load(folder)(tokens).softmax(-1) for folder in ("run", "alone"))
@@ -118,7 +118,7 @@ def test_layers_computed_again_change_nothing(run_folder):
 def test_a_stage_takes_weights_but_not_positions_from_the_one_before(run_folder, capsys):
     short = ["--set", "training.max_steps=2"]
     assert main(["train", "run.toml", *short]) == 0
-    shape = '[model]\nfolder = "run"\nmax_length = 999\nrope.factor = 2.0\n[data]'
+    shape = '[model]\nfolder = "run"\nmax_position_embeddings = 999\nrope_parameters.factor = 2.0\n[data]'
     text = RUN.partition("[model]")[0] + shape + RUN.partition("[data]")[2]
     Path("next.toml").write_text(text.replace('output = "run"', 'output = "next"'))
     assert main(["train", "next.toml", *short, "--set", "training.learning_rate=1e-30"]) == 0
@@ -129,7 +129,7 @@ def test_a_stage_takes_weights_but_not_positions_from_the_one_before(run_folder,
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
     assert main(["train", "next.toml", "--set", "model.num_hidden_layers=2", "--set", "output=x"]) == 1
     keys = "folder, max_position_embeddings, rms_norm_eps, rope_parameters"
-    assert f"[model] unknown key 'num_hidden_layers'; there are {keys}" in capsys.readouterr().err
+    assert f"[model] unknown key 'num_hidden_layers'; expected one of {keys}" in capsys.readouterr().err
 
 
 def test_the_script_of_the_documentation_runs(run_folder):
@@ -139,6 +139,30 @@ def test_the_script_of_the_documentation_runs(run_folder):
     assert len(run.stdout.splitlines()) == 20 and "{'data': " in run.stdout
     assert cwm.model.load("trained").config.vocab_size == run_folder.vocab_size
     assert cwm.model.load("checkpoints/step-000000020").config.num_hidden_layers == 4
+
+
+def test_the_script_on_parallelism_trains_replicas_as_one_process(run_folder):
+    (script,) = readme.examples("docs/guides/parallelism.md")
+    small = {'"cuda"': '"cpu"', '"bfloat16"': '"float32"', "8192": "96", "max_steps=1000": "max_steps=4"}
+    small['preset("cwm-1b")'] = f'preset("tiny", vocab_size={run_folder.vocab_size}, num_hidden_layers=2)'
+    for large, value in small.items():
+        assert large in script
+        script = script.replace(large, value)
+    Path("two.py").write_text(script)
+    Path("one.py").write_text(script.replace("replicas=2", "replicas=1").replace('"trained"', '"alone"'))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "two.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    for command in (launch, ["one.py"]):
+        run = subprocess.run(
+            [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert run.returncode == 0, run.stderr
+    replicas, alone = (cwm.model.load(folder) for folder in ("trained", "alone"))
+    start = cwm.model.Transformer(alone.config)
+    cwm.model.initialize(start, seed=0)
+    for ours, theirs, before in zip(replicas.parameters(), alone.parameters(), start.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+        assert not torch.equal(theirs, before)
 
 
 def test_a_second_run_in_the_output_folder_is_locked_out(run_folder, capsys):

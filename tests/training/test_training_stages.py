@@ -27,7 +27,7 @@ def test_the_published_figures_are_those_that_plans_assume(name, tmp_path, monke
         folder = Path(values["model"]["folder"])
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(model.to_hf()))
-    planned, planned_work, (tensor, context) = from_toml(CONFIGS / "cwm-32b" / f"{name}.toml", gpus=2048)
+    planned, planned_work, tensor, context = from_toml(CONFIGS / "cwm-32b" / f"{name}.toml", gpus=2048)
     assert (planned_work.seq_len, planned_work.step_tokens) == (work.seq_len, work.step_tokens)
     assert planned_work.tokens == pytest.approx(work.tokens, rel=1e-4)
     assert planned.num_hidden_layers == 64 and model.num_key_value_heads % (tensor * context) == 0

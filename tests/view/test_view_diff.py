@@ -95,7 +95,9 @@ def test_sentences() -> None:
         f"parsing stopped at offset {cut.error_offset}: {cut.error}"
     )
     whole = text.removesuffix("<|end_of_text|>")
-    assert verdict(trace, cwm.Trace.parse(whole), []).endswith("it stopped between two frames, without an end")
+    assert verdict(trace, cwm.Trace.parse(whole), []).endswith(
+        "it stopped between two frames, before the end of the trace"
+    )
 
 
 def test_limits_are_said() -> None:

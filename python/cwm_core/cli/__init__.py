@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is not None or threading.current_thread() is not threading.main_thread():
         return _report_errors(args)  # the caller handles signals itself
     with Interruptible(args.verb) as interruptible:
-        return _report_errors(args, interruptible)
+        interruptible.exit_code = _report_errors(args, interruptible)
+    return interruptible.exit_code
 
 
 def _report_errors(args: argparse.Namespace, interruptible: Interruptible | None = None) -> int:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from .. import machines
 from ..view.text import colorful, fit, paint, visible
@@ -22,12 +22,14 @@ from .options import OK, add_tokenizer, add_verb, load_tokenizer, not_negative, 
 if TYPE_CHECKING:
     from cwm_core.debugger import Debugger, Scope, Step, Stop, Verification
 
+T = TypeVar("T")
+
 _DIM, _RED, _CYAN, _BOLD = "2", "31", "36", "1"
 _PRINTED_CHARS = 10_000
 _LISTED = 5  # lines before and after the current one
 
 # The arguments of a launch request, with their types.
-_LAUNCH = {
+_LAUNCH: dict[str, type | tuple[type, ...]] = {
     "model": str, "program": str, "call": str, "tokenizer": str, "endpoint": str, "device": str, "seed": int,
     "temperature": (int, float), "maxFrames": int, "maxTokens": int, "maxFrameTokens": int,
 }  # fmt: skip
@@ -211,7 +213,7 @@ class Prompt(cmd.Cmd):
             self._print(f"*** {error}", _RED)
             return False
 
-    def default(self, line: str) -> bool:
+    def default(self, line: str) -> bool:  # type: ignore[override]  # `cmdloop` uses the result; typeshed says None
         """Run the short form of a command, or end at the end of the input."""
         name, argument, _ = self.parseline(line)
         if line == "EOF":
@@ -424,7 +426,7 @@ def _number(text: str) -> int:
     return _parsed(not_negative, text.strip())
 
 
-def _parsed(kind: Callable[[str], Any], text: str) -> Any:
+def _parsed(kind: Callable[[str], T], text: str) -> T:
     try:
         return kind(text)
     except argparse.ArgumentTypeError as error:

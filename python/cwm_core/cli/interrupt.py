@@ -28,7 +28,7 @@ class Interruptible:
     """Context in which Ctrl-C ends the process within `SECONDS`, with one line and exit code 130.
 
     Use it in the main thread of a process that runs only the command. It stays in effect after the block until the
-    process ends, because the interpreter may still wait for threads.
+    process ends, because the interpreter may still wait for threads, and unloading PyTorch takes half a second.
     """
 
     def __init__(self, verb: str) -> None:
@@ -38,6 +38,8 @@ class Interruptible:
         self._presses = 0
         self._was_pressed = threading.Event()
         self._has_ended = False
+        self.exit_code = INTERRUPTED
+        """Exit code of the command; set it before the block ends."""
 
     def __enter__(self) -> Self:
         """Start to watch. A pipe receives the number of the signal at once, even if the main thread is busy."""
@@ -49,8 +51,10 @@ class Interruptible:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Record that the command has ended and reported its end."""
+        """Record that the command has ended and reported its end; if it was interrupted, end the process soon."""
         self._has_ended = True
+        if kind is None and self._presses and self.exit_code == INTERRUPTED:
+            threading.Thread(target=self._end_later, name="cwm-interrupt-end", daemon=True).start()
 
     @property
     def is_interrupted(self) -> bool:
@@ -63,13 +67,13 @@ class Interruptible:
             if self._presses:
                 self._was_pressed.set()
             if self._presses > self._is_patient:
-                time.sleep(SECONDS)
-                self._end()
+                self._end_later()
 
-    def _end(self) -> None:
+    def _end_later(self) -> None:
+        time.sleep(SECONDS)
         if not self._has_ended:
             os.write(sys.stderr.fileno(), f"cwm {self._verb}: interrupted\n".encode())
-        os._exit(INTERRUPTED)
+        os._exit(self.exit_code)
 
 
 def _forget() -> None:

@@ -41,31 +41,51 @@ def add_train(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _train,
-        "Train a model as a TOML file describes, going on from its last checkpoint if there is one.",
-        "cwm train configs/tiny.toml --set training.max_steps=200 --set output=runs/short\n"
+        "Train a model as a TOML file describes, resuming from its last checkpoint if there is one.",
+        "cwm train run.toml --init\n"
+        "  cwm train configs/tiny.toml --set training.max_steps=200 --set output=runs/short\n"
         "  torchrun --nproc-per-node 8 -m cwm_core train configs/cwm-32b/pretrain.toml",
-        "Ctrl-C ends the run after the current step, with a checkpoint; the same command goes on from there.",
+        "Ctrl-C ends the run after the current step, with a checkpoint. The same command resumes it.",
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="the run: a TOML file")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="TOML file that describes the run")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the file; may be repeated"
+        "--init", action="store_true", help="write CONFIG, a new file with every key, its description and its default"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the file; repeatable",
     )
 
 
 def _train(args: argparse.Namespace) -> int:
+    from cwm_core.training import StopReason
     from cwm_core.training.report import show_progress
     from cwm_core.training.run import RunConfig, run
 
+    if args.init:
+        return _init(args)
     config = RunConfig.from_toml(args.config, args.set)
-    is_main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
+    is_main = os.environ.get("RANK", "0") == "0"  # only one of the processes of torchrun prints
     with show_progress() if is_main and not args.quiet else nullcontext() as on_step:
-        reason = run(config, on_step)
-    if reason == "signal":
+        reason = run(config, on_step, lambda text: warn(args, f"warning: {text}"))
+    if reason is StopReason.SIGNAL:
         if is_main:
-            warn(args, f"interrupted; the same command goes on from the checkpoint in {config.output}")
+            warn(args, f"interrupted; the same command resumes from the checkpoint in {config.output}")
         return INTERRUPTED
     if is_main:
-        say(args, f"{config.output}: the model and its vocabulary")
+        say(args, f"wrote the model and its vocabulary to {config.output}")
+    return OK
+
+
+def _init(args: argparse.Namespace) -> int:
+    from cwm_core.training.template import template
+
+    with new_file(args.config).open("x", encoding="utf-8") as file:
+        file.write(template())
+    say(args, f"wrote {args.config}: set output, tokenizer and data.sources, then run cwm train {args.config}")
     return OK
 
 

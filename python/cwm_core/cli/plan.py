@@ -19,14 +19,14 @@ def add_plan(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _plan,
-        "Work out the memory, operations, time and cost of a training run, without running it.",
+        "Estimate memory, FLOPs, time and cost of a training run without running it.",
         "cwm plan midtrain --gpu h100 --gpus 2048 --tensor-parallel 8 --context-parallel 4",
-        "CONFIG is a run's file, as of `cwm train`, or a stage of the 32 B model: pretrain, midtrain, sft.\n"
-        "docs/reference/command-line.md says what is exact and what is assumed.",
+        "CONFIG is the file of a run, as for `cwm train`, or a stage of the 32 B model: pretrain, midtrain, sft.\n"
+        "docs/reference/command-line.md says which figures are exact and which are assumptions.",
     )
-    parser.add_argument("config", metavar="CONFIG", help="a run's TOML file, or pretrain, midtrain, sft")
-    parser.add_argument("--gpu", default="h100", choices=("h100", "h200", "b200"), help="default: h100")
-    parser.add_argument("--gpus", type=positive, default=1, metavar="N", help="how many (default: 1)")
+    parser.add_argument("config", metavar="CONFIG", help="TOML file of a run, or pretrain, midtrain, sft")
+    parser.add_argument("--gpu", default="h100", choices=("h100", "h200", "b200"), help="kind of GPU (default: h100)")
+    parser.add_argument("--gpus", type=positive, default=1, metavar="N", help="number of GPUs (default: 1)")
     parser.add_argument(
         "--tensor-parallel", type=positive, metavar="N", help="tensor-parallel ranks (default: CONFIG's, or 1)"
     )
@@ -34,23 +34,35 @@ def add_plan(verbs: Any) -> None:
         "--context-parallel", type=positive, metavar="N", help="context-parallel ranks (default: CONFIG's, or 1)"
     )
     parser.add_argument(
-        "--activation-checkpointing", choices=("none", "selective", "full"), help="default: CONFIG's, or none"
+        "--activation-checkpointing",
+        choices=("none", "selective", "full"),
+        help="default: CONFIG's, or none",
     )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float8"), help="of the products")
-    parser.add_argument("--optimizer", choices=("adamw", "muon"))
-    parser.add_argument("--micro-batch", type=positive, metavar="ROWS", help="rows a data rank computes at a time")
-    parser.add_argument("--step-tokens", type=positive, metavar="N", help="tokens of one step, over all GPUs")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float8"), help="type of matrix products")
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), help="default: CONFIG's, or adamw")
+    parser.add_argument("--micro-batch", type=positive, metavar="ROWS", help="rows that a data rank computes at a time")
+    parser.add_argument("--step-tokens", type=positive, metavar="N", help="tokens of one step over all GPUs")
     parser.add_argument("--tokens", type=positive, metavar="N", help="tokens of the run")
     parser.add_argument(
-        "--documents", metavar="LENGTH[:SHARE[:WINDOW]],...", help="lengths of documents, and a cap of global windows"
+        "--documents",
+        metavar="LENGTH[:SHARE[:WINDOW]],...",
+        help="lengths, shares and global windows of documents",
     )
     parser.add_argument(
-        "--mfu", type=float, default=0.45, metavar="X", help="share of the peak that kernels reach (default: 0.45)"
+        "--mfu",
+        type=float,
+        default=0.45,
+        metavar="X",
+        help="share of peak FLOP/s reached (default: 0.45)",
     )
     parser.add_argument(
-        "--network", type=float, default=0.8, metavar="X", help="share of the links' peak reached (default: 0.8)"
+        "--network",
+        type=float,
+        default=0.8,
+        metavar="X",
+        help="share of the links' peak reached (default: 0.8)",
     )
-    parser.add_argument("--price", type=float, metavar="DOLLARS", help="of a GPU an hour, instead of the built-in one")
+    parser.add_argument("--price", type=float, metavar="DOLLARS", help="price of a GPU hour (default: built in)")
     add_json(parser)
 
 
@@ -63,10 +75,11 @@ def _plan(args: argparse.Namespace) -> int:
         gpu = dataclasses.replace(gpu, price=args.price)
     if args.config in planning.STAGES:
         model, work = planning.stage(args.config)
-        split = args.tensor_parallel or 1, args.context_parallel or 1
+        split = [args.tensor_parallel or 1, args.context_parallel or 1]
     else:
-        model, work, split = planning.from_toml(args.config, args.gpus, args.tensor_parallel, args.context_parallel)
-    cluster = planning.Cluster(gpu, args.gpus, *split, args.mfu, args.network)
+        model, work, *split = planning.from_toml(args.config, args.gpus, args.tensor_parallel, args.context_parallel)
+    tensor, context = split
+    cluster = planning.Cluster(gpu, args.gpus, tensor, context, args.mfu, args.network)
     names = ("activation_checkpointing", "dtype", "optimizer", "micro_batch", "step_tokens", "tokens")
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.documents is not None:
@@ -90,7 +103,10 @@ def _table(model: ModelConfig, work: Workload, cluster: Cluster, plan: Plan) -> 
     notes = {"data": f", {waits}", "tensor": "", "context": ""}
     share = f"{plan.memory_total / gpu.memory:.0%} of {gpu.memory / 1e9:.0f} GB"
     lines = [
-        ("model", f"{plan.parameters:,} parameters, {model.num_hidden_layers} layers, width {model.hidden_size:,}"),
+        (
+            "model",
+            f"{plan.parameters:,} parameters, {model.num_hidden_layers} layers, hidden size {model.hidden_size:,}",
+        ),
         ("GPUs", f"{cluster.gpus:,} x {gpu.name} = {split}"),
         ("step", f"{work.step_tokens:,} tokens: {rows}"),
         ("how", f"{work.dtype}, {work.optimizer}, checkpointing {work.activation_checkpointing}"),
@@ -121,7 +137,7 @@ def _gigabytes(size: float) -> str:
 
 
 def _duration(days: float) -> str:
-    """A time in the unit that a person would choose."""
+    """Format a time in the largest fitting unit."""
     for unit, seconds in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if days * 86_400 >= seconds:
             return f"{_number(days * 86_400 / seconds)} {unit}"
@@ -129,7 +145,7 @@ def _duration(days: float) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits, never as a power of ten."""
+    """Format a number with three digits, without an exponent."""
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if value >= 0.001 or not value else "less than 0.001"

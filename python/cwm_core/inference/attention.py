@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from inspect import signature
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -103,8 +104,8 @@ def split_attention(q: Tensor, cached: Tensor, mask: Tensor, splits: int) -> Ten
         splits -= 1
     if splits == 1 and q.device.type == "cpu":
         return torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=size**-0.5).softmax(-1) @ values
-    key_parts, value_parts = (t.unflatten(1, (splits, -1)).transpose(0, 1) for t in (keys, values))
-    added = mask.unflatten(2, (splits, -1)).movedim(2, 0).expand(-1, -1, group, -1)
+    key_parts, value_parts = (torch.unflatten(t, 1, (splits, -1)).transpose(0, 1) for t in (keys, values))
+    added = torch.unflatten(mask, 2, (splits, -1)).movedim(2, 0).expand(-1, -1, group, -1)
     queries = q.expand(splits, *q.shape)
     if q.device.type == "cpu":
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -113,7 +114,8 @@ def split_attention(q: Tensor, cached: Tensor, mask: Tensor, splits: int) -> Ten
         kernel = torch.ops.aten._scaled_dot_product_efficient_attention
         out, sums, *_ = kernel(queries, key_parts, value_parts, added, compute_log_sumexp=True)
     weights = sums[:, :, :group].softmax(0)[..., None]
-    return (out * weights).sum(0).to(q.dtype)
+    attended: Tensor = (out * weights).sum(0).to(q.dtype)
+    return attended
 
 
 def find_counting_kernel(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Kernel | None:
@@ -135,7 +137,7 @@ def find_counting_kernel(config: ModelConfig, device: torch.device, dtype: torch
         from torch.nn.attention.varlen import varlen_attn
 
         if {"seqused_k", "enable_gqa"} <= signature(varlen_attn).parameters.keys():
-            return varlen_attn
+            return cast(Kernel, varlen_attn)  # it returns a pair only with `return_aux`
     return None
 
 

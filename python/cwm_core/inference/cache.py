@@ -89,7 +89,7 @@ class KeyValueCache:
 
     def reusable(self, slot: int, prefix: int) -> bool:
         """Return whether the contents of a slot can start a sequence with the same first `prefix` tokens."""
-        for window in set(self.config.layer_windows) - {None}:
+        for window in {window for window in self.config.layer_windows if window is not None}:
             # All that the next token sees, and the last block of the prefix, which is copied once it is complete.
             needed = max(0, prefix - max(window, self.block))
             if needed < self.first_kept(slot, rounded(window + MARGIN)):

@@ -6,9 +6,10 @@ sequences takes as long as launching its operations and reading their operands.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model import Transformer
-from ..model.transformer import rotary, rotate
+from ..model.transformer import Layer, rotary, rotate
 from .attention import (
     append_and_attend,
     counted_attention,
@@ -42,6 +43,7 @@ class ModelRunner:
     def __init__(self, model: Transformer, cache: KeyValueCache) -> None:
         """Join weights that share an input; the model's weights become views of the joined ones."""
         self.model, self.cache, self.config = model, cache, model.config
+        self._layers = [cast(Layer, layer) for layer in model.layers]
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self.kernel = find_counting_kernel(self.config, cache.device, cache.dtype)
         """Kernel for layers whose places are filled in order; None uses masks, which rings always need."""
@@ -49,7 +51,7 @@ class ModelRunner:
 
     def join_weights(self) -> None:
         """Join the weights again if they were replaced; return at once if they were not."""
-        layers = self.model.layers
+        layers = self._layers
         self._qkv = [joined(x.self_attn.q_proj, x.self_attn.k_proj, x.self_attn.v_proj) for x in layers]
         self._gate_up = [joined(x.mlp.gate_proj, x.mlp.up_proj) for x in layers]
         for linear in [y for x in layers for y in (x.self_attn.o_proj, x.mlp.down_proj)]:
@@ -81,7 +83,7 @@ class ModelRunner:
         x = self.model.embed_tokens(torch.tensor([t for piece in pieces for t in piece.tokens], device=cache.device))
         for i, layer in enumerate(cache.layers):
             q, k, v = (t.transpose(0, 1) for t in self._project(i, x, rotation))
-            splits = zip(pieces, starts, zip(*(t.split(counts, 1) for t in (q, k, v)), strict=True), strict=True)
+            splits = zip(pieces, starts, zip(*(torch.split(t, counts, 1) for t in (q, k, v)), strict=True), strict=True)
             out = [
                 append_and_attend(layer[:, piece.slot], start, qkv, self.config.layer_windows[i])
                 for piece, start, qkv in splits
@@ -141,7 +143,8 @@ class ModelRunner:
             flat[1].index_copy_(0, rows, v.reshape(-1, size))
             out = attend(q.reshape(n * heads, -1, size), layer[:, :n])
             x = self._finish(i, x, out.view(n, -1, size))
-        return self.model.lm_head(normalize(x, self.model.norm))
+        logits: Tensor = self.model.lm_head(normalize(x, self.model.norm))
+        return logits
 
     def _attention(
         self, positions: Tensor, span: int, length: int, window: int | None
@@ -163,23 +166,24 @@ class ModelRunner:
     def _project(self, i: int, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return rotated queries [tokens, heads, head_dim], and rotated keys and values [tokens, kv_heads, ...]."""
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
-        qkv = self._qkv[i](normalize(x, self.model.layers[i].input_layernorm)).unflatten(-1, (-1, self.config.head_dim))
-        qk, v = qkv.split((heads + kv_heads, kv_heads), 1)
-        q, k = rotate(qk, rotation).split((heads, kv_heads), 1)
+        qkv = self._qkv[i](normalize(x, self._layers[i].input_layernorm)).unflatten(-1, (-1, self.config.head_dim))
+        qk, v = torch.split(qkv, [heads + kv_heads, kv_heads], 1)
+        q, k = torch.split(rotate(qk, rotation), [heads, kv_heads], 1)
         return q, k, v
 
     def _finish(self, i: int, x: Tensor, attended: Tensor) -> Tensor:
         """Return the output of layer i, given its input and its attention [tokens, heads, head_dim]."""
-        layer = self.model.layers[i]
-        x = x + layer.self_attn.o_proj(attended.flatten(1))
+        layer = self._layers[i]
+        x = x + cast(Tensor, layer.self_attn.o_proj(attended.flatten(1)))
         gate, up = self._gate_up[i](normalize(x, layer.post_attention_layernorm)).chunk(2, -1)
-        return x + layer.mlp.down_proj(F.silu(gate).mul_(up))
+        return x + cast(Tensor, layer.mlp.down_proj(F.silu(gate).mul_(up)))
 
 
 def normalize(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     """Return `norm(x)`. On a CPU the module takes nine operations, whose launches dominate for few tokens."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
-        return norm(x)
+        return cast(Tensor, norm(x))
+    assert norm.eps is not None
     mean_root = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.shape[-1] ** -0.5)
     root_eps = torch.full_like(mean_root, norm.eps**0.5)  # √(a² + b²), where a² is the mean square and b² is eps
     return (x / torch.hypot(mean_root, root_eps)).mul_(norm.weight)
@@ -214,7 +218,7 @@ def joined(*parts: nn.Linear) -> nn.Module:
     with torch.inference_mode(False):
         linear.weight = nn.Parameter(torch.cat([weight.data for weight in weights]), requires_grad=False)
     lay_by_columns(linear)
-    for weight, view in zip(weights, linear.weight.data.split(counts), strict=True):
+    for weight, view in zip(weights, torch.split(linear.weight.data, counts), strict=True):
         weight.data = view
     return linear
 
@@ -227,7 +231,7 @@ def lay_by_columns(linear: nn.Linear) -> None:
             weight.data = weight.data.t().contiguous().t()
 
 
-def adjacent(weights: list[nn.Parameter]) -> bool:
+def adjacent(weights: Sequence[Tensor]) -> bool:
     """Return whether the weights are adjacent parts of one matrix, as `joined` stores them."""
     first = weights[0]
     offset, rows = first.storage_offset(), sum(len(weight) for weight in weights)

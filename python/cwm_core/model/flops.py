@@ -1,4 +1,4 @@
-"""Counts that follow from a model's shape: weights, and operations of what is trained on it."""
+"""Parameter and FLOP counts that follow from a model's shape."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from . import ModelConfig
 
 
 def layer_matrices(model: ModelConfig) -> list[tuple[int, int]]:
-    """Rows and columns of the weight matrices of one layer."""
+    """Return rows and columns of each weight matrix of one layer."""
     q, kv = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     projections = [(q, model.hidden_size), (kv, model.hidden_size), (kv, model.hidden_size), (model.hidden_size, q)]
     return [
@@ -20,21 +20,24 @@ def layer_matrices(model: ModelConfig) -> list[tuple[int, int]]:
 
 
 def layer_weights(model: ModelConfig) -> int:
-    """Weights in the matrices of one layer."""
+    """Return the number of weights in the matrices of one layer."""
     return sum(rows * columns for rows, columns in layer_matrices(model))
 
 
 def parameters(model: ModelConfig) -> int:
-    """All weights of `Transformer`: embedding, output layer, matrices and two norms a layer, and the last norm."""
+    """Return the number of weights of a model whose output layer is not tied to the embedding.
+
+    Counts the embedding, the output layer, the matrices and two norms of each layer, and the last norm.
+    """
     layer = layer_weights(model) + 2 * model.hidden_size
     return 2 * model.vocab_size * model.hidden_size + model.num_hidden_layers * layer + model.hidden_size
 
 
 def unmasked(length: int, window: int | None = None) -> int:
-    """Pairs of a query and a key that it may look at, in causal attention over a document of `length` tokens.
+    """Return the number of pairs of a query and a key that causal attention computes in a document of `length` tokens.
 
-    length (length + 1) / 2, and with a `window` shorter than the document: the triangle of the first `window` tokens,
-    then `window` keys for each token.
+    Without a `window` this is length (length + 1) / 2. With a window shorter than the document, it is the triangle of
+    the first `window` tokens plus `window` keys for each later token.
     """
     if window is None or window >= length:
         return length * (length + 1) // 2
@@ -42,11 +45,16 @@ def unmasked(length: int, window: int | None = None) -> int:
 
 
 def training_flops(model: ModelConfig, lengths: Iterable[int], loss_tokens: int, global_window: int | None) -> float:
-    """FLOPs that training on documents of these `lengths` (tokens) takes, nothing computed twice; the model's own.
+    """Return the model FLOPs of training on documents, without recomputation.
 
-    A product with a matrix of N weights is 2 N FLOPs a token (arXiv 2001.08361, section 2.1), attention two products
-    of 2 x heads x head_dim for each unmasked pair, and a backward pass twice the forward pass. The output layer is
-    counted for the `loss_tokens` alone, which are all that it sees. `global_window` caps the layers without a window.
+    A product with a matrix of N weights takes 2 N FLOPs per token (arXiv 2001.08361, section 2.1). Attention takes two
+    products of 2 x heads x head_dim FLOPs per unmasked pair. A backward pass takes twice the FLOPs of a forward pass.
+
+    Args:
+        model: Shape of the model.
+        lengths: Length of each document in tokens.
+        loss_tokens: Tokens with loss; the output layer computes only these.
+        global_window: Window in tokens for layers without a window of their own; None: unlimited.
     """
     windows = [global_window if window is None else window for window in model.layer_windows]
     tokens = pairs = 0

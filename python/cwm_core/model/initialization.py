@@ -1,4 +1,4 @@
-"""Fresh weights: normal with deviation 0.02, and smaller where they write to the residual stream."""
+"""Initialize weights: normally distributed with standard deviation 0.02, smaller for the residual projections."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ DEVIATION = 0.02
 
 
 def deviation(name: str, layers: int) -> float:
-    """Of the matrix `name` in a model of so many layers.
+    """Return the standard deviation of the fresh weights of the matrix `name` in a model with `layers` layers.
 
-    The projections that write to the residual stream start smaller by 1/√(2 layers), which keeps the stream's variance
+    Projections that write to the residual stream are scaled by 1/√(2 layers), which keeps the variance of the stream
     independent of depth (GPT-2).
     """
     residual = name.endswith(("o_proj.weight", "down_proj.weight"))
@@ -28,12 +28,17 @@ def deviation(name: str, layers: int) -> float:
 
 
 def initialize(model: Transformer, seed: int, device: str | torch.device = "cpu") -> None:
-    """Give `model` fresh weights of the distribution that `Transformer` has, the same however it is sharded.
+    """Give `model` fresh weights that do not depend on how it is sharded.
 
-    Parameters on the meta device come to be on `device`, of their own types; others are overwritten where they are.
-    Each matrix is drawn whole in float32 from a generator of its own, which `seed` and its name determine, and each
-    rank keeps its part: beside the model a rank holds one matrix. Draws are made on `device`, and CPU and GPU draw
-    different numbers from one seed: runs compare on one kind of device.
+    The distribution is that of `Transformer`. Each matrix is drawn whole in float32 from a generator of its own, seeded
+    by `seed` and the name of the parameter, and each rank keeps its shard: a rank holds at most one whole matrix at a
+    time. CPU and GPU generators draw different numbers from one seed, so compare runs on one kind of device.
+
+    Args:
+        model: Model to initialize in place, whole or sharded, possibly on the meta device.
+        seed: Seed of all weights.
+        device: Device to draw on, and the new device of parameters on the meta device. Other parameters stay where they
+            are.
     """
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:

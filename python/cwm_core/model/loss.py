@@ -1,4 +1,4 @@
-"""Cross entropy of next tokens without ever holding all logits."""
+"""Compute the cross entropy of next tokens without holding all logits in memory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-# Logits held at a time on a CPU: 2**21 float32 values (8 MiB) stay near its caches.
+# Logits held at a time on a CPU: 2**21 float32 values (8 MiB) roughly fit its caches.
 CPU_CHUNK_LOGITS = 2**21
 
 # Positions held at a time on other devices. Adding a chunk's product to the gradient of the output layer moves 12 bytes
-# a weight (bfloat16 written and read, float32 read and written) beside 6 FLOPs a weight and position, so the moving
-# takes 500/positions of the time of the products on a GPU of 1e15 FLOP/s and 4e12 byte/s, whatever the vocabulary:
-# hundreds of positions would cost as much again, and 2,048 a quarter for 2 GB (128,256 logits each, in bfloat16).
+# per weight (bfloat16 written and read, float32 read and written), compared to 6 FLOPs per weight and position. On a
+# GPU with 1e15 FLOP/s and 4e12 bytes/s, the traffic takes 500/positions of the time of the products, whatever the
+# vocabulary. A few hundred positions would double the time; 2,048 add a quarter and take 2 GB (128,256 logits each, in
+# bfloat16).
 GPU_CHUNK_ROWS = 2048
 
 
@@ -23,9 +24,9 @@ class Loss(NamedTuple):
     """Negative log likelihoods in nats."""
 
     total: Tensor
-    """Their sum, a float32 scalar."""
+    """Sum over all positions inside the mask, a float32 scalar."""
     tokens: Tensor
-    """Each position's own, float32 of the targets' shape, 0 where no loss counts. Has no gradient."""
+    """Loss of each position, float32 in the shape of the targets, 0 outside the mask. Has no gradient."""
 
 
 def cross_entropy(
@@ -35,15 +36,23 @@ def cross_entropy(
     mask: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Loss:
-    """Negative log likelihood of `targets` under the logits `hidden @ weight.T`.
+    """Return the negative log likelihood of `targets` under the logits `hidden @ weight.T`.
 
-    hidden [..., width], weight [vocab, width], targets [...] integers, mask [...] bool: true where the loss counts.
-    Positions outside the mask cost nothing: they are dropped before the output layer. The total is the sum, so that the
-    caller can divide by the tokens of a whole (accumulated, distributed) batch.
+    Positions outside the mask cost nothing: they are dropped before the output layer. The total is a sum, so that the
+    caller can divide by the number of tokens of a whole (accumulated, distributed) batch.
 
-    With a `group`, `weight` is this rank's slice of the vocabulary's rows, rank r's the r-th and none empty, and all
-    else is equal on all ranks: so are the results and the gradient of `hidden`. A target outside the vocabulary then
-    gives NaN. A `weight` that is a DTensor of rows shared by the ranks of a one-dimensional mesh brings its own group.
+    Args:
+        hidden: Input of the output layer, [..., hidden_size].
+        weight: Output layer, [vocab, hidden_size]. A DTensor sharded by rows over a one-dimensional mesh brings its own
+            `group`.
+        targets: Token ids, integers [...].
+        mask: Positions with loss, bool [...]; None: all positions.
+        group: Ranks that share the vocabulary. `weight` is then the slice of rows of this rank, in order of rank and
+            not empty. All other arguments, the results, and the gradient of `hidden` are equal on all ranks. A target
+            outside the vocabulary gives NaN.
+
+    Raises:
+        ValueError: `weight` is a DTensor that is sharded in another way.
     """
     if isinstance(weight, DTensor):
         weight, group = _local_rows(weight)
@@ -55,31 +64,31 @@ def cross_entropy(
         hidden, targets = hidden.index_select(0, kept), targets.index_select(0, kept)
     if torch.is_autocast_enabled(hidden.device.type):
         hidden, weight = (t.to(torch.get_autocast_dtype(t.device.type)) for t in (hidden, weight))
-    total, tokens = _LinearCrossEntropy.apply(hidden, weight, targets, group)
+    total, tokens = _LinearCrossEntropy.apply(hidden, weight, targets, group)  # type: ignore[no-untyped-call]  # PyTorch
     if kept is not None:
         tokens = tokens.new_zeros(shape.numel()).index_copy_(0, kept, tokens)
     return Loss(total, tokens.view(shape))
 
 
 def _local_rows(weight: DTensor) -> tuple[Tensor, dist.ProcessGroup | None]:
-    """This rank's rows, and the group that shares them; None if each rank has them all."""
+    """Return the rows of this rank and the group that shares them, None if each rank has all rows."""
     mesh, placements = weight.device_mesh, weight.placements
     if mesh.ndim != 1 or not (placements[0].is_replicate() or placements[0] == Shard(0)):
-        raise ValueError(f"the output layer must be cut by rows over a mesh of one dimension, got {placements}")
+        raise ValueError(f"the output layer must be sharded by rows over a mesh of one dimension, got {placements}")
     return weight.to_local(), mesh.get_group() if placements[0].is_shard() else None
 
 
 def chunk_rows(vocab: int, device: torch.device) -> int:
-    """Positions whose logits, `vocab` each, are held at a time."""
+    """Return the number of positions whose logits, `vocab` each, are held at a time."""
     return max(1, CPU_CHUNK_LOGITS // vocab) if device.type == "cpu" else GPU_CHUNK_ROWS
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Output layer and cross entropy as one operation that makes its gradients while it has the logits.
+    """Output layer and cross entropy as one operation that computes gradients in the forward pass.
 
-    With p = softmax(h Wᵀ), the gradient of the summed loss is g = p - onehot(target) for the logits, so g W for h and
-    gᵀ h for W: both are ready when the forward pass leaves a chunk, and no logits are kept or computed twice. The
-    gradient of W is summed in float32: in bfloat16 a sum over chunks would lose those that are small beside it.
+    With p = softmax(h Wᵀ), the gradient of the summed loss is g = p - onehot(target) for the logits, g W for h, and gᵀ
+    h for W. Both are ready when the forward pass leaves a chunk, so no logits are kept or computed twice. The gradient
+    of W is summed in float32: a sum in bfloat16 would lose chunks that are small compared to the sum.
     """
 
     @staticmethod
@@ -90,9 +99,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         hidden_grad = torch.empty_like(hidden) if need_hidden else None
         weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if need_weight else None
-        here = None
-        if group is not None:
-            targets, here, outside = _targets_of_slice(targets, len(weight), group)
+        local = None if group is None else _LocalTargets.of(targets, len(weight), group)
+        if local is not None:
+            targets = local.rows
         size = chunk_rows(len(weight), hidden.device)
         for start in range(0, len(hidden), size):
             rows = slice(start, start + size)
@@ -101,16 +110,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             tokens[rows] = -log_probs.gather(1, target).squeeze(1)
             if hidden_grad is None and weight_grad is None:
                 continue
-            one = log_probs.new_ones(target.shape) if here is None else here[rows, None]
+            one = log_probs.new_ones(target.shape) if local is None else local.here[rows, None]
             logits_grad = log_probs.exp_().scatter_add_(1, target, -one).to(hidden.dtype)
             if hidden_grad is not None:
                 hidden_grad[rows] = logits_grad @ weight
             if weight_grad is not None:
                 weight_grad += logits_grad.T @ hidden[rows]
-        if group is not None:
-            tokens *= here
+        if local is not None:
+            tokens *= local.here
             dist.all_reduce(tokens, group=group)
-            tokens.masked_fill_(outside, float("nan"))
+            tokens.masked_fill_(local.outside, float("nan"))
             if hidden_grad is not None:
                 dist.all_reduce(hidden_grad, group=group)
         ctx.weight_dtype = weight.dtype
@@ -128,20 +137,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return hidden_grad, weight_grad, None, None
 
 
-def _targets_of_slice(targets: Tensor, vocab: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
-    """Targets as rows of this rank's `vocab` rows, 1.0 where they are (else 0.0), true where they are no rank's."""
-    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
-    sizes = torch.zeros(ranks, dtype=torch.long, device=targets.device)
-    sizes[rank] = vocab
-    dist.all_reduce(sizes, group=group)
-    outside = (targets < 0) | (targets >= sizes.sum())
-    targets = targets - sizes[:rank].sum()
-    here = (targets >= 0) & (targets < vocab)
-    return targets.clamp(0, vocab - 1), here.float(), outside
+class _LocalTargets(NamedTuple):
+    """Targets relative to this rank's slice of the vocabulary."""
+
+    rows: Tensor
+    """Row numbers in the slice, clamped to it."""
+    here: Tensor
+    """1.0 where this rank has the row, else 0.0."""
+    outside: Tensor
+    """True where no rank has the row."""
+
+    @classmethod
+    def of(cls, targets: Tensor, vocab: int, group: dist.ProcessGroup) -> _LocalTargets:
+        """Return the targets relative to the `vocab` rows of this rank."""
+        ranks, rank = dist.get_world_size(group), dist.get_rank(group)
+        sizes = torch.zeros(ranks, dtype=torch.long, device=targets.device)
+        sizes[rank] = vocab
+        dist.all_reduce(sizes, group=group)
+        outside = (targets < 0) | (targets >= sizes.sum())
+        targets = targets - sizes[:rank].sum()
+        here = (targets >= 0) & (targets < vocab)
+        return cls(targets.clamp(0, vocab - 1), here.float(), outside)
 
 
 def _log_softmax(logits: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Log probabilities, float32, of `logits` [rows, vocab], which the ranks of a group have slices of."""
+    """Return the log probabilities, float32, of `logits` [rows, vocab], of which the ranks of `group` hold slices."""
     if group is None:
         return logits.log_softmax(-1, dtype=torch.float32)
     logits = logits.float()

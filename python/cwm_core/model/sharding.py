@@ -1,7 +1,7 @@
-"""Parameters that are shards (`DTensor`): which part of the whole a rank has, and how it gets there and back.
+"""Sharded parameters (`DTensor`): the box of the whole tensor that a rank holds, and moving data in and out of it.
 
-A model is cut by `cwm_core.training.parallelize`; its weights come after that, one tensor at a time: a rank never holds
-more of them than its shards and a tensor.
+`cwm_core.training.parallelize` shards a model. Its weights are filled in afterwards one tensor at a time, so that a
+rank never holds more than its shards and one whole tensor.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 
 def part(tensor: Tensor) -> tuple[slice, ...]:
-    """Which box of the whole tensor this rank has; everything, if it is not sharded."""
+    """Return the box of the whole tensor that this rank holds, the whole tensor if it is not sharded."""
     if not isinstance(tensor, DTensor):
         return tuple(slice(0, size) for size in tensor.shape)
     shape, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
@@ -21,12 +21,15 @@ def part(tensor: Tensor) -> tuple[slice, ...]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, gathered from all ranks if it is sharded: then all must call this."""
+    """Return the whole tensor. All ranks must call this function if the tensor is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def sharded_like(tensor: Tensor, local: Tensor) -> Tensor:
-    """A tensor cut as `tensor` is, whose part on this rank is `local`; `local` itself, if `tensor` is not sharded."""
+    """Return a tensor sharded like `tensor` whose shard on this rank is `local`.
+
+    Returns `local` itself if `tensor` is not sharded.
+    """
     if not isinstance(tensor, DTensor):
         return local
     mesh, placements = tensor.device_mesh, tensor.placements
@@ -34,7 +37,7 @@ def sharded_like(tensor: Tensor, local: Tensor) -> Tensor:
 
 
 def set_parameter(model: nn.Module, name: str, local: Tensor) -> None:
-    """Make `local` this rank's part of the parameter `name`: copied into it, or in its place where it is on meta."""
+    """Set this rank's shard of the parameter `name`: copy into it, or replace it if it is on the meta device."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     old = getattr(module, leaf)

@@ -1,6 +1,6 @@
-"""The transformer: pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU; no biases.
+"""The transformer: pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases.
 
-Parameters carry Hugging Face's names (`layers.0.self_attn.q_proj.weight`, ...), so weights move without translation.
+Parameters have the names of Hugging Face (`layers.0.self_attn.q_proj.weight`, ...).
 """
 
 from __future__ import annotations
@@ -12,25 +12,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Documents, Mask, choose_backend
+from .attention import Mask, choose_backend
+from .attention.documents import Documents
 from .config import ModelConfig, RopeParameters
 from .initialization import deviation
 from .loss import Loss, cross_entropy
 
 
 class Transformer(nn.Module):
-    """A code world model. Build it under `torch.device("meta")` to get its shapes without its memory.
+    """A code world model.
 
-    `initialize` gives such a model weights, and any model weights that depend on nothing but a seed.
+    To get the shapes without the memory, build it under `torch.device("meta")`; then call `initialize` or `load_into`.
+
+    Attributes:
+        config: Shape of the model.
     """
 
     attention_backend: str | None = None
-    """One of `attention.BACKENDS`; None: "flex" on CUDA, "sdpa" elsewhere."""
+    """Key of `attention.BACKENDS`; None: "flex" on CUDA, "sdpa" elsewhere."""
     context_ranks: int = 1
-    """Ranks that share a row's tokens: each is given its own and their `position_ids`, but `cu_seqlens` of them all."""
+    """Ranks that share the tokens of a row. Each rank passes its own tokens and `position_ids`, and `cu_seqlens` of the
+    whole row."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Random weights from PyTorch's global generator, on the current default device."""
+        """Draw weights from PyTorch's global generator on the default device."""
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -51,14 +56,22 @@ class Transformer(nn.Module):
         *,
         global_window: int | None = None,
     ) -> Tensor:
-        """Logits [..., vocab] of the next token at each of `tokens`, integers [batch, length] or packed [length].
+        """Return the logits of the next token, [..., vocab].
 
-        `cu_seqlens` [documents + 1] holds the offsets of documents in the flattened tokens, from 0 to their number;
-        without it each row is one document. `position_ids`, of the tokens' shape, default to the offset within the
-        document. `global_window` caps how far the layers without a window of their own look, the token itself included.
-        Raises ValueError when `cu_seqlens` does not cover the tokens, RuntimeError when `attention_backend` cannot run.
+        Args:
+            tokens: Token ids, integers [batch, length], or packed [length].
+            cu_seqlens: Offsets of documents in the flattened tokens, integers [documents + 1], from 0 to the number of
+                tokens;
+                None: each row is one document.
+            position_ids: Positions in the shape of `tokens`; None: the offset within the document.
+            global_window: Window in tokens for layers without a window of their own, the token itself included.
+
+        Raises:
+            ValueError: `cu_seqlens` does not cover the tokens, or `position_ids` are missing although ranks share rows.
+            RuntimeError: `attention_backend` cannot run on this device.
         """
-        return self.lm_head(self.hidden(tokens, cu_seqlens, position_ids, global_window=global_window))
+        logits: Tensor = self.lm_head(self.hidden(tokens, cu_seqlens, position_ids, global_window=global_window))
+        return logits
 
     def loss(
         self,
@@ -70,7 +83,10 @@ class Transformer(nn.Module):
         *,
         global_window: int | None = None,
     ) -> Loss:
-        """See `cross_entropy`: of `targets`, of the tokens' shape, where `loss_mask` is true."""
+        """Return the loss of `targets` where `loss_mask` is true; see `cross_entropy`.
+
+        `targets` and `loss_mask` have the shape of `tokens`. Other arguments are those of `forward`.
+        """
         hidden = self.hidden(tokens, cu_seqlens, position_ids, global_window=global_window)
         return cross_entropy(hidden, self.lm_head.weight, targets, loss_mask)
 
@@ -82,9 +98,9 @@ class Transformer(nn.Module):
         *,
         global_window: int | None = None,
     ) -> Tensor:
-        """What the output layer reads, [..., width]; arguments as in `forward`."""
+        """Return the input of the output layer, [..., hidden_size]; arguments as in `forward`."""
         if self.context_ranks > 1 and position_ids is None:
-            raise ValueError("position_ids are needed where ranks share a row's tokens")
+            raise ValueError("position_ids are required when ranks share the tokens of a row")
         shape = tokens.shape
         if cu_seqlens is not None:
             documents = Documents.from_offsets(cu_seqlens, tokens.numel() * self.context_ranks, tokens.device)
@@ -103,14 +119,15 @@ class Transformer(nn.Module):
         masks = {window: backend(documents, window) for window in dict.fromkeys(windows)}
         for layer, window in zip(self.layers, windows, strict=True):
             x = layer(x, rotation, masks[window])
-        return self.norm(x).view(*shape, -1)
+        normed: Tensor = self.norm(x)
+        return normed.view(*shape, -1)
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each added to the residual stream."""
+    """Attention and feed-forward block, each added to the residual stream."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Of the sizes in `config`."""
+        """Build the layer with the sizes in `config`."""
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
@@ -118,16 +135,17 @@ class Layer(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
-        """Map the residual stream [batch, length, width] to itself."""
+        """Map the residual stream [batch, length, hidden_size] to itself."""
         x = x + self.self_attn(self.input_layernorm(x), rotation, mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Of the sizes in `config`."""
+        """Build the projections with the sizes in `config`."""
         super().__init__()
         self.head_dim = config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * config.head_dim, bias=False)
@@ -137,43 +155,45 @@ class Attention(nn.Module):
         self.inner = InnerAttention()
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
-        """Attend as the mask says; [batch, length, width] to the same."""
+        """Attend under `mask`; maps [batch, length, hidden_size] to the same shape."""
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_dim)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        # Under autocast products are bfloat16, but the stream's angles, and with them what they rotate, float32.
+        # Under autocast, products are bfloat16 but angles, and so rotated queries and keys, are float32.
         q, k = (rotate(t, rotation).to(v.dtype).transpose(1, 2) for t in (q, k))
         v = v.transpose(1, 2)
-        return self.o_proj(self.inner(q, k, v, mask).transpose(1, 2).flatten(2))
+        out: Tensor = self.o_proj(self.inner(q, k, v, mask).transpose(1, 2).flatten(2))
+        return out
 
 
 class InnerAttention(nn.Module):
-    """Attention proper, as a module: parallelism hooks in here to exchange heads for tokens between ranks."""
+    """Attention without projections, as a module: context parallelism hooks in here to exchange heads for tokens."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-        """`q`, `k`, `v` [batch, heads, length, head_dim], of all tokens of `mask`, to the shape of `q`."""
+        """Map `q`, `k`, `v` [batch, heads, length, head_dim] of all tokens of `mask` to the shape of `q`."""
         return mask.attend(q, k, v)
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (arXiv 2002.05202)."""
+    """SwiGLU feed-forward block (arXiv 2002.05202)."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Of the sizes in `config`."""
+        """Build the projections with the sizes in `config`."""
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., width] to the same."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        """Map [..., hidden_size] to the same shape."""
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 def rotary(position_ids: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and signed sine, each [batch, length, 1, head_dim], of the angles at `position_ids` [batch, length].
+    """Return cosine and signed sine of the angles at `position_ids` [batch, length], each [batch, length, 1, head_dim].
 
-    The first half of the sine is negated, so that `rotate` is two products and a sum.
+    The first half of the sine is negated, so that `rotate` takes two products and a sum.
     """
     frequencies = rotary_frequencies(config.rope_parameters, config.head_dim, position_ids.device)
     angles = position_ids[..., None, None].float() * frequencies
@@ -182,16 +202,19 @@ def rotary(position_ids: Tensor, config: ModelConfig, dtype: torch.dtype) -> tup
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (x[i], x[i + head_dim/2]) of `x` [batch, length, heads, head_dim] by its position's angle."""
+    """Rotate each pair (x[i], x[i + head_dim/2]) of `x` by the angle of its position.
+
+    `x` is [batch, length, heads, head_dim]; `rotation` is the result of `rotary`.
+    """
     cos, sin = rotation
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 @lru_cache
 def rotary_frequencies(rope: RopeParameters, head_dim: int, device: torch.device) -> Tensor:
-    """Radians per position, float32 [head_dim / 2], with Llama-3's stretching of long wavelengths.
+    """Return radians per position, float32 [head_dim / 2], with Llama 3 scaling of long wavelengths.
 
-    Not a buffer of the model: moving the model to bfloat16 would round it, and positions near 131,072 would be off.
+    This is not a buffer of the model: moving the model to bfloat16 would round it and shift positions near 131,072.
     """
     frequencies = 1.0 / rope.rope_theta ** (torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     turns = (

@@ -1,1 +1,1 @@
-"""Plan a training run on paper: FLOPs, memory, traffic, time, and cost."""
+"""Planning: FLOPs, memory, traffic, time and cost of a training run on paper."""

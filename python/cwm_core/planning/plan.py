@@ -1,17 +1,19 @@
-"""A training run on paper: floating-point operations, memory, communication, time and money before a GPU is rented.
+"""Plan a training run on paper: FLOPs, memory, communication, time and cost, before renting a GPU.
 
-`plan` is arithmetic on three descriptions: a `ModelConfig`, a `Workload` (what is trained on, and how), and a `Cluster`
-(GPUs and how the work is split over them). What follows from the model's definition is exact: parameters, operations of
-matrix products, attention by the positions that are not masked, bytes of weights, gradients and optimizer states. What
-depends on kernels and networks rests on two assumed shares of the peak, `Cluster.utilization` and `Cluster.network`.
+`plan` is arithmetic on three descriptions: a `ModelConfig`, a `Workload` (what is trained on and how), and a `Cluster`
+(GPUs and how the work is split over them). Everything that follows from the definition of the model is exact:
+parameters, FLOPs of matrix products, attention by unmasked pairs, bytes of weights, gradients and optimizer states.
+Everything that depends on kernels and networks rests on two assumed shares of the peak, `Cluster.utilization` and
+`Cluster.network`.
 
-The split is the one of `parallelize`: gpus = data x tensor x context ranks; weights, gradients and optimizer states are
-sharded over all of them (ZeRO-3, arXiv 1910.02054), and a row of tokens is shared by the tensor x context ranks of one
-data rank. There is no pipeline.
+The split is that of `parallelize`: gpus = data x tensor x context ranks. Weights, gradients and optimizer states are
+sharded over all ranks (ZeRO-3, arXiv 1910.02054), and the tensor x context ranks of one data rank share a row of
+tokens. Pipeline parallelism is not supported.
 """
 
 from __future__ import annotations
 
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,52 +28,62 @@ from ..training.gpus import GPU
 from ..training.run import RUN_KEYS, model_config
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float8": 2}
-"""Of activations and gathered weights; with "float8" only the operands of the layers' products are cast to 8 bits."""
+"""Bytes of an element of activations and gathered weights. With "float8" only the operands of the layers' products are
+cast to 8 bits."""
 
 CHECKPOINTING = ("none", "selective", "full")
+"""Modes of activation checkpointing."""
 
 USABLE_MEMORY = 0.9
-"""Share of a GPU's memory that a plan may fill; the rest is for the CUDA context, NCCL and fragmentation (assumed)."""
+"""Share of a GPU's memory that a plan may fill. The rest is for the CUDA context, NCCL and fragmentation (assumed)."""
 
-_NEWTON_SCHULZ_STEPS = 5  # of torch.optim.Muon, which is made with its default
+_NEWTON_SCHULZ_STEPS = 5  # default of torch.optim.Muon
 
 
 class Documents(NamedTuple):
-    """Documents of one length: their share of all documents, and what caps the window of global layers for them."""
+    """Documents of one length."""
 
     length: int
+    """Length in tokens."""
     share: float = 1.0
+    """Share of all documents."""
     global_window: int | None = None
+    """Window in tokens for layers without a window of their own; None: unlimited."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained on, and how. Raises ValueError, naming the field, for what cannot be meant."""
+    """What is trained on, and how.
+
+    Raises:
+        ValueError: A value is out of range; the message names the field.
+    """
 
     seq_len: int
-    """Tokens of a row."""
+    """Tokens per row."""
     step_tokens: int
-    """Tokens of one optimizer step, over all ranks."""
+    """Tokens of one optimizer step over all ranks."""
     tokens: int | None = None
-    """Of the whole run; None: only a step is planned."""
+    """Tokens of the whole run; None: only a step is planned."""
     documents: tuple[Documents, ...] = ()
-    """What rows are packed with; empty: documents as long as rows. One longer than a row counts as cut at its end."""
+    """Documents that rows are packed with; empty: documents as long as rows. A document longer than a row counts as cut
+    at its end."""
     micro_batch: int = 1
     """Rows that a data rank computes at a time."""
     dtype: str = "bfloat16"
-    """Of the matrix products: "float32", "bfloat16", or "float8", where output layer and attention stay bfloat16."""
+    """Type of matrix products: "float32", "bfloat16", or "float8" with output layer and attention in bfloat16."""
     optimizer: str = "adamw"
-    """"adamw" or "muon", as `TrainConfig.optimizer`."""
+    """"adamw" or "muon", as in `TrainConfig.optimizer`."""
     weight_bytes: int = 4
-    """Of a stored weight. `Trainer` keeps weights, gradients and optimizer states in float32."""
+    """Bytes of a stored weight. `Trainer` keeps weights, gradients and optimizer states in float32."""
     gradient_bytes: int = 4
-    """Of a gradient, stored and while it is reduced."""
+    """Bytes of a gradient, stored and while it is reduced."""
     state_bytes: int = 4
-    """Of each optimizer state."""
+    """Bytes of each optimizer state."""
     activation_checkpointing: str = "none"
-    """Activations kept for the backward pass: "none" keeps all that autograd saves; "selective" what matrix products
-    and attention put out, while norms and SwiGLU's product are computed again; "full" only the input of each layer,
-    which is then computed a second time (arXiv 2205.05198)."""
+    """Activations kept for the backward pass: "none" keeps all that autograd saves; "selective" keeps the outputs of
+    matrix products and attention and recomputes norms and the product of SwiGLU; "full" keeps only the input of each
+    layer and recomputes the layer (arXiv 2205.05198)."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -103,27 +115,31 @@ STAGES = {
     ),
     "sft": Workload(seq_len=32_768, step_tokens=2**21, tokens=100_000_000_000),
 }
-"""The supervised stages of the 32 B Code World Model (arXiv 2510.02387): tokens, context and global batch.
-
-Of mid-training's documents the report gives the buckets (to 16,385, to 65,537, and longer), the cap of 32,768 in the
-middle one, and that about 30 % are of the longest; that a document lies in the middle of its bucket, and that the other
-two have equal shares, is assumed, as is the batch of SFT. Without documents, attention is an upper bound.
-"""
+"""Supervised stages of the 32 B Code World Model (arXiv 2510.02387): tokens, context and global batch. For mid-training
+the report gives the buckets (to 16,385, to 65,537, and longer), the cap of 32,768 in the middle bucket, and that about
+30 % of the documents are in the longest. Assumed: a document has the middle length of its bucket, the other two buckets
+have equal shares, and the batch of SFT. Without documents, attention is an upper bound."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """GPUs, and how a model is split over them. Raises ValueError, naming the field, for what cannot be meant."""
+    """GPUs, and how a model is split over them.
+
+    Raises:
+        ValueError: A value is out of range, or the ranks do not divide the GPUs; the message names the field.
+    """
 
     gpu: GPU
+    """Kind of GPU."""
     gpus: int = 1
+    """Number of GPUs."""
     tensor_parallel: int = 1
     """Ranks that share each matrix product, with sequence parallelism in between (arXiv 2205.05198)."""
     context_parallel: int = 1
     """Ranks that share each row of tokens."""
     utilization: float = 0.45
-    """Share of the peak that kernels reach, before communication that they wait for. Assumed: Llama 3 405B reports
-    0.38 to 0.43 of the peak for whole steps on H100s (arXiv 2407.21783, table 4)."""
+    """Share of the peak that kernels reach, before communication that they wait for. Assumed: Llama 3 405B reports 0.38
+    to 0.43 of the peak for whole steps on H100s (arXiv 2407.21783, table 4)."""
     network: float = 0.8
     """Share of the links' peak that collectives reach. Assumed."""
 
@@ -143,57 +159,71 @@ class Cluster:
 
     @property
     def data(self) -> int:
-        """Ranks that read different rows."""
+        """Number of ranks that read different rows."""
         return self.gpus // (self.tensor_parallel * self.context_parallel)
 
 
 class Traffic(NamedTuple):
-    """What one rank receives in one optimizer step."""
+    """Data that one rank receives in one optimizer step."""
 
     bytes: float
+    """Bytes received."""
     seconds: float
+    """Time to receive them."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan` found. Times are in seconds and of one optimizer step where nothing else is said."""
+    """Result of `plan`. Times are in seconds and for one optimizer step unless stated otherwise."""
 
     parameters: int
+    """Weights of the model."""
     forward_flops: float
-    """A token, on average over the documents; a multiply-add counts as two."""
+    """FLOPs of the forward pass per token, averaged over the documents; a multiply-add counts as two."""
     training_flops: float
-    """A token, forward and backward, without what checkpointing computes again."""
+    """FLOPs of forward and backward pass per token, without recomputation."""
     memory: dict[str, float]
-    """Bytes on one rank by item. Their sum is an upper bound of the peak: not all items peak at once."""
+    """Bytes on one rank by item. Their sum is an upper bound of the peak, because not all items peak at once."""
     memory_total: float
+    """Sum of `memory`."""
     fits: bool
-    """Whether the total is within `USABLE_MEMORY` of the GPU's."""
+    """Whether the total is within `USABLE_MEMORY` of the GPU's memory."""
     micro_batches: int
-    """Forward and backward passes of a rank in one step."""
+    """Forward and backward passes of a rank per step."""
     traffic: dict[str, Traffic]
-    """By kind of parallelism: "data", "tensor", "context"."""
+    """Traffic by kind of parallelism: "data", "tensor", "context"."""
     compute_seconds: float
+    """Time of matrix products and attention."""
     optimizer_seconds: float
+    """Time of the optimizer."""
     step_seconds: float
+    """Time of the whole step."""
     tokens_per_second: float
+    """Tokens per second over all GPUs."""
     mfu: float
-    """Model FLOP utilization: training_flops as a share of what the GPUs could do in the time (arXiv 2204.02311)."""
+    """Model FLOP utilization: `training_flops` as a share of the peak of the GPUs (arXiv 2204.02311)."""
     steps: int | None
+    """Steps of the run; None if its tokens are unknown, as for the fields below."""
     days: float | None
+    """Days of the run."""
     gpu_hours: float | None
+    """GPU hours of the run."""
     cost: float | None
-    """US dollars."""
+    """Cost of the run in US dollars."""
 
 
 def plan(model: ModelConfig, work: Workload, cluster: Cluster) -> Plan:
-    """Plan `work` of `model` on `cluster`.
+    """Return the plan of `work` on `model` with `cluster`.
 
-    A step is its micro-batches one after another and then the optimizer. The weights' collectives run beside the
-    computation, so the longer of the two counts; those of tensor and context parallelism are waited for:
+    A step is its micro-batches one after another, then the optimizer. Collectives of weights overlap with computation,
+    so the longer of the two counts. Collectives of tensor and context parallelism do not overlap:
 
         step = max(compute, data) + tensor + context + optimizer
 
-    All ranks are taken to have equal work. Raises ValueError when the model or the step cannot be split this way.
+    All ranks are assumed to have equal work.
+
+    Raises:
+        ValueError: The model or the step cannot be split this way.
     """
     _check_split(model, work, cluster)
     rows = cluster.data * work.micro_batch
@@ -245,18 +275,29 @@ def _check_split(model: ModelConfig, work: Workload, cluster: Cluster) -> None:
     tokens = cluster.data * work.micro_batch * work.seq_len
     if tokens > work.step_tokens:
         raise ValueError(
-            f"{cluster.data} data ranks with {work.micro_batch} x {work.seq_len} tokens each are more than the "
-            f"{work.step_tokens} of a step: more tensor or context ranks, or fewer GPUs, are needed"
+            f"{cluster.data} data ranks with {work.micro_batch} x {work.seq_len} tokens each exceed the "
+            f"{work.step_tokens} tokens of a step: use more tensor or context ranks, or fewer GPUs"
         )
 
 
-def forward_flops(model: ModelConfig, work: Workload) -> tuple[float, float, float]:
-    """FLOPs a token of one forward pass: the layers' products, the output layer, attention.
+class ForwardFlops(NamedTuple):
+    """FLOPs per token of one forward pass."""
 
-    A product with a matrix of N weights is N multiply-adds, 2 N FLOPs (arXiv 2001.08361, section 2.1). Attention is two
-    products, scores and values: 4 x heads x head_dim FLOPs for each unmasked pair, summed over layers and averaged
-    over the tokens of all documents. A backward pass takes twice as many: one product for the gradient of each factor.
-    Every token is taken to have loss; `cross_entropy` skips the output layer for those without.
+    layers: float
+    """Matrix products of the layers."""
+    head: float
+    """Output layer."""
+    attention: float
+    """Scores and values of attention."""
+
+
+def forward_flops(model: ModelConfig, work: Workload) -> ForwardFlops:
+    """Return the FLOPs per token of one forward pass.
+
+    A product with a matrix of N weights takes N multiply-adds, 2 N FLOPs (arXiv 2001.08361, section 2.1). Attention
+    takes two products, scores and values: 4 x heads x head_dim FLOPs per unmasked pair, summed over layers and averaged
+    over the tokens of all documents. A backward pass takes twice as many FLOPs: one product for the gradient of each
+    factor. Every token is assumed to have loss; `cross_entropy` skips the output layer for tokens without.
     """
     documents = work.documents or (Documents(work.seq_len),)
     pairs = tokens = 0.0
@@ -266,7 +307,7 @@ def forward_flops(model: ModelConfig, work: Workload) -> tuple[float, float, flo
         pairs += kind.share * sum(unmasked(length, window) for window in windows)
         tokens += kind.share * length
     linear = 2 * model.num_hidden_layers * layer_weights(model)
-    return (
+    return ForwardFlops(
         linear,
         2 * model.vocab_size * model.hidden_size,
         4 * model.num_attention_heads * model.head_dim * pairs / tokens,
@@ -274,10 +315,10 @@ def forward_flops(model: ModelConfig, work: Workload) -> tuple[float, float, flo
 
 
 def compute_seconds(model: ModelConfig, work: Workload, cluster: Cluster, micro_batches: int) -> float:
-    """Time of all products of a step at `Cluster.utilization` of the peak.
+    """Return the time of all products of a step at `Cluster.utilization` of the peak.
 
-    Forward once and backward twice, and with full checkpointing the layers once more. The last micro-batch costs as
-    much as the others even where the step has fewer tokens than it holds.
+    Counts one forward pass, a backward pass of twice the work, and with full checkpointing the layers once more. The
+    last micro-batch costs as much as the others even if the step has fewer tokens.
     """
     linear, head, attention = forward_flops(model, work)
     passes = 4 if work.activation_checkpointing == "full" else 3
@@ -289,20 +330,20 @@ def compute_seconds(model: ModelConfig, work: Workload, cluster: Cluster, micro_
 
 
 def optimizer_states(model: ModelConfig, optimizer: str) -> int:
-    """Numbers that an optimizer of `make_optimizers` keeps: two a weight, but one for the matrices Muon updates.
+    """Return the number of optimizer states: two per weight, but one per weight of the matrices that Muon updates.
 
-    AdamW also keeps a step count for each tensor, which is not counted.
+    The step count that AdamW keeps for each tensor is not counted.
     """
     muon = model.num_hidden_layers * layer_weights(model) if optimizer == "muon" else 0
     return 2 * parameters(model) - muon
 
 
 def optimizer_seconds(model: ModelConfig, work: Workload, cluster: Cluster) -> float:
-    """Time to update the weights once.
+    """Return the time to update the weights once.
 
-    Every weight, gradient and state is read, and every weight and state written, at the peak of the memory. Muon adds
-    the Newton-Schulz iterations of its matrices, each on one rank: for m rows and n columns, m the smaller, A = X Xᵀ,
-    A A and the product with X take 4 m² n + 2 m³ FLOPs an iteration. Sending matrices to their ranks is not counted.
+    Every weight, gradient and state is read, and every weight and state written, at the peak memory bandwidth. Muon
+    adds Newton-Schulz iterations for each matrix on one rank: for m rows and n columns with m <= n, A = X Xᵀ, A A and
+    the product with X take 4 m² n + 2 m³ FLOPs per iteration. Sending matrices to their ranks is not counted.
     """
     states = 2 * work.state_bytes * optimizer_states(model, work.optimizer)
     moved = parameters(model) * (2 * work.weight_bytes + work.gradient_bytes) + states
@@ -315,13 +356,15 @@ def optimizer_seconds(model: ModelConfig, work: Workload, cluster: Cluster) -> f
 
 
 def memory_per_rank(model: ModelConfig, work: Workload, cluster: Cluster) -> dict[str, float]:
-    """Bytes on one rank by item.
+    """Return the bytes on one rank by item.
 
-    weights, gradients, optimizer: shards of all GPUs. activations: see `activation_bytes`. loss: what `cross_entropy`
-    holds, the gradient of its input, that of the output layer (twice, while it is scaled) and one chunk of logits.
-    communication: the largest two units of FSDP (a layer, the embedding, the output layer) gathered, their gradients
-    before these are reduced, and of one layer what context ranks exchange. On a single GPU, which
-    gathers nothing, autocast's copies of the weights take that place.
+    - weights, gradients, optimizer: shards over all GPUs.
+    - activations: see `activation_bytes`.
+    - loss: the gradient of the input of `cross_entropy`, that of the output layer (twice, while it is scaled), and one
+      chunk of logits.
+    - communication: the largest two units of FSDP (a layer, the embedding, the output layer) gathered, their gradients
+      before reduction, and the exchange of context ranks for one layer. A single GPU gathers nothing; the item then
+      counts autocast's copies of the weights.
     """
     count = parameters(model)
     dtype = DTYPE_BYTES[work.dtype]
@@ -358,14 +401,20 @@ def activation_bytes(
 ) -> float:
     """Return the bytes per token that layers keep for the backward pass on one rank, as autograd saves them.
 
-    A layer keeps the inputs of its two norms and seven products, q, k, v and the output of attention (twice where
-    context ranks exchange it), the input and output of SiLU and the other factor of its product; in float32 the
-    norms' scales and the softmax's sums. Attention is one kernel over all documents, as on a GPU, and stores no mask.
-    Tensor ranks share all but the outputs of the norms, which they gather, and the rotation's angles.
+    A layer keeps the inputs of its two norms and seven products, q, k, v and the output of attention (twice if context
+    ranks exchange it), the input and output of SiLU and the other factor of its product, and in float32 the scales of
+    the norms and the sums of the softmax. Attention is one kernel over all documents, as on a GPU, and stores no mask.
+    Tensor ranks share everything except the outputs of the norms, which they gather, and the angles of the rotation.
+    With checkpointing, one layer is held in full during its backward pass.
 
-    `autocast`: weights stay float32 and products are cast, as `Trainer` does on one GPU. Then the residual stream is
-    float32, and each product keeps its own copy of its input. FSDP casts weights instead, and all is of one type.
-    With checkpointing, one layer is held in full while its backward pass runs.
+    Args:
+        model: Shape of the model.
+        work: Workload; its dtype and checkpointing count.
+        tensor_parallel: Ranks that share each matrix product.
+        context_parallel: Ranks that share each row.
+        autocast: Whether weights stay float32 and products are cast, as `Trainer` does on one GPU. The residual stream
+            is then float32, and each product keeps its own copy of its input. FSDP casts weights instead, and all
+            activations have one type.
     """
     size = DTYPE_BYTES[work.dtype]
     q, kv = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
@@ -389,16 +438,17 @@ def activation_bytes(
 
 
 def communication(model: ModelConfig, work: Workload, cluster: Cluster, micro_batches: int) -> dict[str, Traffic]:
-    """What a rank receives in a step, and for how long, by kind of parallelism; ring collectives at their bound.
+    """Return the traffic of a rank per step by kind of parallelism, with ring collectives at their bound.
 
-    data: for each micro-batch, weights are gathered for the forward and again for the backward pass, and gradients
-    reduced and scattered: (n - 1)/n of their bytes each, n the ranks that shard them (arXiv 1910.02054, section 7).
-    tensor: two all-reduces of the residual stream a layer forward and two backward (arXiv 1909.08053, section 3), one
-    each for embedding and output layer; an all-reduce is 2 (n - 1)/n of its bytes, and the same in two halves where
-    sequence parallelism gathers before a product and scatters after it. What checkpointing computes again comes on top:
-    two halves, the gathered outputs of the norms, if selective, and the whole forward pass if full.
-    context: queries, keys and values go to the ranks of their heads, and attention's output to those of its tokens
-    (arXiv 2309.14509, section 3.2), forward and again backward; what checkpointing computes again is sent again.
+    - data: for each micro-batch, weights are gathered for the forward and again for the backward pass, and gradients
+      are reduced and scattered: (n - 1)/n of their bytes each, with n ranks that shard them (arXiv 1910.02054, section
+      7).
+    - tensor: two all-reduces of the residual stream per layer forward and two backward (arXiv 1909.08053, section 3),
+      and one each for embedding and output layer. An all-reduce is 2 (n - 1)/n of its bytes, the same as a gather
+      before a product and a scatter after it (sequence parallelism). Recomputation adds two halves, the gathered
+      outputs of the norms, if selective, and the whole forward pass if full.
+    - context: queries, keys and values go to the ranks of their heads, and the output of attention to the ranks of its
+      tokens (arXiv 2309.14509, section 3.2), forward and again backward. Recomputation sends its part again.
     """
     shards = cluster.gpus // cluster.tensor_parallel
     weights = parameters(model) / cluster.tensor_parallel * (2 * DTYPE_BYTES[work.dtype] + work.gradient_bytes)
@@ -424,16 +474,19 @@ def communication(model: ModelConfig, work: Workload, cluster: Cluster, micro_ba
 
 
 def _heads_bytes(model: ModelConfig, work: Workload, cluster: Cluster) -> int:
-    """Of one token's queries, keys, values and output of attention in one layer, with keys and values for each rank."""
+    """Return the bytes of one token's queries, keys, values and attention output in one layer.
+
+    Keys and values count once per rank that needs a copy.
+    """
     kv_heads = max(model.num_key_value_heads, cluster.context_parallel * cluster.tensor_parallel)
     return 2 * (model.num_attention_heads + kv_heads) * model.head_dim * DTYPE_BYTES[work.dtype]
 
 
 def _bandwidth(cluster: Cluster, ranks: int, stride: int) -> float:
-    """Bytes/s at which a rank receives in a ring collective of `ranks` ranks that are `stride` GPUs apart.
+    """Return the bytes/s that a rank receives in a ring collective of `ranks` ranks that are `stride` GPUs apart.
 
-    Within a node the GPUs' own links bound it. Between nodes a ring enters each node once, and as many rings as the
-    node has members run side by side, so that the adapters of all members carry what one of them receives.
+    Within a node, the links of the GPUs are the bound. Between nodes, a ring enters each node once, and as many rings
+    as the node has members run side by side, so that the adapters of all members carry what one of them receives.
     """
     gpu = cluster.gpu
     if ranks * stride <= gpu.per_node:
@@ -442,15 +495,37 @@ def _bandwidth(cluster: Cluster, ranks: int, stride: int) -> float:
     return min(gpu.intra_node, members * gpu.inter_node)
 
 
-def from_toml(
-    path: str | Path, gpus: int = 1, tensor: int | None = None, context: int | None = None
-) -> tuple[ModelConfig, Workload, tuple[int, int]]:
-    """Model, workload, and (tensor, context) ranks of a run's file, the one of `cwm train`; only [model] is needed.
+class PlanInputs(NamedTuple):
+    """Inputs of a plan, read from a run's file."""
 
-    A step is `grad_accumulation` batches of `batch_size` rows, which the data ranks of `gpus` share; of buckets, the
-    largest. `tensor` and `context`, unless None, take the place of the file's. Without `max_steps` only a step is
-    planned. The vocabulary's size is taken from `tokenizer` where that exists, else from the preset. Raises OSError,
-    and ValueError naming file and key.
+    model: ModelConfig
+    """Shape of the model."""
+    work: Workload
+    """What the run trains on, and how."""
+    tensor_parallel: int
+    """Ranks that share each matrix product."""
+    context_parallel: int
+    """Ranks that share each row."""
+
+
+def from_toml(
+    path: str | os.PathLike[str], gpus: int = 1, tensor_parallel: int | None = None, context_parallel: int | None = None
+) -> PlanInputs:
+    """Return the plan inputs of a run's file, as for `cwm train`; only `[model]` is needed.
+
+    A step is `grad_accumulation` batches of `batch_size` rows, which the data ranks of `gpus` share; with buckets, the
+    bucket with the most tokens. Without `max_steps` only a step is planned. The vocabulary size is that of `tokenizer`
+    if the folder exists, else that of the preset.
+
+    Args:
+        path: TOML file.
+        gpus: Number of GPUs.
+        tensor_parallel: Ranks that replace those of the file; None: as in the file.
+        context_parallel: Ranks that replace those of the file; None: as in the file.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: The file is malformed; the message names file and key.
     """
     try:
         values = tomllib.loads(Path(path).read_text("utf-8"))
@@ -460,7 +535,8 @@ def from_toml(
         model = _model(tables["model"], tables.get("tokenizer", ""))
         rows, seq_len = _largest_batch(tables.get("data", {}))
         training = TrainConfig.from_dict({"max_seconds": 1.0} | tables.get("training", {}))
-        tensor, context = tensor or training.tensor_parallel, context or training.context_parallel
+        tensor = tensor_parallel or training.tensor_parallel
+        context = context_parallel or training.context_parallel
         step = seq_len * rows * training.grad_accumulation
         work = Workload(
             seq_len=seq_len,
@@ -473,11 +549,11 @@ def from_toml(
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return model, work, (tensor, context)
+    return PlanInputs(model, work, tensor, context)
 
 
 def _largest_batch(table: dict[str, Any]) -> tuple[int, int]:
-    """Rows and tokens a row of the table [data], of the bucket with most tokens where it has some."""
+    """Return rows, and tokens per row, of the table `[data]`; with buckets, of the bucket with the most tokens."""
     sizes = {"seq_len": int, "batch_size": int}
     data = {"seq_len": 1024, "batch_size": 8} | table
     own = checked({key: data[key] for key in sizes}, sizes)
@@ -491,12 +567,12 @@ def _model(table: dict[str, Any], tokenizer: str) -> ModelConfig:
 
 
 def stage(name: str) -> tuple[ModelConfig, Workload]:
-    """The 32 B model and a stage of its training, a key of `STAGES`."""
+    """Return the 32 B model and a stage of its training, a key of `STAGES`."""
     return preset("cwm-32b"), STAGES[name]
 
 
 def parse_documents(text: str) -> tuple[Documents, ...]:
-    """Read "LENGTH[:SHARE[:WINDOW]],..."; raises ValueError for anything else."""
+    """Parse "LENGTH[:SHARE[:WINDOW]],..."; raise ValueError for other text."""
     kinds = []
     for entry in text.split(","):
         try:

@@ -1,6 +1,6 @@
-"""The trainer, its settings and its checkpoints, parallelism.
+"""Training: the loop, its settings, checkpoints, and parallelism.
 
-Training needs PyTorch, which is imported when the trainer or a checkpoint is first named: preparing data does not.
+PyTorch is imported when a name that needs it is first used, so that preparing data does not need it.
 """
 
 from importlib import import_module
@@ -12,17 +12,18 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoints, latest
     from .metrics import Progress
     from .parallel import clip_grad_norm, parallelize
-    from .trainer import Trainer
+    from .trainer import StopReason, Trainer
     from .world import World
 
 __all__ = [
-    "Checkpoints", "Progress", "TrainConfig", "Trainer", "World", "clip_grad_norm", "latest",
+    "Checkpoints", "Progress", "StopReason", "TrainConfig", "Trainer", "World", "clip_grad_norm", "latest",
     "parallelize",
 ]  # fmt: skip
 
 _LAZY = {
     "Checkpoints": "checkpoint",
     "Progress": "metrics",
+    "StopReason": "trainer",
     "Trainer": "trainer",
     "World": "world",
     "clip_grad_norm": "parallel",
@@ -32,7 +33,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs PyTorch on first use."""
+    """Import names that need PyTorch on first use."""
     if name in _LAZY:
         return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Activations that the backward pass computes again instead of keeping them."""
+"""Activation checkpointing: discard activations in the forward pass and recompute them in the backward pass."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-# By name, since not every release of PyTorch has every one.
+# By name, because not every release of PyTorch has every operation.
 _KEPT = (
-    # Products with weights; with scores of attention where no fused kernel computes it, nothing would be won.
+    # Products with weights. Keeping the scores of attention, which unfused attention computes, would save nothing.
     "aten.mm",
     "aten.addmm",
     "aten._scaled_mm",
@@ -22,17 +22,19 @@ _KEPT = (
     "aten._scaled_dot_product_cudnn_attention",
     "aten._scaled_dot_product_fused_attention_overrideable",
     "torch_attn._varlen_attn",
-    # What tensor parallelism makes of a product: waiting for the other ranks again costs more than keeping it.
+    # Results of products under tensor parallelism: waiting for the other ranks again costs more than the memory.
     "_c10d_functional.reduce_scatter_tensor",
 )
 
 
 def checkpoint_activations(layer: nn.Module, mode: str) -> None:
-    """Discard activations of `layer` in the forward pass and recompute them in the backward pass.
+    """Make `layer` discard activations in the forward pass and recompute them in the backward pass.
 
-    `mode` is "selective" or "full", as in `TrainConfig.activation_checkpointing`.
+    Names of modules and parameters stay. The layer must be deterministic, which it is without dropout.
 
-    Names of modules and parameters stay. The layer must be deterministic, as it is without dropout.
+    Args:
+        layer: Module to change in place.
+        mode: "selective" or "full", as in `TrainConfig.activation_checkpointing`.
     """
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if mode == "selective":
@@ -40,7 +42,7 @@ def checkpoint_activations(layer: nn.Module, mode: str) -> None:
     plain = layer.forward
 
     @functools.wraps(plain)
-    def forward(*args: Any) -> Any:  # a function of Python's: torch.compile skips partial objects
+    def forward(*args: Any) -> Any:  # torch.compile skips partial objects
         return checkpoint(plain, *args, **options)
 
     layer.forward = forward

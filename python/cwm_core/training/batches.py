@@ -1,4 +1,4 @@
-"""Batches of any loader, on the device that computes."""
+"""Move batches of any loader to a device."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from torch import Tensor
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Return the batch with all its tensors on `device`.
+    """Return the batch with all tensors on `device`, the same object if they are there already.
 
-    `batch` is a dataclass, a named tuple, or an object with attributes. One whose tokens are not tensors converts
-    itself with `to_torch(device)`. A batch that is on the device already is returned as it is.
+    Args:
+        batch: A dataclass, a named tuple, or an object with attributes. If its tokens are not a tensor, its own
+            `to_torch(device)` converts it.
+        device: Device to move to.
     """
     if not isinstance(batch.tokens, Tensor):
         return batch.to_torch(device)
@@ -26,7 +28,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
         return batch
     if hasattr(batch, "_replace"):
         return batch._replace(**moved)
-    if dataclasses.is_dataclass(batch):
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         return dataclasses.replace(batch, **moved)
     changed = copy.copy(batch)
     vars(changed).update(moved)

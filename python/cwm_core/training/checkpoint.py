@@ -1,20 +1,22 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped, whatever the number of its processes.
+"""Checkpoints: everything that a run needs to resume exactly, on any number of processes.
 
 A checkpoint is a folder such as `step-000000500`:
 
-    .metadata, __0_0.distcp, …    tensors, as torch.distributed.checkpoint writes them: the model's as `model.NAME`,
-                                  the optimizers' as `optimizer.NAME.KEY` by the name of the parameter they are of
-    state.json                    the step, the settings, where the loader stands, …
-    config.json                   the model's, with which `cwm_core.model.load` reads its weights
-    rng-00000.pt, …               the states of each rank's random number generators
-    manifest.json                 the version of this format, and size and CRC-32 of every other file
+    .metadata, __0_0.distcp, ...  tensors, written by torch.distributed.checkpoint: parameters as `model.NAME`,
+                                  optimizer states as `optimizer.NAME.KEY` by the name of their parameter state.json
+                                  step, settings, position of the loader, ... config.json
+                                  configuration of the model, with which `cwm_core.model.load` reads the weights
+                                  rng-00000.pt, ...             states of each rank's random number generators
+                                  manifest.json                 version of this format, and size and CRC-32 of every
+                                  other file
 
-It is written as `step-000000500.partial` and renamed when all of it is on disk. All ranks must see the same folder.
+A checkpoint is written as `step-000000500.partial` and renamed when it is on disk. All ranks must see the same folder.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import warnings
@@ -22,18 +24,24 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
+from .._native import DamagedFileError
+from ..model import Transformer
 from ..support.files import locked, sync
 from . import manifest, reader, rng
 from .tensors import check_same, make_states, tensors_by_name
@@ -47,51 +55,64 @@ _SKIPPED = ".skipped"  # found unusable
 _STATE = "state.json"
 
 
-def latest(folder: str | Path) -> Path | None:
-    """The checkpoint of the highest step, its files not checked, or None."""
+def latest(folder: str | os.PathLike[str]) -> Path | None:
+    """Return the checkpoint of the highest step, without checking its files, or None."""
     return next(iter(_all(Path(folder))), None)
 
 
 class Checkpoints:
-    """Saves the state of a run while it goes on, and restores it, in one process or in all of a process group.
+    """Saves and restores the state of a run, in one process or on all ranks of a process group.
 
-    With several ranks every method is called on all of them, and all of them return or raise. Weights and optimizer
-    states may be DTensors of any layout, which the run that resumes need not share.
+    With several ranks, call every method on all of them; all return or all raise. Weights and optimizer states may be
+    DTensors of any layout. The run that resumes may use another layout.
     """
 
-    def __init__(self, folder: str | Path, keep: int = 2, asynchronous: bool = True) -> None:
-        """Of `folder`, which is made when needed; all but the newest `keep` checkpoints are deleted.
+    def __init__(self, folder: str | os.PathLike[str], keep: int = 2, asynchronous: bool = True) -> None:
+        """Use `folder`, which is made when needed.
 
-        `asynchronous`: `save` returns as soon as it has a copy of the state in host memory, which it holds on to for
-        the next save; otherwise when all is on disk.
+        Args:
+            folder: Folder of the checkpoints.
+            keep: Number of newest checkpoints to keep; older ones are deleted.
+            asynchronous: Whether `save` returns after copying the state to host memory (the buffers are kept for the
+                next save) instead of after writing it.
         """
-        self.folder = Path(folder).absolute()  # a change of the working directory does not move it
+        self.folder = Path(folder).absolute()  # independent of later changes of the working directory
         self.keep = keep
         self.asynchronous = asynchronous
-        self._ranks: _Ranks | None = None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         self._stager: DefaultStager | None = None
 
+    @cached_property
+    def _ranks(self) -> _Ranks:
+        """Made on first use, by all ranks together."""
+        return _Ranks()
+
     def save(self, step: int, model: nn.Module, optimizers: Iterable[Optimizer], state: dict[str, Any]) -> None:
-        """Save everything as it is now, after waiting for a save that is still under way.
+        """Save the current state, after waiting for a save that is still running.
 
-        If that one failed, this save is written first, before the call returns, and then its failure is raised.
+        If the earlier save failed, this one is written before the call returns, and then the failure is raised.
 
-        `state` is what `resume` will return, stored as JSON: rank 0's, for all ranks. Of an optimizer its state is
-        saved, not the settings of its parameter groups. Raises what `wait` raises, and TypeError for a `state` that
-        JSON cannot give back, or a value in the model's or an optimizer's state that is not a tensor.
+        Args:
+            step: Number of the step.
+            model: Model to save.
+            optimizers: Optimizers whose states to save, without the settings of their parameter groups.
+            state: Dictionary that `resume` returns, stored as JSON. Rank 0's is stored for all ranks.
+
+        Raises:
+            OSError: An earlier save failed, or this one if not asynchronous.
+            TypeError: `state` does not survive JSON, or a state of the model or an optimizer is not a tensor.
         """
         files = {_STATE: _to_json(state | {"step": step})}
-        if hasattr(model, "config"):
+        if isinstance(model, Transformer):
             files["config.json"] = json.dumps(model.config.to_hf(), indent=2).encode()
         failure = self._settle()
-        self._ranks = self._ranks or _Ranks()
         tensors, device = tensors_by_name(model, optimizers), _device(model)
         random = rng.state(device)
         if self.asynchronous:
             self._stager = self._stager or _stager(device)
-            self._pending = self._thread.submit(self._write, step, self._stager.stage(tensors), files, random)
+            staged: Any = self._stager.stage(tensors)  # declared as it is for a stager that copies in the background
+            self._pending = self._thread.submit(self._write, step, staged, files, random)
         else:
             self._write(step, tensors, files, random)
         if failure is not None:
@@ -100,12 +121,12 @@ class Checkpoints:
             raise failure
 
     def wait(self) -> None:
-        """Return when the last save is on disk; raises OSError, naming the folder, if it failed."""
+        """Wait until the last save is on disk; raise OSError, naming the folder, if it failed."""
         if failure := self._settle():
             raise failure
 
     def _settle(self) -> BaseException | None:
-        """Wait for the save that is under way, and return why it failed, if it did."""
+        """Wait for a running save and return its exception, or None."""
         if self._pending is None:
             return None
         wait_for([self._pending])
@@ -114,8 +135,8 @@ class Checkpoints:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder, so that no other run writes into it; raises BlockingIOError on all ranks if one does."""
-        self._ranks = ranks = self._ranks or _Ranks()
+        """Hold the folder exclusively; raise BlockingIOError on all ranks if another run holds it."""
+        ranks = self._ranks
         with ExitStack() as stack:
             ranks.lead(lambda: stack.enter_context(locked(self.folder, "training run")))
             yield
@@ -126,17 +147,24 @@ class Checkpoints:
         optimizers: Iterable[Optimizer],
         check: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any] | None:
-        """Restore the newest whole checkpoint: weights and optimizer states in place, and random number generators.
+        """Restore the newest intact checkpoint: weights and optimizer states in place, and random number generators.
 
-        Returns the state it was saved with, "step" among it, or None when there is no checkpoint. `check` may raise
-        for a state that the run cannot go on from, before anything is changed.
+        Checkpoints that are damaged or of another format are skipped with a warning and renamed. A rank without
+        generators in the checkpoint seeds them from the checksum of rank 0's and its own number.
 
-        Checkpoints that are damaged or of another format are passed over with a warning and set aside under another
-        name; raises ValueError if there are only such, and, changing nothing, for a checkpoint of another model. A rank
-        that the checkpoint has no generators for gets ones seeded with the checksum of rank 0's and its own number.
+        Args:
+            model: Model to restore into.
+            optimizers: Optimizers to restore into.
+            check: Function that raises if the run cannot resume from the given state, called before anything changes.
+
+        Returns:
+            The state passed to `save`, including "step", or None if there are no checkpoints.
+
+        Raises:
+            ValueError: No checkpoint is usable, or the newest is of another model; nothing is changed then.
         """
         self.wait()
-        self._ranks = ranks = self._ranks or _Ranks()
+        ranks = self._ranks
         skipped: list[Path] = []
         for path in ranks.lead(self._begin):
             found, reason = self._inspect(path)
@@ -144,12 +172,10 @@ class Checkpoints:
                 break
             skipped.append(path)
             if ranks.rank == 0:
-                warnings.warn(f"checkpoint {path} is passed over: {reason}", stacklevel=2)
+                warnings.warn(f"skipping checkpoint {path}: {reason}", stacklevel=2)
         else:
             if skipped:
-                raise ValueError(
-                    f"{self.folder} has no checkpoint that can be used, the last of {len(skipped)}: {reason}"
-                )
+                raise ValueError(f"{self.folder} has no usable checkpoint, the last of {len(skipped)}: {reason}")
             return None
         if check:
             ranks.gather(lambda: check(found.state))
@@ -158,20 +184,23 @@ class Checkpoints:
         return found.state
 
     def _begin(self) -> list[Path]:
-        """Clean up after a kill; returns the checkpoints, the newest first."""
+        """Remove partial checkpoints left by a kill; return the checkpoints, newest first."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for partial in self.folder.glob(f"step-*{_PARTIAL}"):
             shutil.rmtree(partial)
         return _all(self.folder)
 
     def _inspect(self, path: Path) -> tuple[_Found | None, str]:
-        """What a checkpoint consists of, or why it cannot be used; each rank reads its share of the files."""
+        """Return the content of a checkpoint, or None and the reason why it is unusable.
+
+        Each rank checks its share of the files.
+        """
         found, reason = None, ""
         try:
             files = manifest.read(path, FORMAT)
             for file in (".metadata", _STATE, _rng_file(0)):
                 if file not in files:
-                    raise ValueError(f"{path / manifest.FILE} does not name {file}")
+                    raise DamagedFileError(f"{path / manifest.FILE} does not name {file}")
             manifest.check(path, dict(sorted(files.items())[self._ranks.rank :: self._ranks.size]))
             found = _Found(path, files, reader.read_metadata(path, files), json.loads((path / _STATE).read_bytes()))
         except (OSError, ValueError, RecursionError) as error:
@@ -180,15 +209,15 @@ class Checkpoints:
         return (None if reason else found), reason
 
     def _restore(self, found: _Found, model: nn.Module, optimizers: list[Optimizer]) -> None:
-        stored = found.metadata.state_dict_metadata
+        stored = found.tensors
         self._ranks.gather(lambda: check_same(found.path, stored, model, optimizers))
         make_states(stored, model, optimizers)
         try:
-            with warnings.catch_warnings(action="ignore", category=UserWarning):  # that there is one process, as meant
-                dcp.load(
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # PyTorch warns of a single process
+                load(
                     tensors_by_name(model, optimizers),
                     storage_reader=reader.Reader(found.path, found.metadata),
-                    planner=dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+                    planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
                     process_group=self._ranks.group,
                     no_dist=self._ranks.group is None,
                 )
@@ -203,11 +232,11 @@ class Checkpoints:
             return
         try:
             rng.set_state((found.path / file).read_bytes(), device)
-        except Exception as error:  # bytes that nobody here wrote raise nearly anything
-            raise ValueError(f"{found.path / file} has no states of generators: {error}") from None
+        except Exception as error:  # damaged bytes raise nearly anything
+            raise DamagedFileError(f"{found.path / file} has no generator states: {error}") from None
 
     def _write(self, step: int, tensors: dict[str, Tensor], files: dict[str, bytes], random: bytes) -> None:
-        """Write a whole checkpoint, on all ranks at once; if that fails there is none, and those before it stay."""
+        """Write a complete checkpoint on all ranks; on failure remove it and keep the earlier ones."""
         path = self.folder / f"step-{step:09d}"
         partial = path.with_name(path.name + _PARTIAL)
         ranks = self._ranks
@@ -223,7 +252,7 @@ class Checkpoints:
             raise OSError(f"the checkpoint {path} could not be written: {_cause(error)}") from error
 
     def _finish(self, path: Path, partial: Path, parts: list[manifest.Entries]) -> None:
-        """Make a checkpoint of what all ranks have written, and delete the oldest ones."""
+        """Complete the checkpoint that all ranks have written, and delete the oldest ones."""
         metadata = manifest.entries([partial / ".metadata"])
         manifest.write(partial, FORMAT, {name: entry for part in (metadata, *parts) for name, entry in part.items()})
         sync(partial)
@@ -236,18 +265,24 @@ class Checkpoints:
 
 
 class _Found(NamedTuple):
-    """A whole checkpoint."""
+    """Content of an intact checkpoint."""
 
     path: Path
     files: manifest.Entries
     metadata: Metadata
     state: dict[str, Any]
 
+    @property
+    def tensors(self) -> dict[str, TensorStorageMetadata]:
+        """Metadata of the tensors; `read_metadata` accepts nothing else."""
+        entries = self.metadata.state_dict_metadata.items()
+        return {name: entry for name, entry in entries if isinstance(entry, TensorStorageMetadata)}
+
 
 class _Ranks:
-    """The processes that save and resume together: those of the default process group, or this one alone.
+    """Ranks that save and resume together: those of the default process group, or this process alone.
 
-    They talk over a gloo group of their own, which a thread may use while training uses the others.
+    They communicate over a gloo group of their own, which a thread can use while training uses other groups.
     """
 
     def __init__(self) -> None:
@@ -256,41 +291,42 @@ class _Ranks:
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
 
     def gather(self, work: Callable[[], T]) -> list[T]:
-        """What `work` returns on each rank, by rank; raises on all what it raises on one."""
+        """Run `work` on each rank and return all results by rank; if one rank raises, raise its exception on all."""
         try:
             result: T | Exception = work()
         except Exception as error:
             result = error
-        results = [result]
+        gathered: list[Any] = [result]
         if self.group is not None:
-            # Exceptions of libraries need not survive being sent.
-            known = not isinstance(result, Exception) or type(result).__module__ == "builtins"
-            results = [None] * self.size
-            dist.all_gather_object(results, result if known else RuntimeError(repr(result)), self.group)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-        return results
+            # Exceptions of libraries may not survive pickling.
+            known = not isinstance(result, Exception) or type(result).__module__ in ("builtins", "cwm_core")
+            gathered = [None] * self.size
+            dist.all_gather_object(gathered, result if known else RuntimeError(repr(result)), self.group)
+        for each in gathered:
+            if isinstance(each, Exception):
+                raise each
+        return gathered
 
     def lead(self, work: Callable[[], T]) -> T:
-        """What `work` returns on rank 0, which alone does it; raises on all what it raises."""
-        return self.gather(lambda: work() if self.rank == 0 else None)[0]
+        """Run `work` on rank 0 only; return its result or raise its exception on all ranks."""
+        result: Any = self.gather(lambda: work() if self.rank == 0 else None)[0]
+        return cast("T", result)
 
 
 def _write_tensors(folder: Path, tensors: dict[str, Tensor], ranks: _Ranks) -> None:
-    # That there is one process is as meant. A filter for a while would be one for the other threads too.
+    # PyTorch warns of a single process. catch_warnings would affect other threads for a while.
     warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-    dcp.save(
+    save(
         tensors,
-        storage_writer=dcp.FileSystemWriter(folder),
-        planner=dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+        storage_writer=FileSystemWriter(folder),
+        planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
         process_group=ranks.group,
         no_dist=ranks.group is None,
     )
 
 
 def _write_own(folder: Path, rank: int, files: dict[str, bytes]) -> manifest.Entries:
-    """Write `files`; returns what they are, and what this rank has written of the tensors."""
+    """Write `files`; return the manifest entries of these and of the tensor files of this rank."""
     for name, content in files.items():
         manifest.write_synced(folder / name, content)
     return manifest.entries([*(folder / name for name in files), *folder.glob(f"__{rank}_*.distcp")])
@@ -314,13 +350,13 @@ def _rng_file(rank: int) -> str:
 
 
 def _to_json(state: dict[str, Any]) -> bytes:
-    """Raises TypeError for what would come back as something else, but that tuples become lists."""
+    """Return `state` as JSON; raise TypeError if JSON would change it in other ways than turning tuples into lists."""
     try:
         text = json.dumps(state, indent=1)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"the state of a run, its loader's included, must be fit for JSON: {error}") from None
+        raise TypeError(f"the state of a run and of its loader must be valid JSON: {error}") from None
     if not _has_text_keys(state):
-        raise TypeError("the state of a run, its loader's included, must be fit for JSON: a key is not text")
+        raise TypeError("the state of a run and of its loader must be valid JSON: a key is not a string")
     return text.encode()
 
 
@@ -331,14 +367,14 @@ def _has_text_keys(value: Any) -> bool:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What went wrong on the first of the ranks that failed."""
+    """Return the exception of the first rank that failed."""
     if isinstance(error, CheckpointException):
         return next(failure for failure, _ in error.failures.values())
     return error
 
 
 def _all(folder: Path) -> list[Path]:
-    """The checkpoints, the newest first."""
+    """Return the checkpoints, newest first."""
     steps = {int(match[1]): path for path in folder.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name))}
     return [steps[step] for step in sorted(steps, reverse=True) if steps[step].is_dir()]
 
@@ -350,7 +386,7 @@ def _make_empty(folder: Path) -> None:
 
 
 def _delete(checkpoint: Path) -> None:
-    """Delete so that what a kill leaves is no checkpoint."""
+    """Delete a checkpoint so that an interruption does not leave a folder that looks like one."""
     doomed = checkpoint.with_name(f"{checkpoint.name}.old{_PARTIAL}")
     checkpoint.rename(doomed)
     shutil.rmtree(doomed)

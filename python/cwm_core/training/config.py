@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,67 +23,74 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of one run. Raises ValueError, naming the key, for a value that cannot be meant.
+    """Settings of one run: the table `[training]`.
 
-    The defaults of betas, weight decay, clipping, schedule and final rate are those of the CWM report
-    (arXiv 2510.02387); learning rate and warm-up suit models of a few million parameters.
+    Defaults of betas, weight decay, clipping, schedule and final rate are those of the CWM report (arXiv 2510.02387).
+    The default learning rate and warm-up suit models of a few million parameters.
+
+    Raises:
+        ValueError: A value is out of range; the message names the key.
     """
 
     max_steps: int = 0
-    """Optimizer steps to take; 0: only `max_seconds` ends the run. Steps make a run repeatable, seconds do not."""
+    """Optimizer steps to take; 0: only `max_seconds` ends the run. Runs limited by steps are reproducible."""
     max_seconds: float = 0.0
-    """Seconds to train for, over all resumes; 0: only `max_steps` ends the run."""
+    """Training time in seconds over all resumes; 0: only `max_steps` ends the run."""
     grad_accumulation: int = 1
-    """Batches of the loader to one optimizer step."""
+    """Batches of the loader per optimizer step."""
     optimizer: str = "adamw"
-    """"adamw", or "muon": Muon for the matrices of the layers and AdamW for the rest."""
+    """"adamw", or "muon": Muon for the matrices of the layers and AdamW for all other parameters."""
     learning_rate: float = 1e-3
-    """Highest rate of AdamW; embeddings, norms and output layer keep it when the optimizer is Muon."""
+    """Peak learning rate of AdamW. With Muon it applies to embeddings, norms and output layer."""
     muon_learning_rate: float = 2e-2
-    """Highest rate of Muon, whose updates are scaled by √max(1, rows / columns)."""
+    """Peak learning rate of Muon, whose updates are scaled by √max(1, rows / columns)."""
     schedule: str = "cosine"
     """Shape of the decay after warm-up: "cosine", "linear" or "constant"."""
     warmup_steps: int = 100
+    """Steps of linear warm-up."""
     final_learning_rate: float = 0.01
-    """Rate at the end, as a fraction of the highest."""
+    """Learning rate at the end of the decay, as a fraction of the peak."""
     horizon_tokens: int = 0
-    """Tokens over which the rate falls, for a run that is one of several stages; 0: over this run."""
+    """Tokens over which the learning rate decays, for one of several stages that share a schedule; 0: this run."""
     start_tokens: int = 0
-    """Of the horizon, the tokens that the stages before this one took."""
+    """Tokens of the schedule consumed by earlier stages."""
     beta1: float = 0.9
+    """Decay rate of AdamW's first moment."""
     beta2: float = 0.95
+    """Decay rate of AdamW's second moment."""
     weight_decay: float = 0.1
-    """Of matrices; norms do not decay."""
+    """Weight decay of matrices; norms do not decay."""
     grad_clip: float = 1.0
-    """Highest norm of the gradient of all parameters together."""
+    """Largest norm of the gradient of all parameters together; larger gradients are scaled down."""
     dtype: str = "float32"
-    """Of the matrix products: "bfloat16", or "float8" for those of the layers (needs torchao) and "bfloat16" for the
-    rest; parameters stay as the model has them."""
+    """Type of matrix products: "float32", "bfloat16", or "float8" for products of the layers (needs torchao) and
+    bfloat16 for the rest. Parameters keep the dtype of the model."""
     data_parallel_replicas: int = 1
-    """Replicas of the sharded model: more than 1 trade memory for communication over slow links (HSDP)."""
+    """Replicas of the sharded model. More than 1 uses more memory and less communication over slow links (HSDP)."""
     tensor_parallel: int = 1
     """Ranks that share each matrix product."""
     context_parallel: int = 1
     """Ranks that share each row of tokens."""
     activation_checkpointing: str = "none"
     """Activations kept for the backward pass: "none" keeps all, "selective" the outputs of matrix products and
-    attention, "full" only the input of each layer (see `cwm_core.planning.plan.Workload`)."""
+    attention, "full" only the input of each layer."""
     compile: bool = False
-    """Whether the layers are compiled."""
+    """Whether to compile the layers."""
     attention: str = "default"
-    """Kernels of attention, all equal: "default" leaves the model's `attention_backend`, which is "flex" on a GPU and
-    "sdpa" elsewhere; or "flex", "varlen", "sdpa", "reference" (docs/concepts/model.md)."""
+    """Attention kernels, equal in results: "flex", "varlen", "sdpa", "reference" (docs/concepts/model.md), or
+    "default": "flex" on a GPU and "sdpa" elsewhere, unless the model's `attention_backend` is set."""
     deterministic: bool = False
-    """On a GPU, take only algorithms that give the same result every time, which are slower; on a CPU all do."""
+    """Whether to use only deterministic, slower algorithms on a GPU. On a CPU all algorithms are deterministic."""
     device: str = "cpu"
+    """Device to train on: "cpu", "cuda", "cuda:1", ..."""
     seed: int = 0
-    """Of PyTorch's generator at the start of a fresh run; the initial weights are the caller's."""
+    """Seed of PyTorch's generator at the start of a fresh run, and of the initial weights in `cwm train`."""
     checkpoint_folder: str = ""
-    """Where checkpoints go and a run resumes from; empty: none are written."""
+    """Folder that checkpoints are written to and resumed from; empty: no checkpoints. `cwm train` sets it."""
     checkpoint_every: int = 500
-    """Steps between checkpoints; the last step and a stop by signal write one too."""
+    """Steps between checkpoints. The last step and a stop by signal also write one."""
     keep_checkpoints: int = 2
-    """Older ones are deleted."""
+    """Number of newest checkpoints to keep."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -104,10 +112,12 @@ class TrainConfig:
             raise ValueError("a run needs max_steps or max_seconds to end")
 
     @classmethod
-    def from_toml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+    def from_toml(cls, path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Self:
         """Read a TOML file, then apply `overrides` such as "learning_rate=3e-4".
 
-        Raises ValueError for a malformed file, an unknown key, or a value of a wrong type, naming it.
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: The file is malformed, a key is unknown, or a value has a wrong type; the message names it.
         """
         try:
             values = tomllib.loads(Path(path).read_text())
@@ -117,26 +127,30 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Check keys and types of `values` and make a configuration; raises ValueError as `from_toml`."""
+        """Return the configuration with `values`; raise ValueError for an unknown key or a wrong type."""
         return cls(**checked(values, {field.name: type(field.default) for field in dataclasses.fields(cls)}))
 
 
 def checked(values: Mapping[str, Any], types: Mapping[str, type]) -> dict[str, Any]:
-    """The values as their `types`, an integer also where a float is meant; raises ValueError, naming the key."""
+    """Return the values converted to their `types`; an integer is also a float.
+
+    Raises:
+        ValueError: A key is unknown or its value has a wrong type; the message names the key.
+    """
     result = {}
     for key, given in values.items():
         value = to_python_numbers(given)
         if key not in types:
-            raise ValueError(f"unknown key {key!r}; there are {', '.join(types)}")
-        expected = types[key]
+            raise ValueError(f"unknown key {key!r}; expected one of {', '.join(types)}")
+        expected: type[Any] = types[key]
         if type(value) is not expected and not (expected is float and type(value) is int):
             raise ValueError(f"{key} must be {'a table' if expected is dict else expected.__name__}, got {value!r}")
-        result[key] = expected(value)
+        result[key] = float(value) if expected is float else value
     return result
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """Turn "key=value" texts into values: a value is read as TOML, and as plain text where it is not TOML."""
+    """Parse "key=value" strings. A value is TOML, or a plain string if it is not valid TOML."""
     values = {}
     for override in overrides:
         key, equals, text = override.partition("=")

@@ -1,28 +1,51 @@
-"""What is kept of a step whose loss or gradient is not finite, so that someone can find out why."""
+"""Diagnostics of a step whose loss or gradient is not finite."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-# Documents that a message names; the report has them all.
+# Documents that a message names; the report has all of them.
 _NAMED = 8
 
 _ARRAYS = ("tokens", "targets", "loss_mask", "position_ids", "cu_seqlens", "source_ids", "document_ids")
 
 
-def documents(batches: Sequence[Any], losses: Sequence[Tensor], sources: Sequence[str]) -> list[dict[str, Any]]:
-    """Documents of a step's `batches` with their mean loss, those whose loss is not finite first.
+class DocumentLoss(NamedTuple):
+    """Loss of one document of a step."""
 
-    `losses`: the loss of each position, of the shape of each batch's tokens. A batch that does not know its documents
-    gives the numbers of its segments. The mean loss of one without loss is None.
+    source: str
+    """Name of the source; empty if the batch has no sources."""
+    document: int
+    """Number of the document in its source, or of the segment in the batch."""
+    tokens: int
+    """Length in tokens."""
+    loss: float | None
+    """Mean loss in nats over its loss tokens; None without loss tokens."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether the loss is not infinite or NaN."""
+        return self.loss is None or math.isfinite(self.loss)
+
+
+def documents(batches: Sequence[Any], losses: Sequence[Tensor], sources: Sequence[str]) -> list[DocumentLoss]:
+    """Return the documents of the `batches` of a step with their mean loss, those with a non-finite loss first.
+
+    A batch without document ids gives the numbers of its segments.
+
+    Args:
+        batches: Batches of the step.
+        losses: Loss of each position, in the shape of each batch's tokens.
+        sources: Names of the sources by number.
     """
     found = []
     for batch, values in zip(batches, losses, strict=True):
@@ -37,21 +60,21 @@ def documents(batches: Sequence[Any], losses: Sequence[Tensor], sources: Sequenc
                 continue  # padding
             kept = flat[begin:end][mask[begin:end]]
             loss = kept.double().mean().item() if len(kept) else None
-            found.append({"source": name, "document": number, "tokens": end - begin, "loss": loss})
-    return sorted(found, key=lambda entry: entry["loss"] is None or bool(np.isfinite(entry["loss"])))
+            found.append(DocumentLoss(name, number, end - begin, loss))
+    return sorted(found, key=lambda entry: entry.finite)
 
 
-def message(found: Sequence[dict[str, Any]]) -> str:
-    """Name documents, those at fault if there are any."""
-    at_fault = [entry for entry in found if entry["loss"] is not None and not np.isfinite(entry["loss"])]
+def message(found: Sequence[DocumentLoss]) -> str:
+    """Return a text that names the documents with a non-finite loss, or all documents if there are none."""
+    at_fault = [entry for entry in found if not entry.finite]
     named = at_fault or found
-    text = ", ".join(f"{entry['source']} {entry['document']}".strip() for entry in named[:_NAMED])
+    text = ", ".join(f"{entry.source} {entry.document}".strip() for entry in named[:_NAMED])
     more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
     return f"documents {'whose loss is not finite' if at_fault else 'in the batch'}: {text}{more}"
 
 
 def bad_gradients(model: nn.Module) -> list[str]:
-    """Names of the parameters whose gradient on this rank is not finite."""
+    """Return the names of the parameters whose gradient on this rank is not finite."""
     bad = []
     for name, parameter in model.named_parameters():
         gradient = parameter.grad
@@ -63,7 +86,7 @@ def bad_gradients(model: nn.Module) -> list[str]:
 
 
 def write(folder: Path, rank: int, report: dict[str, Any], batches: Sequence[Any], losses: Sequence[Tensor]) -> None:
-    """Write this rank's part: report-RANK.json, and batches-RANK.npz with arrays named N.tokens, ..., N.losses."""
+    """Write this rank's report-RANK.json and batches-RANK.npz, with arrays named N.tokens, ..., N.losses."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {}
     for number, (batch, values) in enumerate(zip(batches, losses, strict=True)):

@@ -1,4 +1,4 @@
-"""GPUs: what their makers publish of them, for plans and for the share of the peak that a run reaches."""
+"""Published figures of GPUs, for plans and for the model FLOP utilization of a run."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GPU:
-    """Published figures of one GPU in its usual server. Rates are peaks, of dense products, and in one direction.
+    """Published figures of one GPU in its usual server. Rates are peaks, for dense products and in one direction.
 
-    Raises ValueError, naming the field, for what cannot be meant.
+    Raises:
+        ValueError: A value is out of range; the message names the field.
     """
 
     name: str
+    """Name of the product."""
     memory: float
-    """Bytes."""
+    """Memory in bytes."""
     peak: dict[str, float]
     """FLOP/s of matrix products by dtype."""
     memory_bandwidth: float
-    """Bytes/s."""
+    """Memory bandwidth in bytes/s."""
     intra_node: float
-    """Bytes/s that one GPU receives from the others of its node."""
+    """Bytes/s that one GPU receives from the other GPUs of its node."""
     inter_node: float
-    """Bytes/s that one GPU's network adapter receives."""
+    """Bytes/s that the network adapter of one GPU receives."""
     price: float
-    """US dollars an hour: what the price was once, see `GPUS`."""
+    """US dollars per hour; see `GPUS` for the date."""
     per_node: int = 8
+    """GPUs per node."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -44,16 +47,14 @@ GPUS = {
     "h200": GPU("H200 SXM 141 GB", 141e9, _HOPPER, 4.8e12, 450e9, 50e9, 4.0),
     "b200": GPU("B200 HGX 180 GB", 180e9, _BLACKWELL, 8e12, 900e9, 50e9, 5.25),
 }
-"""From NVIDIA's data sheets of H100, H200 and HGX B200, and of the DGX servers with one 400 Gbit/s adapter a GPU. The
-sheets give products with sparsity and links in both directions together: half of that.
-
-Prices are rough: the middle of what specialized clouds asked for an hour on demand in the spring of 2026 (H100 2.50 to
-3.50, H200 3.50 to 4.50, B200 4.50 to 6.00). Give your own with ``--price``.
-"""
+"""GPUs by name, from NVIDIA's data sheets of H100, H200 and HGX B200, and of DGX servers with one 400 Gbit/s adapter
+per GPU. The sheets give products with sparsity and links in both directions; the figures here are half of that. Prices
+are rough: the middle of what specialized clouds asked per hour on demand in the spring of 2026 (H100 2.50 to 3.50, H200
+3.50 to 4.50, B200 4.50 to 6.00). Pass your own with `--price`."""
 
 
 def peak_flops(device_name: str, dtype: str) -> float | None:
-    """FLOP/s of a GPU whose name, as `torch.cuda.get_device_name` gives it, holds a key of `GPUS`; None for others."""
+    """Return the peak FLOP/s of the GPU whose `torch.cuda.get_device_name` contains a key of `GPUS`, else None."""
     for name, gpu in GPUS.items():
         if name in device_name.lower():
             return gpu.peak[dtype]

@@ -1,6 +1,6 @@
-"""Sizes and checksums of a folder's files, which tell a whole folder from a damaged one; writing that survives a crash.
+"""Sizes and checksums of the files in a folder, which tell an intact folder from a damaged one.
 
-The checksums are CRC-32: they find what disks and networks do to files, not what an enemy does.
+Checksums are CRC-32: they find errors of disks and networks, not attacks.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from .._native import DamagedFileError
 from ..model.weights.huggingface import is_plain_name
 
 FILE = "manifest.json"
 
 
 class Entry(NamedTuple):
-    """What a file must be."""
+    """Expected size and checksum of a file."""
 
     size: int
     crc32: int
@@ -28,18 +29,23 @@ Entries = dict[str, Entry]
 
 
 def entries(files: Iterable[Path]) -> Entries:
-    """What `files` are, by their names."""
+    """Return the entries of `files` by name."""
     return {file.name: _entry(file) for file in files}
 
 
 def write(folder: Path, format: int, files: Entries) -> None:
-    """Note that `folder`, of this version of its format, has `files`."""
+    """Write the manifest of `folder` with the version of its format and its `files`."""
     content = {"format": format, "files": {name: entry._asdict() for name, entry in sorted(files.items())}}
     write_synced(folder / FILE, json.dumps(content, indent=1).encode())
 
 
 def read(folder: Path, format: int) -> Entries:
-    """What `write` noted; raises OSError or ValueError, naming the file, if that cannot be known."""
+    """Return the entries that `write` wrote.
+
+    Raises:
+        OSError: The manifest cannot be read.
+        DamagedFileError: The manifest is malformed or of another format version.
+    """
     file = folder / FILE
     try:
         content = json.loads(file.read_bytes())
@@ -47,24 +53,29 @@ def read(folder: Path, format: int) -> Entries:
             raise ValueError(f"the format is {content['format']!r}, expected {format}")
         files = {name: Entry(**entry) for name, entry in content["files"].items()}
         if not all(is_plain_name(name) for name in files):
-            raise ValueError("a name is not that of a file directly in the folder")
+            raise ValueError("a name is not the name of a file directly in the folder")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{file}: {error}") from None
+        raise DamagedFileError(f"{file}: {error}") from None
     return files
 
 
 def check(folder: Path, files: Entries) -> None:
-    """Raise OSError for a file that cannot be read, ValueError for one that is not what it was; both name it."""
+    """Compare `files` with the folder.
+
+    Raises:
+        OSError: A file cannot be read.
+        DamagedFileError: The size or checksum of a file differs.
+    """
     for name, expected in files.items():
         size = (folder / name).stat().st_size
         if size != expected.size:
-            raise ValueError(f"{folder / name} has {size} bytes, expected {expected.size}")
+            raise DamagedFileError(f"{folder / name} has {size} bytes, expected {expected.size}")
         if _entry(folder / name) != expected:
-            raise ValueError(f"{folder / name} has another checksum than when it was written")
+            raise DamagedFileError(f"{folder / name} has another checksum than when it was written")
 
 
 def write_synced(file: Path, content: bytes) -> None:
-    """Write a file that is on disk when this returns."""
+    """Write a file and wait until it is on disk."""
     with file.open("wb") as opened:
         opened.write(content)
         opened.flush()

@@ -1,4 +1,4 @@
-"""Optimizers and the course of the learning rate."""
+"""Optimizers and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .config import TrainConfig
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
-    """AdamW for all parameters, or Muon for the layers' matrices and AdamW for the rest.
+    """Return AdamW for all parameters, or Muon for the matrices of the layers and AdamW for the rest.
 
-    Each group remembers its highest rate as `max_lr`, for `set_learning_rate`.
+    Each parameter group stores its peak learning rate as `max_lr` for `set_learning_rate`.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizers: list[Optimizer] = []
@@ -35,10 +35,15 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
 
 
 def learning_rate_factor(config: TrainConfig, step: int, progress: float) -> float:
-    """Fraction of the highest rate at `step` (from 0), when the share `progress` of the run lies behind.
+    """Return the learning rate as a fraction of the peak: linear warm-up, then decay to `final_learning_rate`.
 
-    Linear warm-up over `warmup_steps`, then down to `final_learning_rate` at the end of the run, or of the horizon of
-    several runs, whose decay takes no notice of the warm-up of the first.
+    The decay ends with the run, or with the horizon of several runs. The decay over a horizon ignores the warm-up of
+    the first run.
+
+    Args:
+        config: Settings of the run.
+        step: Number of the step, from 0.
+        progress: Completed share of the run or of the horizon, from 0 to 1.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -50,7 +55,7 @@ def learning_rate_factor(config: TrainConfig, step: int, progress: float) -> flo
 
 
 def set_learning_rate(optimizers: list[Optimizer], factor: float) -> None:
-    """Give every parameter group its highest rate times `factor`."""
+    """Set the learning rate of every parameter group to its peak times `factor`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["max_lr"] * factor

@@ -1,8 +1,8 @@
-"""Reading distributed checkpoints without running what a pickle says.
+"""Read distributed checkpoints without unpickling.
 
-PyTorch's reader unpickles `.metadata` and every entry that is no tensor, with all that a pickle may do. This one takes
-the metadata as records that do nothing (see `cwm_core.model.weights.dcp`), makes PyTorch's own of them once they are
-checked, and knows no entries but tensors, which PyTorch reads as weights only.
+PyTorch's reader unpickles `.metadata` and every entry that is not a tensor, without restrictions. This reader takes the
+metadata as inert records (see `cwm_core.model.weights.dcp`), checks them, and converts them to PyTorch's classes. It
+accepts only tensors, which PyTorch reads with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -22,15 +22,18 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from .._native import DamagedFileError
 from ..model.weights import dcp
 from ..model.weights.stored import fill
 
 
 def read_metadata(folder: Path, files: Collection[str]) -> Metadata:
-    """What tensors `folder` has, and where in `files`.
+    """Return the tensors of `folder` and their places in `files`.
 
-    Raises OSError if `.metadata` cannot be read, and ValueError, naming it, if it is damaged, has an entry that is no
-    tensor or a compressed one, or names another file.
+    Raises:
+        OSError: `.metadata` cannot be read.
+        DamagedFileError: `.metadata` is damaged, has an entry that is compressed or not a tensor, or names another
+            file.
     """
     file = folder / dcp.METADATA
     try:
@@ -43,21 +46,22 @@ def read_metadata(folder: Path, files: Collection[str]) -> Metadata:
                     raise ValueError(f"{name} is not in any file")
     except OSError:
         raise
-    except Exception as error:  # a pickle can be wrong in nearly any way
-        raise ValueError(f"{file} cannot be used: {error}") from None
-    return Metadata(tensors, storage_data=places)
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise DamagedFileError(f"{file} is not usable: {error}") from None
+    entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {**tensors}
+    return Metadata(entries, storage_data=places)
 
 
 class Reader(FileSystemReader):
-    """Reads tensors of a folder by metadata that `read_metadata` has checked."""
+    """Reads the tensors of a folder by metadata that `read_metadata` has checked."""
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
-        """Of `folder`, which is not read before PyTorch asks for tensors."""
+        """Use `folder`, which is not read before PyTorch asks for tensors."""
         super().__init__(folder)
         self._metadata = metadata
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """The checked metadata, in place of an unpickled file."""
+        """Return the checked metadata instead of unpickling a file."""
         return self._metadata
 
 
@@ -66,7 +70,7 @@ def _tensor(name: str, entry: Any) -> TensorStorageMetadata:
         raise ValueError(f"{name} is not a tensor")
     dtype = entry.properties.args[0]
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{name} is of no type that tensors have")
+        raise ValueError(f"{name} has no dtype")
     shape = dcp.to_size(entry.size)
     boxes = [(dcp.to_size(chunk.offsets), dcp.to_size(chunk.sizes)) for chunk in entry.chunks]
     if not fill(shape, boxes):
@@ -78,7 +82,7 @@ def _tensor(name: str, entry: Any) -> TensorStorageMetadata:
 def _place(index: Any, info: Any, files: Collection[str]) -> tuple[MetadataIndex, _StorageInfo]:
     name, place = dcp.to_text(index.fqn), dcp.to_text(info.relative_path)
     if place not in files:
-        raise ValueError(f"{name} is in {place!r}, which is no file of the checkpoint")
+        raise ValueError(f"{name} is in {place!r}, which is not a file of the checkpoint")
     if getattr(info, "transform_descriptors", None):
         raise ValueError(f"{name} is compressed or otherwise transformed")
     offset, length = dcp.to_count(info.offset), dcp.to_count(info.length)

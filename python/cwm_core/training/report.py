@@ -1,4 +1,4 @@
-"""Where the figures of a run's steps go: the console, a file of JSON lines, TensorBoard."""
+"""Outputs for the metrics of a run: console, JSON lines, TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from pathlib import Path
 from .metrics import Progress
 
 OnStep = Callable[[Progress], None]
+"""Function that is called with the metrics of each step."""
 
 _LOG_SECONDS = 10.0  # between lines where there is no terminal to draw on
 
 
 @contextmanager
 def show_progress() -> Iterator[OnStep]:
-    """A progress bar on standard error, or a line now and then where that is no terminal; gives what shows a step."""
+    """Show a progress bar on standard error, or a line every 10 seconds if that is not a terminal.
+
+    Yields:
+        A function that shows a step.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
@@ -64,16 +69,24 @@ def _line(progress: Progress) -> str:
 
 @contextmanager
 def write_jsonl(path: Path) -> Iterator[OnStep]:
-    """Append a line of JSON for each step, the fields of `Progress`; gives what writes a step."""
+    """Append the metrics of each step to a file as one line of JSON.
+
+    Yields:
+        A function that writes a step.
+    """
     with path.open("a", buffering=1, encoding="utf-8") as file:
         yield lambda progress: print(json.dumps(asdict(progress)), file=file)
 
 
 @contextmanager
 def write_tensorboard(folder: Path) -> Iterator[OnStep]:
-    """Write the fields of `Progress` as scalars by step; gives what writes a step.
+    """Write the metrics of each step as TensorBoard scalars.
 
-    Raises ModuleNotFoundError where TensorBoard is not installed.
+    Yields:
+        A function that writes a step.
+
+    Raises:
+        ModuleNotFoundError: TensorBoard is not installed.
     """
     from torch.utils.tensorboard import SummaryWriter
 

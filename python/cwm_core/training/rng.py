@@ -11,8 +11,9 @@ import torch
 
 
 def state(device: torch.device) -> bytes:
-    """States of the generators of PyTorch (of the CPU, and of `device` if it is a GPU), NumPy and Python."""
-    kind, keys, *rest = np.random.get_state()
+    """Return the states of the generators of PyTorch (CPU, and `device` if it is a GPU), NumPy and Python."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)
     states = {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -25,7 +26,10 @@ def state(device: torch.device) -> bytes:
 
 
 def set_state(stored: bytes, device: torch.device) -> None:
-    """Restore what `state` returned; the generator of a GPU stays as it is if that was of none."""
+    """Restore the states that `state` returned.
+
+    The generator of a GPU stays unchanged if `stored` has no state of one.
+    """
     states: dict[str, Any] = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     torch.set_rng_state(states["torch"])
     if device.type == "cuda" and states["cuda"] is not None:
@@ -37,7 +41,7 @@ def set_state(stored: bytes, device: torch.device) -> None:
 
 
 def seed_all(seed: int, rank: int) -> None:
-    """Seed all generators, on every rank with other numbers."""
+    """Seed all generators, with different numbers on every rank."""
     for_torch, for_numpy, for_python = np.random.SeedSequence((seed, rank)).generate_state(3)
     torch.manual_seed(int(for_torch))
     np.random.seed(for_numpy)

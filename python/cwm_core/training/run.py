@@ -1,16 +1,16 @@
-"""A training run described by one TOML file: shards, a vocabulary and settings in, a model folder out.
+"""A training run described by one TOML file.
 
-    output = "runs/tiny"          # the model, its vocabulary, metrics.jsonl, and checkpoints/ to resume from
-    tokenizer = "vocabulary"      # what the shards were written with
-    tensorboard = false           # also write the metrics to output/tensorboard
+    output = "runs/tiny"          # gets the model, its vocabulary, metrics.jsonl and checkpoints/
+    tokenizer = "vocabulary"      # vocabulary that the shards were written with
+    tensorboard = false           # true: write metrics to output/tensorboard too
 
     [model]
-    preset = "tiny"               # or folder = "...", weights to start from, as of the stage before
-    num_hidden_layers = 2         # changes to the preset: numbers of `ModelConfig`, and [model.rope_parameters]
+    preset = "tiny"               # or folder = "...": weights to start from
+    num_hidden_layers = 2         # changes of the preset: keys of `ModelConfig`
 
     [data]
-    seq_len = 1024                # also batch_size, seed, epochs, packing, lookahead, as in `PackedLoader`
-    mask = { context = 1 }        # by label of spans, the part of them to leave out of the loss
+    seq_len = 1024                # and batch_size, seed, epochs, packing, lookahead as in `PackedLoader`
+    mask = { context = 1 }        # share of spans to leave out of the loss, by label
     # buckets = [{ max_length = 512, batch_size = 8, seq_len = 512, global_window = 256 }, { batch_size = 4 }]
     sources.traces = { folder = "shards/traces", share = 0.3, epochs = 4 }
     sources.code = { folder = "shards/code", share = 0.7 }
@@ -25,8 +25,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tomllib
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,30 +42,43 @@ from ..model import ModelConfig, RopeParameters, Transformer
 from ..support.files import locked, write_file
 from ..tokenizer import Tokenizer
 from .checkpoint import latest
+from .checks import corpus_warnings
 from .config import TrainConfig, checked, parse_overrides
 from .metrics import Progress
 from .parallel import parallelize
 from .report import OnStep, write_jsonl, write_tensorboard
-from .trainer import Trainer
+from .trainer import StopReason, Trainer
 from .world import World
 
 RUN_KEYS = {"output": str, "tokenizer": str, "tensorboard": bool, "model": dict, "data": dict, "training": dict}
 
 
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
+
+
 @dataclass(frozen=True)
 class DataConfig:
-    """What a run reads: arguments of `PackedLoader`."""
+    """Data of a run: the table `[data]`, arguments of `PackedLoader`."""
 
     sources: dict[str, tuple[str, float] | tuple[str, float, int]]
-    """By name, a folder of shards, its share of the tokens, and its epochs if they are not those of all."""
+    """Sources by name: folder of shards, share of the tokens, and epochs unless those of the table apply."""
     seq_len: int = 1024
+    """Tokens per row."""
     batch_size: int = 8
+    """Rows per batch, over all ranks."""
     seed: int = 0
+    """Seed of the order of documents."""
     epochs: int | None = None
+    """Passes over each source without a number of its own; None: endless."""
     packing: str = "best_fit"
+    """How documents fill rows: "best_fit" or "stream"."""
     lookahead: int = 65_536
+    """Documents among which the packer chooses."""
     buckets: list[Bucket] | None = None
+    """Groups of documents by length, each with rows of its own; None: one group."""
     mask: dict[str, float] = field(default_factory=dict)
+    """Share of spans to leave out of the loss, by label."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +86,26 @@ class RunConfig:
     """One run, as its TOML file describes it."""
 
     output: Path
+    """Folder for the model, its vocabulary, metrics and checkpoints."""
     tokenizer: Path
+    """Folder or file of the vocabulary that the shards were written with."""
     model: dict[str, Any]
-    """The table [model], checked when the model is made."""
+    """The table `[model]`, checked when the model is built."""
     data: DataConfig
+    """The table `[data]`."""
     training: TrainConfig
+    """The table `[training]`."""
     tensorboard: bool = False
+    """Whether to write metrics to `output`/tensorboard too."""
 
     @classmethod
-    def from_toml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+    def from_toml(cls, path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Self:
         """Read a file, then apply `overrides` such as "training.learning_rate=3e-4".
 
-        Raises OSError if it cannot be read, and ValueError for a malformed file, a missing or unknown key, or a value
-        of a wrong type, naming file, table and key.
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: The file is malformed, a key is missing or unknown, or a value has a wrong type. The message
+                names file, table and key.
         """
         try:
             values = tomllib.loads(Path(path).read_text("utf-8"))
@@ -102,38 +124,50 @@ class RunConfig:
         output = Path(top["output"])
         with _table("training"):
             if "checkpoint_folder" in top["training"]:
-                raise ValueError("checkpoint_folder cannot be set: it is the folder checkpoints in output")
+                raise ValueError("checkpoint_folder cannot be set: checkpoints go to the folder checkpoints in output")
             training = TrainConfig.from_dict(top["training"] | {"checkpoint_folder": str(output / "checkpoints")})
         data = _data_config(top["data"])
         return cls(output, Path(top["tokenizer"]), top["model"], data, training, top.get("tensorboard", False))
 
 
-def run(config: RunConfig, on_step: OnStep | None = None) -> str:
-    """Train as `config` says, from the newest checkpoint in its output folder if there is one.
+def run(config: RunConfig, on_step: OnStep | None = None, on_warning: Callable[[str], None] = _warn) -> StopReason:
+    """Train as `config` says, resuming from the newest checkpoint in its output folder if there is one.
 
-    Started by torchrun, each of its processes calls this. Returns why it ended, as `Trainer.run`. Unless a signal ended
-    it, the output folder then holds the model in Hugging Face's layout and the vocabulary. Each step adds a line to
-    metrics.jsonl there, the fields of `Progress`; after a resume the steps since the checkpoint come again. `on_step`
-    is called in the main process only.
+    Under torchrun, each process calls this function. Unless a signal ends the run, the output folder then holds the
+    model in the layout of Hugging Face and the vocabulary. Each step appends its `Progress` to metrics.jsonl; after a
+    resume, the steps since the checkpoint appear again.
 
-    Raises OSError and ValueError for a configuration that cannot be run, BlockingIOError when another run uses the
-    output folder, MemoryError when the device has too little memory, FloatingPointError as `Trainer.run`.
+    Args:
+        config: The run.
+        on_step: Function called with the metrics of each step, in the main process only.
+        on_warning: Function called with each warning about the data, in the main process only; by default the warning
+            is a `UserWarning`.
+
+    Returns:
+        The reason why the run ended.
+
+    Raises:
+        OSError: A file cannot be read or written.
+        ValueError: The configuration cannot be run.
+        BlockingIOError: Another run uses the output folder.
+        MemoryError: The device has too little memory.
+        FloatingPointError: Loss or gradient is not finite.
     """
     try:
-        return _run(config, on_step)
+        return _run(config, on_step, on_warning)
     except RuntimeError as error:
-        # On a CPU it has no type of its own.
+        # On a CPU, running out of memory is a plain RuntimeError.
         if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise
         reason = str(error).split(". ")[0]
         raise MemoryError(
-            f"[training] the device {config.training.device!r} is out of memory: {reason}. Take fewer rows a step "
-            "([data] batch_size, with grad_accumulation to make up for it), shorter rows (seq_len), or "
-            'activation_checkpointing = "full"; `cwm plan` shows what a run needs'
+            f"[training] the device {config.training.device!r} is out of memory: {reason}. Use fewer rows per step "
+            "([data] batch_size, with a larger grad_accumulation), shorter rows (seq_len), or "
+            'activation_checkpointing = "full"; `cwm plan` estimates the memory of a run'
         ) from error
 
 
-def _run(config: RunConfig, on_step: OnStep | None) -> str:
+def _run(config: RunConfig, on_step: OnStep | None, on_warning: Callable[[str], None]) -> StopReason:
     tokenizer = Tokenizer.load(config.tokenizer)
     with _table("training"):
         _check_device(config.training.device)
@@ -146,17 +180,19 @@ def _run(config: RunConfig, on_step: OnStep | None) -> str:
             shape = model_config(config.model, tokenizer)
             _check_rows(config.data, shape)
         _prepare_output(config, shape, world)
+        for text in corpus_warnings(config.data) if world.is_main else ():
+            on_warning(text)
         model = _model(config, shape, world)
         with _reports(config, on_step if world.is_main else None, world.is_main) as report:
             reason = Trainer(model, loader, config.training, report, world).run()
-        if reason != "signal":
+        if reason is not StopReason.SIGNAL:
             models.save(model, config.output, tokenizer)
     return reason
 
 
 @contextmanager
 def _reports(config: RunConfig, on_step: OnStep | None, is_main: bool) -> Iterator[OnStep | None]:
-    """All that is told of each step, in the process that tells."""
+    """Yield a function that reports a step to all outputs, in the main process only."""
     if not is_main:
         yield None
         return
@@ -166,16 +202,16 @@ def _reports(config: RunConfig, on_step: OnStep | None, is_main: bool) -> Iterat
         if config.tensorboard:
             listeners.append(stack.enter_context(write_tensorboard(config.output / "tensorboard")))
 
-        def tell(progress: Progress) -> None:
+        def report(progress: Progress) -> None:
             for listener in listeners:
                 listener(progress)
 
-        yield tell
+        yield report
 
 
 @contextmanager
 def _table(name: str) -> Iterator[None]:
-    """Say of a ValueError in which table it is."""
+    """Prefix the message of a ValueError with the name of the table."""
     try:
         yield
     except ValueError as error:
@@ -183,12 +219,12 @@ def _table(name: str) -> Iterator[None]:
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set the value at a key such as "training.max_steps"."""
+    """Set the value at a dotted key such as "training.max_steps"."""
     *tables, key = dotted.split(".")
     for name in tables:
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
-            raise ValueError(f"{dotted} cannot be set: {name} is no table")
+            raise ValueError(f"{dotted} cannot be set: {name} is not a table")
     values[key] = value
 
 
@@ -222,11 +258,16 @@ def _bucket(entry: dict[str, Any]) -> Bucket:
     return Bucket(**{"max_length": None, **values})
 
 
-def model_config(table: dict[str, Any], tokenizer: Tokenizer | None) -> ModelConfig:
-    """The shape of the table [model]: a preset's, of the tokenizer's size, or a folder's, with the table's changes.
+def model_keys() -> tuple[str, ...]:
+    """Return the keys of `[model]` that change a preset: the numbers and flags of `ModelConfig`."""
+    return tuple(f.name for f in dataclasses.fields(ModelConfig) if type(f.default) in (int, float, bool))
 
-    Changes to a folder's are those that its weights fit as they are: `max_position_embeddings`, `rms_norm_eps` and
-    [model.rope_parameters].
+
+def model_config(table: dict[str, Any], tokenizer: Tokenizer | None) -> ModelConfig:
+    """Return the model configuration of the table `[model]`.
+
+    The table names a preset, which takes the size of the tokenizer's vocabulary, or a folder. Weights of a folder allow
+    changes of `max_position_embeddings`, `rms_norm_eps` and `[model.rope_parameters]` only.
     """
     if ("preset" in table) == ("folder" in table):
         raise ValueError("either preset or folder must be given")
@@ -236,9 +277,8 @@ def model_config(table: dict[str, Any], tokenizer: Tokenizer | None) -> ModelCon
         defaults: dict[str, Any] = {}
     else:
         start = models.preset(checked({"preset": table["preset"]}, {"preset": str})["preset"])
-        kinds = (int, float, bool)
-        sizes = {f.name: type(f.default) for f in dataclasses.fields(ModelConfig) if type(f.default) in kinds}
-        allowed, defaults = {"preset": str, **sizes, "rope_parameters": dict}, _of_vocabulary(tokenizer)
+        kinds = {f.name: type(f.default) for f in dataclasses.fields(ModelConfig) if f.name in model_keys()}
+        allowed, defaults = {"preset": str, **kinds, "rope_parameters": dict}, _of_vocabulary(tokenizer)
     changes = checked(table, allowed)
     if "rope_parameters" in changes:
         rope = checked(
@@ -258,7 +298,11 @@ def model_config(table: dict[str, Any], tokenizer: Tokenizer | None) -> ModelCon
 
 
 def _with_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: str | None) -> ModelConfig:
-    """The configuration with the tokenizer's fingerprint; ValueError if the folder's model has another vocabulary."""
+    """Return the configuration with the tokenizer's fingerprint.
+
+    Raises:
+        ValueError: The model in the folder has another vocabulary.
+    """
     known = config.vocabulary_fingerprint
     if folder and known is None and (Path(folder) / "tokenizer.json").exists():
         known = Tokenizer.load(folder).fingerprint
@@ -290,7 +334,7 @@ def _of_vocabulary(tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 
 def _model(config: RunConfig, shape: ModelConfig, world: World) -> Transformer:
-    """The model with the weights it starts from, divided over the ranks; in memory once."""
+    """Return the model with its initial weights, sharded over the ranks."""
     with torch.device("meta"):
         model = Transformer(shape)
     with _table("training"):
@@ -313,19 +357,19 @@ def _exclusive(output: Path, world: World) -> Iterator[None]:
             except OSError as error:
                 failure = error
         if world.any(failure is not None):
-            raise failure or BlockingIOError(f"{output} cannot be used by this run: see what the main rank says")
+            raise failure or BlockingIOError(f"this run cannot use {output}: see the message of rank 0")
         yield
 
 
 def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # unknown to PyTorch; known, but not in this build
+    except (RuntimeError, AssertionError) as error:  # unknown device; known, but not in this build
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def _prepare_output(run: RunConfig, model: ModelConfig, world: World) -> None:
-    """Note the model's shape in config.json when a run begins; raise ValueError when it resumes with another one."""
+    """Write config.json when a run begins; raise ValueError when it resumes with another shape or vocabulary."""
     file = run.output / "config.json"
     if latest(run.training.checkpoint_folder) is None:
         if world.is_main:
@@ -340,6 +384,6 @@ def _prepare_output(run: RunConfig, model: ModelConfig, world: World) -> None:
             f"({model.vocabulary_fingerprint}): use the tokenizer of that run, or another output folder"
         )
     for key, value in dataclasses.replace(model, vocabulary_fingerprint=None).to_hf().items():
-        # Training depends on the shape alone, not on which tokens begin and end a generation.
+        # Training does not depend on the tokens that begin and end a generation.
         if key not in ("bos_token_id", "eos_token_id") and before.get(key) != value:
             raise ValueError(f"{run.output} holds a run of a model with {key} = {before.get(key)}, not {value}")

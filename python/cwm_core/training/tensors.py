@@ -1,4 +1,4 @@
-"""The tensors of a run by name: the model's as `model.NAME`, and `optimizer.NAME.KEY`, states of its parameters."""
+"""Tensors of a run by name: parameters as `model.NAME`, optimizer states as `optimizer.NAME.KEY`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OPTIMIZER = "optimizer."
 
 
 def tensors_by_name(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
-    """All tensors as they are, DTensors too, not copied; raises TypeError for a state that is not a tensor."""
+    """Return all tensors, DTensors included, without copying; raise TypeError for a state that is not a tensor."""
     tensors = {PREFIX + name: value for name, value in model.state_dict(keep_vars=True).items()}
     for name, parameter, optimizer in _optimized(model, optimizers):
         tensors |= {f"{_OPTIMIZER}{name}.{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
@@ -29,7 +29,7 @@ def tensors_by_name(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[s
 def check_same(
     path: Path, stored: Mapping[str, TensorStorageMetadata], model: nn.Module, optimizers: Iterable[Optimizer]
 ) -> None:
-    """Raise ValueError, naming the first tensor, if those of the checkpoint `path` are not of this model."""
+    """Raise ValueError, naming the first tensor, if the tensors of the checkpoint `path` do not fit the model."""
     own = {PREFIX + name: value for name, value in model.state_dict().items()}
     parameters = {name: parameter for name, parameter, _ in _optimized(model, optimizers)}
     for name, tensor in own.items():
@@ -47,7 +47,10 @@ def check_same(
 
 
 def make_states(stored: Mapping[str, TensorStorageMetadata], model: nn.Module, optimizers: Iterable[Optimizer]) -> None:
-    """Give the optimizers states as `stored` has them, all zero: laid out as the parameter, or scalars."""
+    """Give the optimizers zero states with the keys and dtypes of `stored`.
+
+    A state is laid out like its parameter, or a scalar.
+    """
     keys: dict[str, list[str]] = {}
     for full_name in stored:
         name, key = _owner(full_name)
@@ -67,7 +70,7 @@ def make_states(stored: Mapping[str, TensorStorageMetadata], model: nn.Module, o
 
 
 def _optimized(model: nn.Module, optimizers: Iterable[Optimizer]) -> list[tuple[str, Tensor, Optimizer]]:
-    """The parameters that have an optimizer, by their names in the state of the model."""
+    """Return name in the state of the model, parameter and optimizer of each parameter that has an optimizer."""
     names = {id(value): name for name, value in model.state_dict(keep_vars=True).items()}
     return [
         (names[id(parameter)], parameter, optimizer)
@@ -78,6 +81,6 @@ def _optimized(model: nn.Module, optimizers: Iterable[Optimizer]) -> list[tuple[
 
 
 def _owner(name: str) -> tuple[str, str]:
-    """The parameter and the key of an optimizer's state; of another tensor two empty texts."""
+    """Return the parameter and the key of an optimizer state; two empty strings for other tensors."""
     parameter, _, key = name.removeprefix(_OPTIMIZER).rpartition(".") if name.startswith(_OPTIMIZER) else ("", "", "")
     return parameter, key

@@ -1,4 +1,4 @@
-"""The one training loop."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from .optimizer import learning_rate_factor, make_optimizers, set_learning_rate
 from .parallel import check_replicas, clip_grad_norm
 from .world import World
 
-# Settings that a resumed run may change: when it ends, where and how it computes the same, and what it keeps.
+# Settings that a resumed run may change: when it ends, how the same result is computed, and what is kept.
 RESUMABLE_WITH_CHANGED = {
     "max_steps", "max_seconds", "device", "checkpoint_folder", "checkpoint_every", "keep_checkpoints",
     "data_parallel_replicas", "tensor_parallel", "context_parallel", "activation_checkpointing", "compile", "attention",
@@ -36,30 +37,73 @@ RESUMABLE_WITH_CHANGED = {
 }  # fmt: skip
 
 
+class StopReason(StrEnum):
+    """Reason why a run ended."""
+
+    FINISHED = "finished"
+    """The run took all its steps or all its time."""
+    DATA = "data"
+    """The loader has no more batches."""
+    SIGNAL = "signal"
+    """SIGTERM or Ctrl-C arrived."""
+
+
+@runtime_checkable
+class _Resumable(Protocol):
+    """A loader whose position can be saved."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+
+class _StepResult(NamedTuple):
+    """Sums of one step over all ranks; fields as in `Progress`."""
+
+    loss: float
+    losses: dict[str, float]
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    loss_tokens: int
+    flops: float
+
+
 class _MicroBatch(NamedTuple):
-    """What a rank computes at a time."""
+    """One batch of the loader, prepared for this rank."""
 
     batch: Any
-    """All of the rows that its context ranks have together."""
+    """Rows that the context ranks share."""
     share: Any
-    """This rank's tokens of them."""
+    """This rank's tokens of the rows."""
     offsets: Tensor
-    """Its `cu_seqlens`, on the host if they ever were: the model looks at them there."""
+    """`cu_seqlens` of the batch, on the host if they were there before: the model reads them on the host."""
     sources: Tensor | None
-    """Of each token of the share."""
+    """Number of the source of each token of the share."""
     flops: float
-    """Of the batch."""
+    """Model FLOPs of training on the batch."""
 
 
 class Trainer:
-    """Trains a model on an iterable of batches, by steps or by time.
+    """Trains a model on an iterable of batches, for a number of steps or seconds.
 
     A batch has `.tokens`, `.targets`, `.loss_mask`, `.position_ids` (each [rows, seq_len]) and `.cu_seqlens` (offsets
-    of documents in the flattened batch); one whose arrays are not tensors has `.to_torch(device)`, which gives the
-    batch with tensors. Tensors on another device are moved. `on_step` is called after every step. When
-    `config.checkpoint_folder` holds a checkpoint, the run goes on from it, and ends as the uninterrupted one would
-    have, bit for bit on one machine; for this the loader needs `state_dict()` and `load_state_dict()`. SIGTERM and
-    Ctrl-C end the run after the current step, with a checkpoint.
+    of documents in the flattened batch). If its arrays are not tensors, it has `.to_torch(device)`, which returns a
+    batch of tensors. Tensors on another device are moved.
+
+    If `config.checkpoint_folder` holds a checkpoint, the run resumes from it and ends as an uninterrupted run, bit for
+    bit on one machine. SIGTERM and Ctrl-C end the run after the current step, with a checkpoint.
+
+    Attributes:
+        world: Ranks of the run.
+        device: Device of the model.
+        model: Model being trained.
+        loader: Iterable of batches.
+        config: Settings of the run.
+        optimizers: Optimizers of the model.
+        step: Steps taken.
+        tokens: Tokens read, including padding.
+        seconds: Training time over all resumes.
     """
 
     def __init__(
@@ -70,11 +114,20 @@ class Trainer:
         on_step: Callable[[Progress], None] | None = None,
         world: World | None = None,
     ) -> None:
-        """Move `model` to the device. In a `world` of several ranks it is one that `parallelize` has divided.
+        """Move `model` to the device and make its optimizers.
 
-        Raises ValueError when it is not, and when checkpoints are asked of a loader without a state.
+        Args:
+            model: Model to train. With several ranks, call `parallelize` on it first.
+            loader: Iterable of batches. Checkpoints need its `state_dict()` and `load_state_dict()`.
+            config: Settings of the run.
+            on_step: Function called with the metrics of every step.
+            world: Ranks of the run; None: `World.create(config)`.
+
+        Raises:
+            ValueError: There are several ranks and the model is not sharded, or checkpoints are requested with a loader
+                without a state.
         """
-        if config.checkpoint_folder and not hasattr(loader, "state_dict"):
+        if config.checkpoint_folder and not isinstance(loader, _Resumable):
             raise ValueError("checkpoints need a loader with state_dict() and load_state_dict()")
         self.world = world or World.create(config)
         if self.world.size > 1 and not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
@@ -88,7 +141,7 @@ class Trainer:
         self.step = self.tokens = 0
         self.seconds = 0.0
         self._sources: list[str] = list(getattr(loader, "sources", ()))
-        # FSDP casts the weights itself.
+        # With several ranks, FSDP casts the weights.
         self._autocast = config.dtype != "float32" and self.world.size == 1
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
         self._peak = peak_flops(name, config.dtype)
@@ -98,18 +151,20 @@ class Trainer:
         self._saved_step = 0
         self._stop_signal: int | None = None
 
-    def run(self) -> str:
-        """Train to the end; returns why it ended: "finished", "data" (the loader is exhausted) or "signal".
+    def run(self) -> StopReason:
+        """Train until the end and return the reason why the run ended.
 
-        Raises FloatingPointError, naming the step, when loss or gradient is not finite: the model then still has the
-        weights from before that step, and no checkpoint is written. Raises BlockingIOError when another run uses
-        `config.checkpoint_folder`, ValueError when replicas of the weights differ between ranks, and OSError when a
-        checkpoint could not be written: after the state at that time was saved, if that is possible.
+        Raises:
+            FloatingPointError: Loss or gradient is not finite. The message names the step. The weights are those before
+                the step, and no checkpoint is written.
+            BlockingIOError: Another run uses `config.checkpoint_folder`.
+            ValueError: Copies of the weights differ between ranks.
+            OSError: A checkpoint could not be written. If possible, the current state is saved first.
         """
         with self._checkpoints.locked() if self._checkpoints else nullcontext():
             return self._run()
 
-    def _run(self) -> str:
+    def _run(self) -> StopReason:
         self._start()
         try:
             with _deterministic(self.config.deterministic or self.device.type == "cpu"), self._stop_on_signals():
@@ -122,8 +177,10 @@ class Trainer:
         return reason
 
     def save_checkpoint(self) -> None:
-        """Save the state of the run as it is now to `config.checkpoint_folder`, while the run goes on."""
-        self._saved_step = self.step  # also where it fails: then it was tried
+        """Save the current state of the run to `config.checkpoint_folder`; writing continues in the background."""
+        if self._checkpoints is None:
+            raise ValueError("config.checkpoint_folder is empty: set it to save checkpoints")
+        self._saved_step = self.step  # even if the save fails: it is not tried twice
         self._save(self._checkpoints)
 
     def _save(self, checkpoints: Checkpoints) -> None:
@@ -131,19 +188,22 @@ class Trainer:
             "config": asdict(self.config),
             "seconds": self.seconds,
             "tokens": self.tokens,
-            "loader": self.loader.state_dict(),  # type: ignore[attr-defined]
+            "loader": self.loader.state_dict() if isinstance(self.loader, _Resumable) else None,
         }
         checkpoints.save(self.step, self.model, self.optimizers, state)
 
     def load_checkpoint(self) -> bool:
-        """Continue from the newest whole checkpoint; False when there is none.
+        """Resume from the newest intact checkpoint; return False if there is none.
 
-        Raises what `Checkpoints.resume` raises, and ValueError when the run had other settings.
+        Raises:
+            ValueError: No checkpoint is usable, or the run had other settings.
         """
+        if self._checkpoints is None or not isinstance(self.loader, _Resumable):
+            return False
         state = self._checkpoints.resume(self.model, self.optimizers, self._check_settings)
         if state is None:
             return False
-        self.loader.load_state_dict(state["loader"])  # type: ignore[attr-defined]
+        self.loader.load_state_dict(state["loader"])
         self.step = self._saved_step = state["step"]
         self.seconds, self.tokens = state["seconds"], state["tokens"]
         return True
@@ -151,10 +211,13 @@ class Trainer:
     def _check_settings(self, state: dict[str, Any]) -> None:
         for key, value in asdict(self.config).items():
             if key not in RESUMABLE_WITH_CHANGED and value != state["config"].get(key):
-                raise ValueError(f"the run to resume has {key} = {state['config'].get(key)!r}, not {value!r}")
+                raise ValueError(
+                    f"the run to resume has {key} = {state['config'].get(key)!r}, got {value!r}: keep the setting, or "
+                    "use another output folder"
+                )
 
     def fraction(self) -> float:
-        """Share of the run that lies behind, by steps or time, whichever is further."""
+        """Return the completed share of the run, by steps or time, whichever is larger."""
         by_steps = self.step / self.config.max_steps if self.config.max_steps else 0.0
         by_time = self.seconds / self.config.max_seconds if self.config.max_seconds else 0.0
         return min(1.0, max(by_steps, by_time))
@@ -166,7 +229,7 @@ class Trainer:
             torch.manual_seed(self.config.seed)
         check_replicas(self.model)
 
-    def _loop(self) -> str:
+    def _loop(self) -> StopReason:
         self.model.train()
         batches = iter(self.loader)
         clock = time.monotonic()
@@ -175,28 +238,28 @@ class Trainer:
             micro_batches = self._next_batches(batches)
             wait = time.monotonic() - began
             if self.world.any(not micro_batches):
-                return "data"
-            figures = self._step(micro_batches)
+                return StopReason.DATA
+            result = self._step(micro_batches)
             now = time.monotonic()
-            # What happened since the last step, reports and copies for a checkpoint, counts too.
+            # Reports and copies for a checkpoint since the last step count too.
             memory, wait, took = self.world.max([peak_memory(self.device), wait, now - clock])
             clock = now
             self.step += 1
             self.seconds += took
-            self.tokens += figures["tokens"]
+            self.tokens += result.tokens
             if self.on_step:
-                self.on_step(self._progress(figures, int(memory), wait, took))
+                self.on_step(self._progress(result, int(memory), wait, took))
             if self.world.any(self._stop_signal is not None):
-                return "signal"
+                return StopReason.SIGNAL
             if self._checkpoints and self.step % self.config.checkpoint_every == 0:
                 self.save_checkpoint()
-        return "finished"
+        return StopReason.FINISHED
 
     def _next_batches(self, batches: Iterator[Any]) -> list[_MicroBatch]:
-        """The batches of one step; fewer at the end of the data, none when nothing is left."""
+        """Return the batches of one step: fewer at the end of the data, none if no data is left."""
         taken = []
         for arrays in batches:
-            flops = batch_flops(self.model.config, arrays)  # while they are still on the CPU
+            flops = batch_flops(self.model.config, arrays)  # before the batch moves to the GPU
             batch = to_device(arrays, self.device)
             sources = position_sources(batch) if self._sources else None
             own = None if sources is None else self.world.slice_tokens(sources)
@@ -206,29 +269,22 @@ class Trainer:
                 break
         return taken
 
-    def _step(self, micro_batches: list[_MicroBatch]) -> dict[str, Any]:
-        """One update from the mean loss over all tokens of all ranks; returns fields of `Progress`, and `flops`."""
+    def _step(self, micro_batches: list[_MicroBatch]) -> _StepResult:
+        """Update once with the mean loss over all tokens of all ranks."""
         sums = Sums(self._sources, self.device)
         losses = self._backward(micro_batches, sums)
         norm = clip_grad_norm(self.model.parameters(), self.config.grad_clip)
         positions = sum(micro.share.tokens.numel() for micro in micro_batches)
         flops = sum(micro.flops for micro in micro_batches) / self.world.context_parallel
         all_sums = self.world.sum(torch.cat((sums.values(), sums.values().new_tensor([positions, flops]))))
-        # The one time in a step that the CPU waits for the GPU.
+        # The only place in a step where the CPU waits for the GPU.
         *values, tokens, flops, grad_norm = torch.cat((all_sums, norm.to(all_sums.dtype)[None])).tolist()
         loss, by_source = sums.means(values)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self._fail(loss, grad_norm, micro_batches, losses)
         factor = self._update()
-        return {
-            "loss": loss,
-            "losses": by_source,
-            "grad_norm": grad_norm,
-            "learning_rate": self.config.learning_rate * factor,
-            "tokens": int(tokens),
-            "loss_tokens": int(values[1]),
-            "flops": flops,
-        }
+        learning_rate = self.config.learning_rate * factor
+        return _StepResult(loss, by_source, grad_norm, learning_rate, int(tokens), int(values[1]), flops)
 
     def _backward(self, micro_batches: list[_MicroBatch], sums: Sums) -> list[Tensor]:
         """Add up gradients of the mean loss over all tokens of all ranks; returns each position's loss."""
@@ -244,16 +300,16 @@ class Trainer:
                     batch.loss_mask,
                     micro.offsets,
                     batch.position_ids,
-                    # A loader of the user's own need not know of it.
+                    # Batches of other loaders may lack it.
                     global_window=getattr(batch, "global_window", None),
                 )
-            (total / loss_tokens[0]).backward()
+            torch.autograd.backward(total / loss_tokens[0])
             sums.add(of_tokens, batch.loss_mask, micro.sources)
             losses.append(of_tokens)
         return losses
 
     def _update(self) -> float:
-        """Take the optimizers' step; returns the learning rate's factor."""
+        """Take an optimizer step; return the learning rate as a fraction of the peak."""
         factor = learning_rate_factor(self.config, self.step, self._schedule_progress())
         set_learning_rate(self.optimizers, factor)
         for optimizer in self.optimizers:
@@ -262,7 +318,7 @@ class Trainer:
         return factor
 
     def _fail(self, loss: float, norm: float, micro_batches: list[_MicroBatch], losses: list[Tensor]) -> NoReturn:
-        """Keep what helps to find out why, and raise."""
+        """Write diagnostics and raise FloatingPointError."""
         batches = [micro.batch for micro in micro_batches]
         losses = [self.world.gather_tokens(values) for values in losses]
         found = failure.documents(batches, losses, self._sources)
@@ -275,7 +331,7 @@ class Trainer:
                 "loss": loss,
                 "grad_norm": norm,
                 "non_finite_gradients": failure.bad_gradients(self.model),
-                "documents": found,
+                "documents": [entry._asdict() for entry in found],
             }
             failure.write(folder, self.world.rank, report, batches, losses)
             self._save(Checkpoints(folder, asynchronous=False))
@@ -283,12 +339,13 @@ class Trainer:
         self._zero_grad()
         raise FloatingPointError(text)
 
-    def _progress(self, figures: dict[str, Any], memory: int, wait: float, took: float) -> Progress:
-        flops = figures.pop("flops")
+    def _progress(self, result: _StepResult, memory: int, wait: float, took: float) -> Progress:
+        sums = result._asdict()
+        flops = sums.pop("flops")
         return Progress(
             step=self.step,
-            **figures,
-            tokens_per_second=figures["tokens"] / took,
+            **sums,
+            tokens_per_second=result.tokens / took,
             mfu=flops / (took * self._peak * self.world.size) if self._peak else None,
             memory=memory,
             data_wait=wait,
@@ -298,7 +355,7 @@ class Trainer:
         )
 
     def _schedule_progress(self) -> float:
-        """Share of the schedule that lies behind: of the stages' joint horizon, or of this run."""
+        """Return the completed share of the learning rate schedule: the horizon of several stages, or this run."""
         if self.config.horizon_tokens:
             return (self.config.start_tokens + self.tokens) / self.config.horizon_tokens
         return self.fraction()
@@ -309,7 +366,7 @@ class Trainer:
 
     @contextmanager
     def _stop_on_signals(self) -> Iterator[None]:
-        """Note the first SIGTERM or SIGINT; a second one acts as it did before. Handlers need the main thread."""
+        """Record the first SIGTERM or SIGINT and restore the previous handlers for the second; main thread only."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -321,8 +378,8 @@ class Trainer:
                 signal.signal(number, handler)
 
         self._stop_signal = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, note) or signal.SIG_DFL
+        for caught in (signal.SIGTERM, signal.SIGINT):
+            previous[caught] = signal.signal(caught, note) or signal.SIG_DFL
         try:
             yield
         finally:
@@ -332,17 +389,18 @@ class Trainer:
 
 @contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
-    """Ask PyTorch for algorithms that give the same result every time, and put its settings back afterwards."""
+    """Use deterministic algorithms inside the block if `wanted`, and restore PyTorch's settings afterwards."""
     if not wanted:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic  # PyTorch's stubs lack its one attribute
+    fill = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and we read no such memory
+    settings.fill_uninitialized_memory = False  # filling costs time, and such memory is never read
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = fill

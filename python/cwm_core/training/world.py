@@ -1,4 +1,4 @@
-"""The processes of a run, and how they share its model and its tokens."""
+"""The ranks of a run and how they share its model and its tokens."""
 
 from __future__ import annotations
 
@@ -18,18 +18,30 @@ _TOKENS = ("tokens", "targets", "loss_mask", "position_ids")  # what a batch has
 
 
 class World:
-    """The ranks of a run: size = replicas x shards x context x tensor, neighbours in rank first in `tensor`.
+    """The ranks of a run: size = replicas x shards x context x tensor, with consecutive ranks in one tensor group.
 
-    The model is sharded over the shard and context ranks, and copied over the replicas. The ranks of one context and
-    tensor group read the same rows; `data_rank` of `data_ranks` says which.
+    The model is sharded over the shard and context ranks and copied over the replicas. The ranks of one context and
+    tensor group read the same rows.
+
+    Attributes:
+        rank: Number of this process.
+        size: Number of processes.
+        is_main: Whether this is rank 0.
+        device: Device of this rank.
+        tensor_parallel: Ranks that share each matrix product.
+        context_parallel: Ranks that share each row of tokens.
+        data_rank: Number of the share of rows that this rank reads.
+        data_ranks: Number of shares of rows.
+        context_rank: Number of the share of tokens in a row.
+        context_group: Group of the ranks that share a row; None for one process without a process group.
     """
 
     mesh: DeviceMesh | None = None
-    """Dimensions "replicate", "shard" (of weights: data ranks of a replica x context) and "tensor"; None for one rank
-    alone."""
+    """Device mesh with the dimensions "replicate", "shard" (data ranks of a replica x context) and "tensor"; None for
+    one process without a process group."""
 
     def __init__(self, device: torch.device, replicas: int, tensor_parallel: int, context_parallel: int) -> None:
-        """Over the default process group, if there is one; raises ValueError where its size cannot be so divided."""
+        """Divide the default process group, if there is one; raise ValueError if its size is not divisible."""
         distributed = dist.is_initialized()
         self.rank = dist.get_rank() if distributed else 0
         self.size = dist.get_world_size() if distributed else 1
@@ -49,12 +61,14 @@ class World:
 
     @classmethod
     def create(cls, config: TrainConfig) -> Self:
-        """The world that torchrun's environment describes, or one process where there is none.
+        """Return the world that torchrun's environment describes, or one process outside torchrun.
 
-        Starts the default process group, with NCCL on GPUs and gloo on CPUs, and makes this rank's GPU the current one;
-        a group that the caller started is used, and left to the caller. Raises ValueError where `config`'s replicas x
-        tensor x context do not divide the number of ranks, or several ranks are to share a kind of device other than
-        "cpu" and "cuda".
+        Starts the default process group, with NCCL on GPUs and gloo on CPUs, and makes this rank's GPU the current one.
+        A process group that the caller started is used and left open.
+
+        Raises:
+            ValueError: The number of ranks is not divisible by replicas x tensor x context, or several ranks are to use
+                a device other than "cpu" and "cuda".
         """
         started = dist.is_initialized()
         size = dist.get_world_size() if started else int(os.environ.get("WORLD_SIZE", "1"))
@@ -76,21 +90,24 @@ class World:
         return world
 
     def sum(self, values: Tensor) -> Tensor:
-        """Of `values` on `device`, over the ranks that hold different tokens: one collective, equal results on all."""
+        """Return the sum of `values`, on `device`, over ranks with different tokens, equal on all ranks.
+
+        This is one collective.
+        """
         total = values.clone()
         if self.size > 1:
             dist.all_reduce(total, group=self._tokens_group)
         return total
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is set on any rank."""
+        """Return whether `flag` is set on any rank."""
         flags = torch.tensor(int(flag), device=self.device)
         if self.size > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags)
 
     def max(self, values: list[float]) -> list[float]:
-        """The largest of each of `values` over all ranks."""
+        """Return the elementwise maximum of `values` over all ranks."""
         if self.size == 1:
             return values
         largest = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -98,9 +115,10 @@ class World:
         return largest.tolist()
 
     def slice_tokens(self, values: Tensor) -> Tensor:
-        """This rank's share [1, tokens / context] of something that a batch has for each token, [rows, seq_len].
+        """Return this rank's share [1, tokens / context] of per-token values [rows, seq_len].
 
-        Raises ValueError where the context ranks do not divide the tokens.
+        Raises:
+            ValueError: The context ranks do not divide the tokens.
         """
         if self.context_parallel == 1:
             return values
@@ -111,7 +129,7 @@ class World:
         return values.view(1, self.context_parallel, -1)[:, self.context_rank]
 
     def gather_tokens(self, share: Tensor) -> Tensor:
-        """What `slice_tokens` took `share` of, flattened, on all context ranks."""
+        """Invert `slice_tokens`: return the values of all context ranks, flattened."""
         if self.context_parallel == 1:
             return share.flatten()
         shares = [torch.empty_like(share) for _ in range(self.context_parallel)]
@@ -119,30 +137,33 @@ class World:
         return torch.cat(shares, -1).flatten()
 
     def slice(self, batch: Any) -> Any:
-        """This rank's share of the tokens of `batch`, [1, tokens / context]; documents in `cu_seqlens` stay whole.
+        """Return the batch with this rank's share of the tokens, [1, tokens / context]; `cu_seqlens` stays whole.
 
-        `batch` is a dataclass or namespace with tokens, targets, loss_mask and position_ids [rows, seq_len]. Raises
-        ValueError where the context ranks do not divide its tokens.
+        Args:
+            batch: A dataclass or namespace with tokens, targets, loss_mask and position_ids [rows, seq_len].
+
+        Raises:
+            ValueError: The context ranks do not divide the tokens.
         """
         if self.context_parallel == 1:
             return batch
         shares = {name: self.slice_tokens(getattr(batch, name)) for name in _TOKENS}
-        if dataclasses.is_dataclass(batch):
+        if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
             return dataclasses.replace(batch, **shares)
         return SimpleNamespace(**vars(batch) | shares)
 
     def close(self) -> None:
-        """End the process group if `create` started it."""
+        """Destroy the process group if `create` started it."""
         if self._owns_group:
             dist.destroy_process_group()
             self._owns_group = False
 
     def __enter__(self) -> Self:
-        """Use the world in a `with` statement, which closes it."""
+        """Return the world; the `with` statement closes it."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close it."""
+        """Close the world."""
         self.close()
 
 
@@ -155,6 +176,7 @@ def _data_ranks(size: int, replicas: int, tensor: int, context: int) -> int:
 
 
 def _own_group(groups: Tensor) -> dist.ProcessGroup:
-    """The group that this rank is in, of `groups` [groups, ranks]; all ranks must call this."""
-    own, _ = dist.new_subgroups_by_enumeration(groups.tolist())
+    """Return the group of `groups` [groups, ranks] that contains this rank; all ranks must call this function."""
+    own: dist.ProcessGroup
+    own, _ = dist.new_subgroups_by_enumeration(groups.tolist())  # type: ignore[no-untyped-call]  # PyTorch
     return own

@@ -1,7 +1,7 @@
-"""Looking at traces: a page to step through, lines for a terminal, and where a prediction departs from reality."""
+"""Show traces and predictions: an HTML page to step through, text for a terminal, and differences between frames."""
 
-from cwm_core.view.diff import Difference, differences
+from cwm_core.view.diff import Difference, UnmatchedFrame, differences
 from cwm_core.view.page import html, notebook
 from cwm_core.view.text import terminal
 
-__all__ = ["Difference", "differences", "html", "notebook", "terminal"]
+__all__ = ["Difference", "UnmatchedFrame", "differences", "html", "notebook", "terminal"]

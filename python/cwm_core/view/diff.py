@@ -1,11 +1,12 @@
-"""Where predicted frames differ from real ones, and the sentences that head both views."""
+"""Compare predicted frames with recorded ones, and summarize both in a sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from cwm_core.trace import ParsedTrace, Trace
 
@@ -13,33 +14,45 @@ if TYPE_CHECKING:
     from cwm_core._native import Frame
 
 
+class UnmatchedFrame(StrEnum):
+    """Kind of a frame that only one of two traces has."""
+
+    MISSING = "missing"
+    """Only the recorded trace has the frame."""
+    EXTRA = "extra"
+    """Only the predicted trace has the frame."""
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How the predicted frame at one position differs from the real one, both as written (``..`` is a value)."""
+    """Differences between the predicted and the recorded frame at one position.
+
+    Frames are compared as written: `..`, the mark of an unchanged variable, is a value like any other.
+    """
 
     index: int
-    """The position of the frame in both traces."""
-    frame: Literal["missing", "extra"] | None = None
-    """``"missing"``: only the real trace has this frame; ``"extra"``: only the predicted one. The rest is unset."""
+    """Position of the frame in both traces."""
+    frame: UnmatchedFrame | None = None
+    """Set if only one of the traces has this frame. The other fields are then unset."""
     event: bool = False
-    """Whether the events differ."""
+    """True if the events differ."""
     line: bool = False
-    """Whether the source lines differ, as text."""
+    """True if the texts of the source lines differ."""
     value: bool = False
-    """Whether the returned values or raised exceptions differ, or only one frame has one."""
+    """True if the returned values or raised exceptions differ, or only one frame has one."""
     missing: tuple[str, ...] = ()
-    """Variables that only the real frame has, in its order."""
+    """Variables that only the recorded frame has, in its order."""
     extra: tuple[str, ...] = ()
     """Variables that only the predicted frame has, in its order."""
     changed: tuple[str, ...] = ()
-    """Variables that both have with different texts, in the real frame's order."""
+    """Variables that have different values, in the recorded frame's order."""
 
     def __bool__(self) -> bool:
-        """Whether anything differs."""
+        """Return whether anything differs."""
         return bool(self.frame or self.event or self.line or self.value or self.missing or self.extra or self.changed)
 
     def __str__(self) -> str:
-        """What differs, in words: ``line; value; a; missing b; extra c``."""
+        """Return the differences in words, such as `line; value; a; missing b; extra c`."""
         if self.frame:
             return f"{self.frame} frame"
         parts = [part for part in ("event", "line", "value") if getattr(self, part)]
@@ -50,10 +63,10 @@ class Difference:
 
 
 def differences(real: Iterable[Frame], predicted: Iterable[Frame]) -> list[Difference]:
-    """The positions at which two sequences of frames differ, in order, one ``Difference`` each.
+    """Return the differences between two sequences of frames, in order of their positions.
 
-    Frames are aligned by position and compared by parsed content: event, line text, variables without regard to order,
-    value. Line numbers are not compared: predictions have none.
+    Frames are aligned by position. They are compared by event, text of the line, variables in any order, and value.
+    Line numbers are not compared, because predictions have none.
     """
     pairs = zip_longest(real, predicted)
     return [found for index, (one, other) in enumerate(pairs) if (found := _compare(index, one, other))]
@@ -61,9 +74,9 @@ def differences(real: Iterable[Frame], predicted: Iterable[Frame]) -> list[Diffe
 
 def _compare(index: int, real: Frame | None, predicted: Frame | None) -> Difference:
     if predicted is None:
-        return Difference(index, frame="missing")
+        return Difference(index, frame=UnmatchedFrame.MISSING)
     if real is None:
-        return Difference(index, frame="extra")
+        return Difference(index, frame=UnmatchedFrame.EXTRA)
     ours, theirs = real.locals or {}, predicted.locals or {}
     same_locals = ours == theirs
     return Difference(
@@ -78,7 +91,7 @@ def _compare(index: int, real: Frame | None, predicted: Frame | None) -> Differe
 
 
 def outcome(trace: Trace) -> str:
-    """One sentence on a trace: its length and how it ended."""
+    """Return a sentence on a trace: its length and how it ended."""
     text = _count(len(trace), "frame")
     if trace.truncated is not None:
         text += f", recording ended by {trace.truncated}"
@@ -90,7 +103,7 @@ def outcome(trace: Trace) -> str:
 
 
 def verdict(trace: Trace, predicted: Trace | ParsedTrace, found: list[Difference]) -> str:
-    """One sentence on a prediction: its length, where it differs, and why its parsing stopped, if it did."""
+    """Return a sentence on a prediction: its length, where it differs, and why parsing stopped early, if it did."""
     text = f"{_count(len(predicted.frames), 'frame')} predicted, "
     steps = max(len(trace), len(predicted.frames))
     text += f"{len(found):,} of {steps:,} differ, first at {found[0].index}" if found else "no difference"
@@ -98,7 +111,7 @@ def verdict(trace: Trace, predicted: Trace | ParsedTrace, found: list[Difference
         if predicted.error is not None:
             text += f"; parsing stopped at offset {predicted.error_offset}: {predicted.error}"
         elif not predicted.complete:
-            text += "; it stopped between two frames, without an end"
+            text += "; it stopped between two frames, before the end of the trace"
     return text
 
 

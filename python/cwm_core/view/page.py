@@ -1,4 +1,4 @@
-"""The HTML page of a trace: ``page.html`` with the frames in it as JSON."""
+"""Build the HTML page of a trace: `page.html` with the frames as JSON."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ _EVENTS = ("call", "line", "return", "exception")
 
 
 def html(trace: Trace, *, predicted: Trace | ParsedTrace | None = None, title: str | None = None) -> str:
-    """A self-contained HTML page that steps through a trace.
+    """Return a self-contained HTML page that steps through a trace.
 
-    With ``predicted``, each predicted frame stands beside the real one of the same position, and what differs is
-    marked. ``#step=N`` in the page's address opens it at frame ``N``.
+    The page is ASCII, whatever the trace holds, and loads nothing. Its size grows with what changes in the trace, like
+    `Trace.nbytes`. Add `#step=N` to its address to open it at frame N.
 
-    The page is ASCII, whatever the trace holds, and loads nothing. Its size follows what changes in the trace, as
-    ``Trace.nbytes`` does.
+    Args:
+        trace: The trace.
+        predicted: Predicted frames to show beside the recorded ones, with differences marked.
+        title: Title of the page.
     """
     found = differences(trace.frames, predicted.frames) if predicted is not None else []
     tables = _Tables()
@@ -34,6 +36,7 @@ def html(trace: Trace, *, predicted: Trace | ParsedTrace | None = None, title: s
         "context": trace.context,
         "first_line": _first_line(trace),
         "outcome": outcome(trace),
+        "output": trace.output,
         "recorded": tables.rows(trace.frames),
         "predicted": None if predicted is None else tables.rows(predicted.frames),
         "verdict": None if predicted is None else verdict(trace, predicted, found),
@@ -49,15 +52,15 @@ def html(trace: Trace, *, predicted: Trace | ParsedTrace | None = None, title: s
 
 
 def notebook(trace: Trace) -> str:
-    """The page of `html` as a piece of HTML for notebooks, which shows it in a frame of its own.
+    """Return HTML that shows the page of `html` in a notebook.
 
-    What it runs is kept from the notebook: a trace may hold anything.
+    The page runs in a sandboxed frame without access to the notebook, because a trace may hold hostile text.
     """
     return f'<iframe sandbox="allow-scripts" style="width: 100%; height: 40em" srcdoc="{escape(html(trace))}"></iframe>'
 
 
 class _Tables:
-    """What frames share, each thing once: a frame becomes a short list of numbers."""
+    """Tables of distinct lines, names, shapes, and values. A frame becomes a short list of indices into them."""
 
     def __init__(self) -> None:
         self.lines: dict[tuple[int, str], int] = {}
@@ -66,7 +69,7 @@ class _Tables:
         self.values: dict[str, int] = {}
 
     def rows(self, frames: Iterable[Frame]) -> list[list[int]]:
-        """A row for each frame, in which those that leave out variables have them all."""
+        """Return a row for each frame. Variables that a frame leaves out are filled in."""
         scopes: list[dict[str, str]] = []
         rows = []
         for frame in frames:
@@ -85,8 +88,10 @@ class _Tables:
         return rows
 
     def _row(self, frame: Frame, variables: dict[str, str] | None) -> list[int]:
-        """``[event, line, shape, slot, value, slot, value, ...]`` with the variables that are not ``..``, or
-        ``[event, line, value]`` for RETURN and EXCEPTION."""
+        """Return `[event, line, shape, slot, value, slot, value, ...]`, with the variables that are not `..`.
+
+        For RETURN and EXCEPTION, return `[event, line, value]`.
+        """
         row = [_EVENTS.index(frame.event), _intern(self.lines, (frame.lineno or 0, frame.line))]
         if variables is None:
             row.append(_intern(self.values, frame.arg or ""))
@@ -98,7 +103,7 @@ class _Tables:
         return row
 
     def difference(self, difference: Difference) -> list[int]:
-        """``[index, flags, name, name, ...]``; the flags are bits: frame, event, line, value."""
+        """Return `[index, flags, name, name, ...]`. The bits of the flags are frame, event, line, and value."""
         parts = (difference.frame is not None, difference.event, difference.line, difference.value)
         flags = sum(1 << bit for bit, differs in enumerate(parts) if differs)
         names = difference.changed + difference.missing + difference.extra
@@ -106,14 +111,16 @@ class _Tables:
 
 
 def _first_line(trace: Trace) -> int:
-    """Return the number of the context's first line, as the frames count: the entry is marked, and frame 0 is there.
+    """Return the number of the context's first line, in the line numbers of the frames.
 
-    The context of a call in a file begins with an empty line that the file does not have, number 0.
+    It follows from the marked line, which is that of frame 0. The context of a call in a file begins with an empty line
+    that is not in the file; its number is 0.
     """
-    if len(trace) and (frame := trace.frames[0]).lineno is not None:
+    first: Frame | None = trace.frames[0] if len(trace) else None
+    if first is not None and first.lineno is not None:
         for number, line in reversed(list(enumerate(trace.context.split("\n")))):
-            if line.endswith(MARK) and line.removesuffix(MARK) == frame.line.removesuffix("\n"):
-                return frame.lineno - number
+            if line.endswith(MARK) and line.removesuffix(MARK) == first.line.removesuffix("\n"):
+                return first.lineno - number
     return 1
 
 
@@ -122,7 +129,7 @@ def _intern(table: dict[_Key, int], key: _Key) -> int:
 
 
 def _json_in_html(data: object) -> str:
-    """JSON that is safe inside a ``<script>`` element: ASCII, and without the characters that HTML could act on."""
+    """Return JSON that is safe in a `<script>` element: ASCII, without characters that HTML interprets."""
     text = json.dumps(data, separators=(",", ":"))
     return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
 

@@ -1,4 +1,4 @@
-"""A trace as lines for a terminal, alone or as a diff against a prediction."""
+"""Format a trace as text for a terminal, alone or as a diff against a prediction."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cwm_core.trace import ParsedTrace, Trace
-from cwm_core.view.diff import Difference, differences, outcome, verdict
+from cwm_core.view.diff import Difference, UnmatchedFrame, differences, outcome, verdict
 
 if TYPE_CHECKING:
     from cwm_core._native import Frame
 
 _MIN_WIDTH = 40
 _EVENT_WIDTH = len("exception")
-# SGR codes, from the eight colors that every terminal's theme sets, so that they are readable on light and dark.
+# SGR codes of the eight colors that every terminal theme defines, so that they are readable on light and dark.
 _DIM, _RED, _GREEN, _YELLOW, _CYAN = "2", "31", "32", "33", "36"
-# What could move the cursor, reorder text or not be encoded: controls, bidirectional marks, separators, surrogates.
+# Characters that could move the cursor, reorder text, or fail to encode.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 
@@ -33,22 +33,21 @@ def terminal(
     width: int | None = None,
     color: bool | None = None,
 ) -> str:
-    """A trace as text: a summary, then for each frame its event, line number, source line, and what changed.
+    """Return a trace as text: a summary, then for each frame its event, line number, source line, and changes.
 
-    With ``predicted``, frames that differ are shown as in a diff, ``-`` the real frame, ``+`` the predicted one, ``?``
-    what differs, and the others take one line each. Control characters are shown escaped; text that does not fit ends
-    in ``...``.
+    With `predicted`, frames that differ are shown as in a diff: `-` the recorded frame, `+` the predicted frame, `?`
+    what differs. Equal frames take one line each. Control characters are escaped. Text that does not fit ends in `...`.
 
     Args:
-        trace: the trace.
-        predicted: the frames to compare with, aligned by position.
-        start: the first frame shown.
-        limit: the most frames shown; all when None.
-        width: columns, at least 40; those of the terminal when None, or 100 where there is none.
-        color: whether to color; when None, where standard output is a terminal and ``NO_COLOR`` is not set.
+        trace: The trace.
+        predicted: Frames to compare with, aligned by position.
+        start: Index of the first frame to show.
+        limit: Number of frames to show; None for all.
+        width: Number of columns, at least 40; None for the width of the terminal, or 100 without a terminal.
+        color: Whether to color; None to color if standard output is a terminal and `NO_COLOR` is not set.
 
     Raises:
-        ValueError: ``start`` or ``limit`` is negative.
+        ValueError: `start` or `limit` is negative.
     """
     if start < 0 or (limit is not None and limit < 0):
         raise ValueError(f"start and limit must not be negative: start={start}, limit={limit}")
@@ -66,9 +65,9 @@ def terminal(
         if difference is None:
             rows += lines.frame(index, trace.frames[index], compact=predicted is not None)
             continue
-        if difference.frame != "extra":
+        if difference.frame is not UnmatchedFrame.EXTRA:
             rows += lines.frame(index, trace.frames[index], "-", difference)
-        if difference.frame != "missing":
+        if difference.frame is not UnmatchedFrame.MISSING:
             rows += lines.frame(index, guesses[index], "+", difference)
         if difference.frame is None:
             rows += lines.reason(difference)
@@ -78,7 +77,7 @@ def terminal(
 
 
 class _Lines:
-    """Lays frames out in columns: mark, index, event, line number, source, variables."""
+    """Formats frames in columns: mark, index, event, line number, source, variables."""
 
     def __init__(self, trace: Trace, length: int, width: int | None, color: bool | None) -> None:
         columns = shutil.get_terminal_size((100, 24)).columns if width is None else width
@@ -87,13 +86,13 @@ class _Lines:
         self.index_width = len(str(max(length - 1, 0)))
         self.number_width = len(str(trace.context.count("\n") + 1))
         self.indent = 2 + self.index_width + 1 + _EVENT_WIDTH + 1 + self.number_width + 2
-        # Wide enough for most source lines, and leaving as much for variables.
+        # Half the space for source lines, half for variables.
         self.source_width = (self.width - self.indent) // 2
 
     def frame(
         self, index: int, frame: Frame, mark: str = " ", difference: Difference | None = None, *, compact: bool = False
     ) -> Iterator[str]:
-        """One row, or two where source and variables do not fit in one; ``compact`` cuts them to fit."""
+        """Yield one row, or two if source and variables do not fit in one. `compact` cuts them to fit."""
         number = "" if frame.lineno is None else str(frame.lineno)
         head = f"{mark} {index:>{self.index_width}} {frame.event:<{_EVENT_WIDTH}} {number:>{self.number_width}}  "
         source = fit(visible(frame.line.rstrip("\n").expandtabs(4)), self.width - len(head))
@@ -114,16 +113,16 @@ class _Lines:
             yield self.paint(lead, head_color) + self.paint(fit(shown, self.width - len(lead)), shown_color)
 
     def reason(self, difference: Difference) -> Iterator[str]:
-        """The row under two that differ."""
+        """Yield the row below two frames that differ."""
         yield self.paint(fit("?" + " " * (self.indent - 1) + visible(str(difference)), self.width), _YELLOW)
 
     def heading(self, text: str, color: str = "") -> Iterator[str]:
-        """A row across all columns."""
+        """Yield a row across all columns."""
         yield self.paint(fit(visible(text), self.width), color)
 
 
 def _changes(frame: Frame, difference: Difference | None) -> str:
-    """The frame's value or changed variables; where frames differ, unchanged variables that do so too."""
+    """Return the frame's value, or its changed variables and those that differ."""
     if frame.locals is None:
         return f"-> {frame.arg}"
     differing = () if difference is None else difference.changed + difference.missing + difference.extra
@@ -132,19 +131,19 @@ def _changes(frame: Frame, difference: Difference | None) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with what a terminal would not show as a character escaped."""
+    """Escape characters that a terminal would not show."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _cells(text: str) -> int:
-    """Columns that a text takes: none for combining characters, two for East Asian wide ones."""
+    """Return the columns that a text takes: none for combining characters, two for East Asian wide ones."""
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
 def fit(text: str, cells: int) -> str:
-    """The text, cut to at most ``cells`` columns."""
+    """Cut a text to at most `cells` columns."""
     if _cells(text) <= cells:
         return text
     cut = text[: max(cells - 3, 0)]
@@ -154,7 +153,7 @@ def fit(text: str, cells: int) -> str:
 
 
 def colorful() -> bool:
-    """Whether standard output is a terminal that is to be colored."""
+    """Return whether to color standard output."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -163,5 +162,5 @@ def _plain(text: str, code: str) -> str:
 
 
 def paint(text: str, code: str) -> str:
-    """The text in the color of an SGR code."""
+    """Return the text in the color of an SGR code."""
     return f"\x1b[{code}m{text}\x1b[0m" if code and text else text

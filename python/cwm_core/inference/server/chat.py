@@ -89,8 +89,9 @@ class Tool:
             return arguments
         if values == {} and self.takes_nothing:
             return ""
-        if isinstance(values, dict) and values.keys() == {key} and isinstance(values[key], str):
-            return values[key]
+        if isinstance(values, dict) and values.keys() == {key}:
+            value = values[key]
+            return value if isinstance(value, str) else arguments
         return arguments
 
 

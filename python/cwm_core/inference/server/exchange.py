@@ -25,7 +25,9 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, stall_seconds: float) -> None:
         """Give up on a client that neither sends nor reads for `stall_seconds`."""
         self._receive, self._send, self._stall_seconds = receive, send, stall_seconds
-        self._headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        self._headers: dict[str, str] = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
         self.status: int | None = None
         """Status of the response; None before it begins."""
 

@@ -244,7 +244,8 @@ class Fields:
 
     def logprobs(self, default: int | None) -> int | None:
         """Return the `logprobs` of `/v1/completions`."""
-        return self.integer("logprobs", default, least=0, most=MAX_TOP_LOGPROBS)
+        count: int | None = self.integer("logprobs", default, least=0, most=MAX_TOP_LOGPROBS)
+        return count
 
     def finish(self) -> None:
         """Raise `ApiError` if a field was not read and has an effect."""

@@ -1,11 +1,12 @@
-"""Causal attention within documents, global or within a window; its cost follows what the mask leaves, not the packing.
+"""Causal attention within documents, global or within a window.
 
-Four backends compute the same (`docs/concepts/model.md`). A backend is a class whose objects are masks:
-made once for a forward pass and a window, from the documents' offsets, and handed to all layers of that window.
+Four backends compute the same result (`docs/concepts/model.md`). Work follows the mask, not the packing. A backend is a
+class; its objects are masks, made once per forward pass and window from the offsets of the documents, and shared by all
+layers with that window.
 
-- "sdpa" runs everywhere, a call or more for each document; the default but on CUDA.
-- "flex" is FlexAttention over the blocks that the mask leaves; the default on CUDA.
-- "varlen" is FlashAttention's kernel for packed documents; CUDA, bfloat16 or float16.
+- "sdpa" runs everywhere, with at least one call per document. Default except on CUDA.
+- "flex" is FlexAttention over the blocks that the mask leaves. Default on CUDA.
+- "varlen" is FlashAttention's kernel for packed documents. Needs CUDA and bfloat16 or float16.
 - "reference" is the formula with a dense mask, for tests.
 """
 
@@ -24,32 +25,38 @@ from .varlen import Varlen
 
 
 class Mask(Protocol):
-    """Which keys each query of a forward pass looks at, in the form that a backend wants."""
+    """Keys that each query of a forward pass attends to, in the form of one backend."""
 
     def __init__(self, documents: Documents, window: int | None) -> None:
-        """Attention within `documents`; with a `window`, to the token itself and the `window - 1` tokens before it."""
+        """Attend within `documents`; with a `window`, to the token itself and the `window - 1` tokens before it."""
         ...
 
     @staticmethod
     def unavailable(device: torch.device) -> str | None:
-        """Why the backend cannot run on `device`, or None."""
+        """Return why the backend cannot run on `device`, or None if it can."""
         ...
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of `q` [batch, heads, length, head_dim] to `k`, `v` [batch, kv_heads, length, head_dim].
+        """Return the attention of `q` to `k` and `v`, in the shape and dtype of `q`.
 
-        All of one type; batch 1 where documents are packed. Returns the shape and type of `q`.
+        Args:
+            q: Queries, [batch, heads, length, head_dim]; batch is 1 for packed documents.
+            k: Keys, [batch, kv_heads, length, head_dim], in the dtype of `q`.
+            v: Values, like `k`.
         """
         ...
 
 
 BACKENDS: dict[str, type[Mask]] = {"reference": Reference, "sdpa": Sdpa, "flex": Flex, "varlen": Varlen}
+"""Attention backends by name."""
 
 
 def choose_backend(name: str | None, device: torch.device) -> type[Mask]:
-    """The backend of that name, or the default of `device`.
+    """Return the backend `name`, or the default backend of `device` if `name` is None.
 
-    Raises ValueError for a name that does not exist, RuntimeError with the reason for a backend that cannot run.
+    Raises:
+        ValueError: The backend does not exist.
+        RuntimeError: The backend cannot run on `device`; the message says why.
     """
     name = name or ("flex" if device.type == "cuda" else "sdpa")
     if name not in BACKENDS:
@@ -68,12 +75,21 @@ def attention(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Causal attention of `q` [batch, heads, n, head_dim] to `k`, `v` [batch, kv_heads, n, head_dim].
+    """Return causal attention, [batch, heads, n, head_dim].
 
-    `cu_seqlens` [documents + 1] holds the offsets, from 0 to n, of documents that do not see each other, for a batch
-    of 1; without it each row is one document. With a `window`, a token attends to itself and the `window - 1` tokens
-    before it. Returns [batch, heads, n, head_dim]. Raises as `choose_backend`, and ValueError when `cu_seqlens` does
-    not cover the tokens.
+    Args:
+        q: Queries, [batch, heads, n, head_dim].
+        k: Keys, [batch, kv_heads, n, head_dim].
+        v: Values, [batch, kv_heads, n, head_dim].
+        cu_seqlens: Offsets of documents that do not see each other, integers [documents + 1] from 0 to n, for a batch
+            of 1;
+            None: each row is one document.
+        window: Number of tokens that a token attends to, itself included; None: all tokens before it.
+        backend: Key of `BACKENDS`; None: the default of the device.
+
+    Raises:
+        ValueError: The backend does not exist, or `cu_seqlens` does not cover the tokens.
+        RuntimeError: The backend cannot run on this device.
     """
     batch, _, n, _ = q.shape
     if cu_seqlens is None:

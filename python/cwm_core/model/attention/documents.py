@@ -1,4 +1,4 @@
-"""Where documents begin and end, and from that the first key that each query looks at."""
+"""Boundaries of documents, and the first key that each query attends to."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Documents:
-    """Consecutive documents that fill a packed row, or the rows of a batch, one document each."""
+    """Consecutive documents that fill a packed row, or the rows of a batch with one document each."""
 
     offsets: Tensor
-    """int32 [documents + 1], on the model's device: from 0 to the number of tokens; equal ones are empty documents."""
+    """int32 [documents + 1] on the model's device, from 0 to the number of tokens. Equal offsets are empty
+    documents."""
     lengths: list[int]
-    """The same on the host, without empty documents."""
+    """Lengths in tokens on the host, without empty documents."""
     packed: bool
-    """Whether q, k and v come as one row of all documents; else as one row for each, of equal length."""
+    """Whether q, k and v hold all documents in one row; otherwise one row per document, all of one length."""
 
     @classmethod
     def from_offsets(cls, cu_seqlens: Tensor, tokens: int, device: torch.device) -> Documents:
-        """A packed row of `tokens` tokens; raises ValueError unless `cu_seqlens` rises from 0 to their number.
+        """Return the documents of a packed row of `tokens` tokens.
 
-        Waits for the device where `cu_seqlens` is not on the host.
+        Waits for the device unless `cu_seqlens` is on the host.
+
+        Raises:
+            ValueError: `cu_seqlens` does not rise from 0 to `tokens`.
         """
         values = cu_seqlens.tolist()
         lengths = [end - start for start, end in pairwise(values)]
@@ -37,18 +41,21 @@ class Documents:
 
     @classmethod
     def from_rows(cls, rows: int, length: int, device: torch.device) -> Documents:
-        """Each of `rows` rows of `length` tokens is one document."""
+        """Return `rows` documents of `length` tokens, one per row."""
         offsets = torch.arange(rows + 1, dtype=torch.int32, device=device) * length
         return cls(offsets, [length] * rows, packed=False)
 
     def starts(self) -> Tensor:
-        """For each token the offset at which its document begins, int32 [tokens]. Does not wait for the device."""
+        """Return the offset at which the document of each token begins, int32 [tokens].
+
+        Does not wait for the device.
+        """
         return self.offsets[:-1].repeat_interleave(self.offsets.diff(), output_size=sum(self.lengths))
 
     def first_keys(self, window: int | None) -> Tensor:
-        """For each token the first that it attends to, int32 [tokens]; the last is itself. It never falls.
+        """Return the first key that each token attends to, int32 [tokens]; the last key is the token itself.
 
-        With a `window`, a token attends to itself and at most the `window - 1` tokens before it.
+        First keys never fall. With a `window`, a token attends to itself and at most the `window - 1` tokens before it.
         """
         starts = self.starts()
         if window is None:
@@ -58,10 +65,10 @@ class Documents:
 
 
 def to_row(x: Tensor) -> Tensor:
-    """Rows [batch, heads, length, head_dim] one after another, [1, heads, batch x length, head_dim]."""
+    """Concatenate rows [batch, heads, length, head_dim] to [1, heads, batch x length, head_dim]."""
     return x if len(x) == 1 else x.transpose(0, 1).flatten(1, 2)[None]
 
 
 def from_row(x: Tensor, batch: int) -> Tensor:
-    """The inverse of `to_row`."""
-    return x if batch == 1 else x[0].unflatten(1, (batch, -1)).transpose(0, 1)
+    """Invert `to_row`."""
+    return x if batch == 1 else torch.unflatten(x[0], 1, (batch, -1)).transpose(0, 1)

@@ -1,12 +1,13 @@
-"""Attention by PyTorch's `scaled_dot_product_attention`, a call or more for each document: runs everywhere.
+"""Attention by PyTorch's `scaled_dot_product_attention`, with at least one call per document. Runs everywhere.
 
-Such a call needs no mask as long as the window covers the document. Past the window, queries go in blocks, each against
-only the keys its window can reach; seen from its first key every block has the same mask, which all share. On a CPU,
-short documents are plain matrix products instead: there the fused kernel took two to three times as long.
+A call needs no mask while the window covers the document. Past the window, queries are split into blocks, each against
+only the keys that its window reaches. Relative to its first key, every block has the same mask, which all share. On a
+CPU, short documents are computed as plain matrix products, because the fused kernel took two to three times as long.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -15,52 +16,57 @@ from torch import Tensor
 
 from .documents import Documents
 
-# Queries per block where a mask is needed. A block computes the scores of QUERY_BLOCK - 1 keys more than its window
-# has, so smaller blocks waste less, and larger ones are fewer calls: on a CPU, of 64 to 1,024, 128 took least time.
+# Queries per block if a mask is needed. A block computes scores of QUERY_BLOCK - 1 keys more than its window, so
+# smaller blocks waste less, and larger blocks need fewer calls. On a CPU, 128 was fastest of 64 to 1,024.
 QUERY_BLOCK = 128
 
-# Blocks are cut from slices of the document this long, or as long as the window where that is longer: the gradient of
-# a cut is as large as what it was cut from, and cut from a whole document its blocks would cost that length squared.
+# Blocks are cut from slices of the document of this length, or of the window's length if that is longer. The gradient
+# of a block is as large as the tensor it was cut from, so blocks of a whole document would cost its length squared.
 QUERY_SLICE = 16 * QUERY_BLOCK
 
-# Queries per block against a cache's keys: bounds the mask to so many rows.
+# Queries per block against the keys of a cache; bounds the rows of the mask.
 CACHED_BLOCK = 512
 
-# Documents of at most this many tokens are short for a CPU: their scores still fit its caches.
+# Longest document in tokens whose scores fit the caches of a CPU.
 SHORT = 512
 
 
 class Sdpa:
-    """Attention of each document in calls of its own."""
+    """Attention with separate calls for each document."""
 
     def __init__(self, documents: Documents, window: int | None) -> None:
-        """Attention within `documents`, and within `window` tokens if given."""
+        """Attend within `documents`, and within `window` tokens if given."""
         self.lengths = documents.lengths if documents.packed else None
         self.window = window
 
     @staticmethod
     def unavailable(device: torch.device) -> str | None:
-        """None: it runs on every device."""
+        """Return None: the backend runs on every device."""
         return None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See `Mask.attend`. Never compiled: which calls it makes depends on how long the documents are."""
+        """Implement `Mask.attend`. Never compiled: the number of calls depends on the lengths of the documents."""
         if torch.compiler.is_compiling():
-            return torch.compiler.disable(self._attend)(q, k, v)
+            plain: Callable[..., Tensor] = torch.compiler.disable(self._attend)  # type: ignore[no-untyped-call]  # PyTorch
+            return plain(q, k, v)
         return self._attend(q, k, v)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.lengths is None or len(self.lengths) == 1:
             return causal_attention(q, k, v, self.window)
-        documents = zip(*(x.split(self.lengths, -2) for x in (q, k, v)), strict=True)
-        return torch.cat([causal_attention(*qkv, self.window) for qkv in documents], -2)
+        queries, keys, values = (torch.split(x, self.lengths, -2) for x in (q, k, v))
+        outputs = [causal_attention(*one, self.window) for one in zip(queries, keys, values, strict=True)]
+        return torch.cat(outputs, -2)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
-    """One document's attention, where the queries are the last m of n positions.
+    """Return the attention of one document in which the queries are the last m of n positions.
 
-    `q` [..., heads, m, head_dim], `k`, `v` [..., kv_heads, n, head_dim]; m < n when earlier keys and values come from
-    a cache. With a `window`, a token attends to itself and the `window - 1` tokens before it.
+    Args:
+        q: Queries, [..., heads, m, head_dim].
+        k: Keys, [..., kv_heads, n, head_dim]; n > m if earlier keys come from a cache.
+        v: Values, like `k`.
+        window: Number of tokens that a token attends to, itself included; None: all tokens before it.
     """
     m, n = q.shape[-2], k.shape[-2]
     if q.device.type == "cpu" and n <= SHORT:
@@ -78,7 +84,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None)
 
 
 def unwindowed_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """What `causal_attention` gives without a window."""
+    """Compute `causal_attention` without a window."""
     m, n = q.shape[-2], k.shape[-2]
     if m == n:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
@@ -94,13 +100,14 @@ def unwindowed_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def sliding_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> list[Tensor]:
-    """Blocks of the attention of m queries that all have a full window: `k`, `v` [..., m + window - 1, head_dim].
+    """Return blocks of the attention of m queries that all have a full window.
 
-    Query heads that share a key head are one longer sequence of queries: CUDA's kernels that take a mask want as many
-    key heads as query heads, and copies of the keys would be held for each block.
+    `k` and `v` are [..., m + window - 1, head_dim]. Query heads that share a key head become one longer sequence of
+    queries: CUDA kernels that take a mask need as many key heads as query heads, and each block would otherwise hold
+    copies of the keys.
     """
     m, groups = q.shape[-2], q.shape[-3] // k.shape[-3]
-    grouped = q.unflatten(-3, (-1, groups))
+    grouped = torch.unflatten(q, -3, (-1, groups))
     mask = sliding_mask(groups, window, q.dtype, q.device)
     blocks = []
     for start in range(0, m, QUERY_BLOCK):
@@ -110,15 +117,16 @@ def sliding_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> list[Tens
         out = F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask[:, :size, : size + window - 1].flatten(0, 1)
         )
-        blocks.append(out.unflatten(-2, (groups, size)).flatten(-4, -3))
+        blocks.append(torch.unflatten(out, -2, (groups, size)).flatten(-4, -3))
     return blocks
 
 
 @lru_cache(maxsize=8)
 def sliding_mask(groups: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What is added to scores, [groups, QUERY_BLOCK, QUERY_BLOCK + window - 1]: 0 for keys i to i + window - 1 of i.
+    """Return the mask to add to scores, under which query i sees keys i to i + window - 1.
 
-    Of the scores' type, since PyTorch turns a boolean mask into such a one, and keeps it, in every call.
+    The shape is [groups, QUERY_BLOCK, QUERY_BLOCK + window - 1]. The mask has the dtype of the scores, because PyTorch
+    converts a boolean mask in every call and keeps the result.
     """
     with torch.inference_mode(False):  # the mask made while generating serves training too
         keys = QUERY_BLOCK + window - 1
@@ -130,28 +138,28 @@ def sliding_mask(groups: int, window: int, dtype: torch.dtype, device: torch.dev
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """What `causal_attention` gives, for n of at most `SHORT`, as two products and a softmax over all scores.
+    """Compute `causal_attention` for n of at most `SHORT` as two products and a softmax over all scores.
 
-    The query heads that share a key head go into the product as one longer sequence, so that no key is copied.
+    Query heads that share a key head become one longer sequence, so that keys are not copied.
     """
     m, n = q.shape[-2], k.shape[-2]
     groups = q.shape[-3] // k.shape[-3]
-    grouped = (q * q.shape[-1] ** -0.5).unflatten(-3, (-1, groups)).flatten(-3, -2)
-    scores = (grouped @ k.transpose(-1, -2)).unflatten(-2, (groups, m))
+    grouped = torch.unflatten(q * q.shape[-1] ** -0.5, -3, (-1, groups)).flatten(-3, -2)
+    scores = torch.unflatten(grouped @ k.transpose(-1, -2), -2, (groups, m))
     weights = (scores + short_mask(window, scores.dtype)[n - m : n, :n]).softmax(-1).flatten(-3, -2)
-    return (weights @ v).unflatten(-2, (groups, m)).flatten(-4, -3)
+    return torch.unflatten(weights @ v, -2, (groups, m)).flatten(-4, -3)
 
 
 @lru_cache
 def short_mask(window: int | None, dtype: torch.dtype) -> Tensor:
-    """What is added to scores, [SHORT, SHORT]: 0 where a query may look, else minus infinity."""
+    """Return the mask to add to scores, [SHORT, SHORT]: 0 where a query attends, else minus infinity."""
     with torch.inference_mode(False):  # the mask made while generating serves training too
         mask = causal_mask(SHORT, SHORT, window, torch.device("cpu"))
         return torch.zeros(SHORT, SHORT, dtype=dtype).masked_fill(~mask, float("-inf"))
 
 
 def causal_mask(m: int, n: int, window: int | None, device: torch.device) -> Tensor:
-    """Boolean [m, n], true where a query may look: the queries are the last m of the n positions."""
+    """Return bool [m, n], true where a query attends; the queries are the last m of the n positions."""
     queries = torch.arange(n - m, n, device=device)[:, None]
     keys = torch.arange(n, device=device)
     mask = keys <= queries

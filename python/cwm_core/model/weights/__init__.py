@@ -1,4 +1,4 @@
-"""Weights on disk: folders of Hugging Face, of Meta, and of distributed checkpoints; see docs/guides/weights.md."""
+"""Model weights on disk: folders of Hugging Face and Meta, and distributed checkpoints. See docs/guides/weights.md."""
 
 from .loading import load, load_into, read_config
 from .saving import Format, save

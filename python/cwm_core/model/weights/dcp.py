@@ -1,10 +1,10 @@
-"""Checkpoints of torch.distributed.checkpoint: `.metadata`, and files that any number of processes wrote.
+"""Checkpoints of torch.distributed.checkpoint: `.metadata` and the files that any number of processes wrote.
 
-The weights are what such a checkpoint keeps under `model`; optimizers and the like beside them are passed over.
+The weights are the tensors under `model`. Optimizers and everything else are ignored.
 
-`.metadata` is a pickle, which PyTorch loads with all that a pickle may do. Here it is read into records that do
-nothing, and what it names is neither imported nor called, so a hostile one can at worst describe wrong tensors. The
-tensors themselves are read by PyTorch's reader of weights only.
+`.metadata` is a pickle, and PyTorch unpickles it without restrictions. This module reads it into inert records:
+classes and functions that the pickle names are neither imported nor called, so a hostile file can at worst describe
+wrong tensors. The tensors themselves are read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-import torch.distributed.checkpoint as torch_dcp
 from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.state_dict_saver import save
 
+from ..._native import DamagedFileError
 from .. import sharding
 from ..config import ModelConfig
 from .huggingface import is_plain_name
@@ -35,7 +38,7 @@ _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).val
 
 
 class _Record:
-    """An object of the pickle, of any class or function: what it was made from, and its fields."""
+    """Stand-in for an object of the pickle, of any class or function: its arguments and its fields."""
 
     def __new__(cls, *args: Any, **_: Any) -> Self:
         record = super().__new__(cls)
@@ -49,33 +52,35 @@ class _Record:
             self.args = state
 
     def __call__(self, *args: Any) -> _Record:
-        """Of a method that the pickle looked up."""
+        """Stand in for the call of a method that the pickle looked up."""
         return type(self)(*args)
 
 
 class _Unpickler(pickle._Unpickler):
-    """Builds records, types of tensors, and plain containers only: it imports nothing that the pickle names.
+    """Unpickler that builds records, dtypes and plain containers only, and imports nothing that the pickle names.
 
-    The unpickler written in Python: the one in C sizes its memo by the largest index in the file, which may be any.
+    It derives from the unpickler written in Python: the one in C allocates its memo by the largest index in the file,
+    which an attacker chooses.
     """
 
     def find_class(self, module: str, name: str) -> Any:
-        """A class of this one place, which a hostile file may spoil."""
+        """Return a new class for each name, so that a hostile file can only damage its own classes."""
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         return type("Record", (_Record,), {})
 
 
 def records(file: Path) -> Any:
-    """What the pickle in `file` describes, as records; raises nearly anything for a damaged one."""
+    """Return the content of the pickle in `file` as records. Raises nearly any exception for a damaged file."""
     return _Unpickler(io.BytesIO(file.read_bytes())).load()
 
 
 def tensors(folder: Path) -> dict[str, Stored]:
-    """The tensors under `model` by name, without that prefix, none of them read yet.
+    """Return the tensors under `model` by name, without that prefix and not read yet.
 
-    Raises OSError for a file that cannot be read, and ValueError, naming it, for one that is damaged, compressed, or
-    names files outside the folder.
+    Raises:
+        OSError: A file cannot be read.
+        DamagedFileError: `.metadata` is damaged, describes a compressed tensor, or names files outside the folder.
     """
     file = folder / METADATA
     try:
@@ -89,8 +94,8 @@ def tensors(folder: Path) -> dict[str, Stored]:
         }
     except OSError:
         raise
-    except Exception as error:  # a pickle can be wrong in nearly any way
-        raise ValueError(f"{file} is not metadata of a checkpoint that can be read: {error}") from None
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise DamagedFileError(f"{file} is not readable metadata of a checkpoint: {error}") from None
 
 
 def _offset(index: Any) -> tuple[int, ...] | None:
@@ -99,29 +104,29 @@ def _offset(index: Any) -> tuple[int, ...] | None:
 
 
 def to_text(value: Any) -> str:
-    """A name out of a pickle; raises ValueError if it is none."""
+    """Return a string of a pickle; raise ValueError for another type."""
     if not isinstance(value, str):
-        raise ValueError("a name is not text")
+        raise ValueError("a name is not a string")
     return value
 
 
 def to_size(record: Any) -> tuple[int, ...]:
-    """The numbers of a `torch.Size` out of a pickle; raises ValueError, or another error, if it is none."""
+    """Return the numbers of a `torch.Size` of a pickle; raise ValueError or another exception for another type."""
     (values,) = record.args
     return tuple(to_count(value) for value in values)
 
 
 def to_count(value: Any) -> int:
-    """A size or offset out of a pickle; raises ValueError if it is none."""
-    if type(value) is not int or value < 0:  # not shown: the text of nested objects can be endless
-        raise ValueError("a size or offset is not a whole number")
+    """Return a size or offset of a pickle; raise ValueError for another type or a negative number."""
+    if type(value) is not int or value < 0:  # not printed: the repr of nested objects can be endless
+        raise ValueError("a size or offset is not a non-negative integer")
     return value
 
 
 def _stored(folder: Path, name: str, entry: Any, places: dict[tuple[str, tuple[int, ...] | None], Any]) -> Stored:
     shape, dtype = to_size(entry.size), entry.properties.args[0]
     if dtype not in DTYPES.values():
-        raise ValueError(f"{name} is of no type that weights have: {', '.join(map(str, DTYPES.values()))}")
+        raise ValueError(f"{name} has dtype {dtype}, expected one of {', '.join(map(str, DTYPES.values()))}")
     parts = []
     for chunk in entry.chunks:
         offsets = to_size(chunk.offsets)
@@ -130,7 +135,7 @@ def _stored(folder: Path, name: str, entry: Any, places: dict[tuple[str, tuple[i
         if not is_plain_name(place):
             raise ValueError(f"{name} is in {place!r}, which is not a file directly in the folder")
         if getattr(info, "transform_descriptors", None):
-            raise ValueError(f"{name} is compressed or otherwise transformed, which cannot be undone here")
+            raise ValueError(f"{name} is compressed or otherwise transformed, which is not supported")
         file = folder / place
         read = partial(_read, file, to_count(info.offset), to_count(info.length), dtype)
         parts.append(Part(offsets, to_size(chunk.sizes), file, read))
@@ -140,22 +145,22 @@ def _stored(folder: Path, name: str, entry: Any, places: dict[tuple[str, tuple[i
 
 
 def _read(file: Path, offset: int, length: int, dtype: torch.dtype) -> Tensor:
-    """The tensor that `torch.save` wrote at `offset`; of a view of the file, so that its bytes are in memory once."""
+    """Return the tensor that `torch.save` wrote at `offset`, with one copy of the bytes in memory."""
     try:
         with file.open("rb", buffering=0) as opened:
             view = io.BufferedReader(_View(opened, offset, length))
-            tensor = torch.load(view, map_location="cpu", weights_only=True)
+            tensor: object = torch.load(view, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # damaged bytes raise nearly anything
-        raise ValueError(f"{file} holds no readable tensor at byte {offset}: {error}") from None
+        raise DamagedFileError(f"{file}: the tensor at byte {offset} is not readable: {error}") from None
     if not is_weight(tensor) or tensor.dtype != dtype:
-        raise ValueError(f"{file} holds no dense tensor of {dtype} at byte {offset}")
+        raise DamagedFileError(f"{file}: expected a dense tensor of {dtype} at byte {offset}")
     return tensor
 
 
 class _View(io.RawIOBase):
-    """`length` bytes of a file from `offset` on, as a file."""
+    """A file object over `length` bytes of a file from `offset` on."""
 
     def __init__(self, file: io.FileIO, offset: int, length: int) -> None:
         self.file, self.offset, self.length, self.position = file, offset, length, 0
@@ -178,31 +183,31 @@ class _View(io.RawIOBase):
 
 
 def write(weights: dict[str, Tensor], folder: Path, layout: Layout, config: ModelConfig, ranks: Ranks) -> None:
-    """Write the parameters `weights`, by our names, as `model`, under the names and in the row order of `layout`.
+    """Write the parameters `weights`, named as in `Transformer`, under `model` with names and row order of `layout`.
 
-    Of weights that are sharded over `ranks`, each rank writes its own parts, and holds a second copy of those whose
+    If the weights are sharded over `ranks`, each rank writes its own shards, and holds a second copy of those whose
     rows are stored in another order.
     """
     if ranks.sharded:
         state = {layout.stored_name(name): _reordered(name, tensor, layout, config) for name, tensor in weights.items()}
-        torch_dcp.save({"model": state}, storage_writer=torch_dcp.FileSystemWriter(folder))
+        save({"model": state}, storage_writer=FileSystemWriter(folder))
         return
     state = {layout.stored_name(name): tensor for name, tensor in weights.items()}
     names = dict(zip((PREFIX + stored for stored in state), weights, strict=True))
 
-    class Planner(torch_dcp.DefaultSavePlanner):
+    class Planner(DefaultSavePlanner):
         """Puts rows in order when their tensor is written: of none but it is there a second copy."""
 
         def transform_object(self, write_item: WriteItem, object: Any) -> Any:
             return layout.to_stored(names[write_item.index.fqn], object, config)
 
-    writer = torch_dcp.FileSystemWriter(folder)
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that there is one process, as meant
-        torch_dcp.save({"model": state}, storage_writer=writer, planner=Planner(), no_dist=True)
+    writer = FileSystemWriter(folder)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # PyTorch warns of a single process
+        save({"model": state}, storage_writer=writer, planner=Planner(), no_dist=True)
 
 
 def _reordered(name: str, tensor: Tensor, layout: Layout, config: ModelConfig) -> Tensor:
-    """A sharded parameter as `layout` stores it: an order of rows is one of the whole, which is gathered for it."""
+    """Return a sharded parameter in the row order of `layout`; a different order needs the whole tensor."""
     if layout.in_order(name):
         return tensor
     whole = layout.to_stored(name, sharding.whole(tensor), config)

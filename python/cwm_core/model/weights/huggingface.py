@@ -1,4 +1,4 @@
-"""Hugging Face's folder: config.json, and model.safetensors or shards of it with an index of what is where."""
+"""Folders of Hugging Face: `config.json`, and `model.safetensors` or several files with an index."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..._native import DamagedFileError
 from .. import sharding
 from .layout import Layout, read_json, write_json
 from .ranks import Ranks
@@ -16,52 +17,54 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class HuggingFace(Layout):
-    """The names of `CwmForCausalLM`."""
+    """Layout with the parameter names of `CwmForCausalLM`."""
 
     def stored_name(self, name: str) -> str:
-        """All but the output layer belong to a part called `model`."""
+        """Return the name with the prefix `model.`, which all parameters but the output layer have."""
         return name if name.startswith("lm_head.") else f"model.{name}"
 
 
 def tensors(folder: Path) -> dict[str, Stored]:
-    """The tensors of a folder by name.
+    """Return the tensors of a folder by name.
 
-    Raises OSError for a file that cannot be read, ValueError for a damaged one, and for an index that names files
-    outside the folder or disagrees with what the files hold.
+    Raises:
+        OSError: A file cannot be read.
+        DamagedFileError: A file is damaged, or the index names files outside the folder or disagrees with the files.
+        ValueError: The folder has both a single file and an index.
     """
     if (folder / WEIGHTS).exists() and (folder / INDEX).exists():
-        raise ValueError(f"{folder} has both {WEIGHTS} and {INDEX}, one of them left over: delete it")
+        raise ValueError(f"{folder} has both {WEIGHTS} and {INDEX}: delete the outdated one")
     if not (folder / INDEX).exists():
         return safetensors_file(folder / WEIGHTS)
     index = read_json(folder / INDEX)
     files = index.get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-        raise ValueError(f"{folder / INDEX} has no weight_map from names of tensors to names of files")
+        raise DamagedFileError(f"{folder / INDEX} has no weight_map from names of tensors to names of files")
     stored: dict[str, Stored] = {}
     for file in sorted(set(files.values())):
         if not is_plain_name(file):
-            raise ValueError(f"{folder / INDEX} names {file!r}, which is not a file directly in its folder")
+            raise DamagedFileError(f"{folder / INDEX} names {file!r}, which is not a file directly in its folder")
         for name, tensor in safetensors_file(folder / file).items():
             if files.get(name) != file:
                 place = f"in {files[name]}" if name in files else "nowhere"
-                raise ValueError(f"{folder / file} holds {name}, which {INDEX} has {place}")
+                raise DamagedFileError(f"{folder / file} holds {name}, which {INDEX} has {place}")
             stored[name] = tensor
     for name, file in files.items():
         if name not in stored:
-            raise ValueError(f"{folder / file} lacks {name}, which {INDEX} has there")
+            raise DamagedFileError(f"{folder / file} lacks {name}, which {INDEX} has there")
     return stored
 
 
 def is_plain_name(file: str) -> bool:
-    """Whether `file` names something directly in a folder, on any system."""
+    """Return whether `file` names a file directly in a folder on any operating system."""
     return file not in ("", ".", "..") and not set(file) & {"/", "\\", ":", "\0"}
 
 
 def write(weights: dict[str, Tensor], folder: Path, max_shard_bytes: int, ranks: Ranks) -> None:
-    """Write `weights`, by stored name: one file if they fit, else shards, each with at least one tensor.
+    """Write `weights`, by stored name, to one file, or to several if they exceed `max_shard_bytes`.
 
-    Weights on a CPU are written from where they are; of those on another device, or sharded over `ranks`, a shard at a
-    time is copied.
+    Weights on a CPU are not copied. Of weights on another device or sharded over `ranks`, one file's worth is copied at
+    a time.
     """
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
@@ -74,7 +77,7 @@ def write(weights: dict[str, Tensor], folder: Path, max_shard_bytes: int, ranks:
     if len(shards) == 1:
         _write_file(weights, folder / WEIGHTS, ranks)
         return
-    files = {}
+    files: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_file(shard, folder / file, ranks)
@@ -84,7 +87,7 @@ def write(weights: dict[str, Tensor], folder: Path, max_shard_bytes: int, ranks:
 
 
 def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()  # of all shards
+    return tensor.numel() * tensor.element_size()  # of the whole tensor
 
 
 def _write_file(shard: dict[str, Tensor], file: Path, ranks: Ranks) -> None:

@@ -1,4 +1,4 @@
-"""What a folder calls things: the file of its configuration, its tensors' names, the order of their rows."""
+"""Naming conventions of a folder: configuration file, tensor names, and order of rows."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._native import DamagedFileError
 from ..config import ModelConfig
 
 
 class Layout:
-    """Names as in `Transformer`, configuration as Hugging Face has it: how distributed checkpoints are kept here."""
+    """Layout of a distributed checkpoint: tensor names of `Transformer` and the configuration of Hugging Face."""
 
     config_file = "config.json"
     ignored: frozenset[str] = frozenset()
-    """Stored tensors that hold nothing learned."""
+    """Stored tensors that are not weights."""
 
     def read_config(self, folder: Path) -> ModelConfig:
-        """The model's shape; raises ValueError, naming the file, for values that describe none that can be built."""
+        """Return the configuration in `folder`.
+
+        Raises:
+            OSError: The file cannot be read.
+            DamagedFileError: The file is not a JSON object.
+            ValueError: The file lacks a key or describes a model that cannot be built.
+        """
         file = folder / self.config_file
         values = read_json(file)
         try:
@@ -31,41 +38,46 @@ class Layout:
             raise ValueError(f"{file}: {error}") from None
 
     def config_from(self, values: dict[str, Any]) -> ModelConfig:
-        """The configuration that `values` of the file describe."""
+        """Return the configuration that the `values` of the file describe."""
         return ModelConfig.from_hf(values)
 
     def config_values(self, config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-        """What to write to the file, for weights of type `dtype`."""
+        """Return the values to write to the file for weights of type `dtype`."""
         return config.to_hf() | {"dtype": str(dtype).removeprefix("torch.")}
 
     def stored_name(self, name: str) -> str:
-        """What the folder calls the parameter `name`."""
+        """Return the name under which the folder stores the parameter `name`."""
         return name
 
     def in_order(self, name: str) -> bool:
-        """Whether the parameter `name` is stored with its rows in the order that `Transformer` has."""
+        """Return whether the rows of the parameter `name` are stored in the order of `Transformer`."""
         return True
 
     def from_stored(self, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
-        """The parameter `name`, from the stored tensor of the same shape."""
+        """Return the parameter `name` from the stored tensor, which has the same shape."""
         return tensor
 
     def to_stored(self, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
-        """The inverse of `from_stored`."""
+        """Invert `from_stored`."""
         return tensor
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a file; raises OSError if it cannot be read and ValueError, naming it, if it holds no object."""
+    """Return the JSON object in a file.
+
+    Raises:
+        OSError: The file cannot be read.
+        DamagedFileError: The file does not hold a JSON object.
+    """
     try:
         values = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
+        raise DamagedFileError(f"{file} is not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{file} holds {type(values).__name__}, expected an object")
+        raise DamagedFileError(f"{file} holds {type(values).__name__}, expected an object")
     return values
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:
-    """Write an object, indented."""
+    """Write a JSON object, indented."""
     file.write_text(json.dumps(values, indent=2) + "\n")

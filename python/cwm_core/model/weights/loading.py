@@ -1,7 +1,8 @@
-"""From a folder to a model that is in memory once."""
+"""Load a model from a folder."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,15 +21,24 @@ Shapes = dict[str, tuple[int, ...]]
 Opener = Callable[[Shapes], dict[str, Stored]]
 
 
-def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Transformer:
-    """Read the model of a folder: Hugging Face's or Meta's layout, or a distributed checkpoint with a config.json.
+def load(
+    folder: str | os.PathLike[str], device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> Transformer:
+    """Return the model in a folder of any layout of docs/guides/weights.md.
 
-    Weights are read from memory-mapped files one tensor at a time and become the model's own, on `device` and of type
-    `dtype`, None for the stored one: in memory are the model and a tensor. No file can run code.
+    Weights are read from memory-mapped files one tensor at a time: at the peak, the model and one tensor are in memory.
+    No file can run code.
 
-    Raises OSError for a file that is missing or cannot be read, and ValueError, naming file and tensor, for a folder
-    of no or several known layouts, a configuration of another model, files that are damaged or name files outside the
-    folder, and tensors missing, unexpected, or of a wrong shape.
+    Args:
+        folder: Folder of Hugging Face or Meta, or a distributed checkpoint with a `config.json`.
+        device: Device of the model.
+        dtype: Type of the weights; None: as stored.
+
+    Raises:
+        OSError: A file is missing or cannot be read.
+        DamagedFileError: A file is damaged or names files outside the folder.
+        ValueError: The folder has several layouts, its configuration describes another kind of model, or tensors are
+            missing, unexpected, or of a wrong shape.
     """
     folder = Path(folder)
     layout, opener = _recognise(folder)
@@ -40,24 +50,33 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
     return model
 
 
-def read_config(folder: str | Path) -> ModelConfig:
-    """The configuration in a folder that `load` knows, whether or not the weights are there yet.
+def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
+    """Return the configuration in a folder, whether or not the weights are there.
 
-    Raises OSError where there is none, and ValueError for one of another model.
+    Raises:
+        OSError: The configuration cannot be read.
+        ValueError: The configuration describes another kind of model.
     """
     folder = Path(folder)
     layout = meta.Meta() if (folder / meta.Meta.config_file).exists() else Layout()
     return layout.read_config(folder)
 
 
-def load_into(model: Transformer, folder: str | Path, device: str | torch.device = "cpu") -> None:
-    """Give `model` the weights of a folder as `load` knows them, each rank its own part where the model is sharded.
+def load_into(model: Transformer, folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> None:
+    """Fill `model` with the weights of a folder, each rank with its own shards if the model is sharded.
 
-    Parameters on the meta device come to be on `device`, others are overwritten where they are; types stay the model's.
-    Each rank reads by itself from memory-mapped files: in memory are its parts and a tensor. Of the folder's
-    configuration nothing is taken, so that windows or rotary positions can be other than they were.
+    Each rank reads the files by itself and holds its shards and one tensor in memory. The configuration of the folder
+    is ignored, so that windows and rotary positions of `model` may differ.
 
-    Raises as `load`; a model of other sizes has tensors missing, unexpected, or of a wrong shape.
+    Args:
+        model: Model to fill. Parameters keep their dtype.
+        folder: Folder as in `load`.
+        device: New device of parameters on the meta device. Other parameters stay where they are.
+
+    Raises:
+        OSError: A file is missing or cannot be read.
+        DamagedFileError: A file is damaged or names files outside the folder.
+        ValueError: The folder has several layouts, or tensors are missing, unexpected, or of a wrong shape.
     """
     folder = Path(folder)
     layout, opener = _recognise(folder)
@@ -75,7 +94,7 @@ def load_into(model: Transformer, folder: str | Path, device: str | torch.device
 def _matched(
     model: Transformer, folder: Path, layout: Layout, opener: Opener
 ) -> Iterator[tuple[str, nn.Parameter, Stored]]:
-    """The parameters of `model` by name, each with what a folder has of it; all of them are found before the first."""
+    """Yield the parameters of `model` with their name and stored tensor, after checking that all are there."""
     parameters = {layout.stored_name(name): (name, tensor) for name, tensor in model.named_parameters()}
     shapes = {stored: tuple(tensor.shape) for stored, (_, tensor) in parameters.items()}
     stored = opener(shapes)
@@ -92,15 +111,15 @@ def _tie(model: Transformer) -> None:
 
 
 def _recognise(folder: Path) -> tuple[Layout, Opener]:
-    """Which layout a folder has, and what finds its tensors."""
+    """Return the layout of a folder and a function that finds its tensors."""
     has_config, has_params = (folder / "config.json").exists(), (folder / "params.json").exists()
     has_metadata = (folder / dcp.METADATA).exists()
     has_safetensors = any((folder / file).exists() for file in (huggingface.WEIGHTS, huggingface.INDEX))
     has_consolidated = bool(meta.consolidated_files(folder))
     if has_config and has_params:
-        raise ValueError(f"{folder} has both config.json and params.json: it must be of one layout")
+        raise ValueError(f"{folder} has both config.json and params.json: keep the files of one layout")
     if has_metadata and (has_safetensors or has_consolidated):
-        raise ValueError(f"{folder} has a distributed checkpoint and other weights: it must be of one layout")
+        raise ValueError(f"{folder} has a distributed checkpoint and other weights: keep the files of one layout")
     if has_metadata and (has_config or has_params):
         return (meta.Meta() if has_params else Layout()), lambda _: dcp.tensors(folder)
     if has_config and has_safetensors:
@@ -117,8 +136,8 @@ def _on_meta(config: ModelConfig, file: Path) -> Transformer:
     try:
         with torch.device("meta"):
             return Transformer(config)
-    except (TypeError, RuntimeError, OverflowError) as error:  # sizes that are no integers, or past what there can be
-        raise ValueError(f"{file} describes no model that can be built: {error}") from None
+    except (TypeError, RuntimeError, OverflowError) as error:  # sizes that are not integers, or too large
+        raise ValueError(f"{file} describes a model that cannot be built: {error}") from None
 
 
 def _check(folder: Path, stored: dict[str, Stored], shapes: Shapes, ignored: frozenset[str]) -> None:
@@ -134,10 +153,12 @@ def _check(folder: Path, stored: dict[str, Stored], shapes: Shapes, ignored: fro
 
 
 def _check_output_is_embedding(stored: dict[str, Stored], layout: Layout) -> None:
-    """Take out the output layer that some write although it is the embedding."""
+    """Drop the stored output layer of a tied model; raise ValueError if it differs from the embedding."""
     embedding = stored.get(layout.stored_name("embed_tokens.weight"))
     output = stored.pop(layout.stored_name("lm_head.weight"), None)
     if output is None or embedding is None:
         return
     if output.shape != embedding.shape or not torch.equal(output.load("cpu", None), embedding.load("cpu", None)):
-        raise ValueError(f"{output.parts[0].file}: the output layer is not the embedding, as the model has it")
+        raise ValueError(
+            f"{output.parts[0].file}: the output layer differs from the embedding, although config.json ties them"
+        )

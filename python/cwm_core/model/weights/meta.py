@@ -1,7 +1,7 @@
-"""Meta's folder: params.json, and a distributed checkpoint, as Meta released CWM, or consolidated files.
+"""Folders of Meta: `params.json`, and a distributed checkpoint, as CWM was released, or consolidated files.
 
-Meta's code turns adjacent pairs (x[2i], x[2i + 1]) of each head by the angle of frequency i, where `Transformer` and
-Hugging Face turn (x[i], x[i + head_dim / 2]): the rows of the query and key projections are in another order.
+Meta's code rotates adjacent pairs (x[2i], x[2i + 1]) of each head, `Transformer` and Hugging Face rotate (x[i], x[i +
+head_dim / 2]). The rows of the query and key projections are therefore in another order.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._native import DamagedFileError
 from ..config import BOS_TOKEN, STOP_TOKENS, ModelConfig, RopeParameters
 from .layout import Layout
 from .stored import Part, Stored, fill, pth_file, safetensors_file
 
-# Meta's names of what stands in a layer and outside of one, by ours.
+# Meta's names of parameters by ours.
 NAMES = {
     "embed_tokens.weight": "tok_embeddings.weight",
     "norm.weight": "norm.weight",
@@ -32,28 +33,29 @@ NAMES = {
     "mlp.up_proj.weight": "feed_forward.w3.weight",
 }
 
-# Parameters that change what a model computes, with the only value that `Transformer` computes.
+# Parameters with the only value that `Transformer` implements.
 FIXED = {"qkv_biases": False, "qk_norm": False, "q_lora_rank": 0, "kv_lora_rank": 0}
 
-# Depth that no model has; a params.json of a few bytes must not make us build one.
+# More layers than any model has: a params.json of a few bytes must not make us build millions.
 MAX_LAYERS = 4096
 
 
 class Meta(Layout):
-    """Names, row order and parameters of Meta's code."""
+    """Layout with the names, row order and parameters of Meta's code."""
 
     config_file = "params.json"
     ignored = frozenset({"rope.freqs"})
 
     def config_from(self, values: dict[str, Any]) -> ModelConfig:
-        """Read the `TransformerArgs` of Meta's code, under `model` or at the top; what is left out has its default.
+        """Return the configuration for the `TransformerArgs` of Meta's code, under `model` or at the top level.
 
-        The file does not say where generation stops: at Llama-3's tokens, where the vocabulary has them.
+        Missing keys have Meta's defaults. The file has no stop tokens: the configuration gets those of Llama 3 if the
+        vocabulary contains them.
         """
         values = values.get("model", values)
         for name, value in FIXED.items():
             if values.get(name, value) != value:
-                raise ValueError(f"{name} = {values[name]!r}, this model computes only {value!r}")
+                raise ValueError(f"{name} = {values[name]!r}, expected {value!r}")
         if not 1 <= values["n_layers"] <= MAX_LAYERS:
             raise ValueError(f"n_layers must be between 1 and {MAX_LAYERS}, got {values['n_layers']}")
         heads, max_length = values["n_heads"], values["max_seq_len"]
@@ -62,7 +64,7 @@ class Meta(Layout):
         return ModelConfig(
             vocab_size=values["vocab_size"],
             hidden_size=values["dim"],
-            intermediate_size=_ffn_width(values),
+            intermediate_size=_intermediate_size(values),
             num_hidden_layers=values["n_layers"],
             num_attention_heads=heads,
             num_key_value_heads=values.get("n_kv_heads") or heads,
@@ -78,7 +80,7 @@ class Meta(Layout):
         )
 
     def config_values(self, config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-        """Parameters that Meta's code reads; raises ValueError for windows that they cannot express."""
+        """Return parameters that Meta's code reads; raise ValueError for windows that they cannot express."""
         return {
             "model": {
                 "dim": config.hidden_size,
@@ -88,7 +90,7 @@ class Meta(Layout):
                 "head_dim": config.head_dim,
                 "max_seq_len": config.max_position_embeddings,
                 "vocab_size": config.vocab_size,
-                # Half a unit more than the width, which the code cuts off again: exact for any width.
+                # Half a unit more than the size, which Meta's code truncates: exact for any size.
                 "ffn_dim_multiplier": (config.intermediate_size + 0.5) / int(2 * 4 * config.hidden_size / 3),
                 "ffn_exp": 4,
                 "multiple_of": 1,
@@ -101,39 +103,48 @@ class Meta(Layout):
         }
 
     def stored_name(self, name: str) -> str:
-        """Layers are `layers.N` there too."""
+        """Return Meta's name; layers are `layers.N` there too."""
         if not name.startswith("layers."):
             return NAMES[name]
         _, index, rest = name.split(".", 2)
         return f"layers.{index}.{NAMES[rest]}"
 
     def in_order(self, name: str) -> bool:
-        """All but query and key projections."""
+        """Return false for query and key projections."""
         return not name.endswith(("q_proj.weight", "k_proj.weight"))
 
     def from_stored(self, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
-        """Query and key rows from adjacent pairs to halves."""
+        """Reorder query and key rows from adjacent pairs to halves."""
         if self.in_order(name):
             return tensor
-        return tensor.unflatten(0, (-1, config.head_dim // 2, 2)).transpose(1, 2).reshape(tensor.shape)
+        return torch.unflatten(tensor, 0, (-1, config.head_dim // 2, 2)).transpose(1, 2).reshape(tensor.shape)
 
     def to_stored(self, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
-        """Query and key rows from halves to adjacent pairs."""
+        """Reorder query and key rows from halves to adjacent pairs."""
         if self.in_order(name):
             return tensor
-        return tensor.unflatten(0, (-1, 2, config.head_dim // 2)).transpose(1, 2).reshape(tensor.shape)
+        return torch.unflatten(tensor, 0, (-1, 2, config.head_dim // 2)).transpose(1, 2).reshape(tensor.shape)
 
 
 def consolidated_files(folder: Path) -> list[Path]:
-    """Files of weights that are no distributed checkpoint, in the order of their numbers."""
+    """Return the consolidated weight files of a folder, in the order of their numbers."""
     return sorted(file for pattern in ("*.pth", "*.safetensors") for file in folder.glob(f"consolidated{pattern}"))
 
 
 def tensors(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Stored]:
-    """The tensors of consolidated files by name, each file with all of some tensors or with a slice of every one.
+    """Return the tensors of consolidated files by name.
 
-    Slices, left by model parallelism, are along the dimension in which they are less than `shapes` of the whole.
-    Raises OSError for a file that cannot be read, and ValueError, naming it, for a damaged one.
+    Each file holds whole tensors, or one slice of every tensor (model parallelism). Slices are along the dimension in
+    which they are smaller than the whole tensor.
+
+    Args:
+        folder: Folder with the files.
+        shapes: Shapes of the whole tensors by stored name.
+
+    Raises:
+        OSError: A file cannot be read.
+        DamagedFileError: A file is damaged, or slices do not fit together.
+        ValueError: The folder has both .pth and .safetensors files.
     """
     files = consolidated_files(folder)
     if len({file.suffix for file in files}) > 1:
@@ -146,12 +157,12 @@ def tensors(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Store
 
 
 def _join(name: str, slices: list[Stored], shape: tuple[int, ...] | None, files: int) -> Stored:
-    """One tensor of what several files have of it; `shape` is None for one that the model lacks."""
+    """Return one tensor from its slices in several files; `shape` is None for a tensor that the model lacks."""
     first = slices[0]
     if len(slices) == 1 or shape is None or shape == first.shape:  # norms are whole in each file
         return first
     if len(slices) != files:
-        raise ValueError(f"{first.parts[0].file} and {len(slices) - 1} of {files - 1} others hold {name}")
+        raise DamagedFileError(f"{first.parts[0].file} and {len(slices) - 1} of {files - 1} others hold {name}")
     parts, start = [], 0
     axis = next((i for i, (a, b) in enumerate(zip(first.shape, shape, strict=False)) if a != b), 0)
     for piece in slices:
@@ -161,15 +172,15 @@ def _join(name: str, slices: list[Stored], shape: tuple[int, ...] | None, files:
         start += piece.shape[axis] if piece.shape else 0
     if not fill(shape, [(part.offsets, part.shape) for part in parts]):
         sizes = ", ".join(str(list(piece.shape)) for piece in slices)
-        raise ValueError(f"{first.parts[0].file} and others: slices {sizes} of {name} do not make {list(shape)}")
+        raise DamagedFileError(f"{first.parts[0].file} and others: slices {sizes} of {name} do not make {list(shape)}")
     return Stored(shape, first.dtype, tuple(parts))
 
 
-def _ffn_width(values: dict[str, Any]) -> int:
+def _intermediate_size(values: dict[str, Any]) -> int:
     width = int(2 * (values.get("ffn_exp", 4) * values["dim"]) / 3)
     if values.get("ffn_dim_multiplier") is not None:
         width = int(values["ffn_dim_multiplier"] * width)
-    multiple = values.get("multiple_of", 256)
+    multiple: int = values.get("multiple_of", 256)
     return -(-width // multiple) * multiple
 
 
@@ -183,7 +194,7 @@ def _layer_windows(
     global_last_layer: bool = True,
     **unknown: Any,
 ) -> tuple[int | None, ...]:
-    """The window of each layer; the defaults are those of Meta's `window_attn` where it is there."""
+    """Return the window of each layer; the defaults are those of Meta's `window_attn`."""
     if unknown:
         raise ValueError(f"unknown window_attn.{next(iter(unknown))}")
     if global_window is not None and global_window >= max_length:
@@ -197,13 +208,13 @@ def _window_values(config: ModelConfig) -> dict[str, Any] | None:
     if not any(windows):
         return None
     local = next((window for window in windows if window != windows[0]), None)
-    values = {"global_window": windows[0], "local_window": local}
+    values: dict[str, Any] = {"global_window": windows[0], "local_window": local}
     for pattern in range(1, config.num_hidden_layers + 1):
         for last in (False, True):
-            trial = {"window_pattern": pattern, **values, "global_last_layer": last}
+            trial: dict[str, Any] = {"window_pattern": pattern, **values, "global_last_layer": last}
             if _layer_windows(config.num_hidden_layers, config.max_position_embeddings, **trial) == windows:
                 return trial
-    raise ValueError(f"Meta's parameters cannot express these windows of layers: {windows}")
+    raise ValueError(f"Meta's parameters cannot express these layer_windows: {windows}")
 
 
 def _rope(values: dict[str, Any]) -> RopeParameters:
@@ -212,7 +223,7 @@ def _rope(values: dict[str, Any]) -> RopeParameters:
         return RopeParameters(rope_theta=theta, factor=1.0)
     scaled = values.get("scaled_rope") or {}
     if kind != "scaled_rope" or scaled.get("use_attn_scale"):
-        raise ValueError(f"pos_embed_impl {kind!r} with {scaled}: this model computes only rope and scaled_rope")
+        raise ValueError(f"pos_embed_impl {kind!r} with {scaled}: expected rope or scaled_rope without use_attn_scale")
     return RopeParameters(
         rope_theta=theta,
         factor=scaled.get("scale_factor", 8),

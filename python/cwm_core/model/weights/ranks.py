@@ -1,4 +1,4 @@
-"""What one rank does for all when a sharded model is saved."""
+"""Ranks that save a model together."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Those that save a model together: of the default group if it is sharded, else this process alone."""
+    """Ranks of the default process group if the model is sharded, else this process alone."""
 
     sharded: bool
+    """Whether the model is sharded."""
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that acts for all."""
+        """Whether this rank acts for all."""
         return not self.sharded or dist.get_rank() == 0
 
     def once(self, action: Callable[[], T]) -> T:
-        """What `action` returns on the first rank, which alone calls it; what it raises, all ranks raise."""
+        """Run `action` on the first rank only; return its result or raise its exception on all ranks."""
         if not self.sharded:
             return action()
         outcome: list[Any] = [None, None]
         if self.first:
             try:
                 outcome[0] = action()
-            except Exception as error:  # whatever it is, no rank may be left waiting
+            except Exception as error:  # no rank may be left waiting
                 outcome[1] = error
         dist.broadcast_object_list(outcome, src=0)
-        result, error = outcome
-        if error is not None:
-            raise error
+        result: T = outcome[0]
+        failure: Exception | None = outcome[1]
+        if failure is not None:
+            raise failure
         return result

@@ -1,4 +1,4 @@
-"""From a model to a folder that appears whole."""
+"""Save a model to a folder that is always complete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Format = Literal["huggingface", "meta", "dcp"]
 
 LAYOUTS: dict[str, type[Layout]] = {"huggingface": huggingface.HuggingFace, "meta": meta.Meta, "dcp": Layout}
 
-# What makes a folder's weights found, and all files of weights, of a format that `save` writes.
+# Files that mark the weights of a format as complete, and patterns of its weight files.
 MARKERS = {
     "huggingface": (huggingface.WEIGHTS, huggingface.INDEX),
     "meta": (dcp.METADATA,),
@@ -96,7 +96,7 @@ def save(
 
 
 def _with_tokens(config: ModelConfig, tokenizer: Tokenizer | None) -> ModelConfig:
-    """The configuration with the tokenizer's stop tokens and first token where it names none."""
+    """Return the configuration with the tokenizer's stop tokens and first token where it has none."""
     if tokenizer is None:
         return config
     config.check_tokenizer(tokenizer)
@@ -108,17 +108,20 @@ def _with_tokens(config: ModelConfig, tokenizer: Tokenizer | None) -> ModelConfi
 
 
 def _weights(model: Transformer) -> dict[str, Tensor]:
-    """The parameters by name, a tied one once; of a sharded model the shards, also where it is gathered just now."""
+    """Return the parameters by name, a tied parameter once.
+
+    For a sharded model these are the shards, even while FSDP has a layer gathered.
+    """
     state = model.state_dict()
     weights = {name: state[name] for name, _ in model.named_parameters()}
     if any(tensor.is_meta for tensor in weights.values()):
-        raise ValueError("the model is on the meta device: it has no weights to save")
+        raise ValueError("the model is on the meta device and has no weights: call initialize or load_into first")
     return weights
 
 
 @contextmanager
 def _appearing_whole(folder: Path, format: Format, ranks: Ranks) -> Iterator[Path]:
-    """A folder to write to, whose files are in `folder` afterwards if there was no exception."""
+    """Yield a temporary folder whose files move to `folder` if the block succeeds."""
     folder = folder.resolve()
     new, partial = ranks.once(lambda: _begin(folder, format))
     try:
@@ -130,7 +133,7 @@ def _appearing_whole(folder: Path, format: Format, ranks: Ranks) -> Iterator[Pat
 
 
 def _begin(folder: Path, format: Format) -> tuple[bool, Path]:
-    """Make the folder to write to; whether there is none to replace, and its path."""
+    """Make the temporary folder; return whether `folder` is new, and the path."""
     _refuse_other_formats(folder, format)
     new = not folder.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +143,7 @@ def _begin(folder: Path, format: Format) -> tuple[bool, Path]:
 
 
 def _finish(partial: Path, folder: Path, format: Format, new: bool) -> None:
-    # The mode that the umask gives to new files: writers of weights may make theirs private.
+    # The mode that the umask gives to new files: the writers of weights may create private ones.
     mode = partial.stat().st_mode & 0o666
     for file in partial.iterdir():
         file.chmod(mode)
@@ -158,11 +161,16 @@ def _refuse_other_formats(folder: Path, format: Format) -> None:
     own = {*MARKERS[format], LAYOUTS[format].config_file}
     for file in (*sum(MARKERS.values(), ()), *(layout.config_file for layout in LAYOUTS.values())):
         if file not in own and (folder / file).exists():
-            raise FileExistsError(f"{folder} has {file}, of another format than {format}: save to another folder")
+            raise FileExistsError(
+                f"{folder} has {file}, which belongs to another format than {format}: save to another folder"
+            )
 
 
 def _replace(partial: Path, folder: Path, format: Format) -> None:
-    """Move the files, those that make weights found last; weights in one file before and after are never missing."""
+    """Move the files, those that mark the folder as complete last.
+
+    A single file that replaces a single file is never missing.
+    """
     files = {file.name for file in partial.iterdir()}
     old = {file.name for file in folder.glob(WEIGHTS[format])}
     markers = [marker for marker in MARKERS[format] if (folder / marker).exists()]
