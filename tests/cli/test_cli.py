@@ -200,13 +200,15 @@ def test_records_into_a_store_and_views_it(cwd, capsys):
     assert main(["view", "s.cwmtraces", "--trace", "1", "--html", "s.html"]) == 0
     assert "count(7)" in Path("s.html").read_text()
     for argv, message in [
-        ((), "s.cwmtraces holds 4 traces; --trace says which"),
-        (("--trace", "4"), "s.cwmtraces holds 4 traces, and none is '4'"),
-        (("--trace", "x"), "s.cwmtraces holds 4 traces, and none is 'x'"),
+        ((), "s.cwmtraces has 4 traces; choose one with --trace"),
+        (("--trace", "4"), "s.cwmtraces: no trace '4' among 4 traces"),
+        (("--trace", "x"), "s.cwmtraces: no trace 'x' among 4 traces"),
     ]:
         assert message in failure(capsys, "view", "s.cwmtraces", *argv)
     reader[0].save("t.cwmtrace")
-    assert "t.cwmtrace is no store; --trace is for *.cwmtraces" in failure(capsys, "view", "t.cwmtrace", "--trace", "0")
+    assert "t.cwmtrace: --trace requires a trace store (*.cwmtraces)" in failure(
+        capsys, "view", "t.cwmtrace", "--trace", "0"
+    )
     assert main(["import", "t.cwmtrace", "one.cwmtraces"]) == 0 == main(["view", "one.cwmtraces"])
 
 

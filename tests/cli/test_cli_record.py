@@ -153,7 +153,7 @@ def test_the_main_part_runs_unless_the_file_is_a_module(cwd, capsys):
     assert cwm.Trace.load("program.cwmtrace").result == "'program'"
     with pytest.raises(SystemExit):
         main(["record", "program.py", "--as-module"])
-    assert "--as-module goes with --call" in capsys.readouterr().err
+    assert "--as-module requires --call" in capsys.readouterr().err
 
 
 def test_lines_of_a_call_are_numbered_as_in_the_file(cwd, capsys):

@@ -430,8 +430,8 @@ def test_limits():
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('<|line_sep|>{"n": 1}<|action_sep|>x\n<|frame_sep|>', "frame 3 is not a frame: .* a JSON string was expected"),
-        ("<|line_sep|>{}<|frame_sep|>", "missing <|action_sep|> after the locals"),
+        ('<|line_sep|>{"n": 1}<|action_sep|>x\n<|frame_sep|>', "frame 3 is not a frame: .* expected a JSON string"),
+        ("<|line_sep|>{}<|frame_sep|>", r"missing <\|action_sep\|> after the locals"),
         ("<|line_sep|>{}<|action_sep|>x", "cut after"),
         ("", "cut after 0 tokens"),
         ("<|line_sep|>{}<|action_sep|>x\n<|frame_sep|>" * 2, "expected one frame, got 2"),

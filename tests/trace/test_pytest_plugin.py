@@ -409,7 +409,7 @@ def test_wrong_options(project):
     (project / "full").mkdir()
     (project / "full" / "x.cwmtraces").write_text("")
     for arguments, said in (
-        (["full"], "has a recording already"),
+        (["full"], "already contains a recording; choose another folder"),
         (["new1", "--cwm-per-site", "0"], "--cwm-per-site must be at least 1"),
         (["new2", "--cwm-package", "absent"], "there is no package absent"),
         (["new3", "--cwm-package", "__main__"], "there is no package __main__"),
@@ -418,8 +418,11 @@ def test_wrong_options(project):
         (["new6", "--cwm-package", "./pack/core.py"], "got './pack/core.py'; try --cwm-package pack"),
         (["new7", "--cwm-package", "src/pack"], "try --cwm-package pack"),
         (["new8", "--cwm-package", "pack.core"], "got 'pack.core'; try --cwm-package pack"),
-        (["new9", "--cwm-package", "no-name.py"], "is imported by, got 'no-name.py'\n"),
-        (["new10", "--cwm-package", ""], "is imported by, got ''\n"),
+        (
+            ["new9", "--cwm-package", "no-name.py"],
+            "expected the import name of a top-level package or module, got 'no-name.py'\n",
+        ),
+        (["new10", "--cwm-package", ""], "expected the import name of a top-level package or module, got ''\n"),
         (["pytest.ini"], "pytest.ini: is a file"),
         (["pytest.ini/new"], "pytest.ini/new: Not a directory"),
         ([""], "got an empty name"),

@@ -618,7 +618,7 @@ def test_fork_in_a_recorded_program() -> None:
 def test_misuse_is_a_clear_error() -> None:
     with pytest.raises(ValueError, match="scope must be"):
         cwm.Recorder(scope="files")
-    with pytest.raises(TypeError, match="cannot tell the file of"):
+    with pytest.raises(TypeError, match=r"the file of .* is unknown"):
         cwm.record(len, [])
     with pytest.raises(SyntaxError):
         cwm.record_source("def f(:\n", "f()")

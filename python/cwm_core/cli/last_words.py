@@ -1,8 +1,8 @@
-"""Keep what was recorded when the process ends without coming back: by a signal, or by `os._exit` and its like."""
+"""Save a recording when the process is about to end by a signal, `os._exit`, or a similar function."""
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # the C module behind `signal`, which has no stub
 import os
 import signal
 import threading
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from .._native import before_exit
 
-# Those that end a process unless it handles them, and that can be handled. Ctrl-C raises KeyboardInterrupt.
+# Signals that can be handled and otherwise end the process. Ctrl-C raises KeyboardInterrupt instead.
 _DEADLY = (
     "SIGHUP", "SIGQUIT", "SIGTERM", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGPWR",
     "SIGPOLL", "SIGSTKFLT",
@@ -20,11 +20,11 @@ _DEADLY = (
 
 
 class _Ended(BaseException):
-    """Stops a program whose process was told to end while nothing could be kept."""
+    """Stops a program after a signal that arrived while the recording could not be saved."""
 
 
 class _Default(int):
-    """A signal handler that `signal.getsignal` shows as `SIG_DFL`, so that no program sees it."""
+    """A signal handler that `signal.getsignal` reports as `SIG_DFL`, so that programs do not detect it."""
 
     call: Callable[[int], None]
 
@@ -33,13 +33,15 @@ class _Default(int):
 
 
 class LastWords:
-    """Calls `keep(reason)` before the process ends, once, from the recording that runs.
-
-    `keep` raises RuntimeError where it cannot look at the recording at this moment.
-    """
+    """Calls a function once before the process ends, to save the running recording."""
 
     def __init__(self, keep: Callable[[str], None]) -> None:
-        """Watch nothing yet; `keep` is called with the reason, such as `SIGTERM` or `os._exit`."""
+        """Set the function to call.
+
+        Args:
+            keep: Function that receives the reason, such as `SIGTERM` or `os._exit`. Raises RuntimeError if the
+                recording is not accessible at that moment.
+        """
         self._keep = keep
         self._process = os.getpid()
         self._is_over = False
@@ -48,30 +50,30 @@ class LastWords:
 
     @property
     def is_own_process(self) -> bool:
-        """Whether this is the process that began to record, not a copy that the program forked."""
+        """Whether this is the process that started the recording, and not a fork of it."""
         return os.getpid() == self._process
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Keep what was recorded if the process is told to end inside the block."""
+        """Save the recording if the process is about to end inside the block."""
         handler = _Default(signal.SIG_DFL)
         handler.call = self._handle
         if threading.current_thread() is threading.main_thread():
             numbers = [getattr(signal, name) for name in _DEADLY if hasattr(signal, name)]
             self._numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
         for number in self._numbers:
-            _signal.signal(number, handler)  # `signal.signal` would make a plain int of it
+            _signal.signal(number, handler)  # `signal.signal` would convert it to a plain int
         before_exit(self._exiting)
         try:
             yield
         finally:
-            self._is_over = True  # what was recorded is kept in the usual way, and then `finish` ends the process
+            self._is_over = True  # from now on the caller saves the recording, and `finish` ends the process
 
     def finish(self) -> None:
-        """End the process if a signal said so meanwhile. Call this when the trace is kept."""
+        """End the process if a signal arrived after the block. Call this after saving the trace."""
         before_exit(None)
         for number in self._numbers:
-            if signal.getsignal(number) is signal.SIG_DFL:  # the program has set no handler of its own
+            if signal.getsignal(number) is signal.SIG_DFL:  # the program did not set its own handler
                 signal.signal(number, signal.SIG_DFL)
         if self._pending is not None:
             _die(self._pending)
@@ -95,7 +97,7 @@ class LastWords:
 
 
 def _die(number: int) -> NoReturn:
-    """End this process by a signal, as if nothing had handled it."""
+    """End this process by a signal with its default action."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-    raise AssertionError(f"signal {number} does not end the process")
+    raise AssertionError(f"signal {number} did not end the process")

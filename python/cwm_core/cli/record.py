@@ -38,55 +38,62 @@ def add_record(verbs: Any) -> None:
         _record,
         "Run a Python program and record its execution as a trace.",
         "cwm record sort.py --call 'bubble_sort([3, 1, 2])' -o sort.cwmtrace",
-        "A script is recorded from its first line, as `python FILE` runs it; FILE may be a folder or zip file with a\n"
-        "__main__.py. With --call, FILE's body runs as a script does, unrecorded, then the expression is recorded.\n"
-        "The program runs in this process, unprotected; what it raises is part of the trace and no failure.\n"
-        "Ctrl-C, a signal that ends the process, and os._exit end the recording and keep what there is.",
+        "Records a script from its first line, as `python FILE` runs it. FILE can be a folder or zip file with a\n"
+        "__main__.py. With --call, runs the body of FILE as a script, unrecorded, and then records the expression.\n"
+        "The program runs in this process without a sandbox. An exception in the program becomes part of the trace\n"
+        "and is not a failure of this command. After Ctrl-C, a signal that ends the process, or os._exit, the trace\n"
+        "up to then is saved.",
     )
     parser.usage = "cwm record FILE [--call EXPR] [-o OUT] [options] [-- ARG ...]"
-    parser.add_argument("file", metavar="FILE", help="the program; arguments after -- are its own")
-    parser.add_argument("--call", metavar="EXPR", help="expression to record, in the names of the file's module")
+    parser.add_argument("file", metavar="FILE", help="program to record; arguments after -- are passed to it")
+    parser.add_argument("--call", metavar="EXPR", help="expression to record, evaluated in the module of FILE")
     parser.add_argument(
         "--as-module",
         action="store_true",
-        help="with --call: FILE is imported under its name, so that if __name__ == '__main__' does not hold",
+        help="with --call, run FILE under its module name, so that `if __name__ == '__main__'` is false",
     )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="OUT",
-        help="trace to write (default: FILE's name.cwmtrace), or a store, *.cwmtraces, to add it to",
+        help="trace to write (default: name of FILE with .cwmtrace), or store, *.cwmtraces, to append to",
     )
     parser.add_argument(
         "--scope",
         action="append",
         metavar="SCOPE",
-        help="code to record: 'file' (the default), 'package' (files under FILE's top-level package), or a file or "
-        "folder; may be given several times",
+        help="code to record: 'file' (the default), 'package' (the top-level package of FILE), or the path of a file "
+        "or folder; repeatable",
     )
     parser.add_argument("--max-frames", type=positive, metavar="N", help="stop the program after N frames")
     parser.add_argument("--max-seconds", type=seconds, metavar="S", help="stop the program after S seconds")
     parser.add_argument(
-        "--max-value-chars", type=positive, default=1000, metavar="N", help="cut longer values (default: 1000)"
+        "--max-value-chars",
+        type=positive,
+        default=1000,
+        metavar="N",
+        help="cut values longer than N characters (default: 1000)",
     )
     parser.add_argument(
-        "--object-state", action="store_true", help="show plain instances with their attributes: Point(x=1, y=2)"
+        "--object-state",
+        action="store_true",
+        help="show instances without a __repr__ with their attributes: Point(x=1, y=2)",
     )
-    parser.add_argument("--calls-only", action="store_true", help="write CALL and RETURN frames only")
+    parser.add_argument("--calls-only", action="store_true", help="write only CALL and RETURN frames")
     parser.add_argument("--max-depth", type=positive, metavar="N", help="leave out calls nested deeper than N")
     parser.add_argument(
         "--loop-budget",
         type=loop_budget,
         metavar="FIRST,LAST",
-        help="write only so many first and last iterations of each loop",
+        help="write only this many first and last iterations of each loop",
     )
     parser.add_argument("--changes-only", action="store_true", help="write only the variables that changed")
-    parser.add_argument("--text", action="store_true", help="also print the trace's text form")
+    parser.add_argument("--text", action="store_true", help="also print the text form of the trace")
 
 
 class _CommandRecorder(Recorder):
-    """A recorder that warns as the command does."""
+    """A recorder that reports warnings on standard error."""
 
     def __init__(self, args: argparse.Namespace, **options: Any) -> None:
         super().__init__(**options)
@@ -101,7 +108,7 @@ def _record(args: argparse.Namespace) -> int:
     if args.call is not None and args.scope:
         args.error("--scope cannot be combined with --call, which records FILE's own code")
     if args.as_module and args.call is None:
-        args.error("--as-module goes with --call: without it, FILE runs as a script")
+        args.error("--as-module requires --call: otherwise FILE runs as a script")
     recorder = _CommandRecorder(
         args,
         scope=_scope(args),
@@ -109,14 +116,14 @@ def _record(args: argparse.Namespace) -> int:
         max_seconds=args.max_seconds,
         max_value_chars=args.max_value_chars,
         object_state=args.object_state,
-        # A loop is told from all its frames.
+        # Finding loops requires all frames.
         calls_only=args.calls_only and args.loop_budget is None,
         max_depth=args.max_depth if args.loop_budget is None else None,
     )
     output = args.output or Path(Path(args.file).absolute().stem + TRACE)
     target = new_file(output)
     if args.owns_process and not sys.flags.safe_path:
-        del sys.path[0]  # the folder of `cwm` itself, which Python put there
+        del sys.path[0]  # added by Python: the folder of the `cwm` script
     stderr = sys.stderr
 
     def keep(reason: str) -> None:
@@ -129,14 +136,14 @@ def _record(args: argparse.Namespace) -> int:
 
     last_words = LastWords(keep)
     interrupted = False
-    with redirect_stdout(sys.stdout), redirect_stderr(sys.stderr):  # a program may leave others in their place
+    with redirect_stdout(sys.stdout), redirect_stderr(sys.stderr):  # in case the program replaces them
         try:
             with last_words.watch():
                 _run(args, recorder)
         except KeyboardInterrupt:
             interrupted = True
     if not last_words.is_own_process:
-        return OK  # the trace belongs to the process that forked this copy
+        return OK  # the parent process saves the trace
     if recorder.last is None:
         raise KeyboardInterrupt
     trace = _coarsened(args, recorder.last)
@@ -191,21 +198,21 @@ def add_view(verbs: Any) -> None:
         "Show a trace in the terminal or as an HTML page, alone or beside a prediction.",
         "cwm view sort.cwmtrace --html sort.html",
     )
-    parser.add_argument("trace", type=Path, metavar="TRACE", help="a trace that `cwm record` wrote, or a store of many")
-    parser.add_argument(
-        "--trace", dest="which", metavar="KEY", help="which trace of a store: its key, or its number from 0"
-    )
-    parser.add_argument("--html", type=Path, metavar="OUT", help="write a self-contained page to step through instead")
-    parser.add_argument("--predicted", type=Path, metavar="PRED", help="a predicted trace to mark differences from")
+    parser.add_argument("trace", type=Path, metavar="TRACE", help="trace or trace store written by `cwm record`")
+    parser.add_argument("--trace", dest="which", metavar="KEY", help="trace of a store to show: key, or number from 0")
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write a self-contained interactive page instead")
+    parser.add_argument("--predicted", type=Path, metavar="PRED", help="predicted trace to compare with")
     parser.add_argument("--start", type=not_negative, metavar="N", help="first frame to print (default: 0)")
-    parser.add_argument("--limit", type=not_negative, metavar="N", help="most frames to print (default: all)")
+    parser.add_argument(
+        "--limit", type=not_negative, metavar="N", help="maximum number of frames to print (default: all)"
+    )
 
 
 def _view(args: argparse.Namespace) -> int:
     from cwm_core import view
 
     if args.html and (args.start is not None or args.limit is not None):
-        args.error("--start and --limit are for the terminal, not for --html")
+        args.error("--start and --limit cannot be combined with --html")
     trace = _load_trace(args.trace, args.which)
     predicted = Trace.load(args.predicted) if args.predicted else None
     if args.html:
@@ -219,16 +226,16 @@ def _view(args: argparse.Namespace) -> int:
 def _load_trace(path: Path, which: str | None) -> Trace:
     if path.suffix != STORE:
         if which is not None:
-            raise ValueError(f"{path} is no store; --trace is for *{STORE}")
+            raise ValueError(f"{path}: --trace requires a trace store (*{STORE})")
         return Trace.load(path)
     reader = TraceReader(path)
     if which is None:
         if len(reader) == 1:
             return reader[0]
-        raise ValueError(f"{path} holds {len(reader):,} traces; --trace says which")
+        raise ValueError(f"{path} has {len(reader):,} traces; choose one with --trace")
     found = reader.get(which)
     if found is None and which.isdecimal() and int(which) < len(reader):
         found = reader[int(which)]
     if found is None:
-        raise ValueError(f"{path} holds {len(reader):,} traces, and none is {which!r}")
+        raise ValueError(f"{path}: no trace {which!r} among {len(reader):,} traces")
     return found

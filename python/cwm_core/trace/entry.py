@@ -20,21 +20,23 @@ class Program:
     """A program that `python PATH` would run."""
 
     path: str
-    """As given: `sys.argv[0]`."""
+    """Path as given, which becomes `sys.argv[0]`."""
     code: CodeType
+    """Compiled code of the main module."""
     module: ModuleType
+    """Empty main module."""
     folder: str | None
-    """The first entry of `sys.path`; None where Python adds none."""
+    """First entry of `sys.path`; None if Python adds none."""
 
     @contextlib.contextmanager
     def in_place(self, arguments: Sequence[str]) -> Iterator[None]:
-        """Let the program find its module, arguments, and import path in `sys` inside the block."""
+        """Set the module, arguments, and import path of the program in `sys` inside the block."""
         with shown_as(self.module), script_state([self.path, *arguments], self.folder):
             yield
 
 
 def load_program(path: str | os.PathLike[str]) -> Program:
-    """Return the program at `path`, read as `python PATH` reads it: a script, or a folder or zip with a `__main__.py`.
+    """Load the program at a path as `python PATH` does: a script, or a folder or zip file with a `__main__.py`.
 
     Raises:
         OSError: The file cannot be read.
@@ -51,7 +53,7 @@ def load_program(path: str | os.PathLike[str]) -> Program:
 
 
 def _load_folder(given: str, name: str, importer: Any) -> Program:
-    """Return the program of a folder or zip file, whose `sys.path[0]` it is even where `-P` is set."""
+    """Load the program of a folder or zip file, which becomes `sys.path[0]` even under `-P`."""
     spec: ModuleSpec | None = importer.find_spec("__main__")
     code = None if spec is None or spec.loader is None else spec.loader.get_code("__main__")  # type: ignore[attr-defined]
     if spec is None or code is None:
@@ -62,7 +64,7 @@ def _load_folder(given: str, name: str, importer: Any) -> Program:
 
 
 def main_module(file: str, spec: ModuleSpec | None = None) -> ModuleType:
-    """Return an empty `__main__`, as Python makes it for a script with this absolute path, or for a folder's spec."""
+    """Return an empty `__main__` module, as Python creates it for a script, or for a folder with this spec."""
     module = ModuleType("__main__")
     module.__package__ = None if spec is None else spec.parent
     module.__loader__ = SourceFileLoader("__main__", file) if spec is None else spec.loader
@@ -73,8 +75,8 @@ def main_module(file: str, spec: ModuleSpec | None = None) -> ModuleType:
 
 
 def named_module(name: str, file: str) -> ModuleType:
-    """Return an empty module, as an import of `file` under this name makes it."""
-    import importlib.util  # not for every program: on some versions it imports `threading`
+    """Return an empty module, as importing `file` under this name creates it."""
+    import importlib.util  # only if needed: on some Python versions it imports `threading`
 
     spec = importlib.util.spec_from_file_location(name, file, loader=SourceFileLoader(name, file))
     assert spec is not None
@@ -82,39 +84,39 @@ def named_module(name: str, file: str) -> ModuleType:
 
 
 def absolute(path: str) -> str:
-    """Return the path as Python writes `__file__` of a script: absolute, but not normalized."""
+    """Return the path as Python sets `__file__` of a script: absolute, but not normalized."""
     return os.path.join(os.getcwd(), path)
 
 
 def script_folder(path: str) -> str | None:
-    """Return what Python puts first in `sys.path` for a script: its real folder, or None under `-P`."""
+    """Return the first entry of `sys.path` for a script: its real folder, or None under `-P`."""
     return None if sys.flags.safe_path else os.path.dirname(os.path.realpath(path))
 
 
 @contextlib.contextmanager
 def shown_as(module: ModuleType) -> Iterator[None]:
-    """Let a module be the one in `sys.modules` under its name inside the block."""
+    """Put a module in `sys.modules` under its name inside the block."""
     with _replaced(sys.modules, module.__name__, module):
         yield
 
 
 @contextlib.contextmanager
 def script_state(arguments: list[str], folder: str | None) -> Iterator[None]:
-    """Let `sys.argv` be these arguments and `sys.path` begin with a folder inside the block."""
+    """Set `sys.argv` and add a folder at the front of `sys.path` inside the block."""
     path = sys.path if folder is None else [folder, *sys.path]
     with _replaced(vars(sys), "argv", arguments), _replaced(vars(sys), "path", path):
         yield
 
 
 _ABSENT = object()
-_lock = _thread.RLock()  # of `_thread`, since importing `threading` makes every later fork slower
+_lock = _thread.RLock()  # from `_thread`, because importing `threading` slows down every later fork
 _values: dict[tuple[int, str], list[Any]] = {}
-"""By mapping and name, the value from before all blocks and those of the blocks that run now."""
+"""For each mapping and name, the value before all blocks, then those of the active blocks."""
 
 
 @contextlib.contextmanager
 def _replaced(mapping: MutableMapping[str, Any], name: str, value: Any) -> Iterator[None]:
-    """Set `mapping[name]` inside the block. Blocks of several threads may overlap; the last one restores the value."""
+    """Set `mapping[name]` inside the block. Blocks of threads may overlap; the last one restores the original value."""
     key = (id(mapping), name)
     with _lock:
         values = _values.setdefault(key, [mapping.get(name, _ABSENT)])

@@ -1,7 +1,7 @@
-"""Recording executions: ``record``, ``record_source``, ``Recorder``, and the ``Trace`` that they give.
+"""Record executions as traces, with `record`, `record_source`, or a `Recorder`.
 
-`docs/concepts/trace-format.md` describes the format of a trace. The recorder is native: it reads the interpreter's
-frames where they lie and leaves the program's objects alone.
+`docs/concepts/trace-format.md` defines the trace format. The recorder is native: it reads the frames of the interpreter
+in place and does not modify the program's objects.
 """
 
 from __future__ import annotations
@@ -30,29 +30,30 @@ _SOURCE_NAME = "<cwm>"
 
 
 class Recorder:
-    """Records executions; the options of a recording live here.
+    """Records executions with a set of options.
+
+    When a recording reaches a limit, `RecordingLimit` stops the program. It is not an `Exception`, and it is raised
+    again at each further event in scope. The trace keeps everything recorded before, and `Trace.truncated` is the
+    limit.
+
+    A recorder records only the calling thread. A second recording on the same thread raises RuntimeError.
 
     Args:
-        scope: which code is recorded. ``"file"``: the file of the recorded function, or of the ``with`` block.
-            ``"package"``: any file under its top-level package. A list of paths: any file that is one of them or lies
-            under one of them.
-        max_frames: a trace ends after this many frames.
-        max_bytes: a trace ends when its frames take this many bytes of memory.
-        max_seconds: a recording ends after this many seconds.
-        max_value_chars: a value's text is cut after this many characters, at most 2**28, and ``...`` added.
-        object_state: instances without a ``__repr__`` of their own are shown with their attributes, as a dataclass is:
-            ``Point(x=1, y=2)`` instead of ``<__main__.Point object>``. No code of theirs runs; instances that keep
-            their attributes without a dict get one, as by ``vars``.
-        capture_output: what the program prints on ``sys.stdout`` is kept in ``Trace.output`` instead of being printed.
-            Not in a ``with`` block, which gives many traces.
-        calls_only: only calls and returns are recorded, as ``Trace.coarsen(calls_only=True)`` has it, at a fraction of
-            the time and memory.
-        max_depth: calls nested deeper than this are left out, as by ``Trace.coarsen(max_depth=...)``.
-
-    At a limit the program is stopped by ``RecordingLimit`` (outside ``Exception``), raised again at each further event
-    in scope; the trace holds what was recorded before, and ``Trace.truncated`` names the limit.
-
-    Only the calling thread is recorded, one recording at a time; a second one on the same thread is a ``RuntimeError``.
+        scope: Code to record. `"file"`: the file of the recorded function or of the `with` block. `"package"`: all
+            files under its top-level package. A list of paths: these files, and all files under these folders.
+        max_frames: Maximum number of frames in a trace.
+        max_bytes: Maximum memory of the frames of a trace, in bytes.
+        max_seconds: Maximum duration of a recording, in seconds.
+        max_value_chars: Maximum length of a rendered value in characters, at most 2**28. Longer values are cut and end
+            in `...`.
+        object_state: Show instances of classes without a `__repr__` with their attributes, as for a dataclass:
+            `Point(x=1, y=2)` instead of `<__main__.Point object>`. No code of the class runs. Instances that store
+            attributes without a dict get one, as with `vars`.
+        capture_output: Store the text that the program writes to `sys.stdout` in `Trace.output` instead of printing it.
+            Not available for `with` blocks, which produce several traces.
+        calls_only: Record only calls and returns, as `Trace.coarsen(calls_only=True)` does, in a fraction of the time
+            and memory.
+        max_depth: Maximum nesting depth of recorded calls, as in `Trace.coarsen(max_depth=...)`.
     """
 
     def __init__(
@@ -68,14 +69,14 @@ class Recorder:
         calls_only: bool = False,
         max_depth: int | None = None,
     ) -> None:
-        """Keep the options of recordings to come.
+        """Set the options of later recordings.
 
         Raises:
-            TypeError: A limit is no integer.
-            ValueError: The scope is neither of the two words nor a list of paths, or a limit is below its least value.
+            TypeError: A limit is not an integer.
+            ValueError: `scope` is an unknown string, or a limit is below its minimum.
         """
         if isinstance(scope, str | bytes) and scope not in ("file", "package"):
-            raise ValueError(f'scope must be "file", "package" or a list of paths, not {scope!r}')
+            raise ValueError(f'scope must be "file", "package", or a list of paths, got {scope!r}')
         limits = {"max_frames": max_frames, "max_bytes": max_bytes, "max_depth": max_depth}
         counts = {name: _count(name, value) for name, value in limits.items()}
         self._scope = scope
@@ -90,17 +91,25 @@ class Recorder:
         self._block: tuple[Recording, list[Trace], dict[str, list[str]]] | None = None
         self._snapshot: Callable[[str], Trace] | None = None
         self.last: Trace | None = None
-        """The trace of the last ``record``, ``record_source`` or ``record_file``, also when it was interrupted."""
+        """Trace of the last finished recording, including an interrupted one; None before the first."""
 
     def record(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:
-        """Records ``function(*args, **kwargs)``.
+        """Record `function(*args, **kwargs)`.
 
-        A generator function is run to its end, a coroutine function to its result. What the program raises is its
-        outcome (``Trace.exception``).
+        Runs a generator until it is exhausted and a coroutine until it returns. An exception of the program becomes
+        `Trace.exception` and is not raised.
+
+        Args:
+            function: Function to call.
+            *args: Positional arguments.
+            **kwargs: Keyword arguments.
+
+        Returns:
+            The trace of the call.
 
         Raises:
-            KeyboardInterrupt: the recording was interrupted; ``last`` holds what was recorded.
-            TypeError: the file of ``function`` cannot be told, and the scope is no list of paths.
+            KeyboardInterrupt: The recording was interrupted; `last` has the trace up to then.
+            TypeError: The file of `function` is unknown, and `scope` is not a list of paths.
         """
         recording, given = self._recording(lambda: _file_of(function))
         return self._run(recording, function, args, kwargs, given)
@@ -110,20 +119,23 @@ class Recorder:
     ) -> Trace:
         """Record the expression `call` in the module `code`, wrapped in `def main()`.
 
-        The module body runs unrecorded. `main` takes no name of the module, which may have a `main` of its own. While
-        the program runs, its module is `sys.modules[name]`.
+        The module body runs unrecorded. The added `main` does not replace a `main` of the module. While the program
+        runs, its module is `sys.modules[name]`.
 
         Args:
-            code: The source of the module.
-            call: The expression.
-            name: `__name__` of the module. With another name than `__main__` the part under
+            code: Source of the module.
+            call: Expression to record.
+            name: `__name__` of the module. With a name other than `__main__`, code under
                 `if __name__ == "__main__"` does not run.
-            file: The file that `code` was read from. The module gets it as `__file__`, and `Frame.lineno` counts its
-                lines. Without it, line 1 is the empty line that the context begins with.
+            file: File that `code` was read from. The module gets it as `__file__`, and `Frame.lineno` refers to it.
+                Without a file, line 1 is the empty line at the start of the context.
+
+        Returns:
+            The trace of the call.
 
         Raises:
             SyntaxError: The code or the call does not compile.
-            Exception: Whatever the module body raises.
+            Exception: The module body raised an exception.
         """
         shown, filename = _main_lines(code, call), _SOURCE_NAME
         own = _module_lines(code)
@@ -135,7 +147,7 @@ class Recorder:
             shown, own = shown[1:], own[1:]
         main = _main_function(call, len(own), module)
         compiled = compile("".join(own), filename, "exec", dont_inherit=True)
-        # So that tracebacks that the program makes show its lines, as those of a file would.
+        # Tracebacks that the program formats then show its source lines, as for a file.
         linecache.cache[_SOURCE_NAME] = (sum(map(len, shown)), None, shown, _SOURCE_NAME)
 
         def context(*_: object) -> str:
@@ -144,19 +156,26 @@ class Recorder:
         with entry.shown_as(module):
             exec(compiled, vars(module))
             recording = Recording([_SOURCE_NAME, filename], [], **self._options)
-            # What another recording put in linecache meanwhile is not this program.
+            # Another recording may have replaced the entry in linecache.
             given = dict.fromkeys((_SOURCE_NAME, filename), shown)
             return self._run(recording, main, (), {}, given, context=context)
 
     def record_call(self, module: ModuleType, call: str) -> Trace:
-        """Records the expression ``call`` in an imported module, wrapped in ``def main()`` at the end of its source.
+        """Record an expression in an imported module, wrapped in `def main()` at the end of its source.
 
-        Names are the module's, which keeps the ones that it has. ``main`` and the module's file are recorded, whatever
-        the scope.
+        Names in the expression are those of the module, which does not change. The recording covers `main` and the
+        module's file; `scope` has no effect.
+
+        Args:
+            module: Module to evaluate the expression in.
+            call: Expression to record.
+
+        Returns:
+            The trace of the call.
 
         Raises:
-            SyntaxError: the call does not compile.
-            TypeError: the module has no source.
+            SyntaxError: The call does not compile.
+            TypeError: The module has no source.
         """
         filename, lines = module.__file__, sources.lines_of(module.__file__ or "")
         if filename is None or not lines:
@@ -167,11 +186,18 @@ class Recorder:
         return self._run(recording, main, (), {}, {_SOURCE_NAME: shown, filename: shown})
 
     def record_file(self, path: str | os.PathLike[str], argv: Sequence[str] = ()) -> Trace:
-        """Records a script from its module's first frame, as ``python PATH ARGV...`` runs it.
+        """Record a script from its first line, run as `python PATH ARGV...` runs it.
 
-        A folder or zip file with a `__main__.py` is run as Python runs it. While the program runs, `sys.argv`,
-        `sys.path`, and `sys.modules["__main__"]` are those of the script: `argv[0]` is PATH as given, and the script's
-        real folder comes first in the path, unless the interpreter was started with `-P`.
+        While the program runs, `sys.argv`, `sys.path`, and `sys.modules["__main__"]` are those of the script: `argv[0]`
+        is `path` as given, and the real folder of the script comes first in `sys.path`, unless the interpreter was
+        started with `-P`.
+
+        Args:
+            path: Script, or folder or zip file with a `__main__.py`.
+            argv: Arguments of the script.
+
+        Returns:
+            The trace of the script.
 
         Raises:
             OSError: The file cannot be read.
@@ -186,16 +212,17 @@ class Recorder:
             return self._run(recording, exec, (program.code, vars(program.module)), {}, given)
 
     def __enter__(self) -> list[Trace]:
-        """Begins to record the activations that begin on this thread inside the block.
+        """Start to record the activations that begin on this thread inside the block.
 
-        Gives a list, filled when the block ends: one trace for each outermost activation in scope.
+        Returns:
+            A list that is filled when the block ends, with one trace for each outermost activation in scope.
 
         Raises:
-            RuntimeError: this recorder, or another one on this thread, already records.
-            ValueError: the recorder is one with ``capture_output``.
+            RuntimeError: This or another recorder is already recording on this thread.
+            ValueError: `capture_output` is set.
         """
         if self._capture_output:
-            raise ValueError("a block gives many traces: its output belongs to none; capture_output is for calls")
+            raise ValueError("capture_output is not available for a with block, which produces several traces")
         if self._block is not None:
             raise RuntimeError("this recorder already records a block")
         caller = sys._getframe(1)
@@ -208,9 +235,9 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        """Ends the block. An exception goes on, except ``RecordingLimit``, which did its work."""
+        """Stop recording. Propagates exceptions, except `RecordingLimit`."""
         if self._block is None:
-            raise RuntimeError("this recorder records no block")
+            raise RuntimeError("this recorder is not recording a block")
         recording, traces, given = self._block
         recording.stop()
         self._block = None
@@ -221,7 +248,7 @@ class Recorder:
         return kind is RecordingLimit
 
     def warn(self, message: str) -> None:
-        """Warn of a recording that shows nothing, with `warnings`; a subclass may report it elsewhere."""
+        """Issue a RuntimeWarning about an empty recording. Override this method to report it elsewhere."""
         level, frame = 1, sys._getframe()
         while frame.f_back is not None and frame.f_code.co_filename == __file__:
             level, frame = level + 1, frame.f_back
@@ -257,24 +284,30 @@ class Recorder:
         return self.last
 
     def snapshot(self, reason: str) -> Trace | None:
-        """Return the trace so far of a recording that runs, truncated for this reason; None while none runs.
+        """Return the trace so far without ending the recording, for a process that is about to exit.
 
-        For when the process is about to end: the recording goes on, and any thread may ask.
+        Safe to call from any thread.
+
+        Args:
+            reason: Value of `Trace.truncated`.
+
+        Returns:
+            The trace so far; None if no recording is running.
 
         Raises:
-            RuntimeError: The recorder is recording an event, as while a `__repr__` runs.
+            RuntimeError: The recorder is processing an event, for example running a `__repr__`.
         """
         snapshot = self._snapshot
         return None if snapshot is None else snapshot(reason)
 
     def _recording(self, file: Callable[[], str], split: bool = False) -> tuple[Recording, dict[str, list[str]]]:
-        """Return a recording of this scope, and the lines of the file `file()` that only a loader knows."""
+        """Return a recording of this scope, and the lines of `file()` if only a loader can provide them."""
         given: dict[str, list[str]] = {}
         if isinstance(self._scope, str):
             filename = file()
             files, folders = [filename], []
             if self._scope == "package":
-                # Through a link, a file can belong to one package by its name and to another one by its place.
+                # A file that is a link can belong to one package by its name and to another by its location.
                 paths = (os.path.abspath(filename), os.path.realpath(filename))
                 folders = [folder for path in paths if (folder := _package_folder(path)) is not None]
             given = sources.lines_of_loader(filename)
@@ -284,11 +317,11 @@ class Recorder:
 
 
 class _Output:
-    """Stands in for ``sys.stdout`` and keeps what is written to it, through whatever layer."""
+    """Replaces `sys.stdout` and keeps everything written to it, on any layer of the stream."""
 
     class _Bytes(io.BytesIO):
         def close(self) -> None:
-            """A program that closes its output does not take away what it printed."""
+            """Keep the output if the program closes the stream."""
 
     def __enter__(self) -> None:
         self._bytes = self._Bytes()
@@ -306,12 +339,12 @@ class _Output:
 
 
 def record(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Trace:
-    """Records ``function(*args, **kwargs)``, code of its own file, without limits: ``Recorder().record``."""
+    """Record `function(*args, **kwargs)` with the default options. See `Recorder.record`."""
     return Recorder().record(function, *args, **kwargs)
 
 
 def record_source(code: str, call: str) -> Trace:
-    """Records the expression ``call`` in the module ``code``, without limits: ``Recorder().record_source``."""
+    """Record the expression `call` in the module `code` with the default options. See `Recorder.record_source`."""
     return Recorder().record_source(code, call)
 
 
@@ -321,17 +354,17 @@ def finish(
     output: str | None = None,
     context: Callable[[str, str, int, int], str] | None = None,
 ) -> list[Trace]:
-    """Return the traces of a recording that has stopped; `given` are lines of sources, by the names of their files."""
+    """Return the traces of a stopped recording. `given` maps names of files to known source lines."""
     lines = sources.reader(recording.sources(), given or {})
     return recording.finish(lines, context or functools.partial(_context, lines), output)
 
 
 def _count(name: str, value: SupportsIndex | None) -> int | None:
-    """Return a limit as an integer that the recorder can count to; None where there is none.
+    """Return a limit as an integer that fits the native recorder, or None for no limit.
 
     Raises:
-        TypeError: It is no integer.
-        ValueError: It is below 0, or, for `max_depth`, below 1.
+        TypeError: The limit is not an integer.
+        ValueError: The limit is below 0, or below 1 for `max_depth`.
     """
     if value is None:
         return None
@@ -346,10 +379,10 @@ def _count(name: str, value: SupportsIndex | None) -> int | None:
 
 
 def _file_of(function: Callable[..., Any]) -> str:
-    """Return the file that is the scope of recording `function`.
+    """Return the file to record for `function`.
 
     Raises:
-        TypeError: It cannot be told.
+        TypeError: The file is unknown.
     """
     found: Any = function
     while isinstance(found, functools.partial):
@@ -365,17 +398,17 @@ def _file_of(function: Callable[..., Any]) -> str:
         code = _code_of(found)
         file = code and code.co_filename
     if file is None:
-        raise TypeError(f"cannot tell the file of {function!r}; give Recorder(scope=[...]) the paths to record")
+        raise TypeError(f"the file of {function!r} is unknown; pass the paths to record as Recorder(scope=[...])")
     return file
 
 
 def _file_of_class(cls: type) -> str | None:
-    """Return the file of the `class` statement, wherever `__init__` comes from: a base, or a decorator's `exec`.
+    """Return the file of the `class` statement, even if `__init__` is inherited or generated by a decorator.
 
-    That is the file of its own functions, else of its module. Generated functions are in files such as `<string>`.
+    Uses the file of the class's own functions, or of its module. Generated functions have files such as `<string>`.
     """
     members = [value.fget if isinstance(value, property) else value for value in vars(cls).values()]
-    # Anything else may be an object whose attributes run code of the program.
+    # Reading attributes of other objects may run code of the program.
     functions = [member for member in members if isinstance(member, FunctionType | classmethod | staticmethod)]
     codes = [code for function in functions if (code := _code_of(function)) is not None]
     own = [code.co_filename for code in codes if code.co_qualname.startswith(cls.__qualname__ + ".")]
@@ -384,15 +417,15 @@ def _file_of_class(cls: type) -> str | None:
 
 
 def _code_of(function: Any) -> CodeType | None:
-    """Return the code object of a function or method, unwrapped; None for anything else."""
-    with contextlib.suppress(ValueError):  # wrappers that go in a circle
+    """Return the code object of a function or method, unwrapped; None for other objects."""
+    with contextlib.suppress(ValueError):  # circular wrappers
         function = inspect.unwrap(function)
     code = getattr(function, "__code__", None)
     return code if isinstance(code, CodeType) else None
 
 
 def _package_folder(filename: str) -> str | None:
-    """Return the folder of the top-level package that a file belongs to: the outermost one with an ``__init__.py``."""
+    """Return the folder of a file's top-level package: the outermost folder with an `__init__.py`."""
     top, folder = None, os.path.dirname(filename)
     while folder != top and os.path.isfile(os.path.join(folder, "__init__.py")):
         top, folder = folder, os.path.dirname(folder)
@@ -400,39 +433,39 @@ def _package_folder(filename: str) -> str | None:
 
 
 def source_context(code: str, call: str) -> str:
-    """The context of ``record_source(code, call)``, without running anything."""
+    """Return the context that `record_source(code, call)` records, without running the code."""
     lines = _main_lines(code, call)
     return _mark(lines, len(lines) - str(call).count("\n") - 1)
 
 
 def call_context(code: str, call: str) -> str:
-    """The context of ``record_call`` in a module of the source ``code``, without running anything."""
+    """Return the context that `Recorder.record_call` records for a module with this source, without running it."""
     lines = _call_lines(code, call)
     return _mark(lines, len(lines) - str(call).count("\n") - 1)
 
 
 def source_lines(context: str) -> list[str]:
-    """The lines of a context as actions show them: each ends in a newline, none carries the mark of the entry."""
+    """Return the lines of a context as frames show them: each ends in a newline and has no entry mark."""
     lines = [line + "\n" for line in context.removesuffix("\n").split("\n")] if context else []
     marked = [line for line in lines if line.endswith(MARK + "\n")]
-    # Where a program has such comments of its own, any of them may be the mark.
+    # A program can contain the same comment, so any of several may be the mark.
     kept = marked if len(marked) > 1 else []
     return [line.removesuffix(MARK + "\n") + "\n" if line in marked else line for line in lines] + kept
 
 
 def last_return(frames: Sequence[Any], *, complete: bool, depth: int = 0) -> int | None:
-    """Find the frame by which the entry of an execution returned.
+    """Find the frame in which the entry function returned.
 
-    A trace that was cut often ends within a call, whose RETURN frame says nothing about the entry.
+    The RETURN frame at the end of a truncated trace often belongs to an inner call.
 
     Args:
-        frames: Frames in order, each with `event`.
-        complete: Whether the trace goes on to its end.
-        depth: Activations that are open before the first frame, 1 after a prompt with the frame that calls `main()`.
+        frames: Frames in order, each with an `event`.
+        complete: Whether the trace is complete.
+        depth: Number of activations open before the first frame; 1 after a prompt with the frame that calls `main()`.
 
     Returns:
-        The index of the last frame, if that is the RETURN frame of the entry; None if the execution was cut before or
-        if an exception ended it.
+        The index of the last frame if it is the RETURN frame of the entry; None if the trace ends before, or if an
+        exception ended the entry.
     """
     if not frames or frames[-1].event != "return":
         return None
@@ -442,19 +475,19 @@ def last_return(frames: Sequence[Any], *, complete: bool, depth: int = 0) -> int
 
 
 def _main_lines(code: str, call: str) -> list[str]:
-    """The module that ``record_source`` runs, by physical lines: they end at ``\\n``, ``\\r\\n`` or ``\\r`` only."""
+    r"""Return the physical lines of the module that `record_source` shows, split at `\n`, `\r\n`, and `\r` only."""
     return io.StringIO(f"\n{code}\ndef main():\n    return {call}\n", newline=None).readlines()
 
 
 def _module_lines(code: str) -> list[str]:
-    """Return the lines of that module without `main`."""
+    """Return the lines of the module that `record_source` runs, without `main`."""
     return io.StringIO(f"\n{code}\n", newline=None).readlines()
 
 
 def _main_function(call: str, line: int, module: ModuleType) -> FunctionType:
-    """Return `main`, which evaluates `call` in a module and whose `def` comes after line number `line`.
+    """Return a function `main` that evaluates `call` in a module, with its `def` after line number `line`.
 
-    It is compiled apart: no name of the module changes, and the call finds a `main` of the program's own.
+    `main` is compiled separately: no name of the module changes, and the call can use a `main` of the program.
 
     Raises:
         SyntaxError: The call does not compile.
@@ -466,20 +499,20 @@ def _main_function(call: str, line: int, module: ModuleType) -> FunctionType:
 
 
 def _call_lines(code: str, call: str) -> list[str]:
-    """The source of a module, and ``main`` after it, by physical lines."""
+    """Return the physical lines of a module's source, followed by `main`."""
     end = "" if code.endswith("\n") else "\n"
     return io.StringIO(f"{code}{end}def main():\n    return {call}\n", newline=None).readlines()
 
 
 def _context(source: Callable[[str], list[str]], filename: str, name: str, first_line: int, line: int) -> str:
-    """The file's source with the entry marked: see CONTEXT in ``docs/concepts/trace-format.md``."""
+    """Return the source of a file with the entry marked, as `docs/concepts/trace-format.md` defines CONTEXT."""
     lines = list(source(filename))
     number = (line or first_line) if name == "<module>" else sources.def_line(lines, name, first_line)
     return _mark(lines, number)
 
 
 def _mark(lines: list[str], number: int) -> str:
-    """The lines as one text, the one of this number (from 1) marked as the entry."""
+    """Return the lines as one text, with the entry mark on the line with this number (from 1)."""
     if 0 < number <= len(lines):
         lines[number - 1] = lines[number - 1].rstrip("\n") + MARK + "\n"
     return "".join(lines)
