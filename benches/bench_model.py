@@ -1,8 +1,8 @@
-"""A small model's training step, beside transformers' CwmForCausalLM with the same weights.
+"""A training step of a small model, compared to transformers' CwmForCausalLM with the same weights.
 
-Both train on the same packed documents: ours reads their offsets, transformers gets the same documents padded into
-a batch and sorted by length into `MICRO_BATCHES` groups, its cheaper way of not attending across them (the other, one
-packed row with positions that start over, is measured too). Tokens are those of the documents, without padding.
+Both train on the same documents. Ours reads the offsets of packed documents. For transformers, the documents are sorted
+by length and padded into `MICRO_BATCHES` batches, its cheaper way to keep documents apart (the other, one packed row
+whose positions start over, is measured too). Tokens are counted without padding.
 """
 
 import numpy as np

@@ -1,11 +1,14 @@
-"""Attention alone: every backend, forward and with its backward pass, at the shape of a layer of the 32 B model.
+"""Attention of every backend, forward and with backward pass, at the shape of a layer of the 32 B model.
 
     python benches/gpu/attention.py [--tiny] [--json FILE]
 
-Rows are packed with documents (`measure.documents`). Columns: mask_s, making the mask, once a forward pass and window;
-forward_s; both_s, forward and backward; floor_s, the least time for both, three times the FLOPs of the pairs that the
-mask leaves at the measured speed of a large product; both_bytes, the peak beyond q, k, v and the output's gradient;
-differs, the largest distance of output and gradients from the first backend's that ran, relative to their norm.
+Rows are packed with documents (`measure.documents`). Columns:
+
+- mask_s: building the mask, once per forward pass and window
+- forward_s, both_s: forward pass, forward and backward pass
+- floor_s: lower bound of both_s, three times the FLOPs of unmasked pairs at the measured speed of a large product
+- both_bytes: peak memory beyond q, k, v and the gradient of the output
+- differs: largest relative distance of output and gradients from those of the first backend that ran
 """
 
 import torch
@@ -19,7 +22,7 @@ REFERENCE_TOKENS = 8192
 
 
 def measure(backend, lengths, window, shape, device, dtype, peak, baseline):
-    """One row of the table; the first backend to come here leaves its results in `baseline`."""
+    """Return one row of the table; the first backend to run stores its results in `baseline`."""
     heads, kv_heads, head_dim = shape
     tokens = sum(lengths)
     if backend == "reference" and tokens > REFERENCE_TOKENS:

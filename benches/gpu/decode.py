@@ -1,19 +1,19 @@
-"""Generation with the whole 32 B model (random weights): prompts, steps alone and in batches, memory at full length.
+"""Generation with the 32 B model (random weights): prompts, single and batched steps, and memory at full length.
 
     python benches/gpu/decode.py [--tiny] [--json FILE]
 
-Rows "prefill": a prompt of that many tokens, read in pieces; floor_s, its FLOPs at the measured speed of a large
-product. Rows "decode": a step of `batch` sequences after prompts of that many tokens; floor_s, the bytes of the weights
-and of what is cached within the windows at the measured speed of reading memory. speed is tokens a second of all
-sequences; allocated_bytes is what PyTorch holds at the peak, weights included; of_floor is floor_s over the time
-measured.
+Rows "prefill" read a prompt of that many tokens in pieces; floor_s is its FLOPs at the measured speed of a large
+product. Rows "decode" take a step of `batch` sequences after prompts of that many tokens; floor_s is the bytes of the
+weights and of the cached keys and values within the windows at the measured memory bandwidth. speed is tokens per
+second of all sequences, allocated_bytes is PyTorch's peak, weights included, and of_floor is floor_s divided by the
+measured time.
 
-"masked" is ours without the kernel that counts keys in global layers: masks and our own cuts along the keys, as rings
-have them, everywhere. Without such a kernel, on a CPU for one, both are the same.
+"masked" is our engine without the kernel that counts keys in global layers: it uses masks and splits along the keys
+everywhere. Without such a kernel, for example on a CPU, both are the same.
 
-Theirs is transformers' CwmForCausalLM with the same weights, its forward pass with its own cache, greedily. The first
-tokens after the shortest prompt are compared: `agree` is the share of them that are equal (in bfloat16 near-ties go
-either way, and all after one differs).
+The peer is transformers' CwmForCausalLM with the same weights, its forward pass and its cache, decoding greedily.
+`agree` is the share of equal tokens after the shortest prompt. In bfloat16 near-ties may differ, and then all later
+tokens do.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TINY_CASES = ((1, 32), (1, 300), (4, 32))
 
 
 def main() -> None:
-    """Measure every case with both, print a table and write the figures."""
+    """Measure every case with both engines, print a table and write the figures."""
     args = arguments(__doc__)
     device = torch.device("cpu" if args.tiny else "cuda")
     dtype = torch.float32 if args.tiny else torch.bfloat16
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def read_bandwidth(device: torch.device) -> float:
-    """Bytes a second of a sum over a large tensor."""
+    """Return the bytes per second of a sum over a large tensor."""
     numbers = torch.ones((1 << 30) if device.type == "cuda" else (1 << 22), dtype=torch.float32, device=device)
     return numbers.nbytes / time_of(numbers.sum, device, repeats=20)
 
@@ -88,7 +88,7 @@ def read_bandwidth(device: torch.device) -> float:
 def with_floors(
     what: dict[str, Any], figures: dict[str, Any], model: Transformer, peak: float, bandwidth: float
 ) -> list[dict[str, Any]]:
-    """Rows of the prompt and of a step, beside the least time that each can take."""
+    """Return rows of the prompt and of a step with the lower bounds of their times."""
     config, batch, prompt = model.config, what["batch"], what["prompt"]
     pairs = sum(unmasked(prompt, window) for window in config.layer_windows)
     weights = sum(p.numel() for p in model.layers.parameters())
@@ -108,30 +108,30 @@ def with_floors(
 
 
 def kept_bytes(model: Transformer, tokens: int) -> int:
-    """Bytes of keys and values that a step reads of one sequence."""
+    """Return the bytes of keys and values that a step reads for one sequence."""
     config: ModelConfig = model.config
     positions = sum(tokens if window is None else min(tokens, window) for window in config.layer_windows)
     return 2 * config.num_key_value_heads * config.head_dim * positions * model.embed_tokens.weight.itemsize
 
 
 def prompts_of(config: ModelConfig, batch: int, prompt: int) -> np.ndarray:
-    """Random tokens, [batch, prompt]."""
+    """Return random tokens, [batch, prompt]."""
     return np.random.default_rng(0).integers(config.vocab_size, size=(batch, prompt))
 
 
 class Ours:
-    """The engine."""
+    """Our engine."""
 
     def __init__(self, model: Transformer, device: torch.device) -> None:
-        """Of this model."""
+        """Use this model."""
         self.model, self.device = model, device
 
     def engine(self, batch: int) -> Engine:
-        """One for so many sequences."""
+        """Return an engine for `batch` sequences."""
         return Engine(self.model, max_batch=batch)
 
     def measure(self, batch: int, prompt: int) -> dict[str, Any]:
-        """Seconds of the prompts and of a step, bytes at the peak, the first sequence's tokens."""
+        """Return seconds of the prompts and of a step, peak bytes, and the tokens of the first sequence."""
         reset_peak()
         engine = self.engine(batch)
         prompts = prompts_of(self.model.config, batch, prompt)
@@ -155,20 +155,20 @@ class Ours:
 
 
 class Masked(Ours):
-    """The engine without the kernel that counts keys."""
+    """Our engine without the kernel that counts keys."""
 
     def engine(self, batch: int) -> Engine:
-        """As `Ours.engine`."""
+        """Override `Ours.engine`."""
         engine = super().engine(batch)
         engine._runner.kernel = None
         return engine
 
 
 class Theirs:
-    """transformers, with the model's own tensors as its weights."""
+    """transformers with the tensors of our model as its weights."""
 
     def __init__(self, model: Transformer, device: torch.device) -> None:
-        """Of this model."""
+        """Use this model."""
         from transformers import CwmConfig, CwmForCausalLM
 
         shape = {k: v for k, v in model.config.to_hf().items() if k not in ("architectures", "eos_token_id")}
@@ -185,7 +185,7 @@ class Theirs:
 
     @torch.inference_mode()
     def measure(self, batch: int, prompt: int) -> dict[str, Any]:
-        """As `Ours.measure`."""
+        """Measure as `Ours.measure` does."""
         reset_peak()
         prompts = torch.from_numpy(prompts_of(self.config, batch, prompt)).to(self.device)
         self.model(prompts, logits_to_keep=1)
@@ -208,7 +208,7 @@ class Theirs:
 
 
 def seconds(function: Callable[[], Any], device: torch.device) -> float:
-    """Of one call, to the end of what it starts on the device."""
+    """Return the seconds of one call, including the work that it starts on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -219,7 +219,7 @@ def seconds(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def reset_peak() -> None:
-    """Free what earlier cases left, and count the peak anew."""
+    """Free the memory of earlier cases and reset the peak."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -227,7 +227,7 @@ def reset_peak() -> None:
 
 
 def peak_bytes() -> int | None:
-    """Bytes held at the peak; None on a CPU."""
+    """Return the peak of allocated bytes; None on a CPU."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 

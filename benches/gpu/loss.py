@@ -1,10 +1,14 @@
-"""The output layer and its loss: in chunks of several sizes, beside PyTorch's loss over all logits.
+"""The output layer and its loss, in chunks of several sizes, compared to PyTorch's loss over all logits.
 
     python benches/gpu/loss.py [--tiny] [--json FILE]
 
-Columns: chunk, positions whose logits are held at a time (all: `F.cross_entropy`); both_s, forward and backward;
-floor_s, the three products of both at the measured speed of a large one; both_bytes, the peak beyond hidden states and
-weight; differs, how far loss and gradients are from those of the first row that ran, relative to their norm.
+Columns:
+
+- chunk: positions whose logits are held at a time (all: `F.cross_entropy`)
+- both_s: forward and backward pass
+- floor_s: the three products of both at the measured speed of a large product
+- both_bytes: peak memory beyond hidden states and weight
+- differs: relative distance of loss and gradients from those of the first row that ran
 """
 
 import torch
@@ -14,12 +18,12 @@ from measure import arguments, attempt, distance, peak_flops, peak_memory, repor
 
 
 def plain(hidden, weight, targets):
-    """The loss with all logits, float32 as `cross_entropy` takes it."""
+    """Return the loss over all logits, in float32 like `cross_entropy`."""
     return F.cross_entropy((hidden @ weight.T).float(), targets, reduction="sum")
 
 
 def measure(chunk, hidden, weight, targets, peak, baseline):
-    """One row of the table; the first chunk size to come here leaves its results in `baseline`."""
+    """Return one row of the table; the first chunk size to run stores its results in `baseline`."""
     device = hidden.device
 
     def both():

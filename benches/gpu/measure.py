@@ -1,4 +1,4 @@
-"""How the benchmarks of this folder measure: time, memory, the device's speed; and documents like those of training."""
+"""Shared code of the GPU benchmarks: time, memory, speed of the device, and documents like those of training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """The command line that all benchmarks share."""
+    """Parse the command line that all benchmarks share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="small sizes in float32 on the CPU: to see that it works")
     parser.add_argument("--json", type=Path, help="write the results here too")
@@ -26,7 +26,7 @@ def arguments(description: str | None) -> argparse.Namespace:
 
 
 def time_of(function: Callable[[], Any], device: torch.device, repeats: int = 10, warmup: int = 3) -> float:
-    """Median seconds of a call, by events on a CUDA device's own clock; compiling falls into the warm-up."""
+    """Return the median seconds of a call, measured by CUDA events on a GPU; the warm-up includes compilation."""
     for _ in range(warmup):
         function()
     times = []
@@ -46,7 +46,7 @@ def time_of(function: Callable[[], Any], device: torch.device, repeats: int = 10
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes that a call allocates at its peak, beyond what was there before; None on a CPU, where none are counted."""
+    """Return the bytes that a call allocates at its peak beyond those allocated before; None on a CPU."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)
@@ -58,24 +58,24 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> int | None
 
 
 def distance(results: tuple[torch.Tensor, ...], first: list[torch.Tensor]) -> float:
-    """The greatest relative distance of results from those that came first, which `first` is to keep."""
+    """Return the largest relative distance of results from the first results, which `first` stores."""
     first.extend(results if not first else ())
     distances = ((a - b).float().norm() / b.float().norm() for a, b in zip(results, first, strict=True))
     return max(one.item() for one in distances)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of one large product of square matrices: what a device of this clock and temperature gives today."""
+    """Return the FLOP/s of one large product of square matrices on this device at its current clock and temperature."""
     size = 8192 if device.type == "cuda" else 512
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     return 2 * size**3 / time_of(lambda: a @ b, device, repeats=20)
 
 
 def documents(tokens: int, seed: int = 0) -> list[int]:
-    """Lengths of documents that fill a row of `tokens` tokens, the last one cut.
+    """Return lengths of documents that fill a row of `tokens` tokens; the last document is cut.
 
-    Log-normal with sigma 1.6, the spread of source files; the median is such that 30 % are longer than half the row,
-    as in mid-training of the Code World Model (arXiv 2510.02387): over 65,536 in rows of 131,072.
+    Lengths are log-normal with sigma 1.6, the spread of source files. The median is chosen so that 30 % are longer than
+    half the row, as in mid-training of the Code World Model (arXiv 2510.02387): over 65,536 in rows of 131,072.
     """
     rng = np.random.default_rng(seed)
     above_half = 0.5244  # the standard normal exceeds it 30 % of the time
@@ -87,7 +87,7 @@ def documents(tokens: int, seed: int = 0) -> list[int]:
 
 
 def attempt(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What the function measured, or as `skipped` why the device or PyTorch cannot do it."""
+    """Return the measurement of the function, or the reason in `skipped` if the device or PyTorch cannot run it."""
     try:
         return function()
     except torch.OutOfMemoryError:
@@ -98,7 +98,7 @@ def attempt(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def report(name: str, device: torch.device, peak: float, rows: list[dict[str, Any]], file: Path | None) -> None:
-    """Print the rows as a table, times in ms and memory in MB, and write them as JSON, in seconds and bytes."""
+    """Print the rows as a table, in ms and MB, and write them as JSON, in seconds and bytes."""
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"{name} on {device_name}, torch {torch.__version__}, {peak / 1e12:.3g} TFLOP/s in a large product")
     columns = list(dict.fromkeys(key for row in rows for key in row if key != "skipped"))
@@ -113,7 +113,7 @@ def report(name: str, device: torch.device, peak: float, rows: list[dict[str, An
 
 
 def cell(column: str, value: Any) -> str:
-    """A value as the table shows it, by its column's unit."""
+    """Format a value by the unit of its column."""
     if value is None:
         return "-"
     if column.endswith("_s"):

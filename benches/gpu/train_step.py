@@ -1,17 +1,22 @@
-"""Training steps of full-width layers on packed documents, beside transformers' CwmForCausalLM on the same batches.
+"""Training steps of full-width layers on packed documents, compared to transformers on the same batches.
 
     python benches/gpu/train_step.py [--tiny] [--json FILE]
 
-Ours is `Trainer` on a `PackedLoader`, as `cwm train` runs it: forward, loss in chunks, backward, clipping, AdamW.
-Theirs is a plain loop with the same parts, run with each of its attentions that can pack documents; the fastest counts.
-Both have weights, gradients and optimizer states in bfloat16, so that four layers of the 32 B model, one global and
-three local, fit one GPU with its whole vocabulary, and both compute layers again in the backward pass where they are
-told to. They begin with the same weights: the losses of the first step, which are reported, must agree.
+Ours is `Trainer` on a `PackedLoader`, as in `cwm train`: forward, chunked loss, backward, clipping, AdamW. The peer is
+a plain loop with the same parts, run with each attention that can pack documents; the fastest counts. Both keep
+weights, gradients and optimizer states in bfloat16, so that four layers of the 32 B model, one global and three local,
+fit one GPU with the whole vocabulary, and both recompute layers in the backward pass if told to. They start from the
+same weights: the losses of the first step, which are reported, must agree.
 
-Columns: step_s, the median of the steps after the warm-up; peak_bytes, and token_bytes a token; loader_wait, the share
-of the time that was spent waiting for batches; of_peak, the FLOPs of the model (`training_flops`: of attention only
-what the masks leave, and nothing twice) as a share of what a large product reaches in this run; mfu, as a share of what
-the GPU's maker publishes; times_faster, the time of their fastest over ours.
+Columns:
+
+- step_s: median of the steps after the warm-up
+- peak_bytes, token_bytes: peak memory, in total and per token
+- loader_wait: share of the time spent waiting for batches
+- of_peak: FLOPs of the model (`training_flops`: unmasked pairs only, nothing recomputed) as a share of the measured
+  speed of a large product
+- mfu: the same as a share of the published peak
+- times_faster: time of the fastest peer divided by ours
 """
 
 from __future__ import annotations
@@ -54,7 +59,7 @@ THEIR_ATTENTIONS = ("flash_attention_3", "flash_attention_2", "flex_attention", 
 
 @dataclass(frozen=True)
 class Case:
-    """One length of rows, and how its activations are kept."""
+    """One length of rows and its activation checkpointing."""
 
     tokens: int
     activation_checkpointing: str
@@ -85,7 +90,7 @@ def main() -> None:
 
 
 def compare(rows: list[dict[str, Any]], case: Case, peak: float, device: torch.device) -> None:
-    """Put beside ours how many times as long the fastest of theirs takes, and the shares of the peaks."""
+    """Add to our row how many times longer the fastest peer takes, and the shares of the peaks."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     published = published_peak(name, "bfloat16")
     for row in rows:
@@ -100,7 +105,7 @@ def compare(rows: list[dict[str, Any]], case: Case, peak: float, device: torch.d
 
 
 def write_documents(folder: Path, tokens: int, vocab_size: int) -> None:
-    """Shards of random tokens in documents of realistic lengths, enough for all steps."""
+    """Write shards of random tokens in documents of realistic lengths, enough for all steps."""
     rng = np.random.default_rng(0)
     with ShardWriter(folder, vocab_size) as writer:
         for row in range(WARMUP + STEPS + 1):
@@ -109,12 +114,12 @@ def write_documents(folder: Path, tokens: int, vocab_size: int) -> None:
 
 
 def loader(folder: str, case: Case) -> PackedLoader:
-    """One row a batch: documents of a stream, cut where a row is full, so that rows have no padding."""
+    """Return batches of one row each: a stream of documents, cut where a row is full, so that rows have no padding."""
     return PackedLoader(folder, case.tokens, packing="stream")
 
 
 def our_steps(config: ModelConfig, case: Case, folder: str, device: torch.device) -> list[dict[str, float]]:
-    """Seconds, bytes at the peak, FLOPs and seconds waited for the loader of each step."""
+    """Return seconds, peak bytes, FLOPs and seconds waited for the loader of each step."""
     on_gpu = device.type == "cuda"
     training = TrainConfig(
         max_steps=WARMUP + STEPS,
@@ -144,14 +149,14 @@ def our_steps(config: ModelConfig, case: Case, folder: str, device: torch.device
 
 
 def batch_flops(config: ModelConfig, batch: Any) -> float:
-    """Of the batch's documents."""
+    """Return the training FLOPs of the documents of a batch."""
     return training_flops(config, np.diff(batch.cu_seqlens).tolist(), int(batch.loss_mask.sum()), None)
 
 
 def their_steps(
     config: ModelConfig, case: Case, folder: str, device: torch.device, attention: str
 ) -> list[dict[str, float]]:
-    """The same figures of `CwmForCausalLM`, from the same weights."""
+    """Return the same figures for `CwmForCausalLM` with the same weights."""
     from transformers import CwmConfig, CwmForCausalLM
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -189,7 +194,7 @@ def their_steps(
 
 
 def measured(run: Callable[[], list[dict[str, float]]]) -> dict[str, Any]:
-    """Figures of a run's steps after the warm-up, or as `skipped` why it cannot be; memory is freed afterwards."""
+    """Return the figures of a run's steps after the warm-up, or the reason in `skipped`; memory is freed afterwards."""
 
     def figures() -> dict[str, Any]:
         first, *steps = run()

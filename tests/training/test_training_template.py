@@ -48,7 +48,7 @@ def test_every_key_has_a_description():
             names &= set(model_keys())
         for name in names:
             found = [i for i, line in enumerate(lines) if re.match(rf"(# )?(rope_parameters\.)?{name} = ", line)]
-            assert found and all(re.match("# .*[a-z]", lines[at - 1]) for at in found), name
+            assert found and all(re.match("# .*[A-Za-z]", lines[at - 1]) for at in found), name
 
 
 @pytest.fixture

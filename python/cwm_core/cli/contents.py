@@ -10,6 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from cwm_core._native import DamagedFileError
+
 from ..formats.traces import STORE, TRACE, read_traces
 from ..support.files import files_in
 from ..support.jsonl import read_lines
@@ -131,7 +133,7 @@ def contents(path: Path) -> Contents | None:
     """Return what a path holds, or None if it may be a folder of shards.
 
     Raises:
-        ValueError: A file is damaged.
+        DamagedFileError: A file is damaged.
         OSError: A file cannot be read.
     """
     if path.suffix in (TRACE, STORE):
@@ -184,7 +186,7 @@ def _corpus(folder: Path) -> CorpusContents:
             parts.append(Part(**json.loads(line)))
             drops.merge(DropCounts.from_json(parts[-1].drops))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{progress}, line {number}: {error}") from None
+            raise DamagedFileError(f"{progress}, line {number}: {error}") from None
     return CorpusContents(
         parts=len(parts),
         items=parts[-1].items if parts else 0,
@@ -198,7 +200,7 @@ def _checkpoint(folder: Path) -> CheckpointContents:
     files = _sizes(folder)
     step = _json_object(folder / "state.json").get("step")
     if not isinstance(step, int):
-        raise ValueError(f"{folder / 'state.json'}: expected the number of a step, got {step!r}")
+        raise DamagedFileError(f"{folder / 'state.json'}: expected the number of a step, got {step!r}")
     return CheckpointContents(step=step, bytes=sum(files.values()), files=files, model=_config(folder))
 
 
@@ -225,14 +227,14 @@ def _safetensors(path: Path) -> Iterator[tuple[str, int]]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > _MAX_HEADER_BYTES:
-            raise ValueError(f"{path}: not a safetensors file")
+            raise DamagedFileError(f"{path}: not a safetensors file")
         try:
             header = json.loads(file.read(length))
             for name, tensor in header.items():
                 if name != "__metadata__":
                     yield str(tensor["dtype"]), prod(tensor["shape"])
         except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{path}: damaged header: {error}") from None
+            raise DamagedFileError(f"{path}: damaged header: {error}") from None
 
 
 def _config(folder: Path) -> dict[str, Any] | None:
@@ -246,9 +248,9 @@ def _json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+        raise DamagedFileError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object")
+        raise DamagedFileError(f"{path}: expected a JSON object")
     return value
 
 
