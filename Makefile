@@ -30,7 +30,7 @@ help: ## list the targets
 demo: $(INSTALLED) ## run the full pipeline at a small scale; results in build/demo
 	$(PY) -m cwm_core demo -o build/demo
 
-check: lint ## lint, types and fast tests, in under two minutes
+check: lint ## lint and fast tests: leaves out those that tests/slow.txt lists or that are marked slow
 	$(PY) -m pytest $(TESTS) -m "not slow"
 
 test: $(INSTALLED) ## all Python tests

@@ -67,10 +67,16 @@ API = {
     ],
     "corpus": [
         "cwm_core.corpus.pipeline",
+        "cwm_core.corpus.recording",
+        "cwm_core.corpus.reasons",
+        "cwm_core.corpus.effects",
         "cwm_core.corpus.unit",
         "cwm_core.corpus.sample",
         "cwm_core.corpus.contests",
         "cwm_core.corpus.repository",
+        "cwm_core.corpus.functions.discovery",
+        "cwm_core.corpus.functions.explore",
+        "cwm_core.corpus.describe",
         "cwm_core.corpus.filters",
     ],
     "evaluation": [

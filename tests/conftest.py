@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Generator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -45,6 +46,16 @@ def peer():
 
 def pytest_report_header() -> str:
     return "torch: installed" if HAVE_TORCH else "torch: not installed, tests that need it are skipped"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that `slow.txt` lists."""
+    tests = Path(__file__).parent
+    slow = {line for line in (tests / "slow.txt").read_text().splitlines() if not line.startswith("#")}
+    for item in items:
+        name = getattr(item, "originalname", item.name)
+        if item.path.is_relative_to(tests) and f"{item.path.relative_to(tests).as_posix()}::{name}" in slow:
+            item.add_marker("slow")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

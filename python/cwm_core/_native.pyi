@@ -488,7 +488,7 @@ QWEN2_PATTERN: str
 CWM_SPECIAL_TOKENS: tuple[str, ...]
 
 class Tokenizer:
-    """Behind `cwm_core.Tokenizer`, which documents it."""
+    """Native part of `cwm_core.Tokenizer`, which documents it."""
 
     @staticmethod
     def from_ranks(file: bytes, pattern: str, special_tokens: list[str] | list[tuple[str, int]]) -> Tokenizer: ...
@@ -529,14 +529,14 @@ class Tokenizer:
 # ---- grammar
 
 class TraceGrammar:
-    """Behind `cwm_core.inference.TraceGrammar`, which documents it."""
+    """Native part of `cwm_core.inference.TraceGrammar`, which documents it."""
 
     def __new__(cls, tokenizer: Tokenizer) -> TraceGrammar: ...
     def with_lines(self, lines: list[str]) -> TraceGrammar: ...
     def constraint(self) -> TraceConstraint: ...
 
 class TraceConstraint:
-    """Behind `cwm_core.inference.TraceConstraint`, which documents it."""
+    """Native part of `cwm_core.inference.TraceConstraint`, which documents it."""
 
     def allowed(self, mask: NDArray[np.bool_]) -> None: ...
     def allows(self, token: int) -> bool: ...

@@ -605,7 +605,9 @@ def test_wrong_usage(cwd, capsys):
         capsys, "record", "program.py", "--loop-budget", "1,0"
     )
     assert "--scope cannot" in wrong_usage(capsys, "record", "program.py", "--call", "1", "--scope", "package")
-    assert "not for --html" in wrong_usage(capsys, "view", "x.cwmtrace", "--html", "x.html", "--start", "1")
+    assert "cannot be combined with --html" in wrong_usage(
+        capsys, "view", "x.cwmtrace", "--html", "x.html", "--start", "1"
+    )
     assert "--pattern is" in wrong_usage(capsys, "tokenize", "x", "--tokenizer", "v", "-o", "s", "--pattern", "gpt2")
 
 

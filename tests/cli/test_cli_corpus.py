@@ -1,4 +1,4 @@
-"""`cwm corpus`: what users type, end to end."""
+"""`cwm corpus`, end to end, as users type it."""
 
 import json
 
@@ -122,9 +122,9 @@ def test_functions_that_cannot_be_imported_fail_loudly(tmp_path, capsys):
     command = ["functions", tmp_path / "broken.py"]
     assert corpus(*command, "--licence", "MIT", out=tmp_path / "out") == 1
     assert "no module could be imported" in capsys.readouterr().err
-    assert corpus(*command, "--licence", "MIT", out=tmp_path / "out") == 1  # it is tried again
+    assert corpus(*command, "--licence", "MIT", out=tmp_path / "out") == 1  # a later run tries again
     capsys.readouterr()
-    assert corpus(*command, out=tmp_path / "other") == 0  # its licence is looked at before it is imported
+    assert corpus(*command, out=tmp_path / "other") == 0  # its license is checked before it is imported
     shown = capsys.readouterr()
     assert "no known licence" in shown.out and "cannot be imported" not in shown.out
     assert "nothing was kept" in shown.err and "1 functions\n" in shown.err
@@ -133,7 +133,7 @@ def test_functions_that_cannot_be_imported_fail_loudly(tmp_path, capsys):
     assert len(entries(tmp_path / "other")) > 0
 
 
-def test_what_is_left_out_is_counted(tmp_path, capsys):
+def test_skipped_modules_are_counted(tmp_path, capsys):
     folder = tmp_path / "files"
     folder.mkdir()
     code = "def {}(x: int):\n    y = x, 'ü'\n    return y\n"
@@ -148,7 +148,7 @@ def test_what_is_left_out_is_counted(tmp_path, capsys):
     assert {entry.metadata["qualname"] for entry in entries(tmp_path / "out")} == {"f"}
 
 
-def test_the_licence_of_a_repository_is_looked_at_first(tmp_path, capsys):
+def test_the_license_of_a_repository_is_checked_first(tmp_path, capsys):
     project = tmp_path / "project"
     (project / "pack").mkdir(parents=True)
     (project / "pack" / "__init__.py").write_text("def f(x):\n    y = x\n    z = y\n    return z\n")

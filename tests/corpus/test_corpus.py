@@ -60,7 +60,7 @@ LEAST_SHARES = {
 
 
 def kinds(program: GeneratedProgram) -> set[str]:
-    """What occurs in a program, by its syntax tree and by its execution."""
+    """Return what occurs in a program, by its syntax tree and by its execution."""
     tree, call = ast.parse(program.code), ast.parse(program.call)
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     found = set()

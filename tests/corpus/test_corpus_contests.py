@@ -1,4 +1,4 @@
-"""ContestProblem files, good and bad, as units; and judging what was recorded of them."""
+"""Files of contest problems, valid and damaged, as units; and judging their recordings."""
 
 import json
 import re
@@ -66,7 +66,7 @@ def test_both_forms_are_read(contests):
     assert called.name == "apps/5"
 
 
-def test_right_and_wrong_are_balanced_and_seeded(contests):
+def test_right_and_wrong_solutions_are_balanced_and_seeded(contests):
     drawn = [list(units(contests, licence="CC-BY-4.0", seed=seed)) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     for found in drawn:
@@ -128,7 +128,7 @@ def test_rules_of_judging():
     assert judge(printed("print(2e9 + 1)"), "2e9", tolerance=1e-6)
     for other in ("nan", "x", "", "0.3333333 x", "inf"):
         assert not judge(printed("print(0.5)"), other, tolerance=1e-6)
-    assert not judge(cwm.record(printed, ""), "")  # its output was not kept
+    assert not judge(cwm.record(printed, ""), "")  # its output was not captured
     cut = cwm.Recorder(max_frames=2).record_source("def f():\n    x = 1\n    return x\n", "f()")
     assert not judge(cut, "1", call=True)
 
@@ -179,7 +179,7 @@ def test_bad_lines_are_named(tmp_path, line):
         next(rows)
 
 
-def test_what_is_odd_but_not_wrong(tmp_path, monkeypatch):
+def test_unusual_problems_are_accepted(tmp_path, monkeypatch):
     huge = '{"inputs": [[%s], [1], [NaN]], "outputs": [1, 2, 3], "fn_name": "f"}' % ("9" * 5000)
     odd = [
         APPS | {"input_output": "", "solutions": ""},

@@ -1,4 +1,4 @@
-"""Correct descriptions pass, corrupted ones do not, and what fails is asked for again."""
+"""Correct descriptions pass, corrupted ones fail, and failed ones are asked for again."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ seeds = st.integers(0, 10**6)
 
 
 def described(trace: cwm.Trace) -> list[str]:
-    """A correct description, in sentences: every change, then how it ends."""
+    """Return a correct description in sentences: every change, then how it ends."""
     sentences = ["The program runs step by step."]
     for number, (frame, state) in enumerate(zip(trace.frames, trace.states(), strict=True), 1):
         if state is not None:
@@ -149,7 +149,7 @@ def test_key_values() -> None:
         ("line 4", "line 12", set()),
         ("`range(n)`", "`range(3)`", {"unsupported value"}),
         ("(1, 'a')]`", "(1, 'b')]`", {"missing value", "unsupported value"}),
-        ("(1, 'a')]`", "(1, 'a')`", {"missing value"}),  # it does not parse: its parts are looked at
+        ("(1, 'a')]`", "(1, 'a')`", {"missing value"}),  # it does not parse, so its parts are checked
         ("`out` is `[(0, 'a'), (1, 'a')]`", "`out` has two items", {"missing value"}),
         ("`range(n)`", "`for i in range(n):`", set()),
         ("It loops", "It's a loop, and doesn't stop: 'now'; it loops", set()),
@@ -177,7 +177,7 @@ def test_steps_name_what_changes() -> None:
     ]
 
 
-def test_attempts_go_on_until_one_is_right() -> None:
+def test_attempts_repeat_until_one_is_right() -> None:
     trace = cwm.record_source(CODE, "f(2, 'a')")
     answers = iter(["", AnswerError(AnswerProblem.CUT, "cut"), GOOD.replace("`0`", "`4`"), GOOD, "never asked for"])
     asked: list[Sequence[dict[str, str]]] = []
@@ -200,7 +200,7 @@ def test_attempts_go_on_until_one_is_right() -> None:
     assert stubborn(trace) is None and stubborn.failures == {"missing value": 2} and stubborn.given_up == 1
 
 
-def test_templates_and_attempts_that_are_none() -> None:
+def test_invalid_templates_and_attempts_are_refused() -> None:
     with pytest.raises(ValueError, match=r"lacks \{steps\}"):
         Describer(str, template="{code}")
     with pytest.raises(ValueError, match="attempts: expected at least 1"):
@@ -245,7 +245,7 @@ def store_of(path, seeds):
     return path
 
 
-def test_stores_are_described_and_runs_go_on(tmp_path) -> None:
+def test_stores_are_described_and_runs_resume(tmp_path) -> None:
     store = store_of(tmp_path / "a.cwmtraces", range(12))
     asked = []
 
@@ -293,7 +293,7 @@ def chat(text: str | None, finish: str = "stop") -> object:
     return {"choices": [{"message": {"content": text}, "finish_reason": finish}]}
 
 
-DOWN = "http://127.0.0.1:9/v1"  # the port of a service that throws away what comes, and that nobody runs
+DOWN = "http://127.0.0.1:9/v1"  # the discard service, which does not run
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_a_failing_endpoint_stops_the_run_and_loses_no_trace(tmp_path, capsys, m
     [line] = capsys.readouterr().err.splitlines()
     assert said in line and "run the same command to resume" in line
     assert out.read_bytes() == b"" == (tmp_path / ("chats.jsonl" + GIVEN_UP)).read_bytes()
-    with bad_server(reply(chat("It returns."))) as served:  # an answer: now they are given up
+    with bad_server(reply(chat("It returns."))) as served:  # the endpoint answers, so the traces are given up
         assert main([*command, served.url]) == 1
     assert "0 traces described, 4 given up" in capsys.readouterr().err
 
@@ -380,7 +380,7 @@ def test_an_interrupt_ends_the_requests(tmp_path, script, verb) -> None:
         (chat("<think>\n" + GOOD), "no text"),
     ],
 )
-def test_what_is_cut_or_only_thought_is_not_kept(body, reason) -> None:
+def test_cut_answers_and_thinking_are_not_kept(body, reason) -> None:
     with bad_server(reply(body)) as served:
         describer = Describer(chat_model(Endpoint(served.url), "m"), attempts=2)
         assert describer(cwm.record_source(CODE, "f(2, 'a')")) is None
@@ -410,7 +410,7 @@ def test_a_description_is_kept_without_its_thinking() -> None:
         ("I think <b>so</b>.", "I think <b>so</b>."),
     ],
 )
-def test_thinking_is_parted(text, left) -> None:
+def test_thinking_is_removed(text, left) -> None:
     assert without_thinking(text) == left
 
 
@@ -437,7 +437,7 @@ def test_traces_of_the_same_key_in_several_stores_are_all_described(tmp_path) ->
     assert len({row["trace"] for row in rows}) == 6
 
 
-def test_files_without_digests_are_gone_on_with(tmp_path) -> None:
+def test_files_without_digests_resume(tmp_path) -> None:
     store, out = store_of(tmp_path / "a.cwmtraces", range(3)), tmp_path / "chats.jsonl"
     out.write_text('{"key": "t0"}\n')
     (tmp_path / ("chats.jsonl" + GIVEN_UP)).write_text('"t1"\n')

@@ -1,4 +1,4 @@
-"""Duplicates are found by what they share, whoever made their sketches, and after a resume as before."""
+"""Duplicates are found whichever process made their sketches, and after a resume as before."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def made(lines: list[str], context: str = "") -> cwm.Trace:
 
 
 def changed(lines: list[str], count: int, rng: random.Random) -> list[str]:
-    """The lines with `count` others in their places, far enough apart that each changes two pairs."""
+    """Return the lines with `count` of them replaced, far enough apart that each changes two pairs."""
     copy = list(lines)
     for at in rng.sample(range(1, len(lines) - 1, 3), count):
         copy[at] += " # changed"
@@ -38,7 +38,7 @@ def reason(drop: Drop | None) -> str | None:
 
 
 def test_the_sketch_is_that_of_pairs_of_frames() -> None:
-    """Against the exact similarity: what is well above the threshold is dropped, what is well below stays."""
+    """Traces well above the threshold of exact similarity are dropped, and traces well below it stay."""
     rng = random.Random(1)
     outcomes = []
     for _ in range(60):
@@ -54,7 +54,7 @@ def test_the_sketch_is_that_of_pairs_of_frames() -> None:
     assert {found for exact, found in outcomes if exact < 0.65} == {None}
 
 
-def test_the_context_does_not_make_traces_alike() -> None:
+def test_the_context_does_not_make_traces_similar() -> None:
     file = "".join(f"x{number} = {number}\n" for number in range(500))
     duplicates = Duplicates()
     assert duplicates.check("a", sketch(made(["one", "two", "three"], file))) is None
@@ -64,7 +64,7 @@ def test_the_context_does_not_make_traces_alike() -> None:
 
 
 def samples() -> list[Sample]:
-    """Recordings, one in three there twice, one in three with a number changed."""
+    """Return recordings: one in three occurs twice, one in three has a changed number."""
     found = []
     for seed in range(60):
         program = generate(seed)
@@ -97,6 +97,6 @@ def test_sketches_of_workers_and_resumes_make_no_difference() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0, -1, 1.1])
-def test_thresholds_that_are_none(threshold: float) -> None:
+def test_invalid_thresholds_are_refused(threshold: float) -> None:
     with pytest.raises(ValueError, match="threshold"):
         Duplicates(threshold)

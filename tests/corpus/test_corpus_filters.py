@@ -1,4 +1,4 @@
-"""Each filter drops what it is for, says why, and lets ordinary samples pass."""
+"""Each filter drops what it is made for, says why, and keeps ordinary samples."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_the_first_difference_is_the_first(first: int, second: int) -> None:
         assert first_difference(one, other).where == "context"
 
 
-def test_where_a_limit_of_time_cuts_is_no_difference() -> None:
+def test_the_place_where_a_time_limit_cuts_does_not_matter() -> None:
     loop = "def f():\n    n = 0\n    while True:\n        n += 1\n"
     cut = [cwm.Recorder(max_seconds=seconds).record_source(loop, "f()") for seconds in (0.002, 0.02)]
     assert len(cut[0]) != len(cut[1]) and first_difference(*cut) is None
@@ -166,13 +166,13 @@ def f():
 
 
 def in_loop(body: str) -> str:
-    """A program that runs a statement in a coroutine."""
+    """Return a program that runs a statement in a coroutine."""
     return f"import asyncio\nasync def g():\n    {body}\ndef f(): return asyncio.run(g())"
 
 
 EFFECTS = [  # code, effects seen, those seen with clocks
     ("def f(): return sorted({3: 1}, key=str)", "", ""),
-    ("def f():\n    import colorsys, wave, xml.dom.minidom", "", ""),  # an import is no input
+    ("def f():\n    import colorsys, wave, xml.dom.minidom", "", ""),  # an import is not an effect
     ("import os\ndef f(): open(os.devnull).close()", "file", "file"),
     ("import os\ndef f(): os.listdir('/')", "file", "file"),
     ("import socket\ndef f(): socket.socket().close()", "network", "network"),
@@ -240,7 +240,7 @@ print(json.dumps(seen))
 
 @pytest.mark.parametrize("mode", ["no clocks", "clocks"])
 def test_effects(mode: str) -> None:
-    """In a process of their own, since the hook stays in it."""
+    """Effects are seen, in a process of their own, because the hook stays in it."""
     codes = json.dumps([code for code, _, _ in EFFECTS])
     done = subprocess.run(
         [sys.executable, "-c", WATCH, codes, mode], input="", capture_output=True, text=True, check=True
@@ -295,7 +295,7 @@ DROPS = st.lists(st.none() | st.builds(Drop, st.sampled_from("abc"), st.sampled_
 
 
 @given(st.lists(DROPS, max_size=4))
-def test_counts_of_workers_come_together_in_any_order(parts: list[list[Drop | None]]) -> None:
+def test_counts_merge_in_any_order(parts: list[list[Drop | None]]) -> None:
     together = DropCounts()
     for drop in (drop for part in parts for drop in part):
         together.add(drop)
@@ -310,7 +310,7 @@ def test_counts_of_workers_come_together_in_any_order(parts: list[list[Drop | No
 
 
 @pytest.mark.parametrize("value", [{}, {"kept": -1, "dropped": {}, "examples": {}}, {"kept": 1, "dropped": 3}, []])
-def test_counts_that_are_none(value) -> None:
+def test_invalid_counts_are_refused(value) -> None:
     with pytest.raises(ValueError):
         DropCounts.from_json(value)
 
@@ -325,7 +325,7 @@ def test_table_of_drops() -> None:
     assert all(part in text for part in ("kept", "75.0%", "[too] long", "25.0%", "9 > 3"))
 
 
-# ---- licences
+# ---- licenses
 
 
 @pytest.fixture
@@ -398,7 +398,7 @@ def test_licences_of_headers_and_files(licence, tmp_path: Path) -> None:
     assert licence.of_folder(tmp_path) is None
 
 
-def test_samples_whose_licence_is_not_allowed(licence) -> None:
+def test_samples_without_an_allowed_license_are_dropped(licence) -> None:
     permissive = licence.Licences()
     assert permissive(sample()) == Drop("no known licence")
     assert permissive(sample(provenance={"licence": "MIT"})) is None
@@ -420,7 +420,7 @@ def find():
     return lambda text: [found.kind for found in find_secrets(text)]
 
 
-# Put together here, so that no scanner of repositories takes them for real.
+# Assembled here, so that scanners of repositories do not report them.
 SECRETS = [
     "key = '" + "AKIA" + "IOSFODNN7EXAMPLQ'",
     "token = '" + "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8'",
@@ -469,21 +469,21 @@ def test_personal_data(find, text: str, kinds: list[str]) -> None:
 @given(
     st.lists(st.sampled_from([*"0123456789[](){},.- _=<>", "abc", "True", "None", *SECRETS, "8.8.4.4", "AP3abcdefgh"]))
 )
-def test_values_that_are_passed_over_hold_nothing(find, parts: list[str]) -> None:
+def test_skipped_values_hold_no_secrets(find, parts: list[str]) -> None:
     from cwm_core.corpus.filters.secrets import _may_hold
 
     text = "".join(parts)
     assert _may_hold(text) or find(f"value = {text}") == []
 
 
-def test_passwords_by_any_name_have_a_part_that_is_looked_for(find) -> None:
+def test_every_password_keyword_has_a_part_that_is_searched_for(find) -> None:
     from cwm_core.corpus.filters.secrets import _KEYWORD_PARTS
     from detect_secrets.plugins.keyword import DENYLIST
 
     assert all(any(part in keyword for part in _KEYWORD_PARTS) for keyword in DENYLIST)
 
 
-def test_generated_programs_have_neither(find) -> None:
+def test_generated_programs_have_no_secrets(find) -> None:
     from cwm_core.corpus.filters import no_secrets
 
     for seed in range(100):
@@ -491,13 +491,13 @@ def test_generated_programs_have_neither(find) -> None:
         assert no_secrets(sample(*program)) is None
 
 
-# ---- what all of them are
+# ---- all filters
 
 
 @pytest.mark.parametrize(
     "library", ["rensa", "detect_secrets", "phonenumbers", "license_expression", "ukkonen", "rich.table"]
 )
-def test_a_library_that_is_missing_is_named_with_its_extra(library: str, tmp_path: Path) -> None:
+def test_a_missing_library_is_named_with_its_extra(library: str, tmp_path: Path) -> None:
     use = {
         "rensa": "Duplicates()",
         "detect_secrets": "list(find_secrets('x'))",

@@ -1,4 +1,4 @@
-"""Functions are found without running anything, explored in the sandbox, and few of their calls are kept."""
+"""Functions are found without running anything, explored in the sandbox, and only their best calls are kept."""
 
 import json
 import sys
@@ -140,7 +140,7 @@ def explored(found):
     return {one.function.qualname: one for one in explore_all(found.functions, sandbox=SANDBOX, budget=80)}
 
 
-def test_what_is_found_and_what_is_left_out(package, found):
+def test_functions_are_found_and_others_skipped(package, found):
     kinds = {f.qualname: f.kind for f in found.functions if f.module == "pack.part"}
     assert kinds == {
         "classify": "function", "parse": "function", "endless": "function", "later": "function",
@@ -165,12 +165,12 @@ def test_what_is_found_and_what_is_left_out(package, found):
     assert {f.module for f in alone} == {"pack.part"}
 
 
-def test_sources_that_are_none(tmp_path):
+def test_invalid_sources_are_refused(tmp_path):
     for source in ("no_such_package", tmp_path / "absent.py", "_ctypes", "../x"):
         with pytest.raises(FileNotFoundError):
             find_functions(source)
     (tmp_path / "bad.jsonl").write_text('{"code": "x = 1"}\n{"text": 1}\n')
-    with pytest.raises(ValueError, match=r"bad.jsonl:2: not a snippet"):
+    with pytest.raises(ValueError, match=r"bad.jsonl, line 2: not a snippet"):
         find_functions(tmp_path / "bad.jsonl")
 
 
@@ -189,7 +189,7 @@ def test_inputs_reach_every_line(explored):
     assert "classify(1234567)" in explored["classify"].chosen
 
 
-def test_what_is_kept_reaches_all_that_was_reached(explored):
+def test_chosen_calls_reach_everything_that_was_reached(explored):
     for one in explored.values():
         returning = [r for r in one.tried.values() if not r.raised]
         if 0 < len(one.chosen) < 4:
@@ -315,12 +315,14 @@ def test_the_shorter_trace_of_equals():
         ("license-expression", "license_expression"),
     ],
 )
-def test_packages_are_found_by_the_name_that_they_are_installed_by(name, module):
+def test_packages_are_found_by_their_distribution_name(name, module):
     pytest.importorskip(module)
     found = {source.name.partition(".")[0] for source in read_sources(name)}
     assert found == {module}
 
 
-def test_a_package_that_is_not_there_is_named():
-    with pytest.raises(FileNotFoundError, match=r"no-such-package: expected a file, a folder, or an installed package"):
+def test_a_missing_package_is_named():
+    with pytest.raises(
+        FileNotFoundError, match=r"no-such-package: expected a file, a folder, or the name of an installed package"
+    ):
         read_sources("no-such-package")

@@ -1,4 +1,4 @@
-"""Sources of inputs: whatever they give is an expression, and the same one everywhere."""
+"""Sources of inputs yield expressions, and the same ones in every process."""
 
 import ast
 import os
@@ -40,7 +40,7 @@ def test_a_call_brings_what_it_needs():
     assert calls_of(code, "f") == [f"{f}([1, 2], {{'k': 3}})"]
 
 
-def test_what_changes_a_variable_comes_along():
+def test_changes_of_a_variable_come_along():
     code = """
     import networkx as nx
 
@@ -60,7 +60,7 @@ def test_what_changes_a_variable_comes_along():
     compile(call, "", "eval")
 
 
-def test_calls_that_need_what_is_not_known_are_left_out():
+def test_calls_that_need_unknown_values_are_left_out():
     code = """
     import os
     from pack.part import f

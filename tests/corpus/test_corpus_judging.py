@@ -1,4 +1,4 @@
-"""Whether a solution passes is decided by a real process; what the recorder cannot follow is dropped, never "wrong"."""
+"""A process without the recorder decides whether a solution passes; other recordings are dropped, never "wrong"."""
 
 import json
 
@@ -26,7 +26,7 @@ def recording():
 
 
 def judged(recording, path, right, tests=((INPUT, OUTPUT),), function=None, wrong=()):
-    """What becomes of solutions: whether they pass, or why they are dropped."""
+    """Return whether solutions pass, or why they are dropped."""
     inputs, outputs = map(list, zip(*tests, strict=True))
     if function is not None:
         row = {"input_output": {"fn_name": function, "inputs": inputs, "outputs": outputs}, "solutions": list(right)}
@@ -66,7 +66,7 @@ def test_right_solutions_pass_however_they_read(recording, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", BELOW)
-def test_output_that_the_recorder_misses_is_never_labelled_wrong(recording, tmp_path, name):
+def test_output_that_the_recorder_misses_is_never_labeled_wrong(recording, tmp_path, name):
     [outcome] = judged(recording, tmp_path / "p.jsonl", [BELOW[name]])
     assert outcome in (True, "not as without the recorder", "effect: process")
 
@@ -88,7 +88,7 @@ def test_other_packages(recording, tmp_path):
     assert judged(recording, tmp_path / "p.jsonl", [code, missing]) == [True, "not installed"]
 
 
-def test_numbers_with_decimals_may_differ_a_little(recording, tmp_path):
+def test_numbers_with_decimals_may_differ_slightly(recording, tmp_path):
     thirds = "n = int(input())\nx = n / 3\ny = x\nprint('%.7f' % x)"
     assert judged(recording, tmp_path / "p.jsonl", [thirds], [("1", "0.333333333333"), ("3", "1")]) == [True, True]
     close = "n = int(input())\nx = n + 1\ny = x\nprint(x)"

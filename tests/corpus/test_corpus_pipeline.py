@@ -1,4 +1,4 @@
-"""A corpus is the same however often it was interrupted, and whoever made it."""
+"""A corpus is the same however often it is interrupted, and in every pool."""
 
 import dataclasses
 import json
@@ -65,7 +65,7 @@ REASONS = {
 
 
 def content(folder):
-    """Everything that a reader sees."""
+    """Return everything that a reader sees."""
     traces = [
         tuple(entry) for path in sorted((folder / "traces").iterdir()) for entry in cwm.TraceReader(path).entries()
     ]
@@ -151,7 +151,7 @@ def test_a_torn_part_is_made_again(tmp_path):
     assert content(tmp_path / "c") == whole
 
 
-def test_what_is_there_is_checked(tmp_path):
+def test_existing_files_are_checked(tmp_path):
     make(tmp_path / "c", UNITS[:2])
     with pytest.raises(ValueError, match="other sources or settings"):
         make(tmp_path / "c", UNITS[:2], part_items=5)
@@ -203,7 +203,7 @@ def test_ray_makes_the_same(tmp_path):
 
 
 def interrupt_at(items):
-    """What is told of items that are done, and then interrupts."""
+    """Return a `watch` function that interrupts when so many items are done."""
 
     def watch(done):
         if done >= items:
@@ -212,7 +212,7 @@ def interrupt_at(items):
     return watch
 
 
-def test_an_interrupted_part_is_kept_and_made_whole(tmp_path):
+def test_an_interrupted_part_is_kept_and_completed(tmp_path):
     units = [*UNITS, *(Unit(f"{seed:03}", *_program(seed), provenance=MIT) for seed in range(50))]
     make(tmp_path / "whole", units, part_items=1000)
     summaries = []
@@ -225,7 +225,7 @@ def test_an_interrupted_part_is_kept_and_made_whole(tmp_path):
     seen = []
     make(tmp_path / "cut", units, part_items=1000, watch=seen.append)
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
-    assert seen == [64, len(units)]  # what was done is not done again
+    assert seen == [64, len(units)]  # finished items are not done again
 
 
 def test_an_interrupted_part_among_others(tmp_path):

@@ -1,4 +1,4 @@
-"""Pools of processes: killed ones are replaced, secrets are handed over and inherited by nobody."""
+"""Pools replace killed processes, and hand over secrets without leaving them in environments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cwm_core.support.pool import TRIES, in_order, processes
 
 
 def _dies_at_first(item):
-    """Kill the process where the file named by the item is not there yet."""
+    """Kill the process if the file that the item names does not exist yet."""
     path, number = item
     marked = f"{path}/{number}"
     if number % 3 == 0 and not os.path.exists(marked):
@@ -70,7 +70,7 @@ def test_an_item_that_ends_every_process_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no"), EOFError("no"), BrokenPipeError(32, "no"), ValueError("no")])
-def test_what_work_raises_is_no_killed_process(error):
+def test_an_exception_of_the_work_is_not_a_killed_process(error):
     with processes(2) as pool, pytest.raises(type(error), match="no"):
         pool.submit(_raises, error)()
 

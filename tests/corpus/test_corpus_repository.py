@@ -1,4 +1,4 @@
-"""Suites recorded on machines: what comes back is the suite's, and it may be hostile."""
+"""Test suites are recorded on machines, and may forge what comes back."""
 
 import dataclasses
 import os
@@ -125,7 +125,7 @@ def test_containers_record_the_same(kind, project, tmp_path):
     assert samples == list(read_recording(tmp_path / "here")) and len(samples) >= 4
 
 
-# A suite that forges, plants and destroys.
+# A test suite that forges, adds, and destroys files.
 HOSTILE = """
 import os, pathlib
 def pytest_sessionfinish(session):
@@ -150,7 +150,7 @@ def test_a_hostile_suite(project, tmp_path):
     finally:
         machine.close()
     lost = "\n".join(suite.lost)
-    assert "huge.cwmtraces takes 536870912 bytes" in lost
+    assert "huge.cwmtraces has 536870912 bytes" in lost
     assert "two words" in lost and "$(touch x)" in lost and "folder.cwmtraces could not be read" in lost
     names = {path.name for path in suite.stores}
     assert {"main.cwmtraces", "garbage.cwmtraces"} <= names <= set(os.listdir(tmp_path / "stores"))
@@ -158,7 +158,7 @@ def test_a_hostile_suite(project, tmp_path):
     assert len(list(read_recording(tmp_path / "stores"))) > 3
 
 
-def test_what_is_no_recording_is_left_out(tmp_path):
+def test_files_that_are_not_recordings_are_left_out(tmp_path):
     trace = cwm.record_source("def f():\n    return 1\n", "f()")
     good = {"test": "t", "function": "m:f", "site": "s:1", "seed": 0, "call": 1}
     odd = [{"test": 3}, {"seed": "x"}, {"call": None}, {"site": ["s"]}, {"seed": True}]
@@ -178,7 +178,7 @@ def test_what_is_no_recording_is_left_out(tmp_path):
     assert [sample.id for sample in read_recording(tmp_path)] == ["good", "last"]
 
 
-def test_interpreters_that_do_not_fit(project, tmp_path):
+def test_incompatible_interpreters_are_refused(project, tmp_path):
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     other = project / "other-python"
     other.write_text("#!/bin/sh\ncat > /dev/null\necho .cpython-39-other.so\n")
@@ -211,5 +211,5 @@ def test_a_suite_that_takes_too_long(project, tmp_path):
     finally:
         machine.close()
     assert suite.completed.timed_out
-    # What was written whole is there.
+    # Complete recordings are kept.
     assert isinstance(list(read_recording(tmp_path / "stores")), list)

@@ -1,4 +1,4 @@
-"""One sandbox, many programs: each is recorded as if it were alone, whatever the others do."""
+"""One sandbox records many programs, each as if it were alone, whatever the others do."""
 
 import dataclasses
 import os
@@ -35,14 +35,14 @@ def body(code):
     return Run("def f():\n" + textwrap.indent(code, "    ") + "\n", "f()")
 
 
-def test_answers_come_in_order(worker):
+def test_results_come_in_order(worker):
     calls = [f"f(range({n}))" for n in range(50)]
     answers = list(worker.run(Run(TOTAL, call) for call in calls))
     assert [answer.trace for answer in answers] == [record_source(TOTAL, call) for call in calls]
     assert all(answer.seconds > 0 for answer in answers)
 
 
-def test_orders_may_be_larger_than_a_pipe(worker):
+def test_runs_can_be_larger_than_a_pipe(worker):
     padding = "# " + "x" * 100_000 + "\n"
     answers = list(worker.run(Run(padding + TOTAL, f"f(range({n}))") for n in range(40)))
     assert [answer.trace.result for answer in answers] == [str(sum(range(n))) for n in range(40)]
@@ -84,7 +84,7 @@ def test_failures_have_reasons_and_no_consequences(worker):
     assert all(answer.trace == record_source(TOTAL, "f([1])") for answer in answers[1::2])
 
 
-# What a program may try, and what becomes of it; None where it runs to its end.
+# Programs that attack the sandbox, with the reasons of their failures; None if they run to the end.
 HOSTILE = {
     "fork bomb": ("import os\nwhile True:\n    os.fork()", "limit: processes"),
     "memory bomb": ("return len([bytearray(1 << 20) for _ in range(1000)])", None),
@@ -162,7 +162,7 @@ def test_programs_that_share_a_child_are_recorded_alike(worker, drawn):
     assert [answer.trace for answer in answers] == [record_source(code, call) for code, call in drawn]
 
 
-def test_what_shares_a_child_is_seen_by_the_next(worker):
+def test_a_program_sees_what_earlier_ones_left_in_its_process(worker):
     count = body("import sys\nsys.count = getattr(sys, 'count', 0) + 1\nreturn sys.count")
     assert [answer.trace.result for answer in worker.run([count] * 5, runs_per_process=2)] == ["1", "2", "1", "2", "1"]
     assert [answer.trace.result for answer in worker.run([count] * 3)] == ["1"] * 3
@@ -187,7 +187,7 @@ def test_hostile_programs_among_those_that_share_a_child(isolated):
 
 
 @needs_bubblewrap
-def test_a_stopped_worker_is_given_up(isolated, monkeypatch):
+def test_a_stopped_sandbox_is_replaced(isolated, monkeypatch):
     monkeypatch.setattr("cwm_core.corpus.sandbox._GRACE", 0.5)
     stop, after = isolated.run([body("import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)"), Run(TOTAL, "f([])")])
     assert stop.reason == "limit: seconds"

@@ -1,4 +1,4 @@
-"""The demo, shortened, through the code that `make demo` runs: real, unseen, repeatable."""
+"""The demo trains and predicts unseen programs, and repeats exactly, with the code of `make demo`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_training_and_held_out_programs_share_nothing() -> None:
 
 
 def test_the_short_demo(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(run, "THREADS", 1)  # two wait for each other wherever something else runs
+    monkeypatch.setattr(run, "THREADS", 1)  # two threads wait for each other on a busy machine
     recipe = replace(SHORT, steps=80, held_out=12)
     monkeypatch.setattr(run, "SHORT", recipe)
     run_demo(tmp_path, short=True)

@@ -195,7 +195,7 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
     script = """
         import resource, sys
         import cwm_core as cwm
-        from cwm_core import exchange
+        from cwm_core.formats import traces as exchange
         exchange._GROUP_BYTES = 1 << 20
         trace = cwm.record_source("def f(n):\\n    return [i * i for i in range(n)]\\n", "f(100)")
         with cwm.TraceWriter("x.cwmtraces") as writer:

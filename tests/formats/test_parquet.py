@@ -229,7 +229,7 @@ def test_adding_many_equals_adding_each(data):
     with tempfile.TemporaryDirectory() as folder:
         with cwm.ShardWriter(f"{folder}/one", 70_001, shard_tokens=50) as writer:
             for i, ids in enumerate(documents):
-                writer.add(ids, None if masks is None else masks[i], list("xyz")[0 if tags is None else tags[i]])
+                writer.add(ids, None if masks is None else masks[i], "xyz"[0 if tags is None else tags[i]])
         with cwm.ShardWriter(f"{folder}/many", 70_001, shard_tokens=50) as writer:
             ids, offsets = np.array(list(chain(*documents)), dtype=dtype), np.cumsum([0, *map(len, documents)])
             mask = None if masks is None else np.array(list(chain(*masks)), dtype=bool)

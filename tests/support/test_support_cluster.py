@@ -1,4 +1,4 @@
-"""Which Ray cluster is taken, what is left of it, and what is refused; each in a process of its own."""
+"""The right Ray cluster is used, stays as it was, or is refused; each test in a process of its own."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def free_port():
 
 @contextmanager
 def running_cluster(folder, *arguments):
-    """A cluster that other processes find running on this machine; its address."""
+    """Start a cluster that other processes find on this machine, and yield its address."""
     port = free_port()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
     command += ["--include-dashboard=false", "--disable-usage-stats", *arguments]
@@ -73,7 +73,7 @@ def test_a_cluster_that_cannot_be_reached_is_one_sentence(scheme):
 
 
 @pytest.mark.parametrize("script", [silent, reply({}), drip(b""), lambda connection, ended: None])
-def test_what_is_no_cluster_is_one_sentence(script):
+def test_a_server_that_is_not_a_cluster_is_one_sentence(script):
     with bad_server(script, whole=False) as server:
         address = server.url.removeprefix("http://").removesuffix("/v1")
         [line] = run(CONNECT, RAY_ADDRESS=address)
@@ -81,14 +81,14 @@ def test_what_is_no_cluster_is_one_sentence(script):
 
 
 @pytest.mark.parametrize("address", ["localhost", "127.0.0.1:x", "ray://", "http://127.0.0.1:80/x", "a.invalid:6379"])
-def test_addresses_that_are_none(address, monkeypatch):
+def test_invalid_addresses_are_refused(address, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConnectionError, match=f"RAY_ADDRESS={address} cannot be reached"), cluster.ray_cluster():
         pass
 
 
 def test_without_an_address_a_new_cluster_is_taken_and_ended(tmp_path):
-    """Though another one runs on this machine; that of the variable is joined, and goes on running."""
+    """A cluster that runs on this machine is joined only if the variable names it, and keeps running."""
     with running_cluster(tmp_path, "--num-cpus=1") as address:
         mine, end = run(CONNECT)
         assert not mine.startswith(address) and end == "left"

@@ -1,4 +1,4 @@
-"""The client of endpoints against servers that misbehave: deadlines, retries, cancellation, and no key in messages."""
+"""The client handles faulty servers: deadlines, retries, cancellation, and no key in messages."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ DRIPS = {
 
 
 @pytest.mark.parametrize("script", DRIPS.values(), ids=DRIPS)
-def test_deadlines_hold_against_what_drips(script):
+def test_deadlines_hold_for_answers_that_arrive_a_byte_at_a_time(script):
     with bad_server(script) as server:
         with pytest.raises(TimeoutError, match="the deadline is over"):
             client_of(server).post({}, deadline=time.monotonic() + 0.3)
@@ -61,7 +61,7 @@ def test_deadlines_hold_against_what_drips(script):
 
 
 @pytest.mark.parametrize("status", [401, 503])
-def test_an_errors_body_that_drips_costs_no_deadline(status):
+def test_a_slow_error_body_does_not_use_up_the_deadline(status):
     script = drip(b"HTTP/1.1 %d No\r\n\r\nno such thing" % status)
     said = f"status {status}: no such thing"
     with bad_server(script) as server, pytest.raises(http.EndpointError, match=said) as error:
@@ -81,7 +81,7 @@ CUT = {
 
 
 @pytest.mark.parametrize("script", CUT.values(), ids=CUT)
-def test_an_answer_that_is_cut_is_tried_again(script, no_waiting):
+def test_a_cut_answer_is_retried(script, no_waiting):
     with bad_server(script, script, reply({"a": 1})) as server:
         assert client_of(server, request_seconds=0.5, retries=2).post({}) == {"a": 1}
         assert len(server.requests) == 3
@@ -90,7 +90,7 @@ def test_an_answer_that_is_cut_is_tried_again(script, no_waiting):
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 422, 501])
-def test_what_stays_wrong_is_asked_once(status, no_waiting):
+def test_permanent_failures_are_not_retried(status, no_waiting):
     with bad_server(reply({"error": {"message": "no"}}, status)) as server:
         with pytest.raises(http.EndpointError, match=f"status {status}") as error:
             client_of(server).post({})
@@ -100,7 +100,7 @@ def test_what_stays_wrong_is_asked_once(status, no_waiting):
 @pytest.mark.parametrize(
     "text", ['{"error": "not here"}', '{"error": {"message": "not here"}}', " not\nhere ", '"not here"']
 )
-def test_what_an_error_says(text):
+def test_error_messages(text):
     with bad_server(reply(text.encode(), 400)) as server, pytest.raises(http.EndpointError, match=r"400: .?not here"):
         client_of(server).post({})
     with bad_server(reply(b"", 400)) as server, pytest.raises(http.EndpointError, match="status 400: Reason"):
@@ -143,7 +143,7 @@ def test_a_good_answer_that_repeats_the_key_is_cleaned():
     with bad_server(reply(body)) as server:
         answer = client_of(server, key=lambda: KEY).post({})
     assert answer == {"choices": [{"text": "Authorization: Bearer [key]", "[key]": ["n", 1, None, {"k": "[key]"}]}]}
-    with bad_server(reply({"text": "an EMPTY list"})) as server:  # the usual key of servers that want none
+    with bad_server(reply({"text": "an EMPTY list"})) as server:  # the usual dummy key
         assert client_of(server, key=lambda: "EMPTY").post({}) == {"text": "an EMPTY list"}
 
 
@@ -201,7 +201,7 @@ def test_an_interrupt_ends_a_request():
         assert b"KeyboardInterrupt" in asking.communicate(timeout=20)[1]
 
 
-def test_a_fork_asks_for_itself():
+def test_a_forked_process_can_send_requests():
     with bad_server(reply({"a": 1})) as server:
         client = client_of(server)
         client.post({})
@@ -220,7 +220,7 @@ def test_without_httpx(monkeypatch):
 # ---- secrets of the environment
 
 
-def test_the_environment_of_children(monkeypatch):
+def test_child_processes_get_no_secrets(monkeypatch):
     for name in ("CWM_API_KEY", "OPENAI_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "github_token"):
         monkeypatch.setenv(name, "sk-" + name)
     monkeypatch.setenv("MY_VARIABLE", "sk-of-my-own")
@@ -238,6 +238,6 @@ def test_the_environment_of_children(monkeypatch):
     assert dict(os.environ) == before and secrets.get("MY_VARIABLE") == "sk-of-my-own"
 
 
-def test_secrets_are_not_shown():
+def test_secrets_do_not_show_their_values():
     sent = secrets.Secrets({"A_KEY": KEY})
     assert KEY not in f"{sent} {sent!r} {[sent]}" and sent["A_KEY"] == KEY

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiktoken
 import tokenizers
-from cwm_core import Tokenizer
+from cwm_core import DamagedFileError, Tokenizer
 from cwm_core.tokenizer import (
     CL100K_PATTERN,
     CWM_SPECIAL_TOKENS,
@@ -437,7 +437,7 @@ BYTES = [bytes([byte]) for byte in range(256)]
 )
 def test_hostile_files_are_refused_with_a_sentence(file, why, tmp_path):
     (tmp_path / "vocab").write_bytes(file)
-    with pytest.raises(ValueError, match=why):
+    with pytest.raises(DamagedFileError, match=f"vocab: .*{why}"):
         Tokenizer.load(tmp_path / "vocab")
 
 

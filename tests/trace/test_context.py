@@ -279,7 +279,7 @@ def test_marks_and_bad_input() -> None:
     context = touched(SOURCE, lines_with("y = x"))
     entry = lines_with("def scaled")[0]
     assert f"def scaled(x):{MARK}\n" in context.marked(entry)
-    with pytest.raises(ValueError, match="does not hold line 1 "):
+    with pytest.raises(ValueError, match="does not contain line 1 "):
         context.marked(1)
     with pytest.raises(ValueError, match="line 100 of a file of"):
         touched(SOURCE, [100])

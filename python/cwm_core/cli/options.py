@@ -69,10 +69,7 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Load a vocabulary. Raise ValueError, with the path in the message, if it is invalid."""
-    try:
-        return Tokenizer.load(path)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return Tokenizer.load(path)
 
 
 def new_file(path: str | Path) -> Path:

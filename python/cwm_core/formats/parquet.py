@@ -223,7 +223,7 @@ def _checked_rows(path: str, ids: str, source: str | None) -> int:
             kind = kind.value_type if types.is_dictionary(kind) else kind
             if not (types.is_string(kind) or types.is_large_string(kind)):
                 raise ValueError(f"{path}: column {source!r} must contain strings, got {kind}")
-        return file.metadata.num_rows
+        return int(file.metadata.num_rows)
 
 
 def _lists(file: ParquetFile, ids: str) -> list[str]:
@@ -259,7 +259,7 @@ def _batch_rows(file: ParquetFile, ids: str) -> int:
     metadata = file.metadata
     leaf = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path.startswith(ids + "."))
     values = sum(metadata.row_group(group).column(leaf).num_values for group in range(metadata.num_row_groups))
-    return max(1, min(_ROWS, _TOKENS * metadata.num_rows // max(1, values)))
+    return max(1, min(_ROWS, _TOKENS * int(metadata.num_rows) // max(1, int(values))))
 
 
 class _List:
@@ -279,7 +279,7 @@ class _List:
         self.name, self._path, self._first = name, path, first
         if values.null_count:
             self.refuse(_first(values.is_null()), f"column {name!r} has a null")
-        self.values = values.to_numpy(zero_copy_only=False)
+        self.values: NDArray[Any] = values.to_numpy(zero_copy_only=False)
 
     def refuse(self, at: int, what: str) -> None:
         """Raise ValueError for the value at an index."""
@@ -332,7 +332,7 @@ def _mask(lists: dict[str, _List], tokens: _List) -> NDArray[np.bool_] | None:
     if "labels" not in lists:
         return mask
     labels = lists["labels"]
-    in_loss = labels.values != IGNORED_LABEL
+    in_loss: NDArray[np.bool_] = labels.values != IGNORED_LABEL
     if (wrong := in_loss & (labels.values != tokens.values)).any():
         at = int(np.argmax(wrong))
         labels.refuse(at, f"label {labels.values[at]} differs from id {tokens.values[at]}")

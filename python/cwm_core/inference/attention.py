@@ -57,7 +57,8 @@ def attend_to_end(q: Tensor, keys: Tensor, values: Tensor, window: int | None) -
         ends = [torch.tensor([0, length], dtype=torch.int32, device=q.device) for length in (m, n)]
         packed = (t.transpose(0, 1) for t in (q, keys, values))
         reach = (-1 if window is None else window - 1, 0)
-        return kernel(*packed, *ends, m, n, window_size=reach).transpose(0, 1)
+        out: Tensor = kernel(*packed, *ends, m, n, window_size=reach)
+        return out.transpose(0, 1)
     return causal_attention(q[None], keys[None], values[None], window)[0]
 
 

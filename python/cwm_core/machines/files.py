@@ -90,8 +90,8 @@ class _File:
             return done.stdout
         end = f"limit {done.exceeded}" if done.exceeded else f"exit code {done.exit_code}"
         failed = f"{self.path}: {done.stderr[-500:].decode(errors='replace').strip()} ({end})."
-        texts: dict[int | None, str] = {**self._refusals, **refusals}
-        raise Refusal(texts.get(done.exit_code, failed))
+        texts = self._refusals | dict(refusals)
+        raise Refusal(failed if done.exit_code is None else texts.get(done.exit_code, failed))
 
     def read(self, limit: int, refusals: Mapping[int, str]) -> bytes:
         """Return the content, which may have at most `limit` bytes."""

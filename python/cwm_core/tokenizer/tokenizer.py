@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cwm_core import _native
+from cwm_core._native import DamagedFileError
 from cwm_core.support.arguments import reject_single_string
 from cwm_core.support.files import write_file, write_files
 from cwm_core.support.text import well_formed
@@ -139,7 +140,17 @@ class Tokenizer:
                 of added tokens itself.
         """
         path = Path(path)
-        data = (path / "tokenizer.json" if path.is_dir() else path).read_bytes()
+        try:
+            return cls._parse(
+                (path / "tokenizer.json" if path.is_dir() else path).read_bytes(), path, pattern, special_tokens
+            )
+        except DamagedFileError as error:
+            raise DamagedFileError(f"{path}: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def _parse(cls, data: bytes, path: Path, pattern: str | None, special_tokens: SpecialTokens | None) -> "Tokenizer":
         if not data.lstrip().startswith(b"{"):
             special = CWM_SPECIAL_TOKENS if special_tokens is None else special_tokens
             ranked = _native.Tokenizer.from_ranks(
@@ -147,13 +158,11 @@ class Tokenizer:
             )
             return cls(ranked)
         if pattern is not None or special_tokens is not None:
-            raise ValueError(
-                f"{path}: pattern and special_tokens apply to rank files only; tokenizer.json contains both"
-            )
+            raise ValueError("pattern and special_tokens apply to rank files only; tokenizer.json contains both")
         native, renumbered = _native.Tokenizer.from_json(data)
         if renumbered:
             more = f"; {len(renumbered) - 1} more added tokens differ too" if len(renumbered) > 1 else ""
-            warnings.warn(f"{path}: {renumbered[0]}{more}", stacklevel=2)
+            warnings.warn(f"{path}: {renumbered[0]}{more}", stacklevel=3)
         return cls(native)
 
     @classmethod

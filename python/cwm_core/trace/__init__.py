@@ -1,6 +1,6 @@
-"""Record executions, read and write traces, and cut their context to what an execution touched.
+"""Record executions, read and write traces, and reduce their source context.
 
-Imports nothing of the package but the native extension, so that this folder can be sent whole into a container.
+Imports only the native extension, so that this folder can be copied into a container on its own.
 """
 
 from .._native import ParseErrorKind

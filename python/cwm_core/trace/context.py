@@ -1,6 +1,6 @@
-"""The source that a trace is shown with: its whole file, or only what the execution touched.
+"""Reduce the source context of a trace to the parts that the execution used.
 
-`narrow` cuts the context of a recorded trace down; `touched` does the work on source and line numbers alone.
+`narrow` reduces the context of a recorded trace. `touched` does the same for source text and line numbers.
 """
 
 from __future__ import annotations
@@ -23,30 +23,34 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class ContextTooLarge(ValueError):
-    """What was executed does not fit the budget even by itself: `tokens` of at most `budget`."""
+    """The executed code alone has more tokens than the budget."""
 
     def __init__(self, tokens: int, budget: int) -> None:
-        """Say how many tokens there are, and how many there may be."""
-        super().__init__(f"what was executed takes {tokens} tokens; the budget is {budget}")
+        """Record the number of tokens and the budget."""
+        super().__init__(f"the executed code has {tokens} tokens; the budget is {budget}")
         self.tokens = tokens
         self.budget = budget
 
 
 @dataclass(frozen=True)
 class Context:
-    """Lines of a file, in its order."""
+    """Selected lines of a file, in order."""
 
     code: str
     lines: tuple[int, ...]
-    """The number in the file, from 1, of each line of `code`."""
+    """Line numbers in the file, from 1, of the lines of `code`."""
 
     def marked(self, entry: int) -> str:
-        """The code with the mark of the entry on the line that has this number in the file.
+        """Return the code with the entry mark on a line.
 
-        Raises ValueError when the context does not have that line.
+        Args:
+            entry: Number of the line in the file.
+
+        Raises:
+            ValueError: The context does not contain the line.
         """
         if entry not in self.lines:
-            raise ValueError(f"the context does not hold line {entry} of the file")
+            raise ValueError(f"the context does not contain line {entry} of the file")
         shown = physical_lines(self.code)
         at = self.lines.index(entry)
         shown[at] = shown[at].rstrip("\n") + _MARK + "\n"
@@ -54,12 +58,12 @@ class Context:
 
 
 def physical_lines(source: str) -> list[str]:
-    """The lines of a source as the interpreter counts them (``\\n``, ``\\r\\n``, ``\\r``); here all end in ``\\n``."""
+    r"""Split a source at `\n`, `\r\n`, and `\r`, as the interpreter counts lines, and end each line in `\n`."""
     return io.StringIO(source, newline=None).readlines()
 
 
 def whole_file(source: str) -> Context:
-    """The whole file; its lines end in ``\\n``, else it is `source`."""
+    r"""Return the whole file as a context, with lines that end in `\n`."""
     lines = physical_lines(source)
     return Context("".join(lines), tuple(range(1, len(lines) + 1)))
 
@@ -71,25 +75,34 @@ def touched(
     budget: int | None = None,
     count_tokens: Callable[[str], int] | None = None,
 ) -> Context:
-    """What an execution touched of a file, in file order, with comments and layout as they are.
+    """Return the parts of a file that an execution used, in file order, with comments and layout unchanged.
 
-    Parts are whole functions, a class's head, and the other statements of a module or class, with the comments right
-    above. At distance 0 stand the parts that have one of `lines`, and imports from ``__future__``; at distance n + 1
-    those that parts at distance n lead to: what binds the global names that they read, for a class its fields, for
-    ``self.name``, ``cls.name`` and ``Class.name`` that member, in bases too. A member brings the head of its class; a
-    class that would have no member keeps its shortest.
+    A part is a whole function, the head of a class, or another statement of a module or class, including the comments
+    directly above it. Each part has a distance from the execution:
 
-    Over the budget, parts are left out from the greatest distance on, at one distance from the end of the file on,
-    until the rest fits.
+    - Distance 0: parts that contain an executed line, and imports from `__future__`.
+    - Distance n + 1: parts that a part at distance n refers to. These are the definitions of the global names it reads,
+      the fields of a class, and the members accessed as `self.name`, `cls.name`, or `Class.name`, including inherited
+      ones.
+
+    A member is shown with the head of its class. A class without selected members keeps its shortest one.
+
+    If the result exceeds the budget, parts are dropped until the rest fits: those at the greatest distance first, and
+    within a distance those at the end of the file first.
 
     Args:
-        source: A module.
-        lines: The numbers, from 1, of the lines that were executed.
-        budget: The most tokens; None for no limit.
-        count_tokens: Counts the tokens of a text, as `Tokenizer.count`; needed with a budget.
+        source: Source of a module.
+        lines: Numbers, from 1, of the executed lines.
+        budget: Maximum number of tokens; None for no limit.
+        count_tokens: Function that counts the tokens of a text, such as `Tokenizer.count`. Required with a budget.
 
-    Raises ContextTooLarge when distance 0 is over the budget, SyntaxError for what is no Python, and ValueError for a
-    line that the file does not have or a budget without `count_tokens`.
+    Returns:
+        The selected lines.
+
+    Raises:
+        ContextTooLarge: The parts at distance 0 exceed the budget.
+        SyntaxError: The source is not valid Python.
+        ValueError: The file does not have one of the lines, or `count_tokens` is missing.
     """
     if budget is not None and count_tokens is None:
         raise ValueError("a budget needs count_tokens")
@@ -115,19 +128,31 @@ def touched(
 
 
 def entry_line(trace: Trace) -> int | None:
-    """The number, from 1, of the context's line that has the mark of the entry; None where none has it."""
+    """Return the number, from 1, of the line in the context with the entry mark, or None if there is none."""
     marked = [n for n, line in enumerate(physical_lines(trace.context), 1) if line.rstrip("\n").endswith(_MARK)]
-    # A program may have such comments of its own. Above a marked `def` stand at most its decorators, which the first
-    # frame may be on.
+    # A program can contain the same comment. The first frame is on the marked line, or on a decorator above it.
     first = trace.frames[0].lineno if len(trace) else None
     return next((n for n in marked if first is not None and n >= first), marked[0] if marked else None)
 
 
 def narrow(trace: Trace, *, budget: int | None = None, count_tokens: Callable[[str], int] | None = None) -> Trace:
-    """The trace with what it touched of its context, for one whose context is the whole file, as a recorder gives it.
+    """Return the trace with a context reduced to the parts of the file that it used.
 
-    Frames stay as they are; so do their line numbers, which are those of the file. Frames of other files are not looked
-    at. Arguments and errors are those of `touched`; the mark of the entry does not count against the budget.
+    The frames and their line numbers do not change. Frames of other files have no effect. The entry mark does not count
+    toward the budget.
+
+    Args:
+        trace: Trace whose context is a whole file, as recorded.
+        budget: Maximum number of tokens of the context; None for no limit.
+        count_tokens: Function that counts the tokens of a text. Required with a budget.
+
+    Returns:
+        The same execution with the smaller context.
+
+    Raises:
+        ContextTooLarge: The executed parts exceed the budget.
+        SyntaxError: The context is not valid Python.
+        ValueError: `count_tokens` is missing.
     """
     entry = entry_line(trace)
     source = physical_lines(trace.context)
@@ -144,18 +169,18 @@ def narrow(trace: Trace, *, budget: int | None = None, count_tokens: Callable[[s
 
 @dataclass(eq=False)
 class _Part:
-    """Lines `start` to `end`, from 1, that are shown together or not at all."""
+    """Lines `start` to `end`, from 1, that are either all shown or all dropped."""
 
     start: int
     end: int
     parent: _Part | None = None
     nodes: list[ast.stmt] = field(default_factory=list)
-    members: list[_Part] = field(default_factory=list)  # of a class whose head this is
-    bound: dict[str, list[_Part]] = field(default_factory=lambda: defaultdict(list))  # the names of its members
+    members: list[_Part] = field(default_factory=list)  # if this is the head of a class
+    bound: dict[str, list[_Part]] = field(default_factory=lambda: defaultdict(list))  # members by name
 
 
 class _File:
-    """The parts of a module and what they lead to."""
+    """The parts of a module and the references between them."""
 
     def __init__(self, source: str) -> None:
         self.lines = physical_lines(source)
@@ -166,7 +191,7 @@ class _File:
         self.starts = [part.start for part in self.parts]
 
     def distances(self, lines: set[int]) -> dict[_Part, int]:
-        """The distance of every part that the execution of these lines touched."""
+        """Return the distance of each part that the execution of these lines used."""
         reached: dict[_Part, int] = {}
         pending: deque[tuple[int, _Part]] = deque()
         for line in sorted(lines):
@@ -184,7 +209,7 @@ class _File:
         return reached
 
     def context(self, parts: Iterable[_Part]) -> Context:
-        """These parts, and what they need to be a module that can be parsed, with the blank lines before each."""
+        """Return the lines of these parts, of the parts needed to parse them, and the blank lines before each."""
         kept = set(parts)
         for part in list(kept):
             head = part.parent
@@ -207,11 +232,11 @@ class _File:
         return Context("".join(self.lines[n - 1] for n in numbers), tuple(numbers))
 
     def _add(self, body: list[ast.stmt], scope: _Part, before: int) -> None:
-        """Add the parts of a body whose first line comes after the line `before`."""
+        """Add the parts of a body that starts after the line `before`."""
         last: _Part | None = None
         for node in body:
             start, end = _first_line(node), node.end_lineno or node.lineno
-            # Statements that share a line, as `a = 1; b = 2` or across a backslash, are shown together.
+            # Statements that share a line, such as `a = 1; b = 2`, are one part.
             if last is not None and not last.members and (start <= last.end or self._continues(last.end)):
                 last.end = max(last.end, end)
                 last.nodes.append(node)
@@ -230,7 +255,7 @@ class _File:
             before = end
 
     def _head_end(self, node: ast.ClassDef) -> int | None:
-        """The last line of a class's head; None where its body begins on that line."""
+        """Return the last line of the head of a class, or None if its body starts on the same line."""
         line = _first_line(node.body[0]) - 1
         while line > node.lineno and (not self._text(line) or self._text(line).startswith("#")):
             line -= 1
@@ -252,7 +277,7 @@ class _File:
         at = bisect_right(self.starts, line) - 1
         if at >= 0 and line <= self.parts[at].end:
             return self.parts[at]
-        return _Part(line, line)  # blank or a comment, which a module's first frame may be on
+        return _Part(line, line)  # a blank line or comment, which the first frame of a module can be on
 
     def _leads_to(self, part: _Part) -> Iterator[_Part]:
         for node in part.nodes:
@@ -262,16 +287,16 @@ class _File:
                     found = self.module.bound.get("*")
                 yield from found or ()
                 if part.parent is not None and not isinstance(node, _Function):
-                    yield from part.parent.bound.get(name, ())  # a class's body sees its own names
+                    yield from part.parent.bound.get(name, ())  # the body of a class sees its own names
             for owner_name, attribute in _attributes(node):
                 owners = [part.parent] if owner_name is None else self.module.bound.get(owner_name, ())
                 for owner in owners:
                     yield from self._members(owner, attribute, set())
-        no_field = _Function | ast.ClassDef | ast.Expr  # the last one: the docstring
+        no_field = _Function | ast.ClassDef | ast.Expr  # Expr: a docstring
         yield from (member for member in part.members if not any(isinstance(node, no_field) for node in member.nodes))
 
     def _members(self, owner: _Part | None, name: str, seen: set[_Part]) -> Iterator[_Part]:
-        """What binds a name in a class or, where it does not, in its bases."""
+        """Yield the parts that bind a name in a class or else in its bases."""
         if owner is None or owner in seen or not owner.members:
             return
         seen.add(owner)
@@ -285,7 +310,7 @@ class _File:
                         yield from self._members(part, name, seen)
 
     def _reads(self, node: ast.stmt) -> set[str]:
-        """The names that a statement reads, those of a function's own variables left out."""
+        """Return the names that a statement reads, without the local variables of a function."""
         if isinstance(node, _Function):
             arguments = node.args
             every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
@@ -300,18 +325,18 @@ class _File:
         return names | {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
 
 
-@lru_cache(maxsize=16)  # a file has many functions, and each of them many traces
+@lru_cache(maxsize=16)  # many traces share a file
 def _file(source: str) -> _File:
     return _File(source)
 
 
 def _parsed(lines: list[str]) -> tuple[list[ast.stmt], dict[tuple[str, int], set[str]]]:
-    """The statements of a module, and the global names of its functions.
+    """Return the statements of a module and the global names of its functions.
 
-    A recorded call is a `main` of two lines behind a file that many calls share: that file is not parsed again.
+    A recorded call is a two-line `main` after the source of a file. Many calls share the file, which is parsed once.
     """
     if lines[-2:-1] == ["def main():\n"] and len(lines) > 2:
-        with contextlib.suppress(SyntaxError):  # what stands before goes on into these lines
+        with contextlib.suppress(SyntaxError):  # the source continues into these lines
             body, functions = _parsed_file("".join(lines[:-2]))
             call, names = _parsed_file("\n" * (len(lines) - 2) + "".join(lines[-2:]))
             return [*body, *call], functions | names
@@ -324,7 +349,7 @@ def _parsed_file(text: str) -> tuple[list[ast.stmt], dict[tuple[str, int], set[s
 
 
 def _functions(table: symtable.SymbolTable) -> Iterator[tuple[tuple[str, int], set[str]]]:
-    """The global names that each function and what is defined in it uses, by the function's name and line."""
+    """Yield the global names that each function and its inner definitions use, by name and line of the function."""
     for child in table.get_children():
         if child.get_type() == "function":
             yield (child.get_name(), child.get_lineno()), _globals(child)
@@ -347,14 +372,14 @@ def _is_future_import(node: ast.stmt) -> bool:
 
 
 def _bound_names(statement: ast.stmt) -> Iterator[str]:
-    """The names that a statement binds or changes in its scope, ``*`` for an import of everything."""
+    """Yield the names that a statement binds or changes in its scope; `*` for a wildcard import."""
     pending: list[ast.AST] = [statement]
     while pending:
         node = pending.pop()
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 yield name
-                continue  # what is within binds names of its own
+                continue  # inner names belong to another scope
             case ast.Lambda():
                 continue
             case ast.Import(names=names) | ast.ImportFrom(names=names):
@@ -373,7 +398,7 @@ def _bound_names(statement: ast.stmt) -> Iterator[str]:
 
 
 def _attributes(node: ast.stmt) -> Iterator[tuple[str | None, str]]:
-    """(name, attribute) for each ``name.attribute``; None for the name of a method's own object or class."""
+    """Yield (name, attribute) for each `name.attribute`; the name is None for the first parameter and `super()`."""
     own = None
     if isinstance(node, _Function):
         arguments = [*node.args.posonlyargs, *node.args.args]

@@ -1,4 +1,4 @@
-//! One generation: what was written, and what may follow.
+//! The constraint of one generation: the state of the trace so far, and the tokens that may follow.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,18 +12,18 @@ use crate::names::{Names, REST};
 use crate::part::{Part, Read};
 use crate::trie::Node;
 
-/// A trace as far as it is written.
+/// The state of a partial trace.
 #[derive(Debug)]
 pub struct Constraint {
     grammar: Arc<Grammar>,
     lines: Option<Arc<Lines>>,
     at: At,
-    /// Where the current LINE is among `lines`; `None` elsewhere, and in a line that is none of them.
+    /// Position of the current LINE in `lines`. `None` outside a LINE, and in a line that is not in `lines`.
     line: Option<Node>,
     frame: Frame,
 }
 
-/// Between which special tokens the end of the text is.
+/// Part of the trace format at the end of the text.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum At {
     Start,
@@ -36,31 +36,32 @@ enum At {
     Ended,
 }
 
-/// The current part, and the variables that it may refer to.
+/// The current part, and the variables that it can refer to.
 #[derive(Debug)]
 struct Frame {
     part: Part,
     names: Names,
-    /// For each open activation, the variables of its last CALL or LINE frame.
+    /// Variables of the last CALL or LINE frame of each open activation.
     scopes: Vec<FxHashSet<Box<[u8]>>>,
-    /// Whether the current frame may refer to the last of these.
+    /// Whether the current frame can refer to the last scope.
     in_line: bool,
 }
 
-/// A token after which nothing is well formed.
+/// Error for a token that cannot follow in a well-formed trace.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refused;
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no well-formed trace goes on so")
+        f.write_str("this token cannot follow in a well-formed trace")
     }
 }
 
 impl std::error::Error for Refused {}
 
 impl Constraint {
-    /// At the very beginning, where a document may begin, or frames alone. `lines` are those that actions may show.
+    /// Creates a constraint at the start of a text, where a document or frames without a context can begin. If `lines`
+    /// is given, actions can show only these lines.
     pub fn new(grammar: Arc<Grammar>, lines: Option<Arc<Lines>>) -> Constraint {
         Constraint {
             grammar,
@@ -76,7 +77,8 @@ impl Constraint {
         }
     }
 
-    /// Fills `mask`, of [`Grammar::mask_words`], with the tokens that may follow. None may after the end token.
+    /// Fills `mask`, of [`Grammar::mask_words`] words, with the tokens that may follow. No token may follow the end
+    /// token.
     pub fn allowed(&mut self, mask: &mut [u64]) {
         match (self.line, &self.lines) {
             (Some(node), Some(lines)) => {
@@ -103,7 +105,7 @@ impl Constraint {
         }
     }
 
-    /// Whether this token may follow: its bit of `allowed`.
+    /// Returns whether a token may follow: its bit of `allowed`.
     pub fn allows(&mut self, id: u32) -> bool {
         match (self.grammar.token(id), self.line, &self.lines) {
             (Token::Foreign, ..) => false,
@@ -117,8 +119,8 @@ impl Constraint {
         !self.is_within_line() && self.after(special).is_some()
     }
 
-    /// Whether what is written of the current LINE begins lines of the source, but is none. Nothing stands for a line
-    /// that is not known, as that of instructions that come from no line.
+    /// Returns whether the current LINE is a proper prefix of source lines but not itself a line. An empty LINE is
+    /// valid: it stands for an unknown line, as of instructions without a line.
     fn is_within_line(&self) -> bool {
         match (self.line, &self.lines) {
             (Some(node), Some(lines)) => node != Node::ROOT && !lines.is_end(node),
@@ -126,8 +128,8 @@ impl Constraint {
         }
     }
 
-    /// Goes past a token. Whatever the parser takes is taken: tokens that a caller supplies may show a `..` that refers
-    /// to nothing, or a line that is not of the source. After a refused one the state is as before.
+    /// Advances past a token. Accepts whatever the parser accepts: tokens that a caller supplies can show a `..`
+    /// without a value to refer to, or a line that is not in the source. A rejected token does not change the state.
     pub fn advance(&mut self, id: u32) -> Result<(), Refused> {
         match self.grammar.token(id) {
             Token::Foreign => Err(Refused),
@@ -146,7 +148,7 @@ impl Constraint {
         }
     }
 
-    /// Where a special token leads; `None` where the parser refuses it.
+    /// Returns the part that a special token leads to, or `None` if the parser rejects it.
     fn after(&self, special: Special) -> Option<At> {
         use Special::*;
         if !self.frame.part.may_end() {
@@ -198,7 +200,7 @@ impl Frame {
         }
     }
 
-    /// Whether a token may follow.
+    /// Returns whether a token may follow.
     fn takes(&mut self, text: &[u8]) -> bool {
         let mark = self.names.mark();
         let taken = self.read(text, Frame::is_shown).is_some();
@@ -206,13 +208,13 @@ impl Frame {
         taken
     }
 
-    /// Reads on; `may_be_unchanged` decides whether the last name may have the value `..`.
+    /// Reads text. `may_be_unchanged` decides whether the last name may have the value `..`.
     fn read(&mut self, text: &[u8], may_be_unchanged: impl Fn(&Frame) -> bool) -> Option<Part> {
         let mut part = self.part;
         for &byte in text {
             let (next, read) = part.step(byte)?;
             part = next;
-            let goes_on = match read {
+            let is_valid = match read {
                 Read::Nothing => true,
                 Read::NameByte(byte) => {
                     self.names.push_byte(byte);
@@ -228,14 +230,14 @@ impl Frame {
                     !unchanged || may_be_unchanged(self)
                 }
             };
-            if !goes_on {
+            if !is_valid {
                 return None;
             }
         }
         Some(part)
     }
 
-    /// Whether the last name has a value that `..` can refer to, or the pair stands for variables that are left out.
+    /// Returns whether the last name has a value that `..` can refer to, or the pair represents omitted variables.
     fn is_shown(&self) -> bool {
         let (Some(scope), Some(name)) = (self.scopes.last(), self.names.last()) else {
             return false;
@@ -243,7 +245,7 @@ impl Frame {
         self.in_line && (scope.contains(name) || self.names.at_first() && name == REST)
     }
 
-    /// Scopes change as `cwm_trace::resolve` has it.
+    /// Updates the scopes at the end of a frame, as `cwm_trace::resolve` does.
     fn close_frame(&mut self, event: Event) {
         match event {
             Event::Call => self.scopes.push(FxHashSet::default()),

@@ -1,4 +1,4 @@
-//! What a vocabulary's tokens mean to the grammar, worked out once.
+//! Meaning of a vocabulary's tokens in the grammar, computed once per vocabulary.
 
 use cwm_tokenizer::{Error, Tokenizer};
 use cwm_trace::{Event, Special};
@@ -8,11 +8,11 @@ use crate::part::{Locals, Part, Read, Value};
 use crate::trie::Trie;
 use crate::utf8::Utf8;
 
-/// The grammar of traces over a vocabulary. To be shared by all constraints.
+/// The grammar of traces over a vocabulary. All constraints share it.
 #[derive(Debug)]
 pub struct Grammar {
     pub(crate) trie: Trie,
-    /// The text of each ordinary token, by id; empty for others.
+    /// Text of each ordinary token, by id. Empty for other tokens.
     texts: Vec<Box<[u8]>>,
     specials: [u32; Special::ALL.len()],
     choices: FxHashMap<Part, Choices>,
@@ -21,22 +21,22 @@ pub struct Grammar {
 /// The ordinary tokens that may follow in a state of a part.
 #[derive(Debug)]
 pub(crate) struct Choices {
-    /// A bit for each that may whatever the names of the variables are.
+    /// Bits of the tokens that may follow, whatever the names of the variables.
     pub(crate) always: Box<[u64]>,
-    /// Those that may or may not.
+    /// Tokens that may follow, depending on the names.
     pub(crate) sometimes: Box<[u32]>,
 }
 
-/// What may come after a token id.
+/// Meaning of a token id.
 pub(crate) enum Token<'g> {
     Special(Special),
     Text(&'g [u8]),
-    /// None that a trace contains.
+    /// A token that does not occur in traces.
     Foreign,
 }
 
 impl Grammar {
-    /// Fails if the vocabulary lacks one of the format's special tokens.
+    /// Creates the grammar. Fails if the vocabulary lacks a special token of the trace format.
     pub fn new(tokenizer: &Tokenizer) -> Result<Grammar, Error> {
         let mut specials = [0; Special::ALL.len()];
         for special in Special::ALL {
@@ -56,12 +56,12 @@ impl Grammar {
         Ok(grammar)
     }
 
-    /// One more than the largest token id.
+    /// Returns one more than the largest token id.
     pub fn vocab_size(&self) -> usize {
         self.texts.len()
     }
 
-    /// The words of a mask that has a bit for each token id, the lowest id in the lowest bit of the first word.
+    /// Returns the number of words of a mask with one bit per token id. The lowest bit of the first word is id 0.
     pub fn mask_words(&self) -> usize {
         self.texts.len().div_ceil(u64::BITS as usize)
     }
@@ -88,7 +88,7 @@ impl Grammar {
         self.choices.get(&part.key())
     }
 
-    /// Finds the choices in every state that can be reached.
+    /// Computes the choices in every reachable state.
     fn explore(&mut self) {
         let mut open: Vec<Part> = [Special::ContextStart, Special::ArgSep]
             .into_iter()
@@ -131,7 +131,7 @@ pub(crate) fn set(mask: &mut [u64], id: u32) {
 }
 
 impl Part {
-    /// The part that follows a special token.
+    /// Returns the part that follows a special token.
     pub(crate) fn after(special: Special) -> Part {
         match special {
             Special::ContextStart | Special::ActionSep => Part::Text(Utf8::WHOLE),

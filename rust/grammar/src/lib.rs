@@ -1,10 +1,10 @@
 //! Constrained decoding: which tokens may come next so that a generation stays a well-formed trace.
 //!
-//! What is well formed is what the strict parser of `cwm-trace` takes without an error; on top of that, `..` stands only
-//! for a variable that has a value to refer to, and action lines may be held to those of a source. Within a part (CONTEXT,
-//! LOCALS, LINE, VALUE) the text is read by an [automaton over bytes](part) of a few dozen states; which tokens each of
-//! them takes is worked out once for a vocabulary ([`Grammar`]). Only tokens that end a variable's name, or a value `..`,
-//! depend on what was written before: these few are tried one by one at each step ([`Constraint`]).
+//! A trace is well formed if the strict parser of `cwm-trace` accepts it. In addition, `..` is allowed only for a
+//! variable that has a value to refer to, and action lines can be restricted to the lines of a source. Within a part
+//! (CONTEXT, LOCALS, LINE, VALUE), an [automaton over bytes](part) with a few dozen states reads the text. The tokens
+//! that each state accepts are computed once per vocabulary ([`Grammar`]). Only tokens that end the name of a variable,
+//! or a value `..`, depend on the text before: these few are tried one by one at each step ([`Constraint`]).
 
 mod constraint;
 mod grammar;

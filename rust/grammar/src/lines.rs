@@ -1,13 +1,13 @@
-//! The lines that actions may show.
+//! The lines that actions can show.
 
 use crate::trie::{Node, Trie};
 
-/// The lines of a source, as actions show them: each with its newline. To be shared by the constraints of one context.
+/// The lines of a source, each with its newline. All constraints of a context share them.
 #[derive(Debug)]
 pub struct Lines(Trie);
 
 impl Lines {
-    /// `None` where there are none to choose from, the empty line aside. Together they have less than 4 GiB.
+    /// Creates the set of lines, which must have less than 4 GiB in total. Returns `None` if all lines are empty.
     pub fn new<'a>(lines: impl IntoIterator<Item = &'a str>) -> Option<Lines> {
         let mut lines = lines.into_iter().filter(|line| !line.is_empty()).peekable();
         lines.peek()?;

@@ -1,20 +1,20 @@
-//! The names of the variables of the frame that is being written.
+//! Names of the variables of the current frame.
 
 use cwm_trace::push_code_point;
 
-/// The decoded names of a frame in order, the last one perhaps still open. Reading can be undone.
+/// Decoded names of a frame in order. The last one may be incomplete. Reading can be undone.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     bytes: Vec<u8>,
-    /// Where each closed name ends.
+    /// End of each complete name.
     ends: Vec<usize>,
-    /// A high surrogate that may yet become half of a pair.
+    /// High surrogate that may become half of a pair.
     high: Option<u16>,
-    /// Whether the value of the first one is `..`.
+    /// Whether the value of the first name is `..`.
     first_unchanged: bool,
 }
 
-/// Where [`Names::rewind`] goes back to.
+/// State that [`Names::rewind`] restores.
 #[derive(Clone, Copy)]
 pub(crate) struct Mark {
     bytes: usize,
@@ -40,7 +40,7 @@ impl Names {
         }
     }
 
-    /// Undoes what was read since the mark was taken.
+    /// Undoes all reading since the mark.
     pub(crate) fn rewind(&mut self, mark: Mark) {
         self.bytes.truncate(mark.bytes);
         self.ends.truncate(mark.ends);
@@ -48,19 +48,19 @@ impl Names {
         self.first_unchanged = mark.first_unchanged;
     }
 
-    /// The closed ones.
+    /// Iterates over the complete names.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(&self.ends).map(|(start, &end)| &self.bytes[start..end])
     }
 
-    /// The last closed one.
+    /// Returns the last complete name.
     pub(crate) fn last(&self) -> Option<&[u8]> {
         let (&end, before) = self.ends.split_last()?;
         Some(&self.bytes[before.last().copied().unwrap_or(0)..end])
     }
 
-    /// Whether just one is closed.
+    /// Returns whether exactly one name is complete.
     pub(crate) fn at_first(&self) -> bool {
         self.ends.len() == 1
     }
@@ -70,7 +70,7 @@ impl Names {
         self.bytes.push(byte);
     }
 
-    /// Two units that are a surrogate pair are one character; others are kept as they are, lone surrogates too.
+    /// Appends a UTF-16 unit. A surrogate pair becomes one character. Lone surrogates are kept.
     pub(crate) fn push_unit(&mut self, unit: u16) {
         match (self.high, unit) {
             (Some(high), 0xdc00..=0xdfff) => {
@@ -95,7 +95,7 @@ impl Names {
         }
     }
 
-    /// Closes the open name. Gives whether it is a new one.
+    /// Completes the current name. Returns false if the frame already has this name.
     pub(crate) fn end_name(&mut self) -> bool {
         self.push_high();
         let name = &self.bytes[self.ends.last().copied().unwrap_or(0)..];
@@ -104,18 +104,18 @@ impl Names {
         is_new
     }
 
-    /// Takes in the value of the last name.
+    /// Records the value of the last name.
     pub(crate) fn end_value(&mut self, unchanged: bool) {
         if self.at_first() {
             self.first_unchanged = unchanged;
         }
     }
 
-    /// Whether the frame begins with the pair `"..": ".."`.
+    /// Returns whether the frame begins with the pair `"..": ".."`.
     pub(crate) fn begin_with_rest(&self) -> bool {
         self.first_unchanged && self.iter().next() == Some(REST)
     }
 }
 
-/// The name of the pair that stands for the variables that a frame leaves out.
+/// Name of the pair that represents the variables that a frame omits.
 pub(crate) const REST: &[u8] = b"..";

@@ -1,16 +1,16 @@
-//! The text of a part of a trace, read a byte at a time: states and what leads from one to the next.
+//! Automaton that reads the text of a part of a trace byte by byte.
 //!
-//! They follow the strict parser's reader of JSON byte for byte. What they leave to [`Names`](crate::names::Names) is
-//! the text of variables' names.
+//! It follows the JSON reader of the strict parser byte for byte. [`Names`](crate::names::Names) handles the text of
+//! the names of variables.
 
 use crate::utf8::Utf8;
 
-/// How far the text of a part has come.
+/// State within a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Part {
-    /// Where no text may stand.
+    /// No text is allowed.
     Nothing,
-    /// CONTEXT or LINE: any text.
+    /// CONTEXT or LINE, which can have any text.
     Text(Utf8),
     Locals(Locals),
     Value(Value),
@@ -39,35 +39,35 @@ pub(crate) enum Value {
     End,
 }
 
-/// Within a JSON string.
+/// State within a JSON string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum InString {
     Plain(Utf8),
     /// After a backslash.
     Escape,
-    /// After `\u`, with so many digits to come.
+    /// After `\u`, with `left` digits missing.
     Hex {
         left: u8,
         code: u16,
     },
 }
 
-/// How many dots a value is so far, up to the two that mean an unchanged one; `None` where it is anything else.
+/// Number of dots so far if the value consists of dots, up to two, which mean an unchanged value. Else `None`.
 pub(crate) type Dots = Option<u8>;
 
 const DOT: u16 = b'.' as u16;
 const BEGUN: InString = InString::Plain(Utf8::WHOLE);
 
-/// What a byte means beyond the state that it leads to.
+/// Effect of a byte in addition to the new state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Read {
     Nothing,
-    /// A byte of a name's text.
+    /// A byte of a name.
     NameByte(u8),
-    /// A UTF-16 unit of a name's text, from an escape.
+    /// A UTF-16 unit of a name, from an escape.
     NameUnit(u16),
     NameEnd,
-    /// The end of a variable's value: whether it is `..`.
+    /// The end of the value of a variable, and whether the value is `..`.
     ValueEnd {
         unchanged: bool,
     },
@@ -81,7 +81,7 @@ enum Character {
 }
 
 impl Part {
-    /// The state after one more byte; `None` where nothing well formed begins so.
+    /// Returns the state after a byte, or `None` if the byte is malformed here.
     #[inline]
     pub(crate) fn step(self, byte: u8) -> Option<(Part, Read)> {
         match self {
@@ -92,7 +92,7 @@ impl Part {
         }
     }
 
-    /// Whether the text may end here.
+    /// Returns whether the text can end here.
     pub(crate) fn may_end(self) -> bool {
         match self {
             Part::Nothing => true,
@@ -102,7 +102,7 @@ impl Part {
         }
     }
 
-    /// One for all states that agree on what may follow, names' texts aside.
+    /// Returns the representative of all states that allow the same continuations, apart from the text of names.
     pub(crate) fn key(self) -> Part {
         const OTHER: u16 = u16::MAX;
         match self {

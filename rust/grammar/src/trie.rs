@@ -1,21 +1,22 @@
-//! Byte strings by their common beginnings.
+//! Prefix tree of byte strings.
 
-/// Byte strings with a number each, in preorder: a node is followed by its subtree, its children by rising bytes.
+/// Prefix tree of numbered byte strings, in preorder: a node is followed by its subtree, with children in ascending
+/// order.
 #[derive(Debug, Default)]
 pub(crate) struct Trie {
     /// The last byte of each node's string.
     bytes: Vec<u8>,
-    /// How many bytes come before it.
+    /// Number of bytes before it.
     depths: Vec<u32>,
-    /// Where the node's subtree ends.
+    /// End of the subtree of each node.
     ends: Vec<u32>,
-    /// The number of the string that ends here, or `NONE`.
+    /// Number of the string that ends at each node, or `NONE`.
     values: Vec<u32>,
 }
 
 const NONE: u32 = u32::MAX;
 
-/// A node, or the empty beginning.
+/// A node, or the root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Node(u32);
 
@@ -24,7 +25,7 @@ impl Node {
 }
 
 impl Trie {
-    /// From strings that are not empty; of equal ones, one keeps its number. Together they have less than 4 GiB.
+    /// Creates a tree of non-empty strings with less than 4 GiB in total. Of equal strings, one keeps its number.
     pub(crate) fn new<'a>(strings: impl IntoIterator<Item = (&'a [u8], u32)>) -> Trie {
         let mut strings: Vec<_> = strings.into_iter().collect();
         strings.sort_unstable();
@@ -56,8 +57,8 @@ impl Trie {
         }
     }
 
-    /// Calls `found` with the number of each string through whose bytes `step` leads from `start`, and with the state
-    /// after it.
+    /// Calls `found` with the number and the final state of each string whose bytes `step` accepts, starting at
+    /// `start`.
     pub(crate) fn walk<S: Copy>(
         &self,
         start: S,
@@ -82,7 +83,7 @@ impl Trie {
         }
     }
 
-    /// The node one byte further.
+    /// Returns the child of a node for a byte.
     pub(crate) fn child(&self, node: Node, byte: u8) -> Option<Node> {
         let (mut child, end) = match node {
             Node::ROOT => (0, self.bytes.len() as u32),
@@ -94,7 +95,7 @@ impl Trie {
         (child < end && self.bytes[child as usize] == byte).then_some(Node(child))
     }
 
-    /// Whether a string ends at this node.
+    /// Returns whether a string ends at this node.
     pub(crate) fn is_end(&self, node: Node) -> bool {
         node != Node::ROOT && self.values[node.0 as usize] != NONE
     }
@@ -112,7 +113,7 @@ mod tests {
             let numbered: BTreeMap<&[u8], u32> = strings.iter().map(|s| s.as_bytes()).zip(0..).collect();
             let trie = Trie::new(numbered.iter().map(|(&s, &n)| (s, n)));
             let mut found = Vec::new();
-            // The state is how much of `text` was read.
+            // The state is the number of bytes of `text` read.
             let step = |at: usize, byte| (text.as_bytes().get(at) == Some(&byte)).then_some(at + 1);
             trie.walk(0, step, |value, length| found.push((value, length)));
             let begins = numbered.iter().filter(|(s, _)| text.as_bytes().starts_with(s));

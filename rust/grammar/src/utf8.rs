@@ -1,17 +1,17 @@
-//! UTF-8, a byte at a time.
+//! Automaton that reads UTF-8 byte by byte.
 
-/// What has yet to come of a character: none of it between two characters.
+/// State within a character.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Utf8 {
-    /// Bytes to come.
+    /// Bytes missing.
     left: u8,
-    /// What the next of these may be.
+    /// Bounds of the next byte.
     low: u8,
     high: u8,
 }
 
 impl Utf8 {
-    /// Between two characters.
+    /// The state between two characters.
     pub(crate) const WHOLE: Utf8 = Utf8::tail(0);
 
     const fn tail(left: u8) -> Utf8 {
@@ -26,7 +26,7 @@ impl Utf8 {
         self.left == 0
     }
 
-    /// The state after one more byte; `None` where no UTF-8 begins so. Source: Unicode 16, table 3-7.
+    /// Returns the state after a byte, or `None` if the byte is invalid here. Source: Unicode 16, table 3-7.
     pub(crate) fn step(self, byte: u8) -> Option<Utf8> {
         if self.left > 0 {
             return (self.low..=self.high)
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn takes_what_the_standard_library_takes() {
-        // Every sequence of up to three bytes, and of four where bytes of one kind have one stand-in.
+        // All sequences of up to four representative bytes.
         let kinds = [
             0x00, 0x7f, 0x80, 0x8f, 0x90, 0x9f, 0xa0, 0xbf, 0xc0, 0xc1, 0xc2, 0xdf, 0xe0, 0xe1, 0xec, 0xed, 0xee, 0xef,
             0xf0, 0xf1, 0xf3, 0xf4, 0xf5, 0xff,

@@ -1,4 +1,4 @@
-//! Constraints over small vocabularies against the strict parser, which says what is well formed.
+//! Constraints over small vocabularies, compared with the strict parser, which defines well-formed traces.
 
 use std::sync::{Arc, LazyLock};
 
@@ -7,7 +7,7 @@ use cwm_tokenizer::{LLAMA3_PATTERN, MergeOrder, Splitter, Tokenizer, Vocabulary,
 use cwm_trace::{Event, Special, resolve};
 use proptest::prelude::*;
 
-/// Tokens that cross borders of JSON, several at once too, and parts of characters and escapes.
+/// Tokens that cross one or more boundaries of JSON, and parts of characters and escapes.
 const CROSSING: [&[u8]; 39] = [
     b"{\"",
     b"\": \"",
@@ -76,7 +76,7 @@ fn ids(pieces: &[Result<Special, &[u8]>]) -> Vec<u32> {
         .collect()
 }
 
-/// Whether the parser takes the tokens as a complete trace, and every `..` has a value.
+/// Returns whether the parser accepts the tokens as a complete trace, and every `..` has a value.
 fn is_well_formed(ids: &[u32]) -> bool {
     let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
     let parsed = TOKENIZER.parse_trace(&ids);
@@ -89,7 +89,7 @@ fn is_well_formed(ids: &[u32]) -> bool {
             .all(shown)
 }
 
-/// Texts of which one completes whatever begins a part: a cut character, then an escape, then the JSON around it.
+/// Texts, one of which completes any prefix of a part: a partial character, then an escape, then the JSON around it.
 fn part_endings() -> Vec<Vec<u8>> {
     let mut within: Vec<Vec<u8>> = vec![vec![]];
     for first in [0x80, 0x90, 0xa0] {
@@ -113,7 +113,7 @@ fn part_endings() -> Vec<Vec<u8>> {
     all.collect()
 }
 
-/// Whether some continuation of the tokens is well formed: slow, and by the parser alone.
+/// Returns whether some continuation of the tokens is well formed. Slow: uses only the parser.
 fn can_be_completed(tokens: &[u32]) -> bool {
     use Special::*;
     let as_special = |&token: &u32| Special::ALL.into_iter().find(|&s| special(s) == token);
@@ -154,7 +154,7 @@ fn allowed(constraint: &mut Constraint) -> Vec<u32> {
     all
 }
 
-/// Generates: each number chooses among the tokens allowed, of which those that a weight favours count more often.
+/// Generates tokens: each number chooses among the allowed tokens, where favored tokens count several times.
 fn generate(lines: Option<&Arc<Lines>>, choices: &[(u16, u8)]) -> (Constraint, Vec<u32>) {
     let mut constraint = Constraint::new(GRAMMAR.clone(), lines.cloned());
     let mut tokens = Vec::new();
@@ -172,7 +172,7 @@ fn generate(lines: Option<&Arc<Lines>>, choices: &[(u16, u8)]) -> (Constraint, V
     (constraint, tokens)
 }
 
-/// Three kinds of choices: anything, what has a meaning in JSON, and what leads on to the next part without an end.
+/// Three kinds of choices: any token, tokens with a meaning in JSON, and tokens that lead to the next part.
 fn is_likely(id: u32, kind: u8) -> bool {
     let is_special = id >= ORDINARY && id != special(Special::EndOfText);
     match kind % 4 {
@@ -195,7 +195,7 @@ proptest! {
         let (mut constraint, tokens) = generate(None, &choices);
         let allowed = allowed(&mut constraint);
         for id in 0..GRAMMAR.vocab_size() as u32 {
-            // Of the special tokens that no trace contains, one stands for all.
+            // One special token represents all those that no trace contains.
             if TOKENIZER.special_tokens().name(id).is_some_and(|name| name.contains("reserved") && !name.contains("_2|")) {
                 prop_assert!(!allowed.contains(&id));
                 continue;
@@ -261,7 +261,7 @@ fn a_prompt_may_hold_what_only_the_parser_takes() {
     for token in prompt {
         constraint.advance(token).unwrap();
     }
-    // It was shown, so that what goes on may refer to it.
+    // The frame showed it, so the next frame can refer to it.
     for token in ids(&[Err(b"{\"a\": \"..\"}")]) {
         assert!(allowed(&mut constraint).contains(&token));
         constraint.advance(token).unwrap();

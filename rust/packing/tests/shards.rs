@@ -278,7 +278,7 @@ fn a_second_writer_is_refused_and_a_later_one_goes_on() {
     let shards = Shards::open(folder.path()).unwrap();
     assert_eq!(shards.lengths().collect::<Vec<_>>(), [80, 30]);
     let other = ShardWriter::create(folder.path(), 11, 100, true).err().unwrap();
-    assert!(other.to_string().contains("a vocabulary of 10, not 11"), "{other}");
+    assert!(other.to_string().contains("a vocabulary of 10 ids, not 11"), "{other}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! NumPy's C interface, loaded where its failure is an error and not a panic.
+//! Loading NumPy's C interface with errors instead of panics.
 
 use std::sync::OnceLock;
 use std::thread;
@@ -11,9 +11,9 @@ static IS_LOADED: OnceLock<()> = OnceLock::new();
 
 /// Loads NumPy's C interface. Every constructor of a class whose methods take or return arrays calls this first.
 ///
-/// The `numpy` crate loads the interface when the first array is made or looked at, by running Python code, and panics
-/// if that code raises: as it does when Ctrl-C is pressed at that moment. Here NumPy is imported first, which may raise;
-/// the rest runs in a thread of its own, where Python handles no signals.
+/// The `numpy` crate loads the interface on the first use of an array. It runs Python code for that, and panics if that
+/// code raises an exception, such as KeyboardInterrupt. This function first imports NumPy, which may raise. The rest
+/// runs on a separate thread, where Python handles no signals.
 pub fn load(py: Python<'_>) -> PyResult<()> {
     if IS_LOADED.get().is_some() {
         return Ok(());
@@ -32,7 +32,7 @@ pub fn load(py: Python<'_>) -> PyResult<()> {
     Ok(())
 }
 
-/// Touches both parts of the interface: arrays, and the record of who has borrowed them.
+/// Uses both parts of the interface: arrays, and the tracking of borrows.
 fn use_arrays(py: Python<'_>) -> PyResult<()> {
     let array = PyArray1::from_slice(py, &[0i32]);
     let borrowed = array

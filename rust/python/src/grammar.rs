@@ -1,4 +1,4 @@
-//! `cwm_core._native.TraceGrammar` and `TraceConstraint`; documented in `cwm_core.inference.grammar`.
+//! `cwm_core._native.TraceGrammar` and `TraceConstraint`. `cwm_core.inference.grammar` documents them.
 
 use std::sync::Arc;
 
@@ -32,8 +32,9 @@ impl TraceGrammar {
     }
 
     fn with_lines(&self, lines: Vec<String>) -> PyResult<TraceGrammar> {
-        let lines = Lines::new(lines.iter().map(String::as_str))
-            .ok_or_else(|| PyValueError::new_err("no lines that actions could show"))?;
+        let lines = Lines::new(lines.iter().map(String::as_str)).ok_or_else(|| {
+            PyValueError::new_err("lines: expected at least one line that is not empty, got no lines")
+        })?;
         Ok(TraceGrammar {
             grammar: self.grammar.clone(),
             lines: Some(Arc::new(lines)),
@@ -58,12 +59,12 @@ pub struct TraceConstraint {
 
 #[pymethods]
 impl TraceConstraint {
-    /// `mask` has an item for each token, and perhaps more, which are none.
+    /// Fills a mask that has an item for each token. Items beyond the vocabulary become false.
     fn allowed(&mut self, mut mask: PyReadwriteArray1<'_, bool>) -> PyResult<()> {
         let mask = mask.as_slice_mut()?;
         if mask.len() < self.vocab_size {
             return Err(PyValueError::new_err(format!(
-                "a mask of {} tokens for a vocabulary of {}",
+                "the mask has {} items, but the vocabulary has {} tokens",
                 mask.len(),
                 self.vocab_size
             )));
@@ -91,14 +92,14 @@ impl TraceConstraint {
             Ok(())
         } else {
             Err(PyValueError::new_err(format!(
-                "no well-formed trace goes on with token {token}"
+                "token {token} cannot follow in a well-formed trace"
             )))
         }
     }
 
     fn feed(&mut self, ids: PyReadonlyArray1<'_, i32>) -> PyResult<()> {
         for (at, &id) in ids.as_slice()?.iter().enumerate() {
-            let id = id as u32; // a negative id becomes one that no vocabulary has
+            let id = id as u32; // a negative id becomes one outside any vocabulary
             self.constraint
                 .advance(id)
                 .map_err(|why| PyValueError::new_err(format!("the token at {at}: {why}")))?;
@@ -107,7 +108,7 @@ impl TraceConstraint {
     }
 }
 
-/// A boolean for each bit, the lowest first.
+/// Returns a boolean for each bit, the lowest first.
 fn expanded(word: u64) -> [bool; 64] {
     let mut items = [false; 64];
     for (eight, byte) in items.as_chunks_mut::<8>().0.iter_mut().zip(word.to_le_bytes()) {

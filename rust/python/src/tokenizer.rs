@@ -1,4 +1,4 @@
-//! `cwm_core._native.Tokenizer`; documented in `cwm_core.tokenizer`.
+//! `cwm_core._native.Tokenizer`. `cwm_core.tokenizer` documents it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,6 +18,7 @@ use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyDict, PyIterator, PyString};
 
 use crate::arrays;
+use crate::errors::damaged;
 use crate::interrupt::{detached, interruptible};
 use crate::trace::{ParsedTrace, Trace};
 
@@ -37,11 +38,12 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
 fn error(error: Error) -> PyErr {
     match error {
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),
+        Error::Damaged(_) => damaged(error.to_string()),
         other => PyValueError::new_err(other.to_string()),
     }
 }
 
-/// UTF-8 of a string. Surrogates that form a pair are one character, others U+FFFD, as in tiktoken.
+/// Returns the UTF-8 of a string. Surrogate pairs become one character, lone surrogates U+FFFD, as in tiktoken.
 fn utf8(text: &Bound<'_, PyString>) -> PyResult<PyBackedStr> {
     match PyBackedStr::try_from(text.clone()) {
         Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(text.py()) => text
@@ -53,7 +55,7 @@ fn utf8(text: &Bound<'_, PyString>) -> PyResult<PyBackedStr> {
 }
 
 fn array(py: Python<'_>, ids: Vec<u32>) -> Bound<'_, PyArray1<i32>> {
-    // Ids are below 2^22, so none turns negative.
+    // Ids are below 2^22, so none becomes negative.
     PyArray1::from_vec(py, cast_vec(ids))
 }
 
@@ -181,7 +183,7 @@ impl Tokenizer {
         Ok(array(py, ids))
     }
 
-    /// `allowed` are the names to find as special tokens; `None` stands for all.
+    /// Encodes a text in which the names in `allowed` are special tokens. `None` allows all.
     fn encode_with_special<'py>(
         &self,
         text: &Bound<'py, PyString>,
@@ -214,7 +216,7 @@ impl Tokenizer {
         Ok(batch.into_iter().map(|ids| array(py, ids)).collect())
     }
 
-    /// Files are read a few at a time, and Ctrl-C is looked for in between.
+    /// Encodes files. Reads a few at a time, and checks for Ctrl-C in between.
     fn encode_files<'py>(
         &self,
         py: Python<'py>,
@@ -243,7 +245,7 @@ impl Tokenizer {
 
     fn decode_bytes<'py>(&self, py: Python<'py>, ids: PyReadonlyArray1<'py, i32>) -> PyResult<Bound<'py, PyBytes>> {
         let ids = ids.as_slice()?;
-        // With the GIL held: another thread could write to the array otherwise.
+        // Keeps the GIL, because another thread could write to the array otherwise.
         self.0
             .decode_bytes(ids)
             .map(|bytes| PyBytes::new(py, &bytes))
@@ -266,7 +268,7 @@ impl Tokenizer {
         let tokens = detached(py, error, || self.0.trace_tokens(&trace.inner))?;
         if i32::try_from(tokens.ids.len()).is_err() {
             return Err(PyValueError::new_err(format!(
-                "a trace of {} tokens: their positions are 32-bit numbers",
+                "the trace has {} tokens, too many for 32-bit positions",
                 tokens.ids.len()
             )));
         }
@@ -290,13 +292,13 @@ impl Tokenizer {
     }
 }
 
-/// Bytes of a text up to which it is encoded without letting other threads run meanwhile: that takes longer.
+/// Bytes of the longest text that is encoded with the GIL held, because releasing it would take longer.
 const SHORT_TEXT: usize = 4096;
 
-/// Bytes of files that are in memory at a time, and a file more.
+/// Bytes of files in memory at a time, in addition to one file.
 const FILES_BYTES: usize = 64 << 20;
 
-/// The texts of the first files, at least one.
+/// Reads the first files, at least one.
 fn read_some(paths: &[PathBuf]) -> PyResult<Vec<String>> {
     let mut texts = Vec::new();
     let mut bytes = 0;
@@ -320,14 +322,14 @@ fn threads_or_all(threads: Option<usize>) -> usize {
     threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
 }
 
-/// How often the search for merges looks for Ctrl-C and reports.
+/// Interval at which training checks for Ctrl-C and reports progress.
 const BETWEEN_REPORTS: Duration = Duration::from_millis(50);
 
 fn report<'py>(py: Python<'py>, progress: Option<&Py<PyAny>>, state: impl PyCallArgs<'py>) -> PyResult<()> {
     progress.map_or(Ok(()), |progress| progress.call1(py, state).map(drop))
 }
 
-/// Bytes of text, and a byte for each text, taken from the iterator before the GIL is released to count their pieces.
+/// Bytes of text, plus one per text, taken from the iterator before the GIL is released to count their pieces.
 const BATCH_BYTES: usize = 8 << 20;
 
 fn count_pieces(

@@ -1,11 +1,11 @@
-//! What the targets share: a small vocabulary, and what holds of every vocabulary.
+//! Shared code of the targets: a small vocabulary, and the properties of every vocabulary.
 
 use cwm_tokenizer::{Error, LLAMA3_PATTERN, PieceCounts, Splitter, Tokenizer, cwm_special_tokens};
 
 pub const TEXT: &str = "def f(n):\n    while n:\n\n\tn -= 1\n    return n * 2\r\n{\"n\": \"1\", \"s\": \"..\"}\n aaaaaaaa <|frame_sep|> \
                         don't don'T é日本 12345 x  y";
 
-/// 400 ordinary tokens, learned from [`TEXT`].
+/// Returns a vocabulary of 400 ordinary tokens, trained on [`TEXT`].
 pub fn trained(pattern: &str) -> Tokenizer {
     let mut pieces = PieceCounts::new(Splitter::new(LLAMA3_PATTERN).expect("a pattern"));
     pieces.add(TEXT).expect("the pattern does not give up");
@@ -14,7 +14,8 @@ pub fn trained(pattern: &str) -> Tokenizer {
     Tokenizer::with_special_names(vocab, splitter, cwm_special_tokens()).expect("names of no ordinary token")
 }
 
-/// The ids of `bytes`, of which there are as many as counted, and which decode to `bytes`. `None` if the pattern gave up.
+/// Returns the ids of `bytes`, after checking that `count` agrees and that they decode to `bytes`.
+/// Returns `None` if the pattern gave up.
 pub fn ids(tokenizer: &Tokenizer, bytes: &[u8]) -> Option<Vec<u32>> {
     let ids = gave_up_or(tokenizer.encode_bytes(bytes))?;
     assert_eq!(decode(tokenizer, &ids), bytes);

@@ -1,18 +1,18 @@
-//! The tokens of pieces met before.
+//! Cache of the tokens of pieces.
 
 use crate::hash::{SHORT, hash, hash_key, short_key, short_key_of};
 use crate::merge::Queue;
 use crate::vocab::Vocabulary;
 
-/// Remembers pieces. Begins small, grows with what it is given, to about 30 MB. Belongs to one vocabulary.
+/// Caches the tokens of pieces for one vocabulary. Grows with use, up to about 30 MB.
 #[derive(Debug)]
 pub struct Cache {
     short: ShortPieces,
     other: OtherPieces,
     queue: Queue,
-    /// Of the pieces looked up now: key and bucket.
+    /// Keys and buckets of the pieces in the current chunk.
     keys: [(u128, usize); CHUNK],
-    /// Tokens found: room for all of an entry at a time, since copies of one size are the fastest.
+    /// Tokens found. Has space for `INLINE` tokens per piece, because copies of a fixed size are the fastest.
     found: [u32; CHUNK * INLINE],
 }
 
@@ -31,14 +31,14 @@ impl Default for Cache {
 /// Pieces looked up at a time.
 const CHUNK: usize = 64;
 
-/// The key of pieces that are not short, which no short piece has.
+/// Key of all pieces that are not short. No short piece has it.
 const LONG: u128 = 1;
 
 impl Cache {
-    /// Appends the tokens of the pieces of `text` from `start` on that end at `ends`.
+    /// Appends the tokens of the pieces of `text` that begin at `start` and end at `ends`.
     ///
-    /// First all keys are computed and their buckets fetched, then the buckets are looked into: so the processor waits
-    /// for many of them at a time.
+    /// Computes all keys of a chunk and prefetches their buckets before it reads any bucket, so that the processor
+    /// waits for many cache lines at once.
     pub fn encode(&mut self, vocab: &Vocabulary, text: &[u8], mut start: usize, ends: &[u32], out: &mut Vec<u32>) {
         for ends in ends.chunks(CHUNK) {
             let mut begin = start;
@@ -121,25 +121,25 @@ fn key_at(text: &[u8], start: usize, end: usize) -> u128 {
     }
 }
 
-/// Asks for a cache line before it is needed.
+/// Prefetches a cache line.
 fn prefetch<T>(place: &T) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch of any address has no effect but on the processor's caches.
+        // SAFETY: a prefetch affects only the processor's caches, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(place).cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;
 }
 
-/// Tokens that an entry of a short piece holds.
+/// Tokens that an entry of a short piece stores inline.
 const INLINE: usize = 4;
 
-/// Bits of a word that a token takes; the last word of an entry has their number above.
+/// Bits of a token in a word. The high bits of the last word of an entry store the number of tokens.
 const TOKEN_BITS: u32 = 24;
 
-/// A short piece and its tokens, or where in `many` they are and how many. Key 0 is that of no piece.
+/// A short piece and its tokens, or their position and number in `many`. Key 0 marks an empty entry.
 #[derive(Debug, Clone, Copy, Default)]
 struct Entry {
     key: u128,
@@ -153,12 +153,12 @@ struct Bucket([Entry; 2]);
 
 /// The tokens of a short piece.
 enum Tokens<'m> {
-    /// The first of these.
+    /// Array whose first elements are the tokens, and their number.
     Few([u32; INLINE], usize),
     Many(&'m [u32]),
 }
 
-/// Short pieces, nearly all that occur.
+/// Short pieces, which are nearly all pieces in practice.
 #[derive(Debug)]
 struct ShortPieces {
     buckets: Box<[Bucket]>,
@@ -166,7 +166,7 @@ struct ShortPieces {
     many: Vec<u32>,
 }
 
-/// Tokens in `many`; when it is full, all are forgotten.
+/// Capacity of `many` in tokens. When it is full, the cache is cleared.
 const MANY: usize = 1 << 20;
 
 const FIRST_BUCKETS: usize = 1 << 10;
@@ -187,7 +187,7 @@ impl ShortPieces {
         }
     }
 
-    /// The bucket where a piece is looked for first; the one beside it is the second.
+    /// Returns the first bucket to search for a piece. The neighboring bucket is the second.
     fn home(&self, key: u128) -> usize {
         hash_key(key) as usize & (self.buckets.len() - 1)
     }
@@ -207,7 +207,7 @@ impl ShortPieces {
 
     fn insert(&mut self, key: u128, tokens: &[u32]) {
         if self.many.len() > MANY {
-            // Not fewer buckets: their numbers are in `keys`.
+            // The number of buckets must stay, because `keys` contains their indices.
             self.buckets.fill(Bucket::default());
             self.many.clear();
             self.inserted = 0;
@@ -228,8 +228,8 @@ impl ShortPieces {
         self.put(Entry { key, words });
     }
 
-    /// Puts an entry where there is room in its bucket or in the one beside it, else in the place of the later one in
-    /// its bucket: what came first occurs most.
+    /// Stores an entry in a free place of its bucket or of the neighboring one, else replaces the later entry of its
+    /// bucket, because pieces that occur early are the most frequent.
     fn put(&mut self, entry: Entry) {
         let home = self.home(entry.key);
         let places = [(home, 0), (home, 1), (home ^ 1, 0), (home ^ 1, 1)];
@@ -238,7 +238,7 @@ impl ShortPieces {
         self.buckets[bucket].0[place] = entry;
     }
 
-    /// Twice the buckets.
+    /// Doubles the number of buckets.
     fn grow(&mut self) {
         let old = std::mem::replace(self, Self::with_buckets(self.buckets.len() * 2));
         for entry in old.buckets.iter().flat_map(|bucket| bucket.0) {
@@ -251,7 +251,7 @@ impl ShortPieces {
     }
 }
 
-/// Longest piece that is remembered.
+/// Length of the longest piece in the cache.
 const LONGEST: usize = 2048;
 
 /// Longer pieces.
@@ -275,7 +275,7 @@ struct Place {
 const FIRST_PLACES: usize = 1 << 8;
 const LAST_PLACES: usize = 1 << 17; // 3 MiB
 
-/// Bytes of pieces and tokens; when they are full, all are forgotten.
+/// Capacity in bytes for pieces and tokens. When it is full, the cache is cleared.
 const ARENA: usize = 1 << 23;
 
 impl OtherPieces {
@@ -287,7 +287,8 @@ impl OtherPieces {
         Some(&self.tokens[range(place.tokens, place.tokens_len)])
     }
 
-    /// The place where a piece is looked for first; the one beside it is the second. `None` if there are no places yet.
+    /// Returns the first place to search for a piece. The neighboring place is the second. `None` if there are no
+    /// places.
     fn home(&self, hash: u64) -> Option<usize> {
         Some(hash as usize & self.places.len().checked_sub(1)?)
     }

@@ -1,25 +1,28 @@
 use std::fmt;
 
-/// Why a vocabulary could not be loaded or saved, or an input not be encoded or decoded.
+/// Reason for a failure to load or save a vocabulary, or to encode or decode an input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
-    /// A vocabulary file, or what was to become one, is not valid or not supported; says where and why.
+    /// A vocabulary file is damaged. Says where and why.
+    Damaged(String),
+    /// A vocabulary, or a file format for it, cannot express something. Says what.
     Vocabulary(String),
-    /// A split pattern does not compile, or gave up on a text.
+    /// A split pattern does not compile, or needs too many steps on a text.
     Pattern(String),
     /// No token has this id.
     UnknownId { id: i64, vocab_size: usize },
-    /// A name is not that of a special token.
+    /// No special token has this name.
     UnknownSpecial(String),
-    /// Positions inside one text are 32-bit numbers.
+    /// A text is too long: positions in a text are 32-bit numbers.
     TooLong { bytes: usize },
-    /// The caller asked to stop.
+    /// The caller interrupted the work.
     Interrupted,
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Error::Damaged(why) => write!(f, "damaged vocabulary file: {why}"),
             Error::Vocabulary(why) => write!(f, "invalid vocabulary: {why}"),
             Error::Pattern(why) => write!(f, "split pattern: {why}"),
             Error::UnknownId { id, vocab_size } => {
@@ -33,6 +36,16 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl Error {
+    /// Blames the content of a vocabulary file for an invalid vocabulary.
+    pub(crate) fn in_file(self) -> Error {
+        match self {
+            Error::Vocabulary(why) => Error::Damaged(why),
+            other => other,
+        }
+    }
+}
 
 impl From<cwm_interrupt::Interrupted> for Error {
     fn from(_: cwm_interrupt::Interrupted) -> Error {

@@ -1,10 +1,10 @@
-//! Hashes of pieces, and a compact table from hash to number.
+//! Hashes of pieces, and a compact hash table of numbers.
 
-/// Pieces of up to this many bytes are held in one 128-bit key.
+/// Length in bytes of the longest piece that fits in a 128-bit key.
 pub const SHORT: usize = 15;
 
-/// The bytes of a short piece, then zeros, then their number: different pieces have different keys, none is 0. Two loads
-/// that overlap take the place of a copy.
+/// Returns the key of a short piece: its bytes, zeros, and the number of bytes. Different pieces have different keys,
+/// and no key is 0. Two overlapping loads replace a copy.
 pub fn short_key(piece: &[u8]) -> u128 {
     let length = piece.len();
     let bytes = if let (Some(&head), Some(&tail)) = (piece.first_chunk(), piece.last_chunk()) {
@@ -17,12 +17,12 @@ pub fn short_key(piece: &[u8]) -> u128 {
     bytes | (length as u128) << (8 * SHORT)
 }
 
-/// As `short_key` of the first `len` bytes of these, of which others follow.
+/// Returns `short_key` of the first `len` bytes.
 pub fn short_key_of(bytes: &[u8; 16], len: usize) -> u128 {
     u128::from_le_bytes(*bytes) & FIRST[len] | (len as u128) << 120
 }
 
-/// By number of bytes, the mask of the first ones.
+/// Masks of the first bytes, by their number.
 static FIRST: [u128; SHORT + 1] = {
     let mut masks = [0; SHORT + 1];
     let mut len = 1;
@@ -33,7 +33,7 @@ static FIRST: [u128; SHORT + 1] = {
     masks
 };
 
-/// A product of the two halves mixes every bit of the key into the high bits of the result.
+/// Hashes a key. The product of the two halves mixes every bit of the key into the high bits of the result.
 pub fn hash_key(key: u128) -> u64 {
     let low = key as u64 ^ 0x9e37_79b9_7f4a_7c15;
     let high = (key >> 64) as u64 ^ 0xd1b5_4a32_d192_ed03;
@@ -52,8 +52,8 @@ pub fn hash(piece: &[u8]) -> u64 {
     })
 }
 
-/// Numbers below 2^22 by hash, with open addressing: 4 bytes a slot, of which 10 bits of the hash rule out nearly all
-/// entries that are not the one looked for.
+/// Hash table of numbers below 2^22, with open addressing. Each slot has 4 bytes: a number, and 10 bits of its hash,
+/// which rule out nearly all other entries.
 #[derive(Debug, Clone)]
 pub struct Table {
     slots: Box<[u32]>,
@@ -62,7 +62,7 @@ pub struct Table {
 const EMPTY: u32 = u32::MAX;
 const NUMBER_BITS: u32 = 22;
 
-/// Numbers in a [`Table`] are below this.
+/// Bound of the numbers in a [`Table`].
 pub const MAX_NUMBERS: u32 = (1 << NUMBER_BITS) - 1;
 
 impl Table {
@@ -72,7 +72,7 @@ impl Table {
         }
     }
 
-    /// `number` must be below `MAX_NUMBERS`, and the entries no more than the capacity.
+    /// Inserts a number below `MAX_NUMBERS`. The table must have at most as many entries as its capacity.
     pub fn insert(&mut self, hash: u64, number: u32) {
         let mask = self.slots.len() - 1;
         let mut at = hash as usize & mask;
@@ -82,7 +82,7 @@ impl Table {
         self.slots[at] = (hash >> 54 << NUMBER_BITS) as u32 | number;
     }
 
-    /// The number inserted with this hash that `is` accepts.
+    /// Returns the number with this hash that `is` accepts.
     pub fn find(&self, hash: u64, is: impl Fn(u32) -> bool) -> Option<u32> {
         let mask = self.slots.len() - 1;
         let mut at = hash as usize & mask;

@@ -1,5 +1,5 @@
-//! `tokenizer.json`, the format of Hugging Face's `tokenizers`, as far as it describes byte-level BPE. Anything else is
-//! refused by name, so that what loads gives the ids that the library gives.
+//! `tokenizer.json`, the format of Hugging Face's `tokenizers`, for byte-level BPE. Loading rejects any other feature
+//! by name, so every file that loads yields the ids of the library.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -57,7 +57,7 @@ struct Model {
     merges: Vec<Pair>,
 }
 
-/// A JSON object from token to id, with repeated names kept to be refused.
+/// A JSON object from token to id. Keeps repeated names so that they can be rejected.
 struct Entries(Vec<(String, u32)>);
 
 impl<'de> Deserialize<'de> for Entries {
@@ -88,7 +88,7 @@ impl Serialize for Entries {
     }
 }
 
-/// Both spellings of a merge: `"a b"`, and `["a", "b"]` since version 0.20 of `tokenizers`.
+/// A merge in either notation: `"a b"`, or `["a", "b"]` since version 0.20 of `tokenizers`.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Pair {
@@ -105,31 +105,39 @@ impl Pair {
     }
 }
 
-/// The tokenizer of a file, and a sentence for each added token whose id in the file is not the one that the library
-/// gives it.
+/// Parses a `tokenizer.json`. Returns the tokenizer and a warning for each added token whose id in the file differs
+/// from the id that the library assigns.
+///
+/// # Errors
+///
+/// `Damaged` if the file is not a valid vocabulary, `Vocabulary` if it uses an unsupported feature.
 pub fn parse_json(file: &[u8]) -> Result<(Tokenizer, Vec<String>)> {
     let file: File =
-        serde_json::from_slice(file).map_err(|why| Error::Vocabulary(format!("not a tokenizer.json: {why}")))?;
+        serde_json::from_slice(file).map_err(|why| Error::Damaged(format!("not a tokenizer.json: {why}")))?;
     if !file.normalizer.is_null() {
         return invalid(format!("normalizer {} is not supported", shown(&file.normalizer)));
     }
     refuse_other_models(&file.model)?;
     let splitter = Splitter::new(pattern(&file.pre_tokenizer)?)?;
     refuse_other_tokens(&file.added_tokens)?;
-    let (special, renumbered) = number(&file.added_tokens, &file.model.vocab.0)?;
+    let (special, renumbered) = number(&file.added_tokens, &file.model.vocab.0).map_err(Error::in_file)?;
     let names: FxHashSet<&str> = special.iter().map(|(name, _)| name.as_str()).collect();
     if file.model.ignore_merges {
         let in_vocabulary = file.model.vocab.0.iter().map(|(token, _)| token.as_str());
         refuse_pieces(in_vocabulary.filter(|token| names.contains(token)), &splitter)?;
     }
-    let vocabulary = vocabulary(&file.model, &names)?;
-    let tokenizer = Tokenizer::new(vocabulary, splitter, SpecialTokens::new(special)?)?;
+    let tokenizer = vocabulary(&file.model, &names)
+        .and_then(|vocabulary| Tokenizer::new(vocabulary, splitter, SpecialTokens::new(special)?))
+        .map_err(Error::in_file)?;
     Ok((tokenizer, renumbered))
 }
 
-/// Numbers added tokens as the library does, whatever `id` the file gives them: one that is in the vocabulary has its
-/// id there, the others follow from the size of the vocabulary on, in the order of the file.
-fn number(added: &[AddedToken], vocab: &[(String, u32)]) -> Result<(Vec<(String, u32)>, Vec<String>)> {
+/// Names and ids of added tokens, and the warnings about different ids in the file.
+type Numbered = (Vec<(String, u32)>, Vec<String>);
+
+/// Numbers added tokens as the library does, independent of the `id` in the file: a token in the vocabulary keeps its
+/// id there, and the others get the ids from the size of the vocabulary on, in the order of the file.
+fn number(added: &[AddedToken], vocab: &[(String, u32)]) -> Result<Numbered> {
     let ids: FxHashMap<&str, u32> = vocab.iter().map(|(token, id)| (token.as_str(), *id)).collect();
     let names: FxHashMap<u32, &str> = vocab.iter().map(|(token, id)| (*id, token.as_str())).collect();
     let (mut next, mut renumbered) = (ids.len() as u32, Vec::new());
@@ -157,7 +165,7 @@ fn number(added: &[AddedToken], vocab: &[(String, u32)]) -> Result<(Vec<(String,
     Ok((special, renumbered))
 }
 
-/// Refuses special tokens of the vocabulary that text gives where a whole piece is the token.
+/// Rejects special tokens in the vocabulary that a whole piece of ordinary text would produce.
 fn refuse_pieces<'t>(names: impl Iterator<Item = &'t str>, splitter: &Splitter) -> Result<()> {
     for name in names {
         let Some(text) = to_bytes(name).ok().and_then(|bytes| String::from_utf8(bytes).ok()) else {
@@ -196,10 +204,11 @@ fn refuse_other_models(model: &Model) -> Result<()> {
     invalid(format!("{refused} is not supported: only byte-level BPE is"))
 }
 
-/// The split pattern of a pre-tokenizer that is `ByteLevel`, alone or after one `Split` by a regular expression.
+/// Returns the split pattern of a pre-tokenizer that is `ByteLevel`, alone or after one `Split` by a regular
+/// expression.
 fn pattern(pre_tokenizer: &Value) -> Result<&str> {
     let kind = |value: &Value, kind: &str| value["type"] == *kind;
-    // These are the library's defaults for what a file leaves out.
+    // The library's defaults for missing keys.
     let is_plain_byte_level = |value: &Value, use_regex: bool| {
         kind(value, "ByteLevel")
             && !value["add_prefix_space"].as_bool().unwrap_or(true)
@@ -262,7 +271,7 @@ fn vocabulary(model: &Model, special: &FxHashSet<&str>) -> Result<Vocabulary> {
     Vocabulary::new(entries?, MergeOrder::Listed(merges?), model.ignore_merges)
 }
 
-/// The file of `tokenizer`, which loads in `tokenizers` with the same ids.
+/// Returns a `tokenizer.json` that loads in `tokenizers` with the same ids.
 pub fn write_json(tokenizer: &Tokenizer) -> Result<Vec<u8>> {
     let vocab = tokenizer.vocabulary();
     let name = |id: u32| vocab.token(id).map(to_chars).unwrap_or_default();
@@ -275,7 +284,7 @@ pub fn write_json(tokenizer: &Tokenizer) -> Result<Vec<u8>> {
         }
     }
     let mut ignore_merges = vocab.whole_pieces();
-    // The library numbers added tokens from the size of the vocabulary on, unless they are part of it.
+    // The library numbers added tokens from the size of the vocabulary on, unless the vocabulary contains them.
     let special: Vec<_> = tokenizer
         .special_tokens()
         .iter()
@@ -286,7 +295,7 @@ pub fn write_json(tokenizer: &Tokenizer) -> Result<Vec<u8>> {
         .map(|&(_, id)| id as usize)
         .eq(entries.len()..entries.len() + special.len())
     {
-        // There, a text that is one piece would give them, unless merges decide alone.
+        // A text that is one piece would produce them, unless only merges make tokens.
         if vocab.is_reached() {
             ignore_merges = false;
         } else if ignore_merges {
@@ -370,9 +379,9 @@ pub fn write_json(tokenizer: &Tokenizer) -> Result<Vec<u8>> {
     Ok(file)
 }
 
-/// The bytes in the order in which byte-level vocabularies number them: first those that are printable characters of
-/// Latin-1, which stand for themselves, then the others, written as the characters from U+0100 on. The order is also
-/// that of the characters. Source: `bytes_to_unicode` of GPT-2's encoder.
+/// Returns the bytes in the order of their ids in byte-level vocabularies: first the printable characters of Latin-1,
+/// which represent themselves, then the other bytes, written as the characters from U+0100 on. The characters are in
+/// ascending order too. Source: `bytes_to_unicode` of GPT-2's encoder.
 pub fn byte_order() -> impl Iterator<Item = u8> {
     let printable = |&byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     (0..=255)
@@ -404,7 +413,7 @@ fn to_bytes(chars: &str) -> Result<Vec<u8>> {
     bytes.ok_or_else(|| Error::Vocabulary(format!("token {chars:?} is not written in byte-level characters")))
 }
 
-/// The start of a JSON value, for messages.
+/// Returns the start of a JSON value, for error messages.
 fn shown(value: &Value) -> String {
     value.to_string().chars().take(200).collect()
 }

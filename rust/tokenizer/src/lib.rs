@@ -1,8 +1,7 @@
-//! Byte-level BPE tokenizer for code and execution traces: vocabularies of tiktoken and of Hugging Face, exactly.
+//! Byte-level BPE tokenizer for code and execution traces, with the same ids as tiktoken and Hugging Face `tokenizers`.
 //!
-//! Text is [split](Splitter) into pieces by a pattern, and the bytes of each piece are [merged](merge) into tokens of
-//! the [vocabulary](Vocabulary). [Special tokens](SpecialTokens) are never the result of that: only a caller who allows
-//! them gets them.
+//! A pattern [splits](Splitter) text into pieces, and the bytes of each piece [merge](merge) into tokens of the
+//! [vocabulary](Vocabulary). Text produces [special tokens](SpecialTokens) only if the caller allows them.
 
 mod cache;
 mod error;

@@ -1,4 +1,4 @@
-//! Merging the bytes of one piece into tokens, the first merge of the list first, leftmost among equals.
+//! Merging the bytes of one piece into tokens: the first merge of the list first, and its leftmost pair first.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -7,7 +7,7 @@ use cwm_interrupt::Pace;
 
 use crate::hash::{Table, hash_key};
 
-/// Two adjacent tokens and what they become. Its number in the list is when.
+/// Two adjacent tokens and the token that they become. The index in the list of merges is the priority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Merge {
     pub left: u32,
@@ -15,15 +15,15 @@ pub struct Merge {
     pub id: u32,
 }
 
-/// No merge has this number.
+/// Number that no merge has.
 const NEVER: u32 = u32::MAX;
 
-/// The merges of a vocabulary, fewer than 2^22, in their order, and the tokens of the single bytes.
+/// The merges of a vocabulary in order, fewer than 2^22, and the tokens of the single bytes.
 #[derive(Debug, Clone)]
 pub struct Merges {
     list: Vec<Merge>,
     numbers: Table,
-    /// The number of the merge of two bytes, by the bytes.
+    /// Numbers of the merges of two bytes, by the bytes.
     of_bytes: Box<[u32]>,
     byte_ids: [u32; 256],
 }
@@ -50,7 +50,7 @@ impl Merges {
         merges
     }
 
-    /// The same bytes with other merges.
+    /// Returns the same bytes with other merges.
     pub fn with_list(&self, list: Vec<Merge>) -> Self {
         Self::new(self.byte_ids, list)
     }
@@ -75,8 +75,7 @@ impl Merges {
         self.of_bytes[usize::from(left) << 8 | usize::from(right)]
     }
 
-    /// Appends to `out` the tokens that `piece` merges into, and returns the number of the merge that was done last.
-    /// The piece is shorter than 4 GiB.
+    /// Appends the tokens of `piece`, which must be shorter than 4 GiB, and returns the number of the last merge.
     pub fn merge(&self, piece: &[u8], queue: &mut Queue, out: &mut Vec<u32>) -> Option<u32> {
         if piece.len() <= SHORT {
             self.merge_short(piece, out)
@@ -85,9 +84,9 @@ impl Merges {
         }
     }
 
-    /// Looks at every pair for every merge, which is the fastest for so few of them.
+    /// Scans all pairs for every merge, which is fastest for a short piece.
     fn merge_short(&self, piece: &[u8], out: &mut Vec<u32>) -> Option<u32> {
-        /// A merge and the place of its left token, ordered by the first, then the second.
+        /// Returns a sort key of a merge and the position of its left token: the merge first, then the position.
         fn key(number: u32, at: usize) -> u32 {
             if number == NEVER {
                 NEVER
@@ -136,9 +135,9 @@ impl Merges {
         last
     }
 
-    /// Takes time linear in the piece where merges make pairs of later merges only, as nearly all do: then all places of
-    /// a merge are known before the first of them is merged. An interrupt ends it early: the tokens are then not those of
-    /// the piece, and the caller's next check fails.
+    /// Merges a piece of any length. Takes linear time if merges create only pairs of later merges, as nearly all do:
+    /// then all positions of a merge are known before the first of them is merged. An interrupt stops the function
+    /// early. The tokens are then incomplete, and the caller's next check fails.
     fn merge_long(&self, piece: &[u8], queue: &mut Queue, out: &mut Vec<u32>) -> Option<u32> {
         queue.fill(piece, self);
         let (mut last, mut pace) = (None, Pace::default());
@@ -168,9 +167,9 @@ impl Merges {
     }
 }
 
-/// Longest piece of `merge_short`: as many as a mask has bits.
+/// Length of the longest piece of `merge_short`, which is the number of bits of a mask.
 const SHORT: usize = 64;
-/// Units of work of one merge, for [`Pace`].
+/// Work units of one merge, for [`Pace`].
 pub(crate) const MERGE_WORK: u64 = 8;
 
 const END: u32 = u32::MAX;
@@ -180,26 +179,26 @@ struct Node {
     id: u32,
     previous: u32,
     next: u32,
-    /// The number of the merge of this token with the next, `NEVER` if there is none.
+    /// Number of the merge of this token with the next one, or `NEVER`.
     merge: u32,
-    /// The neighbours in the list of the same merge.
+    /// Neighbors in the list of the same merge.
     before: u32,
     after: u32,
 }
 
-/// The pairs of a long piece by the number of their merge: a list for each, and a bit for each list that is not empty.
-/// Empty between pieces, so that its memory can be used again.
+/// Pairs of a long piece by the number of their merge: a list for each merge, and a bit for each list that is not
+/// empty. Empty between pieces, so that its memory can be reused.
 #[derive(Debug, Default)]
 pub struct Queue {
     nodes: Vec<Node>,
     heads: Vec<u32>,
     filled: Vec<u64>,
-    /// No word of `filled` before this has a bit.
+    /// Index of the first word of `filled` that may have a bit.
     lowest: usize,
-    /// The places of the merge that is being done, from left to right, and how many are behind.
+    /// Positions of the current merge, from left to right, and the number of positions done.
     taken: Vec<u32>,
     behind: usize,
-    /// Further ones, made meanwhile.
+    /// Positions that the current merge created itself.
     late: BinaryHeap<Reverse<u32>>,
 }
 
@@ -209,13 +208,13 @@ impl Queue {
         self.filled.resize(merges.list.len().div_ceil(64), 0);
         self.lowest = self.filled.len();
         self.link(piece, merges);
-        // Backwards, since a list grows at its head.
+        // Backward, because a list grows at its head.
         for (at, pair) in piece.windows(2).enumerate().rev() {
             self.set(at as u32, merges.find_bytes(pair[0], pair[1]));
         }
     }
 
-    /// The bytes of the piece as tokens, in no list.
+    /// Fills the nodes with the bytes of the piece, in no list.
     fn link(&mut self, piece: &[u8], merges: &Merges) {
         let last = piece.len() as u32 - 1;
         self.nodes.clear();
@@ -229,7 +228,7 @@ impl Queue {
         }));
     }
 
-    /// Moves a node, if it is one, from the list that it is in to that of `merge`.
+    /// Moves a node, unless it is `END`, from its list to that of `merge`.
     fn set(&mut self, at: u32, merge: u32) {
         if at == END {
             return;
@@ -267,7 +266,7 @@ impl Queue {
         (node.merge, node.before, node.after) = (merge, END, head);
     }
 
-    /// The first merge that a pair waits for.
+    /// Returns the first merge that has a pair.
     fn first(&mut self) -> Option<u32> {
         while *self.filled.get(self.lowest)? == 0 {
             self.lowest += 1;
@@ -275,7 +274,7 @@ impl Queue {
         Some(self.lowest as u32 * 64 + self.filled[self.lowest].trailing_zeros())
     }
 
-    /// Begins a merge.
+    /// Starts a merge.
     fn take(&mut self, merge: u32) {
         self.taken.clear();
         self.behind = 0;
@@ -284,12 +283,12 @@ impl Queue {
             self.taken.push(at);
             at = self.nodes[at as usize].after;
         }
-        // They come in few runs, which this sort finds.
+        // The positions consist of few sorted runs, which this sort exploits.
         self.taken.sort();
     }
 
-    /// The next place to merge and the number of its merge: that of a merge before `merge`, if the last one made such a
-    /// pair, else the leftmost one of `merge`, if any is left.
+    /// Returns the next position to merge and the number of its merge: of a merge before `merge` if the last merge
+    /// created such a pair, else the leftmost position of `merge` that is left.
     fn next(&mut self, merge: u32) -> Option<(u32, u32)> {
         if let Some(earlier) = self.first().filter(|&first| first < merge) {
             let head = self.heads[earlier as usize];
@@ -312,14 +311,14 @@ impl Queue {
             if late == Some(at) {
                 self.late.pop();
             }
-            // Not so where it was the right part of the same merge just before, as in `aaa`.
+            // The pair is gone if the previous merge consumed its left token, as in `aaa`.
             if self.nodes[at as usize].merge == merge {
                 return Some((at, merge));
             }
         }
     }
 
-    /// Makes a token and the next one the token `id`.
+    /// Joins a token and the next one to the token `id`.
     fn join(&mut self, at: u32, id: u32) {
         let gone = self.nodes[at as usize].next;
         let next = self.nodes[gone as usize].next;
@@ -330,7 +329,7 @@ impl Queue {
         }
     }
 
-    /// The number of the merge of a token with the one after it.
+    /// Returns the number of the merge of a token with the next one.
     fn find(&self, at: u32, merges: &Merges) -> u32 {
         match self.nodes.get(at as usize) {
             Some(node) if node.next != END => merges.find(node.id, self.nodes[node.next as usize].id),
@@ -338,7 +337,7 @@ impl Queue {
         }
     }
 
-    /// Gives back what a very long piece took.
+    /// Releases the memory of a very long piece.
     fn shrink(&mut self) {
         const KEPT: usize = 1 << 16;
         if self.nodes.capacity() > KEPT {
@@ -364,7 +363,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    /// The definition: merge the leftmost pair of the first merge until there is none.
+    /// The definition: merge the leftmost pair of the first merge until none is left.
     fn merge_naively(merges: &Merges, piece: &[u8]) -> Vec<u32> {
         let mut ids: Vec<u32> = piece.iter().map(|&byte| merges.byte_id(byte)).collect();
         let number = |pair: &[u32]| merges.list.iter().position(|m| [m.left, m.right] == pair);
@@ -379,8 +378,8 @@ mod tests {
         ids
     }
 
-    /// Lists of merges in any order, or sorted by what they make, as training gives them. A result is larger than both
-    /// parts, so that merging ends.
+    /// Lists of merges in any order, or sorted by their results, as in training. A result is larger than both parts, so
+    /// that merging ends.
     fn merges() -> impl Strategy<Value = Merges> {
         let merge = (0..12u32, 0..12u32, 1..6u32).prop_map(|(left, right, above)| Merge {
             left,

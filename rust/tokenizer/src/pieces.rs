@@ -1,4 +1,4 @@
-//! Counting the pieces of a corpus, which is all that training needs to know of it.
+//! Counts of the pieces of a corpus, from which a vocabulary is trained.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,11 +9,11 @@ use crate::error::Result;
 use crate::hash::{SHORT, short_key};
 use crate::split::Splitter;
 
-/// The distinct pieces of a corpus, each with how often it occurs.
+/// The distinct pieces of a corpus and their counts.
 #[derive(Debug)]
 pub struct PieceCounts {
     pub(crate) splitter: Splitter,
-    /// One for each thread that counted.
+    /// Counts of each thread.
     counts: Vec<Counts>,
 }
 
@@ -29,7 +29,7 @@ impl PieceCounts {
         self.add_batch(&[text], 1)
     }
 
-    /// Counts the pieces of each text, by `threads` threads.
+    /// Counts the pieces of each text on `threads` threads.
     pub fn add_batch<T: AsRef<str> + Sync>(&mut self, texts: &[T], threads: usize) -> Result<()> {
         let threads = threads.clamp(1, texts.len().max(1));
         if self.counts.len() < threads {
@@ -46,7 +46,7 @@ impl PieceCounts {
         on_threads(&mut self.counts[..threads], work).into_iter().collect()
     }
 
-    /// The counts of all threads together.
+    /// Returns the sum of the counts of all threads.
     pub(crate) fn into_total(self) -> Counts {
         self.counts
             .into_iter()
@@ -58,7 +58,7 @@ impl PieceCounts {
     }
 }
 
-/// Nearly all pieces are short, and one that is its own key needs neither memory of its own nor a look there.
+/// Counts by piece. Nearly all pieces are short, and a short piece is its own key, which needs no allocation.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     short: FxHashMap<u128, u64>,
@@ -76,12 +76,12 @@ impl Counts {
         }
     }
 
-    /// Number of distinct pieces.
+    /// Returns the number of distinct pieces.
     pub fn len(&self) -> usize {
         self.short.len() + self.long.len()
     }
 
-    /// Calls `each` with the distinct pieces, in no particular order.
+    /// Calls `each` with the distinct pieces and their counts, in no particular order.
     pub fn for_each(&self, mut each: impl FnMut(&[u8], u64)) {
         for (key, &count) in &self.short {
             let key = key.to_le_bytes();
@@ -100,7 +100,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     proptest! {
-        /// Also of pieces that differ in nothing but zeros, short ones, and those just too long to be.
+        /// Includes pieces that differ only in zeros, short pieces, and pieces just above the limit of short ones.
         #[test]
         fn every_piece_is_counted_by_any_number_of_threads(
             texts in prop::collection::vec(r"([\x00a]{1,18}[|]){0,20}", 0..20),

@@ -1,4 +1,4 @@
-//! Caches that calls take turns with.
+//! Pool of caches that calls reuse.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
@@ -6,19 +6,19 @@ use std::sync::Mutex;
 use crate::cache::Cache;
 use crate::split::Ends;
 
-/// What encoding needs at hand.
+/// Buffers of an encoding call.
 #[derive(Debug, Default)]
 pub struct Tools {
     pub cache: Cache,
     pub ends: Ends,
-    /// For tokens that are only looked at.
+    /// Scratch buffer for tokens.
     pub tokens: Vec<u32>,
 }
 
-/// Caches kept between calls; more calls than this at one time begin with empty ones.
+/// Number of caches kept between calls. Further concurrent calls start with empty caches.
 const KEPT: usize = 64;
 
-/// Caches that wait for the next call. Never waits for a lock: in a forked child another thread's would not come back.
+/// Idle caches. Never waits for a lock, because in a forked child no thread would release it.
 #[derive(Debug)]
 pub struct Pool {
     waiting: [Mutex<Option<Box<Tools>>>; KEPT],
@@ -32,7 +32,7 @@ impl Default for Pool {
     }
 }
 
-/// A clone begins without caches.
+/// A clone starts without caches.
 impl Clone for Pool {
     fn clone(&self) -> Self {
         Self::default()
@@ -40,7 +40,7 @@ impl Clone for Pool {
 }
 
 impl Pool {
-    /// A cache that nobody uses now, or a new one.
+    /// Takes an idle cache, or creates one.
     pub fn take(&self) -> Lent<'_> {
         let waiting = self.waiting.iter().find_map(|slot| slot.try_lock().ok()?.take());
         Lent {
@@ -50,7 +50,7 @@ impl Pool {
     }
 }
 
-/// A cache that goes back to its pool.
+/// A cache that returns to its pool when dropped.
 pub struct Lent<'p> {
     pool: &'p Pool,
     tools: Option<Box<Tools>>,
@@ -73,7 +73,7 @@ impl DerefMut for Lent<'_> {
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            return; // it may be half changed
+            return; // its state may be inconsistent
         }
         for slot in &self.pool.waiting {
             if let Ok(mut slot) = slot.try_lock()

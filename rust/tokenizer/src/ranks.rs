@@ -1,4 +1,4 @@
-//! Rank files, as tiktoken reads them: a line for each token, its bytes in base64, a space, its id.
+//! Rank files of tiktoken: one line per token, with its bytes in base64, a space, and its id.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -6,19 +6,24 @@ use base64::engine::general_purpose::STANDARD;
 use crate::error::{Error, Result};
 use crate::vocab::{MergeOrder, Vocabulary};
 
-/// How a line writes the token without bytes: nothing would leave no column, and tiktoken reads padding as nothing.
+/// The empty token in a file. An empty column could not be parsed, and tiktoken decodes padding to no bytes.
 const EMPTY: &[u8] = b"=";
 
+/// Parses a rank file.
+///
+/// # Errors
+///
+/// `Damaged` if the file is not a valid vocabulary.
 pub fn parse_ranks(file: &[u8]) -> Result<Vocabulary> {
     let mut entries = Vec::new();
     for (line, number) in file.split(|&byte| byte == b'\n').zip(1..) {
         let line = line.trim_ascii();
         if !line.is_empty() {
-            let entry = parse_line(line).map_err(|why| Error::Vocabulary(format!("line {number}: {why}")))?;
+            let entry = parse_line(line).map_err(|why| Error::Damaged(format!("line {number}: {why}")))?;
             entries.push(entry);
         }
     }
-    Vocabulary::new(entries, MergeOrder::ById, true)
+    Vocabulary::new(entries, MergeOrder::ById, true).map_err(Error::in_file)
 }
 
 fn parse_line(line: &[u8]) -> std::result::Result<(Vec<u8>, u32), String> {
@@ -37,7 +42,7 @@ fn parse_line(line: &[u8]) -> std::result::Result<(Vec<u8>, u32), String> {
     Ok((token, rank.ok_or("the rank is not a number below 2^32")?))
 }
 
-/// The rank file of `vocab`; special tokens and the split pattern are no part of it.
+/// Returns the rank file of `vocab`, which contains neither special tokens nor a split pattern.
 pub fn write_ranks(vocab: &Vocabulary) -> Result<Vec<u8>> {
     vocab.check_order_by_id()?;
     let mut file = String::new();

@@ -1,37 +1,39 @@
-//! Tokens that no ordinary text produces.
+//! Special tokens, which ordinary text does not produce. The names of all special tokens are here and, for traces, in
+//! [`cwm_trace::Special`].
 
 use std::collections::BTreeMap;
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use cwm_trace::Special;
 use rustc_hash::FxHashMap;
 
 use crate::error::{Error, Result, invalid};
 
-/// The 256 special tokens of the Code World Model, in the order of their ids; the first follows the ordinary tokens.
+/// Returns the 256 special tokens of the Code World Model, in the order of their ids, which follow the ordinary tokens.
 /// Source: the tokenizer released with the model (arXiv 2510.02387).
 pub fn cwm_special_tokens() -> Vec<String> {
     const NAMED: [(usize, &str); 17] = [
-        (0, "begin_of_text"),
-        (1, "end_of_text"),
-        (4, "pad"),
-        (6, "start_header_id"),
-        (7, "end_header_id"),
-        (8, "eom_id"),
-        (9, "eot_id"),
-        (100, "frame_sep"),
-        (101, "action_sep"),
-        (102, "return_sep"),
-        (103, "call_sep"),
-        (104, "line_sep"),
-        (105, "exception_sep"),
-        (106, "arg_sep"),
-        (107, "trace_context_start"),
-        (120, "reasoning_thinking_start"),
-        (121, "reasoning_thinking_end"),
+        (0, Special::BeginOfText.name()),
+        (1, Special::EndOfText.name()),
+        (4, "<|pad|>"),
+        (6, "<|start_header_id|>"),
+        (7, "<|end_header_id|>"),
+        (8, "<|eom_id|>"),
+        (9, "<|eot_id|>"),
+        (100, Special::FrameSep.name()),
+        (101, Special::ActionSep.name()),
+        (102, Special::ReturnSep.name()),
+        (103, Special::CallSep.name()),
+        (104, Special::LineSep.name()),
+        (105, Special::ExceptionSep.name()),
+        (106, Special::ArgSep.name()),
+        (107, Special::ContextStart.name()),
+        (120, "<|reasoning_thinking_start|>"),
+        (121, "<|reasoning_thinking_end|>"),
     ];
     let mut names: Vec<String> = (0..256).map(|n| format!("<|reserved_special_token_{n}|>")).collect();
     for (offset, name) in NAMED {
-        names[offset] = format!("<|{name}|>");
+        names[offset] = name.to_owned();
     }
     names
 }
@@ -73,24 +75,24 @@ impl SpecialTokens {
         self.names.get(&id).map(String::as_str)
     }
 
-    /// Name and id of each, in the order of the ids.
+    /// Iterates over names and ids, in the order of the ids.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, u32)> {
         self.names.iter().map(|(&id, name)| (name.as_str(), id))
     }
 
-    /// Finds every special token.
+    /// Returns a matcher for all special tokens.
     pub fn all(&self) -> &Matcher {
         &self.all
     }
 
-    /// Finds the special tokens with these names.
+    /// Returns a matcher for the special tokens with these names.
     pub fn matcher<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Result<Matcher> {
         let tokens: Result<Vec<_>> = names.into_iter().map(|name| Ok((name, self.id(name)?))).collect();
         Matcher::new(tokens?)
     }
 }
 
-/// Finds special tokens in text; where one name begins another, the longer one.
+/// Finds special tokens in text. If one name is a prefix of another, the longer one wins.
 #[derive(Debug, Clone)]
 pub struct Matcher {
     automaton: AhoCorasick,
@@ -109,7 +111,7 @@ impl Matcher {
         }
     }
 
-    /// Where the special tokens are in `text`, from left to right, and their ids.
+    /// Iterates over the ranges and ids of the special tokens in `text`, from left to right.
     pub fn find_iter<'a>(&'a self, text: &'a str) -> impl Iterator<Item = (std::ops::Range<usize>, u32)> + 'a {
         self.automaton
             .find_iter(text)

@@ -1,4 +1,4 @@
-//! Text to token ids and back.
+//! Encoding text to token ids, and decoding it.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use crate::special::{Matcher, SpecialTokens};
 use crate::split::Splitter;
 use crate::vocab::{MAX_IDS, Vocabulary};
 
-/// A vocabulary, its split pattern and its special tokens.
+/// A vocabulary with its split pattern and special tokens.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     vocab: Vocabulary,
@@ -45,38 +45,38 @@ impl Tokenizer {
         })
     }
 
-    /// Special tokens named in order follow the ordinary tokens.
+    /// Creates a tokenizer whose special tokens have the ids after the ordinary tokens, in order.
     pub fn with_special_names(vocab: Vocabulary, splitter: Splitter, names: Vec<String>) -> Result<Self> {
         let special = SpecialTokens::new(names.into_iter().zip(vocab.id_end()..))?;
         Self::new(vocab, splitter, special)
     }
 
-    /// From a `tokenizer.json`.
+    /// Parses a `tokenizer.json`.
     pub fn from_json(file: &[u8]) -> Result<Self> {
         parse_json(file).map(|(tokenizer, _)| tokenizer)
     }
 
-    /// As `from_json`, with a sentence for each added token whose id in the file is not the one that it gets.
+    /// Parses a `tokenizer.json`. Also returns a warning for each added token whose id differs from the file.
     pub fn from_json_with_warnings(file: &[u8]) -> Result<(Self, Vec<String>)> {
         parse_json(file)
     }
 
-    /// The vocabulary of a rank file, which holds neither pattern nor special tokens.
+    /// Parses a rank file, which contains neither a pattern nor special tokens.
     pub fn vocabulary_from_ranks(file: &[u8]) -> Result<Vocabulary> {
         parse_ranks(file)
     }
 
-    /// A `tokenizer.json` that gives the same ids. Fails where a special token has the name of an ordinary one.
+    /// Returns a `tokenizer.json` with the same ids. Fails if a special token has the name of an ordinary token.
     pub fn to_json(&self) -> Result<Vec<u8>> {
         write_json(self)
     }
 
-    /// A rank file of the ordinary tokens, if one can express how they merge.
+    /// Returns a rank file of the ordinary tokens. Fails if a rank file cannot express their merges.
     pub fn to_ranks(&self) -> Result<Vec<u8>> {
         write_ranks(&self.vocab)
     }
 
-    /// Whether a rank file, the pattern and the special tokens say all there is.
+    /// Returns whether a rank file, the pattern, and the special tokens express the whole tokenizer.
     pub fn is_ranked(&self) -> bool {
         self.vocab.is_by_id() && self.vocab.whole_pieces()
     }
@@ -97,14 +97,14 @@ impl Tokenizer {
         self.splitter.pattern()
     }
 
-    /// One more than the largest token id.
+    /// Returns one more than the largest token id.
     pub fn vocab_size(&self) -> usize {
         let special_end = self.special.iter().map(|(_, id)| id + 1).max().unwrap_or(0);
         self.vocab.id_end().max(special_end) as usize
     }
 
-    /// A number that differs, all but surely, from that of a tokenizer that could give a text other tokens, or a token
-    /// another meaning. Which file the tokenizer comes from does not matter. Never 0.
+    /// Returns a hash of the tokenizer, never 0. Tokenizers that differ in the tokens of a text or in the meaning of a
+    /// token have different hashes, except for collisions. The format of the vocabulary file does not matter.
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = Xxh3::new();
         let mut text = |id: u32, bytes: &[u8]| {
@@ -125,7 +125,7 @@ impl Tokenizer {
         hasher.digest().max(1)
     }
 
-    /// The tokens of `text`, in which the names that `special` finds are special tokens.
+    /// Encodes `text`. Names that `special` finds become special tokens.
     pub fn encode(&self, text: &str, special: Option<&Matcher>) -> Result<Vec<u32>> {
         let mut out = Vec::with_capacity(text.len() / 3);
         let mut ordinary = 0;
@@ -139,7 +139,7 @@ impl Tokenizer {
         Ok(out)
     }
 
-    /// For several texts one after the other.
+    /// Returns an encoder for consecutive texts.
     pub fn encoder(&self) -> Encoder<'_> {
         Encoder {
             tokenizer: self,
@@ -147,9 +147,9 @@ impl Tokenizer {
         }
     }
 
-    /// The tokens of bytes that need not be UTF-8, as tiktoken's `_encode_bytes` gives them: valid UTF-8 as text; else
-    /// the text before the first invalid byte is split, and its last piece, with the tokens of white space before a
-    /// piece of white space, is one piece with all that follows.
+    /// Encodes bytes that may not be UTF-8, as tiktoken's `_encode_bytes` does. Valid UTF-8 is encoded as text.
+    /// Otherwise, the text before the first invalid byte is split. Its last piece and all bytes after it are one piece;
+    /// if that piece is white space, the white-space tokens before it belong to it too.
     pub fn encode_bytes(&self, bytes: &[u8]) -> Result<Vec<u32>> {
         check_length(bytes.len())?;
         let valid = match std::str::from_utf8(bytes) {
@@ -186,8 +186,8 @@ impl Tokenizer {
         Ok(out)
     }
 
-    /// The tokens of each text, special names ordinary, by `threads` threads. Long texts are cut where that changes
-    /// nothing, so that one of them keeps all threads busy.
+    /// Encodes each text on `threads` threads, with the names of special tokens as ordinary text. Cuts long texts where
+    /// that does not change the tokens, so that one long text keeps all threads busy.
     pub fn encode_batch<T: AsRef<str> + Sync>(&self, texts: &[T], threads: usize) -> Result<Vec<Vec<u32>>> {
         let parts = self.parts(texts, threads);
         let next = AtomicUsize::new(0);
@@ -222,9 +222,9 @@ impl Tokenizer {
         Ok(batch)
     }
 
-    /// The number of a text and a range of it, for all texts in order.
+    /// Cuts the texts into parts: the index of a text and a range in it, in order.
     fn parts<T: AsRef<str>>(&self, texts: &[T], threads: usize) -> Vec<(usize, Range<usize>)> {
-        /// Less is not worth a thread's attention.
+        /// Smaller parts are not worth the overhead.
         const PART: usize = 1 << 18;
         let mut parts = Vec::with_capacity(texts.len());
         for (number, text) in texts.iter().map(AsRef::as_ref).enumerate() {
@@ -241,7 +241,8 @@ impl Tokenizer {
         parts
     }
 
-    /// Shows the tokens of `text`, special names ordinary, to `show`: for short texts, of which each allocation counts.
+    /// Encodes `text`, with the names of special tokens as ordinary text, and passes the tokens to `show`. Saves an
+    /// allocation, which matters for short texts.
     pub fn with_tokens<T>(&self, text: &str, show: impl FnOnce(&[u32]) -> T) -> Result<T> {
         let mut encoder = self.encoder();
         let mut tokens = std::mem::take(&mut encoder.tools.tokens);
@@ -254,7 +255,7 @@ impl Tokenizer {
         shown
     }
 
-    /// How many tokens `text` has, special names ordinary.
+    /// Returns the number of tokens of `text`, with the names of special tokens as ordinary text.
     pub fn count(&self, text: &str) -> Result<usize> {
         check_length(text.len())?;
         let mut tools = self.caches.take();
@@ -270,7 +271,7 @@ impl Tokenizer {
         Ok(count)
     }
 
-    /// The bytes of a token; of a special token, its name.
+    /// Returns the bytes of a token; for a special token, its name.
     pub fn token_bytes(&self, id: i64) -> Result<&[u8]> {
         let token = u32::try_from(id).ok().and_then(|id| {
             self.vocab
@@ -283,7 +284,7 @@ impl Tokenizer {
         })
     }
 
-    /// The bytes of all `ids`, joined.
+    /// Returns the joined bytes of all `ids`.
     pub fn decode_bytes(&self, ids: &[i32]) -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(ids.len() * 4);
         for &id in ids {
@@ -296,10 +297,10 @@ impl Tokenizer {
     }
 }
 
-/// Room for this many tokens is kept between calls.
+/// Capacity of the largest token buffer that is kept between calls.
 const KEPT_TOKENS: usize = 1 << 16;
 
-/// Places in a text are 32-bit numbers.
+/// Checks that positions in a text fit in 32 bits.
 fn check_length(bytes: usize) -> Result<()> {
     if bytes >= u32::MAX as usize {
         return Err(Error::TooLong { bytes });
@@ -307,19 +308,19 @@ fn check_length(bytes: usize) -> Result<()> {
     Ok(())
 }
 
-/// Encodes with one cache, and with what else is needed at hand.
+/// Encodes texts with one cache and reused buffers.
 pub struct Encoder<'t> {
     tokenizer: &'t Tokenizer,
     tools: Lent<'t>,
 }
 
 impl Encoder<'_> {
-    /// Whether a piece always ends between a letter or digit and a quote.
+    /// Returns whether a piece always ends between a letter or digit and a quote.
     pub(crate) fn ends_words_at_quotes(&self) -> bool {
         self.tokenizer.splitter.is_known()
     }
 
-    /// Appends the tokens of `text`, in which special tokens' names are ordinary text.
+    /// Appends the tokens of `text`, with the names of special tokens as ordinary text.
     pub fn encode(&mut self, text: &str, out: &mut Vec<u32>) -> Result<()> {
         check_length(text.len())?;
         let Tokenizer { vocab, splitter, .. } = self.tokenizer;

@@ -1,4 +1,4 @@
-//! Traces to token ids and back, without text in between.
+//! Encoding traces to token ids, and parsing them, without intermediate text.
 
 use std::ops::Range;
 
@@ -7,13 +7,14 @@ use cwm_trace::{FrameRef, Parsed, Part, Piece, Renderer, Special, TokenParser, T
 use crate::error::Result;
 use crate::{Encoder, Tokenizer};
 
-/// A trace in tokens: each part encoded by itself, the special tokens between them by id.
+/// The tokens of a trace. Each part is encoded separately, and special tokens between the parts are inserted by id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TraceTokens {
     pub ids: Vec<u32>,
-    /// Tokens before the first frame: the context and the special tokens around it.
+    /// Number of tokens before the first frame: the context and the special tokens around it.
     pub context: usize,
-    /// For each frame, where in `ids` its state, action and value are; `None` for a part that its event does not have.
+    /// Positions of the state, action, and value of each frame in `ids`. `None` for a part that the event does not
+    /// have.
     pub frames: Vec<FrameSpans>,
 }
 
@@ -25,19 +26,19 @@ pub struct FrameSpans {
 }
 
 impl Tokenizer {
-    /// Fails if the vocabulary lacks one of the format's special tokens.
+    /// Encodes a trace. Fails if the vocabulary lacks a special token of the trace format.
     pub fn encode_trace(&self, trace: &Trace) -> Result<Vec<u32>> {
         Ok(self.encode_frames(trace, |_| ())?.0)
     }
 
-    /// The tokens of a trace and where its parts are in them; fails as `encode_trace`.
+    /// Encodes a trace and returns the positions of its parts. Fails if `encode_trace` does.
     pub fn trace_tokens(&self, trace: &Trace) -> Result<TraceTokens> {
         let mut frames = Vec::with_capacity(trace.frames().len());
         let (ids, context) = self.encode_frames(trace, |spans| frames.push(spans))?;
         Ok(TraceTokens { ids, context, frames })
     }
 
-    /// The ids, and how many are before the first frame.
+    /// Returns the ids, and the number of ids before the first frame.
     fn encode_frames(&self, trace: &Trace, mut sink: impl FnMut(FrameSpans)) -> Result<(Vec<u32>, usize)> {
         let mut encoder = TraceEncoder::new(self, trace)?;
         trace.for_each_context_part(|part| {
@@ -58,7 +59,7 @@ impl Tokenizer {
         Ok((encoder.ids, context))
     }
 
-    /// Reads any ids: the longest well-formed prefix of frames, and why the rest is none.
+    /// Parses any ids. Returns the longest well-formed prefix of frames, and the reason why the rest is malformed.
     pub fn parse_trace(&self, ids: &[i32]) -> Parsed {
         let trace_token = |id: u32| {
             Special::ALL
@@ -90,28 +91,28 @@ impl Tokenizer {
     }
 }
 
-/// About what a frame takes, to make room.
+/// Estimated tokens per frame, to reserve memory.
 const TOKENS_OF_A_FRAME: usize = 24;
 
 struct TraceEncoder<'t> {
     encoder: Encoder<'t>,
     special: [u32; Special::ALL.len()],
     ids: Vec<u32>,
-    /// Where the tokens of each source line already are in `ids`: most steps repeat a line.
+    /// Positions in `ids` of the tokens of each source line. Most frames repeat a line.
     lines: Vec<Option<Range<usize>>>,
-    /// By shape.
+    /// Tokens of each shape.
     shapes: Vec<ShapeTokens>,
     failed: Result<()>,
 }
 
-/// The LOCALS of a shape with every variable unchanged, in tokens. Most frames change one or two of many variables.
+/// Tokens of the LOCALS of a shape with all variables unchanged. Most frames change one or two of many variables.
 #[derive(Default)]
 struct ShapeTokens {
-    /// Frames of this shape so far; the rest is made when there are enough of them to be worth it.
+    /// Number of frames of this shape so far. The other fields are filled once there are enough to be worth it.
     seen: u32,
     ids: Vec<u32>,
-    /// Where the tokens of each segment (see [`Renderer::for_each_segment`]) end; empty if the segments cannot be encoded
-    /// one by one.
+    /// Ends of the tokens of each segment (see [`Renderer::for_each_segment`]). Empty if the segments cannot be encoded
+    /// separately.
     ends: Vec<usize>,
 }
 
@@ -149,7 +150,7 @@ impl<'t> TraceEncoder<'t> {
         spans
     }
 
-    /// Pushes a CALL or LINE frame by its segments, if they can be encoded one by one.
+    /// Appends a CALL or LINE frame segment by segment. Returns false if the segments cannot be encoded separately.
     fn push_locals(&mut self, frame: FrameRef<'_>, renderer: &mut Renderer<'_>, spans: &mut FrameSpans) -> bool {
         const ENOUGH: u32 = 3;
         let shape = frame.shape_id();
@@ -178,8 +179,8 @@ impl<'t> TraceEncoder<'t> {
         can
     }
 
-    /// A piece always ends between a letter or digit and a quote, so where all names end in one of these, nothing in a
-    /// segment changes the tokens of another.
+    /// Encodes the segments of a shape. A piece always ends between a letter or digit and a quote, so if every name
+    /// ends with a letter or digit, no segment affects the tokens of another.
     fn fill_shape(&mut self, shape: u32, tokens: &mut ShapeTokens, renderer: &mut Renderer<'_>) {
         if !self.encoder.ends_words_at_quotes() {
             return;

@@ -1,5 +1,5 @@
-//! Learning merges from text: the most frequent pair first, the pair of lower ids among equals. The result is that of
-//! Hugging Face's `BpeTrainer` with the 256 bytes as its initial alphabet.
+//! Training merges on text: the most frequent pair first, and the pair of lower ids among equals. The result equals
+//! that of Hugging Face's `BpeTrainer` with the 256 bytes as its initial alphabet.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -15,12 +15,13 @@ use crate::split::Splitter;
 use crate::vocab::{MAX_IDS, MergeOrder, Vocabulary};
 
 impl PieceCounts {
-    /// A vocabulary of `vocab_size` tokens: 256 bytes, then what the merges produce, with fewer tokens where no pair is
-    /// left to merge. `progress` is called with the number of merges found so far and stops the training by `false`.
+    /// Trains a vocabulary of `vocab_size` tokens: the 256 bytes and the results of the merges. The vocabulary is
+    /// smaller if no pairs are left to merge. `progress` receives the number of merges so far, and stops training by
+    /// returning false.
     pub fn train(self, vocab_size: usize, progress: impl FnMut(usize) -> bool) -> Result<(Vocabulary, Splitter)> {
         if !(256..=MAX_IDS as usize).contains(&vocab_size) {
             return invalid(format!(
-                "a vocabulary of {vocab_size} tokens: from 256 to {MAX_IDS} are possible"
+                "vocabulary size {vocab_size}: expected 256 to {MAX_IDS} tokens"
             ));
         }
         let splitter = self.splitter.clone();
@@ -37,14 +38,14 @@ impl PieceCounts {
 
 type Pair = (u32, u32);
 
-/// Units of work of one place of a pair, for [`Pace`].
+/// Work units of one position of a pair, for [`Pace`].
 const PLACE_WORK: u64 = 16;
 
-/// The id of no token.
+/// Id that no token has.
 const NONE: u32 = u32::MAX;
 
-/// Where a pair occurs and how often, weighted by the pieces' counts. A place may have been merged otherwise since; the
-/// count is exact.
+/// Positions of a pair, and its count, weighted by the counts of the pieces. Some positions may be outdated because
+/// another merge changed them. The count is exact.
 struct Occurrences {
     count: u64,
     /// Positions of the first token's first byte, from left to right within a piece.
@@ -53,7 +54,7 @@ struct Occurrences {
 
 fn learn(mut corpus: Corpus, wanted: usize, mut progress: impl FnMut(usize) -> bool) -> Result<Vec<Pair>> {
     let mut pairs = corpus.pairs()?;
-    // Counts only fall after a pair is first seen, so an entry that is out of date is corrected when it comes up.
+    // Counts only decrease after a pair is first seen, so an outdated entry is corrected when it is popped.
     let mut queue: BinaryHeap<(u64, Reverse<Pair>)> = pairs
         .iter()
         .map(|(&pair, occurrences)| (occurrences.count, Reverse(pair)))
@@ -74,7 +75,7 @@ fn learn(mut corpus: Corpus, wanted: usize, mut progress: impl FnMut(usize) -> b
         let new = corpus.merge(pair, &places, &mut before, &mut after)?;
         merges.push(pair);
 
-        // Where merges touch, as in `abab`, a pair is new to begin with and gone in the end: it is added, then reduced.
+        // Where merges are adjacent, as in `abab`, a pair first appears and then disappears: it is added, then reduced.
         let mut lost = Vec::new();
         for (id, occurrences) in before.drain() {
             lost.push(((id, pair.0), occurrences.count));
@@ -97,7 +98,7 @@ fn learn(mut corpus: Corpus, wanted: usize, mut progress: impl FnMut(usize) -> b
 }
 
 fn reduce(pairs: &mut FxHashMap<Pair, Occurrences>, pair: Pair, by: u64) {
-    // The pair that is merged is no longer there, but overlaps itself in `aaa`.
+    // The merged pair is gone, but it overlaps itself in `aaa`.
     if let Entry::Occupied(mut entry) = pairs.entry(pair) {
         entry.get_mut().count -= by;
         if entry.get().count == 0 {
@@ -106,10 +107,10 @@ fn reduce(pairs: &mut FxHashMap<Pair, Occurrences>, pair: Pair, by: u64) {
     }
 }
 
-/// The tokens beside those that one merge made, each with where it makes a pair.
+/// Neighbors of the tokens that one merge created, with the positions of the pairs.
 #[derive(Default)]
 struct Neighbours {
-    /// By token id: its index in `found`, or `NONE`.
+    /// Index in `found` of each token id, or `NONE`.
     index: Vec<u32>,
     found: Vec<(u32, Occurrences)>,
 }
@@ -143,18 +144,18 @@ impl Neighbours {
     }
 }
 
-/// All distinct pieces, byte after byte, with a separator before, between and after them.
+/// The bytes of all distinct pieces, with a separator before, between, and after them.
 struct Corpus {
     bytes: Vec<Byte>,
-    /// How often each piece occurs.
+    /// Count of each piece.
     counts: Vec<u64>,
-    /// Bytes of each token.
+    /// Number of bytes of each token.
     lengths: Vec<u32>,
 }
 
 #[derive(Clone, Copy)]
 struct Byte {
-    /// Of the token, if this is the first or the last byte of it; else of a token that was merged. `NONE` if separator.
+    /// Id of the token, at its first and last byte. Other bytes have the id of an earlier token. `NONE` at a separator.
     id: u32,
     piece: u32,
 }
@@ -190,7 +191,7 @@ impl Corpus {
         Ok(corpus)
     }
 
-    /// The pairs of bytes.
+    /// Returns the pairs of bytes.
     fn pairs(&self) -> Result<FxHashMap<Pair, Occurrences>> {
         let mut pairs: FxHashMap<Pair, Occurrences> = FxHashMap::default();
         let mut pace = Pace::default();
@@ -209,8 +210,8 @@ impl Corpus {
         Ok(pairs)
     }
 
-    /// Merges `pair` where it still occurs at `places`, and tells what stands before and after the new tokens at the
-    /// moment each is made. Gives their id.
+    /// Merges `pair` at those `places` where it still occurs, records the neighbors of each new token at the time of
+    /// its creation, and returns the id of the new tokens.
     fn merge(&mut self, pair: Pair, places: &[u32], before: &mut Neighbours, after: &mut Neighbours) -> Result<u32> {
         let mut pace = Pace::default();
         let new = self.lengths.len() as u32;
@@ -222,7 +223,7 @@ impl Corpus {
             let middle = at + left as usize;
             let Byte { id, piece } = self.bytes[at];
             if id != pair.0 || self.bytes[middle].id != pair.1 {
-                continue; // merged otherwise, or overlapping the place before as in `aaa`
+                continue; // changed by another merge, or overlaps the previous position as in `aaa`
             }
             let end = middle + right as usize;
             self.bytes[at].id = new;
@@ -248,7 +249,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The definition: count all pairs anew before each merge.
+    /// The definition: recount all pairs before each merge.
     fn learn_naively(pieces: &[(Vec<u8>, u64)], wanted: usize) -> Vec<Pair> {
         let order: Vec<u8> = byte_order().collect();
         let id = |byte: &u8| order.iter().position(|other| other == byte).unwrap() as u32;

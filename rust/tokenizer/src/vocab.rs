@@ -1,4 +1,4 @@
-//! The ordinary tokens of a vocabulary and how bytes merge into them.
+//! The ordinary tokens of a vocabulary, and how bytes merge into them.
 
 use cwm_interrupt::Pace;
 use rustc_hash::FxHashMap;
@@ -7,37 +7,39 @@ use crate::error::{Result, invalid};
 use crate::hash::{MAX_NUMBERS, Table, hash};
 use crate::merge::{MERGE_WORK, Merge, Merges, Queue};
 
-/// Ids are below this, so that a hostile file cannot ask for a table of billions of entries. The largest published
+/// Bound of the ids, so that a hostile file cannot request a table of billions of entries. The largest published
 /// vocabularies have a few hundred thousand tokens.
 pub const MAX_IDS: u32 = MAX_NUMBERS;
 
-/// Longest token of a vocabulary whose merges follow from its ranks: every way to cut each token in two is tried.
+/// Length of the longest token in a vocabulary whose merges follow from its ranks. Every way to cut each token in two
+/// is tried.
 const MAX_RANKED_TOKEN_BYTES: usize = 1024;
 
-/// What decides which pairs of tokens merge, and in which order.
+/// Rule for which pairs of tokens merge, and in which order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MergeOrder {
-    /// A pair merges when the joined bytes are a token; the lower id first. The rule of rank files.
+    /// A pair merges if the joined bytes are a token, the lower id first. The rule of rank files.
     ById,
-    /// Exactly these pairs of ids merge; the earlier first. The rule of `tokenizer.json`.
+    /// Exactly these pairs of ids merge, in this order. The rule of `tokenizer.json`.
     Listed(Vec<(u32, u32)>),
 }
 
-/// The ordinary tokens: special ones are in [`SpecialTokens`](crate::SpecialTokens).
+/// The ordinary tokens. Special tokens are in [`SpecialTokens`](crate::SpecialTokens).
 #[derive(Debug, Clone)]
 pub struct Vocabulary {
     tokens: Tokens,
     merges: Merges,
-    /// Whether a piece that is the token with this id becomes it.
+    /// Whether a piece with the bytes of a token becomes this token, by id.
     whole: Vec<bool>,
-    /// Whether the bytes of every token merge into it.
+    /// Whether the bytes of every token merge into that token.
     is_reached: bool,
     by_id: bool,
     whole_pieces: bool,
 }
 
 impl Vocabulary {
-    /// `whole_pieces`: a piece that is itself a token is that token, even where merging would not reach it.
+    /// Creates a vocabulary. With `whole_pieces`, a piece with the bytes of a token becomes that token even if merging
+    /// does not reach it.
     pub fn new(
         entries: impl IntoIterator<Item = (Vec<u8>, u32)>,
         order: MergeOrder,
@@ -68,7 +70,7 @@ impl Vocabulary {
         })
     }
 
-    /// One more than the largest id.
+    /// Returns one more than the largest id.
     pub fn id_end(&self) -> u32 {
         self.tokens.id_end()
     }
@@ -77,12 +79,12 @@ impl Vocabulary {
         self.tokens.get(id)
     }
 
-    /// Bytes and id of each token, in the order of the ids.
+    /// Iterates over bytes and ids of the tokens, in the order of the ids.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], u32)> {
         self.tokens.iter()
     }
 
-    /// Whether it was made by the rule of rank files.
+    /// Returns whether the vocabulary follows the rule of rank files.
     pub fn is_by_id(&self) -> bool {
         self.by_id
     }
@@ -91,22 +93,22 @@ impl Vocabulary {
         self.whole_pieces
     }
 
-    /// Whether each piece that is a token becomes it: because its merges lead there, or as `whole_pieces` says.
+    /// Returns whether each piece with the bytes of a token becomes that token, by its merges or by `whole_pieces`.
     pub fn takes_all_whole(&self) -> bool {
         self.iter().all(|(_, id)| self.whole[id as usize])
     }
 
-    /// Whether merging gives every token for its own bytes, so that `whole_pieces` makes no difference.
+    /// Returns whether the bytes of every token merge into that token, so that `whole_pieces` makes no difference.
     pub fn is_reached(&self) -> bool {
         self.is_reached
     }
 
-    /// The merges that happen in some text, the earliest first; no two make the same token.
+    /// Returns the merges that occur in some text, in order. No two of them form the same token.
     pub fn merges(&self) -> &[Merge] {
         self.merges.list()
     }
 
-    /// Appends the tokens of one piece, which is not empty and shorter than 4 GiB, and has this hash.
+    /// Appends the tokens of one piece, which must not be empty, must be shorter than 4 GiB, and must have this hash.
     pub fn encode_piece(&self, piece: &[u8], hash: u64, queue: &mut Queue, out: &mut Vec<u32>) {
         if let [byte] = piece {
             return out.push(self.merges.byte_id(*byte));
@@ -119,7 +121,7 @@ impl Vocabulary {
         }
     }
 
-    /// Fails unless a rank file, where merges follow from the ids, would give every text the same tokens.
+    /// Fails unless a rank file, whose merges follow from the ids, would yield the same tokens for every text.
     pub fn check_order_by_id(&self) -> Result<()> {
         if self.by_id && self.whole_pieces {
             return Ok(());
@@ -136,13 +138,13 @@ impl Vocabulary {
     }
 }
 
-/// The bytes of tokens by id, and ids by bytes.
+/// Bytes of tokens by id, and ids by bytes.
 #[derive(Debug, Clone)]
 struct Tokens {
     bytes: Vec<u8>,
-    /// Where the token of each id begins in `bytes`, and where the last one ends. An id without a token has no bytes.
+    /// Start in `bytes` of the token of each id, and the end of the last one. An id without a token has no bytes.
     starts: Vec<u32>,
-    /// The id of the token that has no bytes, as Whisper's vocabulary has one. No text produces it.
+    /// Id of the empty token, which Whisper's vocabulary has. No text produces it.
     empty: Option<u32>,
     ids: Table,
 }
@@ -210,7 +212,8 @@ impl Tokens {
     }
 }
 
-/// Every way to make a token of two others; the order of those that make the same one means nothing, see `used`.
+/// Returns all pairs of tokens that form a token. The order of pairs that form the same token has no meaning; see
+/// `used`.
 fn merges_by_id(tokens: &Tokens) -> Result<Vec<Merge>> {
     let mut merges = Vec::new();
     for (token, id) in tokens.iter() {
@@ -262,12 +265,12 @@ fn check_number(merges: Vec<Merge>) -> Result<Vec<Merge>> {
     }
 }
 
-/// The merges that happen at all, and which tokens their own bytes merge into.
+/// Returns the merges that occur in some text, and whether the bytes of each token merge into that token.
 ///
-/// Two tokens that stand side by side have merged from their own bytes without regard to what is around them; so if
-/// they join, the bytes of the joined token merge to these two when they stand alone, and then to it. Hence at most one
-/// merge of those that make a token ever happens: the last one when its own bytes are merged. The others need not be
-/// kept, nor is there ever a choice between two of them.
+/// Adjacent tokens have merged from their own bytes independently of their neighbors. If two of them join, the bytes of
+/// the joined token on their own also merge into these two, and then into it. So at most one of the merges that form a
+/// token ever occurs: the last merge of the token's own bytes. The other merges are dropped, and there is never a
+/// choice between two of them.
 fn used(tokens: &Tokens, all: Merges) -> Result<(Merges, Vec<bool>)> {
     let mut reached = vec![false; tokens.id_end() as usize];
     let mut kept = vec![false; all.list().len()];
@@ -301,7 +304,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    /// The rule as the files mean it: the leftmost pair of the lowest rank, until none is left.
+    /// The rule of the file formats: merge the leftmost pair of the lowest rank until none is left.
     fn merge_naively(
         piece: &[u8],
         byte_id: impl Fn(u8) -> u32,
@@ -319,7 +322,7 @@ mod tests {
         ids
     }
 
-    /// All bytes, and words of few letters, in any order of ids.
+    /// All bytes and some words of few letters, with ids in any order.
     fn entries() -> impl Strategy<Value = Vec<(Vec<u8>, u32)>> {
         let words = proptest::collection::btree_set(proptest::collection::vec(b'a'..=b'c', 2..6), 0..40);
         words.prop_map(Vec::from_iter).prop_shuffle().prop_map(|words| {

@@ -1,4 +1,4 @@
-//! Small vocabularies made here: round trips, both file forms, hostile files, training.
+//! Tests with small vocabularies: round trips, both file formats, hostile files, training.
 
 use std::sync::LazyLock;
 
@@ -51,7 +51,7 @@ proptest! {
         prop_assert_eq!(SMALL.encode_batch(&texts, threads).unwrap(), one_by_one);
     }
 
-    /// A vocabulary file cut, changed or made up loads or fails with a sentence, and what loads does not panic.
+    /// A truncated, changed, or random vocabulary file loads or fails with a message, and a loaded one does not panic.
     #[test]
     fn damaged_files_do_no_harm(at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<bool>()) {
         for (mut file, is_json) in [(SMALL.to_json().unwrap(), true), (SMALL.to_ranks().unwrap(), false)] {
@@ -75,8 +75,8 @@ proptest! {
 fn training_takes_the_most_frequent_pair_and_lower_ids_first() {
     let tokenizer = train(&["ab ab cd cd abe"], 261);
     let tokens: Vec<_> = (256..261).map(|id| tokenizer.token_bytes(id).unwrap()).collect();
-    // `ab` occurs three times. Then `cd`, ` ab` and ` c` do twice, and letters have lower ids than the space. Then
-    // ` ab` and ` cd` do, as (space, 256) and (space, 257).
+    // `ab` occurs three times. Then `cd`, ` ab`, and ` c` occur twice, and letters have lower ids than the space. Then
+    // ` ab` and ` cd` occur twice, as (space, 256) and (space, 257).
     assert_eq!(tokens, [&b"ab"[..], b"cd", b" ab", b" cd", b" abe"]);
 }
 

@@ -1,4 +1,4 @@
-//! Traces to tokens and back.
+//! Encoding and parsing of traces.
 
 use std::sync::LazyLock;
 
@@ -23,7 +23,7 @@ fn decode(tokens: &[u32]) -> String {
     String::from_utf8(TOKENIZER.decode_bytes(&ids(tokens)).unwrap()).unwrap()
 }
 
-/// Traces in the text form, without special tokens in their parts.
+/// Generates traces in the text form, without special tokens in their parts.
 fn documents() -> impl Strategy<Value = String> {
     let text = r"[a-c \\n='é\n]{0,6}";
     let json = r"[a-c .'é]{0,4}";
@@ -75,7 +75,7 @@ proptest! {
         prop_assert!(again.complete);
         prop_assert_eq!(&again.trace, &trace);
 
-        // Each part is encoded by itself, and its span says where.
+        // Each part is encoded separately, and its span is its position.
         prop_assert_eq!(decode(&tokens.ids[2..tokens.context - 1]), trace.context.clone());
         prop_assert_eq!(tokens.frames.len(), trace.len());
         for (frame, spans) in trace.frames().zip(&tokens.frames) {
@@ -90,7 +90,7 @@ proptest! {
         }
     }
 
-    /// Cut and changed anywhere, the ids still give the frames before the damage.
+    /// Ids that are truncated and changed anywhere still yield the frames before the damage.
     #[test]
     fn any_ids_give_the_longest_well_formed_prefix(
         document in documents(), at in any::<prop::sample::Index>(), id in -2i32..700, cut in any::<bool>()

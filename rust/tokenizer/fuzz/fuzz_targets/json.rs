@@ -1,4 +1,4 @@
-//! A `tokenizer.json` is refused, or usable and gives the same ids when written and read again.
+//! A `tokenizer.json` is rejected, or is usable and yields the same ids after it is written and read again.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 #[derive(Arbitrary, Debug)]
 struct File {
     edits: Vec<(Place, Edit)>,
-    /// Bytes put in place of as many at a place in the file.
+    /// Bytes that replace as many bytes at a position in the file.
     damage: Option<(u16, Vec<u8>)>,
     text: Vec<u8>,
 }
 
-/// From the top down, which child to take, modulo the number of children.
+/// Index of the child to take at each level from the top, modulo the number of children.
 type Place = [u16; 4];
 
 #[derive(Arbitrary, Debug)]
@@ -27,7 +27,7 @@ enum Edit {
     Bool(bool),
     Number(i32),
     Text(String),
-    /// Characters that stand for bytes, with a space where a merge has one.
+    /// Byte-level characters, with a space where a merge has one.
     ByteLevel(u8, bool, u8),
     Empty(bool),
     CopyOf(Place),
@@ -37,12 +37,12 @@ enum Edit {
 static VALID: LazyLock<Value> = LazyLock::new(|| {
     let file = trained(LLAMA3_PATTERN).to_json().expect("names of no ordinary token");
     let mut file: Value = serde_json::from_slice(&file).expect("JSON");
-    // Of as many special tokens as there are, an edit would seldom meet anything else.
+    // With all special tokens, an edit would rarely hit anything else.
     file["added_tokens"].as_array_mut().expect("a list").truncate(3);
     file
 });
 
-/// The value at `place`, or above where there is none so deep.
+/// Returns the value at `place`, or its deepest existing ancestor.
 fn at<'v>(file: &'v mut Value, place: &[u16]) -> &'v mut Value {
     let length = match file {
         Value::Array(items) => items.len(),
@@ -97,7 +97,7 @@ fn apply(edit: &Edit, place: &[u16], file: &mut Value) {
 fn write(file: &File) -> Vec<u8> {
     let mut edited = VALID.clone();
     for (place, edit) in file.edits.iter().take(8) {
-        // Most of a place is as deep as it can be; a zero ends it earlier.
+        // Most places are as deep as possible; a zero ends a place earlier.
         let depth = place.iter().position(|&step| step == 0).unwrap_or(place.len()).max(1);
         apply(edit, &place[..depth], &mut edited);
     }

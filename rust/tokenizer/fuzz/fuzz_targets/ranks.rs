@@ -1,4 +1,4 @@
-//! A rank file is refused, or usable and the same when written and read again.
+//! A rank file is rejected, or is usable and equal after it is written and read again.
 #![no_main]
 
 use base64::Engine;
@@ -10,19 +10,19 @@ use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
 struct File {
-    /// The token of a single byte has the byte's value and this, modulo 256, as its id.
+    /// Number added to each byte, modulo 256, for the id of its token.
     shift: u8,
     tokens: Vec<(Token, u8)>,
-    /// Bytes put in place of as many at a place in the file.
+    /// Bytes that replace as many bytes at a position in the file.
     damage: Option<(u16, Vec<u8>)>,
     text: Vec<u8>,
 }
 
-/// A token with the number of ids left out before it.
+/// A token, and the number of ids skipped before it.
 #[derive(Arbitrary, Debug)]
 enum Token {
     Bytes(Vec<u8>),
-    /// Two earlier tokens joined.
+    /// Two earlier tokens, joined.
     Joined(u16, u16),
 }
 
@@ -38,7 +38,7 @@ fn write(file: &File) -> Vec<u8> {
             Token::Joined(left, right) => [earlier(*left), earlier(*right)].concat(),
         };
         id += u32::from(*gap);
-        // Joining what was joined doubles it, and a rank file refuses what is longer.
+        // Repeated joining doubles the length, and a rank file rejects longer tokens.
         if bytes.len() <= 2048 && !tokens.iter().any(|(other, _)| *other == bytes) {
             tokens.push((bytes, id));
             id += 1;
@@ -68,13 +68,13 @@ fuzz_target!(|file: File| {
     let ranks = tokenizer.to_ranks().expect("ranks that were read can be written");
     let again = load(&ranks).expect("ranks that were written can be read");
     assert_eq!(again.to_ranks().as_ref(), Ok(&ranks));
-    // A special token may have the name of an ordinary one, which the other format cannot say.
+    // A special token may have the name of an ordinary token, which the other format cannot express.
     let as_json = tokenizer
         .to_json()
         .map(|json| Tokenizer::from_json(&json).expect("what was written can be read"));
     for bytes in [TEXT.as_bytes(), &file.text] {
         assert_eq!(ids(&again, bytes), ids(&tokenizer, bytes));
-        // Not always the same ids: pairs of one rank come in an order there.
+        // The ids may differ, because the other format orders pairs of one rank.
         as_json.iter().for_each(|tokenizer| drop(ids(tokenizer, bytes)));
     }
 });

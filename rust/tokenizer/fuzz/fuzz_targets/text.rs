@@ -1,4 +1,4 @@
-//! Any bytes come back from their ids, and a known pattern splits text as its regular expression does.
+//! The ids of any bytes decode to these bytes, and a known pattern splits text as its regular expression does.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -7,7 +7,7 @@ use cwm_tokenizer::{GPT2_PATTERN, LLAMA3_PATTERN, Tokenizer};
 use cwm_tokenizer_fuzz::{ids, trained};
 use libfuzzer_sys::fuzz_target;
 
-/// For each pattern: as it is known by its text, and in a group, which makes it one regular expression among others.
+/// Each pattern as its known text, and in a group, which makes it an ordinary regular expression.
 static TOKENIZERS: LazyLock<[[Tokenizer; 2]; 2]> = LazyLock::new(|| {
     [LLAMA3_PATTERN, GPT2_PATTERN].map(|pattern| [trained(pattern), trained(&format!("(?:{pattern})"))])
 });

@@ -1,16 +1,16 @@
-//! What the split patterns ask of a character.
+//! Character classes of the split patterns.
 
 use std::sync::LazyLock;
 
 pub const LETTER: u8 = 1; // \p{L}
 pub const NUMBER: u8 = 2; // \p{N}
 pub const SPACE: u8 = 4; // \s
-/// `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]`, what a word of o200k may begin with.
+/// `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]`, the start of a word of o200k.
 pub const UPPER: u8 = 8;
-/// `[\p{Ll}\p{Lm}\p{Lo}\p{M}]`, what it may end with.
+/// `[\p{Ll}\p{Lm}\p{Lo}\p{M}]`, the end of a word of o200k.
 pub const LOWER: u8 = 16;
 
-/// The classes of each code point, taken from the regex engine's own tables so that both follow one Unicode version.
+/// Classes of each code point, from the tables of the regex engine so that both use the same Unicode version.
 static CLASSES: LazyLock<Box<[u8]>> = LazyLock::new(|| {
     let mut classes = vec![0; char::MAX as usize + 1].into_boxed_slice();
     for (pattern, class) in [
@@ -36,12 +36,12 @@ pub fn class(c: char) -> u8 {
     CLASSES[c as usize]
 }
 
-/// Length in bytes of the longest prefix of `text` whose characters are all of a class in `wanted`.
+/// Returns the length in bytes of the longest prefix of `text` whose characters all have a class in `wanted`.
 pub fn run(text: &str, wanted: u8) -> usize {
     text.find(|c| class(c) & wanted == 0).unwrap_or(text.len())
 }
 
-/// As `run`, of characters that are none of letter, number, space.
+/// Returns the same for characters that are not letters, numbers, or spaces.
 pub fn run_of_others(text: &str) -> usize {
     text.find(|c| class(c) & (LETTER | NUMBER | SPACE) != 0)
         .unwrap_or(text.len())

@@ -1,9 +1,9 @@
-//! Which bytes of a window are of which class, as bit masks.
+//! Bit masks of the classes of the bytes in a window.
 
-/// Bytes of a window.
+/// Number of bytes in a window.
 pub const WIDTH: usize = 64;
 
-/// Bit i tells of byte i of the window. Of a byte that is not ASCII nothing but that is said.
+/// Bit i describes byte i of the window. A byte that is not ASCII has no other bit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Masks {
     pub letter: u64,
@@ -20,7 +20,7 @@ pub struct Masks {
     pub not_ascii: u64,
 }
 
-/// Computes the masks of a window; the fastest that this processor has.
+/// Computes the masks of a window with the fastest code for this processor.
 #[derive(Debug, Clone, Copy)]
 pub struct Classifier(fn(&[u8; WIDTH]) -> Masks);
 
@@ -45,12 +45,12 @@ impl Classifier {
     }
 }
 
-/// Eight bytes at a time: each comparison leaves its answer in the highest bit of the byte, and a product collects these
-/// bits.
+/// Computes the masks of eight bytes at a time. Each comparison leaves its result in the highest bit of the byte, and a
+/// product collects these bits.
 fn portable(window: &[u8; WIDTH]) -> Masks {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = 0x80 * ONES;
-    /// Of each byte below 128, whether it is at least `low`: the sum carries into the highest bit.
+    /// Returns whether each byte below 128 is at least `low`: the sum carries into the highest bit.
     fn at_least(bytes: u64, low: u8) -> u64 {
         (bytes + u64::from(128 - low) * ONES) & HIGH
     }

@@ -1,4 +1,4 @@
-//! Cutting text into the pieces that are merged one by one.
+//! Splitting text into pieces that are merged separately.
 
 mod class;
 mod masks;
@@ -22,16 +22,16 @@ use window::beginnings;
 /// The split pattern of Llama-3 and of the Code World Model.
 pub const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The pattern built into GPT-2's tokenizer, which `tokenizer.json` calls `ByteLevel` with `use_regex`.
+/// The pattern of GPT-2, which is that of `ByteLevel` with `use_regex` in `tokenizer.json`.
 pub const GPT2_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-/// The pattern of tiktoken's `cl100k_base`, without the two parts of it that mean something else to `tokenizers`.
+/// The pattern of tiktoken's `cl100k_base`, without the two parts that have another meaning in `tokenizers`.
 pub const CL100K_PATTERN: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++\z|\s*[\r\n]|\s+(?!\S)|\s";
 
 /// The pattern of tiktoken's `o200k_base`.
 pub const O200K_PATTERN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The pattern of Qwen2 and of what followed it.
+/// The pattern of Qwen2 and its successors.
 pub const QWEN2_PATTERN: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
@@ -41,13 +41,14 @@ const TIKTOKEN_CL100K_PATTERN: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?
 /// GPT-2's pattern as tiktoken writes it.
 const R50K_PATTERN: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s";
 
-/// Backtracking steps one match may take. A catastrophic pattern exceeds any limit; an honest one stays far below.
+/// Limit of backtracking steps for one match. A catastrophic pattern exceeds any limit; a reasonable one stays far
+/// below.
 const BACKTRACK_LIMIT: usize = 1_000_000;
 
 /// A compiled split pattern.
 ///
-/// A pattern means what the library that its vocabulary is for makes of it. The libraries use two engines, which take
-/// much the same syntax and differ on `^`, `$`, `\w`, `\b` and more.
+/// A pattern has the meaning that the library of its vocabulary gives it. The two libraries use different engines with
+/// similar syntax that differ in `^`, `$`, `\w`, `\b`, and more.
 #[derive(Debug, Clone)]
 pub struct Splitter {
     pattern: String,
@@ -99,7 +100,7 @@ impl Known {
 impl Splitter {
     /// Compiles a pattern as `tokenizers` does, for a `tokenizer.json` and for training.
     ///
-    /// The patterns of this module are cut by code of their own, any other by a regex engine.
+    /// The patterns of this module have fast implementations. Any other pattern runs on a regex engine.
     pub fn new(pattern: &str) -> Result<Self> {
         Self::compile(pattern, Known::find(pattern), || {
             Oniguruma::new(pattern).map(Engine::Oniguruma)
@@ -129,8 +130,8 @@ impl Splitter {
         })
     }
 
-    /// Returns a pattern by which `tokenizers` cuts every text as this splitter does, or an error that names what has
-    /// no counterpart there.
+    /// Returns a pattern with which `tokenizers` splits every text as this splitter does, or an error that names the
+    /// part without a counterpart.
     pub fn for_tokenizers(&self) -> Result<Cow<'_, str>> {
         match &self.engine {
             Engine::Known(known, _) => Ok(known.pattern().into()),
@@ -143,7 +144,7 @@ impl Splitter {
         &self.pattern
     }
 
-    /// The pattern; of those that this module cuts alike, always the same one.
+    /// Returns the pattern. Of equivalent known patterns, always returns the same one.
     pub(crate) fn known_pattern(&self) -> &str {
         match self.engine {
             Engine::Known(Known::Gpt2, _) => GPT2_PATTERN,
@@ -151,13 +152,13 @@ impl Splitter {
         }
     }
 
-    /// Whether the pattern is one of this module's.
+    /// Returns whether the pattern is one of this module.
     pub fn is_known(&self) -> bool {
         matches!(self.engine, Engine::Known(..))
     }
 
-    /// Calls `piece` with the consecutive pieces of `text`. They are never empty and join to `text`: what no match
-    /// covers is a piece of its own.
+    /// Calls `piece` with the consecutive pieces of `text`. Pieces are not empty and join to `text`: text between
+    /// matches is a piece too.
     pub fn for_each<'t>(&self, text: &'t str, mut piece: impl FnMut(&'t str)) -> Result<()> {
         let mut start = 0;
         self.for_each_batch(text, &mut Ends::default(), |ends| {
@@ -168,8 +169,8 @@ impl Splitter {
         })
     }
 
-    /// Calls `batch` with where the pieces of `text`, which is shorter than 4 GiB, end, some after the others; uses
-    /// `ends` for that.
+    /// Calls `batch` with the ends of consecutive pieces of `text`, which must be shorter than 4 GiB. Uses `ends` as
+    /// the buffer.
     pub fn for_each_batch(&self, text: &str, ends: &mut Ends, batch: impl FnMut(&[u32])) -> Result<()> {
         match &self.engine {
             Engine::Known(known, classifier) => match known {
@@ -184,8 +185,8 @@ impl Splitter {
         }
     }
 
-    /// A place at or after `at` where a piece ends whatever stands around it, if there is one: texts can be cut there
-    /// without another result. All known patterns end a piece between a letter and a newline.
+    /// Returns a position at or after `at` where a piece ends whatever the surrounding text, so that cutting the text
+    /// there does not change the pieces. All known patterns end a piece between a letter and a newline.
     pub fn safe_cut(&self, text: &str, at: usize) -> Option<usize> {
         if !self.is_known() {
             return None;
@@ -198,21 +199,21 @@ impl Splitter {
     }
 }
 
-/// Ends of pieces that are collected before they are handed on.
+/// Number of ends of pieces in a batch.
 const BATCH: usize = 256;
 
-/// Units of work of a byte, for [`Pace`]. At least those of a merge, so that a piece whose merging was interrupted is
-/// followed by a check, which fails.
+/// Work units of a byte, for [`Pace`]. Not fewer than those of a merge, so that a check follows a piece whose merging
+/// was interrupted, and fails.
 const BYTE_WORK: u64 = MERGE_WORK;
-/// Units of work of a match, which may backtrack for milliseconds.
+/// Work units of a match, which may backtrack for milliseconds.
 const MATCH_WORK: u64 = 1 << 10;
 
-/// Ends of pieces, some at a time.
+/// Buffer for the ends of pieces.
 #[derive(Debug)]
 pub struct Ends {
     ends: [u32; BATCH],
     len: usize,
-    /// Where the first piece begins.
+    /// Start of the first piece.
     start: u32,
     pace: Pace,
 }
@@ -229,7 +230,7 @@ impl Default for Ends {
 }
 
 impl Ends {
-    /// Makes room for the ends in one window.
+    /// Makes space for the ends in one window.
     fn reserve(&mut self, batch: &mut impl FnMut(&[u32])) -> Result<()> {
         if self.len > BATCH - WIDTH {
             self.flush(batch)?;
@@ -259,7 +260,7 @@ fn split<R: Rules>(text: &str, classifier: Classifier, ends: &mut Ends, mut batc
     while at < bytes.len() {
         ends.reserve(&mut batch)?;
         let rest = &bytes[at..];
-        // Two bytes tell most pieces that are not of ASCII.
+        // Two bytes identify most pieces that are not ASCII.
         if rest[0].is_ascii() && rest.get(1).is_none_or(u8::is_ascii) {
             let window = match rest.first_chunk::<WIDTH>() {
                 Some(window) => window,
@@ -290,7 +291,7 @@ fn split<R: Rules>(text: &str, classifier: Classifier, ends: &mut Ends, mut batc
     ends.flush(&mut batch)
 }
 
-/// Cuts `text` before and after each match.
+/// Splits `text` before and after each match.
 fn split_at(
     matches: impl Iterator<Item = Result<(usize, usize)>>,
     text: &str,
@@ -345,7 +346,7 @@ mod tests {
         pieces
     }
 
-    /// Each known pattern by its own code and by the regex engines that take it.
+    /// Each known pattern with its fast implementation and with the regex engines that support it.
     static BOTH: LazyLock<Vec<(Splitter, Splitter)>> = LazyLock::new(|| {
         let patterns = [
             LLAMA3_PATTERN,
@@ -379,7 +380,7 @@ mod tests {
     #[test]
     fn every_character_alone_and_in_context_splits_as_the_regex_does() {
         let contexts = |c: char| format!("{c} a{c}1{c}!{c}\n{c}{c}  {c}'{c} {c}A{c}b{c}C{c}'s{c}");
-        // What lies between is unassigned.
+        // The code points in between are unassigned.
         let assigned = [0..0x33800, 0xe0000..0xe0200, 0x10fe00..0x110000];
         for block in assigned
             .into_iter()

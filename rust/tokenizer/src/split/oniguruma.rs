@@ -1,4 +1,4 @@
-//! Patterns as Hugging Face's `tokenizers` understands them: by its own engine, Oniguruma.
+//! Patterns of Hugging Face's `tokenizers`, compiled by its engine, Oniguruma.
 
 use std::sync::Arc;
 
@@ -6,8 +6,8 @@ use onig::{MatchParam, Regex, Region, SearchOptions};
 
 use crate::error::{Error, Result};
 
-/// Entries of the engine's stack that one match may take, about 40 bytes each. Catastrophic patterns end earlier, at
-/// the engine's own limit of ten million retries.
+/// Limit of stack entries for one match, about 40 bytes each. Catastrophic patterns stop earlier, at the engine's own
+/// limit of ten million retries.
 const STACK_LIMIT: u32 = 1 << 24;
 
 /// A pattern compiled by Oniguruma with the options of `tokenizers`.
@@ -25,10 +25,10 @@ impl Oniguruma {
         }
     }
 
-    /// Returns start and end of each match in `text`. An empty match at the end of the one before is left out.
+    /// Iterates over start and end of each match in `text`. Skips an empty match at the end of the previous match.
     pub fn find_iter<'a>(&'a self, text: &'a str) -> impl Iterator<Item = Result<(usize, usize)>> + 'a {
         let mut region = Region::new();
-        // Where the next search starts, and where the last match ended; `None` when there are no more matches.
+        // Start of the next search and end of the last match. `None` after the last match.
         let mut state = Some((0, None));
         std::iter::from_fn(move || {
             loop {
@@ -51,7 +51,7 @@ impl Oniguruma {
 
     fn find(&self, text: &str, from: usize, region: &mut Region) -> Result<Option<(usize, usize)>> {
         if i32::try_from(text.len()).is_err() {
-            // The engine counts bytes in C's int.
+            // The engine counts bytes in a C int.
             return Err(Error::Pattern(format!(
                 "a text of {} bytes is too long for a pattern that is split by a regular expression engine: the limit \
                  is 2 GiB",

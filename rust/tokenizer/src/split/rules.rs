@@ -1,30 +1,30 @@
-//! The known patterns, by hand: one description of their differences, and the first match of any of them.
+//! Handwritten implementation of the known patterns: a description of their differences, and the first match.
 
 use super::class::{LETTER, LOWER, NUMBER, SPACE, UPPER, class, is_newline, run, run_of_others};
 
-/// Where a pattern looks for `'s`, `'t`, `'re`, `'ve`, `'m`, `'ll`, `'d`.
+/// Positions where a pattern recognizes `'s`, `'t`, `'re`, `'ve`, `'m`, `'ll`, `'d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contractions {
-    /// As a piece of its own, in any case.
+    /// As a separate piece, in any case.
     Alone,
-    /// As a piece of its own, in lower case.
+    /// As a separate piece, in lowercase.
     AloneLower,
     /// At the end of a word, in any case.
     Suffix,
 }
 
-/// How the known patterns differ.
+/// Differences between the known patterns.
 pub trait Rules {
     const CONTRACTIONS: Contractions;
-    /// A word takes any one character before it but newlines and numbers; else only a blank.
+    /// Whether a word includes any one character before it except newlines and numbers. Else it includes only a space.
     const ANY_PREFIX: bool;
-    /// Longest group of digits; 0 for any length, which then takes a blank before it.
+    /// Length of the longest group of digits. 0 for any length; the group then includes a space before it.
     const DIGITS: usize;
-    /// Newlines go with the symbols before them, and white space ends at its last newline.
+    /// Whether newlines belong to the symbols before them, and white space ends at its last newline.
     const NEWLINES: bool;
-    /// Words end where lower case meets upper case, and slashes go with newlines after symbols.
+    /// Whether words end where lowercase meets uppercase, and slashes belong to symbols like the newlines after them.
     const CASED: bool;
-    /// White space at the end of the text is one piece.
+    /// Whether white space at the end of the text is one piece.
     const TRAILING: bool;
 }
 
@@ -49,8 +49,8 @@ rules!(Qwen2, Alone, true, 1, true, false, false);
 rules!(Gpt2, AloneLower, false, 0, false, false, false);
 rules!(O200k, Suffix, true, 3, true, true, false);
 
-/// Length in bytes of the first match in `text`, which is not empty; the match begins at 0 because the alternatives of
-/// every known pattern cover every character. Looks at no more than the piece and, for white space, its run.
+/// Returns the length in bytes of the first match in `text`, which must not be empty. The match begins at 0 because the
+/// alternatives of every known pattern cover every character. Reads only the piece and, for white space, the whole run.
 pub fn first_piece<R: Rules>(text: &str) -> usize {
     let mut chars = text.chars();
     let Some(first) = chars.next() else { return 0 };
@@ -93,7 +93,8 @@ fn word<R: Rules>(text: &str, first: char, rest: &str) -> usize {
     }
 }
 
-/// The two alternatives for words of o200k, each tried with the optional character before the word, then without.
+/// Matches the two alternatives for words of o200k, each first with the optional character before the word, then
+/// without.
 fn cased_word(text: &str) -> usize {
     let Some(first) = text.chars().next() else { return 0 };
     let is_prefix = class(first) & (LETTER | NUMBER) == 0 && !is_newline(first);
@@ -113,7 +114,8 @@ fn cased_word(text: &str) -> usize {
     0
 }
 
-/// `UPPER*LOWER+`: where nothing of lower case follows, the last character that is of both ends it.
+/// Matches `UPPER*LOWER+`. Without a lowercase character after it, the match ends at the last character of both
+/// classes.
 fn to_lower(text: &str) -> usize {
     let upper = run(text, UPPER);
     let lower = run(&text[upper..], LOWER);
@@ -126,7 +128,7 @@ fn to_lower(text: &str) -> usize {
         .map_or(0, |(at, c)| at + c.len_utf8())
 }
 
-/// `UPPER+LOWER*` where `to_lower` found nothing.
+/// Matches `UPPER+LOWER*` where `to_lower` found nothing.
 fn to_upper(text: &str) -> usize {
     run(text, UPPER)
 }
@@ -166,14 +168,14 @@ fn spaces<R: Rules>(text: &str) -> usize {
     {
         return last_newline + 1;
     }
-    // The last space of a run goes with the word after it, unless it is all there is.
+    // The last space of a run belongs to the word after it, unless the run is a single space.
     match spaces.char_indices().next_back() {
         Some((last, _)) if last > 0 && spaces.len() < text.len() => last,
         _ => spaces.len(),
     }
 }
 
-/// Length of the contraction, without its apostrophe, that `text` begins with. `ſ` is `s` in another case.
+/// Returns the length of the contraction at the start of `text`, without its apostrophe. `ſ` is another case of `s`.
 fn contraction(text: &str, only_lower: bool) -> usize {
     let mut chars = text.chars();
     let mut next = || {

@@ -1,9 +1,9 @@
-//! Translates patterns from the dialect of tiktoken, the `fancy-regex` crate, to that of Hugging Face's `tokenizers`,
-//! Oniguruma.
+//! Translation of patterns from tiktoken's dialect (the `fancy-regex` crate) to that of Hugging Face's `tokenizers`
+//! (Oniguruma).
 //!
-//! The dialects share most of their syntax and differ in what it means: `^`, `$`, `\w`, `\b`, `{1,3}+` and letters
-//! without regard to case. So every character class is written as the ranges that it consists of, every anchor as
-//! look-around, and what has no counterpart is refused by name.
+//! The dialects share most of their syntax but differ in the meaning of `^`, `$`, `\w`, `\b`, `{1,3}+`, and
+//! case-insensitive letters. The translation writes every character class as ranges and every anchor as look-around,
+//! and rejects parts without a counterpart by name.
 
 use std::fmt::Write;
 
@@ -26,7 +26,7 @@ pub fn to_oniguruma(pattern: &str) -> Result<String> {
     Ok(translated)
 }
 
-/// What cannot be translated, as a noun phrase.
+/// Name of a part that cannot be translated, as a noun phrase.
 type Refused = &'static str;
 
 fn write(expr: &Expr, out: &mut String) -> std::result::Result<(), Refused> {
@@ -74,7 +74,7 @@ fn write(expr: &Expr, out: &mut String) -> std::result::Result<(), Refused> {
                 usize::MAX => write!(out, "{{{lo},}}"),
                 hi => write!(out, "{{{lo},{hi}}}"),
             };
-            // `{n}?` is no lazy repetition to Oniguruma, and `{n,n}?` might be none.
+            // In Oniguruma, `{n}?` is not a lazy repetition, and `{n,n}?` may not be one.
             if !greedy && lo != hi {
                 out.push('?');
             }
@@ -91,7 +91,7 @@ fn write_group(open: &str, child: &Expr, out: &mut String) -> std::result::Resul
     Ok(())
 }
 
-/// Writes the characters that a class or a single character stands for, as their ranges.
+/// Writes the characters of a class, or a single character, as ranges.
 fn write_class(class: &str, case_insensitive: bool, out: &mut String) -> std::result::Result<(), Refused> {
     const REFUSED: Refused = "a class of something else than characters";
     let flags = if case_insensitive { "(?i)" } else { "" };
@@ -146,7 +146,7 @@ fn anchor(assertion: &Assertion) -> std::result::Result<String, Refused> {
     })
 }
 
-/// Whether an expression may match nothing; true where that is not certain.
+/// Returns whether an expression can match the empty string. Returns true if that is uncertain.
 fn may_be_empty(expr: &Expr) -> bool {
     match expr {
         Expr::Any { .. } | Expr::Delegate { .. } => false,
@@ -196,7 +196,7 @@ mod tests {
         }
     }
 
-    /// Each pattern as it is, and translated.
+    /// Patterns before and after translation.
     static PAIRS: LazyLock<Vec<(Splitter, Splitter)>> = LazyLock::new(|| {
         let pair = |pattern| {
             let splitter = Splitter::for_ranks(pattern).unwrap();

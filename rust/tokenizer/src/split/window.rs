@@ -1,30 +1,29 @@
-//! Where pieces of ASCII text begin, 63 bytes at a time, by arithmetic on bit masks.
+//! Starts of pieces in ASCII text, 63 bytes at a time, by arithmetic on bit masks.
 //!
-//! A window begins where a piece begins. What lies behind its end, or behind its first byte that is not ASCII, is
-//! unknown, unless the text ends there; so a piece's beginning is only told where nothing unknown could change it or one
-//! before it.
+//! A window begins at the start of a piece. The text after its end, or after its first byte that is not ASCII, is
+//! unknown unless the text ends there. So only those starts are reported that unknown text cannot change.
 
 use super::masks::Masks;
 use super::rules::{Contractions, Rules};
 
-/// Bytes of a window that are looked at: one less than its masks have bits, so that no carry is lost.
+/// Number of bytes of a window that are used: one less than the bits of a mask, so that no carry is lost.
 pub const USED: u32 = 63;
 
 fn below(bit: u32) -> u64 {
     (1 << bit) - 1
 }
 
-/// The beginnings of pieces among the first `len` bytes of a window, bit 0 one of them. With `len` at most `USED`, the
-/// text ends behind these bytes; then also whether all of them were looked at, so that no beginning is missing.
+/// Returns the starts of pieces in the first `len` bytes of a window, including bit 0. If `len` is at most `USED`, the
+/// text ends after these bytes, and the function also returns whether it read all of them, so that no start is missing.
 pub fn beginnings<R: Rules>(masks: &Masks, window: &[u8], len: u32) -> (u64, bool) {
     let mut seen = len.min(USED).min(masks.not_ascii.trailing_zeros());
     if R::CASED {
-        // Slashes may go with the newlines before them.
+        // Slashes can belong to the newlines before them.
         seen = seen.min((masks.newline << 1 & masks.slash).trailing_zeros());
     }
     let all = seen == len;
     if R::CASED && !all && seen > 0 && masks.apostrophe >> (seen - 1) & 1 != 0 {
-        seen -= 1; // perhaps a contraction
+        seen -= 1; // may be a contraction
     }
     let len = seen;
     let known = below(len);
@@ -36,7 +35,7 @@ pub fn beginnings<R: Rules>(masks: &Masks, window: &[u8], len: u32) -> (u64, boo
     let symbols = symbol & !(symbol << 1) & !after_blank;
     let mut begin = symbols | spaces::<R>(space, newline, symbol, known, all) | digits::<R>(digit, after_blank);
 
-    // A run of symbols that a letter follows and that is its own beginning is one character: the word's first.
+    // A run of a single symbol before a letter is the first character of the word.
     let prefix = if R::ANY_PREFIX {
         (space & !newline) << 1 | symbols << 1
     } else {
@@ -56,19 +55,19 @@ pub fn beginnings<R: Rules>(masks: &Masks, window: &[u8], len: u32) -> (u64, boo
     (begin | 1, all)
 }
 
-/// Beginnings within white space.
+/// Returns the starts within white space.
 fn spaces<R: Rules>(space: u64, newline: u64, symbol: u64, known: u64, all: bool) -> u64 {
     let before_other = (known & !space) >> 1;
     if !R::NEWLINES {
         return space & (!(space << 1) | before_other);
     }
-    // Newlines right behind symbols belong to these: a carry runs through each of their runs.
+    // Newlines directly after symbols belong to the symbols: a carry runs through each run of newlines.
     let first = symbol << 1 & newline;
     let taken = newline & !newline.wrapping_add(first);
     let space = space & !taken;
     let newline = newline & !taken;
     let plain = space & !newline;
-    // What follows the last newline of a run is a piece, if it is known to end before something else or with the text.
+    // White space after the last newline of a run is a piece if its end is known.
     let mut indent = plain & newline << 1;
     let unknown = if all && !R::TRAILING { 0 } else { !known };
     let mut ends = plain.wrapping_add(indent) & !plain & (newline | unknown);
@@ -97,7 +96,7 @@ fn digits<R: Rules>(digit: u64, after_blank: u64) -> u64 {
     }
 }
 
-/// Length of the contraction that `window` has at `apostrophe`, 0 if none, `None` if that is not known.
+/// Returns the length of the contraction at `apostrophe`, 0 if there is none, or `None` if that is unknown.
 fn contraction(window: &[u8], apostrophe: u32, len: u32, all: bool, only_lower: bool) -> Option<u32> {
     let letter = |i: u32| {
         let byte = window[(apostrophe + i) as usize];
@@ -111,7 +110,7 @@ fn contraction(window: &[u8], apostrophe: u32, len: u32, all: bool, only_lower: 
     }
 }
 
-/// After a contraction that is a piece, another begins.
+/// Marks the start of a piece after a contraction that is a piece.
 fn contractions<R: Rules>(mut begin: u64, mut apostrophes: u64, window: &[u8], len: u32, all: bool) -> u64 {
     while apostrophes != 0 {
         let at = apostrophes.trailing_zeros();
@@ -130,7 +129,8 @@ fn contractions<R: Rules>(mut begin: u64, mut apostrophes: u64, window: &[u8], l
     begin
 }
 
-/// A contraction behind a word belongs to it, but not behind another contraction.
+/// Handles contractions at the end of words. A contraction after a word belongs to it, but not after another
+/// contraction.
 fn suffixes(mut begin: u64, mut apostrophes: u64, window: &[u8], len: u32, all: bool) -> u64 {
     let mut end = 0;
     while apostrophes != 0 {
