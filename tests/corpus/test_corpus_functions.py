@@ -170,7 +170,7 @@ def test_invalid_sources_are_refused(tmp_path):
         with pytest.raises(FileNotFoundError):
             find_functions(source)
     (tmp_path / "bad.jsonl").write_text('{"code": "x = 1"}\n{"text": 1}\n')
-    with pytest.raises(ValueError, match=r"bad.jsonl:2: not a snippet"):
+    with pytest.raises(ValueError, match=r"bad.jsonl, line 2: not a snippet"):
         find_functions(tmp_path / "bad.jsonl")
 
 
@@ -322,5 +322,7 @@ def test_packages_are_found_by_their_distribution_name(name, module):
 
 
 def test_a_missing_package_is_named():
-    with pytest.raises(FileNotFoundError, match=r"no-such-package: expected a file, a folder, or an installed package"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no-such-package: expected a file, a folder, or the name of an installed package"
+    ):
         read_sources("no-such-package")

@@ -150,7 +150,7 @@ def test_a_hostile_suite(project, tmp_path):
     finally:
         machine.close()
     lost = "\n".join(suite.lost)
-    assert "huge.cwmtraces takes 536870912 bytes" in lost
+    assert "huge.cwmtraces has 536870912 bytes" in lost
     assert "two words" in lost and "$(touch x)" in lost and "folder.cwmtraces could not be read" in lost
     names = {path.name for path in suite.stores}
     assert {"main.cwmtraces", "garbage.cwmtraces"} <= names <= set(os.listdir(tmp_path / "stores"))

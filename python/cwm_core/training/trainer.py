@@ -212,7 +212,7 @@ class Trainer:
         for key, value in asdict(self.config).items():
             if key not in RESUMABLE_WITH_CHANGED and value != state["config"].get(key):
                 raise ValueError(
-                    f"the run to resume has {key} = {state['config'].get(key)!r}, got {value!r}: keep the setting, or "
+                    f"the run to resume has {key} = {state['config'].get(key)!r}, not {value!r}: keep the setting, or "
                     "use another output folder"
                 )
 
