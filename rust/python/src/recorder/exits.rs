@@ -109,13 +109,12 @@ fn say_last_words(at: usize) {
     }
 }
 
-// SAFETY, of all three: `replace` chose the one that is called as the original is, after it kept the original.
-
 unsafe extern "C" fn no_arguments<const AT: usize>(
     module: *mut ffi::PyObject,
     null: *mut ffi::PyObject,
 ) -> *mut ffi::PyObject {
     say_last_words(AT);
+    // SAFETY: `replace` stored the original, which has this signature.
     unsafe { transmute::<*mut c_void, NoArguments>(ORIGINALS[AT].load(Ordering::Relaxed))(module, null) }
 }
 
@@ -125,6 +124,7 @@ unsafe extern "C" fn positional<const AT: usize>(
     count: isize,
 ) -> *mut ffi::PyObject {
     say_last_words(AT);
+    // SAFETY: `replace` stored the original, which has this signature.
     unsafe { transmute::<*mut c_void, Positional>(ORIGINALS[AT].load(Ordering::Relaxed))(module, arguments, count) }
 }
 
@@ -135,6 +135,7 @@ unsafe extern "C" fn keywords<const AT: usize>(
     names: *mut ffi::PyObject,
 ) -> *mut ffi::PyObject {
     say_last_words(AT);
+    // SAFETY: `replace` stored the original, which has this signature.
     unsafe {
         transmute::<*mut c_void, Keywords>(ORIGINALS[AT].load(Ordering::Relaxed))(module, arguments, count, names)
     }

@@ -386,11 +386,11 @@ fn drive<'py>(py: Python<'py>, value: Bound<'py, PyAny>) -> PyResult<Bound<'py, 
     Ok(value)
 }
 
-/// The names of files as Python has them, and the lines of each.
-fn lines_of_files<'py>(
-    lines: &Bound<'py, PyAny>,
-    files: &[Vec<u8>],
-) -> PyResult<(Vec<Bound<'py, PyAny>>, Vec<Vec<String>>)> {
+/// Names of files as Python strings.
+type FileNames<'py> = Vec<Bound<'py, PyAny>>;
+
+/// Returns the names of files as Python strings, and the lines of each file.
+fn lines_of_files<'py>(lines: &Bound<'py, PyAny>, files: &[Vec<u8>]) -> PyResult<(FileNames<'py>, Vec<Vec<String>>)> {
     let files: Vec<_> = files
         .iter()
         .map(|file| text(lines.py(), file))
