@@ -46,6 +46,7 @@ lint: $(INSTALLED) ## check format, lint and types, without changes
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	$(PY) -m ruff format --check
 	$(PY) -m ruff check
+	$(PY) -m mypy
 
 bench: $(INSTALLED) ## all benchmarks against their alternatives; results in build/bench.json
 	@mkdir -p build

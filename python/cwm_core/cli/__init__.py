@@ -76,7 +76,7 @@ def _report_errors(args: argparse.Namespace, interruptible: Interruptible | None
 
 def _run(args: argparse.Namespace, interruptible: Interruptible | None) -> int:
     try:
-        code = args.run(args)
+        code: int = args.run(args)
         sys.stdout.flush()
         return code
     except Exception as error:

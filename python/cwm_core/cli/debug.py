@@ -157,11 +157,9 @@ def _launch_arguments(args: argparse.Namespace, asked: Mapping[str, Any]) -> arg
         value = asked.get(name)
         if value is None:
             continue
-        if (
-            not isinstance(value, kind)
-            or isinstance(value, bool)
-            or (kind is not str and value < name.startswith("max"))
-        ):
+        is_of_kind = isinstance(value, kind) and not isinstance(value, bool)
+        minimum = 1 if name.startswith("max") else 0
+        if not is_of_kind or (isinstance(value, int | float) and value < minimum):
             raise ValueError(f"launch: invalid {name}: {value!r}")
         snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
         merged[snake] = value

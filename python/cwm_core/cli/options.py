@@ -10,14 +10,14 @@ import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..tokenizer import Tokenizer
 from ..trace import Recorder, Trace
 from ..trace.entry import script_folder, script_state
 
 if TYPE_CHECKING:
-    from ..machines import Backend
+    from ..machines import Backend, Sandbox
 
 OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -32,7 +32,7 @@ EXTRAS = {
 
 def add_verb(verbs: Any, run: Any, purpose: str, example: str, more: str = "") -> argparse.ArgumentParser:
     """Add a verb with the name of `run`, without the leading underscore, and return its parser."""
-    parser = verbs.add_parser(
+    parser: argparse.ArgumentParser = verbs.add_parser(
         run.__name__.removeprefix("_"),
         help=purpose,
         description=f"{purpose}\n\n{more}".strip(),
@@ -276,8 +276,9 @@ def machines(kind: str, image: str | None = None) -> Backend:
         return backend
     if kind == "docker":
         return DockerBackend(image)
-    check_sandbox(kind)
-    return SandboxBackend(kind, readable=installed_packages())  # tests want pytest
+    sandbox = cast("Sandbox", kind)  # `check_sandbox` refuses anything else
+    check_sandbox(sandbox)
+    return SandboxBackend(sandbox, readable=installed_packages())  # tests want pytest
 
 
 def record_call(
