@@ -257,7 +257,7 @@ def checkpoint(tmp_path_factory):
     save(
         random_model(preset("tiny", num_hidden_layers=1, hidden_size=8, intermediate_size=4, vocab_size=9)),
         folder,
-        "dcp",
+        format="dcp",
     )
     return folder, (folder / ".metadata").read_bytes()
 
