@@ -137,7 +137,7 @@ def _add_repository(kinds: Any) -> None:
     parser = kinds.add_parser("repository", help=purpose, description=purpose)
     parser.set_defaults(make=_repository)
     add = parser.add_argument
-    add("path", type=Path, metavar="PATH", help="repository; it is copied")
+    add("path", type=Path, metavar="PATH", help="repository to record, which is copied first")
     add(
         "--package", action="append", default=[], metavar="NAME",
         help="package to record (default: those of the repository)",

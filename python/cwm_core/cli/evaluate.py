@@ -150,7 +150,7 @@ def _add_task(tasks: Any, task: str, purpose: str) -> None:
         )  # fmt: skip
         parser.add_argument(
             "--top-p", type=float, default=1.0, metavar="P",
-            help="probability of the set of most likely tokens to sample from (default: 1)",
+            help="nucleus sampling threshold (default: 1)",
         )  # fmt: skip
     if task != "traces":
         parser.add_argument(

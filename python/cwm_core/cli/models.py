@@ -167,7 +167,7 @@ def load_model(folder: Path, device: str, tokenizer: Path | None = None) -> tupl
     Args:
         folder: Folder of the model.
         device: PyTorch device.
-        tokenizer: Path of the vocabulary; None is the model's folder.
+        tokenizer: Path of the vocabulary. Defaults to the model's folder.
 
     Raises:
         ValueError: The folder or the device is invalid; the message names the folder.

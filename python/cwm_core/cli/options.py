@@ -64,7 +64,7 @@ def add_json(parser: argparse._ActionsContainer) -> None:
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
     """Add `--quiet`, which every verb has."""
-    parser.add_argument("-q", "--quiet", action="store_true", help="print no progress and notes; still print errors")
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not print progress or notes; still print errors")
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -60,7 +60,7 @@ _ORDINALS = re.compile(
 
 
 class FaultKind(StrEnum):
-    """How a description can be wrong."""
+    """Kind of error in a description."""
 
     EMPTY = "empty"
     """It states nothing."""
@@ -71,7 +71,7 @@ class FaultKind(StrEnum):
 
 
 CONTEXT_EXCEEDED = "longer than the model's context"
-"""Why a trace was given up without another attempt."""
+"""Reason that a trace was given up without another attempt."""
 
 
 class KeyValue(NamedTuple):

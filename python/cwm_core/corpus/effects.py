@@ -150,7 +150,7 @@ _hooked = False
 
 
 class Effects:
-    """Watches what runs in the `with` block.
+    """Detects the effects of code that runs in the `with` block.
 
     Effects of other threads count too. The body of another module that is imported does not count, unless it reaches
     the network or starts a process. On Python 3.11, threads that end before the block does are seen only with `clocks`.

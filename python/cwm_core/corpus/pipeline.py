@@ -201,7 +201,7 @@ class _ThisProcess:
 
 
 def _as_json(settings: CorpusSettings) -> dict[str, Any]:
-    """Return the settings as corpora have always stored them, so that old ones resume."""
+    """Return the settings in the form on disk, which stays the same so that old corpora resume."""
     values = asdict(replace(settings, filters=()))
     values["backend"] = values.pop("sandbox")
     values["filters"] = list(map(_name, settings.filters))

@@ -35,16 +35,16 @@ from .unit import HASH_SEEDS, Unit
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """Which samples a corpus keeps, and in which form."""
+    """Settings that decide which samples a corpus keeps and how it stores them."""
 
     tokenizer: str
     """Path of the tokenizer, as in `Tokenizer.load`."""
     max_frames: int = 2000
     """Limit on frames; longer traces are dropped. This limit decides which traces are too long, not a clock."""
     min_frames: int = 4
-    """Frames that a trace must have."""
+    """Minimum number of frames in a trace."""
     max_tokens: int | None = 32768
-    """Limit on tokens of a document; None for no limit."""
+    """Maximum number of tokens in a document; None for no limit."""
     context_tokens: int | None = None
     """Tokens of context to show: what the trace touched of its source. None shows the whole file."""
     allow_effects: frozenset[str] = frozenset()
@@ -86,12 +86,12 @@ class DroppedSample(NamedTuple):
     id: str
     """Id of the sample."""
     drop: Drop
-    """Why the sample was dropped."""
+    """Reason that the sample was dropped."""
 
 
 @dataclass
 class SandboxPair:
-    """Two sandboxes with two hash seeds, for calls of one module or for any source text; a context manager.
+    """A context manager with two sandboxes that differ in hash seed, for calls of one module or for any source text.
 
     Raises:
         SandboxError: The sandbox does not work on this machine.
@@ -260,7 +260,7 @@ class SampleRecorder:
         return replace(sample, code=sample.trace.context)
 
     def close(self) -> None:
-        """End every sandbox."""
+        """Close every sandbox."""
         while self._pairs:
             self._pairs.popitem()[1].close()
 

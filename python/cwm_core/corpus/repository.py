@@ -70,7 +70,7 @@ class Suite:
     """Result of running a test suite."""
 
     completed: machines.Completed
-    """How pytest ended, and its output."""
+    """Exit status of pytest, and its output."""
     stores: tuple[Path, ...]
     """Recordings, one of each process. The suite controls what they hold, and they may be damaged."""
     lost: tuple[str, ...]

@@ -231,7 +231,7 @@ class Debugger:
         A RETURN or EXCEPTION frame shows no variables, so it has those of the previous frame of its activation.
 
         Args:
-            frame: Index of a frame; None is the current one.
+            frame: Index of a frame. Defaults to the current one.
             level: Activation at that frame: 0 is the innermost, 1 its caller.
 
         Raises:
@@ -304,9 +304,9 @@ class Debugger:
         """Go to a frame, discard the frames after it, and predict another sample from there.
 
         Args:
-            seed: Number of the sample; None is the next one.
+            seed: Number of the sample. Defaults to the next one.
             temperature: Sampling temperature; None keeps it, but changes 0, at which all samples are equal, to 1.
-            frame: Index of the frame; None is the current one.
+            frame: Index of the frame. Defaults to the current one.
 
         Raises:
             DebuggerError: There is no such frame.

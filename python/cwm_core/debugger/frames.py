@@ -87,7 +87,7 @@ class EngineFrames:
 
         Args:
             engine: An engine with a tokenizer.
-            max_frame_tokens: Limit of the tokens of a frame.
+            max_frame_tokens: Maximum number of tokens in a frame.
             constrained: Generate only well-formed frames; only the limit can cut them.
             options: Further arguments of `Engine.generate`.
 
@@ -149,7 +149,7 @@ class ServerFrames:
             model: The name of the model on the server; None if the server needs none.
             tokenizer: The vocabulary of the model.
             api_key: The key of the server, if it needs one.
-            max_frame_tokens: Limit of the tokens of a frame.
+            max_frame_tokens: Maximum number of tokens in a frame.
             timeout: Seconds for a frame, including retries and the list of models.
             retries: Limit of retries after failures that may pass; see `support.http.Client`.
 

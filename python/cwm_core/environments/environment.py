@@ -65,7 +65,7 @@ class _Episode:
     diff: bytes | None = None
     done: bool = False
     folder: str | None = None
-    """Working directory of the shell, quoted; None is the root of the repository."""
+    """Working directory of the shell, quoted; None means the root of the repository."""
 
 
 class Environment:

@@ -98,7 +98,7 @@ def run_tests(
 
 
 def hidden_names(machine: Machine, command: str, names: Iterable[str], *, seconds: float) -> set[str] | None:
-    """Return the names that are taken, so that a new module would hide another one from pytest; see `_imports`.
+    """Return module names in use. A new module with such a name would hide another one from pytest; see `_imports`.
 
     None means that pytest made no report.
     """

@@ -86,7 +86,7 @@ def apply_submission(machine: Machine, task: Task, diff: bytes, *, seconds: floa
 
 
 class _Failed(Exception):
-    """A command failed; the text has the consequence and the output."""
+    """A command failed. The message contains the consequence and the output."""
 
 
 class _Submission:

@@ -64,7 +64,7 @@ def ask(
         style: "completion" takes the rest of the line after the text as the answer. "chat" sends the text as a user
             message and extracts the answer with `answer_of_chat`. "reasoning" switches reasoning on and reads only the
             text after it.
-        max_new_tokens: Limit of the tokens of an answer.
+        max_new_tokens: Maximum number of tokens in an answer.
         sampling: Further arguments of `Engine.generate`.
 
     Raises:

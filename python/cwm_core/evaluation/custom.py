@@ -42,7 +42,7 @@ def evaluate_task(
         engine: The engine of the model.
         problems: Problems of `read_problems`.
         task: The task.
-        name: Name of the task in the report; None is the name of the function.
+        name: Name of the task in the report. Defaults to the name of the function.
         options: Arguments of `run_batches`: `folder`, `batch`, `seed`, `progress` and `settings`.
 
     Raises:

@@ -122,7 +122,7 @@ def split_attention(q: Tensor, cached: Tensor, mask: Tensor, splits: int) -> Ten
 def find_counting_kernel(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Kernel | None:
     """Return PyTorch's `varlen_attn` if it can read only the filled places of each sequence, else None.
 
-    It needs PyTorch 2.11 or later. With one query a sequence and several query heads for each key head, it splits the
+    It needs PyTorch 2.11 or later. With one query per sequence and several query heads for each key head, it splits the
     keys itself: see `seqlenq_ngroups_swapped` in `mha_varlen_fwd`,
     aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp.
     """

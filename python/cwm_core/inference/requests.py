@@ -52,9 +52,9 @@ class Request:
     temperature: float = 0.0
     """Divisor of the logits; 0 takes the most likely token."""
     top_p: float = 1.0
-    """Probability of the smallest set of most likely tokens to sample from."""
+    """Nucleus sampling threshold."""
     top_k: int = 0
-    """Number of most likely tokens to sample from; 0 is all."""
+    """Number of most likely tokens to sample from; 0 means all."""
     seed: int | Sequence[int] = 0
     """Seed of the samples, which depend only on it and on the number of tokens after the prompt."""
     top_logprobs: int = 0

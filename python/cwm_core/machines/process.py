@@ -361,7 +361,7 @@ def run(
         argv: The program and its arguments.
         stdin: Its standard input.
         limits: Limits of the run; None is `Limits()`.
-        folder: Working directory; None is a fresh folder that is removed afterwards. Under bubblewrap, the program can
+        folder: Working directory. If None, a new folder that is removed afterwards. Under bubblewrap, the program can
             write only there and to a private /tmp.
         sandbox: The kind of sandbox.
         env: Environment variables to add to a minimal environment (PATH, HOME, LANG).

@@ -185,7 +185,7 @@ class Shell:
         )
 
     def close(self) -> None:
-        """End the shell and every process that it started."""
+        """Kill the shell and every process that it started."""
         self._program.close()
 
 

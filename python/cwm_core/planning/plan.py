@@ -315,7 +315,7 @@ def forward_flops(model: ModelConfig, work: Workload) -> ForwardFlops:
 
 
 def compute_seconds(model: ModelConfig, work: Workload, cluster: Cluster, micro_batches: int) -> float:
-    """Return the time of all products of a step at `Cluster.utilization` of the peak.
+    """Return the time of a step's matrix products at `Cluster.utilization` of the peak.
 
     Counts one forward pass, a backward pass of twice the work, and with full checkpointing the layers once more. The
     last micro-batch costs as much as the others even if the step has fewer tokens.

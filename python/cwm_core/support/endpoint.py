@@ -34,7 +34,7 @@ _THINKING_ENDS = (
 
 
 class AnswerProblem(StrEnum):
-    """Why an answer cannot be used."""
+    """Reason that an answer is unusable."""
 
     CUT = "cut answer"
     """A limit on tokens or a filter cut it."""

@@ -51,8 +51,8 @@ class Cancelled(EndpointError):
 class Client:
     """Sends requests for JSON to one URL, and retries temporary failures.
 
-    A failure is temporary if there was no connection, the time of a try was over, the answer was cut, or its status is
-    408, 409, 425, 429, 500, 502, 503, 504, or 529. The next try comes after 1, 2, 4, ... seconds, or after the time
+    A failure is temporary if the connection failed, the attempt timed out, the answer was truncated, or its status
+    is 408, 409, 425, 429, 500, 502, 503, 504, or 529. The next attempt follows after 1, 2, 4, ... seconds, or after the time
     that the server asks for, at most `LONGEST_WAIT`. Redirects are errors, because they would send the key to another
     server.
     """

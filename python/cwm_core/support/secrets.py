@@ -71,7 +71,7 @@ def receive(secrets: Mapping[str, str]) -> None:
 def public(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment for a child process, without secrets.
 
-    A secret is a variable that is protected, a variable whose name says so (`..._KEY`, `..._TOKEN`, `...PASSWORD`,
+    A secret is a variable that is protected, a variable whose name suggests it (`..._KEY`, `..._TOKEN`, `...PASSWORD`,
     ...), or a variable whose value contains that of a protected variable.
     """
     with _environment:

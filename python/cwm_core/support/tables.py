@@ -9,7 +9,7 @@ from typing import Any
 from .jsonl import ENDINGS, is_jsonl, read_rows
 
 TABLE_ENDINGS = (*ENDINGS, ".parquet")
-"""Endings of the names of files that `read_table` reads."""
+"""File extensions that `read_table` supports."""
 
 
 def is_table(path: str | os.PathLike[str]) -> bool:

@@ -599,7 +599,7 @@ def _is_text(node: ast.expr) -> bool:
 
 
 def literals(node: ast.AST) -> tuple[str, ...]:
-    """Return the numbers and short texts in the source of a function, without documentation and messages."""
+    """Return the numbers and short texts in the source of a function, excluding docstrings and messages."""
     found: dict[str, None] = {}
     pending = list(ast.iter_child_nodes(node))
     while pending:
