@@ -116,7 +116,7 @@ pub unsafe fn line_number(frame: *mut ffi::PyFrameObject) -> u32 {
     if line > 0 {
         return line as u32;
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: upheld by the caller.
     unsafe { ffi::PyFrame_GetLineNumber(frame).max(0) as u32 }
 }
 
@@ -145,7 +145,7 @@ pub unsafe fn int_digits<'a>(value: *mut ffi::PyObject) -> (bool, &'a [u32]) {
 /// `value` is a live int and the GIL is held.
 #[inline]
 pub unsafe fn compact_int(value: *mut ffi::PyObject) -> Option<i64> {
-    // SAFETY: the caller's promise.
+    // SAFETY: upheld by the caller.
     let (negative, digits) = unsafe { int_digits(value) };
     let magnitude = match *digits {
         // Zero has a digit from 3.12 on.

@@ -36,7 +36,7 @@ fn writes_modules_as_cpython(py: Python<'_>) -> Option<bool> {
 /// # Safety
 /// `value` is alive and the GIL is held.
 pub unsafe fn runs_code(value: *mut ffi::PyObject) -> bool {
-    // SAFETY: the caller's promise; only addresses of types are compared.
+    // SAFETY: upheld by the caller; only addresses of types are compared.
     unsafe {
         let kind = ffi::Py_TYPE(value);
         // Not ints: while a long one is written, CPython runs signal handlers.
@@ -59,7 +59,7 @@ pub unsafe fn runs_code(value: *mut ffi::PyObject) -> bool {
 /// `value` is alive, stays so while Python code runs, and the GIL is held.
 pub unsafe fn write(py: Python<'_>, value: *mut ffi::PyObject, room: usize, out: &mut Vec<u8>) -> PyResult<()> {
     let first = out.len();
-    // SAFETY: the caller's promise, here and below.
+    // SAFETY: upheld by the caller, here and below.
     unsafe {
         if ffi::Py_TYPE(value) == &raw mut ffi::PyUnicode_Type {
             let string = shortened(py, value, room)?;
@@ -101,7 +101,7 @@ pub unsafe fn write_at_once(
     room: usize,
     out: &mut Vec<u8>,
 ) -> PyResult<bool> {
-    // SAFETY: the caller's promise.
+    // SAFETY: upheld by the caller.
     unsafe {
         if runs_code(value) {
             return Ok(write_native(py, value, out));
@@ -302,7 +302,7 @@ unsafe fn has_quote(text: *mut ffi::PyObject) -> bool {
 /// # Safety
 /// `object` is a new reference, or null with an exception set.
 pub unsafe fn owned<'py>(py: Python<'py>, object: *mut ffi::PyObject) -> PyResult<Bound<'py, PyAny>> {
-    // SAFETY: the caller's promise.
+    // SAFETY: upheld by the caller.
     unsafe { Bound::from_owned_ptr_or_err(py, object) }
 }
 

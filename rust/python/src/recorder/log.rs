@@ -244,7 +244,7 @@ impl Log {
             scratch: &mut self.scratch,
             tapes,
         };
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         let taken = unsafe {
             let in_slots = code.optimized || code.in_comprehension(frame);
             if activation.in_slots != in_slots {
@@ -301,7 +301,7 @@ impl Log {
             scratch: &mut self.scratch,
             tapes: &mut self.tapes,
         };
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         if let Err(error) = unsafe { step.value(value) } {
             self.current.trace.drop_value();
             return Err(error);

@@ -31,7 +31,7 @@ impl Style {
     /// # Safety
     /// `value` is alive and the GIL is held.
     pub unsafe fn walks(self, value: *mut ffi::PyObject) -> bool {
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         unsafe { Cursor::kind(value, self.attributes).is_some() }
     }
 }
@@ -106,13 +106,13 @@ pub unsafe fn render(
     (variables, scratch): (&mut Variables<'_>, &mut Scratch),
     out: &mut Vec<u8>,
 ) -> PyResult<()> {
-    // SAFETY: the caller's promise, here and below.
+    // SAFETY: upheld by the caller, here and below.
     if unsafe { !style.walks(value) } {
         // SAFETY: as above.
         return unsafe { render_leaf(py, value, style, (variables, scratch), out) };
     }
     let mut tape = std::mem::take(&mut scratch.tape);
-    // SAFETY: the caller's promise.
+    // SAFETY: upheld by the caller.
     let rendered = unsafe { Walk::new(py, style, (variables, scratch), (&mut tape, None), out).run(value) };
     scratch.tape = tape;
     rendered.map(drop)
@@ -157,7 +157,7 @@ pub unsafe fn update(
     remembered: (&mut Tape, Option<usize>),
     out: &mut Vec<u8>,
 ) -> PyResult<bool> {
-    // SAFETY: the caller's promise.
+    // SAFETY: upheld by the caller.
     unsafe { Walk::new(py, style, buffers, remembered, out).run(value) }
 }
 

@@ -38,7 +38,7 @@ impl Step<'_, '_> {
         frame: InterpreterFrame,
         code: &mut Code,
     ) -> PyResult<u32> {
-        // SAFETY: the caller's promise, here and below.
+        // SAFETY: upheld by the caller, here and below.
         unsafe {
             if code.note_bound(frame, &mut activation.bound) {
                 self.reshape(activation, code);
@@ -106,7 +106,7 @@ impl Step<'_, '_> {
         code: &Code,
         keys: &mut Keys,
     ) -> PyResult<u32> {
-        // SAFETY: the caller's promise; what is borrowed from slots is held before anything else runs.
+        // SAFETY: upheld by the caller; what is borrowed from slots is held before anything else runs.
         let mut values = unsafe {
             let mut values = keys.read(self.py, frame.namespace(), self.trace)?;
             for (name, value) in code.beside_namespace(frame) {
@@ -148,7 +148,7 @@ impl Step<'_, '_> {
         value: *mut ffi::PyObject,
         variables: &mut Variables<'_>,
     ) -> PyResult<()> {
-        // SAFETY: the caller's promise, here and below. A snapshot that tells a value has shown a text.
+        // SAFETY: upheld by the caller, here and below. A snapshot that tells a value has shown a text.
         unsafe {
             // Counters are what changes most.
             if let Known::Int(before) = snapshot.known
@@ -182,7 +182,7 @@ impl Step<'_, '_> {
         variables: &mut Variables<'_>,
     ) -> PyResult<()> {
         let before = snapshot.text;
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         unsafe {
             if snapshot.is_copy_of(value) {
                 return Ok(());
@@ -231,7 +231,7 @@ impl Step<'_, '_> {
     /// `value` is alive and held, and the GIL is held.
     pub unsafe fn value(&mut self, value: *mut ffi::PyObject) -> PyResult<()> {
         let out = self.trace.open_value();
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         unsafe {
             if let Some(scalar) = Scalar::of(value) {
                 write_scalar(scalar, self.style, out);

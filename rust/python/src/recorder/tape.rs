@@ -83,7 +83,7 @@ impl Known {
     /// `value` is alive and the GIL is held.
     #[inline]
     pub unsafe fn is<'a>(self, value: *mut ffi::PyObject, text: impl FnOnce() -> &'a [u8]) -> bool {
-        // SAFETY: the caller's promise; the type is checked before a value is read as one of it.
+        // SAFETY: upheld by the caller; the type is checked before a value is read as one of it.
         unsafe {
             match self {
                 Known::Int(number) => {
@@ -143,7 +143,7 @@ impl Content {
     /// # Safety
     /// `value` is alive for `'a` and the GIL is held.
     pub unsafe fn of<'a>(value: *mut ffi::PyObject) -> Option<(Content, &'a [u8])> {
-        // SAFETY: the caller's promise; the type is checked before a value is read as one of it, and the content is as
+        // SAFETY: upheld by the caller; the type is checked before a value is read as one of it, and the content is as
         // long as the object says.
         unsafe {
             let kind = ffi::Py_TYPE(value);
