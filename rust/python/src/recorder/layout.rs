@@ -229,7 +229,7 @@ pub fn verify(py: Python<'_>) -> PyResult<()> {
         let list = args.get_item(0)?;
         // SAFETY: `probe` calls this, so the current frame object is its running frame, and the GIL is held. Even if
         // the layout differs, the reads below stay within the objects that any CPython keeps there, because the
-        // pointers are only compared, never dereferenced.
+        // pointers that they return are only compared, never dereferenced.
         unsafe {
             let frame = ffi::PyEval_GetFrame();
             let inner = InterpreterFrame::of(frame);

@@ -46,8 +46,10 @@ const MAX_VALUE_CHARS: usize = 1 << 28;
 /// A session at a fixed address, where the hook finds it.
 struct OwnedSession(Box<Session>);
 
-// SAFETY: every method of `Recording` that accesses its session first checks that it runs on the thread that created
-// the session. If another thread drops the recording while the session is in use, the session is leaked.
+// SAFETY: every method of `Recording` that changes its session first checks that it runs on the thread that created the
+// session. `snapshot` and `sources` may run on other threads, but they only read the session: they get it with the GIL
+// held while no event is being recorded, and none begins before the GIL is released. If another thread drops the
+// recording while the session is in use, the session is leaked.
 unsafe impl Send for OwnedSession {}
 // SAFETY: as above.
 unsafe impl Sync for OwnedSession {}
@@ -58,7 +60,7 @@ unsafe impl Sync for OwnedSession {}
 #[pyclass(module = "cwm_core._native")]
 pub struct Recording {
     session: Option<OwnedSession>,
-    /// Thread that created the recording, the only one that may use it.
+    /// Thread that created the recording, the only one that may start, stop, or finish it.
     thread: ThreadId,
     /// `max_seconds`.
     time: Option<Duration>,
