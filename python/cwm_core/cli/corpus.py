@@ -46,7 +46,7 @@ def add_corpus(verbs: Any) -> None:
         "cwm corpus contests problems.jsonl --licence CC-BY-4.0 --tokenizer vocabulary -o corpus",
         "Every program runs twice, under two hash seeds, each time in a new process in a sandbox. DIR gets traces and\n"
         "token shards, ready for training. An interrupted or killed run resumes with the same command.\n"
-        "docs/guides/corpus.md says what is kept and why.",
+        "docs/guides/corpus.md explains which traces are kept and why.",
     )
     kinds = parser.add_subparsers(title="what to record", dest="kind", metavar="KIND", required=True)
     _add_functions(kinds)
@@ -304,7 +304,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--keep-secrets", action="store_true", help="do not search for secrets and personal data")
     add(
         "--sandbox", choices=("bubblewrap", "process"), default="bubblewrap",
-        help="'process' only limits programs and does not isolate them: for trusted programs",
+        help="'process' limits resources but provides no isolation: use it only for trusted programs",
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""`cwm debug`: a prompt, or a server for editors, over the debugger of predicted execution."""
+"""Implement `cwm debug`: debug predicted execution at a prompt or from an editor."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def add_debug(verbs: Any) -> None:
         "token ids, such as vLLM. The variable CWM_API_KEY holds the server's key. Type `help` at the prompt for the\n"
         "commands, which resemble pdb's. docs/guides/debug.md describes them and the configuration of editors.",
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model, or its name on --endpoint")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="model folder, or the model's name at --endpoint")
     parser.add_argument("program", nargs="?", metavar="FILE", help="Python file that defines the names in EXPR")
     parser.add_argument("--call", metavar="EXPR", help="expression to predict, such as 'f(3)'")
     add_tokenizer(parser)

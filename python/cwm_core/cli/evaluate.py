@@ -47,7 +47,7 @@ def add_eval(verbs: Any) -> None:
         _eval,
         "Evaluate a model on a file of programs, or patches on software engineering tasks.",
         "cwm eval traces runs/tiny problems.jsonl -o results/traces",
-        "FILE has one JSON object a line: `code` that defines f, `input` with the arguments of f, and `output`, the\n"
+        "FILE has one JSON object per line: `code` that defines f, `input` with the arguments of f, and `output`, the\n"
         "repr of the result. Programs and the model's output run only in a sandbox. Ctrl-C keeps finished results;\n"
         "repeat the command to resume. docs/guides/evaluate.md describes the measures.",
     )
@@ -85,7 +85,7 @@ def _add_swe(tasks: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--sandbox", choices=("bubblewrap", "docker", "process"), default="bubblewrap",
-        help="isolation with --by machines; 'process' does not isolate: use it only for trusted patches "
+        help="isolation with --by machines; 'process' provides no isolation: use it only for trusted patches "
         "(default: bubblewrap)",
     )  # fmt: skip
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="tasks in parallel (default: 1)")
@@ -99,7 +99,7 @@ def _add_swe(tasks: Any) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of all tasks that evaluate a model on problems."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="model folder")
     parser.add_argument("file", type=Path, metavar="FILE", help="problems, *.jsonl")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder for the results")
     add_tokenizer(parser)
@@ -159,7 +159,7 @@ def _add_task(tasks: Any, task: str, purpose: str) -> None:
     if task != "output":
         parser.add_argument(
             "--sandbox", choices=("bubblewrap", "process"), default="bubblewrap",
-            help="isolation of programs; 'process' does not isolate: use it only for trusted ones "
+            help="isolation of programs; 'process' provides no isolation: use it only for trusted ones "
             "(default: bubblewrap)",
         )  # fmt: skip
         parser.add_argument(

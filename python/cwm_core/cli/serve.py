@@ -25,7 +25,7 @@ def add_serve(verbs: Any) -> None:
         f"--api-key-file or of the variable {KEY_VARIABLE}. Ctrl-C and SIGTERM stop the server after the running\n"
         "requests.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="model folder")
     add_tokenizer(parser)
     parser.add_argument("--name", help="name of the model in requests (default: the folder's name)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")

@@ -298,7 +298,7 @@ def _digest(answer: str) -> str:
 
 
 def _close(word: str, wanted: str, tolerance: float | None) -> bool:
-    """Return whether two words are equal, or are close numbers of which at least one has decimals."""
+    """Return whether two words are equal, or are close numbers and at least one has decimals."""
     if word == wanted or tolerance is None:
         return word == wanted
     if word.lstrip("+-").isdecimal() and wanted.lstrip("+-").isdecimal():

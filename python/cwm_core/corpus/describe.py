@@ -89,7 +89,7 @@ class Fault(NamedTuple):
     reason: FaultKind | AnswerProblem
     """Kind of the fault."""
     detail: str
-    """What the description gets wrong."""
+    """Errors in the description."""
 
 
 def key_values(trace: Trace) -> list[KeyValue]:

@@ -56,7 +56,7 @@ class RunFailure:
 
     @property
     def by_clock(self) -> bool:
-        """Whether a clock ended the run, so that another run may end differently."""
+        """Whether a time limit ended the run, so that another run may end differently."""
         return self in (CLOCK, CPU_CLOCK)
 
 

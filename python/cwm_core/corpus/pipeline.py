@@ -41,7 +41,7 @@ CHUNK_ITEMS = 16
 
 @dataclass(frozen=True)
 class Summary:
-    """What a corpus holds."""
+    """Contents of a corpus."""
 
     items: int
     """Items of the source that are done."""
@@ -173,7 +173,7 @@ def _in_chunks(items: Iterator[Item], size: int, part_items: int, taken: int) ->
 
 
 def _do_work(settings: CorpusSettings, work: Work, items: list[Any]) -> ChunkResult:
-    """In a recording process: return the number of items and their samples."""
+    """Return the number of items and their samples. Runs in a recording process."""
     return len(items), work(items, _recorder(settings))
 
 

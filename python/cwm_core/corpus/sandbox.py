@@ -91,7 +91,7 @@ class RunResult:
 
     @property
     def by_clock(self) -> bool:
-        """Whether a clock ended the run, so that another run may end differently."""
+        """Whether a time limit ended the run, so that another run may end differently."""
         return self.failure is not None and self.failure.by_clock
 
 

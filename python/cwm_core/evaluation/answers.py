@@ -1,4 +1,4 @@
-"""Ask a model questions from templates, and extract its answers. Nothing that the model writes runs here."""
+"""Ask a model questions from templates, and extract its answers. This module never runs what the model writes."""
 
 from __future__ import annotations
 

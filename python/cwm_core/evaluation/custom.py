@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..inference import Engine
 
 Scores = Mapping[str, float | bool | None]
-"""Scores of one problem by name; None for a score that the problem does not have."""
+"""Scores of one problem by name. None if a score does not apply to the problem."""
 
 
 class Task(Protocol):

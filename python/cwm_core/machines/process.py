@@ -243,7 +243,7 @@ class Process:
 
     @property
     def ended(self) -> bool:
-        """Whether the program has ended and `exchange` noticed."""
+        """Whether `exchange` has seen the program end."""
         return self._ended
 
     def outcome(self) -> dict[str, Any] | None:

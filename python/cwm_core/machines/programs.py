@@ -153,7 +153,7 @@ def parse_expression(text: str) -> ast.expr | None:
 
 
 def in_parallel(work: Callable[[Item], Value], items: Iterable[Item]) -> list[Value]:
-    """Return `work(item)` for each item, using a thread per processor. `work` should wait for other processes."""
+    """Return `work(item)` for each item, using one thread per CPU. Suits work that mostly waits for other processes."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:

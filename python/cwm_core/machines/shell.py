@@ -40,7 +40,7 @@ class Program(Protocol):
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended and `exchange` noticed."""
+        """Whether `exchange` has seen the shell end."""
         ...
 
     def exchange(

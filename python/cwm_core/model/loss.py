@@ -161,7 +161,7 @@ class _LocalTargets(NamedTuple):
 
 
 def _log_softmax(logits: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Return the log probabilities, float32, of `logits` [rows, vocab], of which the ranks of `group` hold slices."""
+    """Return the float32 log probabilities of `logits` [rows, vocab], which are sharded over the ranks of `group`."""
     if group is None:
         return logits.log_softmax(-1, dtype=torch.float32)
     logits = logits.float()

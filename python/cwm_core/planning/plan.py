@@ -53,7 +53,7 @@ class Documents(NamedTuple):
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained on, and how.
+    """Data and settings of a training run.
 
     Raises:
         ValueError: A value is out of range; the message names the field.
@@ -501,7 +501,7 @@ class PlanInputs(NamedTuple):
     model: ModelConfig
     """Shape of the model."""
     work: Workload
-    """What the run trains on, and how."""
+    """Data and settings of the run."""
     tensor_parallel: int
     """Ranks that share each matrix product."""
     context_parallel: int

@@ -43,11 +43,11 @@ class AnswerProblem(StrEnum):
 
 
 class AnswerError(EndpointError):
-    """An endpoint gave an answer that cannot be used. The endpoint works, and another answer may be better.
+    """An endpoint returned an unusable answer. The endpoint works, so a retry may succeed.
 
     Attributes:
-        reason: Why the answer cannot be used.
-        text: The answer, as far as it came.
+        reason: Reason that the answer is unusable.
+        text: The part of the answer that arrived.
     """
 
     def __init__(self, reason: AnswerProblem, message: str, text: str = "") -> None:

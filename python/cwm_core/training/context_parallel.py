@@ -79,5 +79,5 @@ def _tokens_for_heads(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def _exchange(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """`x[i]` of this rank becomes `x[this rank]` of rank i."""
+    """Send `x[i]` to rank i, which receives it as `x[this rank]`."""
     return all_to_all_single_autograd(x.contiguous(), None, None, group)

@@ -29,7 +29,7 @@ from .optimizer import learning_rate_factor, make_optimizers, set_learning_rate
 from .parallel import check_replicas, clip_grad_norm
 from .world import World
 
-# Settings that a resumed run may change: when it ends, how the same result is computed, and what is kept.
+# Settings that a resumed run may change: when it ends, how the same result is computed, and which files are kept.
 RESUMABLE_WITH_CHANGED = {
     "max_steps", "max_seconds", "device", "checkpoint_folder", "checkpoint_every", "keep_checkpoints",
     "data_parallel_replicas", "tensor_parallel", "context_parallel", "activation_checkpointing", "compile", "attention",

@@ -15,12 +15,12 @@ from ..sample import Drop, Sample
 
 
 class Sketch(NamedTuple):
-    """What is compared of a trace. It can be pickled and sent between processes."""
+    """Hashes of a trace for comparison. A sketch can be pickled and sent between processes."""
 
     exact: bytes
     """Hash of 16 bytes of the text form."""
     near: bytes
-    """MinHash of the frames, in the form of the library that made it."""
+    """MinHash of the frames, in the format of the library that computed it."""
 
 
 def sketch(trace: Trace) -> Sketch:

@@ -36,7 +36,7 @@ _EXAMPLES_SHARE, _DRAWN_SHARE = 0.4, 0.35  # of the budget; the rest is for muta
 
 
 class CallOutcome(StrEnum):
-    """What happened to a call that was tried and that no limit ended."""
+    """Result of a tried call that stayed within all limits."""
 
     RETURNED = "returned"
     RAISED = "raised"

@@ -80,7 +80,7 @@ class Argument:
     default: str | None
     """Text of the default; None if the argument is required."""
     shapes: tuple[Shape, ...]
-    """What the argument may be."""
+    """Shape of the argument."""
 
 
 ANY = Shape(ShapeKind.ANY)
@@ -331,7 +331,7 @@ def last_name(node: ast.expr | None) -> str | None:
 
 @dataclass(frozen=True)
 class _Scope:
-    """Where types are looked up, and the names of the module that expressions are for."""
+    """Namespace for looking up types, and the names of the module that uses the expressions."""
 
     classes: Classes
     home: Names

@@ -18,8 +18,7 @@ MAX_HEADER_BYTES = 16_384
 class BoundedProtocol(H11Protocol):
     """A connection that is closed when the client neither completes a request nor reads its response.
 
-    By itself, uvicorn waits forever for the rest of a request's headers, and for a client to read the end of its
-    response.
+    Plain uvicorn waits forever for the rest of a request's headers, and for a client to read the end of its response.
     """
 
     stall_seconds = 30.0

@@ -65,8 +65,8 @@ def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
 def load_into(model: Transformer, folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> None:
     """Fill `model` with the weights of a folder, each rank with its own shards if the model is sharded.
 
-    Each rank reads the files by itself and holds its shards and one tensor in memory. The configuration of the folder
-    is ignored, so that windows and rotary positions of `model` may differ.
+    Each rank reads the files independently and holds its shards and one tensor in memory. The folder's configuration
+    is ignored, so the windows and rotary positions of `model` may differ.
 
     Args:
         model: Model to fill. Parameters keep their dtype.
