@@ -1,4 +1,4 @@
-"""`cwm agent`."""
+"""Implement `cwm agent`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cwm corpus`."""
+"""Implement `cwm corpus`."""
 
 from __future__ import annotations
 
@@ -277,9 +277,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=not_negative, default=0, metavar="N", help="seed of all random choices (default: 0)")
     add(
         "--workers", type=positive, default=os.cpu_count(), metavar="N",
-        help="processes (default: one for each processor)",
+        help="number of processes (default: one per processor)",
     )  # fmt: skip
-    add("--ray", action="store_true", help="work on the Ray cluster of RAY_ADDRESS, or on this machine with Ray")
+    add("--ray", action="store_true", help="run on the Ray cluster of RAY_ADDRESS, or on this machine with Ray")
     add("--max-frames", type=positive, default=2000, metavar="N", help="drop longer traces (default: 2000)")
     add("--max-tokens", type=positive, default=32768, metavar="N", help="drop longer documents (default: 32768)")
     add(

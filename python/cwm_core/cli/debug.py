@@ -62,17 +62,17 @@ def add_debug(verbs: Any) -> None:
         type=positive,
         default=1000,
         metavar="N",
-        help="frames that a command may predict (default: 1000)",
+        help="maximum frames that a command predicts (default: 1000)",
     )
     parser.add_argument(
         "--max-tokens",
         type=positive,
         default=1 << 16,
         metavar="N",
-        help="tokens that a command may predict (default: 65536)",
+        help="maximum tokens that a command predicts (default: 65536)",
     )
     parser.add_argument(
-        "--max-frame-tokens", type=positive, default=4096, metavar="N", help="tokens of a frame (default: 4096)"
+        "--max-frame-tokens", type=positive, default=4096, metavar="N", help="maximum tokens of a frame (default: 4096)"
     )
     parser.add_argument(
         "--dap", action="store_true", help="serve the Debug Adapter Protocol on standard input and output"

@@ -1,4 +1,4 @@
-"""`cwm eval`."""
+"""Implement `cwm eval`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _add_custom(tasks: Any) -> None:
         help=purpose,
         description=f"{purpose}\n\n"
         "FUNCTION takes an engine, a list of problems and a seed. For each problem it returns a dict of scores, or a\n"
-        "string with the reason why the problem is left out. See docs/guides/evaluate.md.",
+        "string with the reason that the problem is left out. See docs/guides/evaluate.md.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("function", metavar="MODULE:FUNCTION", help="import path of the function")
@@ -88,7 +88,9 @@ def _add_swe(tasks: Any) -> None:
         help="isolation with --by machines; 'process' provides no isolation: use it only for trusted patches "
         "(default: bubblewrap)",
     )  # fmt: skip
-    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="tasks in parallel (default: 1)")
+    parser.add_argument(
+        "--workers", type=positive, default=1, metavar="N", help="number of parallel tasks (default: 1)"
+    )
     parser.add_argument(
         "--max-seconds", type=seconds, default=1800.0, metavar="S", help="time limit of a task (default: 1800)"
     )
@@ -124,7 +126,7 @@ def _add_task(tasks: Any, task: str, purpose: str) -> None:
     )
     if task in ("traces", "termination"):
         parser.add_argument(
-            "--max-frames", type=positive, default=2000, metavar="N", help="frames of a program (default: 2000)"
+            "--max-frames", type=positive, default=2000, metavar="N", help="maximum frames of a program (default: 2000)"
         )
     if task == "traces":
         parser.add_argument(

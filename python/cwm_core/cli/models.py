@@ -1,4 +1,4 @@
-"""`cwm train`, `cwm predict` and `cwm demo`."""
+"""Implement `cwm train`, `cwm predict` and `cwm demo`."""
 
 from __future__ import annotations
 

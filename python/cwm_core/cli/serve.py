@@ -1,4 +1,4 @@
-"""`cwm serve`."""
+"""Implement `cwm serve`."""
 
 from __future__ import annotations
 
@@ -38,9 +38,11 @@ def add_serve(verbs: Any) -> None:
         "--max-queue", type=positive, default=256, metavar="N", help="sequences that may wait (default: 256)"
     )
     parser.add_argument(
-        "--max-length", type=positive, metavar="N", help="tokens of prompt and answer (default: the model's)"
+        "--max-length", type=positive, metavar="N", help="maximum tokens of prompt and answer (default: the model's)"
     )
-    parser.add_argument("--max-tokens", type=positive, metavar="N", help="tokens of an answer (default: no limit)")
+    parser.add_argument(
+        "--max-tokens", type=positive, metavar="N", help="maximum tokens of an answer (default: no limit)"
+    )
     parser.add_argument(
         "--clamp-max-tokens",
         action="store_true",

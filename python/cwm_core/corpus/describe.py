@@ -1,7 +1,7 @@
 """Describe traces in natural language: ask a model for a description, and compare what it states with the trace.
 
 A description states values between backticks. `key_values` defines which values it must state, and `faults` which
-values it may state. Nothing that a model wrote is run.
+values it may state. Text that a model wrote never runs.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class KeyValue(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A fault of a description."""
+    """An error in a description."""
 
     reason: FaultKind | AnswerProblem
     """Kind of the fault."""
@@ -116,7 +116,7 @@ def key_values(trace: Trace) -> list[KeyValue]:
 
 
 def faults(trace: Trace, description: str) -> list[Fault]:
-    """Return what a description gets wrong; an empty list if it agrees with the trace.
+    """Return the errors in a description; an empty list if it agrees with the trace.
 
     A description states the Python literals in the code between backticks (of nested literals, the outermost) and the
     numbers in the prose, except those that number items, steps, or lines.
@@ -176,7 +176,7 @@ class Describer:
 
         Args:
             generate: Language model to ask.
-            attempts: Limit on attempts for a trace.
+            attempts: Maximum number of attempts for a trace.
             template: Prompt with the fields `{code}` and `{steps}`.
 
         Raises:

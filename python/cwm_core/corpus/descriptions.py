@@ -93,7 +93,7 @@ def describe_stores(
 
 
 class _Entry(NamedTuple):
-    """A trace of a store with what distinguishes it from others."""
+    """A trace of a store with the values that identify it."""
 
     key: str
     digest: str

@@ -40,13 +40,13 @@ class CorpusSettings:
     tokenizer: str
     """Path of the tokenizer, as in `Tokenizer.load`."""
     max_frames: int = 2000
-    """Limit on frames; longer traces are dropped. This limit decides which traces are too long, not a clock."""
+    """Maximum number of frames; longer traces are dropped. This limit, not a timer, decides what is too long."""
     min_frames: int = 4
     """Minimum number of frames in a trace."""
     max_tokens: int | None = 32768
     """Maximum number of tokens in a document; None for no limit."""
     context_tokens: int | None = None
-    """Tokens of context to show: what the trace touched of its source. None shows the whole file."""
+    """Maximum tokens of source context, reduced to the parts that the trace touched. None shows the whole file."""
     allow_effects: frozenset[str] = frozenset()
     """Values of `Effect` that do not drop a sample."""
     licences: frozenset[str] | None = PERMISSIVE

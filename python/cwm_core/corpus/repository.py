@@ -105,8 +105,8 @@ def record_repository(
         arguments: Arguments of pytest.
         options: More options of the plugin by name: `{"per-site": 2}` is `--cwm-per-site 2`.
         seed: Seed of the choice among calls, and value of PYTHONHASHSEED.
-        seconds: Limit on the time of the suite.
-        max_bytes: Limit on the size of all recordings together; recordings beyond it are lost.
+        seconds: Maximum duration of the suite.
+        max_bytes: Maximum total size of the recordings; further recordings are lost.
         wheel: Wheel of cwm-core for the interpreter of the machine.
 
     Raises:

@@ -33,7 +33,7 @@ _SHOWN_CHARS = 300
 
 
 class StopReason(StrEnum):
-    """The reason why a command of the debugger stopped."""
+    """The reason that a command of the debugger stopped."""
 
     STEP = "step"
     """The command reached its destination."""
@@ -171,8 +171,8 @@ class Debugger:
             call: The expression.
             seed: Number of the sample, which matters at temperatures above 0.
             temperature: Sampling temperature; 0 takes the most likely token.
-            max_frames: Limit of frames that a command predicts.
-            max_tokens: Limit of tokens that a command predicts.
+            max_frames: Maximum number of frames that a command predicts.
+            max_tokens: Maximum number of tokens that a command predicts.
 
         Raises:
             ValueError: The vocabulary lacks a special token of the trace format.

@@ -18,7 +18,7 @@ git add -A && git commit -q --no-verify --allow-empty -m Start
 
 
 def forget_history(machine: Machine) -> None:
-    """Replace the git repository by a new one with a single commit of the current files.
+    """Replace the git repository with a new one that has a single commit of the current files.
 
     Otherwise, `git diff` would show the patch that broke the repository, and `git log` the code before it.
 

@@ -20,7 +20,7 @@ class Task(Protocol):
     """A function that scores a model on a batch of problems."""
 
     def __call__(self, engine: Engine, problems: Sequence[Problem], seed: int) -> Sequence[Scores | str]:
-        """Return the scores of each problem, in order, or the reason why it is left out.
+        """Return the scores of each problem, in order, or the reason that it is left out.
 
         Args:
             engine: The engine of the model, with a tokenizer.

@@ -66,11 +66,11 @@ class Engine:
             model: The model.
             tokenizer: The model's vocabulary, which text prompts need.
             device: Device to move the model to; None leaves it in place.
-            max_batch: Limit of running sequences.
+            max_batch: Maximum number of running sequences.
             max_length: Maximum number of tokens in a prompt and its continuation. Defaults to the model's.
-            prefill_chunk: Limit of prompt tokens in one step.
-            max_cache_bytes: Limit of the cache; a sequence waits until it fits. None sets no limit.
-            prefix_bytes: Limit of the copies of computed keys and values for later prompts with the same beginning.
+            prefill_chunk: Maximum number of prompt tokens in one step.
+            max_cache_bytes: Maximum size of the cache; a sequence waits until it fits. None for no limit.
+            prefix_bytes: Maximum size of the copies of keys and values for later prompts with the same prefix.
             quantize: "int8" or "float8" to quantize the model's weights in place; see `quantize_weights`.
 
         Raises:

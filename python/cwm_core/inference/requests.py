@@ -13,7 +13,7 @@ from .sampling import Sampling
 
 
 class FinishReason(StrEnum):
-    """The reason why a sequence ended."""
+    """The reason that a sequence ended."""
 
     STOP = "stop"
     """A stop token."""
@@ -46,7 +46,7 @@ class Request:
     prompt: Sequence[int] | np.ndarray | str
     """Token ids, or text if the engine has a tokenizer."""
     max_new_tokens: int
-    """Limit of new tokens; the engine's `max_length` applies too."""
+    """Maximum number of new tokens; the engine's `max_length` applies too."""
     stop_ids: Iterable[int] | None = None
     """Tokens that end the sequence; None uses `Engine.stop_tokens`."""
     temperature: float = 0.0
@@ -74,7 +74,7 @@ class Handle:
     prompt: np.ndarray
     """Tokens of the prompt, int32 [n]."""
     limit: int
-    """Limit of new tokens, within the engine's `max_length`."""
+    """Maximum number of new tokens, within the engine's `max_length`."""
     sampling: Sampling
     stop_ids: frozenset[int]
     uniforms: np.ndarray

@@ -66,7 +66,7 @@ def record_program(
     """Record `record_source(code, call, file=file)` in a sandbox and return the trace.
 
     The output of the program is discarded. The program can import from the standard library and `paths`. A trace that a
-    limit of the recorder cut is returned too; see its `truncated`. Nothing that the program does raises an exception
+    limit of the recorder cut is returned too; see its `truncated`. Errors in the program raise no exception
     here.
 
     Args:

@@ -77,8 +77,8 @@ class Endpoint:
             url: Address of the server. It ends with `/v1` for most servers.
             key_variable: Environment variable with the key, or None if the server needs none. It is read for each
                 request and stored nowhere.
-            request_seconds: Limit on the time of one try.
-            retries: Limit on tries after the first one.
+            request_seconds: Time limit of one attempt.
+            retries: Maximum number of attempts after the first one.
 
         Raises:
             ValueError: The URL is not an HTTP URL, or may hold a secret.

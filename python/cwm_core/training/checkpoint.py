@@ -191,7 +191,7 @@ class Checkpoints:
         return _all(self.folder)
 
     def _inspect(self, path: Path) -> tuple[_Found | None, str]:
-        """Return the content of a checkpoint, or None and the reason why it is unusable.
+        """Return the content of a checkpoint, or None and the reason that it is unusable.
 
         Each rank checks its share of the files.
         """

@@ -152,7 +152,7 @@ class Trainer:
         self._stop_signal: int | None = None
 
     def run(self) -> StopReason:
-        """Train until the end and return the reason why the run ended.
+        """Train until the end and return the reason that the run ended.
 
         Raises:
             FloatingPointError: Loss or gradient is not finite. The message names the step. The weights are those before

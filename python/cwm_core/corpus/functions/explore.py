@@ -82,9 +82,9 @@ def explore(
     Args:
         function: Function to call.
         sandbox: Sandbox with the module of the function preloaded, or with the module in its paths.
-        seed: Seed of everything that is drawn.
-        budget: Limit on calls that are tried.
-        max_calls: Limit on calls that are chosen.
+        seed: Seed of all random choices.
+        budget: Maximum number of calls to try.
+        max_calls: Maximum number of calls to choose.
         generate: Language model to ask for calls too.
     """
     trial = _Trial(function, sandbox, budget)

@@ -172,7 +172,7 @@ def _class(node: ast.ClassDef) -> Iterator[tuple[ast.Call, list[ast.stmt]]]:
 
 
 class _SelfNames(ast.NodeTransformer):
-    """Replaces the attributes of `self` by variables."""
+    """Replaces the attributes of `self` with variables."""
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         match node.value:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 MAX_CHARS = 600
-"""Limit on the length of an expression; longer ones are not used."""
+"""Maximum length of an expression; longer ones are not used."""
 
 _Origin = tuple[str, str | None]  # a module, and a name in it
 
