@@ -27,7 +27,7 @@ impl Snapshot {
     /// Remembers a value that was shown in one piece, by its content if `known` does not identify it.
     ///
     /// # Safety
-    /// `value` is alive and the GIL is held.
+    /// `value` must be alive, and the GIL must be held.
     #[inline]
     pub unsafe fn remember(&mut self, known: Known, value: *mut ffi::PyObject, tapes: &mut FreeTapes) {
         self.known = known;
@@ -46,7 +46,7 @@ impl Snapshot {
     /// Returns whether `value` has the remembered content.
     ///
     /// # Safety
-    /// `value` is alive and the GIL is held.
+    /// `value` must be alive, and the GIL must be held.
     #[inline]
     pub unsafe fn is_copy_of(&self, value: *mut ffi::PyObject) -> bool {
         let (Known::Copy(content), Some(tape)) = (self.known, &self.tape) else {

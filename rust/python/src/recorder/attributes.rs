@@ -14,7 +14,7 @@ const OBJECT_SLOT: c_int = 16;
 /// Returns whether `value` can have attributes and is an instance of a Python class without its own `__repr__`.
 ///
 /// # Safety
-/// `value` is alive and the GIL is held.
+/// `value` must be alive, and the GIL must be held.
 pub unsafe fn shows(value: *mut ffi::PyObject) -> bool {
     // SAFETY: upheld by the caller; the type lives as long as its instance.
     unsafe {

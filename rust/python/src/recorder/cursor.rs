@@ -66,7 +66,7 @@ impl Cursor {
     /// instances without their own `__repr__` are also walked.
     ///
     /// # Safety
-    /// `value` is alive and the GIL is held.
+    /// `value` must be alive, and the GIL must be held.
     #[inline]
     pub unsafe fn kind(value: Object, attributes: bool) -> Option<Kind> {
         // SAFETY: upheld by the caller.

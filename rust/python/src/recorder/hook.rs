@@ -199,7 +199,7 @@ impl Session {
                     return Ok(());
                 }
             } else if self.log.is_full() {
-                // The code around a `with` block continues: its next event ends the recording.
+                // Ignore events of the code around a `with` block: that code continues, and it ends the recording.
                 return match event != Event::Call && self.log.is_enclosing(inner) {
                     true => Ok(()),
                     false => Err(self.log.limit_error()),

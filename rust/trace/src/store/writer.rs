@@ -60,7 +60,7 @@ impl Writer {
         if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
             let path = path.display();
             return Err(Error::Invalid(format!(
-                "{path}: a store must be a regular file, and this is none"
+                "{path}: exists and is not a regular file, which a store must be"
             )));
         }
         let file = options.open(path).map_err(io_error)?;
