@@ -133,7 +133,7 @@ class SuiteRecorder:
     def _find_modules(self, session: pytest.Session) -> None:
         names = self.options.cwm_package or _own_packages(self._root)
         if not names:
-            raise pytest.UsageError(f"--cwm-record: no package in {self._root}; name one with --cwm-package")
+            raise pytest.UsageError(f"--cwm-record: found no package in {self._root}; specify one with --cwm-package")
         # Doctests and the items of linter plugins belong to the files that they check, which are not tests.
         tests = {self.real(str(item.path)) for item in session.items if isinstance(item, pytest.Function)}
         for name in names:
@@ -158,7 +158,7 @@ class SuiteRecorder:
     # An old-style, innermost wrapper keeps our frames out of the test's traceback.
     @pytest.hookimpl(hookwrapper=True, trylast=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, None]:
-        """Record while the test itself runs."""
+        """Record while the test function runs, without its setup and teardown."""
         if self._is_over():
             yield
             return
@@ -182,7 +182,7 @@ class SuiteRecorder:
             except OSError as error:
                 self._over = f"{type(error).__name__}: {error}"
 
-        if hasattr(self._config, "workeroutput"):  # for `WorkersSummary`
+        if hasattr(self._config, "workeroutput"):  # read by `WorkersSummary`
             self._config.workeroutput["cwm"] = self._summary()
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -191,14 +191,14 @@ class SuiteRecorder:
 
     def _summary(self) -> str:
         count = 0 if self._writer is None else len(self._writer)
-        notes = [f"{self._traced} tests not recorded under another trace function"] if self._traced else []
+        notes = [f"{self._traced} tests not recorded: another trace function was set"] if self._traced else []
         if self._left_out:
             notes.append(f"not recorded since they hold tests: {', '.join(self._left_out)}")
         if self._without_function:
             notes.append(f"{self._without_function} tests not recorded: they have no function of their own (doctests)")
         notes += [f"ended early: {self._over}"] if self._over else []
         if count == 0 and self._over is None and self._tested:
-            remedy = "To record another package, name it with --cwm-package."
+            remedy = "To record another package, specify it with --cwm-package."
             notes.append(f"warning: {nothing_recorded(sorted(self._packages), [*self._outside], remedy)}")
         return f"{count} traces in {self._path}" + "".join(f"; {note}" for note in notes)
 
@@ -264,7 +264,7 @@ class SuiteRecorder:
 
 
 class WorkersSummary:
-    """Reports what the workers of pytest-xdist recorded."""
+    """Reports the summaries of the workers of pytest-xdist."""
 
     def __init__(self, config: pytest.Config) -> None:
         """Start without workers."""
