@@ -105,7 +105,7 @@ class Stop:
     """The outcome of a command."""
 
     reason: StopReason
-    """Reason why the command stopped."""
+    """Reason that the command stopped."""
     message: str = ""
     """Explanation for the user; may be empty."""
 

@@ -50,7 +50,7 @@ class TestRun:
     outcomes: dict[str, Outcome]
     """Outcomes by names of tests (pytest's node ids)."""
     problem: str | None
-    """Reason why there are no outcomes, or None."""
+    """Reason that there are no outcomes, or None."""
     completed: machines.Completed
     """Result of the command."""
     files: tuple[str, ...] = ()

@@ -62,7 +62,7 @@ class Applied:
     """Result of applying a submission."""
 
     problem: str | None = None
-    """Reason why nothing was applied, or None."""
+    """Reason that nothing was applied, or None."""
     ignored: dict[str, str] = field(default_factory=dict)
     """Paths that the submission may not change, with reasons. The tree has their original content."""
 

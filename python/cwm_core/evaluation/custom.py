@@ -25,7 +25,7 @@ class Task(Protocol):
         Args:
             engine: The engine of the model, with a tokenizer.
             problems: The problems of the batch.
-            seed: Seed of all that is drawn at random for this batch.
+            seed: Seed of all random choices for this batch.
         """
         ...
 

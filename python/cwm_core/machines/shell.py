@@ -79,7 +79,7 @@ class ShellResult:
     timed_out: bool
     """Whether the command exceeded its time limit."""
     restarted: str | None
-    """Reason why a new shell was started, without the old working directory and variables; else None."""
+    """Reason that a new shell was started, without the old working directory and variables; else None."""
     seconds: float
     """Duration, in seconds."""
     folder: str | None = None

@@ -46,7 +46,7 @@ def cross_entropy(
         weight: Output layer, [vocab, hidden_size]. A DTensor sharded by rows over a one-dimensional mesh brings its own
             `group`.
         targets: Token ids, integers [...].
-        mask: Positions with loss, bool [...]; None: all positions.
+        mask: Positions with loss, bool [...]. Defaults to all positions.
         group: Ranks that share the vocabulary. `weight` is then the slice of rows of this rank, in order of rank and
             not empty. All other arguments, the results, and the gradient of `hidden` are equal on all ranks. A target
             outside the vocabulary gives NaN.

@@ -63,7 +63,7 @@ class Transformer(nn.Module):
             cu_seqlens: Offsets of documents in the flattened tokens, integers [documents + 1], from 0 to the number of
                 tokens;
                 None: each row is one document.
-            position_ids: Positions in the shape of `tokens`; None: the offset within the document.
+            position_ids: Positions in the shape of `tokens`. Defaults to the offset within the document.
             global_window: Window in tokens for layers without a window of their own, the token itself included.
 
         Raises:

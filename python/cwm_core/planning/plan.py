@@ -520,8 +520,8 @@ def from_toml(
     Args:
         path: TOML file.
         gpus: Number of GPUs.
-        tensor_parallel: Ranks that replace those of the file; None: as in the file.
-        context_parallel: Ranks that replace those of the file; None: as in the file.
+        tensor_parallel: Ranks to use instead of those in the file. Defaults to the file's.
+        context_parallel: Ranks to use instead of those in the file. Defaults to the file's.
 
     Raises:
         OSError: A file cannot be read.

@@ -38,7 +38,7 @@ RESUMABLE_WITH_CHANGED = {
 
 
 class StopReason(StrEnum):
-    """Reason why a run ended."""
+    """Reason that a run ended."""
 
     FINISHED = "finished"
     """The run took all its steps or all its time."""
@@ -121,7 +121,7 @@ class Trainer:
             loader: Iterable of batches. Checkpoints need its `state_dict()` and `load_state_dict()`.
             config: Settings of the run.
             on_step: Function called with the metrics of every step.
-            world: Ranks of the run; None: `World.create(config)`.
+            world: Ranks of the run. Defaults to `World.create(config)`.
 
         Raises:
             ValueError: There are several ranks and the model is not sharded, or checkpoints are requested with a loader

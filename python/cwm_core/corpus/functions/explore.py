@@ -52,7 +52,7 @@ class Exploration:
     unit: Unit | None
     """The calls worth recording; None if there are none."""
     chosen: dict[str, CallCoverage] = field(default_factory=dict)
-    """Calls of the unit, with what they reach."""
+    """Calls of the unit, with their coverage."""
     tried: dict[str, CallCoverage] = field(default_factory=dict)
     """All calls that entered the function and ended within the limits, in the order in which they were tried."""
     outcomes: Counter[str] = field(default_factory=Counter)

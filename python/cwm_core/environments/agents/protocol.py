@@ -1,4 +1,4 @@
-"""Define what a rollout needs of an agent."""
+"""Define the interface between agents and rollouts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

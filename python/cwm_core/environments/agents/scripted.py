@@ -12,7 +12,7 @@ Script = Sequence[str] | Mapping[str, Sequence[str]] | Callable[[Task], Sequence
 
 
 class ScriptedAgent:
-    """Replies with the actions of a script, whatever the observations are."""
+    """Replies with the actions of a script, regardless of the observations."""
 
     def __init__(self, script: Script, *, name: str | None = None) -> None:
         """Create an agent that replies from a script.

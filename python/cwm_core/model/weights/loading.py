@@ -32,7 +32,7 @@ def load(
     Args:
         folder: Folder of Hugging Face or Meta, or a distributed checkpoint with a `config.json`.
         device: Device of the model.
-        dtype: Type of the weights; None: as stored.
+        dtype: Type of the weights. Defaults to the stored type.
 
     Raises:
         OSError: A file is missing or cannot be read.
