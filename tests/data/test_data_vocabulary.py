@@ -110,5 +110,5 @@ def test_resumed_tokenizing_takes_no_other_vocabulary(tmp_path, capsys):
 def test_a_model_carries_it(tmp_path):
     model = pytest.importorskip("cwm_core.model")
     config = replace(model.preset("tiny", vocab_size=300), vocabulary_fingerprint=ONE.fingerprint)
-    assert model.ModelConfig.from_hf(config.to_hf()).vocabulary == ONE.fingerprint
-    assert model.ModelConfig.from_hf(model.preset("tiny").to_hf()).vocabulary is None
+    assert model.ModelConfig.from_hf(config.to_hf()).vocabulary_fingerprint == ONE.fingerprint
+    assert model.ModelConfig.from_hf(model.preset("tiny").to_hf()).vocabulary_fingerprint is None

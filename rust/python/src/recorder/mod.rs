@@ -241,11 +241,18 @@ impl Recording {
         reason: String,
         output: Option<String>,
     ) -> PyResult<Trace> {
-        let session = self.idle_session()?;
-        let (files, texts) = lines_of_files(lines, &session.files)?;
-        let mut recorded = session.log.current.so_far();
+        // Copied first: `lines` runs Python code, and the recording may continue meanwhile.
+        let (files, mut recorded, truncated) = {
+            let session = self.idle_session()?;
+            (
+                session.files.clone(),
+                session.log.current.so_far(),
+                session.log.truncated,
+            )
+        };
+        let (files, texts) = lines_of_files(lines, &files)?;
         recorded.trace.output = output;
-        recorded.trace.truncated = Some(session.log.truncated.map_or(reason, str::to_owned));
+        recorded.trace.truncated = Some(truncated.map_or(reason, str::to_owned));
         finish_trace(recorded, &files, &texts, context)
     }
 
@@ -253,12 +260,17 @@ impl Recording {
     ///
     /// Files that could not be read are missing. Call this, `scope`, and `outside` before `finish`.
     fn sources<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let found = PyDict::new(py);
         let session = self.idle_session()?;
-        for (file, source) in session.files.iter().zip(&session.sources) {
-            if let Some(source) = source {
-                found.set_item(text(py, file)?, PyBytes::new(py, source))?;
-            }
+        // Copied first: an allocation may run the garbage collector and, with it, code that is recorded.
+        let read: Vec<_> = session
+            .files
+            .iter()
+            .zip(&session.sources)
+            .filter_map(|(file, source)| Some((file.clone(), source.clone()?)))
+            .collect();
+        let found = PyDict::new(py);
+        for (file, source) in read {
+            found.set_item(text(py, &file)?, PyBytes::new(py, &source))?;
         }
         Ok(found)
     }
