@@ -36,7 +36,7 @@ GRACE = 10.0  # seconds for a supervisor to start, and to end its processes, bef
 
 
 class SandboxError(RuntimeError):
-    """The sandbox failed or cannot run here, whatever the program does."""
+    """The sandbox failed or cannot run here, independently of the program."""
 
 
 @dataclass(frozen=True)
