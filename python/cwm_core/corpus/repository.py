@@ -147,7 +147,7 @@ def recorded_twice(
     report: Callable[[str], None] = lambda text: None,
     **suite: Any,
 ) -> Iterator[Sample]:
-    """Run a test suite under two hash seeds, each on a machine of its own, and yield the samples with both recordings.
+    """Run a test suite under two hash seeds, each on its own machine, and yield the samples with both recordings.
 
     The recordings stay in `folder`. A later call with the same settings uses them.
 
