@@ -233,7 +233,7 @@ def _add_describe(kinds: Any) -> None:
     parser.set_defaults(run=_describe)
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="IN", help="*.cwmtraces, or a folder of them")
-    add("-o", "--output", required=True, type=Path, metavar="FILE", help="file for chats, one JSON object a line")
+    add("-o", "--output", required=True, type=Path, metavar="FILE", help="file for chats, one JSON object per line")
     add(
         "--endpoint", required=True, metavar="URL",
         help="OpenAI-compatible server, such as http://localhost:8000/v1",

@@ -360,7 +360,7 @@ def run(
     Args:
         argv: The program and its arguments.
         stdin: Its standard input.
-        limits: Limits of the run; None is `Limits()`.
+        limits: Limits of the run. Defaults to `Limits()`.
         folder: Working directory. If None, a new folder that is removed afterwards. Under bubblewrap, the program can
             write only there and to a private /tmp.
         sandbox: The kind of sandbox.
