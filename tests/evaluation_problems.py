@@ -33,7 +33,7 @@ HOSTILE = {
     "answer too large": "import os\ndef f(x):\n    for _ in range(20):\n        os.write(3, b'A' * (1 << 20))\n",
     "no whole trace": "import os\ndef f(x):\n    os.write(3, b'Aforged')\n    os._exit(0)\n",
 }
-"""Programs by the reason why they cannot be recorded; 3 is the descriptor of the answer."""
+"""Programs by the reason that they cannot be recorded; 3 is the descriptor of the answer."""
 
 HARMLESS = [
     Problem("forks", "import os\ndef f(x):\n    os.fork()\n    return x\n", "1", "1"),

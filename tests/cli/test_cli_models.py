@@ -319,7 +319,7 @@ def damaged(**changes):
         ({"max_position_embeddings": 0}, "max_position_embeddings must be at least 1, got 0"),
         ({"num_key_value_heads": 0}, "num_key_value_heads must be at least 1, got 0"),
         ({"layer_types": ["other"]}, "lacks 'other'"),
-        ({"eos_token_id": [516]}, "a stop token 516 is outside the vocabulary of 516"),
+        ({"eos_token_id": [516]}, "eos_token_id 516 is outside the vocabulary of 516"),
     ],
 )
 def test_a_damaged_configuration_is_one_sentence(cwd, capsys, changes, message):

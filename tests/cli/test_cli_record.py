@@ -257,5 +257,5 @@ def test_what_is_no_regular_file_holds_no_store(stored, capsys):
     for name in ("fifo.cwmtraces", "null.cwmtraces"):
         for argv in (["record", "program.py", "-o", name], ["import", "expected.cwmtrace", name]):
             assert main(argv) == 1
-            assert "a store must be a regular file" in capsys.readouterr().err
+            assert "is not a regular file, which a store must be" in capsys.readouterr().err
     assert stat.S_ISFIFO(os.stat("fifo.cwmtraces").st_mode) and stat.S_ISCHR(os.stat(os.devnull).st_mode)

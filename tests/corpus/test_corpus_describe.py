@@ -201,7 +201,7 @@ def test_attempts_repeat_until_one_is_right() -> None:
 
 
 def test_invalid_templates_and_attempts_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"lacks \{steps\}"):
+    with pytest.raises(ValueError, match=r"lacks the field \{steps\}"):
         Describer(str, template="{code}")
     with pytest.raises(ValueError, match="attempts: expected at least 1"):
         Describer(str, attempts=0)

@@ -149,7 +149,7 @@ def test_tasks_that_cannot_be_judged_are_left_out(files, tasks, tmp_path):
 
 
 def test_unknown_and_double_tasks_are_refused(files, tasks, tmp_path):
-    with pytest.raises(ValueError, match="has no task 'nine'"):
+    with pytest.raises(ValueError, match="lacks the task 'nine'"):
         evaluate_swe(files[0], [SwePrediction("nine", "m", "")], backend=BACKEND, folder=tmp_path / "out")
     write_tasks(tmp_path / "double.jsonl", [tasks[0], tasks[0]])
     with pytest.raises(ValueError, match="line 2: one occurs twice"):

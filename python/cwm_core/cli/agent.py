@@ -1,4 +1,4 @@
-"""`cwm agent`."""
+"""Implement `cwm agent`."""
 
 from __future__ import annotations
 
@@ -101,6 +101,17 @@ def add_agent(verbs: Any) -> None:
     )
 
 
+_BUDGET = {
+    "turns": "maximum number of turns",
+    "seconds": "maximum wall-clock time of a rollout in seconds",
+    "command_seconds": "time limit of each command in seconds",
+    "context_tokens": "maximum number of tokens in the conversation",
+    "action_tokens": "maximum number of tokens in a reply",
+    "prompt_tokens": "maximum number of tokens in the system message and the first user message",
+}
+"""Help of the options for the fields of `Budget`."""
+
+
 def _add_budget(parser: argparse.ArgumentParser) -> None:
     from cwm_core.environments import Budget
 
@@ -108,7 +119,13 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     for field in fields(Budget):
         kind: Callable[[str], Any] = seconds if "seconds" in field.name else positive
         flag = f"--{field.name.replace('_', '-')}"
-        group.add_argument(flag, type=kind, default=field.default, metavar="N", help=f"default: {field.default:,}")
+        group.add_argument(
+            flag,
+            type=kind,
+            default=field.default,
+            metavar="N",
+            help=f"{_BUDGET[field.name]} (default: {field.default:,})",
+        )
 
 
 def _agent(args: argparse.Namespace) -> int:

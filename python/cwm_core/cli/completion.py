@@ -1,4 +1,4 @@
-"""`cwm completion`."""
+"""Implement `cwm completion`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cwm import` and `cwm export`."""
+"""Implement `cwm import` and `cwm export`."""
 
 from __future__ import annotations
 

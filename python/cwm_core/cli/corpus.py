@@ -1,4 +1,4 @@
-"""`cwm corpus`."""
+"""Implement `cwm corpus`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def add_corpus(verbs: Any) -> None:
         "cwm corpus contests problems.jsonl --licence CC-BY-4.0 --tokenizer vocabulary -o corpus",
         "Every program runs twice, under two hash seeds, each time in a new process in a sandbox. DIR gets traces and\n"
         "token shards, ready for training. An interrupted or killed run resumes with the same command.\n"
-        "docs/guides/corpus.md says what is kept and why.",
+        "docs/guides/corpus.md explains which traces are kept and why.",
     )
     kinds = parser.add_subparsers(title="what to record", dest="kind", metavar="KIND", required=True)
     _add_functions(kinds)
@@ -69,7 +69,7 @@ def _add_functions(kinds: Any) -> None:
         "--tests", type=Path, action="append", default=[], metavar="PATH",
         help="file or folder with calls to use as examples",
     )  # fmt: skip
-    add("--licence", metavar="SPDX", help="license of sources that do not state theirs; it is allowed")
+    add("--licence", metavar="SPDX", help="license of sources that do not state theirs, which is then allowed")
     add("--budget", type=positive, default=100, metavar="N", help="calls to try for each function (default: 100)")
     add("--calls", type=positive, default=5, metavar="N", help="calls to record for each function (default: 5)")
     add("--endpoint", metavar="URL", help="OpenAI-compatible server to ask for calls too")
@@ -137,7 +137,7 @@ def _add_repository(kinds: Any) -> None:
     parser = kinds.add_parser("repository", help=purpose, description=purpose)
     parser.set_defaults(make=_repository)
     add = parser.add_argument
-    add("path", type=Path, metavar="PATH", help="repository; it is copied")
+    add("path", type=Path, metavar="PATH", help="repository to record, which is copied first")
     add(
         "--package", action="append", default=[], metavar="NAME",
         help="package to record (default: those of the repository)",
@@ -204,7 +204,7 @@ def _add_source(kinds: Any) -> None:
     add = parser.add_argument
     add("function", metavar="MODULE:NAME", help="import path of the function; the current folder is searched too")
     add("arguments", nargs="*", metavar="ARG", help="arguments of the function")
-    add("--licence", metavar="SPDX", help="license of units that do not state theirs; it is allowed")
+    add("--licence", metavar="SPDX", help="license of units that do not state theirs, which is then allowed")
     _add_common(parser)
 
 
@@ -233,7 +233,7 @@ def _add_describe(kinds: Any) -> None:
     parser.set_defaults(run=_describe)
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="IN", help="*.cwmtraces, or a folder of them")
-    add("-o", "--output", required=True, type=Path, metavar="FILE", help="file for chats, one JSON object a line")
+    add("-o", "--output", required=True, type=Path, metavar="FILE", help="file for chats, one JSON object per line")
     add(
         "--endpoint", required=True, metavar="URL",
         help="OpenAI-compatible server, such as http://localhost:8000/v1",
@@ -277,9 +277,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=not_negative, default=0, metavar="N", help="seed of all random choices (default: 0)")
     add(
         "--workers", type=positive, default=os.cpu_count(), metavar="N",
-        help="processes (default: one for each processor)",
+        help="number of processes (default: one per processor)",
     )  # fmt: skip
-    add("--ray", action="store_true", help="work on the Ray cluster of RAY_ADDRESS, or on this machine with Ray")
+    add("--ray", action="store_true", help="run on the Ray cluster of RAY_ADDRESS, or on this machine with Ray")
     add("--max-frames", type=positive, default=2000, metavar="N", help="drop longer traces (default: 2000)")
     add("--max-tokens", type=positive, default=32768, metavar="N", help="drop longer documents (default: 32768)")
     add(
@@ -288,7 +288,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--max-seconds", type=seconds, default=5.0, metavar="S", help="time limit of a program (default: %(default)s)")
     add_json(parser)
-    add("--any-licence", action="store_true", help="keep code of any license, or of an unknown one")
+    add("--any-licence", action="store_true", help="keep code with any license or an unknown one")
     add(
         "--evaluation-set", type=Path, action="append", default=[], metavar="FILE",
         help="*.jsonl of problems that must not be in the corpus",
@@ -304,7 +304,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--keep-secrets", action="store_true", help="do not search for secrets and personal data")
     add(
         "--sandbox", choices=("bubblewrap", "process"), default="bubblewrap",
-        help="'process' only limits programs and does not isolate them: for trusted programs",
+        help="'process' limits resources but provides no isolation: use it only for trusted programs",
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""`cwm debug`: a prompt, or a server for editors, over the debugger of predicted execution."""
+"""Implement `cwm debug`: debug predicted execution at a prompt or from an editor."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def add_debug(verbs: Any) -> None:
         "Step through the predicted execution of a call, without running the program.",
         "cwm debug runs/tiny sort.py --call 'bubble_sort([3, 1, 2])'\n"
         "  cwm debug tiny sort.py --call 'f(2)' --endpoint http://localhost:8000/v1 --tokenizer vocabulary",
-        "MODEL is the folder of a model or, with --endpoint, the name of a model on a completions server that accepts\n"
+        "MODEL is a model folder or, with --endpoint, the name of a model on a completions server that accepts\n"
         "token ids, such as vLLM. The variable CWM_API_KEY holds the server's key. Type `help` at the prompt for the\n"
         "commands, which resemble pdb's. docs/guides/debug.md describes them and the configuration of editors.",
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model, or its name on --endpoint")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="model folder, or the model's name at --endpoint")
     parser.add_argument("program", nargs="?", metavar="FILE", help="Python file that defines the names in EXPR")
     parser.add_argument("--call", metavar="EXPR", help="expression to predict, such as 'f(3)'")
     add_tokenizer(parser)
@@ -62,17 +62,17 @@ def add_debug(verbs: Any) -> None:
         type=positive,
         default=1000,
         metavar="N",
-        help="frames that a command may predict (default: 1000)",
+        help="maximum frames that a command predicts (default: 1000)",
     )
     parser.add_argument(
         "--max-tokens",
         type=positive,
         default=1 << 16,
         metavar="N",
-        help="tokens that a command may predict (default: 65536)",
+        help="maximum tokens that a command predicts (default: 65536)",
     )
     parser.add_argument(
-        "--max-frame-tokens", type=positive, default=4096, metavar="N", help="tokens of a frame (default: 4096)"
+        "--max-frame-tokens", type=positive, default=4096, metavar="N", help="maximum tokens of a frame (default: 4096)"
     )
     parser.add_argument(
         "--dap", action="store_true", help="serve the Debug Adapter Protocol on standard input and output"

@@ -1,4 +1,4 @@
-"""`cwm eval`."""
+"""Implement `cwm eval`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def add_eval(verbs: Any) -> None:
         _eval,
         "Evaluate a model on a file of programs, or patches on software engineering tasks.",
         "cwm eval traces runs/tiny problems.jsonl -o results/traces",
-        "FILE has one JSON object a line: `code` that defines f, `input` with the arguments of f, and `output`, the\n"
+        "FILE has one JSON object per line: `code` that defines f, `input` with the arguments of f, and `output`, the\n"
         "repr of the result. Programs and the model's output run only in a sandbox. Ctrl-C keeps finished results;\n"
         "repeat the command to resume. docs/guides/evaluate.md describes the measures.",
     )
@@ -65,7 +65,7 @@ def _add_custom(tasks: Any) -> None:
         help=purpose,
         description=f"{purpose}\n\n"
         "FUNCTION takes an engine, a list of problems and a seed. For each problem it returns a dict of scores, or a\n"
-        "string with the reason why the problem is left out. See docs/guides/evaluate.md.",
+        "string with the reason that the problem is left out. See docs/guides/evaluate.md.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("function", metavar="MODULE:FUNCTION", help="import path of the function")
@@ -85,10 +85,12 @@ def _add_swe(tasks: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--sandbox", choices=("bubblewrap", "docker", "process"), default="bubblewrap",
-        help="isolation with --by machines; 'process' does not isolate: use it only for trusted patches "
+        help="isolation with --by machines; 'process' provides no isolation: use it only for trusted patches "
         "(default: bubblewrap)",
     )  # fmt: skip
-    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="tasks in parallel (default: 1)")
+    parser.add_argument(
+        "--workers", type=positive, default=1, metavar="N", help="number of parallel tasks (default: 1)"
+    )
     parser.add_argument(
         "--max-seconds", type=seconds, default=1800.0, metavar="S", help="time limit of a task (default: 1800)"
     )
@@ -99,7 +101,7 @@ def _add_swe(tasks: Any) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of all tasks that evaluate a model on problems."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="model folder")
     parser.add_argument("file", type=Path, metavar="FILE", help="problems, *.jsonl")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder for the results")
     add_tokenizer(parser)
@@ -124,7 +126,7 @@ def _add_task(tasks: Any, task: str, purpose: str) -> None:
     )
     if task in ("traces", "termination"):
         parser.add_argument(
-            "--max-frames", type=positive, default=2000, metavar="N", help="frames of a program (default: 2000)"
+            "--max-frames", type=positive, default=2000, metavar="N", help="maximum frames of a program (default: 2000)"
         )
     if task == "traces":
         parser.add_argument(
@@ -150,7 +152,7 @@ def _add_task(tasks: Any, task: str, purpose: str) -> None:
         )  # fmt: skip
         parser.add_argument(
             "--top-p", type=float, default=1.0, metavar="P",
-            help="probability of the set of most likely tokens to sample from (default: 1)",
+            help="nucleus sampling threshold (default: 1)",
         )  # fmt: skip
     if task != "traces":
         parser.add_argument(
@@ -159,7 +161,7 @@ def _add_task(tasks: Any, task: str, purpose: str) -> None:
     if task != "output":
         parser.add_argument(
             "--sandbox", choices=("bubblewrap", "process"), default="bubblewrap",
-            help="isolation of programs; 'process' does not isolate: use it only for trusted ones "
+            help="isolation of programs; 'process' provides no isolation: use it only for trusted ones "
             "(default: bubblewrap)",
         )  # fmt: skip
         parser.add_argument(

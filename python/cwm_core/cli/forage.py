@@ -1,4 +1,4 @@
-"""`cwm forage`."""
+"""Implement `cwm forage`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cwm inspect`."""
+"""Implement `cwm inspect`."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Interruptible:
 
     @property
     def is_interrupted(self) -> bool:
-        """Return whether Ctrl-C was pressed; wait a moment, since the report may be on its way."""
+        """Return whether Ctrl-C was pressed. Wait briefly, because the report of it may not have arrived yet."""
         return self._was_pressed.wait(0.1)
 
     def _watch(self) -> None:

@@ -1,4 +1,4 @@
-"""`cwm train`, `cwm predict` and `cwm demo`."""
+"""Implement `cwm train`, `cwm predict` and `cwm demo`."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def add_predict(verbs: Any) -> None:
         "With --verify, the program also runs in a sandbox, and the command shows differences and scores. The program\n"
         "can import installed packages, but no files beside FILE.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="model folder")
     parser.add_argument("file", metavar="FILE", help="Python file that defines the names in EXPR")
     parser.add_argument("--call", required=True, metavar="EXPR", help="expression to predict, such as 'f(3)'")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the predicted trace for `cwm view`")
@@ -113,7 +113,7 @@ def add_predict(verbs: Any) -> None:
         "--sandbox",
         choices=("bubblewrap", "process"),
         default="bubblewrap",
-        help="isolation for --verify; 'process' does not isolate: use it only for trusted code (default: bubblewrap)",
+        help="isolation for --verify; 'process' provides none: use it only for trusted code (default: bubblewrap)",
     )
     add_json(parser)
     parser.add_argument("--source-lines", action="store_true", help="predict only lines of FILE")
@@ -167,7 +167,7 @@ def load_model(folder: Path, device: str, tokenizer: Path | None = None) -> tupl
     Args:
         folder: Folder of the model.
         device: PyTorch device.
-        tokenizer: Path of the vocabulary; None is the model's folder.
+        tokenizer: Path of the vocabulary. Defaults to the model's folder.
 
     Raises:
         ValueError: The folder or the device is invalid; the message names the folder.

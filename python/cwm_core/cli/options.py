@@ -64,7 +64,7 @@ def add_json(parser: argparse._ActionsContainer) -> None:
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
     """Add `--quiet`, which every verb has."""
-    parser.add_argument("-q", "--quiet", action="store_true", help="print no progress and notes; still print errors")
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not print progress or notes; still print errors")
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -127,17 +127,17 @@ def write(text: str) -> None:
 
 
 def positive(text: str) -> int:
-    """Parse a whole number of at least 1, as an argument type."""
+    """Parse a positive integer, for argparse."""
     return _at_least(1, text)
 
 
 def not_negative(text: str) -> int:
-    """Parse a whole number of at least 0, as an argument type."""
+    """Parse a nonnegative integer, for argparse."""
     return _at_least(0, text)
 
 
 def loop_budget(text: str) -> tuple[int, int]:
-    """Parse FIRST,LAST, as an argument type."""
+    """Parse FIRST,LAST, for argparse."""
     first, comma, last = text.partition(",")
     if not comma:
         raise argparse.ArgumentTypeError(f"expected FIRST,LAST, got {text!r}")
@@ -151,7 +151,7 @@ def _at_least(least: int, text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """Parse a positive number of seconds, as an argument type."""
+    """Parse a positive number of seconds, for argparse."""
     try:
         value = float(text)
     except ValueError:
@@ -162,7 +162,7 @@ def seconds(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """Parse a number from 0 to 1, as an argument type."""
+    """Parse a number from 0 to 1, for argparse."""
     try:
         value = float(text)
     except ValueError:

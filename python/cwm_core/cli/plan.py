@@ -1,4 +1,4 @@
-"""`cwm plan`."""
+"""Implement `cwm plan`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cwm record` and `cwm view`."""
+"""Implement `cwm record` and `cwm view`."""
 
 from __future__ import annotations
 

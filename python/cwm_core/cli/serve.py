@@ -1,4 +1,4 @@
-"""`cwm serve`."""
+"""Implement `cwm serve`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_serve(verbs: Any) -> None:
         f"--api-key-file or of the variable {KEY_VARIABLE}. Ctrl-C and SIGTERM stop the server after the running\n"
         "requests.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="model folder")
     add_tokenizer(parser)
     parser.add_argument("--name", help="name of the model in requests (default: the folder's name)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
@@ -38,9 +38,11 @@ def add_serve(verbs: Any) -> None:
         "--max-queue", type=positive, default=256, metavar="N", help="sequences that may wait (default: 256)"
     )
     parser.add_argument(
-        "--max-length", type=positive, metavar="N", help="tokens of prompt and answer (default: the model's)"
+        "--max-length", type=positive, metavar="N", help="maximum tokens of prompt and answer (default: the model's)"
     )
-    parser.add_argument("--max-tokens", type=positive, metavar="N", help="tokens of an answer (default: no limit)")
+    parser.add_argument(
+        "--max-tokens", type=positive, metavar="N", help="maximum tokens of an answer (default: no limit)"
+    )
     parser.add_argument(
         "--clamp-max-tokens",
         action="store_true",

@@ -1,4 +1,4 @@
-"""`cwm tokenize` and `cwm pack`."""
+"""Implement `cwm tokenize` and `cwm pack`."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def add_pack(verbs: Any) -> None:
         "Plans one epoch from the lengths of the documents. Reads no tokens and writes nothing.",
     )
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="folders of shards")
-    parser.add_argument("--seq-len", required=True, type=positive, metavar="N", help="tokens in a row")
+    parser.add_argument("--seq-len", required=True, type=positive, metavar="N", help="tokens per row")
     parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="rows in a step (default: 1)")
     parser.add_argument(
         "--packing",

@@ -176,7 +176,7 @@ def show_modules_by_name() -> None:
 
 
 def record_runs(server: SandboxServer, runs: list[dict[str, Any]], answers: int) -> NoReturn:
-    """In the child: record the runs, write an answer after each, and exit at once."""
+    """Record the runs in the child, write an answer after each, and exit immediately."""
     try:
         os.setsid()
         os.dup2(server.null, 2)
@@ -269,10 +269,10 @@ def watch(child: int, read: int, seconds: float, max_bytes: int) -> tuple[bytes,
         child: Id of the process.
         read: Descriptor to read from.
         seconds: Time limit.
-        max_bytes: Limit on what is kept. One more byte is kept to show that the child wrote more.
+        max_bytes: Maximum output. One more byte is returned to show that the child wrote more.
 
     Returns:
-        What the child wrote, and how it ended, as in `os.waitstatus_to_exitcode`, or None if it has not ended in time.
+        The child's output, and its exit code as in `os.waitstatus_to_exitcode`, or None if it did not exit in time.
     """
     output = bytearray()
     deadline = time.monotonic() + seconds

@@ -30,7 +30,7 @@ from .prelude import import_paths, with_prelude
 from .unit import Unit
 
 MAX_LINE_BYTES = 256 << 20
-"""Limit on the line of a problem with all its solutions and tests."""
+"""Maximum length of the line of a problem with all its solutions and tests."""
 _PYTHON3 = (3, "PYTHON3")  # in the enumeration of CodeContests
 _MAX_INT_DIGITS = 4000  # CPython converts at most 4300 by default
 _ENDED_WELL = (None, "SystemExit()", "SystemExit(0)", "SystemExit(None)")
@@ -117,8 +117,8 @@ def units(
         seed: Seed of the choice.
         solutions: Solutions of a problem.
         inputs: Inputs of a solution, drawn from the smallest.
-        max_input_chars: Limit on an input; longer ones are left out.
-        max_code_chars: Limit on a solution; longer ones are left out.
+        max_input_chars: Maximum length of an input; longer ones are left out.
+        max_code_chars: Maximum length of a solution; longer ones are left out.
 
     Raises:
         ValueError: `solutions` is less than 2 or `inputs` is less than 1.
@@ -298,7 +298,7 @@ def _digest(answer: str) -> str:
 
 
 def _close(word: str, wanted: str, tolerance: float | None) -> bool:
-    """Return whether two words are equal, or are close numbers of which at least one has decimals."""
+    """Return whether two words are equal, or are close numbers and at least one has decimals."""
     if word == wanted or tolerance is None:
         return word == wanted
     if word.lstrip("+-").isdecimal() and wanted.lstrip("+-").isdecimal():

@@ -1,7 +1,7 @@
 """Describe traces in natural language: ask a model for a description, and compare what it states with the trace.
 
 A description states values between backticks. `key_values` defines which values it must state, and `faults` which
-values it may state. Nothing that a model wrote is run.
+values it may state. Text that a model wrote never runs.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _ORDINALS = re.compile(
 
 
 class FaultKind(StrEnum):
-    """How a description can be wrong."""
+    """Kind of error in a description."""
 
     EMPTY = "empty"
     """It states nothing."""
@@ -71,7 +71,7 @@ class FaultKind(StrEnum):
 
 
 CONTEXT_EXCEEDED = "longer than the model's context"
-"""Why a trace was given up without another attempt."""
+"""Reason that a trace was given up without another attempt."""
 
 
 class KeyValue(NamedTuple):
@@ -84,12 +84,12 @@ class KeyValue(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A fault of a description."""
+    """An error in a description."""
 
     reason: FaultKind | AnswerProblem
     """Kind of the fault."""
     detail: str
-    """What the description gets wrong."""
+    """Errors in the description."""
 
 
 def key_values(trace: Trace) -> list[KeyValue]:
@@ -116,7 +116,7 @@ def key_values(trace: Trace) -> list[KeyValue]:
 
 
 def faults(trace: Trace, description: str) -> list[Fault]:
-    """Return what a description gets wrong; an empty list if it agrees with the trace.
+    """Return the errors in a description; an empty list if it agrees with the trace.
 
     A description states the Python literals in the code between backticks (of nested literals, the outermost) and the
     numbers in the prose, except those that number items, steps, or lines.
@@ -163,12 +163,12 @@ def steps(trace: Trace) -> str:
 
 
 class Describer:
-    """Asks for descriptions, and asks again if one has faults.
+    """Requests descriptions from a model, and retries if one has errors.
 
     Attributes:
         failures: Numbers of failed attempts by reason: a `FaultKind`, an `AnswerProblem`, or `CONTEXT_EXCEEDED`.
         described: Number of traces that were described.
-        given_up: Number of traces that no attempt described.
+        given_up: Number of traces for which all attempts failed.
     """
 
     def __init__(self, generate: Generate, *, attempts: int = 3, template: str = TEMPLATE) -> None:
@@ -176,7 +176,7 @@ class Describer:
 
         Args:
             generate: Language model to ask.
-            attempts: Limit on attempts for a trace.
+            attempts: Maximum number of attempts for a trace.
             template: Prompt with the fields `{code}` and `{steps}`.
 
         Raises:

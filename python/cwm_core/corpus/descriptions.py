@@ -17,7 +17,7 @@ from ..trace import StoredTrace, TraceReader
 from .describe import Describer, source_of
 
 GIVEN_UP = ".given-up"
-"""Suffix of the file that lists the traces that no attempt described, one object with `key` and `trace` a line."""
+"""Suffix of the JSONL file that lists traces without a correct description, by `key` and `trace`."""
 
 _CANCEL_SECONDS = 2.0  # for requests to end after an interruption
 
@@ -93,7 +93,7 @@ def describe_stores(
 
 
 class _Entry(NamedTuple):
-    """A trace of a store with what distinguishes it from others."""
+    """A trace of a store with the values that identify it."""
 
     key: str
     digest: str
@@ -125,7 +125,7 @@ def _described(
 
 
 def _cancel(describer: Describer, answers: list[Future[str | None]]) -> None:
-    """Cancel what is being asked. A thread between two requests starts another one, so this repeats for a while."""
+    """Cancel the running requests, repeatedly, because a thread between two requests starts another one."""
     deadline = time.monotonic() + _CANCEL_SECONDS
     while wait(answers, timeout=0).not_done and time.monotonic() < deadline:
         describer.cancel()

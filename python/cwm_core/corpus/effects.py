@@ -37,7 +37,7 @@ from ..trace.recorder import Recorder
 
 
 class Effect(StrEnum):
-    """What a call does beyond computing. The values are the words in files and on the command line."""
+    """Side effect of a call. The values are the words in files and on the command line."""
 
     FILE = "file"
     NETWORK = "network"
@@ -150,7 +150,7 @@ _hooked = False
 
 
 class Effects:
-    """Watches what runs in the `with` block.
+    """Detects the effects of code that runs in the `with` block.
 
     Effects of other threads count too. The body of another module that is imported does not count, unless it reaches
     the network or starts a process. On Python 3.11, threads that end before the block does are seen only with `clocks`.
@@ -290,7 +290,7 @@ def _is_installed(file: str) -> bool:
 
 
 def _profile_function(seen: Effects) -> Callable[[FrameType, str, Any], None]:
-    """Return a function for `sys.setprofile` that looks at calls of C functions."""
+    """Return a function for `sys.setprofile` that detects effects of calls to C functions."""
     effects: dict[Any, Effect] = {}
     for table, effect in (
         (_CLOCKS, Effect.CLOCK),

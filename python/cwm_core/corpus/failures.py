@@ -1,4 +1,4 @@
-"""Why a run in a recording sandbox gives no trace."""
+"""Define the ways in which a run in a recording sandbox can fail to produce a trace."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class FailureKind(StrEnum):
-    """How a run failed. The values are the words in progress files."""
+    """Kind of failure of a run. The values are the words in progress files."""
 
     DOES_NOT_COMPILE = "does not compile"
     RAISED_BEFORE_CALL = "raised before the call"
@@ -56,7 +56,7 @@ class RunFailure:
 
     @property
     def by_clock(self) -> bool:
-        """Whether a clock ended the run, so that another run may end differently."""
+        """Whether a time limit ended the run, so that another run may end differently."""
         return self in (CLOCK, CPU_CLOCK)
 
 

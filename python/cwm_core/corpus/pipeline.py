@@ -41,7 +41,7 @@ CHUNK_ITEMS = 16
 
 @dataclass(frozen=True)
 class Summary:
-    """What a corpus holds."""
+    """Contents of a corpus."""
 
     items: int
     """Items of the source that are done."""
@@ -79,14 +79,14 @@ def make_corpus(
 ) -> Summary:
     """Record items and keep the samples that pass the filters; see `output.py` for the files.
 
-    A run resumes where an earlier one ended, however it ended. The corpus is the same as of one uninterrupted run, and
-    the same for every pool. Ctrl-C (`KeyboardInterrupt`) writes a smaller part with what is done, reports it to
+    A run resumes where an earlier one ended. The corpus is identical to that of an uninterrupted run and
+    independent of the pool. Ctrl-C (`KeyboardInterrupt`) writes a smaller part with what is done, reports it to
     `progress`, and is raised.
 
     Args:
         folder: Folder of the corpus.
         items: Items of the source, in the same order in every run. Pools of several processes pickle them.
-        settings: What to keep, and how.
+        settings: Settings that decide which samples to keep.
         description: Description of the items, as JSON. The folder keeps it with the settings, and a later run must have
             the same.
         work: Turns items into samples. Pools of several processes pickle it.
@@ -173,7 +173,7 @@ def _in_chunks(items: Iterator[Item], size: int, part_items: int, taken: int) ->
 
 
 def _do_work(settings: CorpusSettings, work: Work, items: list[Any]) -> ChunkResult:
-    """In a recording process: return the number of items and their samples."""
+    """Return the number of items and their samples. Runs in a recording process."""
     return len(items), work(items, _recorder(settings))
 
 
@@ -201,7 +201,7 @@ class _ThisProcess:
 
 
 def _as_json(settings: CorpusSettings) -> dict[str, Any]:
-    """Return the settings as corpora have always stored them, so that old ones resume."""
+    """Return the settings in the form on disk, which stays the same so that old corpora resume."""
     values = asdict(replace(settings, filters=()))
     values["backend"] = values.pop("sandbox")
     values["filters"] = list(map(_name, settings.filters))

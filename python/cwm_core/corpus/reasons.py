@@ -1,4 +1,4 @@
-"""Why a sample is dropped."""
+"""Define the reasons for dropping a sample."""
 
 from __future__ import annotations
 

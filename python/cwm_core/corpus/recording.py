@@ -35,18 +35,18 @@ from .unit import HASH_SEEDS, Unit
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """Which samples a corpus keeps, and in which form."""
+    """Settings that decide which samples a corpus keeps and how it stores them."""
 
     tokenizer: str
     """Path of the tokenizer, as in `Tokenizer.load`."""
     max_frames: int = 2000
-    """Limit on frames; longer traces are dropped. This limit decides which traces are too long, not a clock."""
+    """Maximum number of frames; longer traces are dropped. This limit, not a timer, decides what is too long."""
     min_frames: int = 4
-    """Frames that a trace must have."""
+    """Minimum number of frames in a trace."""
     max_tokens: int | None = 32768
-    """Limit on tokens of a document; None for no limit."""
+    """Maximum number of tokens in a document; None for no limit."""
     context_tokens: int | None = None
-    """Tokens of context to show: what the trace touched of its source. None shows the whole file."""
+    """Maximum tokens of source context, reduced to the parts that the trace touched. None shows the whole file."""
     allow_effects: frozenset[str] = frozenset()
     """Values of `Effect` that do not drop a sample."""
     licences: frozenset[str] | None = PERMISSIVE
@@ -86,12 +86,12 @@ class DroppedSample(NamedTuple):
     id: str
     """Id of the sample."""
     drop: Drop
-    """Why the sample was dropped."""
+    """Reason that the sample was dropped."""
 
 
 @dataclass
 class SandboxPair:
-    """Two sandboxes with two hash seeds, for calls of one module or for any source text; a context manager.
+    """A context manager with two sandboxes that differ in hash seed, for calls of one module or for any source text.
 
     Raises:
         SandboxError: The sandbox does not work on this machine.
@@ -127,7 +127,7 @@ class SandboxPair:
         """Yield both recordings of each run. The second one watches clocks and randomness too, and costs more."""
         first, second = self.sandboxes
         once = list(first.run(self._complete(run, "io") for run in runs))
-        # A run that failed is dropped whatever a second run does.
+        # A failed run is dropped regardless of a second run.
         recorded = [run for run, result in zip(runs, once, strict=True) if result.trace is not None]
         again = second.run(self._complete(run, "all") for run in recorded)
         return ((result, result if result.trace is None else next(again)) for result in once)
@@ -260,7 +260,7 @@ class SampleRecorder:
         return replace(sample, code=sample.trace.context)
 
     def close(self) -> None:
-        """End every sandbox."""
+        """Close every sandbox."""
         while self._pairs:
             self._pairs.popitem()[1].close()
 

@@ -70,7 +70,7 @@ class Suite:
     """Result of running a test suite."""
 
     completed: machines.Completed
-    """How pytest ended, and its output."""
+    """Exit status of pytest, and its output."""
     stores: tuple[Path, ...]
     """Recordings, one of each process. The suite controls what they hold, and they may be damaged."""
     lost: tuple[str, ...]
@@ -105,8 +105,8 @@ def record_repository(
         arguments: Arguments of pytest.
         options: More options of the plugin by name: `{"per-site": 2}` is `--cwm-per-site 2`.
         seed: Seed of the choice among calls, and value of PYTHONHASHSEED.
-        seconds: Limit on the time of the suite.
-        max_bytes: Limit on the size of all recordings together; recordings beyond it are lost.
+        seconds: Maximum duration of the suite.
+        max_bytes: Maximum total size of the recordings; further recordings are lost.
         wheel: Wheel of cwm-core for the interpreter of the machine.
 
     Raises:
@@ -147,7 +147,7 @@ def recorded_twice(
     report: Callable[[str], None] = lambda text: None,
     **suite: Any,
 ) -> Iterator[Sample]:
-    """Run a test suite under two hash seeds, each on a machine of its own, and yield the samples with both recordings.
+    """Run a test suite under two hash seeds, each on its own machine, and yield the samples with both recordings.
 
     The recordings stay in `folder`. A later call with the same settings uses them.
 
@@ -221,7 +221,7 @@ def read_recording(
 
     The `id` of a sample names the test, the function, the call site, and the number of the call. `code` is the file
     that the call entered. `call` shows the arguments as they were recorded, and is an expression if they are. With the
-    numbers that the suite was recorded with, the result is the same however its tests were spread over processes.
+    numbers that the suite was recorded with, the result does not depend on how its tests were spread over processes.
     Recordings that are damaged or that the plugin did not write are left out.
 
     Args:

@@ -28,7 +28,7 @@ class Sample:
     again: Trace | None = None
     """Second recording of the same call, from a process with another hash seed."""
     effects: frozenset[str] = frozenset()
-    """What the call did beyond computing; values of `Effect`."""
+    """Side effects of the call, as values of `Effect`."""
     paths: tuple[str, ...] = ()
     """Folders, besides those of the standard library, that the source imports from."""
 
@@ -40,7 +40,7 @@ class Drop:
     reason: DropReason | str
     """Reason to count: a `DropReason`, or one of a few fixed texts of a filter of your own."""
     detail: str = ""
-    """What the filter found in this sample."""
+    """Details that the filter found in this sample."""
 
 
 class Filter(Protocol):

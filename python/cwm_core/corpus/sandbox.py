@@ -77,7 +77,7 @@ class RunResult:
     trace: Trace | None
     """The recording; None if the run failed."""
     failure: RunFailure | None
-    """Why there is no trace."""
+    """Failure that prevented a trace."""
     effects: frozenset[Effect]
     """Effects seen, if they were watched."""
     seconds: float
@@ -86,12 +86,12 @@ class RunResult:
 
     @property
     def reason(self) -> str | None:
-        """Text of the failure, as files count it."""
+        """Text of the failure, as in the counts on disk."""
         return None if self.failure is None else str(self.failure)
 
     @property
     def by_clock(self) -> bool:
-        """Whether a clock ended the run, so that another run may end differently."""
+        """Whether a time limit ended the run, so that another run may end differently."""
         return self.failure is not None and self.failure.by_clock
 
 

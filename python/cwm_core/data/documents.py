@@ -231,7 +231,7 @@ class TextKind(DocumentKind[str]):
         return str(row["text"])
 
     def encode(self, tokenizer: Tokenizer, content: str) -> TrainingDocument:
-        """Encode the text between `<|begin_of_text|>` and `<|end_of_text|>`, if the vocabulary has these tokens."""
+        """Encode the text and wrap it in `<|begin_of_text|>` and `<|end_of_text|>` if the vocabulary has them."""
         special = tokenizer.special_tokens
         begin, end = (
             np.array([special[name]] if name in special else [], np.int32) for name in (BEGIN_OF_TEXT, END_OF_TEXT)

@@ -55,7 +55,7 @@ class Bucket:
     seq_len: int | None = None
     """Tokens in a row; None for the loader's `seq_len`."""
     global_window: int | None = None
-    """Limit on the attention window of global layers, passed on as `Batch.global_window`."""
+    """Maximum attention window of global layers, passed on as `Batch.global_window`."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from .frames import SourceError
 MAX_MESSAGE_BYTES = 4 << 20
 MAX_HEADER_BYTES = 8 << 10
 MAX_CHILDREN = 1000
-"""Limit of the variables shown of a value or a scope."""
+"""Maximum number of variables to show for a value or a scope."""
 
 _LAST_FRAME_SECONDS = 5.0  # to finish the current frame when the client leaves
 

@@ -33,7 +33,7 @@ _SHOWN_CHARS = 300
 
 
 class StopReason(StrEnum):
-    """The reason why a command of the debugger stopped."""
+    """The reason that a command of the debugger stopped."""
 
     STEP = "step"
     """The command reached its destination."""
@@ -105,7 +105,7 @@ class Stop:
     """The outcome of a command."""
 
     reason: StopReason
-    """Reason why the command stopped."""
+    """Reason that the command stopped."""
     message: str = ""
     """Explanation for the user; may be empty."""
 
@@ -171,8 +171,8 @@ class Debugger:
             call: The expression.
             seed: Number of the sample, which matters at temperatures above 0.
             temperature: Sampling temperature; 0 takes the most likely token.
-            max_frames: Limit of frames that a command predicts.
-            max_tokens: Limit of tokens that a command predicts.
+            max_frames: Maximum number of frames that a command predicts.
+            max_tokens: Maximum number of tokens that a command predicts.
 
         Raises:
             ValueError: The vocabulary lacks a special token of the trace format.
@@ -231,7 +231,7 @@ class Debugger:
         A RETURN or EXCEPTION frame shows no variables, so it has those of the previous frame of its activation.
 
         Args:
-            frame: Index of a frame; None is the current one.
+            frame: Index of a frame. Defaults to the current one.
             level: Activation at that frame: 0 is the innermost, 1 its caller.
 
         Raises:
@@ -304,9 +304,9 @@ class Debugger:
         """Go to a frame, discard the frames after it, and predict another sample from there.
 
         Args:
-            seed: Number of the sample; None is the next one.
+            seed: Number of the sample. Defaults to the next one.
             temperature: Sampling temperature; None keeps it, but changes 0, at which all samples are equal, to 1.
-            frame: Index of the frame; None is the current one.
+            frame: Index of the frame. Defaults to the current one.
 
         Raises:
             DebuggerError: There is no such frame.

@@ -87,7 +87,7 @@ class EngineFrames:
 
         Args:
             engine: An engine with a tokenizer.
-            max_frame_tokens: Limit of the tokens of a frame.
+            max_frame_tokens: Maximum number of tokens in a frame.
             constrained: Generate only well-formed frames; only the limit can cut them.
             options: Further arguments of `Engine.generate`.
 
@@ -142,16 +142,16 @@ class ServerFrames:
         timeout: float = 120.0,
         retries: int = 2,
     ) -> None:
-        """Prepare requests; nothing is sent yet.
+        """Prepare requests without sending any.
 
         Args:
             base_url: Address before `/completions`, such as `http://localhost:8000/v1`.
             model: The name of the model on the server; None if the server needs none.
             tokenizer: The vocabulary of the model.
             api_key: The key of the server, if it needs one.
-            max_frame_tokens: Limit of the tokens of a frame.
+            max_frame_tokens: Maximum number of tokens in a frame.
             timeout: Seconds for a frame, including retries and the list of models.
-            retries: Limit of retries after failures that may pass; see `support.http.Client`.
+            retries: Maximum number of retries after temporary failures; see `support.http.Client`.
 
         Raises:
             ValueError: The address is not an HTTP URL or may contain a secret, or the vocabulary lacks a special token

@@ -40,7 +40,7 @@ class Recipe:
     steps: int = 1250
     """Training steps."""
     seed: int = 0
-    """Seed of everything that is drawn."""
+    """Seed of all random choices."""
     model: dict[str, Any] = field(
         default_factory=lambda: {
             "hidden_size": 128,

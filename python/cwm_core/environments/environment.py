@@ -65,7 +65,7 @@ class _Episode:
     diff: bytes | None = None
     done: bool = False
     folder: str | None = None
-    """Working directory of the shell, quoted; None is the root of the repository."""
+    """Working directory of the shell, quoted; None means the root of the repository."""
 
 
 class Environment:
@@ -96,7 +96,7 @@ class Environment:
             count_tokens: Returns the number of tokens of a text. Without it, the length of the context is not limited.
             tools: Tools in addition to the built-in ones.
             reward: Judges the submitted diff.
-            **changes: Fields of `profile` to replace, such as ``max_turns=20``.
+            **changes: Fields of `profile` to replace, such as `max_turns=20`.
 
         Raises:
             TypeError: `profile` has no such field.

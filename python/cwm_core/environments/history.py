@@ -6,7 +6,7 @@ from .protection import CACHES
 SECONDS = 300.0
 
 # Compiled files are part of the history. The agent's commits need an identity, caches of tests do not belong in its
-# diffs, and diffs of files with CRLF must keep these line ends whatever the attributes say.
+# diffs, and diffs of files with CRLF must keep these line ends regardless of the attributes.
 FORGET = f"""
 find . -name __pycache__ -type d -prune -exec rm -rf {{}} + &&
 rm -rf .git && git init -q && mkdir -p .git/info &&
@@ -18,7 +18,7 @@ git add -A && git commit -q --no-verify --allow-empty -m Start
 
 
 def forget_history(machine: Machine) -> None:
-    """Replace the git repository by a new one with a single commit of the current files.
+    """Replace the git repository with a new one that has a single commit of the current files.
 
     Otherwise, `git diff` would show the patch that broke the repository, and `git log` the code before it.
 

@@ -50,7 +50,7 @@ class TestRun:
     outcomes: dict[str, Outcome]
     """Outcomes by names of tests (pytest's node ids)."""
     problem: str | None
-    """Reason why there are no outcomes, or None."""
+    """Reason that there are no outcomes, or None."""
     completed: machines.Completed
     """Result of the command."""
     files: tuple[str, ...] = ()
@@ -98,7 +98,7 @@ def run_tests(
 
 
 def hidden_names(machine: Machine, command: str, names: Iterable[str], *, seconds: float) -> set[str] | None:
-    """Return the names that are taken, so that a new module would hide another one from pytest; see `_imports`.
+    """Return module names in use. A new module with such a name would hide another one from pytest; see `_imports`.
 
     None means that pytest made no report.
     """
@@ -146,8 +146,8 @@ def read_file(machine: Machine, path: str) -> bytes:
 def outcome_of(name: str, outcomes: dict[str, Outcome]) -> Outcome:
     """Return the outcome of a test, or "missing" if it did not run.
 
-    Several hundred names in SWE-bench Verified are cut within their parameters. Such a name stands for all tests with
-    that prefix, if they agree on whether they passed.
+    Several hundred names in SWE-bench Verified are truncated within their parameters. Such a name refers to all tests
+    with that prefix, if they agree on whether they passed.
     """
     if name in outcomes:
         return outcomes[name]

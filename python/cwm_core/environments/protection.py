@@ -33,7 +33,7 @@ CACHES = ("__pycache__", ".pytest_cache", ".hypothesis", ".mypy_cache", ".ruff_c
 
 
 def is_test(path: str) -> bool:
-    """Return whether a file is a test, by the naming conventions of pytest and of folders."""
+    """Return whether a file is a test, by its name as in pytest, or by its folder."""
     return _has_test_name(path) or not TEST_FOLDERS.isdisjoint(PurePosixPath(path).parts[:-1])
 
 

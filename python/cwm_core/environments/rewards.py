@@ -18,7 +18,7 @@ class Reward:
     value: float
     """Reward, from 0 to 1."""
     reason: str
-    """Why the reward has this value."""
+    """Reason for the reward."""
     fail_to_pass: dict[str, Outcome] = field(default_factory=dict)
     """Outcomes of the task's `fail_to_pass` tests; empty if they did not run."""
     pass_to_pass: dict[str, Outcome] = field(default_factory=dict)

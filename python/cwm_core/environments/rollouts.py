@@ -174,7 +174,7 @@ def run_rollouts(
         seed: Seed. The seed of a rollout depends on it and on the rollout's name.
         budget: Limits of each rollout; None is `Budget()`.
         backend: See `Environment`. It is sent to other processes.
-        workers: Number of concurrent rollouts; None is the number of processors.
+        workers: Number of concurrent rollouts. Defaults to the number of processors.
         ray: Run the environments on a Ray cluster; see `support.cluster.ray_cluster`. The agent stays in this process.
             The tasks' folders must exist on the cluster under the same paths.
         system: The system message; None is `system_prompt(tools=tools)`, "" is none.

@@ -62,7 +62,7 @@ class Applied:
     """Result of applying a submission."""
 
     problem: str | None = None
-    """Reason why nothing was applied, or None."""
+    """Reason that nothing was applied, or None."""
     ignored: dict[str, str] = field(default_factory=dict)
     """Paths that the submission may not change, with reasons. The tree has their original content."""
 
@@ -86,7 +86,7 @@ def apply_submission(machine: Machine, task: Task, diff: bytes, *, seconds: floa
 
 
 class _Failed(Exception):
-    """A command failed; the text has the consequence and the output."""
+    """A command failed. The message contains the consequence and the output."""
 
 
 class _Submission:

@@ -26,7 +26,7 @@ class Task:
     folder: Path | None = None
     """Folder of the repository on this host."""
     image: str | None = None
-    """Docker image. None is the image of the backend, into which `folder` is copied."""
+    """Docker image. If None, `folder` is copied into the backend's image."""
     workdir: str | None = None
     """Folder of the repository in the image."""
     patch: str = ""
@@ -36,7 +36,7 @@ class Task:
     are named, or the command contains "pytest", the report of pytest decides. Otherwise, exit code 0 is success, which
     code under test can forge by ending the process."""
     test_files: tuple[str, ...] | None = None
-    """Arguments to append to `test_command`. None is the files of the named tests. An empty tuple keeps the command
+    """Arguments to append to `test_command`. If None, the files of the named tests. An empty tuple keeps the command
     that found the tests, so that pytest uses the same root and configuration."""
     test_patch: str = ""
     """Diff of tests that the agent does not see, applied after the submitted diff."""

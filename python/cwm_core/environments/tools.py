@@ -30,7 +30,7 @@ class Tool(Protocol):
     """A tool to give to an agent in addition to the built-in ones: a function of a machine and a text.
 
     The function's name is the tool's name, and its docstring describes the tool in the system message. An agent calls
-    it with ``<tool: NAME>``, the text, and ``</tool>``. The agent reads what the function returns, or the text of a
+    it with `<tool: NAME>`, the text, and `</tool>`. The agent reads what the function returns, or the text of a
     ValueError that it raises. Any other exception fails the rollout.
     """
 
@@ -98,7 +98,7 @@ class Edit:
 def parse_action(text: str, more: Collection[str] = ()) -> Call | None:
     """Return the tool call of a message, or None for a message without a call, which ends the episode.
 
-    Reasoning is skipped: a message that begins with ``<think>`` is read after its ``</think>``. If the opening tag's
+    Reasoning is skipped: a message that begins with `<think>` is read after its `</think>`. If the opening tag's
     line ends in CRLF, every CRLF of the call is read as a line feed.
 
     Args:

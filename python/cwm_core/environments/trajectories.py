@@ -63,7 +63,7 @@ class Trajectory:
     name: str
     """Name, unique in a file."""
     task: Task
-    """Task."""
+    """Task that the agent worked on."""
     seed: int
     """Seed of the agent's sampling."""
     settings: dict[str, Any]

@@ -203,7 +203,7 @@ def ray_workers(
         backend: Backend of the environments.
         options: Further arguments of the environments.
         seconds: Time limit of an answer, in seconds.
-        count: Number of workers; None is the number of processors.
+        count: Number of workers. Defaults to the number of processors.
     """
     processors = ray.cluster_resources()["CPU"]
     count = count or int(processors)

@@ -1,4 +1,4 @@
-"""Ask a model questions from templates, and extract its answers. Nothing that the model writes runs here."""
+"""Ask a model questions from templates, and extract its answers. This module never runs what the model writes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def ask(
         style: "completion" takes the rest of the line after the text as the answer. "chat" sends the text as a user
             message and extracts the answer with `answer_of_chat`. "reasoning" switches reasoning on and reads only the
             text after it.
-        max_new_tokens: Limit of the tokens of an answer.
+        max_new_tokens: Maximum number of tokens in an answer.
         sampling: Further arguments of `Engine.generate`.
 
     Raises:

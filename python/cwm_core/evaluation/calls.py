@@ -47,8 +47,8 @@ def evaluate_output(
         template: File with the question, with the fields `{code}` and `{input}`; None uses the built-in one.
         samples: Number of answers to each problem. The report has pass@k for k of 1, 5, 10, 100 and `samples`.
         temperature: Sampling temperature; 0 takes the most likely token.
-        top_p: Probability of the smallest set of most likely tokens to sample from.
-        max_new_tokens: Limit of the tokens of an answer.
+        top_p: Nucleus sampling threshold.
+        max_new_tokens: Maximum number of tokens in an answer.
         options: Arguments of `run_batches`: `folder`, `batch`, `seed`, `progress` and `settings`.
 
     Raises:
@@ -123,8 +123,8 @@ def evaluate_input(
         template: File with the question, with the fields `{code}` and `{output}`; None uses the built-in one.
         samples: Number of answers to each problem. The report has pass@k for k of 1, 5, 10, 100 and `samples`.
         temperature: Sampling temperature; 0 takes the most likely token.
-        top_p: Probability of the smallest set of most likely tokens to sample from.
-        max_new_tokens: Limit of the tokens of an answer.
+        top_p: Nucleus sampling threshold.
+        max_new_tokens: Maximum number of tokens in an answer.
         limits: Limits of each program; see `Limits`.
         sandbox: Isolation of the programs. Use "process" only for trusted programs and models.
         options: Arguments of `run_batches`: `folder`, `batch`, `seed`, `progress` and `settings`.

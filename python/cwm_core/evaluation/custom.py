@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from ..inference import Engine
 
 Scores = Mapping[str, float | bool | None]
-"""Scores of one problem by name; None for a score that the problem does not have."""
+"""Scores of one problem by name. None if a score does not apply to the problem."""
 
 
 class Task(Protocol):
     """A function that scores a model on a batch of problems."""
 
     def __call__(self, engine: Engine, problems: Sequence[Problem], seed: int) -> Sequence[Scores | str]:
-        """Return the scores of each problem, in order, or the reason why it is left out.
+        """Return the scores of each problem, in order, or the reason that it is left out.
 
         Args:
             engine: The engine of the model, with a tokenizer.
             problems: The problems of the batch.
-            seed: Seed of all that is drawn at random for this batch.
+            seed: Seed of all random choices for this batch.
         """
         ...
 
@@ -42,7 +42,7 @@ def evaluate_task(
         engine: The engine of the model.
         problems: Problems of `read_problems`.
         task: The task.
-        name: Name of the task in the report; None is the name of the function.
+        name: Name of the task in the report. Defaults to the name of the function.
         options: Arguments of `run_batches`: `folder`, `batch`, `seed`, `progress` and `settings`.
 
     Raises:

@@ -58,8 +58,8 @@ def evaluate_traces(
     Args:
         engine: An engine with a tokenizer, or an object with the same `generate` and `tokenizer`.
         problems: Problems of `read_problems`. The report counts how often a stated `output` equals the recording.
-        max_new_tokens: Limit of the tokens of a prediction.
-        max_frames: Limit of the frames of a recording; longer programs are left out.
+        max_new_tokens: Maximum number of tokens in a prediction.
+        max_frames: Maximum number of frames in a recording; longer programs are left out.
         cruxeval: Include the published scores of CWM 32B. Use it only with the problems of CruxEval.
         limits: Limits of each program; see `Limits`.
         sandbox: Isolation of the programs. Use "process" only for trusted programs.
@@ -154,8 +154,8 @@ def evaluate_termination(
             the probabilities of " yes" and " no".
         template: File with the question, which ends before the answer. Its fields are `{code}`, `{input}` and,
             optionally, `{steps}`. None uses the built-in question.
-        max_frames: Limit of frames.
-        max_new_tokens: Limit of the tokens of a prediction.
+        max_frames: Maximum number of frames.
+        max_new_tokens: Maximum number of tokens in a prediction.
         limits: Limits of each program; see `Limits`.
         sandbox: Isolation of the programs. Use "process" only for trusted programs.
         options: Arguments of `run_batches`: `folder`, `batch`, `seed`, `progress` and `settings`.

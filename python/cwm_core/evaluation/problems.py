@@ -43,7 +43,7 @@ class Problem:
 def read_problems(
     path: str | os.PathLike[str], *, limit: int | None = None, required: Sequence[str] = ("output",)
 ) -> list[Problem]:
-    """Read problems from a file with one JSON object a line.
+    """Read problems from a file with one JSON object per line.
 
     Unknown fields and blank lines are ignored. A missing `id` is the line number, from 1.
 

@@ -31,7 +31,7 @@ class Result:
     values: Mapping[str, Any] = field(default_factory=dict)
     """Values that the task found, as JSON represents them."""
     left_out: str | None = None
-    """Reason why the problem is not scored; None if it is."""
+    """Reason that the problem is not scored; None if it is."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that stands for the result in files."""

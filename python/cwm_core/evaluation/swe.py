@@ -161,7 +161,7 @@ def evaluate_swe(
             images. "machines" runs `environments.judge` with `backend`; it leaves out tasks whose tests are not
             pytest's and tasks whose machine does not open. "auto" is the harness if it can run, else machines.
         folder: Folder for the results and the harness's logs, from which an interrupted evaluation resumes.
-        backend: Backend of the machines; None is a sandbox with the packages installed here.
+        backend: Backend of the machines. Defaults to a sandbox with the packages installed here.
         workers: Number of tasks to judge in parallel.
         seconds: Time limit of the tests of a task; the harness's default is 1,800.
         seed: Seed of the bootstrap.

@@ -23,7 +23,7 @@ class TraceKind(DocumentKind[StoredTrace]):
     endings = (TRACE, STORE)
 
     def has_file(self, path: Path) -> bool:
-        """Return whether the file is not a table: a trace may have any name."""
+        """Return whether the file holds traces: any file that is not a table, because traces may have any name."""
         return not is_table(path)
 
     def read_file(self, path: Path) -> Iterator[tuple[str, StoredTrace]]:

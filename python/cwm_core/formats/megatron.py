@@ -134,7 +134,7 @@ class MegatronWriter:
                 _remove(index)
 
     def discard(self) -> None:
-        """Delete the unfinished files. After `close`, do nothing."""
+        """Delete the unfinished files. Has no effect after `close`."""
         # The files belong to the process that opened them, not to its forks.
         if self._file is not None and self._process == os.getpid():
             _remove(self._file)

@@ -54,11 +54,11 @@ class _Rows:
     mask: NDArray[np.bool_] | None
     """True for tokens in the loss, shape [n]. None if all are."""
     sources: list[str]
-    """Different sources."""
+    """Distinct sources."""
     source_ids: NDArray[np.int64] | None
     """Index in `sources` for each row, shape [rows]. None if all rows have the first source."""
     numbers: NDArray[np.int64]
-    """Number of each row in its file, from 0, shape [rows]."""
+    """Index of each row in its file, shape [rows]."""
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -67,7 +67,7 @@ def export_traces(
         FileExistsError: The target exists.
         OSError: A file cannot be read or written.
         DamagedFileError: The store is damaged.
-        ValueError: The name of the target has another ending.
+        ValueError: The file extension of the target is not supported.
         ModuleNotFoundError: The target is a Parquet file, and pyarrow is not installed.
     """
     target = Path(target)
@@ -106,7 +106,7 @@ def import_traces(
         FileExistsError: The store exists.
         OSError: A file cannot be read or written.
         DamagedFileError: A source is damaged.
-        ValueError: A key occurs twice, or a name has another ending.
+        ValueError: A key occurs twice, or a file extension is not supported.
         TypeError: `sources` is a single string.
         ModuleNotFoundError: A source is a Parquet file, and pyarrow is not installed.
     """

@@ -63,7 +63,7 @@ def attend_to_end(q: Tensor, keys: Tensor, values: Tensor, window: int | None) -
 
 
 def decode_mask(positions: Tensor, span: int, length: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """Return the mask to add to the scores of one query a sequence, [n, span].
+    """Return the mask to add to the scores of one query per sequence, [n, span].
 
     Args:
         positions: Position of each query, [n].
@@ -88,7 +88,7 @@ def key_splits(blocks: int, span: int) -> int:
 
 
 def split_attention(q: Tensor, cached: Tensor, mask: Tensor, splits: int) -> Tensor:
-    """Return the attention of one position a sequence, computed over splits of the keys in parallel.
+    """Return the attention of one position per sequence, computed over splits of the keys in parallel.
 
     The outputs of the splits are weighted by their sums of exponentials.
 
@@ -122,7 +122,7 @@ def split_attention(q: Tensor, cached: Tensor, mask: Tensor, splits: int) -> Ten
 def find_counting_kernel(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Kernel | None:
     """Return PyTorch's `varlen_attn` if it can read only the filled places of each sequence, else None.
 
-    It needs PyTorch 2.11 or later. With one query a sequence and several query heads for each key head, it splits the
+    It needs PyTorch 2.11 or later. With one query per sequence and several query heads for each key head, it splits the
     keys itself: see `seqlenq_ngroups_swapped` in `mha_varlen_fwd`,
     aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp.
     """

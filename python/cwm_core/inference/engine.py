@@ -66,11 +66,11 @@ class Engine:
             model: The model.
             tokenizer: The model's vocabulary, which text prompts need.
             device: Device to move the model to; None leaves it in place.
-            max_batch: Limit of running sequences.
-            max_length: Limit of the tokens of a prompt and its continuation; None is the model's.
-            prefill_chunk: Limit of prompt tokens in one step.
-            max_cache_bytes: Limit of the cache; a sequence waits until it fits. None sets no limit.
-            prefix_bytes: Limit of the copies of computed keys and values for later prompts with the same beginning.
+            max_batch: Maximum number of running sequences.
+            max_length: Maximum number of tokens in a prompt and its continuation. Defaults to the model's.
+            prefill_chunk: Maximum number of prompt tokens in one step.
+            max_cache_bytes: Maximum size of the cache; a sequence waits until it fits. None for no limit.
+            prefix_bytes: Maximum size of the copies of keys and values for later prompts with the same prefix.
             quantize: "int8" or "float8" to quantize the model's weights in place; see `quantize_weights`.
 
         Raises:
@@ -122,7 +122,7 @@ class Engine:
             max_new_tokens: Limit of the tokens after each prompt.
             stop_ids: Tokens that end a sequence; None uses `stop_tokens`.
             temperature: Divisor of the logits; 0 takes the most likely token.
-            top_p: Probability of the smallest set of most likely tokens to sample from.
+            top_p: Nucleus sampling threshold.
             seed: Seed of the samples. They depend on it and on the index of the prompt, not on `max_batch`.
             on_token: Callback `on_token(i, ids)`, called after each token that the model chose for prompt `i` with all
                 tokens after the prompt. Tokens that it returns are appended as if the model had chosen them, and
@@ -410,7 +410,7 @@ class Engine:
             if i in ended:
                 handle.finish_reason = FinishReason.CONSTRAINT
                 events.append(Event(handle, None, float("nan"), False, [], handle.finish_reason))
-            elif handle.finish_reason is None:  # a callback may have cancelled it
+            elif handle.finish_reason is None:  # a callback may have canceled it
                 self._append(handle, token, logprob, tops[i], events)
         return events
 

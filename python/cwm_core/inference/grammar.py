@@ -17,8 +17,8 @@ class TraceGrammar:
     """The grammar of traces in the tokens of a vocabulary. It is immutable; constraints share it.
 
     A token sequence is well formed if and only if `Tokenizer.parse_trace` reads it as complete and without an error,
-    however its texts are split into tokens, and each `..` refers to a value: in a LINE frame, for a variable of the
-    activation's previous CALL or LINE frame, or in the pair `"..": ".."` that stands for omitted variables.
+    regardless of how its texts are split into tokens, and each `..` refers to a value: in a LINE frame, for a variable
+    of the activation's previous CALL or LINE frame, or in the pair `"..": ".."` that stands for omitted variables.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: str | None = None, *, vocab_size: int | None = None) -> None:
@@ -27,7 +27,7 @@ class TraceGrammar:
         Args:
             tokenizer: The vocabulary.
             context: Context whose lines are the only allowed action lines; see `for_context`. None allows all lines.
-            vocab_size: Length of the masks, for models with more ids than the tokenizer; None is the tokenizer's size.
+            vocab_size: Length of the masks, for models with more ids than the tokenizer. Defaults to its size.
 
         Raises:
             ValueError: The vocabulary lacks a special token of the trace format, `vocab_size` is smaller than the
@@ -89,7 +89,7 @@ class TraceConstraint:
         return self._native.allows(token)
 
     def advance(self, token: int) -> None:
-        """Record that `token` was appended. A supplied token may be any that a prompt may contain.
+        """Record that `token` was appended. A supplied token may be any token allowed in a prompt.
 
         Raises:
             ValueError: No trace continues with the token.

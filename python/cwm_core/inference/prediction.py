@@ -95,7 +95,7 @@ def predict_trace(
         engine: An engine with a tokenizer.
         code: The source of the module.
         call: The expression.
-        max_new_tokens: Limit of generated tokens.
+        max_new_tokens: Maximum number of generated tokens.
         constrained: Generate only well-formed traces, which `max_new_tokens` may still cut.
         source_lines: Also restrict action lines to the lines of `code` and its `main()`.
 
@@ -156,7 +156,7 @@ def predict_step(
     Args:
         engine: An engine with a tokenizer.
         trace: The trace, or its token ids.
-        max_new_tokens: Limit of generated tokens.
+        max_new_tokens: Maximum number of generated tokens.
         constrained: Generate only a well-formed frame.
 
     Returns:
@@ -209,7 +209,7 @@ def predict_guided(
         prompts: Prompts, such as those of `trace_prompt`.
         guides: One guide for each prompt, called before each frame with all frames so far. Its line ends in a newline,
             as in traces.
-        max_new_tokens: Limit of new tokens, including those from guides.
+        max_new_tokens: Maximum number of new tokens, including those from guides.
         constrained: Generate only well-formed traces.
 
     Raises:

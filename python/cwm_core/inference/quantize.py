@@ -9,7 +9,7 @@ from ..model import Transformer
 
 
 def quantize_weights(model: Transformer, kind: str, device: str | torch.device | None = None) -> None:
-    """Quantize the linear layers of a model in place, with one scale a row. The model cannot be trained afterwards.
+    """Quantize the linear layers of a model in place, with one scale per row. The model cannot be trained afterwards.
 
     Activations and products keep the model's type. The embedding and the output layer keep their weights: they are 5 %
     of the weights of the 32 B model, and errors of the output layer affect the logits directly.

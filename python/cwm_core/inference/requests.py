@@ -13,7 +13,7 @@ from .sampling import Sampling
 
 
 class FinishReason(StrEnum):
-    """The reason why a sequence ended."""
+    """The reason that a sequence ended."""
 
     STOP = "stop"
     """A stop token."""
@@ -46,15 +46,15 @@ class Request:
     prompt: Sequence[int] | np.ndarray | str
     """Token ids, or text if the engine has a tokenizer."""
     max_new_tokens: int
-    """Limit of new tokens; the engine's `max_length` applies too."""
+    """Maximum number of new tokens; the engine's `max_length` applies too."""
     stop_ids: Iterable[int] | None = None
     """Tokens that end the sequence; None uses `Engine.stop_tokens`."""
     temperature: float = 0.0
     """Divisor of the logits; 0 takes the most likely token."""
     top_p: float = 1.0
-    """Probability of the smallest set of most likely tokens to sample from."""
+    """Nucleus sampling threshold."""
     top_k: int = 0
-    """Number of most likely tokens to sample from; 0 is all."""
+    """Number of most likely tokens to sample from; 0 means all."""
     seed: int | Sequence[int] = 0
     """Seed of the samples, which depend only on it and on the number of tokens after the prompt."""
     top_logprobs: int = 0
@@ -74,7 +74,7 @@ class Handle:
     prompt: np.ndarray
     """Tokens of the prompt, int32 [n]."""
     limit: int
-    """Limit of new tokens, within the engine's `max_length`."""
+    """Maximum number of new tokens, within the engine's `max_length`."""
     sampling: Sampling
     stop_ids: frozenset[int]
     uniforms: np.ndarray

@@ -50,7 +50,7 @@ class ModelRunner:
         self.join_weights()
 
     def join_weights(self) -> None:
-        """Join the weights again if they were replaced; return at once if they were not."""
+        """Join the weights again if they were replaced, else do nothing."""
         layers = self._layers
         self._qkv = [joined(x.self_attn.q_proj, x.self_attn.k_proj, x.self_attn.v_proj) for x in layers]
         self._gate_up = [joined(x.mlp.gate_proj, x.mlp.up_proj) for x in layers]

@@ -21,7 +21,7 @@ class Sampling:
     top_p: float = 1.0
     """Share of the probability left by `top_k` that the smallest set of most likely tokens must reach."""
     top_k: int = 0
-    """Number of most likely tokens to sample from; 0 is all."""
+    """Number of most likely tokens to sample from; 0 means all."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

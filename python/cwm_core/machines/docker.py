@@ -92,7 +92,7 @@ class DockerBackend:
             client.close()
 
     def open(self, task: Workspace) -> "DockerMachine":
-        """Open a fresh container; see `Backend.open`. The image must be on the engine: nothing is pulled."""
+        """Open a fresh container; see `Backend.open`. The image must be on the engine; it is never pulled."""
         image = task.image or self.image
         if image is None:
             raise ValueError(f"task {task.name} names no image; add one to the task or to DockerBackend")

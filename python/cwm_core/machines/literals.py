@@ -1,4 +1,4 @@
-"""Read and compare Python literals in text of a model, without running code and with strict types."""
+"""Read and compare Python literals in model output, without running code and with strict types."""
 
 import ast
 import math
@@ -142,7 +142,7 @@ def _value(node: ast.expr) -> object:
 
 
 def _formatted(part: ast.expr) -> str:
-    """Return the text of a part of an f-string without variables."""
+    """Return the text of one part of an f-string that has no variables."""
     if isinstance(part, ast.Constant):
         return str(part.value)
     assert isinstance(part, ast.FormattedValue)

@@ -66,7 +66,7 @@ def record_program(
     """Record `record_source(code, call, file=file)` in a sandbox and return the trace.
 
     The output of the program is discarded. The program can import from the standard library and `paths`. A trace that a
-    limit of the recorder cut is returned too; see its `truncated`. Nothing that the program does raises an exception
+    limit of the recorder cut is returned too; see its `truncated`. Errors in the program raise no exception
     here.
 
     Args:
@@ -153,7 +153,7 @@ def parse_expression(text: str) -> ast.expr | None:
 
 
 def in_parallel(work: Callable[[Item], Value], items: Iterable[Item]) -> list[Value]:
-    """Return `work(item)` for each item, using a thread per processor. `work` should wait for other processes."""
+    """Return `work(item)` for each item, using one thread per CPU. Suits work that mostly waits for other processes."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:

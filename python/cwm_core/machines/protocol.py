@@ -59,7 +59,7 @@ class Machine(Protocol):
             command: The command.
             stdin: Its standard input.
             seconds: Time limit, in seconds.
-            output_bytes: Bytes of each output stream to keep; None is the backend's limit.
+            output_bytes: Bytes of each output stream to keep. Defaults to the backend's limit.
         """
         ...
 

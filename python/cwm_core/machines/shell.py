@@ -40,7 +40,7 @@ class Program(Protocol):
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended and `exchange` noticed."""
+        """Whether `exchange` has seen the shell end."""
         ...
 
     def exchange(
@@ -79,7 +79,7 @@ class ShellResult:
     timed_out: bool
     """Whether the command exceeded its time limit."""
     restarted: str | None
-    """Reason why a new shell was started, without the old working directory and variables; else None."""
+    """Reason that a new shell was started, without the old working directory and variables; else None."""
     seconds: float
     """Duration, in seconds."""
     folder: str | None = None
@@ -185,7 +185,7 @@ class Shell:
         )
 
     def close(self) -> None:
-        """End the shell and every process that it started."""
+        """Kill the shell and every process that it started."""
         self._program.close()
 
 

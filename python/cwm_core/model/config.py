@@ -73,11 +73,11 @@ class ModelConfig:
     intermediate_size: int = 21_504
     """Width of the feed-forward blocks."""
     num_hidden_layers: int = 64
-    """Layers."""
+    """Number of layers."""
     num_attention_heads: int = 48
-    """Query heads of a layer."""
+    """Number of query heads per layer."""
     num_key_value_heads: int = 8
-    """Key and value heads of a layer; must divide `num_attention_heads`."""
+    """Number of key and value heads per layer; must divide `num_attention_heads`."""
     head_dim: int = 128
     """Size of a head; must be even."""
     sliding_window: int = 8192

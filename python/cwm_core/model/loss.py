@@ -46,7 +46,7 @@ def cross_entropy(
         weight: Output layer, [vocab, hidden_size]. A DTensor sharded by rows over a one-dimensional mesh brings its own
             `group`.
         targets: Token ids, integers [...].
-        mask: Positions with loss, bool [...]; None: all positions.
+        mask: Positions with loss, bool [...]. Defaults to all positions.
         group: Ranks that share the vocabulary. `weight` is then the slice of rows of this rank, in order of rank and
             not empty. All other arguments, the results, and the gradient of `hidden` are equal on all ranks. A target
             outside the vocabulary gives NaN.
@@ -161,7 +161,7 @@ class _LocalTargets(NamedTuple):
 
 
 def _log_softmax(logits: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Return the log probabilities, float32, of `logits` [rows, vocab], of which the ranks of `group` hold slices."""
+    """Return the float32 log probabilities of `logits` [rows, vocab], which are sharded over the ranks of `group`."""
     if group is None:
         return logits.log_softmax(-1, dtype=torch.float32)
     logits = logits.float()

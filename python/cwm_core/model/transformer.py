@@ -63,7 +63,7 @@ class Transformer(nn.Module):
             cu_seqlens: Offsets of documents in the flattened tokens, integers [documents + 1], from 0 to the number of
                 tokens;
                 None: each row is one document.
-            position_ids: Positions in the shape of `tokens`; None: the offset within the document.
+            position_ids: Positions in the shape of `tokens`. Defaults to the offset within the document.
             global_window: Window in tokens for layers without a window of their own, the token itself included.
 
         Raises:
@@ -185,7 +185,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [..., hidden_size] to the same shape."""
+        """Apply the layer to `x` [..., hidden_size]; return the same shape."""
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 

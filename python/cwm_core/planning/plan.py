@@ -53,7 +53,7 @@ class Documents(NamedTuple):
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained on, and how.
+    """Data and settings of a training run.
 
     Raises:
         ValueError: A value is out of range; the message names the field.
@@ -315,7 +315,7 @@ def forward_flops(model: ModelConfig, work: Workload) -> ForwardFlops:
 
 
 def compute_seconds(model: ModelConfig, work: Workload, cluster: Cluster, micro_batches: int) -> float:
-    """Return the time of all products of a step at `Cluster.utilization` of the peak.
+    """Return the time of a step's matrix products at `Cluster.utilization` of the peak.
 
     Counts one forward pass, a backward pass of twice the work, and with full checkpointing the layers once more. The
     last micro-batch costs as much as the others even if the step has fewer tokens.
@@ -501,7 +501,7 @@ class PlanInputs(NamedTuple):
     model: ModelConfig
     """Shape of the model."""
     work: Workload
-    """What the run trains on, and how."""
+    """Data and settings of the run."""
     tensor_parallel: int
     """Ranks that share each matrix product."""
     context_parallel: int
@@ -520,8 +520,8 @@ def from_toml(
     Args:
         path: TOML file.
         gpus: Number of GPUs.
-        tensor_parallel: Ranks that replace those of the file; None: as in the file.
-        context_parallel: Ranks that replace those of the file; None: as in the file.
+        tensor_parallel: Ranks to use instead of those in the file. Defaults to the file's.
+        context_parallel: Ranks to use instead of those in the file. Defaults to the file's.
 
     Raises:
         OSError: A file cannot be read.

@@ -34,7 +34,7 @@ _THINKING_ENDS = (
 
 
 class AnswerProblem(StrEnum):
-    """Why an answer cannot be used."""
+    """Reason that an answer is unusable."""
 
     CUT = "cut answer"
     """A limit on tokens or a filter cut it."""
@@ -43,11 +43,11 @@ class AnswerProblem(StrEnum):
 
 
 class AnswerError(EndpointError):
-    """An endpoint gave an answer that cannot be used. The endpoint works, and another answer may be better.
+    """An endpoint returned an unusable answer. The endpoint works, so a retry may succeed.
 
     Attributes:
-        reason: Why the answer cannot be used.
-        text: The answer, as far as it came.
+        reason: Reason that the answer is unusable.
+        text: The part of the answer that arrived.
     """
 
     def __init__(self, reason: AnswerProblem, message: str, text: str = "") -> None:
@@ -76,9 +76,9 @@ class Endpoint:
         Args:
             url: Address of the server. It ends with `/v1` for most servers.
             key_variable: Environment variable with the key, or None if the server needs none. It is read for each
-                request and stored nowhere.
-            request_seconds: Limit on the time of one try.
-            retries: Limit on tries after the first one.
+                request and never stored.
+            request_seconds: Time limit of one attempt.
+            retries: Maximum number of attempts after the first one.
 
         Raises:
             ValueError: The URL is not an HTTP URL, or may hold a secret.

@@ -71,7 +71,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_file(path: str | os.PathLike[str], content: bytes | str) -> None:
-    """Replace the content of `path` at once, as `replacing` does. Text is encoded as UTF-8.
+    """Replace the content of `path` atomically, as `replacing` does. Text is encoded as UTF-8.
 
     Raises:
         OSError: The file cannot be written.
@@ -82,16 +82,16 @@ def write_file(path: str | os.PathLike[str], content: bytes | str) -> None:
 
 @contextmanager
 def locked(folder: str | os.PathLike[str], purpose: str) -> Iterator[None]:
-    """Hold a folder, which is created if need be, so that no second process works in it at the same time.
+    """Lock a folder, creating it if necessary, so that no other process works in it at the same time.
 
-    The lock ends with the block, or with the process however that ends. On a file system without locks nothing is held.
+    The lock is released when the block or the process ends. On a file system without locks, nothing is locked.
 
     Args:
-        folder: The folder to hold.
-        purpose: Who holds it, for the message: "training run".
+        folder: The folder to lock.
+        purpose: Description of the holder, for the error message: "training run".
 
     Raises:
-        BlockingIOError: The folder is held already.
+        BlockingIOError: The folder is already locked.
         OSError: The folder cannot be created or opened.
     """
     os.makedirs(folder, exist_ok=True)

@@ -1,7 +1,7 @@
 """Send requests to servers of the OpenAI protocol.
 
-Requests run on one event loop in a thread of its own. So a deadline ends them whatever they wait for: a name, a
-connection, or headers or a body that arrive a byte at a time. For the same reason they can be cancelled from any
+Requests run on one event loop in a separate thread, so that a deadline ends them at any stage: a name, a
+connection, or headers or a body that arrive a byte at a time. For the same reason they can be canceled from any
 thread.
 """
 
@@ -51,10 +51,10 @@ class Cancelled(EndpointError):
 class Client:
     """Sends requests for JSON to one URL, and retries temporary failures.
 
-    A failure is temporary if there was no connection, the time of a try was over, the answer was cut, or its status is
-    408, 409, 425, 429, 500, 502, 503, 504, or 529. The next try comes after 1, 2, 4, ... seconds, or after the time
-    that the server asks for, at most `LONGEST_WAIT`. Redirects are errors, because they would send the key to another
-    server.
+    A failure is temporary if the connection failed, the attempt timed out, the answer was truncated, or its status
+    is 408, 409, 425, 429, 500, 502, 503, 504, or 529. The next attempt follows after 1, 2, 4, ... seconds, or after the
+    time that the server asks for, at most `LONGEST_WAIT`. Redirects are errors, because they would send the key to
+    another server.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class Client:
         Args:
             url: The whole URL.
             key: Function that returns the key, or an empty text for none. It is called for each request.
-            request_seconds: Limit on the time of one try.
-            retries: Limit on tries after the first one.
+            request_seconds: Time limit of one attempt.
+            retries: Maximum number of attempts after the first one.
 
         Raises:
             ValueError: The URL is not an HTTP URL, or has a user name, password, query, or fragment.
@@ -86,7 +86,7 @@ class Client:
             body: JSON value to send.
             deadline: End of all tries together, on the clock of `time.monotonic`.
             seed: Seed of the random part of waiting times, which spreads the retries of many clients.
-            max_bytes: Limit on the length of the answer; None for `MAX_ANSWER_BYTES`.
+            max_bytes: Maximum length of the answer; None for `MAX_ANSWER_BYTES`.
 
         Raises:
             TimeoutError: The deadline is over.

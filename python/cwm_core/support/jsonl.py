@@ -28,7 +28,7 @@ def is_jsonl(path: str | os.PathLike[str]) -> bool:
 
 
 def loads(text: str | bytes, **options: Any) -> Any:
-    """Parse JSON as `json.loads` does, with a ValueError for deep nesting.
+    """Parse JSON like `json.loads`, but raise ValueError for deep nesting.
 
     Args:
         text: The JSON text.

@@ -29,7 +29,7 @@ class ResumableLog:
             path: The file.
             durable: Wait after each row until it is on disk. Without this, a crash of the machine can lose rows, but a
                 crash of the process cannot.
-            expected: What a row is, for messages about damaged lines.
+            expected: Description of a row, for messages about damaged lines.
 
         Raises:
             BlockingIOError: Another process writes to the file.

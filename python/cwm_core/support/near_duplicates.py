@@ -77,7 +77,7 @@ class NearIndex:
         return self._sketches[number]
 
     def find(self, sketch: Any) -> int | None:
-        """Return the least number of a sketch that is at least as similar as the threshold, or None."""
+        """Return the lowest number among the sketches that reach the similarity threshold, or None."""
         # Take the first, not the nearest, so that the result does not depend on the order of the library.
         numbers: list[int] = sorted(self._index.query(sketch))
         for number in numbers:

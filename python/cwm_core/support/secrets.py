@@ -46,7 +46,7 @@ class Secrets(dict[str, str]):
 
 
 def protect(name: str) -> None:
-    """Treat an environment variable as a secret, whatever its name is."""
+    """Treat an environment variable as a secret, regardless of its name."""
     _protected.add(name)
 
 
@@ -62,7 +62,7 @@ def read(names: Iterable[str]) -> Secrets:
 
 
 def receive(secrets: Mapping[str, str]) -> None:
-    """Keep what another process sent, only in memory. `get` returns it from now on."""
+    """Store a secret from another process, in memory only, for `get` to return."""
     for name, value in secrets.items():
         protect(name)
         _received[name] = value
@@ -71,7 +71,7 @@ def receive(secrets: Mapping[str, str]) -> None:
 def public(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment for a child process, without secrets.
 
-    A secret is a variable that is protected, a variable whose name says so (`..._KEY`, `..._TOKEN`, `...PASSWORD`,
+    A secret is a variable that is protected, a variable whose name suggests it (`..._KEY`, `..._TOKEN`, `...PASSWORD`,
     ...), or a variable whose value contains that of a protected variable.
     """
     with _environment:
@@ -101,7 +101,7 @@ def hidden() -> Iterator[None]:
 
 
 def conceal() -> None:
-    """Overwrite the secrets in what the system shows of this process's environment (`/proc/PID/environ`).
+    """Overwrite the secrets in this process's environment as the system shows it (`/proc/PID/environ`).
 
     Programs of the same user can read it, and a sandbox of the kind `process` does not hide it. `os.environ` and `get`
     still have the values.

@@ -9,7 +9,7 @@ from typing import Any
 from .jsonl import ENDINGS, is_jsonl, read_rows
 
 TABLE_ENDINGS = (*ENDINGS, ".parquet")
-"""Endings of the names of files that `read_table` reads."""
+"""File extensions that `read_table` supports."""
 
 
 def is_table(path: str | os.PathLike[str]) -> bool:
@@ -25,7 +25,7 @@ def read_table(path: str | os.PathLike[str], columns: Collection[str]) -> Iterat
         columns: Columns to read of a Parquet file. Rows of JSONL are yielded whole.
 
     Raises:
-        ValueError: The file is damaged, or its name has another ending.
+        ValueError: The file is damaged, or its file extension is not supported.
         OSError: The file cannot be read.
         ModuleNotFoundError: The file needs pyarrow or a Zstandard reader, and it is not installed.
     """

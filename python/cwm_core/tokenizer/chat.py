@@ -140,7 +140,7 @@ class _Encoder:
 
 
 def _role_and_content(number: int, message: Mapping[str, str]) -> tuple[str, str]:
-    """Return role and content as the chat format has them: a tool's name in the role, reasoning in the content."""
+    """Return role and content as the chat format writes them: tool name in the role, reasoning in the content."""
     if not isinstance(message, Mapping):
         raise TypeError(f"message {number}: expected a mapping with role and content, got {type(message).__name__}")
     role = message.get("role")

@@ -212,7 +212,7 @@ class Recorder:
             return self._run(recording, exec, (program.code, vars(program.module)), {}, given)
 
     def __enter__(self) -> list[Trace]:
-        """Start to record the activations that begin on this thread inside the block.
+        """Record the activations that begin on this thread inside the block.
 
         Returns:
             A list that is filled when the block ends, with one trace for each outermost activation in scope.

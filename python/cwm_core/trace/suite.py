@@ -1,6 +1,6 @@
-"""What runs in a test suite that is recorded: the part of the pytest plugin that does it.
+"""Record test suites: the part of the pytest plugin that runs during the tests.
 
-While a test runs nothing is looked up that it may have patched: functions are imported by name.
+Functions are imported by name, so that the recorder never looks up an attribute that a test may have patched.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from . import TraceWriter, finish
 from .calls import SUFFIX, CallSample, priority
 from .sources import nothing_recorded
 
-MAX_TRACE_BYTES = 4 << 20  # of memory, a trace
-MAX_TEST_TRACES = 256  # in memory until the test is over
+MAX_TRACE_BYTES = 4 << 20  # per trace
+MAX_TEST_TRACES = 256  # held in memory until the test ends
 FLUSH_SECONDS = 1.0
 _TEST_FOLDERS = ("test", "tests")
 
 
 class _Test:
-    """What is recorded during a test."""
+    """Recordings made during one test."""
 
     def __init__(self, plugin: SuiteRecorder, item: pytest.Item, run: int) -> None:
         self.id = item.nodeid if run == 1 else f"{item.nodeid}~{run}"
         self.calls: list[dict[str, Any]] = []
-        """Of each trace, its metadata."""
+        """Metadata of each trace."""
         self._plugin = plugin
-        self._numbers: Counter[tuple[str, str]] = Counter()  # of the calls so far, by function and site
+        self._numbers: Counter[tuple[str, str]] = Counter()  # calls so far, by function and call site
         self._own = (plugin.real(str(item.path)), getattr(item, "originalname", None) or item.name)
         self._site = item.nodeid
         options = plugin.options
@@ -54,7 +54,7 @@ class _Test:
         self.started = monotonic()
 
     def stop(self) -> float:
-        """Leave the trace function that the test left; the seconds since the start."""
+        """Stop, keep the trace function that the test set, and return the seconds since the start."""
         left = gettrace()
         self.recording.stop()
         if left is not self.hook:
@@ -64,11 +64,11 @@ class _Test:
     def _chooses_test(self, frame: FrameType) -> bool:
         code = frame.f_code
         is_own = (self._plugin.real(code.co_filename), code.co_name) == self._own
-        # pytest calls every test from the same line: the test itself, a case of a parametrized one, is the call site.
+        # pytest calls every test from the same line, so the test or its parametrized case serves as the call site.
         return is_own and self._chooses(frame, self._site)
 
     def _chooses_call(self, frame: FrameType) -> bool:
-        """Whether the outermost call that begins with this frame is recorded."""
+        """Return whether to record the outermost call that begins with this frame."""
         caller = frame.f_back
         site = "" if caller is None else f"{self._plugin.short(caller.f_code.co_filename)}:{caller.f_lineno}"
         return self._chooses(frame, site)
@@ -92,10 +92,10 @@ class SuiteRecorder:
     """Records the tests of this process."""
 
     def __init__(self, config: pytest.Config) -> None:
-        """For the process of this configuration."""
+        """Read the options; record only in this process."""
         self.options = config.option
         self.modules: dict[str, str] = {}
-        """The package's, by file."""
+        """Modules of the recorded packages by file."""
         self.sample = CallSample(self.options.cwm_per_site, self.options.cwm_per_function)
         self._root = config.rootpath
         worker = getattr(config, "workerinput", {}).get("workerid", "main")
@@ -104,23 +104,24 @@ class SuiteRecorder:
         self._packages: dict[str, dict[str, str | None]] = {}
         self._short: dict[str, str] = {}
         self._real: dict[str, str] = {}
-        self._left_out: list[str] = []  # modules of the package that hold tests
-        self._without_function = 0  # tests, of which no function can be recorded
-        self._outside: dict[str, None] = {}  # files not recorded whose code ran
+        self._left_out: list[str] = []  # modules of the packages that contain tests
+        self._without_function = 0  # tests whose function cannot be recorded
+        self._outside: dict[str, None] = {}  # files out of scope whose code ran
         self._config = config
         self._process = getpid()
         self._runs: Counter[str] = Counter()
-        self._tests: list[_Test] = []  # of the item that runs, which a plugin may run again
-        self._hooks: dict[int, Any] = {}  # of tests that are over, by `id`
+        self._tests: list[_Test] = []  # runs of the current item; plugins may rerun it
+        self._hooks: dict[int, Any] = {}  # trace functions of finished tests, by `id`
         self._bytes, self._seconds, self._flushed = 0, 0.0, monotonic()
         self._tested = False
         self._traced = 0  # tests that ran under another trace function
-        self._over: str | None = None  # why nothing more is recorded
+        self._over: str | None = None  # reason that recording stopped
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Find the package's files: only now is everything on the import path, and known what is a test.
+        """Find the files of the packages, now that the import path is complete and the test files are known.
 
-        Raises UsageError where there are none, which would only end a worker without a word: that one reports it.
+        Raises:
+            UsageError: There are no such files. An xdist worker would exit silently, so it reports this in its summary.
         """
         try:
             self._find_modules(session)
@@ -132,8 +133,8 @@ class SuiteRecorder:
     def _find_modules(self, session: pytest.Session) -> None:
         names = self.options.cwm_package or _own_packages(self._root)
         if not names:
-            raise pytest.UsageError(f"--cwm-record: no package in {self._root}; name one with --cwm-package")
-        # Doctests, and the checks of linters and type checkers, are items of the files that they look at.
+            raise pytest.UsageError(f"--cwm-record: found no package in {self._root}; specify one with --cwm-package")
+        # Doctests and the items of linter plugins belong to the files that they check, which are not tests.
         tests = {self.real(str(item.path)) for item in session.items if isinstance(item, pytest.Function)}
         for name in names:
             real = {self.real(file): module for file, module in _modules(name).items()}
@@ -145,19 +146,19 @@ class SuiteRecorder:
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, None]:
-        """Keep what a test recorded when all of it is over: what it patched is as it was."""
+        """Keep a test's recordings after its teardown, when its patches are undone."""
         yield
         tests, self._tests = self._tests, []
         for test in tests if getpid() == self._process else ():
             try:
                 self._keep(test)
-            except Exception as error:  # whatever it is: the suite goes on
+            except Exception as error:  # a failure to record must not stop the suite
                 self._over = f"{type(error).__name__}: {error}"
 
-    # Old style and the innermost: an exception of the test passes none of our frames.
+    # An old-style, innermost wrapper keeps our frames out of the test's traceback.
     @pytest.hookimpl(hookwrapper=True, trylast=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, None]:
-        """Record while the test itself runs."""
+        """Record while the test function runs, without its setup and teardown."""
         if self._is_over():
             yield
             return
@@ -181,39 +182,39 @@ class SuiteRecorder:
             except OSError as error:
                 self._over = f"{type(error).__name__}: {error}"
 
-        if hasattr(self._config, "workeroutput"):  # for `WorkersSummary`
+        if hasattr(self._config, "workeroutput"):  # read by `WorkersSummary`
             self._config.workeroutput["cwm"] = self._summary()
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Report what was recorded, and what was not."""
+        """Print the summary of this process."""
         terminalreporter.write_line(f"cwm: {self._summary()}")
 
     def _summary(self) -> str:
         count = 0 if self._writer is None else len(self._writer)
-        notes = [f"{self._traced} tests not recorded under another trace function"] if self._traced else []
+        notes = [f"{self._traced} tests not recorded: another trace function was set"] if self._traced else []
         if self._left_out:
             notes.append(f"not recorded since they hold tests: {', '.join(self._left_out)}")
         if self._without_function:
             notes.append(f"{self._without_function} tests not recorded: they have no function of their own (doctests)")
         notes += [f"ended early: {self._over}"] if self._over else []
         if count == 0 and self._over is None and self._tested:
-            remedy = "To record another package, name it with --cwm-package."
+            remedy = "To record another package, specify it with --cwm-package."
             notes.append(f"warning: {nothing_recorded(sorted(self._packages), [*self._outside], remedy)}")
         return f"{count} traces in {self._path}" + "".join(f"; {note}" for note in notes)
 
     def function(self, code: CodeType) -> str:
-        """How a function is called in metadata: ``module:qualified.name``."""
+        """Return a function's name for metadata, `module:qualified.name`."""
         module = self.modules.get(self.real(code.co_filename))
         return f"{module or self.short(code.co_filename)}:{code.co_qualname}"
 
     def real(self, file: str) -> str:
-        """A file's path without links and ``..``: by which name its code is loaded depends on the import path."""
+        """Return a file's path without links and `..`, because its name in code depends on the import path."""
         if file not in self._real:
             self._real[file] = real_path(file)
         return self._real[file]
 
     def short(self, file: str) -> str:
-        """A file's path from the root of the tests; of an installed one from the folder that it is imported from."""
+        """Return a file's path relative to the root of the tests, or to the import folder if it is installed."""
         if file not in self._short:
             installed = "site-packages" in file
             tops = [folder for folder in sys.path if type(folder) is str] if installed else [str(self._root)]
@@ -226,7 +227,7 @@ class SuiteRecorder:
         return self._short[file]
 
     def _is_over(self) -> bool:
-        """Whether the next test is not recorded."""
+        """Return whether to skip recording the next test."""
         if self._over is None and _reached(self._bytes, self.options.cwm_max_bytes):
             self._over = "--cwm-max-bytes"
         if self._over is None and _reached(self._seconds, self.options.cwm_max_seconds):
@@ -234,19 +235,19 @@ class SuiteRecorder:
         if self._over is not None or getpid() != self._process:
             return True
         if id(gettrace()) in self._hooks:
-            settrace(None)  # a test that was over put our hook back: without us there would be none
+            settrace(None)  # a finished test restored our hook; without the plugin, there would be none
         self._traced += gettrace() is not None
         return gettrace() is not None
 
     def _keep(self, test: _Test) -> None:
-        """Write what was recorded during a test."""
+        """Write the traces of a test."""
         self._tested = True
         if self._writer is None:
             self._outside |= dict.fromkeys(test.recording.outside())
         traces = finish(test.recording)
-        for trace, call in zip(traces, test.calls, strict=False):  # without calls there is an empty trace
+        for trace, call in zip(traces, test.calls, strict=False):  # without calls, there is one empty trace
             if len(trace) == 0:
-                continue  # a signal handler raised in the midst of its first event
+                continue  # a signal handler raised during its first event
             if self._writer is None:
                 self._writer = TraceWriter(self._path)
             file = call.pop("file")
@@ -263,19 +264,19 @@ class SuiteRecorder:
 
 
 class WorkersSummary:
-    """Reports what the workers of pytest-xdist recorded."""
+    """Reports the summaries of the workers of pytest-xdist."""
 
     def __init__(self, config: pytest.Config) -> None:
-        """Begin with no worker."""
+        """Start without workers."""
         self._workers: list[str] = []
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Keep the summary of a worker; one that was killed has none."""
+        """Keep a worker's summary. A killed worker has none."""
         self._workers.append(getattr(node, "workeroutput", {}).get("cwm", f"{node.gateway.id} ended without a summary"))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Report each worker."""
+        """Print the summary of each worker."""
         for worker in self._workers:
             terminalreporter.write_line(f"cwm: {worker}")
 
@@ -285,18 +286,18 @@ def _reached(used: float, limit: float | None) -> bool:
 
 
 def _own_packages(root: Path) -> list[str]:
-    """The packages of a project: the folders with an ``__init__.py`` at its root or in its ``src``, but for tests."""
+    """Return the packages of a project: folders with an `__init__.py` at its root or in `src`, except tests."""
     found = [path.parent.name for folder in (root, root / "src") for path in folder.glob("*/__init__.py")]
     return sorted(name for name in found if name not in _TEST_FOLDERS)
 
 
 def _modules(package: str) -> dict[str, str]:
-    """The module of each Python file of a package, or of a single module, without its tests."""
+    """Return the modules of a package by file, without its tests. A single module counts as a package."""
     try:
         spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # the latter where a loaded module has no spec, as __main__
+    except (ImportError, ValueError):  # ValueError: a loaded module without a spec, such as __main__
         spec = None
-    if spec is None or package == "__main__":  # which is pytest
+    if spec is None or package == "__main__":  # pytest itself
         return {}
     if spec.submodule_search_locations is None:
         return {spec.origin: package} if spec.origin and spec.origin.endswith(".py") else {}
@@ -319,7 +320,7 @@ def _modules(package: str) -> dict[str, str]:
 
 
 def _version(package: str) -> str | None:
-    """The version of the distribution that a package is installed from: mostly the one of its name."""
+    """Return the version of the distribution that provides a package, usually one of the same name."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

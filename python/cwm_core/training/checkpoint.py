@@ -111,7 +111,7 @@ class Checkpoints:
         random = rng.state(device)
         if self.asynchronous:
             self._stager = self._stager or _stager(device)
-            staged: Any = self._stager.stage(tensors)  # declared as it is for a stager that copies in the background
+            staged: Any = self._stager.stage(tensors)  # typed as if every stager copied in the background
             self._pending = self._thread.submit(self._write, step, staged, files, random)
         else:
             self._write(step, tensors, files, random)
@@ -191,7 +191,7 @@ class Checkpoints:
         return _all(self.folder)
 
     def _inspect(self, path: Path) -> tuple[_Found | None, str]:
-        """Return the content of a checkpoint, or None and the reason why it is unusable.
+        """Return the content of a checkpoint, or None and the reason that it is unusable.
 
         Each rank checks its share of the files.
         """

@@ -2,7 +2,7 @@
 
 Outside attention each rank has tokens / ranks of all heads, inside attention all tokens of heads / ranks, with one
 all-to-all before and one after (arXiv 2309.14509). Attention sees whole documents: every kernel, document mask and
-window works as on one rank, and all ranks do the same work whatever the documents.
+window works as on one rank, and all ranks do the same work for any documents.
 
 PyTorch's `torch.distributed.tensor.experimental.context_parallel` does not fit packed documents. As of 2.13, its ring
 for `scaled_dot_product_attention` supports causal or full attention over one sequence and no mask. Its form for
@@ -79,5 +79,5 @@ def _tokens_for_heads(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def _exchange(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """`x[i]` of this rank becomes `x[this rank]` of rank i."""
+    """Send `x[i]` to rank i, which receives it as `x[this rank]`."""
     return all_to_all_single_autograd(x.contiguous(), None, None, group)

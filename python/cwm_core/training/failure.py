@@ -33,7 +33,7 @@ class DocumentLoss(NamedTuple):
 
     @property
     def finite(self) -> bool:
-        """Whether the loss is not infinite or NaN."""
+        """Whether the loss is finite."""
         return self.loss is None or math.isfinite(self.loss)
 
 

@@ -1,4 +1,4 @@
-"""Matrix products of the layers in 8 bits, with torchao."""
+"""Run the matrix products of the layers in FP8, with torchao."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def run(config: RunConfig, on_step: OnStep | None = None, on_warning: Callable[[
             is a `UserWarning`.
 
     Returns:
-        The reason why the run ended.
+        The reason that the run ended.
 
     Raises:
         OSError: A file cannot be read or written.

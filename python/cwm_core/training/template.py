@@ -49,7 +49,7 @@ def template() -> str:
         *_comment("Named configuration: cwm-32b, cwm-1b, small or tiny. The keys below change it."),
         f'preset = "{_PRESET}"',
         "",
-        *_comment("Instead of preset: folder of a model whose weights the run starts from."),
+        *_comment("Instead of preset: model folder with the initial weights."),
         '# folder = "runs/previous"',
         "",
         *_keys(ModelConfig, "model.", model_keys(), vars(shape)),

@@ -41,7 +41,7 @@ def check_same(
     for name in stored.keys() - own.keys():
         parameter, _ = _owner(name)
         if parameter not in parameters:
-            raise ValueError(f"{path} has {name}, which is of nothing that this run trains")
+            raise ValueError(f"{path} has {name}, which this run does not train")
         if stored[name].size not in ((), parameters[parameter].shape):
             raise ValueError(f"{path} has {name} as {list(stored[name].size)}, not as its parameter")
 

@@ -29,7 +29,7 @@ from .optimizer import learning_rate_factor, make_optimizers, set_learning_rate
 from .parallel import check_replicas, clip_grad_norm
 from .world import World
 
-# Settings that a resumed run may change: when it ends, how the same result is computed, and what is kept.
+# Settings that a resumed run may change: when it ends, how the same result is computed, and which files are kept.
 RESUMABLE_WITH_CHANGED = {
     "max_steps", "max_seconds", "device", "checkpoint_folder", "checkpoint_every", "keep_checkpoints",
     "data_parallel_replicas", "tensor_parallel", "context_parallel", "activation_checkpointing", "compile", "attention",
@@ -38,7 +38,7 @@ RESUMABLE_WITH_CHANGED = {
 
 
 class StopReason(StrEnum):
-    """Reason why a run ended."""
+    """Reason that a run ended."""
 
     FINISHED = "finished"
     """The run took all its steps or all its time."""
@@ -121,7 +121,7 @@ class Trainer:
             loader: Iterable of batches. Checkpoints need its `state_dict()` and `load_state_dict()`.
             config: Settings of the run.
             on_step: Function called with the metrics of every step.
-            world: Ranks of the run; None: `World.create(config)`.
+            world: Ranks of the run. Defaults to `World.create(config)`.
 
         Raises:
             ValueError: There are several ranks and the model is not sharded, or checkpoints are requested with a loader
@@ -152,7 +152,7 @@ class Trainer:
         self._stop_signal: int | None = None
 
     def run(self) -> StopReason:
-        """Train until the end and return the reason why the run ended.
+        """Train until the end and return the reason that the run ended.
 
         Raises:
             FloatingPointError: Loss or gradient is not finite. The message names the step. The weights are those before

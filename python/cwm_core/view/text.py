@@ -136,7 +136,7 @@ def visible(text: str) -> str:
 
 
 def _cells(text: str) -> int:
-    """Return the columns that a text takes: none for combining characters, two for East Asian wide ones."""
+    """Return the display width of a text: combining characters take no column, East Asian wide characters two."""
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)

@@ -1,4 +1,4 @@
-//! Python bindings: one file a room, each only converting types, releasing the GIL and mapping errors.
+//! Python bindings. Each module only converts types, releases the GIL, and maps errors.
 
 mod arrays;
 mod errors;
@@ -12,7 +12,7 @@ mod trace;
 
 use pyo3::prelude::*;
 
-/// The compiled half of `cwm_core`.
+/// The native half of `cwm_core`.
 #[pymodule]
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("VERSION", env!("CARGO_PKG_VERSION"))?;

@@ -1,5 +1,5 @@
-//! Bindings of the trace store. Readers are shared by threads without a lock, a writer sits behind a mutex that is only
-//! waited for with the GIL released.
+//! Python bindings of the trace store. Threads share a reader without a lock. A mutex protects a writer, and threads
+//! release the GIL while they wait for it.
 
 use std::io;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
 fn to_py(error: store::Error) -> PyErr {
     match error {
         store::Error::Io { path, error } => match error.raw_os_error() {
-            // Python picks the subclass from the number.
+            // Python selects the subclass of OSError from the error number.
             Some(number) => {
                 let text = error.to_string();
                 let text = text.split(" (os error").next().unwrap_or_default().to_owned();
@@ -120,7 +120,7 @@ impl TraceReader {
 
     fn find(&self, key: &Bound<'_, PyString>) -> PyResult<Option<u64>> {
         let Ok(text) = key.to_str() else {
-            return Ok(None); // keys are Unicode, and this one is not: it has a lone surrogate
+            return Ok(None); // a string with a lone surrogate is not valid UTF-8, so it cannot be a key
         };
         detached(key.py(), to_py, || self.0.find(text))
     }
@@ -153,7 +153,7 @@ impl TraceBlock {
 
 #[pymethods]
 impl TraceBlock {
-    /// Index of the first trace in the store.
+    /// Returns the index in the store of the block's first trace.
     #[getter]
     fn first(&self) -> u64 {
         self.0.first()

@@ -1,4 +1,4 @@
-//! Bindings of traces and of the parser. Objects for frames are created on access.
+//! Bindings of traces and of the parser. `Frame` objects are created on access.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -31,9 +31,9 @@ fn io_error(path: &Path, error: io::Error) -> PyErr {
     io::Error::new(error.kind(), format!("{}: {error}", path.display())).into()
 }
 
-/// Converts UTF-8 that may contain lone surrogates to a string.
+/// Decodes UTF-8 that may contain lone surrogates into a Python string.
 pub fn text<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
-    // SAFETY: the bytes are as long as given; the error handler is a constant C string.
+    // SAFETY: the pointer and length come from one slice, and the error handler is a constant C string.
     unsafe {
         let length = bytes.len() as isize;
         let string = ffi::PyUnicode_DecodeUTF8(bytes.as_ptr().cast(), length, c"surrogatepass".as_ptr());
@@ -41,13 +41,13 @@ pub fn text<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     }
 }
 
-/// Makes a string of `length` ASCII characters that `write` fills in place, so that a long one is not copied.
+/// Creates a string of `length` ASCII characters that `write` fills in place, which avoids copying a long string.
 fn ascii_string<'py>(
     py: Python<'py>,
     length: usize,
     write: impl FnOnce(&mut [u8]) -> io::Result<()>,
 ) -> PyResult<Bound<'py, PyString>> {
-    // SAFETY: the string is new, with one byte per character: no other code sees these bytes before they are set.
+    // SAFETY: the string is new and has one byte per character, so no other code sees these bytes before they are set.
     unsafe {
         let string = Bound::from_owned_ptr_or_err(py, ffi::PyUnicode_New(length as isize, 127))?;
         let characters = ffi::PyUnicode_DATA(string.as_ptr()).cast::<u8>();

@@ -1,24 +1,27 @@
-//! The JSON of a frame: strings as Python's `json.dumps` writes them, objects of strings as `json.loads` reads them.
+//! JSON of frames: writes strings like Python's `json.dumps`, and reads strings and objects of strings like
+//! `json.loads`.
 
 use std::io::{self, Write};
 
-/// A byte in each of the eight of a word.
+/// Returns a word of eight copies of a byte.
 const fn splat(byte: u8) -> u64 {
     u64::from_ne_bytes([byte; 8])
 }
 
-/// Sets the high bit of the bytes that are less than `bound`, at most 0x80; above the first such byte, perhaps of others.
+/// Returns a word whose lowest set bit is the high bit of the first byte less than `bound`, which is at most 0x80.
+///
+/// The high bits of bytes above the first match may be set even if they do not match.
 const fn less(word: u64, bound: u8) -> u64 {
     word.wrapping_sub(splat(bound)) & !word & splat(0x80)
 }
 
-/// How many bytes come before the first that a JSON string cannot hold as it is: a control character, `"` or `\`; or
-/// with `ascii` also one outside ASCII.
+/// Returns the number of bytes before the first one that a JSON string must escape: a control character, `"`, `\`, or,
+/// with `ascii`, a byte outside ASCII.
 #[inline]
 fn plain_prefix(bytes: &[u8], ascii: bool) -> usize {
     let (words, rest) = bytes.as_chunks::<8>();
     for (i, word) in words.iter().enumerate() {
-        // Eight bytes at a time; the first is the lowest of the word.
+        // The first of the eight bytes is the lowest byte of the word.
         let word = u64::from_le_bytes(*word);
         let other = if ascii { word & splat(0x80) } else { 0 };
         let found = less(word, 0x20) | less(word ^ splat(b'"'), 1) | less(word ^ splat(b'\\'), 1) | other;
@@ -30,9 +33,9 @@ fn plain_prefix(bytes: &[u8], ascii: bool) -> usize {
     bytes.len() - rest.len() + rest.iter().position(|b| !plain(b)).unwrap_or(rest.len())
 }
 
-/// Writes `text` as a JSON string with every character outside ASCII escaped.
+/// Writes `text` as a JSON string and escapes every character outside ASCII.
 ///
-/// `text` is UTF-8 that may hold lone surrogates, encoded like other code points; they are written `\udXXX`.
+/// `text` is UTF-8 that may contain lone surrogates, encoded like other code points. They are written as `\udXXX`.
 pub fn write_string(text: &[u8], out: &mut impl Write) -> io::Result<()> {
     out.write_all(b"\"")?;
     let mut rest = text;
@@ -71,7 +74,7 @@ fn unicode_escape(unit: u32) -> [u8; 6] {
     [b'\\', b'u', digit(12), digit(8), digit(4), digit(0)]
 }
 
-/// The first code point of generalized UTF-8 and its width; a byte that is not UTF-8 stands for U+FFFD.
+/// Returns the first code point of generalized UTF-8 and its width in bytes. An invalid byte decodes to U+FFFD.
 fn code_point(bytes: &[u8]) -> (u32, usize) {
     let tail = |i: usize| bytes.get(i).map(|b| (b & 0x3f) as u32);
     match bytes[0] {
@@ -89,7 +92,7 @@ fn code_point(bytes: &[u8]) -> (u32, usize) {
     }
 }
 
-/// Appends a code point, lone surrogates included, as generalized UTF-8.
+/// Appends a code point, which may be a lone surrogate, as generalized UTF-8.
 pub fn push_code_point(code: u32, out: &mut Vec<u8>) {
     match code {
         0..0x80 => out.push(code as u8),
@@ -110,9 +113,9 @@ pub fn push_code_point(code: u32, out: &mut Vec<u8>) {
     }
 }
 
-/// Reads one JSON string, white space around it allowed, and appends it to `out` as generalized UTF-8.
+/// Reads a JSON string, with optional white space around it, and appends it to `out` as generalized UTF-8.
 ///
-/// After an error `out` may hold a part of it.
+/// After an error, `out` may contain a part of the string.
 pub fn read_string(text: &str, out: &mut Vec<u8>) -> Result<(), &'static str> {
     let mut reader = Reader::new(text);
     reader.space();
@@ -121,9 +124,9 @@ pub fn read_string(text: &str, out: &mut Vec<u8>) -> Result<(), &'static str> {
     reader.end()
 }
 
-/// Reads a JSON object whose values are all strings, a name and its value at a time. Names may occur twice.
+/// Reads a JSON object of strings, one name and value at a time. Names may occur more than once.
 ///
-/// White space is allowed where `json.loads` allows it, but not before the object.
+/// White space is allowed wherever `json.loads` allows it, except before the object.
 pub struct ObjectReader<'a> {
     reader: Reader<'a>,
     begun: bool,
@@ -137,7 +140,8 @@ impl<'a> ObjectReader<'a> {
         }
     }
 
-    /// The next name, to be followed by [`ObjectReader::value`]; `None` at the end. `room` serves names with escapes.
+    /// Reads the next name, or returns `None` at the end. Call [`ObjectReader::value`] next. `room` is a buffer for
+    /// names with escapes.
     pub fn name<'s>(&mut self, room: &'s mut Vec<u8>) -> Result<Option<&'s [u8]>, &'static str>
     where
         'a: 's,
@@ -166,7 +170,7 @@ impl<'a> ObjectReader<'a> {
         Ok(Some(name))
     }
 
-    /// Appends the value of the name just read to `out`.
+    /// Appends the value of the last name to `out`.
     pub fn value(&mut self, out: &mut Vec<u8>) -> Result<(), &'static str> {
         self.reader.string(out)
     }
@@ -209,7 +213,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A string, taken from the text itself where it has no escapes.
+    /// Reads a string. Borrows it from the input if it has no escapes.
     fn name<'s>(&mut self, room: &'s mut Vec<u8>) -> Result<&'s [u8], &'static str>
     where
         'a: 's,
@@ -263,7 +267,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// The code point of `XXXX`, or of `XXXX\uXXXX` where the two are a surrogate pair.
+    /// Reads the code point of `XXXX`, or of `XXXX\uXXXX` if the two form a surrogate pair.
     fn unicode_escape(&mut self) -> Result<u32, &'static str> {
         let high = self.hex()?;
         if (0xd800..0xdc00).contains(&high) && self.bytes[self.at..].starts_with(b"\\u") {

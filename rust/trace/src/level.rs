@@ -1,4 +1,4 @@
-//! Coarser traces: which frames a level shows, and how those are written that refer to frames left out.
+//! Coarser traces: selects the frames that a level shows, and rewrites frames that refer to omitted ones.
 //!
 //! `docs/concepts/trace-format.md` defines the levels.
 
@@ -10,43 +10,43 @@ use rustc_hash::FxHashMap;
 use crate::scope::{REST, Scope, Scopes, begins_with_rest};
 use crate::trace::{Event, FrameRef, Line, Shown, Trace};
 
-/// How much of a trace is shown. The default shows all of it; what is set combines.
+/// Level of detail of a trace. The default shows the full trace; options combine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Level {
-    /// Only CALL and RETURN frames, and the EXCEPTION frame that unwinds an activation.
+    /// Show only CALL and RETURN frames, and the EXCEPTION frame that unwinds an activation.
     pub calls_only: bool,
-    /// Only activations that are not nested deeper than this; the outermost have depth 1.
+    /// Show only activations up to this nesting depth. Outermost activations have depth 1.
     pub max_depth: Option<NonZeroUsize>,
-    /// Only the first and last iterations of each execution of a loop.
+    /// Show only the first and last iterations of each execution of a loop.
     pub loop_budget: Option<LoopBudget>,
-    /// LINE frames show only the variables that changed.
+    /// Show only the variables that changed in LINE frames.
     pub changes_only: bool,
 }
 
-/// How many iterations are shown.
+/// Number of iterations to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoopBudget {
     pub first: usize,
-    /// At least one, so that how a loop was left is always shown.
+    /// At least one, so that the trace always shows how a loop ended.
     pub last: NonZeroUsize,
 }
 
-/// What becomes of a frame.
+/// Treatment of a frame.
 #[derive(Clone, Copy, PartialEq)]
 enum Fate {
     Shown,
-    /// Shown after the EXCEPTION frame of this index: a RETURN frame.
+    /// RETURN frame, shown after the EXCEPTION frame at this index.
     ShownAfter(usize),
-    /// Shown, and refers to the state before the iterations that were left out before it: a LINE frame.
+    /// LINE frame, shown relative to the state before the omitted iterations that precede it.
     ShownAfterCut,
     LeftOut,
-    /// The first frame of the iterations that are left out.
+    /// First frame of the omitted iterations.
     CutBegins,
 }
 
-/// The trace as `level` shows it: the variables of each frame shown resolve to the same state as before.
+/// Returns the trace at `level`. The variables of each shown frame resolve to the same state as in `trace`.
 ///
-/// Only a `..` that has nothing to refer to, as a malformed prediction may hold, can come to refer to something.
+/// The only exception is a `..` without a referent, as in a malformed prediction, which may gain one.
 pub fn coarsen(trace: &Trace, level: &Level) -> Trace {
     let mut fates = vec![Fate::Shown; trace.len()];
     if let Some(budget) = level.loop_budget {
@@ -61,8 +61,8 @@ pub fn coarsen(trace: &Trace, level: &Level) -> Trace {
     write(trace, &fates, level.changes_only)
 }
 
-/// Calls `visit` with each frame, its depth, and what is remembered of its activation, which begins as the default.
-/// Gives what is remembered of the activations that are still open.
+/// Calls `visit` with each frame, its depth, and the mutable value of its activation, which starts as the default.
+/// Returns the values of the activations that are still open.
 fn for_each_frame<T: Default>(trace: &Trace, mut visit: impl FnMut(FrameRef<'_>, usize, &mut T)) -> Vec<T> {
     let mut outside = T::default();
     let mut stack: Vec<T> = Vec::new();
@@ -113,10 +113,10 @@ fn leave_out_steps(trace: &Trace, fates: &mut [Fate]) {
     });
 }
 
-/// A source line as loops see it.
+/// Properties of a source line that determine loops.
 #[derive(Clone, Copy)]
 struct Place {
-    /// The first id of an equal line.
+    /// First ID of an equal line.
     line: u32,
     indent: usize,
     is_header: bool,
@@ -138,7 +138,7 @@ fn places(trace: &Trace) -> Vec<Place> {
     places
 }
 
-/// Whether code begins with `for`, `async for` or `while`.
+/// Returns whether the code begins with `for`, `async for`, or `while`.
 fn is_loop_header(code: &str) -> bool {
     let (word, rest) = split_word(code);
     match word {
@@ -154,18 +154,18 @@ fn split_word(code: &str) -> (&str, &str) {
     )
 }
 
-/// The loops that an activation is in, outermost first.
+/// Open loops of an activation, outermost first.
 #[derive(Default)]
 struct Loops {
     open: Vec<Loop>,
-    /// The frames at which iterations of the open loops begin: those of the innermost loop come last.
+    /// Frames at which iterations of the open loops begin. Those of the innermost loop come last.
     visits: Vec<usize>,
 }
 
 struct Loop {
     place: Place,
     first_visit: usize,
-    /// Whether a line of its body was shown since the last visit.
+    /// Whether a line of the body ran since the last visit.
     in_body: bool,
 }
 
@@ -176,7 +176,7 @@ impl Loop {
 }
 
 impl Loops {
-    /// Takes in a LINE frame.
+    /// Applies a LINE frame.
     fn step(&mut self, index: usize, place: Place, budget: LoopBudget, cuts: &mut Vec<Range<usize>>) {
         while let Some(top) = self.open.last_mut() {
             if top.place.line == place.line {
@@ -190,7 +190,7 @@ impl Loops {
             }
             self.close(budget, cuts);
         }
-        // Lines without source cannot be told apart.
+        // Lines without source are indistinguishable.
         if place.is_known {
             self.open.push(Loop {
                 place,
@@ -201,7 +201,7 @@ impl Loops {
         }
     }
 
-    /// Ends the innermost loop. Its last visit is no iteration when nothing of the body followed.
+    /// Closes the innermost loop. The last visit is not an iteration unless a line of the body followed.
     fn close(&mut self, budget: LoopBudget, cuts: &mut Vec<Range<usize>>) {
         let Some(ended) = self.open.pop() else { return };
         let visits = &self.visits[ended.first_visit..];
@@ -231,7 +231,7 @@ fn cut_loops(trace: &Trace, budget: LoopBudget, fates: &mut [Fate]) {
     for mut loops in still_open {
         loops.close_all(budget, &mut cuts);
     }
-    // One within another begins after it.
+    // A nested cut starts after the cut that contains it, so sorting by start puts outer cuts first.
     cuts.sort_unstable_by_key(|cut| cut.start);
     let mut end = 0;
     for cut in cuts {
@@ -246,7 +246,7 @@ fn cut_loops(trace: &Trace, budget: LoopBudget, fates: &mut [Fate]) {
 
 fn write(trace: &Trace, fates: &[Fate], changes_only: bool) -> Trace {
     let mut writer = Writer::new(trace);
-    // What frames refer to is followed only where some are written otherwise than they are.
+    // Tracking scopes is necessary only if some frames are rewritten.
     let rewrites = changes_only || fates.contains(&Fate::ShownAfterCut);
     let mut scopes = Scopes::default();
     let mut before_cut = None;
@@ -278,15 +278,15 @@ fn write(trace: &Trace, fates: &[Fate], changes_only: bool) -> Trace {
     writer.to
 }
 
-/// How many variables a LINE frame of these names need not repeat: those of the scope before it, where the frame has
-/// them all, in order and first.
+/// Returns the number of variables that a LINE frame with these names may omit: all variables of the scope before it if
+/// the frame's names begin with them in order, and otherwise none.
 fn known_variables(trace: &Trace, before: &Scope<'_>, names: &[u32]) -> usize {
     let has_all = before.len() <= names.len() && before.names().eq(names[..before.len()].iter().copied());
     let is_plain = names.iter().all(|&name| trace.name(name) != REST);
     if has_all && is_plain { before.len() } else { 0 }
 }
 
-/// The new trace, and where its lines are.
+/// Writes the new trace. `lines` maps line IDs of the old trace to those of the new one.
 struct Writer<'a> {
     from: &'a Trace,
     to: Trace,
@@ -307,7 +307,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Writes a frame as it is.
+    /// Writes a frame unchanged.
     fn copy(&mut self, frame: FrameRef<'a>) {
         match frame.arg() {
             None => self.push_locals(frame, frame.locals()),
@@ -319,7 +319,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Writes a LINE frame as the change from one scope of its activation to another.
+    /// Writes a LINE frame as the difference between two states of its activation's scope.
     fn line_after_cut(&mut self, frame: FrameRef<'a>, before: &Scope<'a>, now: &Scope<'a>, changes_only: bool) {
         let names: Vec<u32> = now.names().collect();
         let known = match changes_only || begins_with_rest(frame) {
@@ -334,7 +334,7 @@ impl<'a> Writer<'a> {
         self.line(frame, &variables, known);
     }
 
-    /// Writes a LINE frame of these variables, of which the first `known` are left out where they are unchanged.
+    /// Writes a LINE frame with these variables. Unchanged variables among the first `known` are omitted.
     fn line(&mut self, frame: FrameRef<'a>, variables: &[(&[u8], Shown<'_>)], known: usize) {
         let (old, new) = variables.split_at(known);
         let changed = old.iter().filter(|(_, shown)| *shown != Shown::Unchanged);

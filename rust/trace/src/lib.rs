@@ -1,8 +1,8 @@
-//! Traces of Python executions: compact storage, text form, stored form, and the strict parser of model output.
+//! Traces of Python executions: compact storage, text form, stored form, and a strict parser of model output.
 //!
-//! A [`Trace`] is a context (source text) and frames, one an event. Frames are kept in rows: source lines, variable
-//! names and sets of names are interned, and a CALL or LINE frame stores only the values that changed, so a step of a
-//! loop costs a few dozen bytes. The format itself is described in `docs/concepts/trace-format.md`.
+//! A [`Trace`] consists of a context (source text) and one frame per event. Source lines, variable names, and lists of
+//! names are interned. A CALL or LINE frame stores only the values that changed, so that a step of a loop takes a few
+//! dozen bytes. `docs/concepts/trace-format.md` describes the format.
 
 mod json;
 mod level;

@@ -1,19 +1,20 @@
-//! Full states from diffs: CALL pushes a scope, RETURN pops it, `..` is the scope's last full value.
+//! Full states from diffs: CALL pushes a scope, RETURN pops it, and `..` refers to the last full value in the scope.
 //!
-//! A LINE frame that begins with the pair `"..": ".."` leaves out variables that are as before: its activation's scope
-//! keeps them. Where a variable is itself named `..`, as a module's namespace allows, the pair is that variable.
+//! A LINE frame that begins with the pair `"..": ".."` omits unchanged variables, which stay in the scope of its
+//! activation. If the activation has a variable named `..`, which the namespace of a module may, the pair is that
+//! variable.
 
 use rustc_hash::FxHashMap;
 
 use crate::trace::{Event, FrameRef, Shown, Trace};
 
-/// The variables of a frame in order, with the texts of their values.
+/// Variables of a frame in order, with the texts of their values.
 pub type State<'a> = Vec<(&'a [u8], &'a [u8])>;
 
-/// The name of the pair that stands for the variables that a frame leaves out.
+/// Name of the pair that stands for the variables that a frame omits.
 pub(crate) const REST: &[u8] = b"..";
 
-/// The variables of one activation in order, by the ids of their names; `None` where a `..` has nothing to refer to.
+/// Variables of an activation in order, by the IDs of their names. A value is `None` if its `..` has no referent.
 #[derive(Clone, Default)]
 pub(crate) struct Scope<'a> {
     variables: Vec<(u32, Option<&'a [u8]>)>,
@@ -43,14 +44,14 @@ impl<'a> Scope<'a> {
         }
     }
 
-    /// Takes in a frame of these very variables in this order.
+    /// Applies a frame that shows exactly these variables in this order.
     fn set_values(&mut self, shown: impl Iterator<Item = (u32, Shown<'a>)>) {
         for ((_, value), (_, shown)) in self.variables.iter_mut().zip(shown) {
             *value = text(shown).or(*value);
         }
     }
 
-    /// Takes in a frame that leaves out nothing.
+    /// Applies a frame that omits no variables.
     fn replace(&mut self, shown: impl Iterator<Item = (u32, Shown<'a>)>) {
         let mut next = Scope::default();
         for (name, shown) in shown {
@@ -59,7 +60,7 @@ impl<'a> Scope<'a> {
         *self = next;
     }
 
-    /// Takes in a frame of only some of these variables, and of new ones.
+    /// Applies a frame that shows some of these variables, and new ones.
     fn update(&mut self, shown: impl Iterator<Item = (u32, Shown<'a>)>) {
         for (name, shown) in shown {
             self.set(name, text(shown).or_else(|| self.value(name)));
@@ -81,27 +82,27 @@ fn text(shown: Shown<'_>) -> Option<&[u8]> {
     }
 }
 
-/// Whether a frame begins with the pair `"..": ".."`: then, in an activation without a variable of that name, it leaves
-/// out variables.
+/// Returns whether a frame begins with the pair `"..": ".."`. Such a frame omits variables, unless its activation has a
+/// variable of that name.
 pub(crate) fn begins_with_rest(frame: FrameRef<'_>) -> bool {
     frame.event() == Event::Line && frame.locals().next() == Some((REST, Shown::Unchanged))
 }
 
-/// The scopes of the open activations of a trace, frame by frame.
+/// Scopes of the open activations of a trace, updated frame by frame.
 #[derive(Default)]
 pub(crate) struct Scopes<'a> {
     stack: Vec<Scope<'a>>,
-    /// That of the last CALL or LINE frame outside any activation, which later frames cannot refer to.
+    /// Scope of the last LINE frame outside any activation. Later frames cannot refer to it.
     outside: Scope<'a>,
 }
 
 impl<'a> Scopes<'a> {
-    /// The scope of the innermost open activation.
+    /// Returns the scope of the innermost open activation.
     pub(crate) fn top(&self) -> Option<&Scope<'a>> {
         self.stack.last()
     }
 
-    /// Goes past the next frame. Gives the scope after it where the frame shows variables.
+    /// Applies the next frame. Returns the resulting scope if the frame shows variables.
     pub(crate) fn step(&mut self, frame: FrameRef<'a>) -> Option<&Scope<'a>> {
         match frame.event() {
             Event::Call => self.stack.push(Scope::default()),
@@ -130,16 +131,17 @@ impl<'a> Scopes<'a> {
     }
 }
 
-/// The full variables at each CALL and LINE frame; `None` elsewhere, or where a `..` has nothing to refer to.
+/// Returns the full state at each CALL and LINE frame; `None` for other frames, or if a `..` has no referent.
 ///
-/// Every state is written out: where frames leave variables out, the states take far more memory than the trace.
+/// Every state lists all variables. If frames omit variables, the states take far more memory than the trace.
 pub fn resolve(trace: &Trace) -> Vec<Option<State<'_>>> {
     let mut scopes = Scopes::default();
     let states = trace.frames().map(|frame| scopes.step(frame)?.state(trace));
     states.collect()
 }
 
-/// The full variables at frame `index`, as [`resolve`] gives them. Walks back only to the activation's CALL frame.
+/// Returns the full state at frame `index`, equal to that of [`resolve`]. Reads only the frames since the activation's
+/// CALL frame.
 pub fn state_at(trace: &Trace, index: usize) -> Option<State<'_>> {
     let mut scopes = Scopes::default();
     for i in activation_start(trace, index)..index {
@@ -148,7 +150,7 @@ pub fn state_at(trace: &Trace, index: usize) -> Option<State<'_>> {
     scopes.step(trace.frame(index))?.state(trace)
 }
 
-/// The nearest frame before `index` (or itself) that opens its activation: the matching CALL, else frame 0.
+/// Returns the frame that opens the activation of frame `index`: the matching CALL, or frame 0 if there is none.
 fn activation_start(trace: &Trace, index: usize) -> usize {
     let mut depth = 0;
     for i in (0..=index).rev() {

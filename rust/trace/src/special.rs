@@ -1,6 +1,6 @@
-//! The special tokens of a trace.
+//! Special tokens of a trace.
 
-/// A special token of the trace format. Never produced from ordinary text.
+/// Special token of the trace format, never produced from ordinary text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Special {
     BeginOfText,
@@ -29,7 +29,7 @@ impl Special {
         Special::ArgSep,
     ];
 
-    /// The token as text, e.g. `<|frame_sep|>`.
+    /// Returns the token as text, for example `<|frame_sep|>`.
     pub const fn name(self) -> &'static str {
         match self {
             Special::BeginOfText => "<|begin_of_text|>",

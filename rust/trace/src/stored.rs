@@ -1,24 +1,25 @@
-//! The stored form: lossless, compact, checked before it is believed.
+//! Stored form of a trace: lossless, compact, and validated when it is read.
 //!
-//! `CWMTRACE`, version (u32), length of the payload (u64), CRC-32 of what follows (u32), then the payload compressed by
-//! zstd. All integers of the header are little-endian; those of the payload are LEB128. The payload holds the parts of a
-//! [`Trace`] one after the other, its frames and changes as columns, each after its length in bytes: like numbers beside
-//! each other compress best, and a reader walks all columns at once. Reading checks every length and index against what
-//! it refers to.
+//! The header consists of `CWMTRACE`, the version (u32), the length of the payload (u64), and the CRC-32 of the rest of
+//! the data (u32), all little-endian. The payload follows, compressed by zstd. Its integers are LEB128.
+//!
+//! The payload contains the parts of a [`Trace`] in order. Frames and changes are stored as columns, each preceded by
+//! its length in bytes, because similar numbers next to each other compress best. A reader walks all columns at once,
+//! and checks that every length and index is in range.
 
 use std::fmt;
 
 use crate::trace::{Change, Event, FrameRow, Line, Outcome, Trace};
 
 const MAGIC: &[u8; 8] = b"CWMTRACE";
-/// Of the payload, here and in a trace store.
+/// Version of the payload, here and in a trace store.
 pub(crate) const VERSION: u32 = 2;
 const HEADER: usize = 8 + 4 + 8 + 4;
 const LEVEL: i32 = 3;
-/// A stored trace may not claim to unpack to more than this: a guard against decompression bombs.
+/// Maximum size of a decompressed trace in bytes, as a guard against decompression bombs.
 pub(crate) const MAX_PAYLOAD: u64 = 1 << 34;
 
-/// Why bytes are not a stored trace, or a trace cannot be stored.
+/// Reason why bytes are not a stored trace, or why a trace cannot be stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredError(pub String);
 
@@ -34,7 +35,7 @@ fn wrong<T>(reason: impl Into<String>) -> Result<T, StoredError> {
     Err(StoredError(format!("not a stored trace: {}", reason.into())))
 }
 
-/// The stored form of a trace.
+/// Returns the stored form of a trace.
 pub fn to_bytes(trace: &Trace) -> Result<Vec<u8>, StoredError> {
     let payload = write_payload(trace)?;
     let packed = zstd::bulk::compress(&payload, LEVEL).map_err(|e| StoredError(format!("zstd: {e}")))?;
@@ -47,7 +48,7 @@ pub fn to_bytes(trace: &Trace) -> Result<Vec<u8>, StoredError> {
     Ok(out)
 }
 
-/// Reads a stored form back. Damaged or hostile input is an error that says what is wrong.
+/// Reads a trace from its stored form. Returns an error that states the reason if the input is damaged or malicious.
 pub fn from_bytes(bytes: &[u8]) -> Result<Trace, StoredError> {
     if bytes.len() < HEADER || &bytes[..8] != MAGIC {
         return wrong("it does not begin with the header of one");
@@ -70,7 +71,7 @@ pub fn from_bytes(bytes: &[u8]) -> Result<Trace, StoredError> {
     read_payload(&payload)
 }
 
-/// Unpacks without trusting `length` for the allocation.
+/// Decompresses without allocating `length` bytes up front, because `length` is untrusted.
 pub(crate) fn unpack(packed: &[u8], length: u64) -> Result<Vec<u8>, StoredError> {
     use std::io::Read;
     let failed = |e: std::io::Error| StoredError(format!("zstd: {e}"));
@@ -83,7 +84,7 @@ pub(crate) fn unpack(packed: &[u8], length: u64) -> Result<Vec<u8>, StoredError>
     Ok(payload)
 }
 
-/// The payload: what `read_payload` reads, not compressed.
+/// Returns the uncompressed payload that `read_payload` reads.
 pub(crate) fn write_payload(trace: &Trace) -> Result<Vec<u8>, StoredError> {
     let mut out = Writer(Vec::new());
     out.bytes(trace.context.as_bytes());
@@ -236,7 +237,7 @@ fn read_frames(input: &mut Reader<'_>, trace: &mut Trace) -> Result<(), StoredEr
     Ok(())
 }
 
-/// LEB128 integers and byte strings after their length.
+/// Writes LEB128 integers, and byte strings preceded by their length.
 pub(crate) struct Writer(pub(crate) Vec<u8>);
 
 impl Writer {
@@ -260,7 +261,7 @@ impl Writer {
     }
 }
 
-/// Reads what a [`Writer`] wrote; what is named in errors is what the caller says it reads.
+/// Reads the output of a [`Writer`]. Callers pass the name of each item (`what`) for error messages.
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -304,7 +305,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A number of things that take at least a byte each, so never more than there are bytes.
+    /// Reads a number of items. Each item takes at least one byte, so a count above the number of remaining bytes is an
+    /// error.
     fn count(&mut self, what: &str) -> Result<usize, StoredError> {
         let count = self.int(what)?;
         if count > self.0.len() as u64 {

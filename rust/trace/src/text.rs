@@ -1,4 +1,4 @@
-//! The text form, and the sequence of parts that it and the token form are made of.
+//! Text form of a trace, and the sequence of parts that the text form and the token form share.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -7,18 +7,18 @@ use crate::json::write_string;
 use crate::special::Special;
 use crate::trace::{FrameRef, Trace};
 
-/// A piece of a trace: a special token, or ordinary text that is encoded by itself.
+/// Part of a trace: a special token, or ordinary text that is encoded separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part<'a> {
     Special(Special),
     /// CONTEXT, LOCALS or VALUE.
     Text(&'a str),
-    /// LINE, by its index into [`Trace::lines`].
+    /// LINE, with its index into [`Trace::lines`].
     Line(u32, &'a str),
 }
 
 impl Trace {
-    /// Hands every part of the prefix before the first frame to `sink`.
+    /// Passes every part of the prefix before the first frame to `sink`.
     pub fn for_each_context_part(&self, mut sink: impl FnMut(Part<'_>)) {
         sink(Part::Special(Special::BeginOfText));
         sink(Part::Special(Special::ContextStart));
@@ -26,8 +26,8 @@ impl Trace {
         sink(Part::Special(Special::FrameSep));
     }
 
-    /// Hands every part of the whole document to `sink`, in order. Empty LOCALS of RETURN and EXCEPTION frames are no
-    /// part; an empty LINE is.
+    /// Passes every part of the document to `sink`, in order. An empty LINE is a part; the empty LOCALS of a RETURN or
+    /// EXCEPTION frame are not.
     pub fn for_each_part(&self, mut sink: impl FnMut(Part<'_>)) {
         self.for_each_context_part(&mut sink);
         let mut renderer = Renderer::new(self);
@@ -39,13 +39,15 @@ impl Trace {
         }
     }
 
-    /// Whether the text form ends with the end token: the recording did not stop at a limit.
+    /// Returns whether the text form ends with the end token, because the recording did not stop at a limit.
     pub fn is_complete(&self) -> bool {
         self.truncated.is_none()
     }
 
-    /// The whole text form. It escapes nothing: a program whose source contains a special token's text cannot be told
-    /// apart here (the token form and the stored form are lossless).
+    /// Returns the text form.
+    ///
+    /// The text form does not escape source text, so it is ambiguous if the source contains the text of a special
+    /// token. The token form and the stored form are lossless.
     pub fn to_text(&self) -> String {
         let mut renderer = Renderer::new(self);
         let mut text = Vec::with_capacity(renderer.text_len());
@@ -54,20 +56,20 @@ impl Trace {
     }
 }
 
-/// Renders the frames of a trace, and keeps what they have in common meanwhile.
+/// Renders the frames of a trace, and caches the text that frames of the same shape share.
 pub struct Renderer<'t> {
     trace: &'t Trace,
-    /// By shape, made when first shown.
+    /// Skeletons by shape ID, created on first use.
     skeletons: Vec<Option<Skeleton>>,
     part: Vec<u8>,
 }
 
-/// The LOCALS of a shape with every variable unchanged. Those of a frame differ from it by its changes alone.
+/// LOCALS of a shape with every variable unchanged. The LOCALS of a frame differ from it only by the frame's changes.
 struct Skeleton {
     text: Vec<u8>,
-    /// For each variable where its name ends, before the quote.
+    /// End of each variable's name, before the closing quote.
     names: Vec<usize>,
-    /// For each variable where its value, [`UNCHANGED`], begins.
+    /// Start of each variable's value, [`UNCHANGED`].
     values: Vec<usize>,
 }
 
@@ -91,7 +93,7 @@ impl Skeleton {
         Ok(Skeleton { text, names, values })
     }
 
-    /// From the end of a variable's name to the end of the next one's, or of the text.
+    /// Returns the range from the end of a variable's name to the end of the next name, or of the text.
     fn segment(&self, slot: usize) -> Range<usize> {
         self.names[slot]..self.names.get(slot + 1).copied().unwrap_or(self.text.len())
     }
@@ -106,7 +108,7 @@ impl<'t> Renderer<'t> {
         }
     }
 
-    /// Hands the parts of `frame`, one of the renderer's trace, to `sink`.
+    /// Passes the parts of `frame`, which must belong to the renderer's trace, to `sink`.
     pub fn for_each_part(&mut self, frame: FrameRef<'_>, mut sink: impl FnMut(Part<'_>)) {
         let mut part = std::mem::take(&mut self.part);
         sink(Part::Special(frame.event().special()));
@@ -134,8 +136,10 @@ impl<'t> Renderer<'t> {
         })
     }
 
-    /// Hands the LOCALS of a shape with every variable unchanged to `sink` in segments: up to the end of the first
-    /// variable's name, then for each variable from the end of its name to that of the next, or of the whole.
+    /// Passes the LOCALS of a shape with every variable unchanged to `sink` in segments.
+    ///
+    /// The first segment ends at the end of the first variable's name. Then each variable has a segment from the end of
+    /// its name to the end of the next name, or of the text.
     pub fn for_each_segment(&mut self, shape: u32, mut sink: impl FnMut(&str)) {
         let skeleton = self.skeleton(shape).expect("a Vec takes every byte");
         let first = 0..skeleton.names.first().copied().unwrap_or(skeleton.text.len());
@@ -145,7 +149,7 @@ impl<'t> Renderer<'t> {
         }
     }
 
-    /// Hands the segments of the changed variables to `sink`, each with the variable's place in the shape.
+    /// Passes the segments of the changed variables to `sink`, each with the variable's position in the shape.
     pub fn for_each_changed_segment(&mut self, frame: FrameRef<'_>, mut sink: impl FnMut(usize, &str)) {
         let mut text = std::mem::take(&mut self.part);
         let trace = self.trace;
@@ -177,7 +181,7 @@ impl<'t> Renderer<'t> {
         out.write_all(&skeleton.text[written..])
     }
 
-    /// Writes the whole text form, as [`Trace::to_text`] gives it.
+    /// Writes the text form, equal to [`Trace::to_text`].
     pub fn write_text(&mut self, out: &mut impl Write) -> io::Result<()> {
         let trace = self.trace;
         let token = |special: Special| special.name().as_bytes();
@@ -212,20 +216,20 @@ impl<'t> Renderer<'t> {
         Ok(())
     }
 
-    /// Bytes of the text form.
+    /// Returns the length of the text form in bytes.
     pub fn text_len(&mut self) -> usize {
         let mut count = Count(0);
         self.write_text(&mut count).expect("counting cannot fail");
         count.0
     }
 
-    /// Whether the text form is ASCII: source text alone can hold other characters.
+    /// Returns whether the text form is ASCII. Only source text can contain other characters.
     pub fn is_ascii(&self) -> bool {
         self.trace.context.is_ascii() && self.trace.lines().iter().all(|line| line.text.is_ascii())
     }
 }
 
-/// The end of a CALL or LINE frame at a source line.
+/// Returns the end of a CALL or LINE frame at a source line.
 fn action(line: &str) -> String {
     [Special::ActionSep.name(), line, Special::FrameSep.name()].concat()
 }
@@ -234,7 +238,7 @@ fn json(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("JSON is written in ASCII")
 }
 
-/// Counts what is written.
+/// Counts the bytes written to it.
 struct Count(usize);
 
 impl Write for Count {

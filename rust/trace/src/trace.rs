@@ -1,10 +1,10 @@
-//! The trace in memory: rows of frames and changes over interned lines, names, shapes and a log of value texts.
+//! Trace in memory: rows of frames and changes, interned lines, names, and shapes, and a log of value texts.
 
 use rustc_hash::FxHashMap;
 
 use crate::special::Special;
 
-/// What happened at a frame: the four events of `sys.settrace`.
+/// Event of a frame: one of the four events of `sys.settrace`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Event {
@@ -17,7 +17,7 @@ pub enum Event {
 impl Event {
     pub const ALL: [Event; 4] = [Event::Call, Event::Line, Event::Return, Event::Exception];
 
-    /// `"call"`, `"line"`, `"return"` or `"exception"`.
+    /// Returns `"call"`, `"line"`, `"return"`, or `"exception"`.
     pub const fn name(self) -> &'static str {
         match self {
             Event::Call => "call",
@@ -27,7 +27,7 @@ impl Event {
         }
     }
 
-    /// The token that opens a frame of this event.
+    /// Returns the token that opens a frame of this event.
     pub const fn special(self) -> Special {
         match self {
             Event::Call => Special::CallSep,
@@ -37,44 +37,47 @@ impl Event {
         }
     }
 
-    /// Whether frames of this event show local variables (CALL and LINE) rather than a value (RETURN and EXCEPTION).
+    /// Returns whether frames of this event show local variables (CALL and LINE) rather than a value (RETURN and
+    /// EXCEPTION).
     pub const fn has_locals(self) -> bool {
         matches!(self, Event::Call | Event::Line)
     }
 }
 
-/// A source line as frames show it: its number in its file (0 when unknown) and its text, ending in one newline, or
-/// empty where no source is known.
+/// Source line that frames show.
+///
+/// `number` is the line number in the file, or 0 if unknown. `text` ends in one newline, or is empty if the source is
+/// unknown.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Line {
     pub number: u32,
     pub text: String,
 }
 
-/// How the recorded program ended, with the rendered result or exception.
+/// Outcome of the recorded program, with the rendered result or exception.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Returned(Vec<u8>),
     Raised(Vec<u8>),
 }
 
-/// A variable's value as a frame shows it.
+/// Value of a variable in a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shown<'a> {
-    /// `..`: as in the previous frame of the same activation.
+    /// `..`: the same value as in the previous frame of the activation.
     Unchanged,
-    /// Rendered text, in UTF-8 that may hold lone surrogates (a `__repr__` can return them).
+    /// Rendered text, in UTF-8 that may contain lone surrogates because a `__repr__` can return them.
     Text(&'a [u8]),
 }
 
-/// A frame as it is kept: one row, so that adding one checks for room once.
+/// Stored frame: a single row, so that appending a frame checks the capacity only once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FrameRow {
-    /// The event in the two bits above the line's id.
+    /// Event in the two bits above the line ID.
     event_and_line: u32,
-    /// The shape of a CALL or LINE frame; 0 elsewhere.
+    /// Shape of a CALL or LINE frame; 0 for other events.
     pub(crate) shape: u32,
-    /// Where the frame's changes end; they begin where the previous frame's end.
+    /// End of the frame's changes, which begin at the end of the previous frame's changes.
     pub(crate) changes_end: u32,
 }
 
@@ -102,45 +105,45 @@ impl FrameRow {
     }
 }
 
-/// A changed variable, or the value of a RETURN or EXCEPTION frame. Packed: 12 bytes rather than 16.
+/// Changed variable, or the value of a RETURN or EXCEPTION frame. Packing reduces it from 16 to 12 bytes.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, packed(4))]
 pub(crate) struct Change {
-    /// Where its text ends in the value log; it begins where the previous one ends.
+    /// End of the text in the value log; the text begins at the end of the previous one.
     pub(crate) end: u64,
-    /// The place of the variable in the frame's shape; 0 in RETURN and EXCEPTION frames.
+    /// Position of the variable in the frame's shape; 0 in RETURN and EXCEPTION frames.
     pub(crate) slot: u32,
 }
 
-/// A recorded or parsed execution.
+/// Recorded or parsed execution.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
-    /// The source text shown before the frames.
+    /// Source text shown before the frames.
     pub context: String,
-    /// How the program ended; `None` where that is not known (parsed traces, recordings cut by a limit).
+    /// Outcome of the program; `None` if unknown (parsed traces, recordings stopped by a limit).
     pub outcome: Option<Outcome>,
-    /// The limit that ended the recording, if one did: `"max_frames"`, `"max_bytes"` or `"max_seconds"`.
+    /// Limit that stopped the recording, if any: `"max_frames"`, `"max_bytes"`, or `"max_seconds"`.
     pub truncated: Option<String>,
-    /// What the program printed; `None` where that was not captured.
+    /// Output of the program; `None` if it was not captured.
     pub output: Option<String>,
     pub(crate) lines: Vec<Line>,
     pub(crate) names: Vec<Vec<u8>>,
-    /// Each shape is the ordered list of the names that a CALL or LINE frame shows.
+    /// Shapes: ordered lists of the names that CALL and LINE frames show.
     pub(crate) shapes: Vec<Box<[u32]>>,
     pub(crate) frames: Vec<FrameRow>,
     pub(crate) changes: Vec<Change>,
-    /// The texts of the changes, one after the other, and of what is being rendered.
+    /// Concatenated texts of the changes, followed by the text being rendered.
     pub(crate) values: Vec<u8>,
     name_ids: FxHashMap<Vec<u8>, u32>,
     shape_ids: FxHashMap<Box<[u32]>, u32>,
 }
 
 impl Trace {
-    /// Line ids have 30 bits.
+    /// Maximum number of lines: line IDs have 30 bits.
     pub(crate) const MAX_LINES: usize = 1 << FrameRow::LINE_BITS;
-    /// Each frame may show a line of its own.
+    /// Maximum number of frames: each frame can show a line of its own.
     pub(crate) const MAX_FRAMES: usize = Trace::MAX_LINES;
-    /// Half of what 32 bits count, so that the frame that reaches it is whole.
+    /// Half the range of 32 bits, so that the frame that reaches this limit is still complete.
     pub(crate) const MAX_CHANGES: usize = 1 << 31;
 
     pub fn new(context: String) -> Trace {
@@ -150,7 +153,7 @@ impl Trace {
         }
     }
 
-    /// Number of frames.
+    /// Returns the number of frames.
     pub fn len(&self) -> usize {
         self.frames.len()
     }
@@ -159,14 +162,14 @@ impl Trace {
         self.frames.is_empty()
     }
 
-    /// Whether the ids of frames, lines or changes come to their end: add no more frames then. By then a trace
-    /// takes 12 GiB of memory or more.
+    /// Returns whether the IDs of frames, lines, or changes are exhausted, so that no more frames may be added. Such a
+    /// trace takes at least 12 GiB of memory.
     #[inline]
     pub fn is_full(&self) -> bool {
         self.frames.len() >= Trace::MAX_FRAMES || self.changes.len() >= Trace::MAX_CHANGES
     }
 
-    /// The frame at `index`, which must be less than [`Trace::len`].
+    /// Returns the frame at `index`, which must be less than [`Trace::len`].
     pub fn frame(&self, index: usize) -> FrameRef<'_> {
         assert!(index < self.len(), "frame {index} of a trace of {} frames", self.len());
         FrameRef { trace: self, index }
@@ -176,7 +179,7 @@ impl Trace {
         (0..self.len()).map(|index| FrameRef { trace: self, index })
     }
 
-    /// The distinct source lines, by the id that [`FrameRef::line_id`] gives.
+    /// Returns the source lines, indexed by [`FrameRef::line_id`].
     pub fn lines(&self) -> &[Line] {
         &self.lines
     }
@@ -185,7 +188,7 @@ impl Trace {
         &self.names[id as usize]
     }
 
-    /// One more than the largest shape id.
+    /// Returns the number of shapes, which is one more than the largest shape ID.
     pub fn shape_count(&self) -> usize {
         self.shapes.len()
     }
@@ -194,7 +197,7 @@ impl Trace {
         &self.shapes[id as usize]
     }
 
-    /// The text of change `id`.
+    /// Returns the text of change `id`.
     #[inline]
     pub fn value(&self, id: u32) -> &[u8] {
         let id = id as usize;
@@ -202,7 +205,7 @@ impl Trace {
         &self.values[start as usize..self.changes[id].end as usize]
     }
 
-    /// Where the text of change `id` begins in what [`Trace::open_value`] gives.
+    /// Returns the start of the text of change `id` in the log that [`Trace::open_value`] returns.
     #[inline]
     pub fn value_start(&self, id: u32) -> usize {
         id.checked_sub(1)
@@ -214,29 +217,30 @@ impl Trace {
         self.changes[id as usize].slot
     }
 
-    /// Bytes of memory that the frames take, without spare capacity: what `max_bytes` limits.
+    /// Returns the memory of the frames in bytes, without spare capacity. `max_bytes` limits this size.
     #[inline]
     pub fn frame_bytes(&self) -> usize {
         size_of_val(&*self.frames) + size_of_val(&*self.changes) + self.values.len()
     }
 
-    /// Adds a source line and gives its id. The caller keeps lines apart; equal lines may have several ids.
+    /// Adds a source line and returns its ID. Does not deduplicate: equal lines may have several IDs.
     ///
-    /// Panics at the 2^30th: a trace that [`Trace::is_full`] takes no more.
+    /// Panics if the trace has 2^30 lines. This cannot happen if the caller adds at most one line per frame and stops
+    /// when the trace [is full](Trace::is_full).
     pub fn add_line(&mut self, line: Line) -> u32 {
         assert!(self.lines.len() < Trace::MAX_LINES, "too many source lines");
         self.lines.push(line);
         (self.lines.len() - 1) as u32
     }
 
-    /// Gives every line its text, by its id and number: a recording knows the numbers first.
+    /// Sets the text of every line from its ID and number, because a recording learns the numbers first.
     pub fn set_line_texts(&mut self, mut text: impl FnMut(usize, u32) -> String) {
         for (id, line) in self.lines.iter_mut().enumerate() {
             line.text = text(id, line.number);
         }
     }
 
-    /// The id of a variable's name.
+    /// Returns the ID of a variable name, and adds the name if it is new.
     pub fn intern_name(&mut self, name: &[u8]) -> u32 {
         if let Some(&id) = self.name_ids.get(name) {
             return id;
@@ -247,7 +251,7 @@ impl Trace {
         id
     }
 
-    /// The id of an ordered list of names.
+    /// Returns the ID of an ordered list of names, and adds the list if it is new.
     pub fn intern_shape(&mut self, names: &[u32]) -> u32 {
         if let Some(&id) = self.shape_ids.get(names) {
             return id;
@@ -258,14 +262,14 @@ impl Trace {
         id
     }
 
-    /// The end of the value log, to render a value into. Then keep it with [`Trace::keep_change`] or
-    /// [`Trace::push_value_frame`], or drop it with [`Trace::drop_value`].
+    /// Returns the value log, to which the caller appends a rendered value. Keep the value with [`Trace::keep_change`]
+    /// or [`Trace::push_value_frame`], or drop it with [`Trace::drop_value`].
     #[inline]
     pub fn open_value(&mut self) -> &mut Vec<u8> {
         &mut self.values
     }
 
-    /// The bytes rendered since the last kept value.
+    /// Returns the bytes rendered since the last kept value.
     #[inline]
     pub fn open_text(&self) -> &[u8] {
         &self.values[self.open_start()..]
@@ -276,8 +280,8 @@ impl Trace {
         self.changes.last().map_or(0, |change| change.end as usize)
     }
 
-    /// Keeps what was rendered as the value of the variable at `slot` of the next CALL or LINE frame, and gives the id
-    /// of the change. Slots are kept in ascending order.
+    /// Keeps the rendered text as the value of the variable at `slot` of the next CALL or LINE frame, and returns the
+    /// ID of the change. The caller must keep slots in ascending order.
     #[inline]
     pub fn keep_change(&mut self, slot: u32) -> u32 {
         let id = self.changes.len() as u32;
@@ -288,16 +292,16 @@ impl Trace {
         id
     }
 
-    /// Rewinds what was rendered since the last kept value.
+    /// Drops the text rendered since the last kept value.
     #[inline]
     pub fn drop_value(&mut self) {
         let start = self.open_start();
         self.values.truncate(start);
     }
 
-    /// Closes a CALL or LINE frame that shows the variables of `shape`, those kept as changes in full.
+    /// Closes a CALL or LINE frame that shows the variables of `shape`. Variables kept as changes show their values.
     ///
-    /// Panics where changes are more than 32 bits count, which they are not in a trace that stopped when it
+    /// Panics if the number of changes exceeds 32 bits. This cannot happen if the caller stops when the trace
     /// [is full](Trace::is_full).
     #[inline]
     pub fn push_locals_frame(&mut self, event: Event, line: u32, shape: u32) {
@@ -305,9 +309,9 @@ impl Trace {
         self.push_frame(event, line, shape);
     }
 
-    /// Adds a RETURN or EXCEPTION frame whose value is what was rendered.
+    /// Adds a RETURN or EXCEPTION frame whose value is the rendered text.
     ///
-    /// Panics where changes are more than 32 bits count, which they are not in a trace that stopped when it
+    /// Panics if the number of changes exceeds 32 bits. This cannot happen if the caller stops when the trace
     /// [is full](Trace::is_full).
     #[inline]
     pub fn push_value_frame(&mut self, event: Event, line: u32) {
@@ -323,18 +327,21 @@ impl Trace {
             .push(FrameRow::new(event, line, shape, self.changes.len() as u32));
     }
 
-    /// Gives back the room that was kept for more frames.
+    /// Frees spare capacity.
     pub fn shrink_to_fit(&mut self) {
         self.frames.shrink_to_fit();
         self.changes.shrink_to_fit();
         self.values.shrink_to_fit();
     }
 
-    /// How the program ended, as the frames of a whole trace show it: its one outermost activation returns in the last
-    /// frame, or an EXCEPTION frame of that activation stands right before and unwinds it. `None` where there are
-    /// several outermost activations (a generator that was resumed, say): the last one's value need not be the result.
+    /// Returns the outcome of the program, derived from the frames of a complete trace.
     ///
-    /// Frames that begin within an activation, as those of a prediction do, belong to one that was called before.
+    /// The only outermost activation either returns in the last frame, or is unwound by an EXCEPTION frame right before
+    /// it. Returns `None` if there are several outermost activations, for example of a resumed generator, because the
+    /// value of the last one need not be the result.
+    ///
+    /// If the first frame is not a CALL, as in a prediction, the frames begin within an activation that was called
+    /// earlier.
     pub fn shown_outcome(&self) -> Option<Outcome> {
         let last = self.len().checked_sub(1)?;
         let mut depth = u64::from(self.frame(0).event() != Event::Call);
@@ -356,19 +363,19 @@ impl Trace {
         }
     }
 
-    /// Changes of whole frames: those kept after them belong to a frame that is not closed.
+    /// Returns the number of changes in closed frames. Later changes belong to the open frame.
     pub(crate) fn closed_changes(&self) -> usize {
         self.frames.last().map_or(0, |frame| frame.changes_end as usize)
     }
 
-    /// Forgets what was rendered and kept since the last whole frame.
+    /// Drops the changes and text of the open frame.
     pub fn drop_open_frame(&mut self) {
         self.changes.truncate(self.closed_changes());
         self.drop_value();
     }
 }
 
-/// One frame of a trace.
+/// Reference to a frame of a trace.
 #[derive(Clone, Copy)]
 pub struct FrameRef<'a> {
     trace: &'a Trace,
@@ -388,7 +395,7 @@ impl<'a> FrameRef<'a> {
         self.row().event()
     }
 
-    /// Index into [`Trace::lines`].
+    /// Returns the index of the source line in [`Trace::lines`].
     pub fn line_id(self) -> u32 {
         self.row().line()
     }
@@ -397,13 +404,14 @@ impl<'a> FrameRef<'a> {
         &self.trace.lines[self.line_id() as usize]
     }
 
-    /// The interned set of names of a CALL or LINE frame.
+    /// Returns the interned list of names of a CALL or LINE frame.
     pub fn shape(self) -> Option<&'a [u32]> {
         let row = self.row();
         row.event().has_locals().then(|| self.trace.shape(row.shape))
     }
 
-    /// The ids of the frame's changes, by ascending slot; of a RETURN or EXCEPTION frame its one value.
+    /// Returns the IDs of the frame's changes, in ascending order of slots. A RETURN or EXCEPTION frame has one change,
+    /// its value.
     pub fn changes(self) -> std::ops::Range<u32> {
         let start = match self.index.checked_sub(1) {
             Some(previous) => self.trace.frames[previous].changes_end,
@@ -412,12 +420,12 @@ impl<'a> FrameRef<'a> {
         start..self.row().changes_end
     }
 
-    /// The id of the set of names of a CALL or LINE frame.
+    /// Returns the ID of the list of names of a CALL or LINE frame.
     pub fn shape_id(self) -> u32 {
         self.row().shape
     }
 
-    /// The value of a RETURN or EXCEPTION frame.
+    /// Returns the value of a RETURN or EXCEPTION frame.
     pub fn arg(self) -> Option<&'a [u8]> {
         match self.event().has_locals() {
             true => None,
@@ -425,7 +433,7 @@ impl<'a> FrameRef<'a> {
         }
     }
 
-    /// The variables of a CALL or LINE frame in order, as written; nothing elsewhere.
+    /// Returns the variables that a CALL or LINE frame shows, in order. Other frames have none.
     pub fn locals(self) -> impl Iterator<Item = (&'a [u8], Shown<'a>)> {
         let trace = self.trace;
         let mut changes = self.changes().peekable();
@@ -443,7 +451,7 @@ impl<'a> FrameRef<'a> {
     }
 }
 
-/// Frames are equal when they show the same content, in the same order of variables.
+/// Compares the content that the frames show, including the order of variables.
 impl PartialEq for FrameRef<'_> {
     fn eq(&self, other: &Self) -> bool {
         self.event() == other.event()
@@ -453,7 +461,7 @@ impl PartialEq for FrameRef<'_> {
     }
 }
 
-/// Traces are equal when they show the same, however they were built.
+/// Compares the content that the traces show, regardless of their IDs.
 impl PartialEq for Trace {
     fn eq(&self, other: &Self) -> bool {
         self.context == other.context

@@ -1,4 +1,4 @@
-//! Coarser traces of random frames, balanced or not: what they show resolves as before, and they are well formed.
+//! Checks that coarser traces of random frames, balanced or not, are well formed and resolve to the same states.
 
 use std::num::NonZeroUsize;
 
@@ -20,7 +20,7 @@ const LINES: [&str; 8] = [
     "",
 ];
 
-/// A frame to build: event, line, variables by number (".." is one) with their texts, whether it leaves out others.
+/// Frame to build: event, line, variables by number (one is named "..") with their texts, and whether it omits others.
 type Spec = (Event, usize, Vec<(u8, Option<u8>)>, bool);
 
 fn spec() -> impl Strategy<Value = Spec> {
@@ -58,7 +58,7 @@ fn name_of(variable: u8) -> String {
     }
 }
 
-/// Frames whose variable `at` is the position of the frame, or whose value is it.
+/// Builds frames whose variable `at`, or whose value, is the position of the frame.
 fn build(specs: &[Spec]) -> Trace {
     let mut trace = Trace::new("context".into());
     let lines = LINES.map(|text| {
@@ -100,7 +100,7 @@ fn build(specs: &[Spec]) -> Trace {
     trace
 }
 
-/// The position in the full trace of each CALL and LINE frame; `None` for the others.
+/// Returns the position in the full trace of each CALL and LINE frame; `None` for other frames.
 fn positions(coarse: &Trace) -> Vec<Option<usize>> {
     let position = |frame: FrameRef<'_>| match frame.locals().find(|&(name, _)| name == b"at") {
         Some((_, Shown::Text(text))) => std::str::from_utf8(text).unwrap().parse().ok(),
@@ -109,7 +109,7 @@ fn positions(coarse: &Trace) -> Vec<Option<usize>> {
     coarse.frames().map(position).collect()
 }
 
-/// The depth after each CALL and RETURN frame.
+/// Returns the depth after each CALL and RETURN frame.
 fn depths(trace: &Trace) -> Vec<i32> {
     let step = |event| match event {
         Event::Call => 1,
@@ -164,7 +164,7 @@ proptest! {
         let text = coarse.to_text();
         let parsed = parse_text(&text);
         prop_assert!(parsed.complete);
-        // The text has no outcome of its own: the parser derives it from the frames.
+        // The text does not contain the outcome. The parser derives it from the frames.
         let mut expected = coarse.clone();
         expected.outcome = coarse.shown_outcome();
         prop_assert_eq!(&parsed.trace, &expected);

@@ -1,4 +1,4 @@
-//! Compares the parser with a plain one: same frames, and the same error at the same place.
+//! Checks that the parser returns the same frames as a simple parser, and the same error at the same offset.
 
 use cwm_trace::ParseErrorKind::{self, *};
 use cwm_trace::{Event, Shown, Special, Trace, parse_text};
@@ -8,12 +8,12 @@ use proptest::sample::select;
 
 type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// Event, variables of a CALL or LINE frame, source line, value of a RETURN or EXCEPTION frame.
+/// Event, variables of a CALL or LINE frame, source line, and value of a RETURN or EXCEPTION frame.
 type Frame = (Event, Pairs, String, Option<Vec<u8>>);
 
 type Failure = (ParseErrorKind, String);
 
-/// Frames, whether the end token closed them, and where and why they stopped.
+/// Frames, whether the end token follows them, and the offset and reason of the error, if any.
 type Reading = (Vec<Frame>, bool, Option<(usize, Failure)>);
 
 fn failure(kind: ParseErrorKind, reason: impl Into<String>) -> Failure {
@@ -149,7 +149,7 @@ fn string(text: &[char]) -> Result<(Vec<u8>, &[char]), &'static str> {
                     't' => 9,
                     'u' => {
                         let digits: String = rest.iter().take(4).collect();
-                        // An escape is incomplete if fewer than four bytes follow it, whatever they are.
+                        // An escape is incomplete if fewer than four bytes follow it, even if they are invalid.
                         if rest.iter().map(|c| c.len_utf8()).sum::<usize>() < 4 {
                             return Err("incomplete \\u escape in a JSON string");
                         }
@@ -202,7 +202,7 @@ fn compare(text: &str) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// A JSON string, or nearly one.
+/// Generates JSON strings, and strings with errors.
 fn json() -> impl Strategy<Value = String> {
     let pieces = [
         "\"",
@@ -287,7 +287,7 @@ proptest! {
     }
 }
 
-/// Twenty names and a repeated one.
+/// Checks twenty names and a duplicate.
 #[test]
 fn a_duplicate_name_among_many_is_an_error() {
     let pairs: Vec<String> = (0..20).chain([7]).map(|i| format!("\"v{i}\": \"1\"")).collect();

@@ -1,4 +1,4 @@
-//! Random traces come back from every form; random bytes never break a reader.
+//! Checks that random traces survive a round trip through every form, and that readers handle random bytes.
 
 use cwm_trace::{
     Event, Line, Outcome, Parsed, Part, Piece, Renderer, Special, TokenParser, Trace, from_bytes, parse_text,
@@ -7,15 +7,16 @@ use cwm_trace::{
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// A frame to build: event, line number, variables as (name, value or unchanged), value of RETURN and EXCEPTION.
+/// Frame to build: event, line number, variables as (name, value or unchanged), and value of a RETURN or EXCEPTION
+/// frame.
 type Spec = (u8, u32, Vec<(u8, Option<Vec<u8>>)>, Vec<u8>);
 
-/// Text without special tokens: what the text form can hold.
+/// Generates text without special tokens, because the text form does not escape them.
 fn plain_text() -> impl Strategy<Value = String> {
     any::<String>().prop_map(|text| text.replace("<|", "<"))
 }
 
-/// Rendered values: also with lone surrogates, which a `__repr__` can return.
+/// Generates rendered values, which may contain lone surrogates because a `__repr__` can return them.
 fn value() -> impl Strategy<Value = Vec<u8>> {
     let surrogates = vec(0xd7f0u32..0xe010, 0..4).prop_map(|codes| {
         let mut out = Vec::new();
@@ -85,7 +86,7 @@ fn parse_parts(trace: &Trace) -> Parsed {
     parser.finish()
 }
 
-/// Kinds below 10 are special tokens, 10 is a foreign one, others stand for the bytes.
+/// Parses pieces. Kinds below 10 are special tokens, 10 is an unknown token, and other kinds are the bytes.
 fn parse_pieces(pieces: &[(usize, Vec<u8>)]) -> Parsed {
     let mut parser = TokenParser::default();
     for (offset, (kind, bytes)) in pieces.iter().enumerate() {
@@ -99,7 +100,7 @@ fn parse_pieces(pieces: &[(usize, Vec<u8>)]) -> Parsed {
     parser.finish()
 }
 
-/// Frames as content, without the line numbers that parsed traces do not know.
+/// Returns the content of the frames, without line numbers, which parsed traces do not have.
 fn contents(trace: &Trace) -> Vec<String> {
     let show = |frame: cwm_trace::FrameRef<'_>| {
         format!(
@@ -223,7 +224,7 @@ proptest! {
     }
 }
 
-/// What most of a data set is made of: two integers, one of them new in each second frame.
+/// Checks the most common case in a data set: two integers, one of which changes in every second frame.
 #[test]
 fn a_loop_takes_less_than_three_bytes_a_frame() {
     let mut trace = Trace::new("def f():\n".into());
@@ -253,7 +254,7 @@ fn a_context_that_is_not_closed_is_none() {
     assert_eq!(text.trace, Trace::default());
 }
 
-/// A stored trace with another payload: the checksum cannot tell it from an honest one.
+/// Returns a stored trace with another payload and a valid checksum.
 fn with_payload(file: &[u8], payload: &[u8]) -> Vec<u8> {
     let packed = zstd::bulk::compress(payload, 1).unwrap();
     let mut out = file[..12].to_vec();
@@ -267,7 +268,7 @@ fn payload_of(file: &[u8]) -> Vec<u8> {
     zstd::bulk::decompress(&file[24..], 1 << 20).unwrap()
 }
 
-/// What is read from a hostile file can be used, and written again.
+/// Checks that a trace read from a malicious file is usable, and can be written again.
 fn use_if_read(file: &[u8]) {
     if let Ok(trace) = from_bytes(file) {
         trace.to_text();
@@ -276,7 +277,7 @@ fn use_if_read(file: &[u8]) {
     }
 }
 
-/// Every index and length is checked, nothing panics.
+/// Checks that every index and length is validated, and that nothing panics.
 #[test]
 fn hostile_payloads_are_errors() {
     let variables = vec![(0, Some(b"1".to_vec()))];

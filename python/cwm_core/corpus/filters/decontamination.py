@@ -58,13 +58,13 @@ class Decontamination:
             self._problems.setdefault(run, id)
 
     def add_jsonl(self, path: str | os.PathLike[str], fields: Sequence[str] = ("code",)) -> None:
-        """Add the problems of a file with one JSON object a line.
+        """Add the problems of a file with one JSON object per line.
 
         A problem is named by the name of the file and its `id`, its `task_id`, or the number of its line.
 
         Args:
             path: The file.
-            fields: Fields whose texts are added, each by itself.
+            fields: Fields to add, each as a separate text.
 
         Raises:
             ValueError: A field is missing or not a string.

@@ -15,12 +15,12 @@ from ..sample import Drop, Sample
 
 
 class Sketch(NamedTuple):
-    """What is compared of a trace. It can be pickled and sent between processes."""
+    """Hashes of a trace for comparison. A sketch can be pickled and sent between processes."""
 
     exact: bytes
     """Hash of 16 bytes of the text form."""
     near: bytes
-    """MinHash of the frames, in the form of the library that made it."""
+    """MinHash of the frames, in the format of the library that computed it."""
 
 
 def sketch(trace: Trace) -> Sketch:
@@ -45,9 +45,9 @@ class Duplicates:
     their sketches is at least `threshold`. The standard error of the estimate is about 0.04. About one of twenty pairs
     near 0.8 is missed, and none of thousands above 0.9.
 
-    Only the order of samples decides which ones stay. Give them in the order of their ids, in whatever order processes
-    made them: the smallest id of each group stays in every run. To resume, `check` the ids and sketches that were kept,
-    in their order.
+    The first sample of each group stays. Pass samples in the order of their ids, not in the order in which processes
+    made them, so that the smallest id of each group stays in every run. To resume, `check` the ids and sketches that
+    were kept, in their order.
     """
 
     def __init__(self, threshold: float = 0.8) -> None:

@@ -92,7 +92,7 @@ def no_secrets(sample: Sample) -> Drop | None:
 
 
 def values_text(trace: Trace) -> str:
-    """Return each value of a trace once, with the name of its variable, one a line, and the output.
+    """Return each distinct value of a trace with its variable's name, one per line, and the output.
 
     Values that cannot hold a secret, mostly numbers and lists of numbers, are left out.
     """

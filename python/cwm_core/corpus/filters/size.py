@@ -29,11 +29,11 @@ class SizeLimits:
     min_frames: int = 1
     """Frames that a trace must have."""
     max_frames: int | None = None
-    """Limit on frames; None for no limit."""
+    """Maximum number of frames; None for no limit."""
     max_bytes: int | None = None
-    """Limit on bytes of the stored form; None for no limit."""
+    """Maximum size of the stored trace in bytes; None for no limit."""
     max_tokens: int | None = None
-    """Limit on tokens of the whole document; None for no limit."""
+    """Maximum number of tokens in the whole document; None for no limit."""
     count_tokens: Callable[[Trace], int] | None = None
     """Function that returns the number of tokens of a trace, such as `lambda trace:
     len(tokenizer.encode_trace(trace))`.

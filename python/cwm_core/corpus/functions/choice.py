@@ -11,7 +11,7 @@ RAISING_SHARE = 1 / 3
 
 
 def choose(tried: Mapping[str, CallCoverage], max_calls: int) -> list[str]:
-    """Return up to `max_calls` calls, each of which reaches a step that those before it do not.
+    """Return up to `max_calls` calls; each reaches a step that no earlier one reaches.
 
     Returning calls come first. Raising calls follow, at most one more than their `RAISING_SHARE`. If no call returns,
     one raising call is chosen. Among calls that reach equally many new steps, the one with the shortest trace comes

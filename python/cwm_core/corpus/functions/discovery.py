@@ -1,4 +1,4 @@
-"""Find the functions in source text that can be called. Nothing is imported or run."""
+"""Find the functions in source text that can be called. This module never imports or runs the source."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ CALLED_AS_METHODS = frozenset(
         "__enter__",
     ]
 )
-"""Special methods that are explored. The interpreter expects too much of the others."""
+"""Special methods to explore. The interpreter restricts the others too much."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def find_functions(
     suites = [s for s in sources if s.is_test]
     suites += [s for path in tests for s in read_sources(path) if s.tree is not None]
     if own and own[0].name is None:
-        for snippet in own:  # snippets know nothing of each other
+        for snippet in own:  # snippets are independent of each other
             _describe([snippet], [], found)
     else:
         _describe(own, suites, found)

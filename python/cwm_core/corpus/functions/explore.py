@@ -36,7 +36,7 @@ _EXAMPLES_SHARE, _DRAWN_SHARE = 0.4, 0.35  # of the budget; the rest is for muta
 
 
 class CallOutcome(StrEnum):
-    """What happened to a call that was tried and that no limit ended."""
+    """Result of a tried call that stayed within all limits."""
 
     RETURNED = "returned"
     RAISED = "raised"
@@ -52,7 +52,7 @@ class Exploration:
     unit: Unit | None
     """The calls worth recording; None if there are none."""
     chosen: dict[str, CallCoverage] = field(default_factory=dict)
-    """Calls of the unit, with what they reach."""
+    """Calls of the unit, with their coverage."""
     tried: dict[str, CallCoverage] = field(default_factory=dict)
     """All calls that entered the function and ended within the limits, in the order in which they were tried."""
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -82,9 +82,9 @@ def explore(
     Args:
         function: Function to call.
         sandbox: Sandbox with the module of the function preloaded, or with the module in its paths.
-        seed: Seed of everything that is drawn.
-        budget: Limit on calls that are tried.
-        max_calls: Limit on calls that are chosen.
+        seed: Seed of all random choices.
+        budget: Maximum number of calls to try.
+        max_calls: Maximum number of calls to choose.
         generate: Language model to ask for calls too.
     """
     trial = _Trial(function, sandbox, budget)

@@ -17,7 +17,7 @@ class FunctionKind(StrEnum):
 
 
 class SkipReason(StrEnum):
-    """Why a definition or a module is not explored."""
+    """Reason that a definition or a module is not explored."""
 
     TEST = "test"
     OVERLOAD = "overload"

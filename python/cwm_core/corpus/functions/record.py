@@ -20,11 +20,11 @@ class ExploreAndRecord:
     """A `Work` for items that are functions: finds, chooses, and records calls of each."""
 
     seed: int = 0
-    """Seed of everything that is drawn."""
+    """Seed of all random choices."""
     budget: int = 100
-    """Limit on calls of a function that are tried."""
+    """Maximum number of calls of a function to try."""
     max_calls: int = 5
-    """Limit on calls of a function that are recorded."""
+    """Maximum number of calls of a function to record."""
     endpoint: str | None = None
     """URL of an OpenAI-compatible server, as in `Endpoint`, to ask for calls of each function too."""
     model: str = ""

@@ -39,7 +39,7 @@ class Source:
     call: str | None = None
     """Call that a snippet came with."""
     problem: SkipReason | None = None
-    """Why the module cannot be used. Its text is then empty."""
+    """Reason that the module cannot be used, in which case its text is empty."""
 
     @cached_property
     def tree(self) -> ast.Module | None:

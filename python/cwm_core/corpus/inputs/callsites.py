@@ -44,7 +44,7 @@ def calls_in(
 
 
 def _called(call: ast.Call) -> str:
-    """Return the simple name of what a call of a plain name or attribute calls."""
+    """Return the last name in the called expression, or an empty string if it is not a name or attribute."""
     match call.func:
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return name
@@ -52,7 +52,7 @@ def _called(call: ast.Call) -> str:
 
 
 class _Constants:
-    """Meanings of the names of a module that is not to be imported: its imports, and simple values."""
+    """Meanings of the names of a module that must not be imported: its imports, and simple values."""
 
     def __init__(self, tree: ast.Module, names: Names) -> None:
         self.names = names
@@ -172,7 +172,7 @@ def _class(node: ast.ClassDef) -> Iterator[tuple[ast.Call, list[ast.stmt]]]:
 
 
 class _SelfNames(ast.NodeTransformer):
-    """Replaces the attributes of `self` by variables."""
+    """Replaces the attributes of `self` with variables."""
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         match node.value:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..functions.discovery import Function
 
 MAX_CALLS = 20
-"""Limit on calls from one answer."""
+"""Maximum number of calls from one answer."""
 _MAX_SOURCE = 20_000  # characters of a module to show
 
 

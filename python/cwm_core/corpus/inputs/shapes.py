@@ -80,7 +80,7 @@ class Argument:
     default: str | None
     """Text of the default; None if the argument is required."""
     shapes: tuple[Shape, ...]
-    """What the argument may be."""
+    """Shape of the argument."""
 
 
 ANY = Shape(ShapeKind.ANY)
@@ -331,7 +331,7 @@ def last_name(node: ast.expr | None) -> str | None:
 
 @dataclass(frozen=True)
 class _Scope:
-    """Where types are looked up, and the names of the module that expressions are for."""
+    """Namespace for looking up types, and the names of the module that uses the expressions."""
 
     classes: Classes
     home: Names
@@ -599,7 +599,7 @@ def _is_text(node: ast.expr) -> bool:
 
 
 def literals(node: ast.AST) -> tuple[str, ...]:
-    """Return the numbers and short texts in the source of a function, without documentation and messages."""
+    """Return the numbers and short texts in the source of a function, excluding docstrings and messages."""
     found: dict[str, None] = {}
     pending = list(ast.iter_child_nodes(node))
     while pending:

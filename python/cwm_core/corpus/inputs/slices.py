@@ -1,7 +1,7 @@
-"""Cut a call out of the code around it, as an expression that stands by itself.
+"""Extract a call from the surrounding code as a self-contained expression.
 
-What the call needs of earlier statements becomes part of the expression. What it needs of a module is named in a
-canonical way, `__import__('m', fromlist=['x']).x`, which `Names.localised` shortens to the names of a module.
+Values from earlier statements are inlined. Names from modules are written in a canonical form,
+`__import__('m', fromlist=['x']).x`, which `Names.localised` shortens to the names of a module.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 MAX_CHARS = 600
-"""Limit on the length of an expression; longer ones are not used."""
+"""Maximum length of an expression; longer ones are not used."""
 
 _Origin = tuple[str, str | None]  # a module, and a name in it
 
@@ -73,7 +73,7 @@ class Names:
         return self._written[node]
 
     def local(self, module: str, name: str | None) -> str | None:
-        """Return this module's name for something of another module, or of itself."""
+        """Return this module's name for an object of another module or of this one."""
         if name is not None and module == self.module:
             return name
         package = (self.module or "").partition(".")[0]

@@ -40,7 +40,7 @@ _CALLABLES = (
 
 
 class _Seeded(PrimitiveProvider):
-    """Makes choices with a plain generator of random numbers, seeded once a run."""
+    """Makes choices with a plain generator of random numbers, seeded once per run."""
 
     seed = ""
 

@@ -1,4 +1,4 @@
-"""Define what a rollout needs of an agent."""
+"""Define the interface between agents and rollouts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,17 +44,17 @@ class Budget:
     """Limits of a rollout. The defaults are those of the Code World Model (arXiv 2510.02387)."""
 
     turns: int = 128
-    """Number of turns."""
+    """Maximum number of turns."""
     seconds: float = 2400.0
-    """Wall-clock time of the rollout, including that of the agent, in seconds."""
+    """Maximum wall-clock time of the rollout in seconds, including the agent's."""
     command_seconds: float = 120.0
     """Time limit of each command of the agent and of the reward, in seconds."""
     context_tokens: int = 131_072
-    """Tokens of the conversation."""
+    """Maximum number of tokens in the conversation."""
     action_tokens: int = 65_536
-    """Tokens of a reply."""
+    """Maximum number of tokens in a reply."""
     prompt_tokens: int = 8192
-    """Tokens of the system message and the first user message."""
+    """Maximum number of tokens in the system message and the first user message."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a limit that is not positive."""

@@ -12,14 +12,14 @@ Script = Sequence[str] | Mapping[str, Sequence[str]] | Callable[[Task], Sequence
 
 
 class ScriptedAgent:
-    """Replies with the actions of a script, whatever the observations are."""
+    """Replies with the actions of a script, regardless of the observations."""
 
     def __init__(self, script: Script, *, name: str | None = None) -> None:
-        """Set the script.
+        """Create an agent that replies from a script.
 
         Args:
-            script: A list of actions, lists by names of tasks, or a function from a task to a list.
-            name: Name of the script in the settings; None is a digest of the actions, or the function's name.
+            script: A list of actions, a mapping from task names to such lists, or a function from a task to a list.
+            name: Name of the script in the settings. Defaults to a digest of the actions, or the function's name.
         """
         self._script = script
         self._name = name or _name(script)

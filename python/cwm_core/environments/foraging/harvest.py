@@ -66,7 +66,7 @@ class Harvest:
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
     """Number of dropped candidates by kind and reason."""
     repositories_left_out: dict[str, str] = field(default_factory=dict)
-    """Reasons of dropped repositories by name."""
+    """Reason for each dropped repository, by the repository's name."""
     flaky: dict[str, int] = field(default_factory=dict)
     """Number of flaky tests by repository."""
     short: int = 0

@@ -10,13 +10,13 @@ from ..requests import Event
 
 
 class StopStrings:
-    """Cut a text at the first stop string, and hold back what may be the beginning of one.
+    """Cut a text at the first stop string, and hold back a possible beginning of one.
 
     If several stop strings end at the same place, the cut is before the longest.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """Stop at any of `stops`, which may be empty; no string may be empty."""
+        """Stop at the first of `stops`. The list may be empty, but the strings may not."""
         self._stops = stops
         self._held = ""
         self.found = False

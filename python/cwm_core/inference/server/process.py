@@ -12,14 +12,13 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_HEADER_BYTES = 16_384
-"""Limit of the size of a request's headers."""
+"""Maximum size of a request's headers."""
 
 
 class BoundedProtocol(H11Protocol):
     """A connection that is closed when the client neither completes a request nor reads its response.
 
-    By itself, uvicorn waits forever for the rest of a request's headers, and for a client to read the end of its
-    response.
+    Plain uvicorn waits forever for the rest of a request's headers, and for a client to read the end of its response.
     """
 
     stall_seconds = 30.0
@@ -61,7 +60,7 @@ def make_server(
         app: The application.
         stall_seconds: Seconds after which a stalled connection is closed.
         drain_seconds: Seconds that running requests have to finish when the server stops.
-        max_connections: Limit of open connections; more get status 503.
+        max_connections: Maximum number of open connections; further ones get status 503.
         log_level: uvicorn's log level.
     """
     protocol = type("Protocol", (BoundedProtocol,), {"stall_seconds": stall_seconds})

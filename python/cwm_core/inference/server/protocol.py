@@ -85,7 +85,7 @@ class Options:
     temperature: float
     top_p: float
     top_k: int
-    """Number of most likely tokens to sample from; 0 is all."""
+    """Number of most likely tokens to sample from; 0 means all."""
     seed: int | None
     n: int
     stop: tuple[str, ...]

@@ -85,7 +85,7 @@ def attention(
             of 1;
             None: each row is one document.
         window: Number of tokens that a token attends to, itself included; None: all tokens before it.
-        backend: Key of `BACKENDS`; None: the default of the device.
+        backend: Key of `BACKENDS`. Defaults to that of the device.
 
     Raises:
         ValueError: The backend does not exist, or `cu_seqlens` does not cover the tokens.

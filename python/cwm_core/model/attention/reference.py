@@ -1,4 +1,4 @@
-"""Attention as the formula over one dense mask, which the other backends are tested against."""
+"""Compute attention from its formula with one dense mask. Tests compare the other backends with it."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def write(weights: dict[str, Tensor], folder: Path, layout: Layout, config: Mode
     names = dict(zip((PREFIX + stored for stored in state), weights, strict=True))
 
     class Planner(DefaultSavePlanner):
-        """Puts rows in order when their tensor is written: of none but it is there a second copy."""
+        """Reorders the rows of each tensor as it is written, so that at most one tensor is in memory twice."""
 
         def transform_object(self, write_item: WriteItem, object: Any) -> Any:
             return layout.to_stored(names[write_item.index.fqn], object, config)

@@ -32,7 +32,7 @@ def load(
     Args:
         folder: Folder of Hugging Face or Meta, or a distributed checkpoint with a `config.json`.
         device: Device of the model.
-        dtype: Type of the weights; None: as stored.
+        dtype: Type of the weights. Defaults to the stored type.
 
     Raises:
         OSError: A file is missing or cannot be read.
@@ -65,8 +65,8 @@ def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
 def load_into(model: Transformer, folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> None:
     """Fill `model` with the weights of a folder, each rank with its own shards if the model is sharded.
 
-    Each rank reads the files by itself and holds its shards and one tensor in memory. The configuration of the folder
-    is ignored, so that windows and rotary positions of `model` may differ.
+    Each rank reads the files independently and holds its shards and one tensor in memory. The folder's configuration
+    is ignored, so the windows and rotary positions of `model` may differ.
 
     Args:
         model: Model to fill. Parameters keep their dtype.

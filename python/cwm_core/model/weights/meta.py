@@ -110,7 +110,7 @@ class Meta(Layout):
         return f"layers.{index}.{NAMES[rest]}"
 
     def in_order(self, name: str) -> bool:
-        """Return false for query and key projections."""
+        """Return whether the tensor's rows need no reordering: false for query and key projections."""
         return not name.endswith(("q_proj.weight", "k_proj.weight"))
 
     def from_stored(self, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:

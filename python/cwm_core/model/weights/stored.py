@@ -65,8 +65,8 @@ class Stored:
 
         Args:
             device: Device of the result.
-            dtype: Type of the result; None: as stored.
-            box: Box to read; None: the whole tensor.
+            dtype: Type of the result. Defaults to the stored type.
+            box: Box to read. Defaults to the whole tensor.
 
         Raises:
             DamagedFileError: A part is damaged or has another shape than announced.

@@ -1,19 +1,19 @@
-//! Running activations, and what each of their variables was when it was shown last.
+//! Running activations, and the last shown state of each of their variables.
 
 use pyo3::ffi;
 
 use super::layout::InterpreterFrame;
 use super::tape::{Content, FreeTapes, Known, Tape};
 
-/// The change that wrote a variable's text, where none did.
+/// Stands for the change that wrote a variable's text if no change did.
 pub const ABSENT: u32 = u32::MAX;
 
 /// A variable as the last CALL or LINE frame of its activation showed it.
 pub struct Snapshot {
     pub known: Known,
-    /// The change that wrote the text shown last; [`ABSENT`] when none was.
+    /// Change that wrote the text shown last; [`ABSENT`] if there is none.
     pub text: u32,
-    /// The tape of that text where `known` is [`Known::TAPE`], or the content of a [`Known::Copy`].
+    /// Tape of that text if `known` is [`Known::TAPE`]; content of the value if `known` is a [`Known::Copy`].
     pub tape: Option<Box<Tape>>,
 }
 
@@ -24,17 +24,17 @@ impl Snapshot {
         tape: None,
     };
 
-    /// Remembers a value that was shown in one piece: where `known` does not tell it, by its content.
+    /// Remembers a value that was shown in one piece, by its content if `known` does not identify it.
     ///
     /// # Safety
-    /// `value` is alive and the GIL is held.
+    /// `value` must be alive, and the GIL must be held.
     #[inline]
     pub unsafe fn remember(&mut self, known: Known, value: *mut ffi::PyObject, tapes: &mut FreeTapes) {
         self.known = known;
         if known != Known::Text {
             return;
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         if let Some((content, bytes)) = unsafe { Content::of(value) } {
             let tape = self.tape.get_or_insert_with(|| tapes.pop().unwrap_or_default());
             tape.copy.clear();
@@ -43,21 +43,21 @@ impl Snapshot {
         }
     }
 
-    /// Whether `value` has the content that was remembered.
+    /// Returns whether `value` has the remembered content.
     ///
     /// # Safety
-    /// `value` is alive and the GIL is held.
+    /// `value` must be alive, and the GIL must be held.
     #[inline]
     pub unsafe fn is_copy_of(&self, value: *mut ffi::PyObject) -> bool {
         let (Known::Copy(content), Some(tape)) = (self.known, &self.tape) else {
             return false;
         };
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         let now = unsafe { Content::of(value) };
         now == Some((content, tape.copy.as_slice()))
     }
 
-    /// Forgets the variable, and gives its tape back to those that are free.
+    /// Forgets the variable and returns its tape to the free tapes.
     pub fn clear(&mut self, tapes: &mut FreeTapes) {
         self.known = Known::Text;
         self.text = ABSENT;
@@ -68,18 +68,18 @@ impl Snapshot {
 /// A running call, generator step, or body.
 pub struct Activation {
     pub frame: InterpreterFrame,
-    /// The number of its code object.
+    /// Number of the code object.
     pub code: usize,
-    /// Whether its variables are read from slots, or from a namespace.
+    /// Whether variables are read from slots rather than from a namespace.
     pub in_slots: bool,
-    /// Of a function: its shape, among those of its code, and which slots are bound.
+    /// For a function: current shape, as an index into the shapes of its code, and the slots that are bound.
     pub shape: u32,
     pub bound: Vec<u64>,
-    /// By slot; of the body of a module or class in the order in which they are shown.
+    /// Snapshots by slot; for a module or class body, in display order.
     pub snapshots: Vec<Snapshot>,
-    /// The names of the variables of a body, in that order.
+    /// Name IDs of the variables of a body, in display order.
     pub names: Vec<u32>,
-    /// The line and text of the last EXCEPTION event since the last LINE, where only calls are shown.
+    /// Line and text of the last EXCEPTION event since the last LINE event, if only calls are shown.
     pub exception: Option<(u32, Vec<u8>)>,
 }
 
@@ -97,7 +97,7 @@ impl Activation {
         }
     }
 
-    /// Makes it that of an activation that has shown nothing yet.
+    /// Resets to an activation that has shown nothing.
     pub fn clear(&mut self, tapes: &mut FreeTapes) {
         for snapshot in &mut self.snapshots {
             snapshot.clear(tapes);
@@ -109,7 +109,8 @@ impl Activation {
     }
 }
 
-/// The activations that run, outermost first. Those that ended stay behind them: their allocations serve the next ones.
+/// Running activations, outermost first. Ended activations stay behind the running ones so that later activations can
+/// reuse their allocations.
 #[derive(Default)]
 pub struct Stack {
     activations: Vec<Activation>,
@@ -122,18 +123,18 @@ impl Stack {
         &self.activations[..self.depth]
     }
 
-    /// The running activation at `index`.
+    /// Returns the running activation at `index`.
     #[inline]
     pub fn at(&mut self, index: usize) -> &mut Activation {
         &mut self.activations[index]
     }
 
-    /// The innermost activation of `frame`.
+    /// Returns the index of the innermost activation of `frame`.
     pub fn position(&self, frame: InterpreterFrame) -> Option<usize> {
         self.running().iter().rposition(|activation| activation.frame == frame)
     }
 
-    /// Begins one, and gives its index.
+    /// Begins an activation and returns its index.
     #[inline]
     pub fn push(&mut self, frame: InterpreterFrame, code: usize) -> usize {
         match self.activations.get_mut(self.depth) {
@@ -148,14 +149,14 @@ impl Stack {
         self.depth - 1
     }
 
-    /// Ends the activation at `index`, mostly the innermost one.
+    /// Ends the activation at `index`, usually the innermost one.
     #[inline]
     pub fn end(&mut self, index: usize, tapes: &mut FreeTapes) {
         self.activations[index].clear(tapes);
         self.activations[index..self.depth].rotate_left(1);
         self.depth -= 1;
     }
-    /// Ends all but those of `running` frames, which come with the numbers of their code objects.
+    /// Ends all activations except those in `running`, which pairs each frame with the number of its code object.
     pub fn end_others(&mut self, running: &[(InterpreterFrame, usize)], tapes: &mut FreeTapes) {
         for index in (0..self.depth).rev() {
             let activation = &self.activations[index];

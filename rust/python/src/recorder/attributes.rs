@@ -1,4 +1,4 @@
-//! The state of plain instances: attributes in slots and in the instance's dict, read without running Python code.
+//! Attributes of plain instances, in slots and in the instance's dict, read without running Python code.
 
 use std::ffi::c_int;
 
@@ -8,16 +8,15 @@ use pyo3::prelude::*;
 
 use super::leaf::{has_repr_of, owned, push_unicode};
 
-/// `Py_T_OBJECT_EX`: a slot made by `__slots__`.
+/// `Py_T_OBJECT_EX`, the member type of a slot made by `__slots__`.
 const OBJECT_SLOT: c_int = 16;
 
-/// Whether `value` is an instance of a class written in Python that has no `__repr__` of its own, and can have
-/// attributes.
+/// Returns whether `value` can have attributes and is an instance of a Python class without its own `__repr__`.
 ///
 /// # Safety
-/// `value` is alive and the GIL is held.
+/// `value` must be alive, and the GIL must be held.
 pub unsafe fn shows(value: *mut ffi::PyObject) -> bool {
-    // SAFETY: the caller's promise; the type lives as long as its instance.
+    // SAFETY: upheld by the caller; the type lives as long as its instance.
     unsafe {
         let class = ffi::Py_TYPE(value);
         has_repr_of(class, &raw mut ffi::PyBaseObject_Type)
@@ -26,16 +25,16 @@ pub unsafe fn shows(value: *mut ffi::PyObject) -> bool {
     }
 }
 
-/// Names and values, in order.
+/// Attribute names and values, in order.
 pub type Attributes = (Vec<Vec<u8>>, Vec<Py<PyAny>>);
 
-/// The names and values of at most `reach` attributes: slots, those of base classes first, then the instance's dict.
+/// Returns up to `reach` attributes: slots first, starting with those of base classes, then the instance's dict.
 ///
 /// # Safety
-/// `value` is one that [`shows`] accepts, and the GIL is held.
+/// [`shows`] must accept `value`, and the GIL must be held.
 pub unsafe fn of(py: Python<'_>, value: *mut ffi::PyObject, reach: usize) -> PyResult<Attributes> {
     let (mut names, mut values) = (Vec::new(), Vec::new());
-    // SAFETY: the offsets are those that the class gave its instances; dict entries are read while nothing runs.
+    // SAFETY: the offsets are those that the class defines for its instances. Dict entries are read while no code runs.
     unsafe {
         let class = ffi::Py_TYPE(value);
         for (name, offset) in slots(class) {
@@ -66,10 +65,10 @@ pub unsafe fn of(py: Python<'_>, value: *mut ffi::PyObject, reach: usize) -> PyR
     Ok((names, values))
 }
 
-/// The slots that a class and its bases define, those of the bases first: names, and offsets in an instance.
+/// Returns the names and instance offsets of the slots that a class and its bases define, base classes first.
 unsafe fn slots(class: *mut ffi::PyTypeObject) -> Vec<(Vec<u8>, isize)> {
     let mut found = Vec::new();
-    // SAFETY: a ready type has a tuple of its bases; the members of a type end with one without a name.
+    // SAFETY: a ready type has a tuple of its bases, and a member without a name ends a type's members.
     unsafe {
         let bases = (*class).tp_mro;
         for i in (0..ffi::PyTuple_GET_SIZE(bases)).rev() {

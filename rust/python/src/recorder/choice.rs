@@ -1,5 +1,5 @@
-//! Recording chosen calls: of the outermost activations in scope those that a function of the caller chooses. Each gives
-//! a trace; at a limit only its trace ends, and the program goes on.
+//! Recording of chosen calls. A function supplied by the caller chooses among the outermost activations in scope. Each
+//! chosen call becomes a trace. Reaching a limit ends only that call's trace; the program continues.
 
 use pyo3::exceptions::PyException;
 use pyo3::ffi;
@@ -12,16 +12,16 @@ use super::layout::InterpreterFrame;
 use super::log::Log;
 use super::signals::raised_by_handler;
 
-/// An activation, by its frame and the number of its code object.
+/// An activation, identified by its frame and the number of its code object.
 type Place = (InterpreterFrame, usize);
 
 pub struct Choice {
     choose: Py<PyAny>,
-    /// The outermost activation in scope that runs.
+    /// Running outermost activation in scope.
     root: Option<Place>,
-    /// Whether it is recorded.
+    /// Whether that activation is recorded.
     taken: bool,
-    /// That of the trace in the making: it may be a generator, which goes on later.
+    /// Activation of the trace being built. It may be a suspended generator that resumes later.
     traced: Option<Place>,
 }
 
@@ -35,10 +35,10 @@ impl Choice {
         }
     }
 
-    /// Whether an event is recorded. An event that begins an outermost activation asks the function.
+    /// Returns whether to record an event. Calls the caller's function if the event begins an outermost activation.
     ///
     /// # Safety
-    /// `frame` is the running frame object, of this code, and the GIL is held.
+    /// `frame` must be the running frame object of this code, and the GIL must be held.
     #[inline]
     pub unsafe fn takes(
         &mut self,
@@ -48,7 +48,7 @@ impl Choice {
         code: &Code,
         log: &mut Log,
     ) -> PyResult<bool> {
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         let (inner, begins) = unsafe {
             (
                 InterpreterFrame::of(frame),
@@ -56,7 +56,7 @@ impl Choice {
             )
         };
         let place = (inner, code.number);
-        // One whose end was not seen, and another one in its place.
+        // The end of the earlier activation was not seen, and this activation reuses its frame.
         if begins && self.root.is_some_and(|(root, _)| root == inner) {
             self.root = None;
         }
@@ -66,7 +66,7 @@ impl Choice {
             }
             if begins {
                 self.traced.take_if(|(traced, _)| *traced == inner);
-                // SAFETY: the caller's promise.
+                // SAFETY: upheld by the caller.
                 self.taken = unsafe { self.asks(py, frame)? };
                 if self.taken {
                     log.begin_trace();
@@ -87,9 +87,10 @@ impl Choice {
         Ok(self.taken)
     }
 
-    /// What is raised outside `Exception`, or by a signal handler, is for the program.
+    /// Returns the caller's choice; an `Exception` that the function raises counts as false. All other exceptions, and
+    /// those raised by signal handlers, propagate to the program.
     unsafe fn asks(&self, py: Python<'_>, frame: *mut ffi::PyFrameObject) -> PyResult<bool> {
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         let frame = unsafe { Bound::from_borrowed_ptr(py, frame.cast()) };
         match self.choose.bind(py).call1((frame,)).and_then(|said| said.is_truthy()) {
             Err(error) if error.is_instance_of::<PyException>(py) && !raised_by_handler(py, &error)? => Ok(false),
@@ -97,7 +98,8 @@ impl Choice {
         }
     }
 
-    /// Whether it is the outermost activation that ended or was suspended. One that did not end is found again.
+    /// Forgets the outermost activation if it is `frame` and has `ended` or was suspended. Returns whether it did. A
+    /// suspended activation is found again when it resumes.
     #[inline]
     pub fn note_end(&mut self, ended: bool, frame: InterpreterFrame) -> bool {
         let is_root = ended && self.root.is_some_and(|(root, _)| root == frame);
@@ -107,7 +109,8 @@ impl Choice {
         is_root
     }
 
-    /// Another trace function saw events instead; `running` are the frames that run now, with their codes' numbers.
+    /// Handles events that another trace function saw instead. `running` pairs each running frame with its code's
+    /// number.
     pub fn end_unseen(&mut self, running: &[Place], log: &mut Log) {
         if self.root.is_some_and(|root| !running.contains(&root)) {
             self.lose(log);
@@ -115,7 +118,7 @@ impl Choice {
         }
     }
 
-    /// Another trace function sees what is left of the outermost activation.
+    /// Handles the loss of the rest of the outermost activation to another trace function.
     pub fn lose(&mut self, log: &mut Log) {
         if self.root.is_some() && self.taken {
             log.cut("settrace");

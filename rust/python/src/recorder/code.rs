@@ -1,4 +1,4 @@
-//! What the recorder needs to know of a code object, looked up once and kept.
+//! Facts about a code object that the recorder looks up once and caches.
 
 use std::ptr::NonNull;
 
@@ -14,7 +14,7 @@ use super::layout::{InterpreterFrame, slot_names};
 use super::leaf::unicode;
 
 const CO_OPTIMIZED: u32 = 0x1;
-/// CO_GENERATOR, CO_COROUTINE and CO_ASYNC_GENERATOR.
+/// `CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR`.
 const CO_SUSPENDED: u32 = 0x20 | 0x80 | 0x200;
 /// Bits of a slot's kind, from CPython's `pycore_code.h`.
 const CO_FAST_HIDDEN: u8 = 0x10;
@@ -24,69 +24,69 @@ const CO_FAST_FREE: u8 = 0x80;
 const NO_LINE: u32 = u32::MAX;
 const MAX_KEPT: u32 = 1 << 16;
 
-/// A slot of a frame: the variable it holds, and whether the value lies in a cell.
+/// A slot of a frame: the variable that it holds, and whether the value is in a cell.
 pub struct Slot {
     pub name: Vec<u8>,
     pub in_cell: bool,
-    /// A variable of an inlined comprehension can have the name of one around it, and so a variable two slots. What is
-    /// shown is what `frame.f_locals` shows: on 3.12 the later slot, on 3.13 the first one that is bound.
+    /// A variable of an inlined comprehension can have the same name as an outer variable, which then has two slots.
+    /// The recorder shows what `frame.f_locals` shows: the later slot on 3.12, the first bound slot on 3.13.
     twin: Twin,
 }
 
 enum Twin {
     No,
-    /// Never shown: the other slot is in its place, or the name in the body of a module or class begins with `__`.
+    /// Never shown: another slot replaces it, or its name in a module or class body begins with `__`.
     Hidden,
-    /// The slot that is shown where this one is unbound.
+    /// Shows that other slot if this one is unbound.
     Or(usize),
-    /// Shown by way of this other one, where that is unbound.
+    /// Shown through that other slot if the other slot is unbound.
     After(usize),
 }
 
-/// A code object met during the recording. Everything is a copy: it dies as it would unrecorded.
+/// A code object seen by the recording. Holds only copies, so recording does not extend the code object's lifetime.
 pub struct Code {
-    /// Tells it from another at its address.
+    /// Distinguishes the code object from a later one at the same address.
     pub number: usize,
-    /// The deaths of code objects when it was told last.
+    /// Count of code object deaths when the number was last checked.
     pub deaths: usize,
     pub in_scope: bool,
-    /// Index of its file among those of the recording.
+    /// Index of the code object's file among the files of the recording.
     pub file: u32,
-    /// Whether variables live in slots (a function) rather than in a namespace (the body of a module or class).
+    /// Whether variables are in slots (a function) rather than in a namespace (a module or class body).
     pub optimized: bool,
     pub slots: Vec<Slot>,
-    /// Whether some variable lives in a cell, or has two slots.
+    /// Whether some variable is in a cell or has two slots.
     is_special: bool,
-    /// The first slots of a class or module body belong to inlined comprehensions.
+    /// Number of leading slots of a class or module body that belong to inlined comprehensions.
     hidden: usize,
-    /// Of a class or module body on 3.12, the slots that are shown beside the namespace while they are bound: the
-    /// variables of inlined comprehensions.
+    /// For a class or module body on 3.12, the slots shown in addition to the namespace while bound: the variables of
+    /// inlined comprehensions.
     beside: Vec<usize>,
-    /// `co_name`, of code in scope.
+    /// `co_name`; empty for code outside the scope.
     pub name: Vec<u8>,
     pub first_line: u32,
-    /// Shapes, name ids of the slots, and line ids by number, in the trace of this generation.
+    /// Trace generation to which the shapes, name IDs, and line IDs belong.
     pub generation: u64,
     pub shapes: Vec<Shape>,
-    /// Shapes by their ids in the trace.
+    /// Shapes by their IDs in the trace.
     shape_ids: FxHashMap<u32, u32>,
     names: Vec<u32>,
     lines: Vec<u32>,
-    /// Where a generator or coroutine begins, in bytes of its instructions; see [`Code::find_start`].
+    /// Offset in bytes of the instruction where a generator or coroutine begins; see [`Code::find_start`].
     start: Option<usize>,
 }
 
-/// An order in which the variables of a function are shown; which are bound follows.
+/// An order in which a function's variables are shown. The bound slots determine the next shape.
 pub struct Shape {
-    /// Its id in the trace.
+    /// ID of the shape in the trace.
     pub id: u32,
     pub order: Vec<u32>,
-    /// The shapes that followed so far, by the slots that were bound.
+    /// Shapes that have followed this one, by bound slots.
     next: FxHashMap<Box<[u64]>, u32>,
 }
 
 impl Code {
-    /// A code object outside the scope: nothing more needs to be known of it.
+    /// Creates the entry of a code object outside the scope, about which nothing else needs to be known.
     pub fn outside(number: usize) -> Code {
         Code {
             number,
@@ -110,16 +110,16 @@ impl Code {
     }
 
     /// # Safety
-    /// `object` is a code object.
+    /// `object` must be a code object.
     pub unsafe fn read(object: &Bound<'_, PyAny>, number: usize, file: u32) -> PyResult<Code> {
         let optimized = object.getattr("co_flags")?.extract::<u32>()? & CO_OPTIMIZED != 0;
         let (mut slots, mut hidden, mut beside) = (Vec::new(), 0, Vec::new());
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         for (name, kind) in unsafe { slot_names(object) } {
             let name = unicode(&name);
             let is_private = !optimized && name.starts_with(b"__");
             hidden += usize::from(kind & CO_FAST_LOCAL != 0);
-            // Free variables of a class body are none of its own.
+            // Free variables of a class body do not belong to the class.
             if !optimized && !is_private && kind & CO_FAST_HIDDEN != 0 && kind & CO_FAST_FREE == 0 {
                 beside.push(slots.len());
             }
@@ -141,7 +141,7 @@ impl Code {
             hidden,
             beside,
             name: unicode(&object.getattr("co_name")?.cast_into::<PyString>()?),
-            // A program can make code of any number.
+            // A program can create code with any line number.
             first_line: object.getattr("co_firstlineno")?.extract::<i64>()?.clamp(0, 1 << 30) as u32,
             generation: 0,
             shapes: Vec::new(),
@@ -152,7 +152,7 @@ impl Code {
         })
     }
 
-    /// Looks up where a generator or coroutine begins: at the first instruction RESUME.
+    /// Finds where a generator or coroutine begins: at its first `RESUME` instruction.
     pub fn find_start(&mut self, object: &Bound<'_, PyAny>) -> PyResult<()> {
         static RESUME: PyOnceLock<u8> = PyOnceLock::new();
         let py = object.py();
@@ -174,23 +174,23 @@ impl Code {
         Ok(())
     }
 
-    /// Whether it is that of a generator or coroutine, where [`Code::find_start`] was asked.
+    /// Returns whether this is the code of a generator or coroutine. Call [`Code::find_start`] first.
     pub fn suspends(&self) -> bool {
         self.start.is_some()
     }
 
-    /// Whether the frame, at the beginning of a step of a generator or coroutine, goes on after an earlier one.
+    /// Returns whether `frame`, which begins a step of a generator or coroutine, resumes after an earlier step.
     ///
     /// # Safety
-    /// `frame` is a live frame object of this code, and the GIL is held.
+    /// `frame` must be a live frame object of this code, and the GIL must be held.
     #[inline]
     pub unsafe fn goes_on(&self, frame: *mut ffi::PyFrameObject) -> bool {
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         let at = || unsafe { ffi::PyFrame_GetLasti(frame) };
         self.start.is_some_and(|start| at() > start as i32)
     }
 
-    /// Forgets the ids of an earlier trace and interns the names in `trace`.
+    /// Drops the IDs of an earlier trace and interns the names in `trace`.
     pub fn enter(&mut self, trace: &mut Trace, generation: u64) {
         self.generation = generation;
         self.lines.clear();
@@ -202,41 +202,41 @@ impl Code {
         self.add_shape(trace, Vec::new());
     }
 
-    /// Whether the body of a module or class shows its slots instead of its namespace: on 3.13, within an inlined
-    /// comprehension.
+    /// Returns whether a module or class body shows its slots instead of its namespace, as it does within an inlined
+    /// comprehension on 3.13.
     ///
     /// # Safety
-    /// `frame` is running and belongs to this code, and the GIL is held.
+    /// `frame` must be running and belong to this code, and the GIL must be held.
     #[inline]
     pub unsafe fn in_comprehension(&self, frame: InterpreterFrame) -> bool {
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         cfg!(Py_3_13) && (0..self.hidden).any(|slot| unsafe { !self.own_value(frame, slot).is_null() })
     }
 
-    /// The variables that the body of a module or class shows beside those of its namespace, and in place of them: on
-    /// 3.12, those of the inlined comprehension that it is within. By the ids of their names; the values are borrowed.
+    /// Returns the variables that override or extend the namespace of a module or class body: on 3.12, the variables of
+    /// the enclosing inlined comprehension. The keys are name IDs; the values are borrowed.
     ///
     /// # Safety
-    /// `frame` is running and belongs to this code, and the GIL is held.
+    /// `frame` must be running and belong to this code, and the GIL must be held.
     pub unsafe fn beside_namespace(
         &self,
         frame: InterpreterFrame,
     ) -> impl Iterator<Item = (u32, NonNull<ffi::PyObject>)> {
         let shown: &[usize] = if cfg!(Py_3_13) { &[] } else { &self.beside };
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         let bound = move |&slot: &usize| unsafe { NonNull::new(self.own_value(frame, slot)) };
         shown
             .iter()
             .filter_map(move |slot| bound(slot).map(|value| (self.names[*slot], value)))
     }
 
-    /// The value of a variable: what its slot holds, or what the cell in it holds. Borrowed; null when unbound.
+    /// Returns the value of a variable: the content of its slot, or of the cell in the slot. Borrowed; null if unbound.
     ///
     /// # Safety
-    /// `frame` is running and belongs to this code, `slot` is one of its slots, and the GIL is held.
+    /// `frame` must be running and belong to this code, `slot` must be one of its slots, and the GIL must be held.
     #[inline]
     pub unsafe fn value(&self, frame: InterpreterFrame, slot: usize) -> *mut ffi::PyObject {
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         unsafe {
             match self.is_special {
                 true => self.special_value(frame, slot),
@@ -246,7 +246,7 @@ impl Code {
     }
 
     unsafe fn special_value(&self, frame: InterpreterFrame, slot: usize) -> *mut ffi::PyObject {
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         unsafe {
             match self.slots[slot].twin {
                 Twin::No => self.own_value(frame, slot),
@@ -263,9 +263,9 @@ impl Code {
         }
     }
 
-    /// What a slot holds, or what the cell in it holds, whatever is shown of it.
+    /// Returns the content of a slot, or of the cell in it, even if the slot is not shown.
     unsafe fn own_value(&self, frame: InterpreterFrame, slot: usize) -> *mut ffi::PyObject {
-        // SAFETY: the caller's promise; a cell is checked to be one before it is read as one.
+        // SAFETY: upheld by the caller; the type is checked before the object is read as a cell.
         unsafe {
             let value = frame.slot(slot);
             if self.slots[slot].in_cell && !value.is_null() && ffi::PyCell_Check(value) != 0 {
@@ -275,9 +275,9 @@ impl Code {
         }
     }
 
-    /// Whether a variable is bound; of a later slot of two, whether it is the one that is shown.
+    /// Returns whether a variable is bound or, for the later of two slots, whether that slot is the one shown.
     unsafe fn is_bound(&self, frame: InterpreterFrame, slot: usize) -> bool {
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         unsafe {
             match self.slots[slot].twin {
                 Twin::After(first) if self.own_value(frame, first).is_null() => !self.own_value(frame, slot).is_null(),
@@ -286,10 +286,10 @@ impl Code {
         }
     }
 
-    /// Notes in `bound` which slots are bound, a bit a slot, and says whether that changed.
+    /// Records in `bound`, one bit per slot, which slots are bound. Returns whether `bound` changed.
     ///
     /// # Safety
-    /// `frame` is running and belongs to this code, and the GIL is held.
+    /// `frame` must be running and belong to this code, and the GIL must be held.
     #[inline]
     pub unsafe fn note_bound(&self, frame: InterpreterFrame, bound: &mut Vec<u64>) -> bool {
         let count = self.slots.len();
@@ -307,24 +307,24 @@ impl Code {
         changed
     }
 
-    /// The id in the trace of a slot's name.
+    /// Returns the trace's ID for the name of a slot.
     pub fn name_id(&self, slot: u32) -> u32 {
         self.names[slot as usize]
     }
 
-    /// The slot that is shown as the variable of this name.
+    /// Returns the slot that is shown for the variable with this name.
     pub fn slot_of(&self, name: u32) -> Option<usize> {
         let shown = |slot: &usize| self.names[*slot] == name && !self.is_hidden(*slot);
         (0..self.slots.len()).find(shown)
     }
 
-    /// Whether a slot is shown by way of another one, or not at all.
+    /// Returns whether a slot is hidden or shown only through another slot.
     fn is_hidden(&self, slot: usize) -> bool {
         matches!(self.slots[slot].twin, Twin::Hidden | Twin::After(_))
     }
 
-    /// The shape that follows shape `from` where the slots in `bound` are: variables keep their order, unbound ones go,
-    /// new ones come last, in the order of their slots.
+    /// Returns the shape that follows `from` when the slots in `bound` are bound. Bound variables keep their order,
+    /// unbound ones are dropped, and new ones are appended in slot order.
     pub fn shape_after(&mut self, from: u32, bound: &[u64], trace: &mut Trace) -> u32 {
         if let Some(&shape) = self.shapes[from as usize].next.get(bound) {
             return shape;
@@ -334,7 +334,7 @@ impl Code {
         let mut order: Vec<u32> = old.iter().copied().filter(|&slot| is_bound(slot)).collect();
         let is_new = |slot: &u32| is_bound(*slot) && !self.is_hidden(*slot as usize) && !old.contains(slot);
         let mut new: Vec<u32> = (0..self.slots.len() as u32).filter(is_new).collect();
-        // One that has two slots stands in the place of the slot that is shown.
+        // A variable with two slots takes the position of the slot that is shown.
         new.sort_by_key(|&slot| match self.slots[slot as usize].twin {
             Twin::Or(other) if is_bound(other as u32) => other as u32,
             _ => slot,
@@ -345,7 +345,7 @@ impl Code {
         shape
     }
 
-    /// The shape of this order of slots.
+    /// Returns the shape with this order of slots, adding it if necessary.
     pub fn add_shape(&mut self, trace: &mut Trace, order: Vec<u32>) -> u32 {
         let names: Vec<u32> = order.iter().map(|&slot| self.names[slot as usize]).collect();
         let id = trace.intern_shape(&names);
@@ -357,7 +357,7 @@ impl Code {
         })
     }
 
-    /// The id of line `number`, if it was kept.
+    /// Returns the ID of line `number` if it is cached.
     #[inline]
     pub fn line_id(&self, number: u32) -> Option<u32> {
         let index = number.wrapping_sub(self.first_line) as usize;
@@ -365,7 +365,7 @@ impl Code {
     }
 
     pub fn keep_line_id(&mut self, number: u32, id: u32) {
-        // A code object's lines rarely come before its first; those that do are not kept.
+        // Lines of a code object rarely precede its first line, so such lines are not cached.
         let Some(index) = number.checked_sub(self.first_line).filter(|&index| index < MAX_KEPT) else {
             return;
         };
@@ -377,7 +377,7 @@ impl Code {
     }
 }
 
-/// Finds the variables that have two slots.
+/// Pairs the slots of variables that have two.
 fn pair_twins(slots: &mut [Slot]) {
     for later in 1..slots.len() {
         let Some(first) = slots[..later].iter().position(|slot| slot.name == slots[later].name) else {

@@ -1,7 +1,8 @@
-//! Where a walk stands: in the containers around the current value, and among the variables of a step.
+//! The position of a walk in the containers around the current value and among the variables of a step.
 //!
-//! Containers and frames are read where they lie, for as long as no Python code runs. When a `__repr__` is about to run,
-//! what is still to be shown is held, since that code may change or drop it: a container is shown as it was before.
+//! Containers and frames are read in place as long as no Python code runs. A `__repr__` could change or drop what is
+//! still to be shown, so before it runs, the cursor holds those values. A container is shown as it was before that code
+//! ran.
 
 use std::borrow::Cow;
 use std::ptr::{NonNull, null_mut};
@@ -18,8 +19,8 @@ use super::tape::{Entry, Kind, Tape};
 type Object = *mut ffi::PyObject;
 
 unsafe extern "C" {
-    /// Of CPython, for its own extension modules: what `PyDict_Next` is to a dict. An iterator would be an object whose
-    /// making can start a garbage collection on 3.11, and so run finalizers.
+    /// The counterpart of `PyDict_Next` for sets, which CPython provides for its own extension modules. Creating an
+    /// iterator instead can start a garbage collection on 3.11 and so run finalizers.
     fn _PySet_NextEntry(
         set: Object,
         position: *mut ffi::Py_ssize_t,
@@ -32,21 +33,21 @@ unsafe extern "C" {
 pub struct Cursor {
     container: Object,
     kind: Kind,
-    /// The next element: an index, or for a dict that is not held its iterator's position.
+    /// Next element: an index or, for a dict that is not held, the position of its iteration.
     next: isize,
-    /// What was given last, a dict's key (null elsewhere) and a value.
+    /// Element returned last: a dict key (null for other containers) and a value.
     current: (Object, Object),
-    /// What is held; boxed, since containers of built-in values never need it, and cursors are moved.
+    /// Held values. Boxed because cursors are moved often and containers of built-in values never hold anything.
     held: Option<Box<Held>>,
 }
 
 #[derive(Default)]
 struct Held {
-    /// The elements from `next` on, of a dict keys and values in turn; `None` where the container's own are read.
+    /// Elements from `next` on, with alternating keys and values for a dict; `None` while the container itself is read.
     elements: Option<Vec<Py<PyAny>>>,
-    /// The names of attributes.
+    /// Names of attributes.
     names: Vec<Vec<u8>>,
-    /// The container, and the element that was given last when it was held.
+    /// The container, and the element that was current when it was held.
     kept: Vec<Py<PyAny>>,
 }
 
@@ -61,14 +62,14 @@ impl Held {
 }
 
 impl Cursor {
-    /// What `value` is walked as; `None` for a leaf. With `attributes`, instances that have no `__repr__` of their own
-    /// are walked too.
+    /// Returns the kind of container as which `value` is walked, or `None` for a leaf. If `attributes` is set,
+    /// instances without their own `__repr__` are also walked.
     ///
     /// # Safety
-    /// `value` is alive and the GIL is held.
+    /// `value` must be alive, and the GIL must be held.
     #[inline]
     pub unsafe fn kind(value: Object, attributes: bool) -> Option<Kind> {
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         unsafe {
             let kind = ffi::Py_TYPE(value);
             Some(if kind == &raw mut ffi::PyList_Type {
@@ -97,10 +98,10 @@ impl Cursor {
         }
     }
 
-    /// A cursor before the first element of `container`, of which at most `reach` will be looked at.
+    /// Creates a cursor before the first element of `container`, for reading at most `reach` elements.
     ///
     /// # Safety
-    /// `container` is alive and of that kind, and the GIL is held.
+    /// `container` must be alive and of kind `kind`, and the GIL must be held.
     pub unsafe fn new(py: Python<'_>, container: Object, kind: Kind, reach: usize) -> PyResult<Cursor> {
         let mut cursor = Cursor {
             container,
@@ -109,7 +110,7 @@ impl Cursor {
             current: (null_mut(), null_mut()),
             held: None,
         };
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         unsafe {
             if kind == Kind::Attributes {
                 let (names, values) = attributes::of(py, container, reach)?;
@@ -123,30 +124,30 @@ impl Cursor {
         self.container == container
     }
 
-    /// What stands around the elements.
+    /// Returns the opening and closing text of a container.
     ///
     /// # Safety
-    /// `value` is alive and of that kind, and the GIL is held.
+    /// `value` must be alive and of kind `kind`, and the GIL must be held.
     pub unsafe fn brackets(value: Object, kind: Kind) -> (Cow<'static, [u8]>, &'static [u8]) {
         let (open, close): (&'static [u8], &'static [u8]) = match kind {
             Kind::List => (b"[", b"]"),
-            // SAFETY: the caller's promise.
+            // SAFETY: upheld by the caller.
             Kind::Tuple if unsafe { ffi::PyTuple_GET_SIZE(value) } == 1 => (b"(", b",)"),
             Kind::Tuple => (b"(", b")"),
             Kind::Dict | Kind::Set => (b"{", b"}"),
             Kind::EmptySet => (b"set(", b")"),
             Kind::EmptyFrozenset => (b"frozenset(", b")"),
             Kind::Frozenset => (b"frozenset({", b"})"),
-            // SAFETY: the caller's promise.
+            // SAFETY: upheld by the caller.
             Kind::Attributes => return (unsafe { class_name(value, b"(") }.into(), b")"),
         };
         (Cow::Borrowed(open), close)
     }
 
-    /// What stands for a container within itself.
+    /// Returns the text that replaces a container nested in itself.
     ///
     /// # Safety
-    /// As for [`Cursor::brackets`].
+    /// Same as for [`Cursor::brackets`].
     pub unsafe fn recursion(value: Object, kind: Kind) -> Cow<'static, [u8]> {
         Cow::Borrowed(match kind {
             Kind::List => b"[...]",
@@ -154,19 +155,19 @@ impl Cursor {
             Kind::Dict => b"{...}",
             Kind::Set | Kind::EmptySet => b"set(...)",
             Kind::Frozenset | Kind::EmptyFrozenset => b"frozenset(...)",
-            // SAFETY: the caller's promise.
+            // SAFETY: upheld by the caller.
             Kind::Attributes => return unsafe { class_name(value, b"(...)") }.into(),
         })
     }
 
-    /// The next element, a dict's with its key, the others' with null. Alive until Python code runs, or the cursor ends
-    /// where it [holds](Cursor::hold) its elements.
+    /// Returns the next element: key and value for a dict, null and value otherwise. The element stays alive until
+    /// Python code runs or, if the cursor [holds](Cursor::hold) its elements, until the cursor is dropped.
     ///
     /// # Safety
-    /// No code ran since the container was read last, or the cursor holds its elements; the GIL is held.
+    /// No code has run since the container was last read, or the cursor holds its elements. The GIL must be held.
     #[inline]
     pub unsafe fn next(&mut self) -> Option<(Object, Object)> {
-        // SAFETY: the caller's promise; indices are checked against the length at this moment.
+        // SAFETY: upheld by the caller; each index is checked against the current length.
         self.current = unsafe {
             match (self.elements(), self.kind) {
                 (Some(held), Kind::Dict) => {
@@ -198,7 +199,7 @@ impl Cursor {
         Some(self.current)
     }
 
-    /// The name of the attribute that was given last.
+    /// Returns the name of the attribute that was returned last.
     pub fn name(&self) -> Option<&[u8]> {
         let held = self.held.as_ref().filter(|_| self.kind == Kind::Attributes)?;
         held.names.get(self.next as usize - 1).map(Vec::as_slice)
@@ -209,23 +210,23 @@ impl Cursor {
         self.held.as_ref()?.elements.as_deref()
     }
 
-    /// The next element of a set.
+    /// Returns the next element of a set.
     ///
     /// # Safety
-    /// As for [`Cursor::next`].
+    /// Same as for [`Cursor::next`].
     unsafe fn next_of_set(&mut self) -> Option<Object> {
         let (mut element, mut hash) = (null_mut(), 0);
-        // SAFETY: the caller's promise; the position is one that this function gave, or 0.
+        // SAFETY: upheld by the caller; the position is 0 or was set by an earlier call of this function.
         let found = unsafe { _PySet_NextEntry(self.container, &mut self.next, &mut element, &mut hash) };
         (found != 0).then_some(element)
     }
 
-    /// The elements of a list or tuple.
+    /// Returns the elements of a list or tuple.
     ///
     /// # Safety
-    /// As for [`Cursor::next`]; the slice is valid until code runs.
+    /// Same as for [`Cursor::next`]. The slice is valid until code runs.
     unsafe fn items(&self) -> &[Object] {
-        // SAFETY: lists and tuples hold as many elements in one array as they say.
+        // SAFETY: a list or tuple stores its elements in one array of the length that it reports.
         unsafe {
             let (items, length) = if self.kind == Kind::List {
                 let list = self.container.cast::<ffi::PyListObject>();
@@ -244,17 +245,17 @@ impl Cursor {
         }
     }
 
-    /// Passes the scalars that are as the tape has them from piece `at` on. Says whether there were any.
+    /// Skips scalars that equal those on the tape from piece `at` on. Returns whether it skipped any.
     ///
     /// # Safety
-    /// As for [`Cursor::next`].
+    /// Same as for [`Cursor::next`].
     #[inline]
     pub unsafe fn skip_unchanged(&mut self, tape: &Tape, at: &mut usize, text: &[u8]) -> bool {
         if !matches!(self.kind, Kind::List | Kind::Tuple) || self.elements().is_some() {
             return false;
         }
         let begin = self.next as usize;
-        // SAFETY: the caller's promise; nothing runs here.
+        // SAFETY: upheld by the caller; no Python code runs here.
         let skipped = unsafe {
             let items = self.items().get(begin..).unwrap_or_default();
             let entries = tape.entries.get(*at..).unwrap_or_default();
@@ -266,15 +267,15 @@ impl Cursor {
         skipped > 0
     }
 
-    /// Holds the container and the elements that are still to be given, at most `reach` of them.
+    /// Holds the container and up to `reach` of the remaining elements.
     ///
     /// # Safety
-    /// As for [`Cursor::next`].
+    /// Same as for [`Cursor::next`].
     pub unsafe fn hold(&mut self, py: Python<'_>, reach: usize) {
         if self.held.as_ref().is_some_and(|held| !held.kept.is_empty()) {
             return;
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         unsafe {
             let keep = |object: Object| Bound::from_borrowed_ptr(py, object).unbind();
             let mut held = self.held.take().unwrap_or_default();
@@ -312,7 +313,7 @@ impl Cursor {
 }
 
 unsafe fn class_name(value: Object, after: &[u8]) -> Vec<u8> {
-    // SAFETY: `value` is alive, and so is its type; the result is a new reference or null.
+    // SAFETY: `value` is alive, and so is its type. The result is a new reference or null.
     unsafe {
         let mut out = Vec::new();
         let py = Python::assume_attached();
@@ -325,23 +326,23 @@ unsafe fn class_name(value: Object, after: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The variables that a step is still to show.
+/// Variables that a step has yet to show.
 pub enum Variables<'a> {
-    /// None, or such as are held already.
+    /// None, or variables that are already held.
     Held,
     Slots(Slots<'a>),
 }
 
-/// The variables of a function, read from its frame.
+/// Variables of a function, read from its frame.
 pub struct Slots<'a> {
     pub py: Python<'a>,
     pub frame: InterpreterFrame,
     pub code: &'a Code,
-    /// The slots in the order in which they are shown.
+    /// Slots in display order.
     pub order: &'a [u32],
-    /// The variable that is shown now.
+    /// Position of the variable being shown.
     place: usize,
-    /// The variables from one on, once they are held.
+    /// Held variables and the position of the first of them; `None` until they are held.
     held: Option<(usize, Vec<Py<PyAny>>)>,
 }
 
@@ -359,12 +360,12 @@ impl<'a> Slots<'a> {
 }
 
 impl Variables<'_> {
-    /// The variable at `place`, as it was before any `__repr__` of this step ran; from then on those before `place` are
-    /// shown.
+    /// Returns the variable at `place`, as it was before any `__repr__` of this step ran. Marks the variables before
+    /// `place` as shown.
     ///
     /// # Safety
-    /// The variables are [`Slots`], their frame is running and belongs to the code; the slots in `order` were bound when
-    /// the step began.
+    /// The variables must be [`Slots`] whose frame is running and belongs to the code. The slots in `order` must have
+    /// been bound when the step began.
     #[inline]
     pub unsafe fn value(&mut self, place: usize) -> Object {
         let Variables::Slots(slots) = self else {
@@ -373,22 +374,22 @@ impl Variables<'_> {
         slots.place = place;
         match &slots.held {
             Some((first, held)) => held[place - first].as_ptr(),
-            // SAFETY: the caller's promise.
+            // SAFETY: upheld by the caller.
             None => unsafe { slots.code.value(slots.frame, slots.order[place] as usize) },
         }
     }
 
-    /// Holds the values that are still to be shown, since Python code is about to run.
+    /// Holds the values that are still to be shown, because Python code is about to run.
     ///
     /// # Safety
-    /// As for [`Variables::value`].
+    /// Same as for [`Variables::value`].
     pub unsafe fn hold(&mut self) {
         let Variables::Slots(slots) = self else { return };
         if slots.held.is_some() {
             return;
         }
         let first = slots.place;
-        // SAFETY: the caller's promise: the slots still hold what they held when the step began.
+        // SAFETY: by the caller's contract, the slots still hold the values from the beginning of the step.
         let value = |&slot: &u32| unsafe {
             Bound::from_borrowed_ptr(slots.py, slots.code.value(slots.frame, slot as usize)).unbind()
         };

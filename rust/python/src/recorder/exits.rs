@@ -1,4 +1,5 @@
-//! Ends of the process that run no more Python code: `os._exit` and its like. What was recorded is kept before them.
+//! Callbacks before `os._exit` and other functions that end the process without running more Python code, so that the
+//! recording can be saved.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::transmute;
@@ -9,23 +10,23 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
-/// The functions of `posix` that end this process at once, or replace its program.
+/// Functions of `posix` that end this process immediately or replace its program.
 const NAMES: [&str; 4] = ["_exit", "abort", "execv", "execve"];
 
-/// What these functions were before.
+/// Original implementations of these functions.
 static ORIGINALS: [AtomicPtr<c_void>; NAMES.len()] = [const { AtomicPtr::new(std::ptr::null_mut()) }; NAMES.len()];
 
-/// What is called before them.
+/// Callback to call before these functions.
 static LAST_WORDS: Mutex<Option<Py<PyAny>>> = Mutex::new(None);
 
-/// What CPython's `PyCFunctionObject` begins with.
+/// The leading fields of CPython's `PyCFunctionObject`.
 #[repr(C)]
 struct Builtin {
     base: ffi::PyObject,
     method: *mut Method,
 }
 
-/// What CPython's `PyMethodDef` begins with.
+/// The leading fields of CPython's `PyMethodDef`.
 #[repr(C)]
 struct Method {
     name: *const c_char,
@@ -55,7 +56,7 @@ pub fn before_exit(py: Python<'_>, callback: Option<Py<PyAny>>) -> PyResult<()> 
         .lock()
         .map_err(|_| PyRuntimeError::new_err("an earlier call panicked"))?;
     let before = std::mem::replace(&mut *last_words, callback);
-    drop(last_words); // first: dropping an object can run code
+    drop(last_words); // first, because dropping an object can run code
     drop(before);
     Ok(())
 }
@@ -67,7 +68,7 @@ fn replace(py: Python<'_>) -> PyResult<()> {
     let module = py.import("posix")?;
     for (at, name) in NAMES.into_iter().enumerate() {
         let function = module.getattr(name)?;
-        // SAFETY: an exact builtin begins as `Builtin` says.
+        // SAFETY: an exact builtin starts with the fields of `Builtin`.
         unsafe {
             if ffi::PyCFunction_CheckExact(function.as_ptr()) == 0 || !ORIGINALS[at].load(Ordering::Relaxed).is_null() {
                 continue;
@@ -77,7 +78,7 @@ fn replace(py: Python<'_>) -> PyResult<()> {
                 ffi::METH_NOARGS => NO_ARGUMENTS[at] as *mut c_void,
                 POSITIONAL => WITH_ARGUMENTS[at] as *mut c_void,
                 KEYWORDS => WITH_KEYWORDS[at] as *mut c_void,
-                _ => continue, // this Python calls it otherwise: it is left as it is
+                _ => continue, // this Python uses another calling convention: leave the function alone
             };
             ORIGINALS[at].store((*method).function, Ordering::Relaxed);
             (*method).function = ours;
@@ -105,7 +106,7 @@ fn say_last_words(at: usize) {
     if let Some(callback) = callback
         && let Err(error) = callback.call1(py, (NAMES[at],))
     {
-        error.write_unraisable(py, None); // the process ends as it would
+        error.write_unraisable(py, None); // the process must still end
     }
 }
 
@@ -114,7 +115,7 @@ unsafe extern "C" fn no_arguments<const AT: usize>(
     null: *mut ffi::PyObject,
 ) -> *mut ffi::PyObject {
     say_last_words(AT);
-    // SAFETY: `replace` stored the original, which has this signature.
+    // SAFETY: `replace` stored the original function, which has this signature.
     unsafe { transmute::<*mut c_void, NoArguments>(ORIGINALS[AT].load(Ordering::Relaxed))(module, null) }
 }
 
@@ -124,7 +125,7 @@ unsafe extern "C" fn positional<const AT: usize>(
     count: isize,
 ) -> *mut ffi::PyObject {
     say_last_words(AT);
-    // SAFETY: `replace` stored the original, which has this signature.
+    // SAFETY: `replace` stored the original function, which has this signature.
     unsafe { transmute::<*mut c_void, Positional>(ORIGINALS[AT].load(Ordering::Relaxed))(module, arguments, count) }
 }
 
@@ -135,7 +136,7 @@ unsafe extern "C" fn keywords<const AT: usize>(
     names: *mut ffi::PyObject,
 ) -> *mut ffi::PyObject {
     say_last_words(AT);
-    // SAFETY: `replace` stored the original, which has this signature.
+    // SAFETY: `replace` stored the original function, which has this signature.
     unsafe {
         transmute::<*mut c_void, Keywords>(ORIGINALS[AT].load(Ordering::Relaxed))(module, arguments, count, names)
     }

@@ -1,4 +1,4 @@
-//! The trace function on the interpreter, and the session that it writes into.
+//! The interpreter's trace function and the session to which it writes.
 
 use std::cell::Cell;
 use std::ffi::c_int;
@@ -33,38 +33,38 @@ pyo3::create_exception!(
 );
 
 thread_local! {
-    /// The session of the recording on this thread, null while there is none.
+    /// Session of the recording on this thread; null if there is none.
     static ACTIVE: Cell<*mut Session> = const { Cell::new(std::ptr::null_mut()) };
 }
 
-/// Whether a recording runs on this thread.
+/// Returns whether a recording runs on this thread.
 pub fn is_recording() -> bool {
     !ACTIVE.get().is_null()
 }
 
-/// As many files outside the scope are named to whoever asks why nothing was recorded.
+/// Maximum number of files outside the scope to report when a recording is empty.
 const MAX_OUTSIDE: usize = 20;
 
-/// Everything a recording holds while the hook is installed.
+/// State of a recording while its hook is installed.
 pub struct Session {
     pub scope: Scope,
     pub log: Log,
-    /// Where only chosen calls are recorded.
+    /// Chooses the calls to record; `None` to record everything in scope.
     pub choice: Option<Choice>,
-    /// The names of the files in scope that were met, and what was in them then.
+    /// Names of the files in scope that were met, and their contents at that time.
     pub files: Vec<Vec<u8>>,
     pub sources: Vec<Option<Vec<u8>>>,
-    /// The first names of files outside the scope whose code was called.
+    /// First few names of files outside the scope whose code was called.
     pub outside: Vec<Vec<u8>>,
     outside_names: FxHashSet<Vec<u8>>,
     file_ids: FxHashMap<Vec<u8>, u32>,
-    /// By address, which another code object may have taken since: then the number is another.
+    /// Codes by address. A different number means that another code object now has the address.
     codes: FxHashMap<*mut ffi::PyObject, Box<Code>>,
-    /// The code of the last event, which is mostly that of the next one.
+    /// Code of the last event, which is usually also the code of the next one.
     last: (*mut ffi::PyObject, *mut Code),
-    /// The deaths of code objects by then.
+    /// Count of code object deaths at the last event.
     deaths: usize,
-    /// Whether an event is being recorded: a `__repr__` may run meanwhile.
+    /// Whether an event is being recorded. A `__repr__` may run at that time.
     pub busy: bool,
 }
 
@@ -86,10 +86,11 @@ impl Session {
         }
     }
 
-    /// What is known of a code object. It stays where it is until another code object has taken the address.
+    /// Returns the cached facts about a code object. The pointer stays valid until another code object takes the
+    /// address.
     ///
     /// # Safety
-    /// `pointer` is a live code object and the GIL is held.
+    /// `pointer` must be a live code object, and the GIL must be held.
     #[inline]
     unsafe fn code(&mut self, py: Python<'_>, pointer: *mut ffi::PyObject) -> PyResult<*mut Code> {
         let deaths = identity::deaths();
@@ -101,7 +102,7 @@ impl Session {
                 code.deaths = deaths;
                 &raw mut **code
             }
-            // SAFETY: the caller's promise.
+            // SAFETY: upheld by the caller.
             _ => unsafe { self.add_code(py, pointer)? },
         };
         self.last = (pointer, code);
@@ -112,11 +113,11 @@ impl Session {
     #[cold]
     unsafe fn add_code(&mut self, py: Python<'_>, pointer: *mut ffi::PyObject) -> PyResult<*mut Code> {
         let number = identity::number(pointer);
-        // SAFETY: the promise of `code`.
+        // SAFETY: the caller upholds the contract of `code`.
         let object = unsafe { Bound::from_borrowed_ptr(py, pointer) };
         let file = object.getattr("co_filename")?.cast_into::<PyString>()?;
         let code = if let Some(id) = self.file_in_scope(&file) {
-            // SAFETY: the promise of `code`.
+            // SAFETY: the caller upholds the contract of `code`.
             let mut code = unsafe { Code::read(&object, number, id)? };
             if self.choice.is_some() {
                 code.find_start(&object)?;
@@ -129,7 +130,8 @@ impl Session {
         Ok(&raw mut **entry.into_mut())
     }
 
-    /// The number of a file in scope, whose source is read when it is met first: later it may be another, or gone.
+    /// Returns the number of a file in scope. Reads its source on first use, because the file may later change or
+    /// disappear.
     fn file_in_scope(&mut self, name: &Bound<'_, PyString>) -> Option<u32> {
         let text = unicode(name);
         if let Some(&id) = self.file_ids.get(&text) {
@@ -153,7 +155,8 @@ impl Session {
         Some(id)
     }
 
-    /// Ends what another trace function saw the end of; `running` are the frames that run, with their codes' numbers.
+    /// Ends the activations whose end another trace function saw. `running` pairs each running frame with its code's
+    /// number.
     fn end_unseen(&mut self, running: &[(InterpreterFrame, usize)]) {
         if let Some(choice) = &mut self.choice {
             choice.end_unseen(running, &mut self.log);
@@ -164,7 +167,8 @@ impl Session {
     /// Records one event.
     ///
     /// # Safety
-    /// `frame` is the running frame object, `arg` is what the interpreter gives a trace function, the GIL is held.
+    /// `frame` must be the running frame object, `arg` the argument that the interpreter passes to a trace function,
+    /// and the GIL must be held.
     #[inline]
     unsafe fn event(
         &mut self,
@@ -173,7 +177,7 @@ impl Session {
         what: c_int,
         arg: *mut ffi::PyObject,
     ) -> PyResult<()> {
-        // SAFETY: the caller's promise, here and below.
+        // SAFETY: upheld by the caller, here and below.
         unsafe {
             let inner = InterpreterFrame::of(frame);
             let code = &mut *self.code(py, inner.code())?;
@@ -195,7 +199,7 @@ impl Session {
                     return Ok(());
                 }
             } else if self.log.is_full() {
-                // The code around a block goes on: it is to end the recording.
+                // Ignore events of the code around a `with` block: that code continues, and it ends the recording.
                 return match event != Event::Call && self.log.is_enclosing(inner) {
                     true => Ok(()),
                     false => Err(self.log.limit_error()),
@@ -205,7 +209,7 @@ impl Session {
             self.busy = true;
             let recorded = match event {
                 Event::Call | Event::Line => self.log.locals_event(py, event, inner, code, number),
-                // The interpreter gives null when an exception unwinds the frame.
+                // The interpreter passes null if an exception unwinds the frame.
                 Event::Return if arg.is_null() => self.log.value_event(py, event, inner, code, number, ffi::Py_None()),
                 Event::Return => self.log.value_event(py, event, inner, code, number, arg),
                 Event::Exception => {
@@ -226,29 +230,32 @@ impl Session {
     }
 }
 
-/// Whether an exception ends `frame`, which has come to its RETURN event with `arg`.
+/// Returns whether an exception ends `frame`, which is at its RETURN event with `arg`.
 ///
 /// # Safety
-/// `frame` is a live frame object of this interpreter, `arg` null or a live object, and the GIL is held.
+/// `frame` must be a live frame object of this interpreter, `arg` must be null or a live object, and the GIL must be
+/// held.
 #[cfg(not(Py_3_12))]
 unsafe fn unwinds(_: Python<'_>, _: *mut ffi::PyFrameObject, arg: *mut ffi::PyObject) -> PyResult<bool> {
     Ok(arg.is_null())
 }
 
-/// Whether an exception ends `frame`, which has come to its RETURN event with `arg`.
+/// Returns whether an exception ends `frame`, which is at its RETURN event with `arg`.
 ///
-/// From 3.12 on the interpreter gives None for both an exception and a return of None; the instruction tells them apart.
+/// Since 3.12, the interpreter passes None both for an exception and for a return of None. The current instruction
+/// distinguishes the two.
 ///
 /// # Safety
-/// `frame` is a live frame object of this interpreter, `arg` null or a live object, and the GIL is held.
+/// `frame` must be a live frame object of this interpreter, `arg` must be null or a live object, and the GIL must be
+/// held.
 #[cfg(Py_3_12)]
 unsafe fn unwinds(py: Python<'_>, frame: *mut ffi::PyFrameObject, arg: *mut ffi::PyObject) -> PyResult<bool> {
-    /// RETURN_VALUE and RETURN_CONST, as `opcode.opmap` has them.
+    /// `RETURN_VALUE` and `RETURN_CONST`, as in `opcode.opmap`.
     #[cfg(Py_3_13)]
     const RETURNS: [u8; 2] = [36, 103];
     #[cfg(not(Py_3_13))]
     const RETURNS: [u8; 2] = [83, 121];
-    // SAFETY: the caller's promise; `PyFrame_GetCode` gives a new reference, which is handed on.
+    // SAFETY: upheld by the caller; `PyFrame_GetCode` returns a new reference, whose ownership is passed on.
     let (code, last) = unsafe {
         if arg != ffi::Py_None() {
             return Ok(arg.is_null());
@@ -268,7 +275,8 @@ unsafe extern "C" fn hook(
     what: c_int,
     arg: *mut ffi::PyObject,
 ) -> c_int {
-    // SAFETY: the interpreter calls trace functions with the GIL held, and this one with the hook that it was set with.
+    // SAFETY: the interpreter calls trace functions with the GIL held, and passes this one the hook with which it was
+    // set.
     let (py, session) = unsafe {
         let py = Python::assume_attached();
         let hook = Bound::ref_from_ptr(py, &object).cast_unchecked::<Hook>();
@@ -277,7 +285,7 @@ unsafe extern "C" fn hook(
     if session.is_null() {
         return 0;
     }
-    // SAFETY: the session lives until the hook lets go of it, and is used by this thread only. The interpreter does not
+    // SAFETY: the session lives until the hook lets go of it, and only this thread uses it. The interpreter does not
     // call a trace function while one runs, so this is the only reference.
     let recorded = catch_unwind(AssertUnwindSafe(|| unsafe { (*session).event(py, frame, what, arg) }));
     match recorded {
@@ -293,8 +301,8 @@ unsafe extern "C" fn hook(
     }
 }
 
-/// What `sys.gettrace()` gives while a recording runs. A program that puts its own trace function in place and then
-/// this one back calls it as a Python trace function: it installs the native hook again.
+/// The value of `sys.gettrace()` during a recording. A program that sets its own trace function and later restores this
+/// object calls it as a Python trace function, which reinstalls the native hook.
 #[pyclass(frozen, name = "RecordingHook", module = "cwm_core._native")]
 pub struct Hook {
     session: AtomicPtr<Session>,
@@ -304,7 +312,7 @@ impl Hook {
     /// Installs the trace function on this thread.
     ///
     /// # Safety
-    /// The session stays where it is until [`Hook::let_go`].
+    /// The session must stay at its address until [`Hook::let_go`].
     pub unsafe fn install(py: Python<'_>, session: *mut Session) -> PyResult<Py<Hook>> {
         let session_pointer = AtomicPtr::new(session);
         let object = Py::new(
@@ -314,12 +322,12 @@ impl Hook {
             },
         )?;
         ACTIVE.set(session);
-        // SAFETY: the function is valid for any event, and CPython holds the object while it is set.
+        // SAFETY: the function accepts any event, and CPython holds the object while it is set.
         unsafe { ffi::PyEval_SetTrace(Some(hook), object.as_ptr()) };
         Ok(object)
     }
 
-    /// Forgets the session: from here on the trace function, where it is still set, does nothing.
+    /// Forgets the session. If the trace function is still set, it does nothing from then on.
     pub fn let_go(&self) {
         let session = self.session.swap(std::ptr::null_mut(), Ordering::Relaxed);
         if ACTIVE.get() == session {
@@ -340,23 +348,23 @@ impl Hook {
             "call" => ffi::PyTrace_CALL,
             "line" => ffi::PyTrace_LINE,
             "return" => ffi::PyTrace_RETURN,
-            // A program may call this itself, with anything.
+            // A program may call this hook itself, with any argument.
             "exception" if arg.cast::<PyTuple>().is_ok_and(|triple| triple.len() > 1) => ffi::PyTrace_EXCEPTION,
             _ => return Ok(slf.clone()),
         };
-        // Before the session is looked for, which may end here: this makes objects, and so can run finalizers.
-        // SAFETY: the frames are running, and so hold their code objects.
+        // Runs before the session is looked up: creating objects can run finalizers, which may end the recording.
+        // SAFETY: the frames are running and therefore hold their code objects.
         let running: Vec<_> = unsafe {
             let frames = running_frames(slf.py()).into_iter();
             frames.map(|frame| (frame, identity::number(frame.code()))).collect()
         };
         let session = ACTIVE.get();
-        // SAFETY: a session is alive while it is this thread's active one; only a flag is read through the pointer.
+        // SAFETY: a session is alive while it is this thread's active one, and only a flag is read through the pointer.
         if session.is_null() || session != slf.get().session.load(Ordering::Relaxed) || unsafe { (*session).busy } {
             return Ok(slf.clone());
         }
-        // SAFETY: the interpreter calls this as a trace function, so `frame` is the running frame and `arg` what the
-        // native hook would get; the session is as in `hook`.
+        // SAFETY: the interpreter calls this as a trace function, so `frame` is the running frame and `arg` is what the
+        // native hook would receive. The session is alive for the same reason as in `hook`.
         unsafe {
             if ffi::PyFrame_Check(frame.as_ptr()) == 0 {
                 return Err(PyValueError::new_err(
@@ -371,7 +379,7 @@ impl Hook {
     }
 }
 
-/// Does nothing: what any native recorder costs at least.
+/// Does nothing. Measures the minimum cost of a native recorder.
 unsafe extern "C" fn empty_hook(
     _object: *mut ffi::PyObject,
     _frame: *mut ffi::PyFrameObject,
@@ -382,11 +390,11 @@ unsafe extern "C" fn empty_hook(
 }
 
 thread_local! {
-    /// Whether a result is being rendered, after the recording.
+    /// Whether a result is being rendered after the recording.
     static ENDING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Does what belongs to the recording after its hook is gone.
+/// Runs work that belongs to the recording after its hook is removed.
 pub fn ending<T>(work: impl FnOnce() -> T) -> T {
     let before = ENDING.replace(true);
     let done = work();
@@ -400,7 +408,7 @@ pub fn ending<T>(work: impl FnOnce() -> T) -> T {
 #[pyfunction]
 pub fn is_recorder_at_work() -> bool {
     let session = ACTIVE.get();
-    // SAFETY: a session is alive while it is this thread's active one; only a flag is read through the pointer.
+    // SAFETY: a session is alive while it is this thread's active one, and only a flag is read through the pointer.
     ENDING.get() || (!session.is_null() && unsafe { (*session).busy })
 }
 
@@ -408,10 +416,10 @@ pub fn is_recorder_at_work() -> bool {
 #[pyfunction]
 pub fn call_with_empty_hook<'py>(py: Python<'py>, function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let none = py.None();
-    // SAFETY: the hook is valid for any event.
+    // SAFETY: the hook accepts any event.
     unsafe { ffi::PyEval_SetTrace(Some(empty_hook), none.as_ptr()) };
     let result = function.call0();
-    // SAFETY: null takes the trace function away.
+    // SAFETY: null removes the trace function.
     unsafe { ffi::PyEval_SetTrace(None, std::ptr::null_mut()) };
     result
 }

@@ -1,8 +1,9 @@
-//! Which code object lies at an address. None is held, so another can take the address of one that died.
+//! Identities of code objects. The recorder holds no code object, so another one can take the address of one that died.
 //!
-//! Code objects that are met get numbers, never given again, and lose them when they die. CPython 3.11 tells of a death
-//! only in ways that a program can see: by weak references, and by the extra slots of PEP 523, which `sys.getsizeof` counts
-//! and for which the free functions of all their users are called. So the type's destructor is ours, around CPython's.
+//! Each code object that the recorder meets gets a number, which is never reused, and loses it when it dies. CPython
+//! 3.11 reports deaths only in ways that a program can observe: through weak references, and through the extra slots of
+//! PEP 523, which `sys.getsizeof` counts and for which CPython calls the free functions of all users. The recorder
+//! therefore wraps the destructor of the type.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -11,30 +12,30 @@ use pyo3::ffi;
 use rustc_hash::FxHashMap;
 
 static DESTRUCTOR: OnceLock<ffi::destructor> = OnceLock::new();
-/// The numbers of the code objects that were met and live, by address.
+/// Numbers of the live code objects that were met, by address.
 static NUMBERS: LazyLock<Mutex<FxHashMap<usize, usize>>> = LazyLock::new(Mutex::default);
 static GIVEN: AtomicUsize = AtomicUsize::new(0);
 static DEATHS: AtomicUsize = AtomicUsize::new(0);
 
-/// No Python code runs while it is locked.
+/// Locks the numbers. No Python code runs while they are locked.
 fn numbers() -> MutexGuard<'static, FxHashMap<usize, usize>> {
     NUMBERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What CPython calls when a code object dies: on any thread, at any moment, also in the midst of an event.
+/// Destroys a code object. CPython calls this on any thread at any time, even while an event is being recorded.
 unsafe extern "C" fn die(code: *mut ffi::PyObject) {
     if numbers().remove(&(code as usize)).is_some() {
         DEATHS.fetch_add(1, Ordering::Relaxed);
     }
     if let Some(destructor) = DESTRUCTOR.get() {
-        // SAFETY: it is called as CPython would call it.
+        // SAFETY: the arguments are those that CPython passed.
         unsafe { destructor(code) };
     }
 }
 
-/// Puts the destructor in place, once and for good: code objects outlive recordings.
+/// Installs the destructor, once and permanently, because code objects outlive recordings.
 pub fn prepare() {
-    // SAFETY: the GIL is held, and with it the type's slot is read and written.
+    // SAFETY: the GIL is held, and it guards reads and writes of the type's slot.
     unsafe {
         let slot = &raw mut ffi::PyCode_Type.tp_dealloc;
         if let Some(destructor) = *slot
@@ -45,14 +46,15 @@ pub fn prepare() {
     }
 }
 
-/// How many numbered code objects died. While it does not grow, each of their addresses stays that of the same one.
+/// Returns the number of numbered code objects that died. While it does not change, each of their addresses identifies
+/// the same code object.
 #[inline]
 pub fn deaths() -> usize {
-    // The GIL, under which code objects run and die, orders this.
+    // Relaxed suffices: the GIL, under which code objects run and die, orders the accesses.
     DEATHS.load(Ordering::Relaxed)
 }
 
-/// The number of the live code object at this address, which gets one if it has none.
+/// Returns the number of the live code object at this address, and assigns one if necessary.
 pub fn number(code: *mut ffi::PyObject) -> usize {
     *numbers()
         .entry(code as usize)

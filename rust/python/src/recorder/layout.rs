@@ -1,8 +1,8 @@
-//! Where CPython keeps a frame's slots: the one place that knows the interpreter's private layout.
+//! CPython's layout of a frame's slots. No other module depends on the interpreter's private layout.
 //!
-//! The public way, `PyFrame_GetLocals`, costs more than everything else the recorder does, and on 3.11 and 3.12 leaves a
-//! dict on the frame that keeps values alive. So the slots are read where they lie. The offsets hold for one minor
-//! version each, and [`verify`] checks them on a real frame before the first recording.
+//! The public function, `PyFrame_GetLocals`, costs more than the rest of the recorder, and on 3.11 and 3.12 it leaves a
+//! dict on the frame that keeps values alive. The recorder therefore reads the slots in place. Each set of offsets
+//! holds for one minor version, and [`verify`] checks the offsets on a real frame before the first recording.
 
 use std::ptr::NonNull;
 
@@ -11,11 +11,11 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString, PyTuple};
 
-/// From a frame object to the pointer to its interpreter frame: after the object header and `f_back`.
+/// Offset of the pointer to the interpreter frame in a frame object: after the object header and `f_back`.
 const FRAME_OBJECT_TO_FRAME: usize = 24;
-/// From a frame object to `f_lineno`, the current line while a trace function runs, or 0.
+/// Offset of `f_lineno` in a frame object: the current line while a trace function runs, or 0.
 const FRAME_OBJECT_TO_LINE: usize = 40;
-/// From an int to its sign and number of digits, and to its digits of 30 bits, the lowest first.
+/// Offset in an int of its sign and digit count, and of its 30-bit digits, least significant first.
 const INT_TO_SIZE: usize = 16;
 const INT_TO_DIGITS: usize = 24;
 const FRAME_TO_SLOTS: usize = 72;
@@ -28,7 +28,8 @@ const FRAME_TO_NAMESPACE: usize = 24;
 #[cfg(Py_3_12)]
 const FRAME_TO_NAMESPACE: usize = 40;
 
-/// From a code object to the names of its slots and to their kinds, and to what comes next, `co_filename` and `co_name`.
+/// Offsets in a code object of the names and kinds of its slots, and of the fields that follow, `co_filename` and
+/// `co_name`.
 const CODE_TO_SLOT_NAMES: usize = 96;
 const CODE_TO_SLOT_KINDS: usize = 104;
 const CODE_TO_FILENAME: usize = 112;
@@ -37,15 +38,16 @@ const CODE_TO_NAME: usize = 120;
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("the recorder knows the 64-bit frame layout only");
 
-/// The interpreter's own frame of a running activation. Its address tells activations that are alive at once apart.
+/// The interpreter's own frame of a running activation. Its address distinguishes activations that are alive at the
+/// same time.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct InterpreterFrame(NonNull<u8>);
 
 impl InterpreterFrame {
     /// # Safety
-    /// `frame` is a live frame object of this interpreter whose activation is running, and the GIL is held.
+    /// `frame` must be a live frame object of this interpreter whose activation is running, and the GIL must be held.
     pub unsafe fn of(frame: *mut ffi::PyFrameObject) -> InterpreterFrame {
-        // SAFETY: by the layout verified at import, a running frame object holds a non-null pointer there.
+        // SAFETY: by the layout that `verify` checks at import, a running frame object holds a non-null pointer there.
         unsafe {
             InterpreterFrame(NonNull::new_unchecked(
                 *frame.byte_add(FRAME_OBJECT_TO_FRAME).cast::<*mut u8>(),
@@ -53,30 +55,31 @@ impl InterpreterFrame {
         }
     }
 
-    /// The code object, borrowed from the frame.
+    /// Returns the code object, borrowed from the frame.
     ///
     /// # Safety
-    /// The activation is still running, and the GIL is held.
+    /// The activation must still be running, and the GIL must be held.
     pub unsafe fn code(self) -> *mut ffi::PyObject {
-        // SAFETY: by the layout verified at import.
+        // SAFETY: by the layout that `verify` checks at import.
         unsafe { *self.0.as_ptr().add(FRAME_TO_CODE).cast() }
     }
 
-    /// The namespace of a module or class body, borrowed; null in a function.
+    /// Returns the namespace of a module or class body, borrowed; null in a function.
     ///
     /// # Safety
-    /// The activation is still running, and the GIL is held.
+    /// The activation must still be running, and the GIL must be held.
     pub unsafe fn namespace(self) -> *mut ffi::PyObject {
-        // SAFETY: by the layout verified at import.
+        // SAFETY: by the layout that `verify` checks at import.
         unsafe { *self.0.as_ptr().add(FRAME_TO_NAMESPACE).cast() }
     }
 
-    /// What slot `index` holds, borrowed: a value, a cell, or null.
+    /// Returns the content of slot `index`, borrowed: a value, a cell, or null.
     ///
     /// # Safety
-    /// The activation is still running, `index` is below its code's number of slots, and the GIL is held.
+    /// The activation must still be running, `index` must be less than its code's number of slots, and the GIL must be
+    /// held.
     pub unsafe fn slot(self, index: usize) -> *mut ffi::PyObject {
-        // SAFETY: by the layout verified at import; the caller keeps the index in bounds.
+        // SAFETY: by the layout that `verify` checks at import. The caller keeps the index in bounds.
         unsafe {
             *self
                 .0
@@ -88,14 +91,14 @@ impl InterpreterFrame {
     }
 }
 
-/// The slots of a code object, by name, with the kind of each. What `co_varnames` and the like give is the same, but on
-/// 3.12 and 3.13 the code object then keeps the tuples, which a program can count.
+/// Returns the names and kinds of a code object's slots. `co_varnames` and similar attributes give the same names, but
+/// on 3.12 and 3.13 they make the code object cache the tuples, which a program can count.
 ///
 /// # Safety
-/// `code` is a code object.
+/// `code` must be a code object.
 pub unsafe fn slot_names<'py>(code: &Bound<'py, PyAny>) -> Vec<(Bound<'py, PyString>, u8)> {
-    // SAFETY: by the layout verified at import, a tuple of strings and a bytes object lie there, which the code object
-    // holds.
+    // SAFETY: by the layout that `verify` checks at import, a tuple of strings and a bytes object lie there, both held
+    // by the code object.
     unsafe {
         let field = |offset| Bound::from_borrowed_ptr(code.py(), *code.as_ptr().byte_add(offset).cast());
         let names = field(CODE_TO_SLOT_NAMES).cast_into_unchecked::<PyTuple>();
@@ -105,33 +108,33 @@ pub unsafe fn slot_names<'py>(code: &Bound<'py, PyAny>) -> Vec<(Bound<'py, PyStr
     }
 }
 
-/// The line that the frame is on.
+/// Returns the current line of a frame.
 ///
 /// # Safety
-/// `frame` is a live frame object of this interpreter whose activation is running, and the GIL is held.
+/// `frame` must be a live frame object of this interpreter whose activation is running, and the GIL must be held.
 #[inline]
 pub unsafe fn line_number(frame: *mut ffi::PyFrameObject) -> u32 {
-    // SAFETY: by the layout verified at import.
+    // SAFETY: by the layout that `verify` checks at import.
     let line = unsafe { *frame.byte_add(FRAME_OBJECT_TO_LINE).cast::<i32>() };
     if line > 0 {
         return line as u32;
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: upheld by the caller.
     unsafe { ffi::PyFrame_GetLineNumber(frame).max(0) as u32 }
 }
 
-/// Whether an int is negative, and its digits of 30 bits, the lowest first.
+/// Returns whether an int is negative, and its 30-bit digits, least significant first.
 ///
 /// # Safety
-/// `value` is an int that lives for `'a`, and the GIL is held.
+/// `value` must be an int that lives for `'a`, and the GIL must be held.
 #[inline]
 pub unsafe fn int_digits<'a>(value: *mut ffi::PyObject) -> (bool, &'a [u32]) {
-    // SAFETY: by the layout verified at import; as many digits are read as the int says that it has.
+    // SAFETY: by the layout that `verify` checks at import. Only as many digits are read as the int reports.
     unsafe {
         let size = *value.byte_add(INT_TO_SIZE).cast::<isize>();
         #[cfg(not(Py_3_12))]
         let (digits, negative) = (size.unsigned_abs(), size < 0);
-        // From 3.12 on the two lowest bits are the sign (0 positive, 1 zero, 2 negative), the third a flag.
+        // Since 3.12, the two lowest bits are the sign (0 positive, 1 zero, 2 negative), and the third bit is a flag.
         #[cfg(Py_3_12)]
         let (digits, negative) = ((size >> 3) as usize, size & 3 == 2);
         let first = value.byte_add(INT_TO_DIGITS).cast::<u32>();
@@ -139,16 +142,16 @@ pub unsafe fn int_digits<'a>(value: *mut ffi::PyObject) -> (bool, &'a [u32]) {
     }
 }
 
-/// The value of an int of at most two digits.
+/// Returns the value of an int of at most two digits.
 ///
 /// # Safety
-/// `value` is a live int and the GIL is held.
+/// `value` must be a live int, and the GIL must be held.
 #[inline]
 pub unsafe fn compact_int(value: *mut ffi::PyObject) -> Option<i64> {
-    // SAFETY: the caller's promise.
+    // SAFETY: upheld by the caller.
     let (negative, digits) = unsafe { int_digits(value) };
     let magnitude = match *digits {
-        // Zero has a digit from 3.12 on.
+        // Since 3.12, zero has one digit.
         [] => 0,
         [low] => i64::from(low),
         [low, high] => i64::from(low) | i64::from(high) << 30,
@@ -157,13 +160,14 @@ pub unsafe fn compact_int(value: *mut ffi::PyObject) -> Option<i64> {
     Some(if negative { -magnitude } else { magnitude })
 }
 
-/// The frames on this thread's stack, innermost first.
+/// Returns the frames on this thread's stack, innermost first.
 ///
 /// # Safety
-/// The GIL is held.
+/// The GIL must be held.
 pub unsafe fn running_frames(py: Python<'_>) -> Vec<InterpreterFrame> {
     let mut frames = Vec::new();
-    // SAFETY: the current frame is borrowed from the thread, each further one is a new reference, held while it is read.
+    // SAFETY: the current frame is borrowed from the thread. Each further frame is a new reference, held while it is
+    // read.
     unsafe {
         let mut next = Bound::from_borrowed_ptr_or_opt(py, ffi::PyEval_GetFrame().cast());
         while let Some(frame) = next {
@@ -174,7 +178,7 @@ pub unsafe fn running_frames(py: Python<'_>) -> Vec<InterpreterFrame> {
     frames
 }
 
-/// Whether ints are laid out as [`compact_int`] takes them to be.
+/// Returns whether ints have the layout that [`compact_int`] assumes.
 fn ints_are_known(py: Python<'_>) -> bool {
     let numbers = [
         0,
@@ -190,16 +194,17 @@ fn ints_are_known(py: Python<'_>) -> bool {
     let large = [1 << 60, i64::MIN, i64::MAX];
     let read = |number: i64| {
         let object = pyo3::types::PyInt::new(py, number);
-        // SAFETY: `object` is a live int. If the layout is another, what is read still lies within it.
+        // SAFETY: `object` is a live int. Even if its layout differs, the reads stay within the object.
         unsafe { compact_int(object.as_ptr()) }
     };
     numbers.into_iter().all(|number| read(number) == Some(number)) && large.into_iter().all(|n| read(n).is_none())
 }
 
-/// Whether the slots of `probe` lie in its code as [`slot_names`] takes them to.
+/// Returns whether the slot names of `probe` are where [`slot_names`] expects them.
 fn slot_names_are_known(code: &Bound<'_, PyAny>) -> PyResult<bool> {
     let [file, name] = [code.getattr("co_filename")?, code.getattr("co_name")?];
-    // SAFETY: a code object is longer on any CPython. Only pointers are compared, until those after the slots are right.
+    // SAFETY: a code object is larger than this on any CPython. Pointers are only compared until those after the slots
+    // match.
     let slots = unsafe {
         let lies_at = |offset, object: &Bound<'_, PyAny>| object.as_ptr() == *code.as_ptr().byte_add(offset).cast();
         if !lies_at(CODE_TO_FILENAME, &file) || !lies_at(CODE_TO_NAME, &name) {
@@ -215,16 +220,16 @@ fn slot_names_are_known(code: &Bound<'_, PyAny>) -> PyResult<bool> {
             .all(|((name, kind), known)| (name == known.0) && *kind == known.1))
 }
 
-/// Checks the offsets on a frame whose contents are known, or refuses to load.
+/// Checks the offsets on a frame with known contents. Returns an error if they do not match, so that the import fails.
 pub fn verify(py: Python<'_>) -> PyResult<()> {
     let source = c"def probe(a, b):\n    c = [a, b]\n    return inspect(c)\n    d = lambda: d";
     let globals = pyo3::types::PyDict::new(py);
     let inspect = pyo3::types::PyCFunction::new_closure(py, None, None, |args, _| -> PyResult<bool> {
         let py = args.py();
         let list = args.get_item(0)?;
-        // SAFETY: called from `probe`, so the current frame object is the running frame of `probe`, and the GIL is held.
-        // If the layout is another, the reads below still stay within the objects that any CPython keeps there: the
-        // pointers are only compared, never followed.
+        // SAFETY: `probe` calls this, so the current frame object is its running frame, and the GIL is held. Even if
+        // the layout differs, the reads below stay within the objects that any CPython keeps there, because the
+        // pointers that they return are only compared, never dereferenced.
         unsafe {
             let frame = ffi::PyEval_GetFrame();
             let inner = InterpreterFrame::of(frame);

@@ -1,4 +1,4 @@
-//! Leaves of the walk that are no scalars: their `repr`, natively where its text is known to follow from the object alone.
+//! Leaves of the walk other than scalars. Their `repr` is written natively if its text follows from the object alone.
 
 use pyo3::exceptions::PyException;
 use pyo3::ffi;
@@ -10,10 +10,10 @@ use pyo3::types::{PyBool, PyModule, PyString, PyType};
 use super::scalar::Scalar;
 use super::signals::raised_by_handler;
 
-/// The class of modules' specs.
+/// Class of modules' specs.
 static SPEC: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 
-/// The import system and its function that writes modules.
+/// The import system, and its function that formats modules.
 static MODULE_REPR: PyOnceLock<(Py<PyModule>, Py<PyAny>)> = PyOnceLock::new();
 
 /// Looks up what is needed later, when no Python code may run.
@@ -24,22 +24,22 @@ pub fn prepare(py: Python<'_>) -> PyResult<()> {
     SPEC.import(py, "importlib.machinery", "ModuleSpec").map(drop)
 }
 
-/// Returns whether modules are written by CPython's own function, which a host may replace to hide their paths.
+/// Returns whether CPython's own function formats modules. A host may replace that function to hide paths.
 fn writes_modules_as_cpython(py: Python<'_>) -> Option<bool> {
     let (bootstrap, original) = MODULE_REPR.get(py)?;
     let current = bootstrap.bind(py).getattr(intern!(py, "_module_repr")).ok()?;
     Some(current.is(original))
 }
 
-/// Whether the `repr` of a value may run Python code.
+/// Returns whether the `repr` of a value may run Python code.
 ///
 /// # Safety
-/// `value` is alive and the GIL is held.
+/// `value` must be alive, and the GIL must be held.
 pub unsafe fn runs_code(value: *mut ffi::PyObject) -> bool {
-    // SAFETY: the caller's promise; only addresses of types are compared.
+    // SAFETY: upheld by the caller; only addresses of types are compared.
     unsafe {
         let kind = ffi::Py_TYPE(value);
-        // Not ints: while a long one is written, CPython runs signal handlers.
+        // Ints are absent because CPython runs signal handlers while it formats a long one.
         let native = [
             &raw mut ffi::PyUnicode_Type,
             &raw mut ffi::PyComplex_Type,
@@ -52,14 +52,14 @@ pub unsafe fn runs_code(value: *mut ffi::PyObject) -> bool {
     }
 }
 
-/// Appends `repr(value)` without addresses, of a string the part that can be shown in `room` characters; where `repr`
-/// raises an `Exception`, `<TYPENAME object>`. Gives what it raised else.
+/// Appends `repr(value)` without addresses; for a string, only the part that fits `room` characters. Appends `<TYPENAME
+/// object>` if `repr` raises an `Exception`, and returns any other exception.
 ///
 /// # Safety
-/// `value` is alive, stays so while Python code runs, and the GIL is held.
+/// `value` must be alive and stay so while Python code runs, and the GIL must be held.
 pub unsafe fn write(py: Python<'_>, value: *mut ffi::PyObject, room: usize, out: &mut Vec<u8>) -> PyResult<()> {
     let first = out.len();
-    // SAFETY: the caller's promise, here and below.
+    // SAFETY: upheld by the caller, here and below.
     unsafe {
         if ffi::Py_TYPE(value) == &raw mut ffi::PyUnicode_Type {
             let string = shortened(py, value, room)?;
@@ -79,9 +79,9 @@ pub unsafe fn write(py: Python<'_>, value: *mut ffi::PyObject, room: usize, out:
     Ok(())
 }
 
-/// `repr(value)`, a new reference, or null with an exception set.
+/// Returns `repr(value)`: a new reference, or null with an exception set.
 unsafe fn repr(value: *mut ffi::PyObject) -> *mut ffi::PyObject {
-    // SAFETY: the promise of `write`.
+    // SAFETY: the caller upholds the contract of `write`.
     unsafe {
         match (*ffi::Py_TYPE(value)).tp_repr {
             // `PyObject_Repr` itself runs signal handlers.
@@ -91,17 +91,17 @@ unsafe fn repr(value: *mut ffi::PyObject) -> *mut ffi::PyObject {
     }
 }
 
-/// As [`write`], if no Python code need run for it; else `false`, and nothing is written.
+/// Does the same as [`write`] if that requires no Python code. Otherwise returns `false` and writes nothing.
 ///
 /// # Safety
-/// `value` is alive and the GIL is held.
+/// `value` must be alive, and the GIL must be held.
 pub unsafe fn write_at_once(
     py: Python<'_>,
     value: *mut ffi::PyObject,
     room: usize,
     out: &mut Vec<u8>,
 ) -> PyResult<bool> {
-    // SAFETY: the caller's promise.
+    // SAFETY: upheld by the caller.
     unsafe {
         if runs_code(value) {
             return Ok(write_native(py, value, out));
@@ -110,9 +110,9 @@ pub unsafe fn write_at_once(
     }
 }
 
-/// Writes what stands for a value whose `repr` raised.
+/// Writes the replacement text of a value whose `repr` raised.
 unsafe fn write_broken(py: Python<'_>, value: *mut ffi::PyObject, out: &mut Vec<u8>) -> PyResult<()> {
-    // SAFETY: an exception is set; `value` is alive, and so is its type.
+    // SAFETY: an exception is set. `value` is alive, and so is its type.
     unsafe {
         let error = PyErr::fetch(py);
         if !error.is_instance_of::<PyException>(py) || raised_by_handler(py, &error)? {
@@ -127,11 +127,11 @@ unsafe fn write_broken(py: Python<'_>, value: *mut ffi::PyObject, out: &mut Vec<
     Ok(())
 }
 
-/// Writes functions, modules, classes, instances without a `__repr__` of their own, and exceptions with scalars as
-/// arguments; `false` for all others, and then nothing is written. Runs no Python code.
+/// Writes functions, modules, classes, instances without their own `__repr__`, and exceptions with scalar arguments.
+/// For other values, returns `false` and writes nothing. Runs no Python code.
 unsafe fn write_native(py: Python<'_>, value: *mut ffi::PyObject, out: &mut Vec<u8>) -> bool {
     let first = out.len();
-    // SAFETY: `value` is alive; types are checked before values are read as one of them.
+    // SAFETY: `value` is alive, and its type is checked before it is read as that type.
     let written = unsafe {
         let kind = ffi::Py_TYPE(value);
         if kind == &raw mut ffi::PyFunction_Type {
@@ -151,20 +151,20 @@ unsafe fn write_native(py: Python<'_>, value: *mut ffi::PyObject, out: &mut Vec<
             false
         }
     };
-    // A name can look like one.
+    // A name can look like an address.
     if written {
         remove_addresses(out, first);
     }
     written
 }
 
-/// Writes a module as `importlib._bootstrap._module_repr` does. Returns `None` and writes nothing if its spec is not an
-/// ordinary one or if that function was replaced.
+/// Writes a module as `importlib._bootstrap._module_repr` does. Returns `None` and writes nothing if the module's spec
+/// is not an ordinary one or if that function was replaced.
 unsafe fn write_module(py: Python<'_>, module: *mut ffi::PyObject, out: &mut Vec<u8>) -> Option<bool> {
     if !writes_modules_as_cpython(py)? {
         return None;
     }
-    // SAFETY: `module` is an exact module; its spec is held while its attributes, plain ones, are read.
+    // SAFETY: `module` is an exact module. Its spec is held while its plain attributes are read.
     unsafe {
         let spec = ffi::PyDict_GetItemWithError(ffi::PyModule_GetDict(module), intern!(py, "__spec__").as_ptr());
         let spec = Bound::from_borrowed_ptr_or_opt(py, spec)?;
@@ -197,17 +197,17 @@ unsafe fn write_module(py: Python<'_>, module: *mut ffi::PyObject, out: &mut Vec
     Some(true)
 }
 
-/// Whether a class has the `__repr__` of one of its bases and no other.
+/// Returns whether `class` inherits the `__repr__` of `base` without overriding it.
 ///
 /// # Safety
-/// Both are live classes.
+/// Both must be live classes.
 pub unsafe fn has_repr_of(class: *mut ffi::PyTypeObject, base: *mut ffi::PyTypeObject) -> bool {
-    // SAFETY: the caller's promise. Classes inherit the very pointer; the functions are CPython's.
+    // SAFETY: upheld by the caller. A class inherits the same function pointer, and these functions belong to CPython.
     unsafe { (*class).tp_repr.map(|function| function as usize) == (*base).tp_repr.map(|function| function as usize) }
 }
 
-/// Writes a class as `MODULE.NAME` between two marks; `false`, and nothing, for one that no class statement made or that
-/// is shown otherwise.
+/// Writes a class as `MODULE.NAME` between two marks. Returns `false` and writes nothing if no class statement made the
+/// class or if it has another `__repr__`.
 unsafe fn write_type(
     py: Python<'_>,
     class: *mut ffi::PyTypeObject,
@@ -215,7 +215,7 @@ unsafe fn write_type(
     after: &[u8],
     out: &mut Vec<u8>,
 ) -> bool {
-    // SAFETY: `class` is alive; the module's name is borrowed from the dict while nothing runs.
+    // SAFETY: `class` is alive. The module's name is borrowed from the dict while no code runs.
     unsafe {
         if ffi::PyType_HasFeature(class, ffi::Py_TPFLAGS_HEAPTYPE) == 0 || (*class).tp_dict.is_null() {
             return false;
@@ -244,8 +244,8 @@ unsafe fn write_type(
 
 /// Writes an exception as `BaseException.__repr__` does, if its arguments are scalars.
 unsafe fn write_exception(exception: *mut ffi::PyObject, out: &mut Vec<u8>) -> bool {
-    // SAFETY: an object with the `__repr__` of BaseException is one; its arguments are a tuple, borrowed while nothing
-    // runs.
+    // SAFETY: an object with the `__repr__` of BaseException is an exception. Its arguments are a tuple, borrowed while
+    // no code runs.
     unsafe {
         let arguments = (*exception.cast::<ffi::PyBaseExceptionObject>()).args;
         let count = ffi::PyTuple_GET_SIZE(arguments);
@@ -271,12 +271,12 @@ unsafe fn write_exception(exception: *mut ffi::PyObject, out: &mut Vec<u8>) -> b
     true
 }
 
-/// A long string cut so that its `repr` begins as that of the whole.
+/// Returns a long string, cut so that its `repr` starts like the `repr` of the whole string.
 unsafe fn shortened<'py>(py: Python<'py>, string: *mut ffi::PyObject, room: usize) -> PyResult<Bound<'py, PyAny>> {
     // SAFETY: `string` is a live string.
     unsafe {
         let length = ffi::PyUnicode_GET_LENGTH(string) as usize;
-        // Which quote is used depends on all of the string, so one that holds a quote is kept whole.
+        // The choice of quotes depends on the whole string, so a string that contains a quote is not cut.
         if length <= room || has_quote(string) {
             return Ok(Bound::from_borrowed_ptr(py, string));
         }
@@ -285,7 +285,7 @@ unsafe fn shortened<'py>(py: Python<'py>, string: *mut ffi::PyObject, room: usiz
 }
 
 unsafe fn has_quote(text: *mut ffi::PyObject) -> bool {
-    // SAFETY: the caller checked that `text` is a string; its data is as long as its length and kind say.
+    // SAFETY: the caller checked that `text` is a string. Its data has the size that its length and kind imply.
     unsafe {
         let length = ffi::PyUnicode_GET_LENGTH(text) as usize;
         let data = ffi::PyUnicode_DATA(text);
@@ -300,26 +300,26 @@ unsafe fn has_quote(text: *mut ffi::PyObject) -> bool {
 }
 
 /// # Safety
-/// `object` is a new reference, or null with an exception set.
+/// `object` must be a new reference, or null with an exception set.
 pub unsafe fn owned<'py>(py: Python<'py>, object: *mut ffi::PyObject) -> PyResult<Bound<'py, PyAny>> {
-    // SAFETY: the caller's promise.
+    // SAFETY: upheld by the caller.
     unsafe { Bound::from_owned_ptr_or_err(py, object) }
 }
 
-/// A string as [`push_unicode`] writes it.
+/// Returns a string encoded as by [`push_unicode`].
 pub fn unicode(text: &Bound<'_, PyString>) -> Vec<u8> {
     let mut out = Vec::new();
-    // SAFETY: `text` is a live string.
+    // SAFETY: `text` is a live string, and the `Bound` proves that the GIL is held.
     unsafe { push_unicode(text.as_ptr(), &mut out) };
     out
 }
 
-/// Appends a string as UTF-8 in which lone surrogates are encoded like other code points.
+/// Appends a string as UTF-8, with lone surrogates encoded like other code points.
 ///
 /// # Safety
-/// `text` is a live string and the GIL is held.
+/// `text` must be a live string, and the GIL must be held.
 pub unsafe fn push_unicode(text: *mut ffi::PyObject, out: &mut Vec<u8>) {
-    // SAFETY: the data is as long as its length and kind say.
+    // SAFETY: the data has the size that its length and kind imply.
     unsafe {
         let length = ffi::PyUnicode_GET_LENGTH(text) as usize;
         let data = ffi::PyUnicode_DATA(text);

@@ -1,4 +1,4 @@
-//! From events to frames: activations, their variables, and what changed since the last step.
+//! Conversion of events to frames: activations, their variables, and the changes since the last step.
 
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -16,40 +16,40 @@ use super::step::Step;
 use super::tape::FreeTapes;
 use super::watchdog::Watchdog;
 
-/// When a recording ends by itself, but for the time.
+/// Limits at which a recording ends, other than the time limit.
 #[derive(Clone, Copy)]
 pub struct Limits {
     pub frames: usize,
     pub bytes: usize,
 }
 
-/// What is left out: the levels of a trace that spare the recorder work.
+/// Detail to omit: the levels of a trace that reduce the recorder's work.
 #[derive(Clone, Copy)]
 pub struct Levels {
-    /// Only CALL and RETURN frames, and the EXCEPTION frame that unwinds an activation.
+    /// Record only CALL and RETURN frames, and the EXCEPTION frame that unwinds an activation.
     pub calls_only: bool,
-    /// Only activations that are not nested deeper.
+    /// Record only activations nested up to this depth.
     pub max_depth: usize,
 }
 
-/// Where the first frame of a trace entered: what its context is made from.
+/// The point where a trace enters the program, from its first frame. The context of the trace is made from it.
 #[derive(Clone)]
 pub struct Entry {
     pub file: u32,
     /// `co_name`.
     pub name: Vec<u8>,
     pub first_line: u32,
-    /// The line of the first LINE frame, for the body of a module.
+    /// For a module body, the line of the first LINE frame.
     pub line: u32,
 }
 
-/// A trace in the making, and how its lines come from files.
+/// A trace being built, and the files of its lines.
 pub struct Recorded {
     pub trace: Trace,
     pub entry: Option<Entry>,
-    /// Whether the entry is whole.
+    /// Whether the entry is complete.
     has_entry: bool,
-    /// The file of each line of the trace.
+    /// File of each line of the trace.
     pub line_files: Vec<u32>,
 }
 
@@ -63,7 +63,7 @@ impl Recorded {
         }
     }
 
-    /// A copy of its whole frames.
+    /// Returns a copy that contains the complete frames.
     pub fn so_far(&self) -> Recorded {
         let mut trace = self.trace.clone();
         trace.drop_open_frame();
@@ -82,16 +82,17 @@ pub struct Log {
     levels: Levels,
     style: Style,
     pub watchdog: Option<Watchdog>,
-    /// Whether each activation that begins while none runs starts a trace of its own.
+    /// Whether each outermost activation starts its own trace.
     split: bool,
-    /// Whether the current trace is that of a chosen call.
+    /// Whether the current trace belongs to a chosen call.
     begun: bool,
     pub finished: Vec<Recorded>,
     pub current: Recorded,
     generation: u64,
     line_ids: FxHashMap<(u32, u32), u32>,
     stack: Stack,
-    /// Frames that already ran when the recording began: a native hook sees their events, a Python tracer would not.
+    /// Frames that already ran when the recording began. A native hook sees their events, but a Python tracer would
+    /// not.
     pub enclosing: Vec<InterpreterFrame>,
     tapes: FreeTapes,
     keys: Keys,
@@ -121,7 +122,7 @@ impl Log {
         }
     }
 
-    /// The limit that is reached now.
+    /// Returns the limit that is currently exceeded.
     #[inline]
     fn limit(&self) -> Option<&'static str> {
         let trace = &self.current.trace;
@@ -136,28 +137,28 @@ impl Log {
         }
     }
 
-    /// Whether a limit was reached, now or before: no event is recorded from then on.
+    /// Returns whether a limit has been reached, now or earlier. If so, no further events are recorded.
     #[inline]
     pub fn is_full(&mut self) -> bool {
-        let limit = self.limit(); // asked each time: the watchdog wants to know that events come
+        let limit = self.limit(); // always evaluated, so that the watchdog notices events
         self.truncated = self.truncated.or(limit);
         self.truncated.is_some()
     }
 
-    /// Ends the current trace, and it alone, where a limit is reached.
+    /// Ends only the current trace if a limit is reached. Returns whether it did.
     #[inline]
     pub fn cut_at_limit(&mut self) -> bool {
         self.limit().map(|limit| self.cut(limit)).is_some()
     }
 
-    /// Ends the current trace, and it alone; the activations that run are none of the next one's.
+    /// Ends only the current trace. The running activations do not belong to the next trace.
     #[cold]
     pub fn cut(&mut self, reason: &str) {
         self.current.trace.truncated = Some(reason.to_owned());
         self.stack.end_others(&[], &mut self.tapes);
     }
 
-    /// Keeps how a chosen call, whose last frame was just written, ended.
+    /// Stores the outcome of a chosen call whose last frame was just written.
     pub fn keep_outcome(&mut self, raised: bool) {
         let trace = &mut self.current.trace;
         let Some(last) = trace.len().checked_sub(1) else {
@@ -167,7 +168,7 @@ impl Log {
             trace.outcome = trace.frame(last).arg().map(|text| Outcome::Returned(text.to_vec()));
             return;
         }
-        // The last exception of the outermost activation, whose own frames lie between those of what it called.
+        // Find the last exception of the outermost activation, skipping the frames of its callees.
         let mut depth = 0;
         for index in (0..last).rev() {
             let frame = trace.frame(index);
@@ -183,7 +184,7 @@ impl Log {
         }
     }
 
-    /// Begins a trace of a chosen call.
+    /// Begins the trace of a chosen call.
     pub fn begin_trace(&mut self) {
         if self.begun {
             self.next_trace();
@@ -191,7 +192,7 @@ impl Log {
         self.begun = true;
     }
 
-    /// What stops a program whose recording is full.
+    /// Returns the exception that stops a program whose recording is full.
     #[cold]
     pub fn limit_error(&self) -> PyErr {
         let limit = self.truncated.unwrap_or_default();
@@ -208,7 +209,7 @@ impl Log {
     /// Records a CALL or LINE event of `frame`, whose code is `code`, at line `number`.
     ///
     /// # Safety
-    /// `frame` is running and belongs to `code`, and the GIL is held.
+    /// `frame` must be running and belong to `code`, and the GIL must be held.
     pub unsafe fn locals_event(
         &mut self,
         py: Python<'_>,
@@ -244,7 +245,7 @@ impl Log {
             scratch: &mut self.scratch,
             tapes,
         };
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         let taken = unsafe {
             let in_slots = code.optimized || code.in_comprehension(frame);
             if activation.in_slots != in_slots {
@@ -262,7 +263,7 @@ impl Log {
                 Ok(())
             }
             Err(error) => {
-                // The program sees what its `__repr__` raised; what the activation showed is unknown now.
+                // The exception from `__repr__` propagates to the program, and the last shown state is now unknown.
                 self.current.trace.drop_open_frame();
                 self.stack.at(index).clear(&mut self.tapes);
                 Err(error)
@@ -273,7 +274,7 @@ impl Log {
     /// Records a RETURN or EXCEPTION event with its value.
     ///
     /// # Safety
-    /// `frame` is running and belongs to `code`, `value` is alive, and the GIL is held.
+    /// `frame` must be running and belong to `code`, `value` must be alive, and the GIL must be held.
     pub unsafe fn value_event(
         &mut self,
         py: Python<'_>,
@@ -301,7 +302,7 @@ impl Log {
             scratch: &mut self.scratch,
             tapes: &mut self.tapes,
         };
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         if let Err(error) = unsafe { step.value(value) } {
             self.current.trace.drop_value();
             return Err(error);
@@ -334,7 +335,7 @@ impl Log {
         self.keys.clear();
     }
 
-    /// The id in the trace of the line of an event.
+    /// Returns the trace's ID for the line of an event.
     #[inline]
     fn line(&mut self, event: Event, code: &mut Code, number: u32) -> u32 {
         if code.generation != self.generation {
@@ -385,8 +386,8 @@ impl Log {
         self.stack.push(frame, code.number)
     }
 
-    /// The activation of `frame`. One that had no CALL event (a generator that an exception was thrown into, on 3.11)
-    /// begins here; one that began before the recording is none.
+    /// Returns the activation of `frame`. Begins one if there was no CALL event, as on 3.11 for a generator into which
+    /// an exception was thrown. Returns `None` for a frame that began before the recording.
     #[inline]
     fn find_activation(&mut self, frame: InterpreterFrame, code: &Code) -> Option<usize> {
         match self.stack.running().last() {
@@ -404,12 +405,13 @@ impl Log {
         }
     }
 
-    /// Whether `frame`, of an event that is no CALL, ran before the recording began.
+    /// Returns whether `frame` ran before the recording began. The event must not be a CALL.
     pub fn is_enclosing(&self, frame: InterpreterFrame) -> bool {
         self.enclosing.contains(&frame) && self.stack.position(frame).is_none()
     }
 
-    /// Ends the activations whose end another trace function saw: their frames' places may be those of others now.
+    /// Ends the activations whose end another trace function saw. Other activations may now use their frames'
+    /// addresses.
     pub fn end_unseen(&mut self, running: &[(InterpreterFrame, usize)]) {
         self.stack.end_others(running, &mut self.tapes);
     }

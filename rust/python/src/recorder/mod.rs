@@ -1,4 +1,4 @@
-//! The recorder: a native trace function on the interpreter, and what it writes.
+//! The recorder: a native trace function on the interpreter, and the traces that it writes.
 
 mod activation;
 mod attributes;
@@ -40,14 +40,16 @@ use render::{Scratch, Style, render};
 use scope::{Scope, real_path};
 use watchdog::Watchdog;
 
-/// Places in a text are counted in 32 bits, and a character takes four bytes at most.
+/// Offsets in a text are 32-bit, and a character takes at most four bytes.
 const MAX_VALUE_CHARS: usize = 1 << 28;
 
-/// A session, where the hook finds it.
+/// A session at a fixed address, where the hook finds it.
 struct OwnedSession(Box<Session>);
 
-// SAFETY: every method of `Recording` that touches its session checks first that it is called by the thread that made it;
-// a recording dropped by another thread leaks a session that is in use.
+// SAFETY: every method of `Recording` that changes its session first checks that it runs on the thread that created the
+// session. `snapshot` and `sources` may run on other threads, but they only read the session: they get it with the GIL
+// held while no event is being recorded, and none begins before the GIL is released. If another thread drops the
+// recording while the session is in use, the session is leaked.
 unsafe impl Send for OwnedSession {}
 // SAFETY: as above.
 unsafe impl Sync for OwnedSession {}
@@ -58,11 +60,11 @@ unsafe impl Sync for OwnedSession {}
 #[pyclass(module = "cwm_core._native")]
 pub struct Recording {
     session: Option<OwnedSession>,
-    /// The thread that made it, and alone may use it.
+    /// Thread that created the recording, the only one that may start, stop, or finish it.
     thread: ThreadId,
     /// `max_seconds`.
     time: Option<Duration>,
-    /// The trace function that was set before, while this recording runs.
+    /// Trace function that was set before, while this recording runs.
     previous: Option<Py<PyAny>>,
     hook: Option<Py<Hook>>,
     outcome: Option<Outcome>,
@@ -148,7 +150,7 @@ impl Recording {
         session.log.enclosing = unsafe { layout::running_frames(py) };
         let watchdog = self.time.map(|time| Watchdog::start(py, time, limit)).transpose()?;
         session.log.watchdog = watchdog;
-        // SAFETY: the session is boxed, and let go of before it is taken out or dropped.
+        // SAFETY: the session is boxed, and the hook lets go of it before it is taken out or dropped.
         self.hook = Some(unsafe { Hook::install(py, &raw mut **session)? });
         self.previous = Some(previous.unbind());
         Ok(())
@@ -163,7 +165,7 @@ impl Recording {
         own.get().let_go();
         let sys = py.import("sys")?;
         let replaced = !sys.call_method0("gettrace")?.is(&own);
-        // SAFETY: null takes the trace function away.
+        // SAFETY: null removes the trace function.
         unsafe { ffi::PyEval_SetTrace(None, std::ptr::null_mut()) };
         if let Some(OwnedSession(session)) = &mut self.session {
             session.log.end_watch(py);
@@ -189,7 +191,7 @@ impl Recording {
         kwargs: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<()> {
         let py = slf.py();
-        // Not borrowed while the program runs: the end of the process may ask for what there is.
+        // The recording is not borrowed while the program runs, because a snapshot may be taken when the process ends.
         slf.try_borrow_mut()?.start(py)?;
         let result = function.call(args, kwargs).and_then(|value| drive(py, value));
         slf.try_borrow_mut()?.stop(py)?;
@@ -309,7 +311,7 @@ impl Recording {
 }
 
 impl Recording {
-    /// The session of a recording that does not run, and is not finished yet.
+    /// Returns the session of a recording that is not running and not yet finished.
     fn stopped_session(&self) -> PyResult<&Session> {
         self.check_use()?;
         if self.previous.is_some() {
@@ -321,7 +323,8 @@ impl Recording {
         }
     }
 
-    /// The session of a recording that is not finished and records no event now. With the GIL held, none begins.
+    /// Returns the session of an unfinished recording that is not processing an event. While the GIL is held, no event
+    /// begins.
     fn idle_session(&self) -> PyResult<&Session> {
         match &self.session {
             None => Err(PyRuntimeError::new_err("the recording is finished")),
@@ -332,7 +335,8 @@ impl Recording {
         }
     }
 
-    /// Only its own thread uses a recording, and no `__repr__` that the recorder runs ends the one it is part of.
+    /// Checks that the calling thread owns the recording, and that no `__repr__` run by the recorder ends its own
+    /// recording.
     fn check_use(&self) -> PyResult<()> {
         if thread::current().id() != self.thread {
             return Err(PyRuntimeError::new_err(
@@ -353,13 +357,14 @@ impl Drop for Recording {
         if self.previous.is_none() {
             return;
         }
-        // The session goes away: the hook must not find it. It stays installed but does nothing.
+        // Disconnect the hook from the session, which is about to be dropped. The hook stays installed but does
+        // nothing.
         if let Some(hook) = self.hook.take() {
             hook.get().let_go();
         }
         if let Some(OwnedSession(mut session)) = self.session.take() {
             Python::try_attach(|py| session.log.end_watch(py));
-            // An event that is being recorded still uses it; so does another thread, at any time.
+            // An event that is being recorded still uses the session, and its own thread may use it at any time.
             if session.busy || thread::current().id() != self.thread {
                 std::mem::forget(session);
             }
@@ -367,9 +372,9 @@ impl Drop for Recording {
     }
 }
 
-/// Runs what a call gave: a generator to its end, a coroutine to its result.
+/// Runs the result of a call: exhausts a generator, or runs a coroutine to its result.
 fn drive<'py>(py: Python<'py>, value: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    // SAFETY: only looks at the type.
+    // SAFETY: only the type is inspected.
     let (generator, coroutine) = unsafe {
         (
             ffi::PyGen_CheckExact(value.as_ptr()) != 0,

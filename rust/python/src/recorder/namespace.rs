@@ -1,4 +1,4 @@
-//! The variables in the namespace of a module or class body.
+//! Variables in the namespace of a module or class body.
 
 use pyo3::exceptions::PyException;
 use pyo3::ffi;
@@ -10,22 +10,22 @@ use cwm_trace::Trace;
 
 use super::leaf::push_unicode;
 
-/// The keys of namespaces: held, so that no other takes the address of one, with the ids of the variables' names. Of a
-/// subclass of `str` none is held: a program can see it die.
+/// Keys of namespaces and the name IDs of their variables. The keys are held so that no other object takes their
+/// addresses. Keys of a subclass of `str` are not held, because a program could observe when they die.
 #[derive(Default)]
 pub struct Keys(FxHashMap<*mut ffi::PyObject, (Py<PyAny>, Option<u32>)>);
 
 impl Keys {
-    /// Forgets the ids of an earlier trace.
+    /// Drops the IDs of an earlier trace.
     pub fn clear(&mut self) {
         self.0.clear();
     }
 
-    /// The variables in a namespace, in its order, by the ids of their names: those that do not begin with `__`. One
-    /// that is no dict is asked for its items, and shows none where it raises an `Exception`.
+    /// Returns the variables in a namespace, in its order, by name ID. Skips names that begin with `__`. A namespace
+    /// that is not a dict is asked for its items; if that raises an `Exception`, the result is empty.
     ///
     /// # Safety
-    /// `namespace` is alive or null, and the GIL is held.
+    /// `namespace` must be alive or null, and the GIL must be held.
     pub unsafe fn read<'py>(
         &mut self,
         py: Python<'py>,
@@ -33,8 +33,8 @@ impl Keys {
         trace: &mut Trace,
     ) -> PyResult<Vec<(u32, Bound<'py, PyAny>)>> {
         let mut values: Vec<(u32, Bound<'py, PyAny>)> = Vec::new();
-        // SAFETY: `namespace` is alive and held; the pairs are owned before anything else runs; the type is checked
-        // before it is read as a dict.
+        // SAFETY: `namespace` is alive and held. Each pair is owned before other code runs, and the type is checked
+        // before the namespace is read as a dict.
         unsafe {
             let Some(namespace) = Bound::from_borrowed_ptr_or_opt(py, namespace) else {
                 return Ok(values);
@@ -52,7 +52,7 @@ impl Keys {
                 let Some(name) = self.name(py, key, trace) else {
                     continue;
                 };
-                // Only keys of a class of their own can be the same name twice.
+                // Only keys of a subclass of `str` can repeat a name.
                 let exact = ffi::Py_TYPE(key) == &raw mut ffi::PyUnicode_Type;
                 if exact || values.iter().all(|(other, _)| *other != name) {
                     values.push((name, Bound::from_borrowed_ptr(py, value)));
@@ -62,12 +62,12 @@ impl Keys {
         Ok(values)
     }
 
-    /// The id of a key's name; `None` for one that is no variable's.
+    /// Returns the ID of a key's name; `None` if the key does not name a variable.
     unsafe fn name(&mut self, py: Python<'_>, key: *mut ffi::PyObject, trace: &mut Trace) -> Option<u32> {
         if let Some((_, name)) = self.0.get(&key) {
             return *name;
         }
-        // SAFETY: the key is alive; it is read as a string after its type was checked.
+        // SAFETY: the key is alive, and its type is checked before it is read as a string.
         unsafe {
             if ffi::PyUnicode_Check(key) == 0 {
                 return None;

@@ -1,7 +1,8 @@
-//! Values as text: the bounded walk of the trace format, native for built-in values, `__repr__` for all others.
+//! Values as text: the bounded walk of the trace format, native for built-in values and through `__repr__` for all
+//! others.
 //!
-//! A container that was rendered before is first walked along its tape, element by element; only from the first difference
-//! on is anything written.
+//! A container that was rendered before is first walked along its tape, element by element. Nothing is written until
+//! the first difference.
 
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -11,38 +12,38 @@ use super::leaf;
 use super::scalar::Scalar;
 use super::tape::{Entry, Kind, Known, Tape};
 
-/// A container nested deeper than this is written `...`.
+/// Containers nested deeper than this are written as `...`.
 const MAX_DEPTH: usize = 200;
-/// Room that the text of one leaf may keep between uses.
+/// Largest capacity in bytes of a leaf's text buffer that is kept for reuse.
 const MAX_SCRATCH: usize = 1 << 20;
 
-/// How values are shown.
+/// Options for showing values.
 #[derive(Clone, Copy)]
 pub struct Style {
-    /// A text is cut after so many code points.
+    /// Maximum number of code points of a text. Longer texts are cut.
     pub max_chars: usize,
-    /// Whether instances without a `__repr__` of their own show their attributes.
+    /// Whether to show the attributes of instances without their own `__repr__`.
     pub attributes: bool,
 }
 
 impl Style {
-    /// Whether `value` is walked, rather than written in one piece.
+    /// Returns whether `value` is walked rather than written in one piece.
     ///
     /// # Safety
-    /// `value` is alive and the GIL is held.
+    /// `value` must be alive, and the GIL must be held.
     pub unsafe fn walks(self, value: *mut ffi::PyObject) -> bool {
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         unsafe { Cursor::kind(value, self.attributes).is_some() }
     }
 }
 
-/// Buffers that every walk uses again.
+/// Buffers that all walks reuse.
 #[derive(Default)]
 pub struct Scratch {
-    /// The text of a leaf.
+    /// Text of a leaf.
     text: Vec<u8>,
     open: Vec<Cursor>,
-    /// The tape of a value that is shown once.
+    /// Tape of a value that is shown once.
     tape: Tape,
 }
 
@@ -60,15 +61,15 @@ impl Scratch {
     }
 }
 
-/// Why a walk ends early.
+/// Reason why a walk ends early.
 enum Stop {
-    /// The text is longer than the limit.
+    /// The text exceeds the limit.
     Full,
-    /// A `__repr__` raised what is not an `Exception`.
+    /// A `__repr__` raised an exception that is not an `Exception`.
     Raised(PyErr),
 }
 
-/// Appends a scalar, cut where it does not fit, and says what to remember of it.
+/// Appends a scalar, cut if it is too long, and returns what to remember of it.
 #[inline]
 pub fn write_scalar(scalar: Scalar<'_>, style: Style, out: &mut Vec<u8>) -> Known {
     let start = out.len();
@@ -81,7 +82,7 @@ pub fn write_scalar(scalar: Scalar<'_>, style: Style, out: &mut Vec<u8>) -> Know
     prefix(scalar, 0, plain, style.max_chars)
 }
 
-/// What to remember of a scalar of which only `room` characters, from byte `begin` of its text on, are shown.
+/// Returns what to remember of a scalar if only `room` characters of its text, which starts at byte `begin`, are shown.
 fn prefix(scalar: Scalar<'_>, begin: usize, plain: bool, room: usize) -> Known {
     match scalar {
         Scalar::Ascii(_) if plain && room > 0 => Known::Prefix {
@@ -95,10 +96,11 @@ fn prefix(scalar: Scalar<'_>, begin: usize, plain: bool, room: usize) -> Known {
 
 /// Appends the text of any value.
 ///
-/// An error is what a `__repr__` raised outside `Exception`; what was appended is then to be dropped.
+/// Returns an error if a `__repr__` raises an exception outside `Exception`. The caller must then drop the appended
+/// text.
 ///
 /// # Safety
-/// `value` is a live object, held by the caller or one of `variables`, and the GIL is held.
+/// `value` must be a live object that the caller holds or that is one of `variables`, and the GIL must be held.
 pub unsafe fn render(
     py: Python<'_>,
     value: *mut ffi::PyObject,
@@ -106,13 +108,13 @@ pub unsafe fn render(
     (variables, scratch): (&mut Variables<'_>, &mut Scratch),
     out: &mut Vec<u8>,
 ) -> PyResult<()> {
-    // SAFETY: the caller's promise, here and below.
+    // SAFETY: upheld by the caller, here and below.
     if unsafe { !style.walks(value) } {
-        // SAFETY: as above.
+        // SAFETY: same as above.
         return unsafe { render_leaf(py, value, style, (variables, scratch), out) };
     }
     let mut tape = std::mem::take(&mut scratch.tape);
-    // SAFETY: the caller's promise.
+    // SAFETY: upheld by the caller.
     let rendered = unsafe { Walk::new(py, style, (variables, scratch), (&mut tape, None), out).run(value) };
     scratch.tape = tape;
     rendered.map(drop)
@@ -126,7 +128,7 @@ unsafe fn render_leaf(
     out: &mut Vec<u8>,
 ) -> PyResult<()> {
     let start = out.len();
-    // SAFETY: the promise of `render`; what Python code could drop is held before it runs.
+    // SAFETY: the caller upholds the contract of `render`. Objects that Python code could drop are held before it runs.
     unsafe {
         let room = style.max_chars + 1;
         if !leaf::write_at_once(py, value, room, out)? {
@@ -144,11 +146,11 @@ unsafe fn render_leaf(
     Ok(())
 }
 
-/// Appends the text of a container unless it is that at `old` in `out`, along whose tape it walks. Says whether it was
-/// another text; where it was not, nothing is appended. After an error the tape is of no use.
+/// Appends the text of a container, unless it equals the text at `old` in `out`, along whose tape it walks. Returns
+/// whether the text changed; if it did not, nothing is appended. After an error, the tape is unusable.
 ///
 /// # Safety
-/// As for [`render`]; the tape is that of the text at `old`.
+/// Same as for [`render`]. The tape must belong to the text at `old`.
 pub unsafe fn update(
     py: Python<'_>,
     value: *mut ffi::PyObject,
@@ -157,26 +159,26 @@ pub unsafe fn update(
     remembered: (&mut Tape, Option<usize>),
     out: &mut Vec<u8>,
 ) -> PyResult<bool> {
-    // SAFETY: the caller's promise.
+    // SAFETY: upheld by the caller.
     unsafe { Walk::new(py, style, buffers, remembered, out).run(value) }
 }
 
 struct Walk<'py, 'a, 'v> {
     py: Python<'py>,
     style: Style,
-    /// The variables of the step that are still to be shown.
+    /// Variables that the step has yet to show.
     variables: &'a mut Variables<'v>,
     tape: &'a mut Tape,
-    /// Where the old text begins in `out`, as long as the walk finds nothing that differs from it.
+    /// Start of the old text in `out`; `None` once the walk has found a difference.
     old: Option<usize>,
-    /// The next piece of the tape to compare, while there is an old text.
+    /// Index of the tape's next piece to compare while there is an old text.
     at: usize,
     out: &'a mut Vec<u8>,
-    /// Where the new text begins in `out`.
+    /// Start of the new text in `out`.
     start: usize,
     /// Code points written since `start`.
     chars: usize,
-    /// The containers around the current value, outermost first.
+    /// Containers around the current value, outermost first.
     open: Vec<Cursor>,
     scratch: &'a mut Scratch,
 }
@@ -208,7 +210,7 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
     }
 
     unsafe fn run(mut self, value: *mut ffi::PyObject) -> PyResult<bool> {
-        // SAFETY: the promise of `render` and `update`.
+        // SAFETY: the caller upholds the contract of `render` and `update`.
         let ended = unsafe { self.value(b"", value) };
         self.open.clear();
         self.scratch.open = std::mem::take(&mut self.open);
@@ -221,7 +223,7 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
         Ok(true)
     }
 
-    /// Writes from here on: takes over the part of the old text that was found unchanged.
+    /// Switches from comparing to writing: copies the part of the old text that was found unchanged.
     fn part(&mut self) {
         let Some(old) = self.old.take() else { return };
         let length = self.tape.offset(self.at);
@@ -234,7 +236,7 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
         self.tape.cut_inside = false;
     }
 
-    /// Passes the piece that was found unchanged.
+    /// Skips a piece that was found unchanged.
     fn pass(&mut self) -> Result<(), Stop> {
         self.at += 1;
         if self.at == self.tape.entries.len() && self.tape.cut_inside {
@@ -243,27 +245,27 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
         Ok(())
     }
 
-    /// The next piece and the old text from its beginning on, while nothing differed.
+    /// Returns the next piece and the whole old text, as long as there was no difference.
     fn expected(&self) -> Option<(Known, &[u8])> {
         let old = self.old?;
         let entry = self.tape.entries.get(self.at)?;
         Some((entry.known, &self.out[old..]))
     }
 
-    /// The old text of the next piece, without the separator of `lead` bytes before it.
+    /// Returns the old text of the next piece, without the preceding separator of `lead` bytes.
     fn expected_text(&self, lead: usize) -> Option<&[u8]> {
         let old = self.old?;
         let range = self.tape.offset(self.at) + lead..self.tape.offset(self.at + 1);
         self.out[old..].get(range)
     }
 
-    /// Begins a piece: writes the separator before it.
+    /// Begins a piece by writing the separator before it.
     fn begin(&mut self, lead: &[u8], known: Known) -> Result<(), Stop> {
         let offset = (self.out.len() - self.start) as u32;
         self.tape.end = offset;
         match *lead {
             [] => {}
-            // The separators between elements, without a call for two bytes.
+            // Append separators between elements inline, to avoid a call for two bytes.
             [first, second] => {
                 self.out.extend_from_slice(&[first, second]);
                 self.count(2)?;
@@ -285,7 +287,7 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
         self.count(chars)
     }
 
-    /// Writes a piece that was begun.
+    /// Writes the text of a piece that was begun.
     fn put(&mut self, text: &[u8]) -> Result<(), Stop> {
         let pushed = self.push(text);
         self.tape.cut_inside = pushed.is_err();
@@ -302,13 +304,13 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
         }
     }
 
-    /// Characters that are left, and one more.
+    /// Returns one more than the number of characters left.
     fn room(&self) -> usize {
         self.style.max_chars.saturating_sub(self.chars) + 1
     }
 
     unsafe fn value(&mut self, lead: &[u8], value: *mut ffi::PyObject) -> Result<(), Stop> {
-        // SAFETY: `value` is alive and the GIL is held, by the promise of `render`, here and below.
+        // SAFETY: `value` is alive and the GIL is held, by the contract of `render`, here and below.
         unsafe {
             if let Some((known, text)) = self.expected()
                 && known.is(value, || text)
@@ -329,7 +331,7 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
         }
     }
 
-    /// Whether the old text has this separator: those before attributes hold their names.
+    /// Returns whether the old text has this separator. Separators before attributes contain their names.
     fn leads(&self, lead: &[u8]) -> bool {
         !self.style.attributes
             || self.old.is_none_or(|old| {
@@ -356,7 +358,7 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
         counted
     }
 
-    /// A scalar in the place of one that only its text tells.
+    /// Compares or writes a scalar at a place where only the old text is remembered.
     fn scalar_by_text(&mut self, lead: &[u8], scalar: Scalar<'_>) -> Result<(), Stop> {
         let mut text = self.scratch.take_text();
         scalar.write(self.style.max_chars + 1, &mut text);
@@ -365,7 +367,7 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
         result
     }
 
-    /// Writes a piece that follows from what is remembered of it.
+    /// Compares or writes a piece whose text follows from `known`.
     fn mark(&mut self, lead: &[u8], known: Known, text: &[u8]) -> Result<(), Stop> {
         if self.expected().is_some_and(|(expected, _)| expected == known)
             && self.leads(lead)
@@ -379,7 +381,7 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
     }
 
     unsafe fn container(&mut self, lead: &[u8], value: *mut ffi::PyObject, kind: Kind) -> Result<(), Stop> {
-        // SAFETY: `value` is alive and of that kind; the cursor is on top of `open` until it is taken off.
+        // SAFETY: `value` is alive and of kind `kind`. The cursor is on top of `open` until it is popped.
         unsafe {
             if self.open.iter().any(|cursor| cursor.is_over(value)) {
                 let text = Cursor::recursion(value, kind);
@@ -391,7 +393,7 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
             let (opening, closing) = Cursor::brackets(value, kind);
             self.mark(lead, Known::Open(kind), &opening)?;
             if kind == Kind::Attributes {
-                // Giving an instance its dict can start a garbage collection on 3.11, and so run finalizers.
+                // Creating the dict of an instance can start a garbage collection on 3.11 and so run finalizers.
                 self.hold();
             }
             let cursor = Cursor::new(self.py, value, kind, self.reach()).map_err(Stop::Raised)?;
@@ -403,7 +405,7 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
         }
     }
 
-    /// How many elements can at most be looked at before the text is full: each takes two characters or more.
+    /// Returns the maximum number of elements to read before the text is full. Each takes at least two characters.
     fn reach(&self) -> usize {
         let chars = if self.old.is_some() { 0 } else { self.chars };
         self.style.max_chars.saturating_sub(chars) / 2 + 2
@@ -414,8 +416,8 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
         let depth = self.open.len() - 1;
         let mut first = true;
         loop {
-            // SAFETY: the cursor's container is alive, and so are the elements that it gives until code runs; before
-            // that happens they are held.
+            // SAFETY: the cursor's container is alive. The elements that the cursor returns stay alive until code runs,
+            // and they are held before that happens.
             unsafe {
                 if let Some(old) = self.old
                     && self.open[depth].skip_unchanged(self.tape, &mut self.at, &self.out[old..])
@@ -443,20 +445,20 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
         }
     }
 
-    /// Makes everything that is still to be shown outlive the Python code that is about to run.
+    /// Holds everything that is still to be shown, so that it outlives the Python code that is about to run.
     unsafe fn hold(&mut self) {
         let reach = self.reach();
         for cursor in &mut self.open {
-            // SAFETY: no code has run since the cursor read its container, or it holds it.
+            // SAFETY: no code has run since the cursor read its container, or the cursor holds its elements.
             unsafe { cursor.hold(self.py, reach) };
         }
-        // SAFETY: as above, for the slots of the frame.
+        // SAFETY: same as above, for the slots of the frame.
         unsafe { self.variables.hold() };
     }
 
     unsafe fn leaf(&mut self, lead: &[u8], value: *mut ffi::PyObject) -> Result<(), Stop> {
         let mut text = self.scratch.take_text();
-        // SAFETY: `value` is alive; it is held while its `__repr__` runs.
+        // SAFETY: `value` is alive, and it is held while its `__repr__` runs.
         let written = unsafe {
             let held = leaf::runs_code(value).then(|| {
                 self.hold();
@@ -489,7 +491,7 @@ impl<'py, 'a, 'v> Walk<'py, 'a, 'v> {
         }
         self.part();
         self.begin(lead, Known::Text)?;
-        // What cannot be shown is not copied: no code point takes more than four bytes.
+        // Copy only what can be shown. A code point takes at most four bytes.
         let shown = text.len().min(self.room() * 4);
         self.put(&text[..shown])
     }
@@ -499,7 +501,7 @@ fn code_points(text: &[u8]) -> usize {
     text.iter().filter(|&&byte| byte & 0xc0 != 0x80).count()
 }
 
-/// Cuts a text that begins at `start` and is longer than `chars` to so many code points, and marks the cut.
+/// Cuts a text that begins at `start` and has more than `chars` code points to that many, and marks the cut.
 fn cut(out: &mut Vec<u8>, start: usize, chars: usize) {
     let text = &out[start..];
     // Continuation bytes do not begin a code point.

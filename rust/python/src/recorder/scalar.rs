@@ -1,5 +1,5 @@
-//! Values that are told, compared and written without running Python code: `None`, bools, ints of 64 bits, floats, ASCII
-//! strings and bytes.
+//! Values that are recognized, compared, and written without running Python code: `None`, bools, 64-bit ints, floats,
+//! ASCII strings, and bytes.
 
 use std::slice;
 
@@ -7,7 +7,7 @@ use pyo3::ffi;
 
 use super::layout::compact_int;
 
-/// A scalar read from its object; strings are borrowed from it.
+/// A scalar read from its object. Strings are borrowed from the object.
 #[derive(Clone, Copy)]
 pub enum Scalar<'a> {
     Int(i64),
@@ -21,10 +21,11 @@ pub enum Scalar<'a> {
 
 impl<'a> Scalar<'a> {
     /// # Safety
-    /// `value` is alive for `'a` and the GIL is held.
+    /// `value` must be alive for `'a`, and the GIL must be held.
     #[inline]
     pub unsafe fn of(value: *mut ffi::PyObject) -> Option<Scalar<'a>> {
-        // SAFETY: the type of `value` is checked before it is read as that type; a string's data is as long as it says.
+        // SAFETY: the type of `value` is checked before it is read as that type, and a string's data has the length
+        // that the string reports.
         unsafe {
             let kind = ffi::Py_TYPE(value);
             if kind == &raw mut ffi::PyLong_Type {
@@ -56,8 +57,8 @@ impl<'a> Scalar<'a> {
         }
     }
 
-    /// Appends the scalar as `repr` writes it. Of a string no more is written than is needed to have `room` characters.
-    /// Gives `true` where a string's characters all stand for themselves.
+    /// Appends the scalar as `repr` writes it; for a string, only as much as needed to have `room` characters. Returns
+    /// `true` for a string without escapes.
     #[inline]
     pub fn write(self, room: usize, out: &mut Vec<u8>) -> bool {
         match self {
@@ -76,10 +77,10 @@ impl<'a> Scalar<'a> {
     }
 }
 
-/// An exact int that fits 64 bits.
+/// Reads an exact int if it fits 64 bits.
 #[inline]
 unsafe fn int(value: *mut ffi::PyObject) -> Option<i64> {
-    // SAFETY: `value` is an exact int; converting one runs nothing.
+    // SAFETY: `value` is an exact int, and its conversion runs no code.
     unsafe {
         compact_int(value).or_else(|| {
             let mut overflow = 0;
@@ -102,8 +103,8 @@ pub fn write_int(number: i64, out: &mut Vec<u8>) {
     let digits = rest.ilog10() as usize + 1;
     out.reserve(digits);
     let (begin, end) = (out.len(), out.len() + digits);
-    // SAFETY: there is room for the digits, all of which are written, from the last to the first. A call that copies the
-    // digits from a buffer would cost more than making them.
+    // SAFETY: there is space for the digits, and all of them are written, from last to first. Copying the digits from a
+    // buffer would cost more than computing them.
     unsafe {
         let mut place = out.as_mut_ptr().add(end);
         while rest > 0 {
@@ -116,8 +117,8 @@ pub fn write_int(number: i64, out: &mut Vec<u8>) {
     }
 }
 
-/// Appends a float as Python's `repr` does: the shortest digits that read back as it, with an exponent below 1e-4 and
-/// from 1e16 on.
+/// Appends a float as Python's `repr` does: the shortest digits that round-trip, with an exponent below 1e-4 and from
+/// 1e16 up.
 fn write_float(number: f64, out: &mut Vec<u8>) {
     if !number.is_finite() {
         let text: &[u8] = match (number.is_nan(), number > 0.0) {
@@ -140,7 +141,7 @@ fn write_float(number: f64, out: &mut Vec<u8>) {
     if shortest[0] == b'-' {
         out.push(b'-');
     }
-    // `exponent` is that of the first digit.
+    // `exponent` belongs to the first digit.
     if (-4..16).contains(&exponent) {
         write_positional(digits, exponent, out);
     } else {
@@ -174,7 +175,7 @@ fn write_positional(digits: &[u8], exponent: i32, out: &mut Vec<u8>) {
     }
 }
 
-/// The significant digits of a decimal number.
+/// Significant digits of a decimal number.
 struct Digits {
     bytes: [u8; 24],
     length: usize,
@@ -186,13 +187,14 @@ impl Digits {
     }
 }
 
-/// The significant digits of `[-]D*[.D*][e[-+]D+]` and the exponent of the first one; `0` and 0 for zero.
+/// Parses `[-]D*[.D*][e[-+]D+]`. Returns the significant digits and the exponent of the first one; `0` and 0 for zero.
 fn decimal(text: &[u8]) -> (Digits, i32) {
     let mut digits = Digits {
         bytes: [b'0'; 24],
         length: 0,
     };
-    // The exponent of the digit to come, if the number began with it.
+    // `exponent` is the `e` part less the number of zeros between the point and the first significant digit. `written`
+    // is the number of digits from the first significant one up to the point.
     let (mut point, mut exponent, mut written) = (None, 0i32, 0i32);
     for (i, &byte) in text.iter().enumerate() {
         match byte {
@@ -226,7 +228,8 @@ fn decimal(text: &[u8]) -> (Digits, i32) {
     (digits, exponent + written - 1)
 }
 
-/// The quote in which `repr` writes a string: the single one, unless only that one occurs.
+/// Returns the quote that `repr` uses for a string: single, unless the string contains single quotes but no double
+/// quotes.
 #[inline]
 pub fn quote(text: &[u8]) -> u8 {
     match memchr::memchr(b'\'', text).is_some() && memchr::memchr(b'"', text).is_none() {
@@ -238,7 +241,7 @@ pub fn quote(text: &[u8]) -> u8 {
 fn write_quoted(text: &[u8], room: usize, out: &mut Vec<u8>) -> bool {
     let quote = quote(text);
     out.push(quote);
-    // No byte is written in less than one character, so the rest cannot be shown.
+    // Every byte takes at least one character, so the rest cannot be shown.
     let mut rest = &text[..text.len().min(room)];
     let plain = plain_length(rest, quote);
     out.extend_from_slice(&rest[..plain]);
@@ -261,13 +264,13 @@ fn is_plain(byte: u8, quote: u8) -> bool {
     (0x20..0x7f).contains(&byte) & (byte != b'\\') & (byte != quote)
 }
 
-/// How many bytes from the first stand for themselves.
+/// Returns the number of leading bytes that need no escape.
 #[inline]
 fn plain_length(text: &[u8], quote: u8) -> usize {
     const LANES: usize = 32;
     let mut at = 0;
     for chunk in text.chunks_exact(LANES) {
-        // Without a branch for each byte this becomes vector code.
+        // Branch-free per byte, so that the compiler vectorizes the loop.
         if !chunk.iter().fold(true, |all, &byte| all & is_plain(byte, quote)) {
             break;
         }

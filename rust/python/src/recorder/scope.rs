@@ -1,4 +1,4 @@
-//! Which code is recorded, by the file that it says it comes from, and the source in that file.
+//! Selection of the code to record, by the file that it claims to come from, and the source in that file.
 
 use std::cell::OnceCell;
 use std::ffi::{OsStr, OsString};
@@ -13,12 +13,12 @@ use pyo3::types::{PyBytes, PyString};
 
 use super::leaf::unicode;
 
-/// The kernel opens no longer path.
+/// Longest path that the kernel opens.
 const MAX_PATH: usize = 4096;
-/// No source is longer: what a program says is a file can be anything.
+/// Maximum size of a source file, because a program can claim that any file is its source.
 const MAX_SOURCE: u64 = 1 << 26;
 
-/// The name of a file as Python gives it, and as the file system knows it.
+/// Name of a file as Python gives it and as the file system encodes it.
 pub struct FileName {
     pub text: Vec<u8>,
     path: PathBuf,
@@ -26,7 +26,7 @@ pub struct FileName {
 
 impl FileName {
     pub fn new(name: &Bound<'_, PyString>) -> FileName {
-        // One that the file system cannot have is compared as text.
+        // A name that the file system cannot encode is compared as text.
         let encoded = PyBytes::new(name.py(), b"");
         let encoded = encode(name).unwrap_or(encoded);
         FileName {
@@ -35,18 +35,18 @@ impl FileName {
         }
     }
 
-    /// Whether it can be that of a file: `<string>` and the like are not.
+    /// Returns whether this can be the name of a file, unlike `<string>`.
     fn is_path(&self) -> bool {
         let bytes = self.path.as_os_str().as_bytes();
         !bytes.is_empty() && bytes.len() <= MAX_PATH && !(bytes.starts_with(b"<") && bytes.ends_with(b">"))
     }
 
-    /// The file's bytes, where it is a regular file that can be read.
+    /// Returns the file's bytes if it is a readable regular file.
     pub fn read(&self) -> Option<Vec<u8>> {
         if !self.is_path() || !self.path.metadata().ok()?.is_file() {
             return None;
         }
-        // Should it have become a FIFO since, to open it must not wait.
+        // If the file has become a FIFO in the meantime, opening it must not block.
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(NONBLOCK)
@@ -68,7 +68,7 @@ fn read_source(file: &File) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The bytes that the file system has for a name; runs no code of the program's.
+/// Returns the file system encoding of a name. Runs no code of the program.
 fn encode<'py>(name: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyBytes>> {
     // SAFETY: `name` is a string, and the result is a new reference or null with an exception set.
     let encoded = unsafe {
@@ -78,13 +78,13 @@ fn encode<'py>(name: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyBytes>> {
     Ok(encoded.cast_into::<PyBytes>()?)
 }
 
-/// Which code is recorded.
+/// Selects the code to record.
 ///
-/// One file has many names: through `..`, through symbolic links, relative to the working directory. Names are compared as
-/// they are written, and where that decides nothing, with both sides resolved.
+/// A file can have many names: through `..`, through symbolic links, or relative to the working directory. Names are
+/// first compared as written; if that does not decide, both sides are resolved and compared again.
 pub struct Scope {
     files: Vec<FileName>,
-    /// Folders, and what is used like one: archives.
+    /// Folders, and archives, which serve as folders.
     folders: Vec<FileName>,
     resolved: OnceCell<Resolved>,
 }
@@ -103,7 +103,7 @@ impl Scope {
         }
     }
 
-    /// The files and folders, each once, as they were given.
+    /// Returns the files and folders as given, without duplicates.
     pub fn names(&self) -> impl Iterator<Item = &[u8]> {
         let is_new = |folder: &&FileName| self.files.iter().all(|file| file.text != folder.text);
         let all = self.files.iter().chain(self.folders.iter().filter(is_new));
@@ -128,7 +128,7 @@ impl Scope {
     }
 }
 
-/// Whether a file's name goes through one of the folders: behind it a link may lead elsewhere.
+/// Returns whether a file's name goes through one of the folders. A link beyond that folder may lead elsewhere.
 fn lies_in(path: &Path, folders: &[PathBuf]) -> bool {
     for part in path.ancestors().skip(1) {
         if part.as_os_str().is_empty() {
@@ -138,7 +138,7 @@ fn lies_in(path: &Path, folders: &[PathBuf]) -> bool {
         if folders.iter().any(|folder| resolved.starts_with(folder)) {
             return true;
         }
-        // What stands before `..` is left again.
+        // A `..` leaves the folders named before it.
         if part.ends_with("..") {
             break;
         }
@@ -157,7 +157,7 @@ pub fn real_path(name: &Bound<'_, PyString>) -> OsString {
     resolve(&FileName::new(name).path).into_os_string()
 }
 
-/// The path without links, `.` and `..`, also where its last parts do not exist (any more), or lie in an archive.
+/// Returns the path without links, `.`, and `..`, even if its last parts do not exist (anymore) or are in an archive.
 fn resolve(path: &Path) -> PathBuf {
     let mut missing = Vec::new();
     let mut existing = path;

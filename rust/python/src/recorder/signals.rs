@@ -1,17 +1,19 @@
-//! Python's signal handlers run wherever the interpreter is, also in a `__repr__` that the recorder runs.
+//! Detection of exceptions from Python signal handlers, which can run at any point, including in a `__repr__` that the
+//! recorder runs.
 
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyInt};
 
-/// Linux has 64 signals, others fewer: CPython answers for any number below its `NSIG`, which is 65 there.
+/// Linux has 64 signals and other systems fewer. CPython accepts any number below its `NSIG`, which is 65 on Linux.
 #[cfg(target_os = "linux")]
 const LAST_SIGNAL: i32 = 64;
 #[cfg(not(target_os = "linux"))]
 const LAST_SIGNAL: i32 = 31;
 
-/// Whether an exception comes from a signal handler: a handler's code is on its traceback. What a `__repr__` raises says
-/// how its object is shown; what a handler raises (a timeout) is for the program.
+/// Returns whether an exception comes from a signal handler, that is, whether its traceback contains a handler's code.
+/// An exception from a `__repr__` determines how its object is shown. An exception from a handler, such as a timeout,
+/// is for the program.
 pub fn raised_by_handler(py: Python<'_>, error: &PyErr) -> PyResult<bool> {
     let mut codes = Vec::new();
     let mut next = error.traceback(py).map(Bound::into_any);
@@ -19,7 +21,7 @@ pub fn raised_by_handler(py: Python<'_>, error: &PyErr) -> PyResult<bool> {
         codes.push(entry.getattr(intern!(py, "tb_frame"))?.getattr(intern!(py, "f_code"))?);
         next = Some(entry.getattr(intern!(py, "tb_next"))?);
     }
-    // The `__repr__` alone is by far the most frequent.
+    // Fast path: by far the most frequent traceback contains only the `__repr__`.
     if let [only] = codes.as_slice()
         && only.getattr(intern!(py, "co_name"))?.eq(intern!(py, "__repr__"))?
     {
@@ -28,11 +30,11 @@ pub fn raised_by_handler(py: Python<'_>, error: &PyErr) -> PyResult<bool> {
     if codes.is_empty() {
         return Ok(false);
     }
-    // The module beneath `signal`, which makes no enums of what it gives.
+    // `_signal` underlies `signal` and does not convert its results to enums.
     let get = py.import(intern!(py, "_signal"))?.getattr(intern!(py, "getsignal"))?;
     for number in 1..=LAST_SIGNAL {
         let handler = get.call1((number,))?;
-        // The default action, no handler of Python's, or one that has no Python code.
+        // The default action, a handler that was not set from Python, or a handler without Python code.
         if handler.is_none() || handler.is_instance_of::<PyInt>() || handler.is_instance_of::<PyCFunction>() {
             continue;
         }
@@ -43,7 +45,7 @@ pub fn raised_by_handler(py: Python<'_>, error: &PyErr) -> PyResult<bool> {
     Ok(false)
 }
 
-/// The code that a handler runs: that of a function, a method, a partial, or an object's `__call__`.
+/// Returns the code that a handler runs: that of a function, a method, a partial, or an object's `__call__`.
 fn code_of<'py>(handler: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
     let py = handler.py();
     let code = |object: &Bound<'py, PyAny>| object.getattr(intern!(py, "__code__")).ok();

@@ -1,4 +1,4 @@
-//! One step of an activation: its variables, of which those that changed are written to the trace.
+//! One step of an activation: writes the variables that changed to the trace.
 
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -15,7 +15,7 @@ use super::render::{Scratch, Style, render, update, write_scalar};
 use super::scalar::{Scalar, write_int};
 use super::tape::{FreeTapes, Known};
 
-/// The longest text of an int of 64 bits.
+/// Length of the longest text of a 64-bit int.
 const MAX_INT_CHARS: usize = 20;
 
 pub struct Step<'py, 'a> {
@@ -27,10 +27,11 @@ pub struct Step<'py, 'a> {
 }
 
 impl Step<'_, '_> {
-    /// Writes the variables of a function and gives the shape of the frame.
+    /// Writes the variables of a function and returns the shape of the frame.
     ///
     /// # Safety
-    /// `frame` is running and belongs to `code`, `activation` is its own, and the GIL is held.
+    /// `frame` must be running and belong to `code`, `activation` must be the activation of `frame`, and the GIL must
+    /// be held.
     #[inline]
     pub unsafe fn slots(
         &mut self,
@@ -38,7 +39,7 @@ impl Step<'_, '_> {
         frame: InterpreterFrame,
         code: &mut Code,
     ) -> PyResult<u32> {
-        // SAFETY: the caller's promise, here and below.
+        // SAFETY: upheld by the caller, here and below.
         unsafe {
             if code.note_bound(frame, &mut activation.bound) {
                 self.reshape(activation, code);
@@ -53,7 +54,7 @@ impl Step<'_, '_> {
         }
     }
 
-    /// Finds the shape of variables other than those of the last step.
+    /// Updates the shape when the bound variables differ from those of the last step.
     #[inline(never)]
     fn reshape(&mut self, activation: &mut Activation, code: &mut Code) {
         activation.shape = code.shape_after(activation.shape, &activation.bound, self.trace);
@@ -65,8 +66,8 @@ impl Step<'_, '_> {
         }
     }
 
-    /// Makes the activation of a body read its variables from slots instead of its namespace, or back: an inlined
-    /// comprehension begins or ends. What was shown stays, by name.
+    /// Switches the activation of a body between reading its variables from slots and from its namespace, because an
+    /// inlined comprehension begins or ends. Matches the snapshots to the variables by name.
     #[cold]
     pub fn change_place(&mut self, activation: &mut Activation, code: &mut Code) {
         let mut snapshots = std::mem::take(&mut activation.snapshots);
@@ -94,10 +95,11 @@ impl Step<'_, '_> {
         activation.shape = code.add_shape(self.trace, order);
     }
 
-    /// Writes the variables of a module or class body and gives the shape of the frame.
+    /// Writes the variables of a module or class body and returns the shape of the frame.
     ///
     /// # Safety
-    /// `frame` is running and belongs to `code`, `activation` is its own, and the GIL is held.
+    /// `frame` must be running and belong to `code`, `activation` must be the activation of `frame`, and the GIL must
+    /// be held.
     #[inline(never)]
     pub unsafe fn namespace(
         &mut self,
@@ -106,7 +108,7 @@ impl Step<'_, '_> {
         code: &Code,
         keys: &mut Keys,
     ) -> PyResult<u32> {
-        // SAFETY: the caller's promise; what is borrowed from slots is held before anything else runs.
+        // SAFETY: upheld by the caller; values borrowed from slots are held before other code runs.
         let mut values = unsafe {
             let mut values = keys.read(self.py, frame.namespace(), self.trace)?;
             for (name, value) in code.beside_namespace(frame) {
@@ -139,7 +141,7 @@ impl Step<'_, '_> {
     /// Writes the variable at `place` of the frame if it changed.
     ///
     /// # Safety
-    /// `value` is alive, held or one of `variables`, and the GIL is held.
+    /// `value` must be alive, either held or one of `variables`, and the GIL must be held.
     #[inline]
     unsafe fn take(
         &mut self,
@@ -148,16 +150,16 @@ impl Step<'_, '_> {
         value: *mut ffi::PyObject,
         variables: &mut Variables<'_>,
     ) -> PyResult<()> {
-        // SAFETY: the caller's promise, here and below. A snapshot that tells a value has shown a text.
+        // SAFETY: upheld by the caller, here and below. A snapshot that identifies a value has shown a text.
         unsafe {
-            // Counters are what changes most.
+            // Fast path for counters, which change most often.
             if let Known::Int(before) = snapshot.known
                 && ffi::Py_TYPE(value) == &raw mut ffi::PyLong_Type
                 && let Some(number) = compact_int(value)
                 && self.style.max_chars >= MAX_INT_CHARS
             {
                 if number != before {
-                    // Other numbers have other texts.
+                    // Different numbers always have different texts.
                     write_int(number, self.trace.open_value());
                     snapshot.known = Known::Int(number);
                     snapshot.text = self.trace.keep_change(place as u32);
@@ -172,7 +174,7 @@ impl Step<'_, '_> {
         }
     }
 
-    /// Writes a variable that is not known to be unchanged, unless its text turns out to be.
+    /// Writes a variable that may have changed, unless its text is the same.
     #[inline(never)]
     unsafe fn write(
         &mut self,
@@ -182,7 +184,7 @@ impl Step<'_, '_> {
         variables: &mut Variables<'_>,
     ) -> PyResult<()> {
         let before = snapshot.text;
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         unsafe {
             if snapshot.is_copy_of(value) {
                 return Ok(());
@@ -195,7 +197,7 @@ impl Step<'_, '_> {
                 let tape = snapshot
                     .tape
                     .get_or_insert_with(|| self.tapes.pop().unwrap_or_default());
-                // Until it is whole again, nothing is known.
+                // The tape is unusable until it is complete again.
                 snapshot.known = Known::Text;
                 let buffers = (variables, &mut *self.scratch);
                 let changed = update(
@@ -225,13 +227,13 @@ impl Step<'_, '_> {
         Ok(())
     }
 
-    /// Renders a value that is shown once, to the end of the value log.
+    /// Renders a value that is shown once, at the end of the value log.
     ///
     /// # Safety
-    /// `value` is alive and held, and the GIL is held.
+    /// `value` must be alive and held, and the GIL must be held.
     pub unsafe fn value(&mut self, value: *mut ffi::PyObject) -> PyResult<()> {
         let out = self.trace.open_value();
-        // SAFETY: the caller's promise.
+        // SAFETY: upheld by the caller.
         unsafe {
             if let Some(scalar) = Scalar::of(value) {
                 write_scalar(scalar, self.style, out);
@@ -243,7 +245,7 @@ impl Step<'_, '_> {
     }
 }
 
-/// Orders values as the last frame showed them: new ones come last, in their own order.
+/// Sorts values into the order of the last frame. New values come last, in their own order.
 fn order_as_shown(values: &mut [(u32, Bound<'_, PyAny>)], shown: &[u32]) {
     let places: FxHashMap<u32, usize> = shown.iter().enumerate().map(|(place, name)| (*name, place)).collect();
     values.sort_by_key(|(name, _)| places.get(name).copied().unwrap_or(usize::MAX));

@@ -1,8 +1,8 @@
-//! What is remembered of a rendered value, so that an unchanged one costs a check and not a rendering.
+//! Memory of rendered values, so that an unchanged value costs a comparison instead of a rendering.
 //!
-//! Addresses tell nothing: a freed object's address is reused at once, and a container changes in place. So scalars are
-//! remembered by value, strings by where they stand in the text, and containers by a tape: their elements in the order in
-//! which they were rendered.
+//! An address identifies nothing: the address of a freed object is reused immediately, and containers change in place.
+//! Scalars are therefore remembered by value, strings by their position in the text, and containers by a tape of their
+//! elements in the order in which they were rendered.
 
 use std::slice;
 
@@ -11,37 +11,37 @@ use pyo3::ffi;
 use super::layout::{compact_int, int_digits};
 use super::scalar::{Scalar, quote};
 
-/// What was rendered at one place of a text.
+/// What was rendered at one place in a text.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Known {
-    /// Only its text tells whether a value is as it was.
+    /// Only a comparison of texts shows whether a value is unchanged.
     Text,
-    /// An immutable object of this kind, whose content was copied.
+    /// An immutable object of this kind whose content was copied.
     Copy(Content),
     Int(i64),
-    /// By its bits.
+    /// The bits of a float.
     Float(u64),
     None,
     True,
     False,
-    /// An ASCII string that stands in the text as it is.
+    /// An ASCII string that appears in the text without escapes.
     String {
         begin: u32,
         length: u32,
     },
-    /// An ASCII string that goes on after the text was cut; what is shown stands there as it is.
+    /// An ASCII string that was cut. The part shown appears in the text without escapes.
     Prefix {
         begin: u32,
         length: u32,
     },
     Open(Kind),
     Close,
-    /// `[...]` and the like, in the place of a container within itself, or one nested too deep.
+    /// Text such as `[...]` that replaces a container nested in itself.
     Within(Kind),
     TooDeep,
 }
 
-/// What opens and closes a container's text.
+/// A kind of container, which determines its opening and closing text.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Kind {
     List,
@@ -56,11 +56,11 @@ pub enum Kind {
 }
 
 impl Known {
-    /// What stands for a value that has a tape of its own.
+    /// Stands for a value that has its own tape.
     pub const TAPE: Known = Known::Open(Kind::List);
 
-    /// What to remember of a scalar whose text was written from byte `begin` of its text on. `plain`: it is a string
-    /// whose characters all stand for themselves.
+    /// Returns what to remember of a scalar whose text starts at byte `begin`. Set `plain` for a string without
+    /// escapes.
     #[inline]
     pub fn of(scalar: Scalar<'_>, begin: usize, plain: bool) -> Known {
         match scalar {
@@ -77,13 +77,14 @@ impl Known {
         }
     }
 
-    /// Whether `value` is a scalar that gives the same text again. `text` gives the text that this was remembered of.
+    /// Returns whether `value` is a scalar that would render to the same text. `text` returns the text to which `self`
+    /// belongs.
     ///
     /// # Safety
-    /// `value` is alive and the GIL is held.
+    /// `value` must be alive, and the GIL must be held.
     #[inline]
     pub unsafe fn is<'a>(self, value: *mut ffi::PyObject, text: impl FnOnce() -> &'a [u8]) -> bool {
-        // SAFETY: the caller's promise; the type is checked before a value is read as one of it.
+        // SAFETY: upheld by the caller; the type is checked before a value is read as that type.
         unsafe {
             match self {
                 Known::Int(number) => {
@@ -120,31 +121,32 @@ fn shown(text: &[u8], begin: u32, length: u32) -> &[u8] {
     &text[begin as usize..(begin + length) as usize]
 }
 
-/// What the content of an immutable object is.
+/// Kind of an immutable object's content.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Content {
     Digits {
         negative: bool,
     },
-    /// A string by the width of its characters.
+    /// A string, by the width of its characters in bytes.
     String(u32),
     Bytes,
     Complex,
 }
 
 impl Content {
-    /// No more is copied: what is longer is rendered again, of which as much is bounded.
+    /// Maximum number of bytes to copy. Longer content is rendered again, and the length of that rendering is bounded.
     const MAX: usize = 1 << 14;
-    /// The text of longer ints depends on `sys.set_int_max_str_digits`, which is 640 at least: 71 digits of 30 bits.
+    /// Longer ints have texts that depend on `sys.set_int_max_str_digits`. Its minimum, 640, corresponds to 71 digits
+    /// of 30 bits.
     const MAX_DIGITS: usize = 70;
 
-    /// The content of a value from which alone its text follows.
+    /// Returns the content of a value whose text follows from that content alone.
     ///
     /// # Safety
-    /// `value` is alive for `'a` and the GIL is held.
+    /// `value` must be alive for `'a`, and the GIL must be held.
     pub unsafe fn of<'a>(value: *mut ffi::PyObject) -> Option<(Content, &'a [u8])> {
-        // SAFETY: the caller's promise; the type is checked before a value is read as one of it, and the content is as
-        // long as the object says.
+        // SAFETY: upheld by the caller; the type is checked before a value is read as that type, and the content has
+        // the length that the object reports.
         unsafe {
             let kind = ffi::Py_TYPE(value);
             let (content, data, length) = if kind == &raw mut ffi::PyUnicode_Type {
@@ -183,25 +185,25 @@ impl Content {
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     pub known: Known,
-    /// Where in the text it begins, with the separator before it.
+    /// Offset of the element in the text, including the separator before it.
     pub offset: u32,
 }
 
-/// A container's text in pieces.
+/// The text of a container, divided into pieces.
 #[derive(Default, Debug)]
 pub struct Tape {
     pub entries: Vec<Entry>,
-    /// Where the pieces end: the text's length, or where a separator or bracket began that did not fit.
+    /// End of the pieces: the length of the text, or the start of the separator or bracket that did not fit.
     pub end: u32,
-    /// Whether the last piece did not fit as a whole.
+    /// Whether the last piece was cut.
     pub cut_inside: bool,
-    /// Whether some character of the text takes more than a byte.
+    /// Whether some character of the text takes more than one byte.
     pub wide: bool,
-    /// Instead of pieces, the content of a [`Known::Copy`].
+    /// Content of a [`Known::Copy`], which replaces the pieces.
     pub copy: Vec<u8>,
 }
 
-/// Tapes that are free, for the next container. Boxed as the snapshots hold them, which stay small so.
+/// Unused tapes for later containers. Boxed because snapshots hold boxes, which keep a snapshot small.
 pub type FreeTapes = Vec<Box<Tape>>;
 
 impl Tape {
@@ -212,7 +214,7 @@ impl Tape {
         self.wide = false;
     }
 
-    /// Where piece `at` begins.
+    /// Returns the offset of piece `at`.
     pub fn offset(&self, at: usize) -> usize {
         self.entries.get(at).map_or(self.end, |entry| entry.offset) as usize
     }

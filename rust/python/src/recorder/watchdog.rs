@@ -1,4 +1,4 @@
-//! `max_seconds`: a thread that looks at the clock, so that no event has to.
+//! `max_seconds`: a thread that watches the clock, so that events do not have to.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,15 +9,15 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyType};
 
-/// How long a program that reached the limit may go on without an event before it is stopped where it is.
+/// How long a program that reached the limit may run without an event before it is interrupted.
 const GRACE: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 struct State {
     expired: AtomicBool,
-    /// Whether an event saw that the time is over since this was last looked at.
+    /// Whether an event noticed the expiration since the flag was last cleared.
     seen: AtomicBool,
-    /// Whether the program was stopped where no event came.
+    /// Whether an exception was raised in the program because no event came.
     raised: AtomicBool,
     done: AtomicBool,
 }
@@ -25,13 +25,13 @@ struct State {
 /// Watches the time of one recording.
 pub struct Watchdog {
     state: Arc<State>,
-    /// Not joined: in the child of a fork it does not exist.
+    /// Not joined, because the thread does not exist in the child of a fork.
     thread: Thread,
 }
 
 impl Watchdog {
-    /// Begins to watch the calling thread. After `limit` the next event stops the program; where none comes (a loop on
-    /// one line, a `__repr__` that does not end) `error` is raised in it, again and again.
+    /// Starts to watch the calling thread. After `limit`, the next event stops the program. If no event comes, as in a
+    /// loop on one line or a `__repr__` that does not end, the watchdog raises `error` in the thread repeatedly.
     pub fn start(py: Python<'_>, limit: Duration, error: Bound<'_, PyType>) -> PyResult<Watchdog> {
         let state = Arc::new(State::default());
         let recorded: u64 = py.import("threading")?.call_method0("get_ident")?.extract()?;
@@ -45,7 +45,7 @@ impl Watchdog {
         })
     }
 
-    /// Whether the time is over.
+    /// Returns whether the time limit has expired.
     #[inline]
     pub fn is_expired(&self) -> bool {
         let expired = self.state.expired.load(Ordering::Relaxed);
@@ -55,14 +55,14 @@ impl Watchdog {
         expired
     }
 
-    /// Ends the watch, takes back an exception that was not raised yet, and says whether one was asked for.
+    /// Ends the watch and discards a pending exception. Returns whether one was raised.
     pub fn stop(self, py: Python<'_>) -> bool {
-        // The watching thread looks at this before it raises anything, and holds the GIL as this one does now.
+        // The watching thread checks this flag under the GIL, which this thread holds now, before it raises anything.
         self.state.done.store(true, Ordering::Relaxed);
         let raised = self.state.raised.load(Ordering::Relaxed);
         if raised {
-            // An exception that is still to come comes here. Taking it back with `PyThreadState_SetAsyncExc` would leave
-            // CPython 3.11 looking for it for ever.
+            // Let a pending exception arrive here. Withdrawing it with `PyThreadState_SetAsyncExc` would make CPython
+            // 3.11 look for it forever.
             let _ = py.run(c"pass", Some(&PyDict::new(py)), None);
         }
         self.thread.unpark();
@@ -88,7 +88,7 @@ fn watch(state: &State, limit: Duration, recorded: u64, error: Py<PyType>) {
         }
         Python::try_attach(|_py| {
             if !is_done() {
-                // SAFETY: the GIL is held; a thread that has ended is not found.
+                // SAFETY: the GIL is held, and the call ignores a thread that has ended.
                 unsafe { ffi::PyThreadState_SetAsyncExc(recorded as _, error.as_ptr()) };
                 state.raised.store(true, Ordering::Relaxed);
             }

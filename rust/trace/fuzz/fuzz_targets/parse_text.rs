@@ -1,4 +1,4 @@
-//! Any text is parsed, and the part before an error is well formed.
+//! Checks that the parser accepts any text, and that the frames before an error are well formed.
 #![no_main]
 
 use cwm_trace::{parse_text, resolve};

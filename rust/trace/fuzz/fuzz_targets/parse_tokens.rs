@@ -1,4 +1,4 @@
-//! Any pieces are parsed, and those before an error are well formed.
+//! Checks that the parser accepts any pieces, and that the frames before an error are well formed.
 #![no_main]
 
 use cwm_trace::{Parsed, Piece, Special, TokenParser, resolve};

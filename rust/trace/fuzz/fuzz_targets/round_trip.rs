@@ -1,4 +1,4 @@
-//! Any trace comes back equal from its stored form, its parts, and its text.
+//! Checks that any trace is equal after a round trip through its stored form, its parts, and its text.
 #![no_main]
 
 use cwm_trace::{
@@ -7,7 +7,7 @@ use cwm_trace::{
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 
-/// A text in UTF-16, so that lone surrogates occur.
+/// Text in UTF-16, so that lone surrogates occur.
 type Units = Vec<u16>;
 
 #[derive(Arbitrary, Debug)]
@@ -34,7 +34,7 @@ enum Frame {
     },
 }
 
-/// UTF-8 that may hold lone surrogates. Without `<` no text is taken for a special token.
+/// Converts to UTF-8 that may contain lone surrogates. Drops `<`, so that no text looks like a special token.
 fn text(units: &[u16]) -> Vec<u8> {
     let mut out = Vec::new();
     for unit in char::decode_utf16(units.iter().copied().filter(|&unit| unit != b'<' as u16)) {
@@ -51,7 +51,7 @@ fn build(recording: &Recording) -> Trace {
     trace.outcome = recording.result.as_deref().map(|units| Outcome::Returned(text(units)));
     trace.truncated = recording.truncated.then(|| "max_frames".to_owned());
     trace.output = recording.output.clone();
-    // Parsed traces do not know the numbers of lines.
+    // Parsed traces have no line numbers.
     let lines = recording
         .lines
         .iter()
@@ -72,7 +72,7 @@ fn build(recording: &Recording) -> Trace {
                     if shape.contains(&name) {
                         continue;
                     }
-                    // A value whose own text is `..` cannot be told from an unchanged one in the text form.
+                    // In the text form, a value whose text is `..` is indistinguishable from an unchanged value.
                     if let Some(value) = value.as_deref().map(text).filter(|value| value != b"..") {
                         trace.open_value().extend_from_slice(&value);
                         trace.keep_change(shape.len() as u32);

@@ -1,4 +1,4 @@
-//! Any file is refused or read as traces that can be used; also as a block that is else in order.
+//! Checks that any file, and any block with a valid head, is either rejected or read as usable traces.
 #![no_main]
 
 use std::fs;
@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use cwm_trace::store::{Reader, Writer};
 use libfuzzer_sys::fuzz_target;
 
-/// A store with one block that holds these bytes: what a checksum cannot tell from an honest one.
+/// Returns a store with one block that contains these bytes and has valid checksums.
 fn with_head(header: &[u8], traces: u64, directory: &[u8], payloads: &[u8]) -> Vec<u8> {
     let id = &header[16..24];
     let crc = |parts: &[&[u8]]| crc32fast::hash(&parts.concat());

@@ -1,10 +1,10 @@
-//! Any bytes are refused or read as a trace that can be used; also as the payload of a file that is else in order.
+//! Checks that any bytes, and any payload with a valid header, are either rejected or read as a usable trace.
 #![no_main]
 
 use cwm_trace::{Trace, from_bytes, resolve, state_at, to_bytes};
 use libfuzzer_sys::fuzz_target;
 
-/// A stored trace with this payload: what a checksum cannot tell from an honest one.
+/// Returns a stored trace with this payload and a valid checksum.
 fn with_header(payload: &[u8]) -> Vec<u8> {
     let honest = to_bytes(&Trace::default()).expect("an empty trace can be stored");
     let packed = zstd::bulk::compress(payload, 1).expect("a payload can be compressed");

@@ -7,7 +7,7 @@ use super::format::{DataHead, HEAD, Head, LEVEL, Section, crc};
 use crate::stored::{self, StoredError};
 use crate::trace::Trace;
 
-/// Traces that were compressed together. The directory and the traces are each read when first asked for.
+/// Traces that are compressed together. The directory and the traces are each read on first access.
 pub struct Block {
     file: Arc<StoreFile>,
     at: u64,
@@ -16,13 +16,13 @@ pub struct Block {
     payloads: OnceLock<Payloads>,
 }
 
-/// Keys and metadata.
+/// Keys and metadata of a block.
 struct Directory {
     bytes: Vec<u8>,
     entries: Vec<Entry>,
 }
 
-/// Where things are among the bytes of the directory. They are UTF-8.
+/// Ranges of a trace's key and metadata in the bytes of the directory. Both are valid UTF-8.
 struct Entry {
     key: Option<Range<usize>>,
     metadata: Range<usize>,
@@ -30,7 +30,7 @@ struct Entry {
 
 struct Payloads {
     bytes: Vec<u8>,
-    /// Where each trace ends.
+    /// End of each trace.
     ends: Vec<usize>,
     start: usize,
 }
@@ -50,30 +50,32 @@ impl Block {
         self.at
     }
 
-    /// The index of the first trace.
+    /// Returns the index of the first trace.
     pub fn first(&self) -> u64 {
         self.head.first
     }
 
-    /// Number of traces.
-    #[allow(clippy::len_without_is_empty)] // it never is
+    /// Returns the number of traces.
+    #[allow(clippy::len_without_is_empty)] // a block is never empty
     pub fn len(&self) -> usize {
         self.head.traces as usize
     }
 
-    /// The key of the trace at `place` in this block; like the other methods, panics if there is none.
+    /// Returns the key of the trace at `place` in this block. Panics if `place` is out of range.
     pub fn key(&self, place: usize) -> Result<Option<&str>> {
         let directory = self.directory()?;
         let key = directory.entries[place].key.clone();
         Ok(key.and_then(|key| std::str::from_utf8(&directory.bytes[key]).ok()))
     }
 
+    /// Returns the metadata of the trace at `place` in this block. Panics if `place` is out of range.
     pub fn metadata(&self, place: usize) -> Result<&str> {
         let directory = self.directory()?;
         let metadata = directory.entries[place].metadata.clone();
         Ok(std::str::from_utf8(&directory.bytes[metadata]).unwrap_or_default())
     }
 
+    /// Returns the trace at `place` in this block. Panics if `place` is out of range.
     pub fn trace(&self, place: usize) -> Result<Trace> {
         let payloads = self.payloads()?;
         let start = place
@@ -92,7 +94,7 @@ impl Block {
         let at = self.at + HEAD as u64;
         let read = |bytes| read_directory(bytes, self.len());
         let directory = self.section(at, self.head.directory, "keys and metadata", read)?;
-        // Not read under the lock: who forks meanwhile would never see it open again.
+        // Read without holding the lock: if the process forked meanwhile, the lock would stay held in the child.
         Ok(self.directory.get_or_init(|| directory))
     }
 
@@ -124,14 +126,14 @@ impl Block {
     }
 }
 
-/// Whether both sections are as they were written, whatever they hold.
+/// Returns whether the checksums of both sections match. Does not check the contents.
 pub(super) fn has_right_checksums(file: &StoreFile, at: u64, head: &DataHead) -> Result<bool> {
     let directory = file.read(at + HEAD as u64, head.directory.packed)?;
     let payloads = file.read(at + HEAD as u64 + head.directory.packed, head.payloads.packed)?;
     Ok(crc(file.id, &directory) == head.directory.crc && crc(file.id, &payloads) == head.payloads.crc)
 }
 
-/// Up to this much is allocated because a head says so, and unpacked in one go.
+/// Maximum size in bytes that is allocated and decompressed at once on the word of an untrusted head.
 const TRUSTED: u64 = 1 << 24;
 
 fn unpack(packed: &[u8], raw: u64) -> std::result::Result<Vec<u8>, StoredError> {
@@ -160,7 +162,7 @@ fn read_directory(bytes: Vec<u8>, traces: usize) -> std::result::Result<Director
     let mut entries = Vec::with_capacity(traces);
     for _ in 0..traces {
         let key_start = key_end;
-        // 0 stands for no key.
+        // 0 means no key.
         let length = key_lengths.below((metadata_at - key_end) as u64 + 2, "key lengths")? as usize;
         key_end += length.saturating_sub(1);
         let metadata_start = metadata_end;
@@ -195,14 +197,14 @@ fn read_payloads(bytes: Vec<u8>, traces: usize) -> std::result::Result<Payloads,
     }
 }
 
-/// Traces on their way into a block.
+/// Traces to be written as the next block.
 #[derive(Default)]
 pub(super) struct Pending {
     payloads: Vec<u8>,
     payload_lengths: Vec<u64>,
     pub keys: Vec<Option<String>>,
     metadata: Vec<String>,
-    /// Bytes of keys and metadata.
+    /// Size of the keys and metadata in bytes.
     texts: usize,
 }
 
@@ -211,7 +213,7 @@ impl Pending {
         self.keys.len()
     }
 
-    /// What the block would be with this trace: the larger of its two parts.
+    /// Returns the size in bytes of the larger part of the block if this trace were added.
     pub fn bytes_with(&self, payload: &[u8], key: Option<&str>, metadata: &str) -> usize {
         let texts = self.texts + key.map_or(0, str::len) + metadata.len();
         texts.max(self.payloads.len() + payload.len())
@@ -233,7 +235,7 @@ impl Pending {
         self.texts = 0;
     }
 
-    /// The whole block.
+    /// Encodes the block, including its head.
     pub fn pack(&self, id: u64, first: u64, zstd: &mut zstd::bulk::Compressor<'_>) -> std::io::Result<Vec<u8>> {
         let (directory, payloads) = (self.directory(), self.payloads());
         let packed_directory = zstd.compress(&directory)?;
@@ -270,7 +272,7 @@ impl Pending {
     }
 }
 
-/// What packs blocks; it keeps its memory from one to the next.
+/// Creates a compressor for blocks, which reuses its memory.
 pub(super) fn compressor() -> std::io::Result<zstd::bulk::Compressor<'static>> {
     zstd::bulk::Compressor::new(LEVEL)
 }

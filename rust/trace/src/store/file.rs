@@ -8,7 +8,7 @@ use memchr::memmem;
 use super::format::{HEAD, HEADER, Head, KINDS, read_header};
 use super::{Error, Result};
 
-/// The file of a store. Reads and writes name their place: threads and forked processes share no position.
+/// File of a store. Reads and writes take an offset, so that threads and forked processes do not share a position.
 pub(super) struct StoreFile {
     pub file: File,
     pub path: PathBuf,
@@ -31,13 +31,14 @@ impl StoreFile {
         Ok(metadata.len())
     }
 
-    /// The id of a file of this size; `None` where it ends within its header.
+    /// Reads the ID of a file of this size. Returns `None` if the file ends within its header.
     pub fn read_id(&self, size: u64) -> Result<Option<u64>> {
         let start = self.read(0, size.min(HEADER as u64))?;
         read_header(&start).map_err(|what| Error::Invalid(format!("{}: {what}", self.path.display())))
     }
 
-    /// The caller knows that the file is long enough to be asked for so many bytes.
+    /// Reads `length` bytes at offset `at`. The caller ensures that the file is long enough, because this allocates
+    /// `length` bytes.
     pub fn read(&self, at: u64, length: u64) -> Result<Vec<u8>> {
         let mut out = vec![0; length as usize];
         self.read_into(at, &mut out)?;
@@ -51,7 +52,8 @@ impl StoreFile {
         }
     }
 
-    /// The head at `at`, where a whole block before `end` has one.
+    /// Reads the head at `at`, and returns it with the end of its block. Returns `None` if there is no valid head, or if
+    /// its block extends past `end`.
     pub fn head(&self, at: u64, end: u64) -> Result<Option<(Head, u64)>> {
         if end.saturating_sub(at) < HEAD as u64 {
             return Ok(None);
@@ -62,7 +64,7 @@ impl StoreFile {
         Ok(block.filter(|&(_, block_end)| block_end <= end))
     }
 
-    /// Where the next whole block after what is none at `from` begins, if there is one.
+    /// Returns the offset of the first complete block at or after `from`, if any.
     pub fn next_block(&self, from: u64, end: u64) -> Result<Option<u64>> {
         const CHUNK: u64 = 1 << 20;
         let finders = KINDS.map(memmem::Finder::new);
@@ -77,7 +79,7 @@ impl StoreFile {
                     return Ok(Some(place));
                 }
             }
-            // The next chunk begins so that a kind that this one cuts is found.
+            // Chunks overlap by three bytes, so that a kind at the boundary is found.
             at += (bytes.len() as u64).saturating_sub(3).max(1);
         }
         Ok(None)

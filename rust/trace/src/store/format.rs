@@ -1,64 +1,75 @@
-//! Trace store, version 1: a file that only grows. All integers are little-endian.
+//! Format of trace stores, version 1: an append-only file. All integers are little-endian.
 //!
 //! ```text
 //! header   32 bytes: magic (8), version u32, version of the traces' payload u32, id u64, zero u32, CRC-32 of the above
-//! block*   each a head of 64 bytes: kind (4), CRC-32 of id and words u32, 7 words u64; then what the head announces
+//! block*   head of 64 bytes: kind (4), CRC-32 of id, kind, and words u32, 7 words u64; then the data that follows it
 //! ```
 //!
 //! | kind | words | followed by |
 //! | --- | --- | --- |
-//! | `DATA` | first trace, traces, directory (raw, packed), payloads (raw, packed), both CRC-32 | the two, zstd |
+//! | `DATA` | first trace, traces, directory (raw, packed), payloads (raw, packed), both CRC-32 | both parts, zstd |
 //! | `INDX` | traces before it, bytes that follow, segments, CRC-32 of their list | runs, then the list of segments |
-//! | `FOOT` | place of the last `INDX`, traces before it | nothing |
+//! | `FOOT` | offset of the last `INDX`, traces before it | nothing |
 //!
-//! A **data block** holds one trace, or several that together take at most 64 KiB: traces of a corpus share text, so
-//! they are compressed together. The directory holds lengths of keys + 1 (0: no key), lengths of metadata, keys, metadata
-//! (JSON); the other part lengths of payloads, payloads. Lengths are columns, each after its length in bytes, as are the
-//! keys. A payload is that of a stored trace (`stored.rs`), not compressed by itself.
+//! A **data block** contains one trace, or several that take at most 64 KiB together. Traces of a corpus share text, so
+//! they are compressed together. The directory contains the lengths of keys plus 1 (0 means no key), the lengths of
+//! metadata, the keys, and the metadata (JSON). The other part contains the lengths of the payloads, then the payloads.
+//! Lengths are columns. Each column, and the keys, are preceded by their length in bytes. A payload is the uncompressed
+//! payload of a stored trace (`stored.rs`).
 //!
-//! An **index block** and a footer are written when a writer closes. They only save time: all that they say can be had
-//! from the data blocks. A *run* is a sorted list of pairs of u64, in pages of 256 pairs and their CRC-32, so that a
-//! reader searches it where it lies. A *segment* covers the traces of some consecutive blocks with two runs: (first
-//! trace, place) of each block, and (XXH3 of the key, trace) of each key. The list of segments (first trace, traces,
-//! place and pairs of the first run, and of the second) covers all traces before it. Runs may lie in earlier index
-//! blocks. A writer merges its own segment with those before it that are less than twice as large: there are never
-//! more than log2(traces), and what was written often is not written again each time.
+//! A writer appends an **index block** and a footer when it closes. They only save time, because a reader can derive
+//! their content from the data blocks.
 //!
-//! A reader begins with the footer at the end of the file. Where there is none, as a writer is at work or was killed, it
-//! walks the blocks from the first one. What remains after the last whole block is the torn tail. A writer that goes on
-//! with a file cuts it, and never changes any byte before it.
+//! - A *run* is a sorted list of pairs of u64, in pages of 256 pairs and their CRC-32, so that a reader can search it
+//!   without loading it.
+//! - A *segment* covers the traces of consecutive blocks with two runs: (first trace, offset) of each block, and (XXH3
+//!   of the key, trace) of each key.
+//! - The list of segments (first trace, traces, offset and pairs of the first run, and of the second) covers all traces
+//!   before it. Runs may be in earlier index blocks.
 //!
-//! The id is random, and part of the checksums of heads and pages: no program can make its trace look like a block.
+//! A writer merges its own segment with preceding segments that are less than twice as large. There are therefore never
+//! more than log2(traces) segments, and closing does not rewrite the whole index each time.
+//!
+//! A reader begins with the footer at the end of the file. If there is none, because a writer is active or was killed,
+//! the reader walks the blocks from the first one. The bytes after the last complete block are the torn tail. A writer
+//! that appends to a file truncates the torn tail, and never changes any byte before it.
+//!
+//! The ID is random and part of the checksums of heads and pages, so that no recorded program can forge a block in its
+//! trace.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use crate::stored;
 
-/// The line ending catches transfers that rewrite text.
+/// Magic bytes. The line ending detects transfers that convert line endings.
 const MAGIC: [u8; 8] = *b"cwmtrc\r\n";
 const VERSION: u32 = 1;
 pub(super) const HEADER: usize = 32;
 pub(super) const HEAD: usize = 64;
-/// Several traces share a block up to this many bytes. Larger blocks are smaller on disk and slower to read one trace
-/// from. Of generated programs (412 bytes a trace), a trace takes 236 bytes in a block of its own, 109 where blocks
-/// have 16 KiB, 94 at 64 KiB, 82 at 256 KiB and 76 at 1 MiB; unpacking one takes 0.04, 0.08, 0.28 and 0.9 ms.
+/// Maximum size in bytes of a block that several traces share.
+///
+/// Larger blocks take less disk space, but reading one trace takes longer. A trace of a generated program (412 bytes)
+/// takes 236 bytes in a block of its own, 109 in blocks of 16 KiB, 94 in 64 KiB, 82 in 256 KiB, and 76 in 1 MiB.
+/// Decompressing a block of these four sizes takes 0.04, 0.08, 0.28, and 0.9 ms.
 pub(super) const BLOCK_BYTES: usize = 64 << 10;
-/// Of zstd: from 3 to 6 traces shrink by another 10 to 25 %, at a cost that is small beside that of recording them.
+/// Compression level of zstd. Level 6 reduces the size by 10% to 25% compared with level 3, at a small cost compared
+/// with recording.
 pub(super) const LEVEL: i32 = 6;
 pub(super) const MAX_KEY: usize = 1 << 16;
 pub(super) const MAX_METADATA: usize = 1 << 24;
-/// A block that claims more is damaged or hostile. There is room for the largest metadata, and for larger blocks.
+/// Maximum size in bytes of a part that several traces share. A block that claims more is damaged or malicious. The
+/// limit leaves room for the largest metadata, and for a larger [`BLOCK_BYTES`].
 const MAX_SHARED: u64 = 1 << 26;
 const MAX_TRACES: u64 = 1 << 20;
 
-/// A number that a program recorded into a store cannot guess.
+/// Returns a random ID that a recorded program cannot guess.
 pub(super) fn random_id() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
 pub(super) fn key_hash(key: &str) -> u64 {
     let hash = xxhash_rust::xxh3::xxh3_64(key.as_bytes());
-    // The tests of this crate have few hashes, so that keys share them.
+    // Use few distinct hashes in the tests of this crate, so that keys collide.
     if cfg!(test) { hash >> 59 } else { hash }
 }
 
@@ -69,14 +80,14 @@ pub(super) fn crc(id: u64, bytes: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// Panics past the end of `bytes`, like indexing.
+/// Reads the integer at offset `at`. Panics if it extends past the end of `bytes`.
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let mut field = [0; 8];
     field.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(field)
 }
 
-/// Panics past the end of `bytes`, like indexing.
+/// Reads the integer at offset `at`. Panics if it extends past the end of `bytes`.
 pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let mut field = [0; 4];
     field.copy_from_slice(&bytes[at..at + 4]);
@@ -94,9 +105,10 @@ pub(super) fn header(id: u64) -> [u8; HEADER] {
     out
 }
 
-/// The id of a file that begins with these bytes; `None` where they are the beginning of a header. Else what is wrong.
+/// Returns the ID of a file that begins with these bytes, or `None` if they are an incomplete header. Returns an error
+/// message if they are not a valid header.
 pub(super) fn read_header(bytes: &[u8]) -> Result<Option<u64>, String> {
-    // Up to the random id all headers are alike.
+    // All headers have the same bytes before the random ID.
     let known = &header(0)[..16];
     let compared = bytes.len().min(8);
     if bytes[..compared] != known[..compared] {
@@ -121,7 +133,7 @@ pub(super) fn read_header(bytes: &[u8]) -> Result<Option<u64>, String> {
     Ok(Some(u64_at(bytes, 16)))
 }
 
-/// One of the two compressed parts of a data block.
+/// Size and checksum of one of the two compressed parts of a data block.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Section {
     pub raw: u64,
@@ -186,7 +198,8 @@ impl Head {
         out
     }
 
-    /// `None` for bytes that are no head of this file, or announce what no writer writes.
+    /// Decodes a head. Returns `None` if the bytes are not a head of this file, or describe a block that no writer
+    /// writes.
     pub fn decode(id: u64, bytes: &[u8; HEAD]) -> Option<Head> {
         if u32_at(bytes, 4) != head_crc(id, bytes) {
             return None;
@@ -236,7 +249,7 @@ impl Head {
             && head.payloads.raw <= most
     }
 
-    /// Bytes of the block, head included; `None` if they overflow.
+    /// Returns the size of the block in bytes, including the head; `None` on overflow.
     pub fn bytes(&self) -> Option<u64> {
         let rest = match self {
             Head::Data(head) => head.directory.packed.checked_add(head.payloads.packed)?,

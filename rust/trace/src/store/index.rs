@@ -10,7 +10,7 @@ pub(super) const SEGMENT: u64 = 48;
 
 pub(super) type Pair = (u64, u64);
 
-/// A sorted list of pairs in the file, searched where it lies.
+/// Sorted list of pairs in the file, searched page by page.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Run {
     pub at: u64,
@@ -18,7 +18,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// Bytes that it takes; `None` if they overflow.
+    /// Returns the size in bytes, including checksums; `None` on overflow.
     pub fn bytes(self) -> Option<u64> {
         let checksums = self.pairs.div_ceil(PAGE_PAIRS) * 4;
         self.pairs.checked_mul(PAIR)?.checked_add(checksums)
@@ -36,14 +36,16 @@ impl Run {
         Ok(pairs.map(|pair| (u64_at(pair, 0), u64_at(pair, 8))).collect())
     }
 
-    /// How many pairs begin with less than `key`, where all begin with `least` to `most`, or so.
+    /// Returns the number of pairs whose first item is less than `key`. `least` and `most` are the estimated bounds of
+    /// the first items.
     pub fn rank(self, file: &StoreFile, key: u64, (mut least, mut most): (u64, u64)) -> Result<u64> {
         let (mut low, mut high) = (0, self.pairs.div_ceil(PAGE_PAIRS));
         for probe in 0.. {
             if low >= high {
                 break;
             }
-            // Hashes lie evenly, blocks nearly so: a few guesses find the page. Where they do not, halving does.
+            // Hashes are uniformly distributed, and blocks nearly so: interpolation usually finds the page within a few
+            // probes. If not, bisection does.
             let share = match probe {
                 0..4 => key.saturating_sub(least) as f64 / (most.saturating_sub(least) as f64 + 1.0),
                 _ => 0.5,
@@ -62,7 +64,7 @@ impl Run {
         Ok((low * PAGE_PAIRS).min(self.pairs))
     }
 
-    /// The pairs from the one at `from` on.
+    /// Iterates over the pairs, starting at index `from`.
     pub fn iter(self, file: &StoreFile, from: u64) -> Pairs<'_> {
         Pairs {
             run: self,
@@ -102,12 +104,12 @@ impl Iterator for Pairs<'_> {
     }
 }
 
-/// The index of the traces of some consecutive blocks.
+/// Index of the traces of consecutive blocks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Segment {
     pub first: u64,
     pub traces: u64,
-    /// (first trace, place) of each block.
+    /// (first trace, offset) of each block.
     pub blocks: Run,
     /// (hash, trace) of each key.
     pub keys: Run,
@@ -144,7 +146,7 @@ impl Segment {
         }
     }
 
-    /// Whether it follows on `first`, has what it must, and lies before `end`.
+    /// Returns whether the segment begins with trace `first`, has plausible counts, and has both runs before `end`.
     pub fn is_possible(&self, first: u64, end: u64) -> bool {
         let lies_before = |run: Run| {
             let run_end = run.bytes().and_then(|bytes| run.at.checked_add(bytes));
@@ -163,7 +165,7 @@ impl Segment {
     }
 }
 
-/// Writes pairs as a run. The caller knows how many come.
+/// Writes pairs as a run. The caller stores the number of pairs.
 pub(super) fn write_run(
     out: &mut impl Write,
     file: &StoreFile,
@@ -184,7 +186,7 @@ pub(super) fn write_run(
     Ok(())
 }
 
-/// Several sorted lists as one. There are few of them.
+/// Merges sorted lists. Compares all heads in each step, because there are few lists.
 pub(super) struct Merge<I: Iterator>(pub Vec<std::iter::Peekable<I>>);
 
 impl<I: Iterator<Item = Result<Pair>>> Iterator for Merge<I> {
@@ -193,7 +195,7 @@ impl<I: Iterator<Item = Result<Pair>>> Iterator for Merge<I> {
     fn next(&mut self) -> Option<Result<Pair>> {
         let heads = self.0.iter_mut().enumerate();
         let heads = heads.filter_map(|(list, pairs)| Some((list, pairs.peek()?)));
-        // An error comes first, and ends the work.
+        // An error sorts first, so that it ends the merge.
         let least = heads.min_by_key(|(_, head)| head.as_ref().ok().copied())?.0;
         self.0[least].next()
     }

@@ -1,6 +1,7 @@
-//! Many traces in one file: written by one process at a time, read by any number, by index, by key or in order.
+//! Trace store: many traces in one file, read by index, by key, or in order.
 //!
-//! [`format`] says what the file looks like and why; [`Writer`] adds, [`Reader`] reads.
+//! One process at a time writes with [`Writer`], and any number of processes read with [`Reader`]. [`format`] describes
+//! the file format and the reasons for it.
 
 mod block;
 mod file;
@@ -20,13 +21,13 @@ pub use writer::Writer;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system refused.
+    /// The operating system reported an error.
     #[error("{path}: {error}")]
     Io { path: PathBuf, error: io::Error },
-    /// The file is not what a store of this version must be, from this byte on.
+    /// The file violates the format at this byte.
     #[error("{path}: damaged at byte {at}: {what}")]
     Damaged { path: PathBuf, at: u64, what: String },
-    /// The file is none of this version, or an argument makes no sense.
+    /// The file is not a store of this version, or an argument is invalid.
     #[error("{0}")]
     Invalid(String),
     /// The caller asked to stop.

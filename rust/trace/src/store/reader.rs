@@ -12,27 +12,28 @@ use super::index::{Pair, SEGMENT, Segment};
 use super::{Error, Result};
 use crate::trace::Trace;
 
-/// A store as it was when it was opened; what is added later is not seen, and does no harm.
+/// Reader of a store, as of the time it was opened. Traces that a writer appends later are not visible and do no harm.
 pub struct Reader {
     pub(super) file: Arc<StoreFile>,
-    /// Where the last whole block ends.
+    /// End of the last complete block.
     pub(super) end: u64,
     pub(super) traces: u64,
     pub(super) segments: Vec<Segment>,
-    /// (first trace, place) of the blocks after those that the segments cover.
+    /// (first trace, offset) of the blocks that the segments do not cover.
     pub(super) tail: Vec<Pair>,
-    /// Whether a footer is the last block.
+    /// Whether the last block is a footer.
     pub(super) is_closed: bool,
-    /// (hash, trace) of the keys in the tail, sorted; read when a key is first looked for.
+    /// (hash, trace) of the keys in the tail, sorted; read on the first lookup of a key.
     tail_keys: OnceLock<Vec<Pair>>,
     torn: u64,
     damaged: Vec<Range<u64>>,
-    /// The block read last.
+    /// Most recently read block.
     recent: Mutex<Option<Arc<Block>>>,
 }
 
 impl Reader {
-    /// A closed store is opened by its footer and index, whatever its size; else the heads of its blocks are read.
+    /// Opens a store. If the store was closed, reads only the footer and the index, regardless of the size. Otherwise,
+    /// reads the head of every block.
     pub fn open(path: &Path) -> Result<Reader> {
         let io_error = |error| Error::Io {
             path: path.to_owned(),
@@ -59,7 +60,7 @@ impl Reader {
             recent: Mutex::default(),
         };
         if id.is_none() {
-            // Killed before its header was whole.
+            // The writer was killed before it completed the header.
             (reader.end, reader.torn) = (0, size);
         } else if !reader.open_closed(size)? {
             reader.scan(size)?;
@@ -67,7 +68,7 @@ impl Reader {
         Ok(reader)
     }
 
-    /// Whether a footer ends the file, with an index as it should be.
+    /// Opens the store by its footer. Returns false if the file does not end with a footer and a valid index.
     fn open_closed(&mut self, size: u64) -> Result<bool> {
         let Some(at) = size.checked_sub(HEAD as u64).filter(|&at| at >= HEADER as u64) else {
             return Ok(false);
@@ -78,7 +79,7 @@ impl Reader {
         self.take_footer(footer, at)
     }
 
-    /// Goes by the footer at `at` from now on, if the index that it names is as it should be.
+    /// Loads the index of the footer at `at`. Returns false, and changes nothing, if that index is invalid.
     fn take_footer(&mut self, footer: Footer, at: u64) -> Result<bool> {
         let Some((Head::Index(head), index_end)) = self.file.head(footer.index_at, at)? else {
             return Ok(false);
@@ -91,11 +92,11 @@ impl Reader {
         };
         (self.segments, self.traces, self.end, self.is_closed) = (segments, footer.traces, at + HEAD as u64, true);
         self.tail.clear();
-        self.damaged.clear(); // the index knows what was there
+        self.damaged.clear(); // the index covers the traces in the damaged parts
         Ok(true)
     }
 
-    /// The segments of the index block that ends at `end`, if they are as they should be.
+    /// Reads the segments of the index block that ends at `end`. Returns `None` if they are invalid.
     fn segments_of(&self, head: &IndexHead, end: u64) -> Result<Option<Vec<Segment>>> {
         let bytes = head.segments.checked_mul(SEGMENT).filter(|&bytes| bytes <= head.bytes);
         let Some(bytes) = bytes else {
@@ -114,7 +115,7 @@ impl Reader {
         Ok(is_right.then_some(segments))
     }
 
-    /// Walks all blocks, over damage if more blocks follow it.
+    /// Walks all blocks. Skips damaged parts that are followed by more blocks.
     fn scan(&mut self, size: u64) -> Result<()> {
         let mut last_data = None;
         while self.end < size {
@@ -144,7 +145,7 @@ impl Reader {
             }
             self.end = block_end;
         }
-        // After a loss of power the last block may have its length and not all of its content.
+        // After a power failure, the last block may have its full length but incomplete content.
         if let Some((at, data)) = last_data
             && self.tail.last() == Some(&(data.first, at))
             && !has_right_checksums(&self.file, at, &data)?
@@ -157,7 +158,7 @@ impl Reader {
     }
 
     fn take_block(&mut self, at: u64, data: &DataHead) -> Result<()> {
-        // Traces are missing where a block before was damaged.
+        // Traces may be missing after a damaged block.
         let follows = data.first == self.traces || (data.first > self.traces && !self.damaged.is_empty());
         if !follows {
             let (first, expected) = (data.first, self.traces);
@@ -174,7 +175,7 @@ impl Reader {
         &self.file.path
     }
 
-    /// Number of traces.
+    /// Returns the number of traces.
     pub fn len(&self) -> u64 {
         self.traces
     }
@@ -183,12 +184,12 @@ impl Reader {
         self.traces == 0
     }
 
-    /// Bytes after the last whole block, of a write that was cut short.
+    /// Returns the number of bytes after the last complete block, left by an interrupted write.
     pub fn torn_bytes(&self) -> u64 {
         self.torn
     }
 
-    /// A damaged part of the file with whole blocks after it: opening met it, and walked on.
+    /// Returns an error if opening the store skipped a damaged part.
     pub(super) fn first_damage(&self) -> Result<()> {
         match self.damaged.first() {
             Some(range) => self.file.damaged(
@@ -207,10 +208,10 @@ impl Reader {
         block.trace((index - block.first()) as usize)
     }
 
-    /// The block that holds a trace. The index must be less than [`Reader::len`].
+    /// Returns the block that contains a trace. The index must be less than [`Reader::len`].
     pub fn block(&self, index: u64) -> Result<Arc<Block>> {
         let holds = |block: &Arc<Block>| index >= block.first() && index - block.first() < block.len() as u64;
-        // A lock that a thread held when the process forked is never freed: do without.
+        // Do not wait for the lock: if a thread held it when the process forked, it is never released in the child.
         if let Ok(recent) = self.recent.try_lock()
             && let Some(block) = recent.as_ref().filter(|block| holds(block))
         {
@@ -239,7 +240,7 @@ impl Reader {
         }
     }
 
-    /// Where the block that holds a trace begins, if any does.
+    /// Returns the offset of the block that contains a trace.
     fn place(&self, index: u64) -> Result<u64> {
         let segment = self.segments.partition_point(|segment| segment.first <= index);
         let found = match self.segments[..segment].last().filter(|segment| index < segment.end()) {
@@ -263,7 +264,7 @@ impl Reader {
         }
     }
 
-    /// The index of the trace with this key.
+    /// Returns the index of the trace with this key.
     pub fn find(&self, key: &str) -> Result<Option<u64>> {
         if let Some(index) = self.find_indexed(key)? {
             return Ok(Some(index));
@@ -276,11 +277,11 @@ impl Reader {
                 return Ok(Some(index));
             }
         }
-        // It may have been where now is damage.
+        // The key may have been in a damaged part.
         self.first_damage().map(|()| None)
     }
 
-    /// The same among the traces that the segments cover.
+    /// Returns the index of the trace with this key, if a segment covers that trace.
     pub(super) fn find_indexed(&self, key: &str) -> Result<Option<u64>> {
         let hash = key_hash(key);
         for segment in &self.segments {
@@ -320,11 +321,11 @@ impl Reader {
             }
         }
         keys.sort_unstable();
-        // Not under its lock, which a fork would leave shut.
+        // Read without holding the lock: if the process forked meanwhile, the lock would stay held in the child.
         Ok(self.tail_keys.get_or_init(|| keys))
     }
 
-    /// Reads the whole file and checks all that can be checked. The torn tail of a file that was not closed is not damage.
+    /// Reads the whole file and checks all blocks and indexes. A torn tail is not an error.
     pub fn verify(&self) -> Result<()> {
         self.first_damage()?;
         let (mut at, mut traces, mut keys) = (if self.end == 0 { 0 } else { HEADER as u64 }, 0, 0);
@@ -358,7 +359,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Number of keys.
+    /// Checks the traces of a block, and returns its number of keys.
     fn verify_block(&self, block: &Block) -> Result<u64> {
         let mut keys = 0;
         for place in 0..block.len() {

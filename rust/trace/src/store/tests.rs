@@ -1,4 +1,4 @@
-//! What a checksum cannot tell from an honest file, and what takes too long from Python.
+//! Tests of malicious files with valid checksums, and tests that would take too long from Python.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -42,7 +42,7 @@ fn packed(raw: &[u8]) -> Vec<u8> {
     zstd::bulk::compress(raw, 1).expect("it can be compressed")
 }
 
-/// A file of these bytes after an honest header.
+/// Writes a file with a valid header and these blocks.
 fn file(folder: &Path, blocks: &[&[u8]]) -> PathBuf {
     let path = folder.join("x.cwmtraces");
     fs::write(&path, [&header(ID)[..], &blocks.concat()].concat()).expect("it can be written");
@@ -59,7 +59,7 @@ fn data_block(first: u64, traces: u64, directory: (u64, &[u8]), payloads: (u64, 
     [&head.encode(ID)[..], directory.1, payloads.1].concat()
 }
 
-/// Everything that can be asked of a file; errors are answers.
+/// Calls every operation on a file. Errors are acceptable, panics are not.
 fn use_it(path: &Path) {
     if let Ok(reader) = Reader::open(path) {
         for index in (0..reader.len().min(20)).chain(reader.len().checked_sub(1)) {
@@ -125,7 +125,7 @@ proptest! {
         let store = StoreFile { file: fs::File::open(&path).expect("it is there"), path: path.clone(), id: ID };
         let mut run = Vec::new();
         write_run(&mut run, &store, pairs.iter().map(|&pair| Ok(pair))).expect("memory can be written");
-        // One segment of the pairs above for both runs, then perhaps any words at all.
+        // A segment that uses the pairs above for both runs, then optionally arbitrary words.
         let own = Run { at: at + HEAD as u64, pairs: pairs.len() as u64 };
         let mut list = Segment { first: 0, traces, blocks: own, keys: own }.encode().to_vec();
         if words[0] < 100 {
@@ -141,7 +141,7 @@ proptest! {
         use_it(&file(folder.path(), &[&block, &index.encode(ID), &run, &list, &footer.encode(ID)]));
     }
 
-    /// Sessions of any lengths, an index after few keys, and keys that share hashes, against a map.
+    /// Compares sessions of random lengths, with frequent indexes and colliding hashes, with a map.
     #[test]
     fn sessions_add_up(sessions in vec(vec((proptest::option::of("[ab]{0,3}"), any::<bool>()), 0..20), 1..12)) {
         let folder = folder();
@@ -178,7 +178,7 @@ proptest! {
             prop_assert_eq!(reader.find(key).expect("it can be read"), Some(*index));
         }
         prop_assert_eq!(reader.find("c").expect("it can be read"), None);
-        // Each segment is at least twice as large as what comes after it.
+        // Each segment is at least twice as large as the next one.
         let sizes: Vec<u64> = reader.segments.iter().map(|segment| segment.traces).collect();
         prop_assert!(sizes.windows(2).all(|pair| pair[0] >= 2 * pair[1]), "{:?}", sizes);
     }
@@ -201,7 +201,7 @@ proptest! {
     }
 }
 
-/// Claims of petabytes, and a few bytes that unpack to far more than a block may hold.
+/// Checks heads that claim petabytes, and a few bytes that decompress to far more than a block may contain.
 #[test]
 fn lengths_are_checked_before_they_are_believed() {
     let folder = folder();
@@ -233,7 +233,7 @@ fn lengths_are_checked_before_they_are_believed() {
     assert!(matches!(block.metadata(0), Err(Error::Damaged { at: 96, .. })));
 }
 
-/// A program that prints what a block looks like does not make one: it does not know the id.
+/// Checks that a program cannot forge a block by printing one, because it does not know the ID.
 #[test]
 fn a_block_within_a_trace_is_none() {
     let folder = folder();

@@ -17,23 +17,23 @@ use super::{Error, Result};
 use crate::stored;
 use crate::trace::Trace;
 
-/// An index is also written after this many keys, which are then forgotten: a writer's memory has a bound.
+/// Number of keys in memory after which a writer writes an index and drops them, which bounds its memory.
 const INDEX_EVERY: usize = 1 << 22;
 
-/// Adds traces to a store. It has the file for itself, and leaves what the file holds as it is.
+/// Appends traces to a store. Locks the file, and never changes existing traces.
 ///
-/// What was added is safe from a crash of the process when its block was written, from one of the machine after
+/// A trace survives a crash of the process once its block is written, and a crash of the machine after
 /// [`Writer::flush`]. Dropping the writer closes it.
 pub struct Writer {
-    /// What the file holds.
+    /// Content of the file.
     store: Reader,
     pending: Pending,
-    /// Hash → trace of the keys that no segment has, and more traces of the same hashes.
+    /// Hash → trace of the keys that no segment covers. `more_keys` has further traces with the same hashes.
     keys: FxHashMap<u64, u64>,
     more_keys: Vec<Pair>,
     zstd: zstd::bulk::Compressor<'static>,
     cut: u64,
-    /// Bytes of a write that failed may be after the end.
+    /// Whether bytes of a failed write may follow the end.
     is_dirty: bool,
     is_done: bool,
     process: u32,
@@ -41,8 +41,10 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Makes a new store. One that exists is an error, unless `append`: then its torn tail is cut, if it has one, and
-    /// traces are added after those it has.
+    /// Creates a store, or opens an existing one if `append` is set.
+    ///
+    /// Without `append`, returns an error if the file exists. With `append`, truncates the torn tail, if any, and
+    /// appends after the existing traces.
     pub fn open(path: &Path, append: bool) -> Result<Writer> {
         let io_error = |error| Error::Io {
             path: path.to_owned(),
@@ -54,11 +56,11 @@ impl Writer {
             true => options.create(true),
             false => options.create_new(true),
         };
-        // Before it is opened: opening a FIFO would wait for who reads it.
+        // Check before opening the file, because opening a FIFO may block.
         if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
             let path = path.display();
             return Err(Error::Invalid(format!(
-                "{path}: a store must be a regular file, and this is none"
+                "{path}: exists and is not a regular file, which a store must be"
             )));
         }
         let file = options.open(path).map_err(io_error)?;
@@ -80,7 +82,7 @@ impl Writer {
             zstd: compressor().map_err(io_error)?,
             cut: unbegun + store.torn_bytes(),
             is_dirty: store.torn_bytes() > 0,
-            is_done: true, // until the tail is cut: dropping it then writes nothing
+            is_done: true, // until the tail is truncated, so that dropping the writer on an error writes nothing
             process: std::process::id(),
             index_every: INDEX_EVERY,
             store,
@@ -93,12 +95,12 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Bytes of a torn tail that opening cut.
+    /// Returns the size in bytes of the torn tail that opening the store truncated.
     pub fn cut_bytes(&self) -> u64 {
         self.cut
     }
 
-    /// Number of traces, those that the file had included.
+    /// Returns the number of traces, including those that were in the file.
     pub fn len(&self) -> u64 {
         self.store.traces + self.pending.len() as u64
     }
@@ -107,8 +109,9 @@ impl Writer {
         self.len() == 0
     }
 
-    /// Adds a trace and gives its index. The metadata is the text of a JSON object. A key that is there already is an
-    /// error; an error changes nothing.
+    /// Adds a trace and returns its index. The metadata is the text of a JSON object.
+    ///
+    /// Returns an error if the key exists. An error leaves the store unchanged.
     pub fn add(&mut self, trace: &Trace, key: Option<&str>, metadata: &str) -> Result<u64> {
         self.check()?;
         for (what, length, most) in [
@@ -138,7 +141,7 @@ impl Writer {
         Ok(index)
     }
 
-    /// Writes what was added to the disk.
+    /// Writes all added traces to the disk and syncs it.
     pub fn flush(&mut self) -> Result<()> {
         self.check()?;
         self.write_block()?;
@@ -146,7 +149,8 @@ impl Writer {
         synced.map_err(|error| self.store.file.io_error(error))
     }
 
-    /// Flushes, writes the index, and frees the file. The writer takes nothing more. Does nothing the second time.
+    /// Flushes, writes the index, and unlocks the file. A closed writer accepts no more traces. Closing it again does
+    /// nothing.
     pub fn close(&mut self) -> Result<()> {
         if self.is_done {
             return Ok(());
@@ -157,7 +161,7 @@ impl Writer {
             self.write_index()?;
         }
         let file = &self.store.file.file;
-        // A forked process has the same lock: it ends here, not with the last of them.
+        // Forked processes share the lock: without an explicit unlock, it would last until the last of them exits.
         let freed = file.sync_all().and_then(|()| file.unlock());
         freed.map_err(|error| self.store.file.io_error(error))?;
         self.is_done = true;
@@ -217,7 +221,7 @@ impl Writer {
         Ok(())
     }
 
-    /// An index block that covers all traces in the file, and a footer.
+    /// Writes an index block that covers all traces in the file, and a footer.
     fn write_index(&mut self) -> Result<()> {
         let (at, traces) = (self.store.end, self.store.traces);
         let mut new = traces - self.store.segments.last().map_or(0, Segment::end);
@@ -280,7 +284,7 @@ impl Writer {
         }
     }
 
-    /// Writes bytes at the end, all or none.
+    /// Appends all bytes, or none on an error.
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.cut_rest()?;
         self.is_dirty = true;
@@ -293,7 +297,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Cuts what a write that failed, or a writer that was killed, has left after the last whole block.
+    /// Truncates the bytes after the last complete block, left by a failed write or a killed writer.
     fn cut_rest(&mut self) -> Result<()> {
         if self.is_dirty {
             let cut = self.store.file.file.set_len(self.store.end);
@@ -306,14 +310,15 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // In a forked process the file is the parent's.
+        // The file belongs to the parent of a forked process.
         if self.process == std::process::id() {
             let _ = self.close();
         }
     }
 }
 
-/// Gives a file that has none its header, and its name to the disk. What there was of a header is cut: so many bytes.
+/// Writes the header of a file without a complete one, and syncs its directory entry. Returns the number of bytes of an
+/// incomplete header that were truncated.
 fn begin(file: &File, path: &Path) -> Result<u64> {
     let io_error = |error| Error::Io {
         path: path.to_owned(),
@@ -336,7 +341,7 @@ fn begin(file: &File, path: &Path) -> Result<u64> {
     begun.map_err(io_error).map(|()| size)
 }
 
-/// Writes an index block and a footer at the end of the file, and gives where they end.
+/// Writes an index block and a footer at the end of the file, and returns the new end.
 fn write_index(store: &Reader, head: IndexHead, merged: &[Segment], keys: &[Pair], list: &[u8]) -> Result<u64> {
     let (file, at, traces) = (&store.file, store.end, head.traces);
     let io_error = |error| file.io_error(error);
@@ -360,12 +365,12 @@ fn write_index(store: &Reader, head: IndexHead, merged: &[Segment], keys: &[Pair
         out.flush().map_err(io_error)
     };
     let written = write();
-    // What an error leaves in the buffer must not be written when that is dropped.
+    // Discard the buffer: after an error, dropping a `BufWriter` would write its contents.
     let (appending, _) = out.into_parts();
     written.map(|()| appending.at)
 }
 
-/// The file from a place on.
+/// Sequential writer to the file, starting at an offset.
 struct Appending<'a> {
     file: &'a StoreFile,
     at: u64,
