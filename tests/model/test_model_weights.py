@@ -414,7 +414,7 @@ def test_formats_are_not_mixed(tmp_path):
     for form in FORMATS:
         save(model, tmp_path / form, format=form)
         for other in set(FORMATS) - {form}:
-            with pytest.raises(FileExistsError, match="of another format"):
+            with pytest.raises(FileExistsError, match=f"belongs to another format than {other}"):
                 save(model, tmp_path / form, format=other)
         assert_same(load(tmp_path / form), model)
 
