@@ -82,6 +82,11 @@ OUTPUTS = [
     ("`3`, because 1 + 2.", "3"),
     ("Final answer: `[1]`", "[1]"),
     ("The value `x` is `3`", "3"),
+    ("[ANSWER] [1, 2]\n\nExplanation: f sorts, and x is 4.", "[1, 2]"),
+    ("[ANSWER]\n`3`\nBecause 1 + 2 = 3, f returns x.", "3"),
+    ("[ANSWER]\nassert f(1) == {\n 'a': 1}\n \nHere 'a' is 2.\n[/ANSWER]", "{\n 'a': 1}"),
+    ("[ANSWER]\nn = 3\nso f returns 5[/ANSWER]", "5"),
+    ("[answer]3[/answer]", "3"),
 ]
 
 REASONING = [

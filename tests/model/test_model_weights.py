@@ -414,7 +414,7 @@ def test_formats_are_not_mixed(tmp_path):
     for form in FORMATS:
         save(model, tmp_path / form, format=form)
         for other in set(FORMATS) - {form}:
-            with pytest.raises(FileExistsError, match="of another format"):
+            with pytest.raises(FileExistsError, match=f"belongs to another format than {other}"):
                 save(model, tmp_path / form, format=other)
         assert_same(load(tmp_path / form), model)
 
@@ -515,6 +515,13 @@ def test_a_vocabulary_of_another_size_has_none_of_the_tokens_of_llama_3():
     assert (config.eos_token_id, config.bos_token_id) == ((), None)
     released = ModelConfig()
     assert (released.eos_token_id, released.bos_token_id) == ((128001, 128008, 128009), 128000)
+
+
+def test_stop_tokens_may_be_a_number_or_a_list():
+    for ids, kept in ((5, (5,)), ([5, 6], (5, 6)), ((), ())):
+        assert ModelConfig(vocab_size=1035, eos_token_id=ids).eos_token_id == kept
+    with pytest.raises(ValueError, match="must be a token id, got True"):
+        ModelConfig(vocab_size=1035, eos_token_id=True)
 
 
 @pytest.mark.parametrize(

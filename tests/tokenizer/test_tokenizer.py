@@ -738,6 +738,12 @@ def test_integers_of_numpy_are_integers(small):
     assert len(small.encode_batch(["a", "b"], threads=np.int64(2))) == 2
 
 
+@pytest.mark.parametrize("size", [-1, -(2**70), 2**32, 2**70])
+def test_a_vocabulary_size_beyond_machine_integers_is_a_value_error(size):
+    with pytest.raises(ValueError, match=f"vocab_size: expected 256 or more tokens, at most 4194303, got {size}"):
+        Tokenizer.train(["ab"], size)
+
+
 def test_lone_surrogates_in_names_and_patterns_are_named(small):
     for call in (
         lambda: Tokenizer.train(["a"], 256, special_tokens=["\ud800"]),

@@ -69,7 +69,7 @@ def _add_functions(kinds: Any) -> None:
         "--tests", type=Path, action="append", default=[], metavar="PATH",
         help="file or folder with calls to use as examples",
     )  # fmt: skip
-    add("--licence", metavar="SPDX", help="license of sources that do not state theirs; it is allowed")
+    add("--licence", metavar="SPDX", help="license of sources that do not state theirs, which is then allowed")
     add("--budget", type=positive, default=100, metavar="N", help="calls to try for each function (default: 100)")
     add("--calls", type=positive, default=5, metavar="N", help="calls to record for each function (default: 5)")
     add("--endpoint", metavar="URL", help="OpenAI-compatible server to ask for calls too")
@@ -204,7 +204,7 @@ def _add_source(kinds: Any) -> None:
     add = parser.add_argument
     add("function", metavar="MODULE:NAME", help="import path of the function; the current folder is searched too")
     add("arguments", nargs="*", metavar="ARG", help="arguments of the function")
-    add("--licence", metavar="SPDX", help="license of units that do not state theirs; it is allowed")
+    add("--licence", metavar="SPDX", help="license of units that do not state theirs, which is then allowed")
     _add_common(parser)
 
 
@@ -233,7 +233,7 @@ def _add_describe(kinds: Any) -> None:
     parser.set_defaults(run=_describe)
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="IN", help="*.cwmtraces, or a folder of them")
-    add("-o", "--output", required=True, type=Path, metavar="FILE", help="file for chats, one JSON object a line")
+    add("-o", "--output", required=True, type=Path, metavar="FILE", help="file for chats, one JSON object per line")
     add(
         "--endpoint", required=True, metavar="URL",
         help="OpenAI-compatible server, such as http://localhost:8000/v1",
@@ -288,7 +288,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--max-seconds", type=seconds, default=5.0, metavar="S", help="time limit of a program (default: %(default)s)")
     add_json(parser)
-    add("--any-licence", action="store_true", help="keep code of any license, or of an unknown one")
+    add("--any-licence", action="store_true", help="keep code with any license or an unknown one")
     add(
         "--evaluation-set", type=Path, action="append", default=[], metavar="FILE",
         help="*.jsonl of problems that must not be in the corpus",

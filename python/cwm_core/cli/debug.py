@@ -43,7 +43,7 @@ def add_debug(verbs: Any) -> None:
         "Step through the predicted execution of a call, without running the program.",
         "cwm debug runs/tiny sort.py --call 'bubble_sort([3, 1, 2])'\n"
         "  cwm debug tiny sort.py --call 'f(2)' --endpoint http://localhost:8000/v1 --tokenizer vocabulary",
-        "MODEL is the folder of a model or, with --endpoint, the name of a model on a completions server that accepts\n"
+        "MODEL is a model folder or, with --endpoint, the name of a model on a completions server that accepts\n"
         "token ids, such as vLLM. The variable CWM_API_KEY holds the server's key. Type `help` at the prompt for the\n"
         "commands, which resemble pdb's. docs/guides/debug.md describes them and the configuration of editors.",
     )

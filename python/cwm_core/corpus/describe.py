@@ -163,12 +163,12 @@ def steps(trace: Trace) -> str:
 
 
 class Describer:
-    """Asks for descriptions, and asks again if one has faults.
+    """Requests descriptions from a model, and retries if one has errors.
 
     Attributes:
         failures: Numbers of failed attempts by reason: a `FaultKind`, an `AnswerProblem`, or `CONTEXT_EXCEEDED`.
         described: Number of traces that were described.
-        given_up: Number of traces that no attempt described.
+        given_up: Number of traces for which all attempts failed.
     """
 
     def __init__(self, generate: Generate, *, attempts: int = 3, template: str = TEMPLATE) -> None:

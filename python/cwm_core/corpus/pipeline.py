@@ -79,14 +79,14 @@ def make_corpus(
 ) -> Summary:
     """Record items and keep the samples that pass the filters; see `output.py` for the files.
 
-    A run resumes where an earlier one ended, however it ended. The corpus is the same as of one uninterrupted run, and
-    the same for every pool. Ctrl-C (`KeyboardInterrupt`) writes a smaller part with what is done, reports it to
+    A run resumes where an earlier one ended. The corpus is identical to that of an uninterrupted run and
+    independent of the pool. Ctrl-C (`KeyboardInterrupt`) writes a smaller part with what is done, reports it to
     `progress`, and is raised.
 
     Args:
         folder: Folder of the corpus.
         items: Items of the source, in the same order in every run. Pools of several processes pickle them.
-        settings: What to keep, and how.
+        settings: Settings that decide which samples to keep.
         description: Description of the items, as JSON. The folder keeps it with the settings, and a later run must have
             the same.
         work: Turns items into samples. Pools of several processes pickle it.

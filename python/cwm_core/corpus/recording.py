@@ -127,7 +127,7 @@ class SandboxPair:
         """Yield both recordings of each run. The second one watches clocks and randomness too, and costs more."""
         first, second = self.sandboxes
         once = list(first.run(self._complete(run, "io") for run in runs))
-        # A run that failed is dropped whatever a second run does.
+        # A failed run is dropped regardless of a second run.
         recorded = [run for run, result in zip(runs, once, strict=True) if result.trace is not None]
         again = second.run(self._complete(run, "all") for run in recorded)
         return ((result, result if result.trace is None else next(again)) for result in once)

@@ -147,7 +147,7 @@ def recorded_twice(
     report: Callable[[str], None] = lambda text: None,
     **suite: Any,
 ) -> Iterator[Sample]:
-    """Run a test suite under two hash seeds, each on a machine of its own, and yield the samples with both recordings.
+    """Run a test suite under two hash seeds, each on its own machine, and yield the samples with both recordings.
 
     The recordings stay in `folder`. A later call with the same settings uses them.
 
@@ -221,7 +221,7 @@ def read_recording(
 
     The `id` of a sample names the test, the function, the call site, and the number of the call. `code` is the file
     that the call entered. `call` shows the arguments as they were recorded, and is an expression if they are. With the
-    numbers that the suite was recorded with, the result is the same however its tests were spread over processes.
+    numbers that the suite was recorded with, the result does not depend on how its tests were spread over processes.
     Recordings that are damaged or that the plugin did not write are left out.
 
     Args:

@@ -6,7 +6,7 @@ from .protection import CACHES
 SECONDS = 300.0
 
 # Compiled files are part of the history. The agent's commits need an identity, caches of tests do not belong in its
-# diffs, and diffs of files with CRLF must keep these line ends whatever the attributes say.
+# diffs, and diffs of files with CRLF must keep these line ends regardless of the attributes.
 FORGET = f"""
 find . -name __pycache__ -type d -prune -exec rm -rf {{}} + &&
 rm -rf .git && git init -q && mkdir -p .git/info &&

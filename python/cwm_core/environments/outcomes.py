@@ -146,8 +146,8 @@ def read_file(machine: Machine, path: str) -> bytes:
 def outcome_of(name: str, outcomes: dict[str, Outcome]) -> Outcome:
     """Return the outcome of a test, or "missing" if it did not run.
 
-    Several hundred names in SWE-bench Verified are cut within their parameters. Such a name stands for all tests with
-    that prefix, if they agree on whether they passed.
+    Several hundred names in SWE-bench Verified are truncated within their parameters. Such a name refers to all tests
+    with that prefix, if they agree on whether they passed.
     """
     if name in outcomes:
         return outcomes[name]

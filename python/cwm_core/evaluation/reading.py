@@ -17,7 +17,7 @@ from ..tokenizer.special_tokens import REASONING_THINKING_END, REASONING_THINKIN
 # Beginnings and ends of reasoning: as text, and as the names of the model's special tokens.
 _THOUGHT_BEGINS = ("<think>", REASONING_THINKING_START)
 _THOUGHT_END = re.compile(f"</think>|{re.escape(REASONING_THINKING_END)}")
-_MARK = re.compile(r"\[(/?)ANSWER\]")
+_MARK = re.compile(r"\[(/?)ANSWER\]", re.I)
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n`]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"(?<!`)(`{1,3})(?!`)(.+?)(?<!`)\1(?!`)")
 # Labels at the beginning of a line, such as "Output:", "**Answer**:" and "The final answer is".
@@ -32,9 +32,10 @@ _MOST_LINES = 200  # at the end of an answer, searched for a literal over severa
 def answer_of_chat(text: str, *, reasoning: bool) -> str | None:
     """Return the answer in an assistant's message; None if there is none or the reasoning is unfinished.
 
-    The answer is between the last `[ANSWER]` and `[/ANSWER]`, one of which may be missing. Otherwise, it is the code
-    block or value at the end of the text, or the last line. Code fences, backticks, bold type, labels such as "Output:"
-    and a final period are removed. Marks inside string literals do not count.
+    The answer is between the last `[ANSWER]` and `[/ANSWER]`, one of which may be missing, and an explanation may
+    follow it. Otherwise, it is the code block or value at the end of the text, or the last line. Code fences,
+    backticks, bold type, labels such as "Output:" and a final period are removed. Marks inside string literals do not
+    count.
     """
     ends = list(_outside_strings(_THOUGHT_END, text))
     if ends:
@@ -43,7 +44,7 @@ def answer_of_chat(text: str, *, reasoning: bool) -> str | None:
         return None
     marked = [part for part in _marked(text) if part.strip()]
     for part in marked:
-        if stated := _stated(part):
+        if stated := _code(part) or _leading(part) or _stated(part):
             return stated
     if marked:
         return _bare(marked[0].strip()) or None
@@ -116,6 +117,18 @@ def _stated(text: str) -> str | None:
         return _code(blocks[-1][2]) or _prose(blocks[-1][2])
     found = _code(text) or _prose(text)
     return found or next((code for block in reversed(blocks) if (code := _code(block[2]))), None)
+
+
+def _leading(text: str) -> str | None:
+    """Return the value that is the first paragraph or line of a text, before an explanation, or None."""
+    text = text.strip()
+    for begin in (re.split(r"\n[ \t]*\n", text, maxsplit=1)[0], text.partition("\n")[0]):
+        head = _bare(begin.strip())
+        statement = _last_statement(head, alone=True)
+        # An assignment is a step of an explanation rather than the answer.
+        if not isinstance(statement, ast.Assign) and (stated := _stated_by(statement, head)):
+            return stated
+    return None
 
 
 def _code(text: str) -> str | None:

@@ -410,7 +410,7 @@ class Engine:
             if i in ended:
                 handle.finish_reason = FinishReason.CONSTRAINT
                 events.append(Event(handle, None, float("nan"), False, [], handle.finish_reason))
-            elif handle.finish_reason is None:  # a callback may have cancelled it
+            elif handle.finish_reason is None:  # a callback may have canceled it
                 self._append(handle, token, logprob, tops[i], events)
         return events
 

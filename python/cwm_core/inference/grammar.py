@@ -17,8 +17,8 @@ class TraceGrammar:
     """The grammar of traces in the tokens of a vocabulary. It is immutable; constraints share it.
 
     A token sequence is well formed if and only if `Tokenizer.parse_trace` reads it as complete and without an error,
-    however its texts are split into tokens, and each `..` refers to a value: in a LINE frame, for a variable of the
-    activation's previous CALL or LINE frame, or in the pair `"..": ".."` that stands for omitted variables.
+    regardless of how its texts are split into tokens, and each `..` refers to a value: in a LINE frame, for a variable
+    of the activation's previous CALL or LINE frame, or in the pair `"..": ".."` that stands for omitted variables.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: str | None = None, *, vocab_size: int | None = None) -> None:

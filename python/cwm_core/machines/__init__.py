@@ -4,7 +4,7 @@ There are two kinds of sandbox. The choice is explicit, and there is no silent f
 
 - `"bubblewrap"` (the default) isolates: no network, no files of the host but its programs, only `folder` is writable,
   and all processes end with their namespace. It raises `SandboxError` on a host that does not support it.
-- `"process"` limits resources and cleans up but does not isolate: the program can do whatever this user can do.
+- `"process"` limits resources and cleans up, without isolation: the program can do anything that this user can.
 
 A `Backend` opens a `Machine` for a repository, either in a sandbox (`SandboxBackend`) or in a Docker container
 (`DockerBackend`).

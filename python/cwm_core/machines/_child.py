@@ -47,7 +47,7 @@ def evaluate(order: dict[str, Any]) -> bytes:
 
 
 def main() -> None:
-    """Carry out the order, then exit at once without waiting for threads or exit handlers of the program."""
+    """Carry out the order, then exit immediately without waiting for threads or exit handlers of the program."""
     order = json.load(sys.stdin)
     answer, null, process = os.dup(1), os.open(os.devnull, os.O_RDWR), os.getpid()
     os.dup2(null, 1)

@@ -1,4 +1,4 @@
-"""Read and compare Python literals in text of a model, without running code and with strict types."""
+"""Read and compare Python literals in model output, without running code and with strict types."""
 
 import ast
 import math

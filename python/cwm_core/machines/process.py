@@ -36,7 +36,7 @@ GRACE = 10.0  # seconds for a supervisor to start, and to end its processes, bef
 
 
 class SandboxError(RuntimeError):
-    """The sandbox failed or cannot run here, whatever the program does."""
+    """The sandbox failed or cannot run here, independently of the program."""
 
 
 @dataclass(frozen=True)
@@ -360,7 +360,7 @@ def run(
     Args:
         argv: The program and its arguments.
         stdin: Its standard input.
-        limits: Limits of the run; None is `Limits()`.
+        limits: Limits of the run. Defaults to `Limits()`.
         folder: Working directory. If None, a new folder that is removed afterwards. Under bubblewrap, the program can
             write only there and to a private /tmp.
         sandbox: The kind of sandbox.

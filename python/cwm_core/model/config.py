@@ -115,6 +115,9 @@ class ModelConfig:
             object.__setattr__(self, "eos_token_id", STOP_TOKENS if is_llama3 else ())
             if self.bos_token_id is None and is_llama3:
                 object.__setattr__(self, "bos_token_id", BOS_TOKEN)
+        else:
+            tokens = (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(self.eos_token_id)
+            object.__setattr__(self, "eos_token_id", tokens)
         if not self.layer_windows:
             windows = tuple(
                 None if i % self.full_attention_interval == 0 else self.sliding_window

@@ -76,7 +76,7 @@ class Endpoint:
         Args:
             url: Address of the server. It ends with `/v1` for most servers.
             key_variable: Environment variable with the key, or None if the server needs none. It is read for each
-                request and stored nowhere.
+                request and never stored.
             request_seconds: Time limit of one attempt.
             retries: Maximum number of attempts after the first one.
 

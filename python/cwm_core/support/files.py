@@ -71,7 +71,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_file(path: str | os.PathLike[str], content: bytes | str) -> None:
-    """Replace the content of `path` at once, as `replacing` does. Text is encoded as UTF-8.
+    """Replace the content of `path` atomically, as `replacing` does. Text is encoded as UTF-8.
 
     Raises:
         OSError: The file cannot be written.

@@ -1,7 +1,7 @@
 """Send requests to servers of the OpenAI protocol.
 
-Requests run on one event loop in a thread of its own. So a deadline ends them whatever they wait for: a name, a
-connection, or headers or a body that arrive a byte at a time. For the same reason they can be cancelled from any
+Requests run on one event loop in a separate thread, so that a deadline ends them at any stage: a name, a
+connection, or headers or a body that arrive a byte at a time. For the same reason they can be canceled from any
 thread.
 """
 

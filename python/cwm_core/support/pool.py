@@ -75,8 +75,8 @@ def in_order(
 def processes(size: int) -> Iterator[Pool]:
     """Yield a pool of `size` processes on this machine; with size 1, this process does the work.
 
-    The processes end with this process, however it ends, and at once if the block raises. If a process is killed, a new
-    one takes its item. After `TRIES` processes the result raises ChildProcessError.
+    The processes end when this one ends or is killed, and immediately if the block raises. If a process is killed, a
+    new one takes its item. After `TRIES` processes the result raises ChildProcessError.
     """
     if size == 1:
         yield _Here()
@@ -125,7 +125,7 @@ class _Processes:
         return answer.result
 
     def kill(self) -> None:
-        """End all processes at once. Work in progress raises CancelledError."""
+        """Kill all processes. Work in progress raises CancelledError."""
         with self._changing:
             self._killed = True
             for process in self._running.values():

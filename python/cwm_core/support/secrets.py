@@ -46,7 +46,7 @@ class Secrets(dict[str, str]):
 
 
 def protect(name: str) -> None:
-    """Treat an environment variable as a secret, whatever its name is."""
+    """Treat an environment variable as a secret, regardless of its name."""
     _protected.add(name)
 
 

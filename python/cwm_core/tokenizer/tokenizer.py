@@ -6,6 +6,7 @@ Hugging Face (`tokenizer.json`), and returns the same ids as those libraries.
 
 import codecs
 import json
+import operator
 import os
 import re
 import warnings
@@ -200,6 +201,9 @@ class Tokenizer:
         """
         texts, special = iter(reject_single_string(texts, "texts")), _listed(special_tokens)
         pattern = resolve_pattern(pattern)
+        vocab_size = operator.index(vocab_size)
+        if not 0 <= vocab_size < 2**32:  # PyO3 raises OverflowError; the native module checks the rest
+            raise ValueError(f"vocab_size: expected 256 or more tokens, at most 4194303, got {vocab_size}")
         return cls(_native.Tokenizer.train(texts, vocab_size, pattern, special, threads, progress))
 
     @classmethod

@@ -145,7 +145,7 @@ class TraceReader:
     """Reads the traces of a store file, by index, by key, or in the order they were added.
 
     A reader shows the file as of the time it was opened; a writer may append at the same time. Opening a closed store
-    takes the same time whatever its size. If the writer was not closed, the reader scans the block headers instead, and
+    takes the same time at any size. If the writer was not closed, the reader scans the block headers instead, and
     `torn_bytes` is the size of an incomplete block at the end. Threads and forked processes can share a reader.
     Pickling a reader pickles its path.
 

@@ -2,7 +2,7 @@
 
 Outside attention each rank has tokens / ranks of all heads, inside attention all tokens of heads / ranks, with one
 all-to-all before and one after (arXiv 2309.14509). Attention sees whole documents: every kernel, document mask and
-window works as on one rank, and all ranks do the same work whatever the documents.
+window works as on one rank, and all ranks do the same work for any documents.
 
 PyTorch's `torch.distributed.tensor.experimental.context_parallel` does not fit packed documents. As of 2.13, its ring
 for `scaled_dot_product_attention` supports causal or full attention over one sequence and no mask. Its form for

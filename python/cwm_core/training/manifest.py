@@ -1,6 +1,6 @@
-"""Sizes and checksums of the files in a folder, which tell an intact folder from a damaged one.
+"""Sizes and checksums of the files in a folder, which distinguish an intact folder from a damaged one.
 
-Checksums are CRC-32: they find errors of disks and networks, not attacks.
+Checksums are CRC-32: they detect disk and network errors, not attacks.
 """
 
 from __future__ import annotations

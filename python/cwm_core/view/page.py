@@ -22,7 +22,7 @@ _EVENTS = ("call", "line", "return", "exception")
 def html(trace: Trace, *, predicted: Trace | ParsedTrace | None = None, title: str | None = None) -> str:
     """Return a self-contained HTML page that steps through a trace.
 
-    The page is ASCII, whatever the trace holds, and loads nothing. Its size grows with what changes in the trace, like
+    The page is pure ASCII and loads no other files. Its size grows with the changes in the trace, like
     `Trace.nbytes`. Add `#step=N` to its address to open it at frame N.
 
     Args:

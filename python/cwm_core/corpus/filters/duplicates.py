@@ -45,9 +45,9 @@ class Duplicates:
     their sketches is at least `threshold`. The standard error of the estimate is about 0.04. About one of twenty pairs
     near 0.8 is missed, and none of thousands above 0.9.
 
-    Only the order of samples decides which ones stay. Give them in the order of their ids, in whatever order processes
-    made them: the smallest id of each group stays in every run. To resume, `check` the ids and sketches that were kept,
-    in their order.
+    The first sample of each group stays. Pass samples in the order of their ids, not in the order in which processes
+    made them, so that the smallest id of each group stays in every run. To resume, `check` the ids and sketches that
+    were kept, in their order.
     """
 
     def __init__(self, threshold: float = 0.8) -> None:

@@ -1,4 +1,4 @@
-"""Find the functions in source text that can be called. This module never imports or runs it."""
+"""Find the functions in source text that can be called. This module never imports or runs the source."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class EndpointAgent:
         return _Conversation(self, seed, budget)
 
     def interrupt(self) -> None:
-        """See `Agent.interrupt`. Running requests are cancelled."""
+        """See `Agent.interrupt`. Running requests are canceled."""
         self._endpoint.cancel()
 
     def _counted(self, reply: Reply, messages: Sequence[Mapping[str, str]]) -> tuple[int, int]:

@@ -32,7 +32,7 @@ class Ticket:
         """Track `requests`, in the order of the answer's choices."""
         self.requests = tuple(requests)
         self.open = set(range(len(requests)))
-        """Choices that are neither finished nor cancelled."""
+        """Choices that are neither finished nor canceled."""
         self._events: list[tuple[int, Event]] = []
         self._error: ApiError | None = None
         self._news = asyncio.Event()
@@ -56,7 +56,7 @@ class Ticket:
         return events
 
     def put(self, choice: int, event: Event) -> None:
-        """Queue an event for `read`; drop it if the choice is cancelled."""
+        """Queue an event for `read`; drop it if the choice is canceled."""
         if choice in self.open:
             self._events.append((choice, event))
             self._news.set()
@@ -85,7 +85,7 @@ class EngineThread:
         self.engine = engine
         self.limit = engine.max_batch + max_queue
         self.open = 0
-        """Submitted sequences that are neither finished nor cancelled."""
+        """Submitted sequences that are neither finished nor canceled."""
         self.failed = False
         self._loop: asyncio.AbstractEventLoop
         self._thread = threading.Thread(target=self._run, name="cwm-engine")
@@ -186,7 +186,7 @@ class EngineThread:
             self._drop(places, handles, ApiError(500, "generation failed", code="engine_error"))
             return
         self._failures = 0
-        # A sequence cancelled during the step has no place any more.
+        # A sequence canceled during the step has no place any more.
         self._post([(places[event.handle], event) for event in events if event.handle in places])
         for event in events:
             if event.finish_reason and event.handle in places:
