@@ -84,7 +84,7 @@ TWO = [{}, {"tensor_parallel": 2}, {"context_parallel": 2}, {"grad_accumulation"
 
 
 def test_two_ranks_follow_the_curve_of_one(shards):
-    shared = ("tensor", "context")
+    shared = ("tensor_parallel", "context_parallel")
     alone = [{key: value for key, value in settings.items() if key not in shared} for settings in TWO]
     expected = [train(shards, **settings)[0] for settings in alone]
     for told in run_ranks(several, 2, shards, TWO):
