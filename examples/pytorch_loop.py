@@ -51,7 +51,7 @@ def main() -> None:
         mean.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        print(f"step {loader.stats()['steps']}  loss {mean.item():.4f}")
+        print(f"step {loader.stats().steps}  loss {mean.item():.4f}")
 
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "loader": loader.state_dict()}
     torch.save(state, args.checkpoint)

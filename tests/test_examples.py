@@ -126,7 +126,7 @@ def test_torchtitan_style_loop_resumes_on_other_ranks(shards, tmp_path):
 def test_recording_in_a_pytest_suite(tmp_path):
     run(sys.executable, "-m", "pytest", "-q", EXAMPLES / "pytest_suite", "-p", "no:cacheprovider", cwd=tmp_path)
     with cwm.TraceReader(tmp_path / "orders.cwmtraces") as traces:
-        assert [trace.result for trace in traces] == ["15", "80"]
+        assert [trace.frames[-1].arg for trace in traces] == ["15", "80"]
 
 
 def test_slurm_script_is_valid_bash():

@@ -108,7 +108,7 @@ def failing_saves(folder):
         model(torch.zeros(2, 4, dtype=torch.long))  # leaves the output layer gathered
     save(model, folder / "taken")
     missing = cut_model(TIED, {})
-    with pytest.raises(ValueError, match="output layer is not the embedding"):
+    with pytest.raises(ValueError, match="the output layer differs from the embedding"):
         load_into(missing, folder / "taken")
 
 
