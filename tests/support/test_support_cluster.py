@@ -77,7 +77,7 @@ def test_a_server_that_is_not_a_cluster_is_one_sentence(script):
     with bad_server(script, whole=False) as server:
         address = server.url.removeprefix("http://").removesuffix("/v1")
         [line] = run(CONNECT, RAY_ADDRESS=address)
-    assert "cannot be reached: what listens there is not the head" in line or "reset by peer" in line
+    assert "cannot be reached: the server there is not the head" in line or "reset by peer" in line
 
 
 @pytest.mark.parametrize("address", ["localhost", "127.0.0.1:x", "ray://", "http://127.0.0.1:80/x", "a.invalid:6379"])
