@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,7 @@ def test_commands_can_be_parsed(page, capsys):
 
 
 def test_the_first_command_of_rollouts(folder):
-    done = subprocess.run(shlex.split("cwm agent tasks.jsonl --agent script -o check"), check=False)
+    arguments = shlex.split("agent tasks.jsonl --agent script -o check")
+    done = subprocess.run([sys.executable, "-m", "cwm_core", *arguments], check=False)
     assert done.returncode == 0
     assert '"reward":1.0' in Path("check/trajectories.jsonl").read_text()

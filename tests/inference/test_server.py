@@ -328,7 +328,7 @@ def test_a_vocabulary_without_chats():
 
     plain = Tokenizer.train(["x"], 256, special_tokens=[])
     response = post(app_of(ScriptedEngine(plain), plain), "/v1/chat/completions", chat())
-    assert_error(response, 400, "not a special token of this vocabulary", "messages")
+    assert_error(response, 400, "lacks the special token", "messages")
 
 
 # ---- bodies, keys, other routes
