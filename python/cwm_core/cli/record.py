@@ -173,7 +173,7 @@ def _coarsened(args: argparse.Namespace, trace: Trace) -> Trace:
 
 
 def _store(args: argparse.Namespace, target: Path, trace: Trace) -> None:
-    if target.suffix == STORE:
+    if target.suffix.lower() == STORE:
         with TraceWriter(target, append=True) as writer:
             writer.add(trace, source=args.file)
     else:
@@ -224,7 +224,7 @@ def _view(args: argparse.Namespace) -> int:
 
 
 def _load_trace(path: Path, which: str | None) -> Trace:
-    if path.suffix != STORE:
+    if path.suffix.lower() != STORE:
         if which is not None:
             raise ValueError(f"{path}: --trace requires a trace store (*{STORE})")
         return Trace.load(path)
