@@ -23,6 +23,30 @@ def test_single_strings_are_rejected(tmp_path):
                 call()
 
 
+@pytest.mark.parametrize("unordered", [{"a", "b"}, frozenset({"a"})])
+def test_sets_are_rejected_where_the_order_matters(unordered):
+    tokenizer = cwm.Tokenizer.train(unordered, 256)  # the order of texts does not matter
+    for call, name in (
+        (lambda: cwm.Tokenizer.train([], 256, special_tokens=unordered), "special_tokens"),
+        (lambda: tokenizer.encode_batch(unordered), "texts"),
+        (lambda: tokenizer.encode_files(unordered), "paths"),
+    ):
+        with pytest.raises(TypeError, match=f"{name}: expected a list, because the order matters, got a"):
+            call()
+    assert cwm.Tokenizer.train([], 256, special_tokens={"b": 0, "a": 0}.keys()).special_tokens == {"b": 256, "a": 257}
+
+
+@pytest.mark.parametrize(("wrong", "name"), [(b"abc", "bytes"), (None, "NoneType"), (3, "int")])
+def test_items_that_are_not_strings_are_named(wrong, name):
+    tokenizer = cwm.Tokenizer.train([], 256)
+    for call in (
+        lambda: tokenizer.encode_batch(["a", wrong]),
+        lambda: cwm.Tokenizer.train(iter(["a", wrong]), 256),
+    ):
+        with pytest.raises(TypeError, match=f"texts: item 1: expected a string, got {name}"):
+            call()
+
+
 @pytest.mark.torch
 def test_engines_reject_a_single_prompt():
     torch = pytest.importorskip("torch")

@@ -42,7 +42,7 @@ def add_record(verbs: Any) -> None:
         "__main__.py. With --call, runs the body of FILE as a script, unrecorded, and then records the expression.\n"
         "The program runs in this process without a sandbox. An exception in the program becomes part of the trace\n"
         "and is not a failure of this command. After Ctrl-C, a signal that ends the process, or os._exit, the trace\n"
-        "up to then is saved.",
+        "up to then is saved. SIGKILL and a crash of the interpreter lose it.",
     )
     parser.usage = "cwm record FILE [--call EXPR] [-o OUT] [options] [-- ARG ...]"
     parser.add_argument("file", metavar="FILE", help="program to record; arguments after -- are passed to it")

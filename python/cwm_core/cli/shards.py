@@ -96,9 +96,9 @@ def _tokenize(args: argparse.Namespace) -> int:
     from cwm_core.data.documents import document_files, document_kinds
     from cwm_core.environments.documents import TrajectoryKind
 
-    if args.pattern and not args.train_vocab:
+    if args.pattern is not None and not args.train_vocab:
         args.error("--pattern requires --train-vocab; an existing vocabulary has its own pattern")
-    pattern = resolve_pattern(args.pattern or "llama3")
+    pattern = resolve_pattern("llama3" if args.pattern is None else args.pattern)
     kinds = document_kinds([*args.kind, TrajectoryKind(seed=args.seed, observations=args.observations)])
     files = list(document_files(args.inputs, kinds))
     if args.train_vocab and Path(STDIN) in files:

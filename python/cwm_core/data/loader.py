@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cwm_core import _native
 
-from .identity import check_same, describe_sources
+from .identity import NO_MAX_LENGTH, check_same, describe_sources
 from .shards import HasVocabSize, Path, check_not_negative, fingerprint_of, fingerprint_text, vocabulary_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from .torch import PackedDataset
 
 STATE_VERSION = 2
-_LONGEST = 2**32 - 1
 
 SourceSpec = Path | tuple[Path, float] | tuple[Path, float, int | None]
 """A folder, its share, and its epochs (None: the loader's)."""
@@ -400,7 +399,10 @@ class PackedLoader:
 
         Raises:
             ValueError: The state is from other data or another configuration, or malformed. The loader does not move.
+            TypeError: The state is not a mapping.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"loader state: expected the mapping from state_dict(), got {type(state).__name__}")
         mine = {**self._identity, "vocabulary": self.vocabulary_fingerprint}
         check_same(mine, self._native.description(), state)
         try:
@@ -447,7 +449,7 @@ def _source(name: str, spec: SourceSpec, epochs: int | None) -> tuple[str, Path,
 
 
 def _shape(bucket: Bucket, seq_len: int) -> tuple[int, int, int]:
-    longest = _LONGEST if bucket.max_length is None else operator.index(bucket.max_length)
+    longest = NO_MAX_LENGTH if bucket.max_length is None else operator.index(bucket.max_length)
     row = seq_len if bucket.seq_len is None else operator.index(bucket.seq_len)
     batch_size = operator.index(bucket.batch_size)
     check_not_negative(max_length=longest, seq_len=row, batch_size=batch_size)

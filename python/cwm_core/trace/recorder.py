@@ -17,6 +17,7 @@ import sys
 import typing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, SupportsIndex
 
@@ -43,7 +44,7 @@ class Recorder:
             files under its top-level package. A list of paths: these files, and all files under these folders.
         max_frames: Maximum number of frames in a trace.
         max_bytes: Maximum memory of the frames of a trace, in bytes.
-        max_seconds: Maximum duration of a recording, in seconds.
+        max_seconds: Maximum duration of a recording, in seconds. Infinity is no limit.
         max_value_chars: Maximum length of a rendered value in characters, at most 2**28. Longer values are cut and end
             in `...`.
         object_state: Show instances of classes without a `__repr__` with their attributes, as for a dataclass:
@@ -72,7 +73,7 @@ class Recorder:
         """Set the options of later recordings.
 
         Raises:
-            TypeError: A limit is not an integer.
+            TypeError: A limit is not a number, or not an integer where one is needed.
             ValueError: `scope` is an unknown string, or a limit is below its minimum.
         """
         if isinstance(scope, str | bytes) and scope not in ("file", "package"):
@@ -83,7 +84,7 @@ class Recorder:
         self._capture_output = capture_output
         self._options: dict[str, Any] = {
             **counts,
-            "max_seconds": max_seconds,
+            "max_seconds": _seconds(max_seconds),
             "max_value_chars": _count("max_value_chars", max_value_chars),
             "object_state": object_state,
             "calls_only": calls_only,
@@ -376,6 +377,22 @@ def _count(name: str, value: SupportsIndex | None) -> int | None:
     if count < least:
         raise ValueError(f"{name} must be at least {least}, got {count}")
     return min(count, sys.maxsize)
+
+
+def _seconds(value: float | None) -> float | None:
+    """Return `max_seconds` as a float.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is negative or not a number of seconds.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Real):
+        raise TypeError(f"max_seconds must be a number or None, got {value!r}")
+    if not value >= 0:
+        raise ValueError(f"max_seconds must be at least 0, got {value}")
+    return min(float(value), sys.float_info.max)
 
 
 def _file_of(function: Callable[..., Any]) -> str:
