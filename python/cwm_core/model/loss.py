@@ -24,7 +24,7 @@ GPU_CHUNK_ROWS = 2048
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Function of negative log likelihoods, float32 [n], and their positions in the flattened targets, int64 [n].
 
-It returns the loss of each position, and the derivative of the loss by the negative log likelihood, both float32 [n]."""
+It returns the loss of each position and its derivative by the negative log likelihood, both float32 [n]."""
 
 
 class Loss(NamedTuple):

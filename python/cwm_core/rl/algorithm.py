@@ -76,7 +76,7 @@ class Algorithm:
         Every rollout must have an action.
 
         Raises:
-            ValueError: Step rewards overlap, or are outside the actions.
+            ValueError: A step reward is outside the actions.
         """
         lengths = np.array([rollout.length for rollout in group], np.float64)
         returns = np.array([self._return(rollout) for rollout in group])
@@ -100,20 +100,20 @@ class Algorithm:
         return rollout.reward.value - steps - self.length_penalty * rollout.length / self.max_length
 
     def _of_steps(self, rollout: Rollout, mean: float) -> Weights:
-        """Return the discounted sum of the present and later step rewards for each action, each relative to `mean`."""
+        """Return the step rewards of each action and the discounted later ones, each relative to `mean`."""
         credit = np.zeros(rollout.length)
-        later, end_of_gap = 0.0, rollout.length
-        for begin, end, value in sorted(rollout.reward.token_values, reverse=True):
-            if not 0 <= begin <= end <= end_of_gap:
+        steps = sorted(rollout.reward.token_values)
+        later = np.zeros(len(steps) + 1)
+        for number, (begin, end, value) in reversed(list(enumerate(steps))):
+            if not 0 <= begin <= end <= rollout.length:
                 raise ValueError(
-                    f"rollout {rollout.name}: the step reward of actions {begin} to {end} overlaps another one or is "
-                    f"outside the {rollout.length} actions"
+                    f"rollout {rollout.name}: the step reward of actions {begin} to {end} is outside the "
+                    f"{rollout.length} actions"
                 )
-            credit[end:end_of_gap] = self.step_discount * later  # between two steps
-            later = value - mean + self.step_discount * later
-            credit[begin:end], end_of_gap = later, begin
-        credit[:end_of_gap] = self.step_discount * later
-        return credit
+            credit[begin:end] += value - mean
+            later[number] = value - mean + self.step_discount * later[number + 1]
+        following = np.searchsorted([begin for begin, *_ in steps], np.arange(rollout.length), side="right")
+        return credit + self.step_discount * later[following]
 
     def weights(self, rollouts: Sequence[Rollout], advantages: Sequence[Weights]) -> list[Weights]:
         """Return the weight of each token in the loss of a step of these rollouts, float64 [n] each.

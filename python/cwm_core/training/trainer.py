@@ -321,7 +321,7 @@ class Trainer:
                     batch.position_ids,
                     # Batches of other loaders may lack it.
                     global_window=getattr(batch, "global_window", None),
-                    objective=self.objective and self.objective.of(batch),
+                    objective=self.objective.of(batch) if self.objective else None,
                 )
             torch.autograd.backward(total / divisor)
             sums.add(of_tokens, batch.loss_mask, micro.sources)

@@ -43,8 +43,8 @@ def rollouts(draw, group=0):
         parts = [np.zeros(prompt, bool), *(np.full(rng.integers(1, 5), i % 2 == 0) for i in range(rng.integers(1, 4)))]
         actions = np.concatenate(parts)
         n, length = len(actions), int(actions.sum())
-        edges = np.sort(rng.choice(length + 1, size=min(length + 1, 2 * int(rng.integers(0, 3))), replace=False))
-        spans = [(int(b), int(e), float(rng.normal())) for b, e in zip(edges[::2], edges[1::2], strict=False)]
+        edges = np.sort(rng.integers(0, length + 1, (int(rng.integers(0, 4)), 2)), axis=1)  # may overlap
+        spans = [(int(b), int(e), float(rng.normal())) for b, e in edges]
         value = draw(st.sampled_from([-1.0, 1.0, 0.3])) + sum(v for *_, v in spans)
         made.append(
             Rollout(
@@ -104,10 +104,9 @@ def plain_advantage(algorithm, group, rollout, number):
     if algorithm.credit == "steps":
         steps = [v for one in group for _, _, v in one.reward.token_values]
         own = sorted(rollout.reward.token_values)
-        # Steps that have not ended before this action, nearest first. Between two steps, the next one is already later.
-        ahead = [span for span in own if span[1] > number]
-        inside = bool(ahead) and ahead[0][0] <= number
-        for distance, (_, _, value) in enumerate(ahead, 0 if inside else 1):
+        advantage += sum(v - sum(steps) / len(steps) for begin, end, v in own if begin <= number < end)
+        later = [v for begin, _, v in own if begin > number]
+        for distance, value in enumerate(later, 1):
             advantage += algorithm.step_discount**distance * (value - sum(steps) / len(steps))
     return advantage
 
