@@ -19,19 +19,31 @@ A task that raises costs its own trajectory only: `score`, `start`, and `step` r
 because of what the model wrote. Drop such a trajectory, and do not train on a made-up reward.
 """
 
+from .calls import InputTask, OutputTask, judge_input, judge_output
+from .coding import CodingTask, judge_program
+from .formats import FormatError
 from .protocol import Episode, EpisodeTask, Reward, RLTask, SingleTurn, Task, outcome, start_episode
+from .questions import QuestionTask
 from .traces import Execution, Shares, TraceTask, record_executions
 
 __all__ = [
+    "CodingTask",
     "Episode",
     "EpisodeTask",
     "Execution",
+    "FormatError",
+    "InputTask",
+    "OutputTask",
+    "QuestionTask",
     "RLTask",
     "Reward",
     "Shares",
     "SingleTurn",
     "Task",
     "TraceTask",
+    "judge_input",
+    "judge_output",
+    "judge_program",
     "outcome",
     "record_executions",
     "start_episode",
