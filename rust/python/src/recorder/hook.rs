@@ -220,9 +220,7 @@ impl Session {
             };
             self.busy = false;
             let ends_trace = match &mut self.choice {
-                Some(choice) => {
-                    choice.note_end(event == Event::Return || recorded.is_err(), inner) && !code.suspends()
-                }
+                Some(choice) => choice.note_end(event == Event::Return || recorded.is_err(), inner) && !code.suspends(),
                 None => ends_part,
             };
             if ends_trace && recorded.is_ok() {
@@ -298,7 +296,7 @@ unsafe extern "C" fn hook(
             -1
         }
         Err(_) => {
-            PyRuntimeError::new_err("cwm_core's recorder failed; this is a bug of cwm_core").restore(py);
+            PyRuntimeError::new_err("the recorder of cwm_core failed; this is a bug in cwm_core").restore(py);
             -1
         }
     }
@@ -370,9 +368,7 @@ impl Hook {
         // native hook would receive. The session is alive for the same reason as in `hook`.
         unsafe {
             if ffi::PyFrame_Check(frame.as_ptr()) == 0 {
-                return Err(PyValueError::new_err(
-                    "a recording hook is called by the interpreter only",
-                ));
+                return Err(PyValueError::new_err("only the interpreter may call a recording hook"));
             }
             ffi::PyEval_SetTrace(Some(hook), slf.as_ptr());
             (*session).end_unseen(&running);
