@@ -660,6 +660,9 @@ def test_misuse_is_a_clear_error() -> None:
         cwm.record(len, [])
     with pytest.raises(SyntaxError):
         cwm.record_source("def f(:\n", "f()")
+    for call in ("", "add(1); 3", "# add(1)", "add = 1"):
+        with pytest.raises(SyntaxError):
+            cwm.record_source("", call)
     for seconds in (-1, -1e-9, float("nan")):
         with pytest.raises(ValueError, match="max_seconds must be at least 0, got"):
             cwm.Recorder(max_seconds=seconds)

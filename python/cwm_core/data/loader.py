@@ -12,7 +12,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from numbers import Real
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -241,6 +242,7 @@ class PackedLoader:
         Raises:
             ValueError: A share is not positive, there are no sources, their vocabularies differ, no shard has a label
                 of `mask`, a number is out of range, or a shard is damaged.
+            TypeError: An argument has the wrong type.
             OSError: A file cannot be read.
         """
         options = {name: value for name, value in locals().items() if name != "self"}
@@ -252,6 +254,10 @@ class PackedLoader:
             raise ValueError(f'packing must be "best_fit" or "stream", not {packing!r}')
         packing = Packing(packing)
         self._buckets = list(buckets or [Bucket(None, batch_size)])
+        if not all(isinstance(bucket, Bucket) for bucket in self._buckets):
+            raise TypeError(f"buckets: expected a list of cwm_core.data.Bucket, got {buckets!r}")
+        if not isinstance(mask, Mapping | None):
+            raise TypeError(f"mask: expected fractions by label, such as {{'context': 1}}, got {mask!r}")
         entries = [_source(name, spec, epochs) for name, spec in _named(sources).items()]
         # Another process may open the folders from another working directory.
         self._options = options | {"sources": {name: (folder, *rest) for name, folder, *rest in entries}}
@@ -431,19 +437,16 @@ def _named(sources: Path | Mapping[str, SourceSpec]) -> Mapping[str, SourceSpec]
 
 
 def _source(name: str, spec: SourceSpec, epochs: int | None) -> tuple[str, Path, float, int | None]:
-    share, own = 1.0, epochs
-    match spec:
-        case [folder, share, int(own)]:
-            pass
-        case [folder, share] | [folder, share, None]:
-            pass
-        case [folder]:
-            pass
-        case str() | os.PathLike():
-            folder = spec
-        case _:
-            raise ValueError(f"source {name!r} must be a folder, its share and its epochs, not {spec!r}")
+    parts: tuple[Any, ...] = tuple(spec) if isinstance(spec, tuple | list) else (spec,)
+    defaults: tuple[Any, ...] = (None, 1.0, None)
+    if not 1 <= len(parts) <= 3 or not isinstance(parts[0], str | os.PathLike):
+        raise ValueError(f"source {name!r} must be a folder, its share and its epochs, not {spec!r}")
+    folder, share, own = (*parts, *defaults[len(parts) :])
+    own = epochs if own is None else own
+    if not isinstance(share, Real) or not isinstance(own, SupportsIndex | None):
+        raise TypeError(f"source {name!r}: expected a number as the share and whole numbers of epochs, got {spec!r}")
     if own is not None:
+        own = operator.index(own)
         check_not_negative(epochs=own)
     return name, os.path.abspath(folder), float(share), own
 

@@ -6,6 +6,7 @@ in place and does not modify the program's objects.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import inspect
@@ -507,11 +508,17 @@ def _main_function(call: str, line: int, module: ModuleType) -> FunctionType:
     `main` is compiled separately: no name of the module changes, and the call can use a `main` of the program.
 
     Raises:
-        SyntaxError: The call does not compile.
+        SyntaxError: The call does not compile, or is not an expression.
     """
     names: dict[str, Any] = {}
     blank = "\n" * line
-    exec(compile(f"{blank}def main():\n    return {call}\n", _SOURCE_NAME, "exec", dont_inherit=True), names)
+    compiled = compile(f"{blank}def main():\n    return {call}\n", _SOURCE_NAME, "exec", dont_inherit=True)
+    try:
+        ast.parse(call.strip(), mode="eval")
+    except SyntaxError:  # `return` also takes nothing, or a first statement of several
+        place = (_SOURCE_NAME, line + 2, None, call)
+        raise SyntaxError(f"expected an expression to record, got {call!r}", place) from None
+    exec(compiled, names)
     return FunctionType(names["main"].__code__, vars(module))
 
 
