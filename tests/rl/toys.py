@@ -6,11 +6,10 @@ from cwm_core.inference import Engine
 from cwm_core.model import Transformer, initialize, preset
 from cwm_core.rl.algorithm import Algorithm
 from cwm_core.rl.controller import RolloutConfig, RolloutLoader
-from cwm_core.rl.curriculum import Curriculum, Stage
 from cwm_core.rl.exact import ExactSampler
 from cwm_core.rl.generation import EngineGenerator, EpisodeGenerator
 from cwm_core.rl.loss import LossConfig, PolicyLoss
-from cwm_core.rl.tasks import Reward
+from cwm_core.rl.tasks import Curriculum, Reward, Stage
 from cwm_core.training import TrainConfig, Trainer, World, parallelize
 
 VOCAB, STOP = 12, 11
@@ -81,7 +80,7 @@ class Broken(Successor):
 
 
 TASKS = {"successor": Successor(), "guess": Guess(), "broken": Broken()}
-ITEMS = {name: list(range(10)) for name in TASKS}
+ITEMS = {"successor": [2, 5], "guess": list(range(10)), "broken": list(range(10))}
 
 
 def new_model(seed=0):
@@ -125,10 +124,13 @@ def rl(
     loader = RolloutLoader(
         model,
         generator,
-        Curriculum({name: ITEMS[name] for name in tasks}, [Stage(shares or {"successor": 1.0})], seed),
-        algorithm or Algorithm(max_length=8),
-        RolloutConfig(**{"group_size": 4, "groups": 8, **(rollouts or {})}),
-        world,
+        items={name: ITEMS[name] for name in tasks},
+        curriculum=Curriculum(
+            {name: len(ITEMS[name]) for name in tasks}, [Stage(shares or {"successor": 1.0})], seed=seed
+        ),
+        algorithm=algorithm or Algorithm(max_length=8),
+        config=RolloutConfig(**{"group_size": 4, "groups": 8, **(rollouts or {})}),
+        world=world,
         seq_len=seq_len,
         batch_size=1 if exact else batch_size,
         batches=config.grad_accumulation,

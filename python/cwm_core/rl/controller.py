@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -21,9 +21,9 @@ from ..support.arguments import convert_fields
 from ..training import World
 from .algorithm import Algorithm, Weights
 from .batches import RolloutBatch, make_batch, place
-from .curriculum import Curriculum
 from .generation import Failure, Generator, Job, Outcome
 from .records import Rollout
+from .tasks import Curriculum
 
 # Consecutive groups without anything to train on, after which the run is taken to be hopeless.
 MAX_USELESS = 4096
@@ -86,23 +86,25 @@ class RolloutLoader:
         self,
         model: Transformer,
         generator: Generator,
+        *,
+        items: Mapping[str, Sequence[Any]],
         curriculum: Curriculum,
         algorithm: Algorithm,
         config: RolloutConfig,
         world: World,
-        *,
         seq_len: int,
         batch_size: int,
         batches: int = 1,
         whole_rows: bool = False,
         log: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        """Generate with `generator` what `curriculum` draws.
+        """Generate with `generator` from the items that `curriculum` draws.
 
         Args:
             model: Model that is trained.
             generator: Generator of this rank.
-            curriculum: Source of prompts, equal on all ranks.
+            items: Items of each task.
+            curriculum: Draws the items, equally on all ranks.
             algorithm: Assigns weights to tokens.
             config: Which rollouts to use.
             world: Ranks of the run.
@@ -117,14 +119,16 @@ class RolloutLoader:
         """
         if batch_size % world.data_ranks:
             raise ValueError(f"{world.data_ranks} ranks cannot share {batch_size} rows (batch_size)")
-        self.sources = sorted(curriculum.items)
+        self.sources = sorted(items)
         self.steps = 0
         """Steps whose batches were handed over. This is the version of the weights while the next step is prepared."""
         self.metrics: dict[str, float] = {}
         """Metrics of the last step."""
-        self._model, self._generator, self._curriculum = model, generator, curriculum
+        self._model, self._generator, self._items, self._curriculum = model, generator, items, curriculum
         self._algorithm, self._config, self._world = algorithm, config, world
         self._seq_len, self._batch_size, self._batches, self._whole_rows = seq_len, batch_size, batches, whole_rows
+        rows = {"seq_len": seq_len, "batch_size": batch_size, "whole_rows": whole_rows}
+        self._settings: dict[str, Any] = {**asdict(algorithm), **asdict(config), **rows}
         self._log = log or (lambda _: None)
         self._next_group = 0
         self._open: dict[int, _Group] = {}
@@ -194,7 +198,7 @@ class RolloutLoader:
         leads = world.rank == world.data_rank * (world.size // world.data_ranks)
         if not leads or number % world.data_ranks != world.data_rank:
             return []
-        item = self._curriculum.items[group.task][group.item]
+        item = self._items[group.task][group.item]
         return [Job(group.task, number, sample, item) for sample in range(self._config.group_size)]
 
     def _gather(self, outcomes: list[Outcome]) -> list[Outcome]:
@@ -227,7 +231,7 @@ class RolloutLoader:
                 kept.append(outcome)
         scored = [outcome.reward.solved for outcome in group.outcomes if isinstance(outcome, Rollout)]
         if scored:
-            self._curriculum.record(group.task, group.item, sum(scored) / len(scored))
+            self._curriculum.report(group.task, group.item, sum(scored) / len(scored))
         advantages = self._algorithm.advantages(kept) if kept else []
         useful = [pair for pair in zip(kept, advantages, strict=True) if pair[1].any()]
         self._counts.dropped["no advantage"] += len(kept) - len(useful)
@@ -237,8 +241,8 @@ class RolloutLoader:
         self._useless = 0 if useful else self._useless + 1
         if self._useless >= MAX_USELESS:
             raise RuntimeError(
-                f"the last {MAX_USELESS} groups had nothing to train on, such as {self._counts.dropped.most_common(1)}: "
-                "choose items with other solve rates, or start from a better model"
+                f"the last {MAX_USELESS} groups had nothing to train on: their rollouts failed, were dropped, or had "
+                "equal rewards; choose items with other solve rates, or start from a better model"
             )
 
     def _fault(self, outcome: Outcome) -> str:
@@ -296,6 +300,7 @@ class RolloutLoader:
     def state_dict(self) -> dict[str, Any]:
         """Return the position between two steps, fit for JSON. Groups in generation are started again from it."""
         return {
+            "settings": self._settings,
             "steps": self.steps,
             "next_group": self._next_group,
             "open": [[number, group.task, group.item] for number, group in self._open.items()],
@@ -305,7 +310,18 @@ class RolloutLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Move to a position, and start its open groups again."""
+        """Move to a position, and start its open groups again.
+
+        Raises:
+            ValueError: The run to resume has other settings.
+        """
+        for key, value in self._settings.items():
+            if state["settings"].get(key) != value:
+                before = state["settings"].get(key)
+                raise ValueError(
+                    f"the run to resume has {key} = {before!r}, not {value!r}: keep the setting, or use another output "
+                    "folder"
+                )
         self._curriculum.load_state_dict(state["curriculum"])
         self.steps, self._next_group, self._useless = state["steps"], state["next_group"], state["useless"]
         self._open = {number: _Group(task, item) for number, task, item in state["open"]}
