@@ -98,6 +98,11 @@ def test_a_folder_is_refused(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_errors_name_the_file_and_not_the_one_beside_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"'{tmp_path}/missing/out'"):
+        write_file(tmp_path / "missing" / "out", "text")
+
+
 def test_a_full_disk_is_reported_with_the_file(tmp_path):
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         write_file("/dev/full", b"text")

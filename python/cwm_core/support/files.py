@@ -51,12 +51,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         mode = None
     if mode is not None and (not stat.S_ISREG(mode) or _names_descriptor(path)):
-        with _naming(path), open(path, "wb") as file:
+        with _naming(path, path), open(path, "wb") as file:
             yield file
         return
     partial = target.with_name(f".{target.name[:200]}.{token_hex(4)}.partial")
     try:
-        with _naming(path), open(partial, "xb") as file:
+        with _naming(path, partial), open(partial, "xb") as file:
             if mode is not None:
                 os.fchmod(file.fileno(), stat.S_IMODE(mode))
             yield file
@@ -141,12 +141,13 @@ def files_in(folder: str | os.PathLike[str], endings: tuple[str, ...]) -> list[P
 
 
 @contextmanager
-def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Add the path to errors about a full disk, which name no file."""
+def _naming(path: str | os.PathLike[str], partial: str | os.PathLike[str]) -> Iterator[None]:
+    """Put `path` into errors about the file that is written in its place, and about a full disk, which name no file."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if os.fspath(partial) == error.filename or (is_full and error.filename is None):
             error.filename = os.fspath(path)
         raise
 
