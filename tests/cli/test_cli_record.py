@@ -27,9 +27,10 @@ def recorded(code, *options, output="program.cwmtrace"):
     """The exit code and standard error of recording a program, which is written to `program.py`."""
     Path("program.py").write_text(code)
     command = [*CWM, "record", "program.py", "-o", output, *options]
-    options = {"check": False, "capture_output": True, "text": True, "timeout": 60}
+    options = {"capture_output": True, "text": True, "timeout": 60}
     # Under nohup, children would ignore SIGHUP.
-    done = subprocess.run(command, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL), **options)
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    done = subprocess.run(command, check=False, **options)
     return done.returncode, done.stderr
 
 

@@ -146,7 +146,7 @@ def _add_repository(kinds: Any) -> None:
     add("--license", metavar="SPDX", help="license of the repository (default: from its license files)")
     add(
         "--python", metavar="PYTHON",
-        help="command of the Python that runs the tests (default: this one, or python3 in an image); quote blanks in a path",
+        help="command of the Python that runs the tests (default: this one, or python3 in an image)",
     )  # fmt: skip
     add("--image", metavar="IMAGE", help="run the tests in containers of this image, not in the sandbox")
     add("--test", action="append", default=[], metavar="ARG", help="argument for pytest: --test=-k --test=parse")
