@@ -35,8 +35,8 @@ if __name__ == "__main__":
 """
 
 VERBS = (
-    "record", "view", "import", "export", "tokenize", "pack", "inspect", "plan", "train", "predict", "debug", "eval",
-    "serve", "demo", "completion",
+    "record", "view", "import", "export", "tokenize", "pack", "inspect", "plan", "train", "rl", "predict", "debug",
+    "eval", "serve", "demo", "completion",
 )  # fmt: skip
 
 RUN = """
@@ -574,10 +574,10 @@ def test_mistakes_are_one_sentence(cwd, capsys):
         (("record", "raises.py", "--call", "1"), "raises.py raised SystemExit('no') before the call"),
         (("record", "program.py", "-o", "none/x.cwmtrace"), "none: no such folder to write to"),
         (("view", "none.cwmtrace"), "none.cwmtrace: No such file or directory"),
-        (("view", "bad.cwmtrace"), "bad.cwmtrace: not a stored trace: it does not begin with the header of one"),
+        (("view", "bad.cwmtrace"), "bad.cwmtrace: not a valid stored trace: the header is missing"),
         (("tokenize", "bad.cwmtrace", *tokens), "vocabulary: No such file or directory"),
         (("tokenize", "empty", *tokens), "empty: no file in this folder is one of *.cwmtrace, *.cwmtraces, *.jsonl"),
-        (("tokenize", "bad.cwmtrace", *tokens, "--train-vocab", "300"), "bad.cwmtrace: not a stored trace"),
+        (("tokenize", "bad.cwmtrace", *tokens, "--train-vocab", "300"), "bad.cwmtrace: not a valid stored trace"),
         (("pack", "none", "--seq-len", "8"), "none: No such file or directory"),
     ]:
         assert message in failure(capsys, *argv)
@@ -601,9 +601,10 @@ def test_wrong_usage(cwd, capsys):
     assert "expected a whole number of at least 1, got '0'" in wrong_usage(
         capsys, "record", "program.py", "--max-frames", "0"
     )
-    assert "expected a positive number of seconds, got 'nan'" in wrong_usage(
-        capsys, "record", "program.py", "--max-seconds", "nan"
-    )
+    for wrong in ("nan", "0", "1e300", "inf"):
+        assert f"expected a positive number of seconds, at most 2,000,000, got '{wrong}'" in wrong_usage(
+            capsys, "record", "program.py", "--max-seconds", wrong
+        )
     assert "expected FIRST,LAST, got '3'" in wrong_usage(capsys, "record", "program.py", "--loop-budget", "3")
     assert "expected a whole number of at least 1, got '0'" in wrong_usage(
         capsys, "record", "program.py", "--loop-budget", "1,0"

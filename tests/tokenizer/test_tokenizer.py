@@ -420,13 +420,13 @@ BYTES = [bytes([byte]) for byte in range(256)]
     [
         (b"", "no token for the byte 0x00"),
         (ranks_file(BYTES[:-1]), "no token for the byte 0xff"),
-        (ranks_file(BYTES) + b"!!!! 256\n", "line 257: broken base64"),
+        (ranks_file(BYTES) + b"!!!! 256\n", "line 257: invalid base64"),
         (ranks_file(BYTES) + b"YWI=\n", "line 257: no space"),
         (ranks_file(BYTES) + b"YWI= -1\n", "line 257: the rank"),
         (ranks_file(BYTES) + b"YWI= 99999999999999\n", "line 257: the rank"),
         (ranks_file(BYTES) + b"YWI= 4000000000\n", "above the limit"),
-        (ranks_file([*BYTES, b"ab", b"ab"]), "tokens 256 and 257 are the same bytes"),
-        (ranks_file([*BYTES, b"ab"], [*range(256), 5]), "two tokens have the id 5"),
+        (ranks_file([*BYTES, b"ab", b"ab"]), "tokens 256 and 257 have the same bytes"),
+        (ranks_file([*BYTES, b"ab"], [*range(256), 5]), "duplicate token id 5"),
         (ranks_file(BYTES) + b" 256\n", "line 257"),
         (ranks_file([*BYTES, b"x" * 5000]), "5000 bytes"),
         (b"\x80\x02PK\xff\xfe 1\n", "line 1"),
@@ -468,11 +468,13 @@ def test_bad_special_tokens_are_refused(special, tmp_path):
         Tokenizer.load(tmp_path / "ranks", special_tokens=special)
 
 
-@pytest.mark.parametrize("pattern", ["(", "[", r"\p{Nope}", "(" * 10_000])
+@pytest.mark.parametrize("pattern", ["", "(", "[", r"\p{Nope}", "(" * 10_000])
 def test_bad_patterns_are_refused(pattern, tmp_path):
     (tmp_path / "ranks").write_bytes(ranks_file(BYTES))
     with pytest.raises(ValueError, match="split pattern"):
         Tokenizer.load(tmp_path / "ranks", pattern=pattern)
+    with pytest.raises(ValueError, match="split pattern"):
+        Tokenizer.train([], 256, pattern=pattern)
 
 
 def test_a_catastrophic_pattern_is_an_error(tmp_path):
@@ -824,7 +826,7 @@ def json_file(tokenizer, tmp_path):
         (["model", "end_of_word_suffix"], "</w>", "end_of_word_suffix"),
         (["model", "vocab", "日"], 5000, "byte-level"),
         (["model", "vocab", "ab cd"], 5000, "byte-level"),
-        (["model", "vocab", "zzz"], 5, "two tokens have the id 5"),
+        (["model", "vocab", "zzz"], 5, "duplicate token id 5"),
         (["model", "vocab", "zzz"], -5, "not a tokenizer.json"),
         (["model", "vocab", "zzz"], 2**31, "above the limit"),
         (["model", "merges", 0], "qqq q", "merge 0"),
