@@ -1,9 +1,9 @@
 """Reward judgements: a predicted trace against a fresh recording, beside the same judge with `sys.settrace`.
 
 A judgement records the execution, encodes it, and scores a prediction with step rewards. The rivals differ in the
-recorder only. One is the shortest that a Python programmer would write: it renders all variables with `repr`, which is
-right for the built-in values here. The other is the tests' oracle, which renders all values as the format demands. Their
-traces are texts to parse, as from any tracer in Python. With the truth recorded once, a judgement is the scoring alone.
+recorder only. One is the shortest that a Python programmer would write. It renders all variables with `repr`, which is
+right for the built-in values here. The other is the oracle of the tests, which renders any value as the format demands.
+Both give texts to parse, as any tracer in Python does. With the truth recorded once, a judgement is the scoring alone.
 """
 
 from __future__ import annotations
