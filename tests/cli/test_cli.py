@@ -35,8 +35,8 @@ if __name__ == "__main__":
 """
 
 VERBS = (
-    "record", "view", "import", "export", "tokenize", "pack", "inspect", "plan", "train", "predict", "debug", "eval",
-    "serve", "demo", "completion",
+    "record", "view", "import", "export", "tokenize", "pack", "inspect", "plan", "train", "rl", "predict", "debug",
+    "eval", "serve", "demo", "completion",
 )  # fmt: skip
 
 RUN = """
