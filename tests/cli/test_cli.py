@@ -601,9 +601,10 @@ def test_wrong_usage(cwd, capsys):
     assert "expected a whole number of at least 1, got '0'" in wrong_usage(
         capsys, "record", "program.py", "--max-frames", "0"
     )
-    assert "expected a positive number of seconds, got 'nan'" in wrong_usage(
-        capsys, "record", "program.py", "--max-seconds", "nan"
-    )
+    for wrong in ("nan", "0", "1e300", "inf"):
+        assert f"expected a positive number of seconds, at most 2,000,000, got '{wrong}'" in wrong_usage(
+            capsys, "record", "program.py", "--max-seconds", wrong
+        )
     assert "expected FIRST,LAST, got '3'" in wrong_usage(capsys, "record", "program.py", "--loop-budget", "3")
     assert "expected a whole number of at least 1, got '0'" in wrong_usage(
         capsys, "record", "program.py", "--loop-budget", "1,0"

@@ -650,6 +650,22 @@ def test_a_refused_state_names_the_changes(tmp_path):
         cwm.PackedLoader(sources, **options).load_state_dict(state)
 
 
+@pytest.mark.parametrize("state", [None, "x", [], 3])
+def test_what_is_not_a_state_is_refused(tmp_path, state):
+    loader = cwm.PackedLoader(write(tmp_path, {"a": [([1, 2], None)]}), 8)
+    with pytest.raises(TypeError, match=rf"expected the mapping from state_dict\(\), got {type(state).__name__}$"):
+        loader.load_state_dict(state)
+    with pytest.raises(ValueError, match="'version' is missing from the state"):
+        loader.load_state_dict({})
+
+
+def test_changed_buckets_are_shown_as_they_were_given(tmp_path):
+    folder = write(tmp_path, {"a": [([1, 2], None)]})
+    state = cwm.PackedLoader(folder, 8, buckets=[Bucket(4, 1), Bucket(None, 2)]).state_dict()
+    with pytest.raises(ValueError, match=r"\[max_length=4 [^,]*, max_length=None [^,]*\] -> seq_len=8 batch_size=3"):
+        cwm.PackedLoader(folder, 8, batch_size=3).load_state_dict(state)
+
+
 def test_relative_folders_survive_a_change_of_the_working_directory(tmp_path, monkeypatch):
     write(tmp_path, {"a": [([i, i], None) for i in range(1, 200)]})
     monkeypatch.chdir(tmp_path)

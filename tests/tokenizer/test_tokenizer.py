@@ -468,11 +468,13 @@ def test_bad_special_tokens_are_refused(special, tmp_path):
         Tokenizer.load(tmp_path / "ranks", special_tokens=special)
 
 
-@pytest.mark.parametrize("pattern", ["(", "[", r"\p{Nope}", "(" * 10_000])
+@pytest.mark.parametrize("pattern", ["", "(", "[", r"\p{Nope}", "(" * 10_000])
 def test_bad_patterns_are_refused(pattern, tmp_path):
     (tmp_path / "ranks").write_bytes(ranks_file(BYTES))
     with pytest.raises(ValueError, match="split pattern"):
         Tokenizer.load(tmp_path / "ranks", pattern=pattern)
+    with pytest.raises(ValueError, match="split pattern"):
+        Tokenizer.train([], 256, pattern=pattern)
 
 
 def test_a_catastrophic_pattern_is_an_error(tmp_path):

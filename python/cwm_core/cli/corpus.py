@@ -249,7 +249,7 @@ def _describe(args: argparse.Namespace) -> int:
     from cwm_core.support.endpoint import Endpoint, EndpointError, chat_model
 
     describer = Describer(chat_model(Endpoint(args.endpoint), args.model, temperature=0.7), attempts=args.attempts)
-    stores = [path for path in trace_files(args.inputs) if path.suffix == STORE]
+    stores = [path for path in trace_files(args.inputs) if path.suffix.lower() == STORE]
     try:
         with counter(args, "traces") as show:
             counts = describe_stores(
