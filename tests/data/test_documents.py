@@ -60,7 +60,7 @@ def test_a_text_that_names_special_tokens_stays_text(tokenizer, tmp_path_factory
     assert tokenizer.decode(document.ids[1:-1]) == text
 
 
-def test_of_a_chat_what_the_assistant_says_is_learned(tmp_path, tokenizer):
+def test_the_loss_of_a_chat_is_on_the_assistants_messages(tmp_path, tokenizer):
     file = write_lines(tmp_path / "chats.jsonl", {"messages": CHAT, "text": "not this"})
     ((document, _),) = encoded(tokenizer, file)
     np.testing.assert_array_equal(document.ids, tokenizer.encode_chat(CHAT)[0])
@@ -83,7 +83,7 @@ def test_traces_in_rows_are_those_of_a_store(tmp_path, tokenizer, trace):
         assert document.spans.keys() == expected.spans.keys()
 
 
-def test_parquet_gives_what_jsonl_gives(tmp_path, tokenizer):
+def test_parquet_and_jsonl_give_equal_documents(tmp_path, tokenizer):
     """Parquet has all keys in every message, null where a message lacks one."""
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -94,7 +94,7 @@ def test_parquet_gives_what_jsonl_gives(tmp_path, tokenizer):
     assert contents == [CHAT, "x"]
 
 
-def test_vocabularies_learn_from_what_is_encoded(tmp_path):
+def test_vocabularies_are_trained_on_the_encoded_texts(tmp_path):
     file = write_lines(tmp_path / "rows.jsonl", {"text": "a text"}, {"messages": CHAT[:2]})
     texts = [text for item in read_items(file) for text in item.texts()]
     assert texts == ["a text", "Be brief.", "What is 1 + 1?"]

@@ -205,7 +205,7 @@ class Shards:
         """
         at = operator.index(index)
         if not -len(self) <= at < len(self):
-            raise IndexError(f"document {index} of {len(self)}")
+            raise IndexError(f"document index {index} is out of range for {len(self)} documents")
         tokens, loss_mask, source, labeled = self._native.document(at % len(self))
         spans: dict[str, list[tuple[int, int]]] = {}
         for label, start, end in labeled:
