@@ -219,7 +219,7 @@ def test_long_pieces_equal_tiktoken(llama, peer):
         assert llama.encode(text).tolist() == peer.encode_ordinary(text)
 
 
-def test_what_is_remembered_stays_right(llama, peer):
+def test_cached_tokens_stay_correct(llama, peer):
     """More pieces than are remembered, each twice, so that places are taken over."""
     texts = [
         " ".join(f"{number:x}q{number * 7919 % 99991:x}" for number in range(start, start + 5000))
@@ -276,7 +276,7 @@ def test_files(small, tmp_path):
         small.encode_files([tmp_path / "nowhere"])
 
 
-def test_a_forked_child_goes_on(small):
+def test_a_forked_child_keeps_encoding(small):
     """Also where another thread was encoding when the process was forked."""
     text = STDLIB[3].read_text("utf-8")
     expected = small.encode(text)
@@ -421,9 +421,9 @@ BYTES = [bytes([byte]) for byte in range(256)]
         (b"", "no token for the byte 0x00"),
         (ranks_file(BYTES[:-1]), "no token for the byte 0xff"),
         (ranks_file(BYTES) + b"!!!! 256\n", "line 257: invalid base64"),
-        (ranks_file(BYTES) + b"YWI=\n", "line 257: no space"),
-        (ranks_file(BYTES) + b"YWI= -1\n", "line 257: the rank"),
-        (ranks_file(BYTES) + b"YWI= 99999999999999\n", "line 257: the rank"),
+        (ranks_file(BYTES) + b"YWI=\n", "line 257: expected a space"),
+        (ranks_file(BYTES) + b"YWI= -1\n", "line 257: expected a rank"),
+        (ranks_file(BYTES) + b"YWI= 99999999999999\n", "line 257: expected a rank"),
         (ranks_file(BYTES) + b"YWI= 4000000000\n", "above the limit"),
         (ranks_file([*BYTES, b"ab", b"ab"]), "tokens 256 and 257 have the same bytes"),
         (ranks_file([*BYTES, b"ab"], [*range(256), 5]), "duplicate token id 5"),
@@ -468,11 +468,13 @@ def test_bad_special_tokens_are_refused(special, tmp_path):
         Tokenizer.load(tmp_path / "ranks", special_tokens=special)
 
 
-@pytest.mark.parametrize("pattern", ["(", "[", r"\p{Nope}", "(" * 10_000])
+@pytest.mark.parametrize("pattern", ["", "(", "[", r"\p{Nope}", "(" * 10_000])
 def test_bad_patterns_are_refused(pattern, tmp_path):
     (tmp_path / "ranks").write_bytes(ranks_file(BYTES))
     with pytest.raises(ValueError, match="split pattern"):
         Tokenizer.load(tmp_path / "ranks", pattern=pattern)
+    with pytest.raises(ValueError, match="split pattern"):
+        Tokenizer.train([], 256, pattern=pattern)
 
 
 def test_a_catastrophic_pattern_is_an_error(tmp_path):
@@ -617,7 +619,7 @@ def test_patterns_have_names(name, pattern, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["qwen", "gpt-5", "llama3.3", "p50k_base", "LLAMA 4"])
-def test_an_unknown_name_is_no_pattern(name, tmp_path):
+def test_an_unknown_name_is_not_a_pattern(name, tmp_path):
     (tmp_path / "ranks").write_bytes(ranks_file(BYTES))
     for call in (
         lambda: Tokenizer.train(["a b"], 256, pattern=name),
@@ -835,7 +837,7 @@ def json_file(tokenizer, tmp_path):
         (["added_tokens", 0, "id"], 3, "id 3 of an ordinary token"),
     ],
 )
-def test_what_is_not_byte_level_bpe_is_refused_by_name(small, tmp_path, keys, value, why):
+def test_features_other_than_byte_level_bpe_are_refused_by_name(small, tmp_path, keys, value, why):
     file = json_file(small, tmp_path)
     place = file
     for key in keys[:-1]:

@@ -527,7 +527,7 @@ def test_cases_of_a_parametrized_test(tmp_path):
 
 
 def kept(folder, **limits):
-    """What is read back of a recording, which may hold calls that others displaced."""
+    """Return the samples of a recording, which may contain calls that others displaced."""
     from cwm_core.corpus.repository import read_recording
 
     return [sample.provenance["test"] for sample in read_recording(folder, **limits)]
@@ -717,7 +717,7 @@ def eval_in(code):
     return functools.partial(eval, code, globals())
 
 
-def test_what_a_choosing_function_raises():
+def test_exceptions_of_a_choosing_function():
     run = compile("f(1)", "<elsewhere>", "eval")
 
     def fails(frame):

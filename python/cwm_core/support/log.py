@@ -18,7 +18,7 @@ from .jsonl import loads
 class ResumableLog:
     """A file of JSON lines that a run appends to and a later run reads first; a context manager.
 
-    A line is complete once it ends: what a kill left of a last line is cut when the file is opened. One writer at a
+    Opening the file removes an incomplete last line, which a killed process leaves behind. One writer at a
     time has the file, unless its file system has no locks.
     """
 
