@@ -86,6 +86,17 @@ API = {
         "cwm_core.evaluation.executions",
         "cwm_core.evaluation.report",
     ],
+    "rl": [
+        "cwm_core.rl.tasks.protocol",
+        "cwm_core.rl.tasks.traces",
+        "cwm_core.rl.tasks.calls",
+        "cwm_core.rl.tasks.coding",
+        "cwm_core.rl.tasks.mathematics",
+        "cwm_core.rl.tasks.software",
+        "cwm_core.rl.tasks.questions",
+        "cwm_core.rl.tasks.curriculum",
+        "cwm_core.rl.rewards",
+    ],
 }
 
 # Tables of configuration keys: title, file, class.
