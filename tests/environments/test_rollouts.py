@@ -48,7 +48,7 @@ if docker_image.refusal() is None:
     BACKENDS["docker"] = lambda: DockerBackend(docker_image.image())
 """Functions that make a backend, by name. Add any backend that opens tasks with a folder."""
 LIGHT = SandboxBackend("process", limits=replace(LIMITS, seconds=60.0))
-"""For tests of what is around rollouts."""
+"""A fast backend for tests that do not depend on isolation."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def tasks(tmp_path_factory):
 
 
 def quick(task, name=None):
-    """The same repository with a check instead of its tests, which takes a hundredth of the time."""
+    """Return the same repository with a check instead of its tests, which takes a hundredth of the time."""
     path, right, _ = BUGS[task.name]
     return replace(task, name=name or task.name, test_command=f"grep -qF '{right}' {path}")
 
@@ -68,7 +68,7 @@ def quick_tasks(tasks):
 
 
 def processes():
-    """Command lines of everything that runs, but what waits to be collected."""
+    """Return the command lines of all running processes, except zombies."""
     return subprocess.run(["ps", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout
 
 

@@ -43,7 +43,7 @@ BYTE_STRINGS = st.lists(st.one_of(st.binary(max_size=8), TEXTS.map(str.encode)),
 
 
 def texts_of_every_code_point():
-    """Each alone, and between letters, digits, blanks, symbols and itself; of the private planes some."""
+    """Return every code point alone and between letters, digits, blanks, symbols, and itself; private planes in part."""
     for start in [*range(0, 0x33800, 256), 0xE0000, 0xE0100, 0xF0000, 0x10FF00]:
         characters = [chr(code) for code in range(start, start + 256) if not 0xD800 <= code < 0xE000]
         yield from characters
@@ -539,7 +539,7 @@ def test_a_pattern_for_training_equals_tokenizers_or_is_refused(pattern, tmp_pat
 
 @pytest.fixture(scope="module")
 def uncut(tmp_path_factory):
-    """Ranks that merge all that the texts hold side by side, so that every cut shows."""
+    """Return ranks that merge all neighbors in the texts, so that every cut changes the tokens."""
     path = tmp_path_factory.mktemp("uncut") / "ranks"
     Tokenizer.train(USER_TEXTS, 600, pattern="(?m:.+)").save_ranks(path)
     return path

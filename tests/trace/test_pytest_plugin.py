@@ -272,7 +272,7 @@ def project(tmp_path_factory):
 
 
 def run(root, *arguments, plugins=()):
-    """The output of pytest and what `tell` says."""
+    """Return the output of pytest and that of `tell`."""
     env = os.environ | {"PYTHONHASHSEED": "0", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "COLUMNS": "100"}
     env.pop("PYTEST_ADDOPTS", None)
     loaded = [argument for name in ("cwm_core.trace.pytest_plugin", *plugins) for argument in ("-p", name)]
@@ -305,7 +305,7 @@ def plain(project):
 
 @pytest.fixture(scope="module")
 def store(project, plain):
-    """The recording of the suite, which also must not have changed anything."""
+    """Return the recording of the suite, after checking that it changed nothing."""
     output, told = recorded(project, "first", "-rA", "--cwm-max-frames", "500", "--cwm-per-site", "2")
     assert told == plain[1]
     assert without_line(output) == plain[0]
@@ -314,7 +314,7 @@ def store(project, plain):
 
 
 def entries(store, **wanted):
-    """Traces by what their metadata say."""
+    """Return traces by their metadata."""
     return [e.trace for e in store.entries() if wanted.items() <= e.metadata.items()]
 
 
