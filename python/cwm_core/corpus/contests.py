@@ -85,7 +85,7 @@ def read_contests(path: str | os.PathLike[str]) -> Iterator[ContestProblem]:
     """
     for number, row in read_rows(path, loads=_parsed, max_line_bytes=MAX_LINE_BYTES):
         try:
-            contest = _contest(row, number)
+            contest = contest_of(row, number)
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
         yield contest
@@ -94,7 +94,7 @@ def read_contests(path: str | os.PathLike[str]) -> Iterator[ContestProblem]:
 def units(
     contests: Iterable[ContestProblem],
     *,
-    licence: str,
+    license: str,
     seed: int = 0,
     solutions: int = 4,
     inputs: int = 2,
@@ -110,12 +110,12 @@ def units(
     `prelude.with_prelude`). A wrong solution stays unchanged, because the missing import may be why it is wrong.
     Solutions import the packages that are installed here.
 
-    The provenance has `source`, `licence`, `problem`, `label` (`right` or `wrong`, from the data set), `expected` (for
+    The provenance has `source`, `license`, `problem`, `label` (`right` or `wrong`, from the data set), `expected` (for
     each run, the digest of the answer for `judge_digest`), `seed`, and `difficulty` and `url` if they are known.
 
     Args:
         contests: Problems.
-        licence: SPDX expression of the license of the data set.
+        license: SPDX expression of the license of the data set.
         seed: Seed of the choice.
         solutions: Solutions of a problem.
         inputs: Inputs of a solution, drawn from the smallest.
@@ -145,7 +145,7 @@ def units(
             continue
         for label, chosen in each.items():
             for index, code in sorted(chosen):
-                provenance = {"source": contest.source, "licence": licence, "problem": contest.name, "label": label}
+                provenance = {"source": contest.source, "license": license, "problem": contest.name, "label": label}
                 complete = with_prelude(code) if label == "right" else code
                 yield _unit(f"{name}/{label}/{index}", contest, complete, tests, provenance | {"seed": seed})
 
@@ -329,7 +329,8 @@ def _parsed(text: str | bytes) -> Any:
     return loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _MAX_INT_DIGITS else math.inf)
 
 
-def _contest(row: Any, number: int) -> ContestProblem:
+def contest_of(row: Any, number: int) -> ContestProblem:
+    """Return the problem of a row, whose number names a problem of APPS without an id. Raise ValueError for others."""
     if not isinstance(row, dict):
         raise ValueError(f"expected a problem as a JSON object, got {_kind(row)}")
     if "input_output" in row:

@@ -231,6 +231,10 @@ class Engine:
             raise ValueError("a fork of a constrained sequence needs a constraint of its own")
         return self.submit(replace(handle.request, **{"prompt": tokens[:at]} | changes))
 
+    def forget_prefixes(self) -> None:
+        """Drop the copies of keys and values of earlier prompts. Call this after replacing weights."""
+        self._prefixes = Prefixes(self._cache, self._prefixes.limit)
+
     @property
     def unfinished(self) -> int:
         """Return the number of sequences that run or wait."""
