@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, settings
 # processes want the cores. Before torch is imported, here and in what tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What a shell starts in the background inherits an ignored SIGINT; tests of Ctrl-C need what a terminal gives.
+# What a shell starts in the background inherits an ignored SIGINT, and what nohup starts an ignored SIGHUP; tests of
+# signals need what a terminal gives.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Packages to work on, with tests of their own.
 collect_ignore = ["repositories"]

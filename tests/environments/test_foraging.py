@@ -35,8 +35,8 @@ BACKEND = SandboxBackend(KIND, readable=installed_packages())
 STDLIB = Path(os.__file__).parent
 MODULES = [
     path
-    for name in ("bisect", "contextlib", "copy", "csv", "fnmatch", "graphlib", "heapq", "json/decoder", "json/encoder",
-                 "keyword", "shlex", "string", "textwrap", "this", "tokenize", "types", "wsgiref/util")
+    for name in ("bisect", "copy", "fnmatch", "graphlib", "heapq", "json/encoder",
+                 "keyword", "shlex", "string", "textwrap", "this", "wsgiref/util")
     if (path := STDLIB / f"{name}.py").exists()
 ]  # fmt: skip
 FOUND: dict[Path, list] = {}
@@ -417,7 +417,8 @@ def test_forage_is_repeatable_and_its_tasks_are_what_they_say(repositories, tmp_
     assert (tmp_path / "two/tasks.jsonl").read_bytes() == data
     assert seen == [(i, 6) for i in range(1, 7)]
     tasks = list(read_tasks(tmp_path / "one/tasks.jsonl"))
-    assert Counter(task.kind for task in tasks) == harvest.tasks == quotas(6, MIX)
+    assert harvest.tasks == quotas(6, MIX)
+    assert Counter(task.kind for task in tasks) == +Counter(harvest.tasks)
     assert len({task.name for task in tasks}) == 6
     for task in tasks:
         if task.kind == "issue-fix":
