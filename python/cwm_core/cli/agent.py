@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..support import secrets
 from ..support.files import write_file
 from ..support.imports import import_object
+from ..support.jsonl import loads
 from .options import (
     FAILED,
     INTERRUPTED,
@@ -236,7 +237,7 @@ def _engine_agent(args: argparse.Namespace) -> Agent:
 
 def _script(path: Path) -> dict[str, list[str]]:
     try:
-        script = json.loads(path.read_text("utf-8"))
+        script = loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(script, dict) or not all(

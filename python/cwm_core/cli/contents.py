@@ -14,7 +14,7 @@ from cwm_core._native import DamagedFileError
 
 from ..formats.traces import STORE, TRACE, read_traces
 from ..support.files import files_in
-from ..support.jsonl import read_lines
+from ..support.jsonl import loads, read_lines
 
 _WEIGHTS = (".safetensors", ".pth")
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
@@ -183,7 +183,7 @@ def _corpus(folder: Path) -> CorpusContents:
         if not line.endswith(b"\n"):
             break  # a writer was killed, or is at work
         try:
-            parts.append(Part(**json.loads(line)))
+            parts.append(Part(**loads(line)))
             drops.merge(DropCounts.from_json(parts[-1].drops))
         except (ValueError, TypeError) as error:
             raise DamagedFileError(f"{progress}, line {number}: {error}") from None

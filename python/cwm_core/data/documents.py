@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from .._native import DamagedFileError
 from ..support.files import files_in
 from ..support.imports import entry_point_objects, import_object
 from ..support.jsonl import STDIN
@@ -189,7 +190,7 @@ def read_items(path: Path, kinds: Sequence[DocumentKind[Any]] | None = None) -> 
         kinds: Kinds of documents to recognize (default: `document_kinds()`).
 
     Raises:
-        ValueError: The file is damaged, or no kind recognizes it or one of its rows. The message says where.
+        DamagedFileError: The file is damaged, or no kind recognizes it or one of its rows. The message says where.
         OSError: The file cannot be read.
     """
     kinds = document_kinds() if kinds is None else kinds
@@ -205,13 +206,13 @@ def _contents(path: Path, kinds: Sequence[DocumentKind[Any]]) -> Iterator[tuple[
             yield from ((kind, {}, where, content) for where, content in kind.read_file(path))
             return
     if not is_table(path):
-        raise ValueError(f"{path}: no document kind recognizes this file")
+        raise DamagedFileError(f"{path}: no document kind recognizes this file")
     columns = dict.fromkeys(["source", *(name for kind in kinds for name in kind.columns)])
     for where, row in read_table(path, columns.keys()):
         found = next((kind for kind in kinds if kind.has_row(row)), None)
         if found is None:
             known = [repr(kind.columns[0]) for kind in kinds if kind.columns]
-            raise ValueError(f"{where}: expected one of the columns {', '.join(known)}")
+            raise DamagedFileError(f"{where}: expected one of the columns {', '.join(known)}")
         content = found.read_row(row, where)
         if content is not None:
             yield found, row, where, content
@@ -253,14 +254,14 @@ class ChatKind(DocumentKind[list[dict[str, str]]]):
         """Return the messages without keys that are null: Parquet adds every key that any message has.
 
         Raises:
-            ValueError: The messages are not a list of objects that each have a content.
+            DamagedFileError: The messages are not a list of objects that each have a content.
         """
         value = row["messages"]
         if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-            raise ValueError(f"{where}: expected 'messages' to be a list of objects")
+            raise DamagedFileError(f"{where}: expected 'messages' to be a list of objects")
         messages = [{key: part for key, part in message.items() if part is not None} for message in value]
         if not all(isinstance(message.get("content"), str) for message in messages):
-            raise ValueError(f"{where}: expected every message to have a string 'content'")
+            raise DamagedFileError(f"{where}: expected every message to have a string 'content'")
         return messages
 
     def encode(self, tokenizer: Tokenizer, content: list[dict[str, str]]) -> TrainingDocument:

@@ -366,5 +366,5 @@ def _sources(
     try:
         names = encoded.dictionary.to_pylist()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: row {first} or after: a source is not UTF-8") from error
+        raise DamagedFileError(f"{path}: row {first} or after: a source is not UTF-8") from error
     return names, encoded.indices.to_numpy().astype(np.int64)[rows]

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any, Literal, Self
 
+from .._native import CwmError
 from . import bubblewrap, supervisor
 
 Sandbox = Literal["bubblewrap", "process"]
@@ -35,7 +36,7 @@ PIPE_BYTES = 1 << 20  # maximum size of an unprivileged pipe (/proc/sys/fs/pipe-
 GRACE = 10.0  # seconds for a supervisor to start, and to end its processes, before it is killed
 
 
-class SandboxError(RuntimeError):
+class SandboxError(CwmError, RuntimeError):
     """The sandbox failed or cannot run here, independently of the program."""
 
 

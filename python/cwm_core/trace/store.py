@@ -304,7 +304,10 @@ def outcome(trace: Trace) -> TraceOutcome:
 
 
 def _json_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
     if not isinstance(value, dict):
         raise DamagedFileError(f"metadata: expected a JSON object, got {text[:100]}")
     return value

@@ -39,6 +39,7 @@ import torch
 from .. import model as models
 from ..data import Bucket, PackedLoader
 from ..model import ModelConfig, RopeParameters, Transformer
+from ..model.weights.layout import read_json
 from ..support.files import locked, write_file
 from ..tokenizer import Tokenizer
 from .checkpoint import latest
@@ -376,7 +377,7 @@ def _prepare_output(run: RunConfig, model: ModelConfig, world: World) -> None:
             run.output.mkdir(parents=True, exist_ok=True)
             write_file(file, json.dumps(model.to_hf(), indent=2) + "\n")
         return
-    before = json.loads(file.read_text())
+    before = read_json(file)
     known = before.pop("vocabulary_fingerprint", None)
     if None not in (known, model.vocabulary_fingerprint) and known != model.vocabulary_fingerprint:
         raise ValueError(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...support.endpoint import ContextExceeded, Endpoint
+from ...support.jsonl import loads
 from ..tasks import Task
 from .protocol import Budget, Generate, Message, OutOfBudget, Reply
 
@@ -180,7 +181,7 @@ def _calls(calls: Any) -> list[str]:
 def _arguments(tool: Any, arguments: Any) -> str:
     """Return the text between the tags of a call."""
     try:
-        values = json.loads(arguments) if isinstance(arguments, str) else arguments
+        values = loads(arguments) if isinstance(arguments, str) else arguments
     except ValueError:
         return str(arguments)
     values = values if isinstance(values, dict) else {"content": values}

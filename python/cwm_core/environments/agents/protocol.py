@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..._native import CwmError
 from ..tasks import Task
 
 Message = dict[str, str]
@@ -35,7 +36,7 @@ Generate = Callable[[Sequence[Message]], Reply | str]
 reply as the assistant's message and by the observation."""
 
 
-class OutOfBudget(Exception):
+class OutOfBudget(CwmError):
     """The agent cannot reply; the text names the exhausted budget, or is "script" at the end of a script."""
 
 

@@ -25,15 +25,15 @@ class Layout:
 
         Raises:
             OSError: The file cannot be read.
-            DamagedFileError: The file is not a JSON object.
-            ValueError: The file lacks a key or describes a model that cannot be built.
+            DamagedFileError: The file is not a JSON object or lacks a key.
+            ValueError: The file describes a model that cannot be built.
         """
         file = folder / self.config_file
         values = read_json(file)
         try:
             return self.config_from(values)
         except KeyError as error:
-            raise ValueError(f"{file} lacks {error}") from None
+            raise DamagedFileError(f"{file} lacks {error}") from None
         except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise ValueError(f"{file}: {error}") from None
 
