@@ -177,8 +177,8 @@ class Counting:
         self.actions.append(action)
         done = not action or len(self.actions) >= self.turns
         observation = f"<output>\n{len(self.actions)}\n</output>" if action else ""
-        info = {"role": "tool: bash", "exit_code": 0} | ({"test": "as it is"} if done else {})
-        return Transition(observation, 0.25 if done else 0.0, done, info)
+        reason = "as it is" if done else ""
+        return Transition(observation, 0.25 if done else 0.0, done, "tool: bash", 0, reason=reason)
 
 
 class Function:
@@ -276,8 +276,8 @@ def test_a_bad_rollout_harms_no_other(quick_tasks, tmp_path):
     assert "/no/such/folder" in failures[f"{several[5].name}/0"]
     assert sum(one.solved for one in results.values()) == 5
     summary = summarize(results.values())
-    assert (summary["rollouts"], summary["solved"], summary["failed"], summary["tasks_solved"]) == (8, 5, 3, 5)
-    assert summary["ends"] == {"done": 5, "failed": 3} and summary["reasons"] == {"the tests passed": 5}
+    assert (summary.rollouts, summary.solved, summary.failed, summary.tasks_solved) == (8, 5, 3, 5)
+    assert summary.ends == {"done": 5, "failed": 3} and summary.reasons == {"the tests passed": 5}
 
 
 def test_a_killed_worker_fails_its_rollout_and_no_other(quick_tasks, tmp_path, monkeypatch):

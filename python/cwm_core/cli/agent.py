@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from cwm_core.environments import Agent, Budget, Trajectory
+    from cwm_core.environments import Agent, Budget, RolloutSummary, Trajectory
 
 
 def add_agent(verbs: Any) -> None:
@@ -174,18 +174,17 @@ def _agent(args: argparse.Namespace) -> int:
         warn(args, f"interrupted; run the same command to resume from the trajectories in {args.output}")
         return INTERRUPTED
     summary = summarize(TrajectoryReader(file))
-    text = json.dumps(summary, indent=1) + "\n"
+    text = json.dumps(asdict(summary), indent=1) + "\n"
     write_file(args.output / "summary.json", text)
     if args.json:
         write(text)
     else:
         _show(summary)
-    say(args, f"{file}: {summary['rollouts']:,} trajectories")
-    if summary["failed"] == summary["rollouts"]:
+    say(args, f"{file}: {summary.rollouts:,} trajectories")
+    if summary.failed == summary.rollouts:
         warn(
             args,
-            f"every rollout failed, most often with: {next(iter(summary['failures']))}; "
-            "repeat them with --retry-failed",
+            f"every rollout failed, most often with: {next(iter(summary.failures))}; repeat them with --retry-failed",
         )
         return FAILED
     return OK
@@ -279,21 +278,21 @@ def _bar(args: argparse.Namespace) -> Iterator[Callable[[int, int, Trajectory | 
         yield show
 
 
-def _show(summary: dict[str, Any]) -> None:
+def _show(summary: RolloutSummary) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
     table = Table("", "count", box=None, show_header=False)
     table.columns[1].justify = "right"
-    table.add_row("rollouts", f"{summary['rollouts']:,}")
-    table.add_row("solved", f"{summary['solved']:,}")
-    table.add_row("tasks", f"{summary['tasks']:,}")
-    table.add_row("tasks solved", f"{summary['tasks_solved']:,}")
+    table.add_row("rollouts", f"{summary.rollouts:,}")
+    table.add_row("solved", f"{summary.solved:,}")
+    table.add_row("tasks", f"{summary.tasks:,}")
+    table.add_row("tasks solved", f"{summary.tasks_solved:,}")
     for name, form in (("reward", ".3f"), ("turns", ",.1f"), ("tokens", ",.0f"), ("seconds", ",.2f")):
-        value = summary[name]
+        value = getattr(summary, name)
         table.add_row(f"mean {name}", "-" if value is None else format(value, form))
     console.print(table)
     for title in ("ends", "reasons", "failures"):
-        for reason, count in summary[title].items():
+        for reason, count in getattr(summary, title).items():
             console.print(f"{title.removesuffix('s'):<8} {count:>7,} x {reason}", markup=False)

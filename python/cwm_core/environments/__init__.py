@@ -5,11 +5,13 @@ from .agents import (
     Budget,
     EndpointAgent,
     EndpointError,
+    EndReason,
     EngineAgent,
     Generate,
     Message,
     OutOfBudget,
     Reply,
+    ReplyEnd,
     ScriptedAgent,
     solution_actions,
     system_prompt,
@@ -19,13 +21,13 @@ from .encoding import EncodedTrajectory, encode_trajectory, write_shards
 from .environment import Environment, Step, Transition
 from .history import forget_history
 from .issues import issue_task, read_issues
-from .outcomes import TestRun, run_tests
+from .outcomes import TestOutcome, TestRun, run_tests
 from .patches import make_diff, normalize, similarity
 from .profile import CWM, CWM_TRAINING, DEFAULT, PROFILES, Profile
 from .rewards import Reward, RewardFunction, judge
 from .rollouts import rollout, run_rollouts
 from .selection import Selection, judge_candidates, select, written_test
-from .summary import summarize
+from .summary import RolloutSummary, summarize
 from .tasks import Task, read_tasks, write_tasks
 from .tools import ActionError, Call, Tool, parse_action
 from .trajectories import Trajectory, TrajectoryReader, TrajectoryWriter, Turn, read_trajectories
@@ -41,6 +43,7 @@ __all__ = [
     "Budget",
     "Call",
     "EncodedTrajectory",
+    "EndReason",
     "EndpointAgent",
     "EndpointError",
     "EngineAgent",
@@ -53,12 +56,15 @@ __all__ = [
     "ProcessWorker",
     "Profile",
     "Reply",
+    "ReplyEnd",
     "Reward",
     "RewardFunction",
+    "RolloutSummary",
     "ScriptedAgent",
     "Selection",
     "Step",
     "Task",
+    "TestOutcome",
     "TestRun",
     "Tool",
     "Trajectory",

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from types import CodeType
 from typing import Any, Literal, Self
@@ -64,6 +65,29 @@ class Limits:
     """Bytes of each output stream to keep."""
 
 
+class ExceededLimit(StrEnum):
+    """The field of `Limits` that ended a run."""
+
+    SECONDS = "seconds"
+    MEMORY_BYTES = "memory_bytes"
+    PROCESSES = "processes"
+    DISK_BYTES = "disk_bytes"
+
+
+@dataclass(frozen=True)
+class ProgramEnd:
+    """How a program ended."""
+
+    exit_code: int | None
+    """Exit code, or None if a signal ended the program."""
+    signal: int | None
+    """Number of the signal that ended the program, or None."""
+    exceeded: ExceededLimit | None
+    """Limit that ended the program, or None."""
+    seconds: float
+    """Duration, in seconds."""
+
+
 @dataclass(frozen=True)
 class Completed:
     """Outcome of a run."""
@@ -76,9 +100,9 @@ class Completed:
     """Standard output, without its middle if it is too long."""
     stderr: bytes
     """Standard error, without its middle if it is too long."""
-    exceeded: str | None
-    """Limit that ended the run ("seconds", "memory_bytes", "processes", or "disk_bytes"), or None. A process that
-    exceeds a limit of its own gets a signal (SIGXCPU, SIGXFSZ) or a failed allocation instead."""
+    exceeded: ExceededLimit | None
+    """Limit that ended the run, or None. A process that exceeds a limit of its own gets a signal (SIGXCPU, SIGXFSZ) or
+    a failed allocation instead."""
     truncated: bool
     """Whether part of the output was dropped."""
     seconds: float
@@ -87,7 +111,7 @@ class Completed:
     @property
     def timed_out(self) -> bool:
         """Whether the limit of wall-clock time ended the run."""
-        return self.exceeded == "seconds"
+        return self.exceeded == ExceededLimit.SECONDS
 
 
 class HeadTail:
@@ -247,12 +271,13 @@ class Process:
         """Whether `exchange` has seen the program end."""
         return self._ended
 
-    def outcome(self) -> dict[str, Any] | None:
-        """Return exit_code, signal, exceeded, and seconds once `ended` is true, else None."""
+    def outcome(self) -> ProgramEnd | None:
+        """Return how the program ended once `ended` is true, else None."""
         lines = self._report_text.decode().splitlines()
         if len(lines) != 2:
             return None
-        return dict(zip(("exit_code", "signal", "exceeded", "seconds"), ast.literal_eval(lines[1]), strict=True))
+        exit_code, number, exceeded, seconds = ast.literal_eval(lines[1])
+        return ProgramEnd(exit_code, number, exceeded and ExceededLimit(exceeded), seconds)
 
     def close(self) -> None:
         """End the program and every process that it started. Closing again has no effect."""
@@ -386,7 +411,7 @@ def run(
         said = stderr.value()[-2000:].decode(errors="replace").strip()
         raise SandboxError(f"the {sandbox} sandbox of {argv[0]!r} ended without a report: {said or 'no message'}")
     truncated = bool(stdout.left_out or stderr.left_out)
-    return Completed(stdout=stdout.value(), stderr=stderr.value(), truncated=truncated, **outcome)
+    return Completed(stdout=stdout.value(), stderr=stderr.value(), truncated=truncated, **vars(outcome))
 
 
 def run_python(code: str, *arguments: str, **options: Any) -> Completed:

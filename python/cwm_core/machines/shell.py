@@ -59,8 +59,8 @@ class Program(Protocol):
         """Interrupt all processes (`supervisor.INTERRUPT`), or kill all but the shell (`KILL_OTHERS`)."""
         ...
 
-    def outcome(self) -> dict[str, Any] | None:
-        """Return exit_code, signal, and exceeded once `ended` is true; None if they are unknown."""
+    def outcome(self) -> process.ProgramEnd | None:
+        """Return how the program ended once `ended` is true; None if it is unknown."""
         ...
 
     def close(self) -> None:
@@ -223,8 +223,8 @@ def _reason(program: Program, timed_out: bool) -> str:
     outcome = program.outcome()
     if outcome is None:
         return "its sandbox was ended"
-    if outcome["exceeded"]:
-        return f"the limit {outcome['exceeded']} was exceeded"
-    if outcome["signal"]:
-        return f"it was ended by signal {outcome['signal']}"
-    return f"it exited with code {outcome['exit_code']}"
+    if outcome.exceeded:
+        return f"the limit {outcome.exceeded} was exceeded"
+    if outcome.signal:
+        return f"it was ended by signal {outcome.signal}"
+    return f"it exited with code {outcome.exit_code}"
