@@ -180,7 +180,7 @@ def _eval(args: argparse.Namespace) -> int:
 def _eval_custom(args: argparse.Namespace) -> int:
     from cwm_core import evaluation
 
-    task: evaluation.Task = import_object(args.function)
+    task: evaluation.EvaluationTask = import_object(args.function)
     if not callable(task):
         raise ValueError(f"{args.function}: expected a function, got {type(task).__name__}")
     evaluate = functools.partial(evaluation.evaluate_task, task=task, name=args.function)

@@ -18,7 +18,7 @@ from .agents import (
 )
 from .distinct import NearDuplicates, distinct
 from .encoding import EncodedTrajectory, encode_trajectory, write_shards
-from .environment import Environment, Step, Transition
+from .environment import Environment, EpisodeStep, Transition
 from .history import forget_history
 from .issues import issue_task, read_issues
 from .outcomes import TestOutcome, TestRun, run_tests
@@ -49,6 +49,7 @@ __all__ = [
     "EngineAgent",
     "Environment",
     "EnvironmentWorker",
+    "EpisodeStep",
     "Generate",
     "Message",
     "NearDuplicates",
@@ -62,7 +63,6 @@ __all__ = [
     "RolloutSummary",
     "ScriptedAgent",
     "Selection",
-    "Step",
     "Task",
     "TestOutcome",
     "TestRun",

@@ -25,7 +25,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
-class Step:
+class EpisodeStep:
     """A turn of an episode."""
 
     action: str
@@ -112,7 +112,7 @@ class Environment:
         self._profile = replace(profile, **changes)
         self._count_tokens = count_tokens
         self._episode: _Episode | None = None
-        self.trajectory: list[Step] = []
+        self.trajectory: list[EpisodeStep] = []
 
     def start(self, task: Task) -> str:
         """Start an episode, ending an earlier one, and return the first observation, which is the task's prompt.
@@ -192,7 +192,7 @@ class Environment:
         episode.tokens += self._tokens(action_text) + self._tokens(observation)
         spent = left <= 0 or seconds <= 0 or episode.tokens >= profile.context_tokens
         episode.done = spent or (profile.malformed_ends if malformed else call is None)
-        self.trajectory.append(Step(action_text, observation, exit_code, time.monotonic() - started))
+        self.trajectory.append(EpisodeStep(action_text, observation, exit_code, time.monotonic() - started))
         role = f"tool: {call.tool}" if call and not malformed else "user"
         reward, reason = 0.0, ""
         if episode.done:

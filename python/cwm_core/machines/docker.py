@@ -289,7 +289,7 @@ class DockerMachine:
 
 
 class _ContainerShell:
-    """A shell in a container; see `Program`."""
+    """A shell in a container; see `ShellProgram`."""
 
     def __init__(self, machine: DockerMachine) -> None:
         """Start the shell."""
@@ -306,11 +306,11 @@ class _ContainerShell:
 
     @property
     def ended(self) -> bool:
-        """See `Program.ended`."""
+        """See `ShellProgram.ended`."""
         return self._exec.ended
 
     def order(self, order: bytes) -> None:
-        """See `Program.order`."""
+        """See `ShellProgram.order`."""
         # Background processes of bash ignore interrupts, so a fork bomb survives them.
         crowded = self._machine.is_crowded()
         self._machine.order("interrupt")
@@ -318,14 +318,14 @@ class _ContainerShell:
             self._machine.kill_others()
 
     def outcome(self) -> process.ProgramEnd | None:
-        """See `Program.outcome`. A signal shows as an exit code above 128."""
+        """See `ShellProgram.outcome`. A signal shows as an exit code above 128."""
         code = self._exec.exit_code(GRACE)
         if code is None:
             return None
         return process.ProgramEnd(code, code - 128 if code > 128 else None, None, time.monotonic() - self._started)
 
     def close(self) -> None:
-        """See `Program.close`."""
+        """See `ShellProgram.close`."""
         self._machine.shell_pids.discard(self._pid)
         with contextlib.suppress(process.SandboxError):
             self._machine.kill_others()

@@ -223,7 +223,6 @@ class Process:
         Returns:
             The part of `data` that was not written.
         """
-        deadline = time.monotonic() + seconds
         pending = memoryview(data)
         with selectors.DefaultSelector() as selector:
             selector.register(self._report, selectors.EVENT_READ)
@@ -231,22 +230,21 @@ class Process:
                 selector.register(stream, selectors.EVENT_READ, sink)
             if not self._stdin.closed:
                 selector.register(self._stdin, selectors.EVENT_WRITE)
-            while not self._ended and not until() and (left := deadline - time.monotonic()) > 0:
-                for key, _ in selector.select(left):
-                    if key.fileobj is self._stdin:
-                        pending = self._write(pending)
-                        if not pending:
-                            selector.unregister(self._stdin)
-                            if close_stdin:
-                                self._stdin.close()
-                    elif key.fileobj is self._report:
-                        chunk = os.read(self._report.fileno(), 4096)
-                        self._report_text += chunk
-                        self._ended = not chunk
-                    elif chunk := _read(key.fd):
-                        key.data(chunk)
-                    else:
-                        selector.unregister(key.fileobj)
+            for key, _ in events(selector, seconds, lambda: self._ended or until()):
+                if key.fileobj is self._stdin:
+                    pending = self._write(pending)
+                    if not pending:
+                        selector.unregister(self._stdin)
+                        if close_stdin:
+                            self._stdin.close()
+                elif key.fileobj is self._report:
+                    chunk = os.read(self._report.fileno(), 4096)
+                    self._report_text += chunk
+                    self._ended = not chunk
+                elif chunk := _read(key.fd):
+                    key.data(chunk)
+                else:
+                    selector.unregister(key.fileobj)
         # Read the rest of the output from the pipes, once: a process that keeps writing must not keep this reading.
         on_stdout(_read(self._stdout.fileno()))
         on_stderr(_read(self._stderr.fileno()))
@@ -351,6 +349,15 @@ def _environment(folder: str | None, sandbox: str) -> dict[str, str]:
 
 def _pipe() -> Iterator[tuple[int, str]]:
     return zip(os.pipe(), ("rb", "wb"), strict=True)
+
+
+def events(
+    selector: selectors.BaseSelector, seconds: float, stopped: Callable[[], bool]
+) -> Iterator[tuple[selectors.SelectorKey, int]]:
+    """Yield the events of a selector until `stopped()` is true or `seconds` have passed."""
+    deadline = time.monotonic() + seconds
+    while not stopped() and (left := deadline - time.monotonic()) > 0:
+        yield from selector.select(left)
 
 
 def _read(fd: int) -> bytes:

@@ -35,7 +35,7 @@ STATE = (
 )
 
 
-class Program(Protocol):
+class ShellProgram(Protocol):
     """The running bash of a shell: a `Process`, or an equivalent in a container."""
 
     @property
@@ -92,7 +92,7 @@ class Shell:
     Redirections of the shell itself with `exec` last until the end of the command.
     """
 
-    def __init__(self, start: Callable[[], Program], *, output_bytes: int = 1 << 16) -> None:
+    def __init__(self, start: Callable[[], ShellProgram], *, output_bytes: int = 1 << 16) -> None:
         """Start the shell.
 
         Args:
@@ -216,7 +216,7 @@ class _Output:
         return self._kept.value()
 
 
-def _reason(program: Program, timed_out: bool) -> str:
+def _reason(program: ShellProgram, timed_out: bool) -> str:
     """Return why a shell did not answer."""
     if not program.ended:
         return "it did not react to being interrupted" if timed_out else "its sandbox was ended"

@@ -39,8 +39,8 @@ import torch
 from .. import model as models
 from ..data import Bucket, PackedLoader
 from ..model import ModelConfig, RopeParameters, Transformer
-from ..model.weights.layout import read_json
 from ..support.files import locked, write_file
+from ..support.jsonl import read_object
 from ..tokenizer import Tokenizer
 from .checkpoint import latest
 from .checks import corpus_warnings
@@ -48,7 +48,7 @@ from .config import TrainConfig, checked, parse_overrides
 from .metrics import Progress
 from .parallel import parallelize
 from .report import OnStep, write_jsonl, write_tensorboard
-from .trainer import StopReason, Trainer
+from .trainer import Trainer, TrainingEnd
 from .world import World
 
 RUN_KEYS = {"output": str, "tokenizer": str, "tensorboard": bool, "model": dict, "data": dict, "training": dict}
@@ -131,7 +131,7 @@ class RunConfig:
         return cls(output, Path(top["tokenizer"]), top["model"], data, training, top.get("tensorboard", False))
 
 
-def run(config: RunConfig, on_step: OnStep | None = None, on_warning: Callable[[str], None] = _warn) -> StopReason:
+def run(config: RunConfig, on_step: OnStep | None = None, on_warning: Callable[[str], None] = _warn) -> TrainingEnd:
     """Train as `config` says, resuming from the newest checkpoint in its output folder if there is one.
 
     Under torchrun, each process calls this function. Unless a signal ends the run, the output folder then holds the
@@ -168,7 +168,7 @@ def run(config: RunConfig, on_step: OnStep | None = None, on_warning: Callable[[
         ) from error
 
 
-def _run(config: RunConfig, on_step: OnStep | None, on_warning: Callable[[str], None]) -> StopReason:
+def _run(config: RunConfig, on_step: OnStep | None, on_warning: Callable[[str], None]) -> TrainingEnd:
     tokenizer = Tokenizer.load(config.tokenizer)
     with _table("training"):
         _check_device(config.training.device)
@@ -186,7 +186,7 @@ def _run(config: RunConfig, on_step: OnStep | None, on_warning: Callable[[str], 
         model = _model(config, shape, world)
         with _reports(config, on_step if world.is_main else None, world.is_main) as report:
             reason = Trainer(model, loader, config.training, report, world).run()
-        if reason is not StopReason.SIGNAL:
+        if reason is not TrainingEnd.SIGNAL:
             models.save(model, config.output, tokenizer)
     return reason
 
@@ -377,7 +377,7 @@ def _prepare_output(run: RunConfig, model: ModelConfig, world: World) -> None:
             run.output.mkdir(parents=True, exist_ok=True)
             write_file(file, json.dumps(model.to_hf(), indent=2) + "\n")
         return
-    before = read_json(file)
+    before = read_object(file)
     known = before.pop("vocabulary_fingerprint", None)
     if None not in (known, model.vocabulary_fingerprint) and known != model.vocabulary_fingerprint:
         raise ValueError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._native import DamagedFileError
+from ...support.jsonl import read_object
 from ..config import ModelConfig
 
 
@@ -29,7 +30,7 @@ class Layout:
             ValueError: The file describes a model that cannot be built.
         """
         file = folder / self.config_file
-        values = read_json(file)
+        values = read_object(file)
         try:
             return self.config_from(values)
         except KeyError as error:
@@ -60,22 +61,6 @@ class Layout:
     def to_stored(self, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
         """Invert `from_stored`."""
         return tensor
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises:
-        OSError: The file cannot be read.
-        DamagedFileError: The file does not hold a JSON object.
-    """
-    try:
-        values = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{file} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise DamagedFileError(f"{file} holds {type(values).__name__}, expected an object")
-    return values
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:
