@@ -147,12 +147,13 @@ def learn(trajectories, folder):
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-def test_foraged_tasks_are_solved_and_learned(tmp_path):
+def test_foraged_tasks_are_solved_and_learned(tmp_path, capsys):
     """The same from the command line, with tasks that nobody wrote."""
     repositories = [str(copy_repository(name, tmp_path)) for name in NAMES]
     out, tasks = tmp_path / "out", tmp_path / "tasks"
     backend = ["--sandbox", ISOLATED]
-    assert main(["forage", *repositories, "--count", "6", "--output", str(tasks), *backend]) == 0
+    assert main(["forage", *repositories, "--count", "6", "--output", str(tasks), *backend, "--json"]) == 0
+    assert sum(json.loads(capsys.readouterr().out)["tasks"].values()) == 6
     several = list(read_tasks(tasks / "tasks.jsonl"))
     assert len(several) == 6 and len({task.folder for task in several}) >= 3
     assert main(["agent", str(tasks / "tasks.jsonl"), "--agent", "script", "--output", str(out), *backend]) == 0
@@ -544,7 +545,7 @@ def test_cwm_agent_with_a_model(quick_tasks, tmp_path, monkeypatch, capsys):
         "--sandbox",
         "process",
     ]
-    assert main([*command, "--action-tokens", "8", "--turns", "2", "--samples", "2"]) == 0
+    assert main([*command, "--action-tokens", "8", "--max-turns", "2", "--samples", "2"]) == 0
     several = list(read_trajectories("out/trajectories.jsonl"))
     assert [one.tokens > 0 for one in several] == [True, True]
     assert several[0].settings["weights"] and several[0].turns[0].ids != several[1].turns[0].ids

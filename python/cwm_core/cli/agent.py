@@ -30,7 +30,9 @@ from .options import (
     positive,
     say,
     seconds,
+    share,
     shows_progress,
+    temperature,
     warn,
     write,
 )
@@ -83,8 +85,10 @@ def add_agent(verbs: Any) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("--model", metavar="MODEL", help="folder of the model, or its name at the endpoint")
     add_tokenizer(model)
-    model.add_argument("--temperature", type=float, default=1.0, metavar="T", help="sampling temperature (default: 1)")
-    model.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling threshold (default: 1)")
+    model.add_argument(
+        "--temperature", type=temperature, default=1.0, metavar="T", help="sampling temperature (default: 1)"
+    )
+    model.add_argument("--top-p", type=share, default=1.0, metavar="P", help="nucleus sampling threshold (default: 1)")
     model.add_argument("--reasoning", action="store_true", help="ask for reasoning before every action")
     model.add_argument("--device", default="cpu", metavar="DEVICE", help="device of the engine (default: cpu)")
     endpoint = parser.add_argument_group("endpoint")
@@ -119,12 +123,13 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("budget of a rollout")
     for field in fields(Budget):
         kind: Callable[[str], Any] = seconds if "seconds" in field.name else positive
-        flag = f"--{field.name.replace('_', '-')}"
+        name = f"max_{field.name}" if field.name in ("turns", "seconds") else field.name
         group.add_argument(
-            flag,
+            f"--{name.replace('_', '-')}",
+            dest=field.name,
             type=kind,
             default=field.default,
-            metavar="N",
+            metavar="S" if kind is seconds else "N",
             help=f"{_BUDGET[field.name]} (default: {field.default:,})",
         )
 

@@ -247,7 +247,12 @@ def add_demo(verbs: Any) -> None:
         "cwm demo --short -o demo",
     )
     parser.add_argument(
-        "-o", "--output", default="cwm-demo", metavar="DIR", help="folder for all results (default: cwm-demo)"
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("cwm-demo"),
+        metavar="DIR",
+        help="folder for all results (default: cwm-demo)",
     )
     parser.add_argument("--short", action="store_true", help="run for about a minute, with worse scores")
 
