@@ -1,12 +1,15 @@
-"""One name has one meaning: no two public classes of the package share it."""
+"""Names: no two public classes share one, and lists of names hold those of things that exist."""
 
 import ast
+import re
 from collections import defaultdict
+from itertools import groupby
 from pathlib import Path
 
 import cwm_core
 
 PACKAGE = Path(cwm_core.__file__).parent
+TESTS = Path(__file__).parent
 
 
 def test_public_classes_have_names_of_their_own():
@@ -17,3 +20,48 @@ def test_public_classes_have_names_of_their_own():
                 places[node.name].append(f"{file.relative_to(PACKAGE)}:{node.lineno}")
     assert len(places) > 100
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def test_the_list_of_slow_tests_names_tests_that_exist():
+    lines = [line for line in (TESTS / "slow.txt").read_text().splitlines() if not line.startswith("#")]
+    assert lines == sorted(set(lines))
+    for file, names in groupby(lines, key=lambda line: line.partition("::")[0]):
+        tree = ast.parse((TESTS / file).read_text("utf-8"))
+        functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        assert {name.partition("::")[2] for name in names} <= functions, file
+
+
+def parameters(node):
+    arguments = node.args
+    return [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+
+
+def test_public_functions_take_strings_as_paths():
+    """A function of a module's `__all__`, or a public method of such a class, takes `str | os.PathLike[str]`."""
+    found, checked = [], 0
+    for file in sorted(PACKAGE.rglob("__init__.py")):
+        tree = ast.parse(file.read_text("utf-8"))
+        exported = {
+            name.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+            for name in ast.walk(node.value)
+            if isinstance(name, ast.Constant)
+        }
+        for module in sorted(file.parent.rglob("*.py")):
+            for node in ast.parse(module.read_text("utf-8")).body:
+                if getattr(node, "name", None) not in exported:
+                    continue
+                body = node.body if isinstance(node, ast.ClassDef) else [node]
+                for function in body:
+                    if not isinstance(function, ast.FunctionDef):
+                        continue
+                    checked += 1
+                    found += [
+                        f"{module.relative_to(PACKAGE)}:{function.lineno} {function.name}({parameter.arg})"
+                        for parameter in parameters(function)
+                        if parameter.annotation and "Path" in re.findall(r"\w+", ast.unparse(parameter.annotation))
+                    ]
+    assert checked > 300
+    # A document kind of a user's own is handed paths.
+    assert all("data/documents.py" in place and "(path)" in place for place in found), found

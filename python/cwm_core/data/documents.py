@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from .._native import DamagedFileError
-from ..support.files import files_in
+from ..support.files import StrPath, files_in
 from ..support.imports import entry_point_objects, import_object
 from ..support.jsonl import STDIN
 from ..support.tables import TABLE_ENDINGS, is_table, read_table
@@ -153,7 +153,7 @@ def document_kinds(extra: Iterable[str | DocumentKind[Any]] = ()) -> list[Docume
     return list(kinds.values())
 
 
-def document_files(paths: Sequence[Path], kinds: Sequence[DocumentKind[Any]] | None = None) -> Iterator[Path]:
+def document_files(paths: Iterable[StrPath], kinds: Sequence[DocumentKind[Any]] | None = None) -> Iterator[Path]:
     """Yield the paths, with each folder replaced by the files in it that documents are read from.
 
     In a folder, these are the files of kinds with an ending of their own, such as traces and stores. A folder without
@@ -168,10 +168,11 @@ def document_files(paths: Sequence[Path], kinds: Sequence[DocumentKind[Any]] | N
         FileNotFoundError: A folder has no such file.
         ValueError: Standard input is named twice.
     """
-    if sum(str(path) == STDIN for path in paths) > 1:
+    given = [Path(path) for path in paths]
+    if sum(str(path) == STDIN for path in given) > 1:
         raise ValueError(f"standard input ({STDIN}) is named more than once, but can be read only once")
     own = tuple(ending for kind in (document_kinds() if kinds is None else kinds) for ending in kind.endings)
-    for path in paths:
+    for path in given:
         if not path.is_dir():
             yield path
             continue
@@ -182,7 +183,7 @@ def document_files(paths: Sequence[Path], kinds: Sequence[DocumentKind[Any]] | N
         yield from found
 
 
-def read_items(path: Path, kinds: Sequence[DocumentKind[Any]] | None = None) -> Iterator[Item]:
+def read_items(path: StrPath, kinds: Sequence[DocumentKind[Any]] | None = None) -> Iterator[Item]:
     """Yield the documents of a file.
 
     Args:
@@ -193,7 +194,7 @@ def read_items(path: Path, kinds: Sequence[DocumentKind[Any]] | None = None) -> 
         DamagedFileError: The file is damaged, or no kind recognizes it or one of its rows. The message says where.
         OSError: The file cannot be read.
     """
-    kinds = document_kinds() if kinds is None else kinds
+    kinds, path = document_kinds() if kinds is None else kinds, Path(path)
     folder = "stdin" if str(path) == STDIN else path.resolve().parent.name
     for kind, row, where, content in _contents(path, kinds):
         source = kind.source(content, row)

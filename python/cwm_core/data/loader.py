@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from cwm_core import _native
 
+from ..support.files import StrPath
 from .identity import check_same, describe_sources
-from .shards import HasVocabSize, Path, check_not_negative, fingerprint_of, fingerprint_text, vocabulary_of
+from .shards import HasVocabSize, check_not_negative, fingerprint_of, fingerprint_text, vocabulary_of
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 STATE_VERSION = 2
 _LONGEST = 2**32 - 1
 
-SourceSpec = Path | tuple[Path, float] | tuple[Path, float, int | None]
+SourceSpec = StrPath | tuple[StrPath, float] | tuple[StrPath, float, int | None]
 """A folder, its share, and its epochs (None: the loader's)."""
 
 
@@ -200,7 +201,7 @@ class PackedLoader:
 
     def __init__(
         self,
-        sources: Path | Mapping[str, SourceSpec],
+        sources: StrPath | Mapping[str, SourceSpec],
         seq_len: int,
         *,
         vocab_size: int | HasVocabSize | None = None,
@@ -424,11 +425,11 @@ class PackedLoader:
         )
 
 
-def _named(sources: Path | Mapping[str, SourceSpec]) -> Mapping[str, SourceSpec]:
+def _named(sources: StrPath | Mapping[str, SourceSpec]) -> Mapping[str, SourceSpec]:
     return sources if isinstance(sources, Mapping) else {"data": sources}
 
 
-def _source(name: str, spec: SourceSpec, epochs: int | None) -> tuple[str, Path, float, int | None]:
+def _source(name: str, spec: SourceSpec, epochs: int | None) -> tuple[str, StrPath, float, int | None]:
     share, own = 1.0, epochs
     match spec:
         case [folder, share, int(own)]:
