@@ -3,6 +3,7 @@
 import ast
 import re
 from collections import defaultdict
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -12,10 +13,15 @@ PACKAGE = Path(cwm_core.__file__).parent
 TESTS = Path(__file__).parent
 
 
+@cache
+def parsed(file):
+    return ast.parse(file.read_text("utf-8"))
+
+
 def test_public_classes_have_names_of_their_own():
     places = defaultdict(list)
     for file in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        for node in ast.walk(parsed(file)):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(f"{file.relative_to(PACKAGE)}:{node.lineno}")
     assert len(places) > 100
@@ -40,7 +46,7 @@ def test_public_functions_take_strings_as_paths():
     """A function of a module's `__all__`, or a public method of such a class, takes `str | os.PathLike[str]`."""
     found, checked = [], 0
     for file in sorted(PACKAGE.rglob("__init__.py")):
-        tree = ast.parse(file.read_text("utf-8"))
+        tree = parsed(file)
         exported = {
             name.value
             for node in tree.body
@@ -49,12 +55,12 @@ def test_public_functions_take_strings_as_paths():
             if isinstance(name, ast.Constant)
         }
         for module in sorted(file.parent.rglob("*.py")):
-            for node in ast.parse(module.read_text("utf-8")).body:
+            for node in parsed(module).body:
                 if getattr(node, "name", None) not in exported:
                     continue
                 body = node.body if isinstance(node, ast.ClassDef) else [node]
                 for function in body:
-                    if not isinstance(function, ast.FunctionDef):
+                    if not isinstance(function, ast.FunctionDef) or re.match("_(?!_)", function.name):
                         continue
                     checked += 1
                     found += [
