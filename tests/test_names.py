@@ -71,3 +71,16 @@ def test_public_functions_take_strings_as_paths():
     assert checked > 300
     # A document kind of a user's own is handed paths.
     assert all("data/documents.py" in place and "(path)" in place for place in found), found
+
+
+def test_one_place_knows_the_names_of_special_tokens():
+    """The names stand in `special_tokens.py` and in the template of chats, which is a program of its own."""
+    found = set()
+    for file in PACKAGE.rglob("*.py"):
+        tree = parsed(file)
+        documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation
+            if is_text and re.search(r"<\|\w+\|>", node.value):
+                found.add(file.relative_to(PACKAGE).as_posix())
+    assert found == {"tokenizer/special_tokens.py", "tokenizer/chat.py"}
