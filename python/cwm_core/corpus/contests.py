@@ -70,6 +70,8 @@ class ContestProblem:
     """Difficulty, as the data set states it."""
     url: str | None = None
     """Address of the problem."""
+    statement: str = ""
+    """Text of the problem; empty if the row has none."""
 
 
 def read_contests(path: str | os.PathLike[str]) -> Iterator[ContestProblem]:
@@ -218,14 +220,14 @@ def _unit(
     outputs = tuple(test.output for test in tests)
     runs: dict[str, Any] = {"inputs": given}
     if called:
-        callee = _callee(code, contest.function or "")
+        callee = callee_of(code, contest.function or "")
         runs = {"calls": tuple(f"{callee}({arguments})" for arguments in given)}
     tolerance = tolerance_of(test.output for test in contest.tests)
     expected: dict[str, Any] = {"outputs": outputs, "tolerance": tolerance}
     return Unit(id, code, **runs, **expected, paths=import_paths(code), provenance=provenance)
 
 
-def _callee(code: str, function: str) -> str:
+def callee_of(code: str, function: str) -> str:
     """Return the expression for a function in the module, which may be a method of a class `Solution`."""
     for node in ast.parse(code).body:
         if isinstance(node, ast.ClassDef) and node.name == "Solution":
@@ -354,6 +356,7 @@ def _code_contests(row: dict[str, Any]) -> ContestProblem:
         sources["incorrect_solutions"],
         difficulty=_optional(row, "difficulty", (str, int)),
         url=_optional(row, "url", (str,)),
+        statement=_optional(row, "description", (str,)) or "",
     )
 
 
@@ -405,6 +408,7 @@ def _apps(row: dict[str, Any], number: int) -> ContestProblem:
         function,
         _optional(row, "difficulty", (str, int)),
         _optional(row, "url", (str,)),
+        _optional(row, "question", (str,)) or "",
     )
 
 

@@ -57,6 +57,7 @@ def _line(progress: Progress) -> str:
     parts = [
         f"step {progress.step:,}",
         f"loss {progress.loss:.4f}",
+        *(f"{name} {value:.3g}" for name, value in progress.metrics.items() if "/" not in name),
         f"{progress.tokens_per_second:,.0f} tokens/s",
         *([] if progress.mfu is None else [f"MFU {progress.mfu:.1%}"]),
         f"gradient norm {progress.grad_norm:.3f}",
@@ -94,8 +95,8 @@ def write_tensorboard(folder: StrPath) -> Iterator[OnStep]:
 
         def write(progress: Progress) -> None:
             values = asdict(progress)
-            losses, step = values.pop("losses"), values.pop("step")
-            for name, value in values.items():
+            losses, metrics, step = values.pop("losses"), values.pop("metrics"), values.pop("step")
+            for name, value in (values | metrics).items():
                 if value is not None:
                     writer.add_scalar(name, value, step)
             for source, loss in losses.items():
