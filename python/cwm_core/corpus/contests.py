@@ -86,7 +86,7 @@ def read_contests(path: str | os.PathLike[str]) -> Iterator[ContestProblem]:
     """
     for number, row in read_rows(path, loads=_parsed, max_line_bytes=MAX_LINE_BYTES):
         try:
-            contest = _contest(row, number)
+            contest = contest_of(row, number)
         except ValueError as error:
             raise DamagedFileError(f"{os.fspath(path)}, line {number}: {error}") from None
         yield contest
@@ -330,7 +330,8 @@ def _parsed(text: str | bytes) -> Any:
     return loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _MAX_INT_DIGITS else math.inf)
 
 
-def _contest(row: Any, number: int) -> ContestProblem:
+def contest_of(row: Any, number: int) -> ContestProblem:
+    """Return the problem of a row, whose number names a problem of APPS without an id. Raise ValueError for others."""
     if not isinstance(row, dict):
         raise ValueError(f"expected a problem as a JSON object, got {_kind(row)}")
     if "input_output" in row:
