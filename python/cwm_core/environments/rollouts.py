@@ -37,7 +37,7 @@ FILE = "trajectories.jsonl"
 LAST_WORDS = 2.0  # seconds for an interrupted agent to notice
 
 
-class Episode(Protocol):
+class RolloutEnvironment(Protocol):
     """The part of `Environment` and `EnvironmentWorker` that a rollout uses."""
 
     def start(self, task: Task) -> str:
@@ -50,7 +50,7 @@ class Episode(Protocol):
 
 
 def rollout(
-    environment: Episode,
+    environment: RolloutEnvironment,
     agent: Agent,
     task: Task,
     *,
@@ -97,7 +97,7 @@ def rollout(
 
 
 def _converse(
-    environment: Episode, generate: Generate, messages: list[Message], turns: list[Turn], budget: Budget
+    environment: RolloutEnvironment, generate: Generate, messages: list[Message], turns: list[Turn], budget: Budget
 ) -> tuple[Transition, EndReason]:
     """Alternate between agent and environment; return the last transition and the reason of the end."""
     clock = time.monotonic()
