@@ -59,9 +59,12 @@ API = {
         "cwm_core.environments.environment",
         "cwm_core.environments.tasks",
         "cwm_core.environments.profile",
+        "cwm_core.environments.tools",
+        "cwm_core.environments.outcomes",
         "cwm_core.environments.rewards",
         "cwm_core.environments.rollouts",
         "cwm_core.environments.trajectories",
+        "cwm_core.environments.summary",
         "cwm_core.environments.encoding",
         "cwm_core.environments.agents.protocol",
     ],
@@ -85,6 +88,7 @@ API = {
         "cwm_core.evaluation.calls",
         "cwm_core.evaluation.executions",
         "cwm_core.evaluation.report",
+        "cwm_core.evaluation.custom",
     ],
 }
 

@@ -8,9 +8,11 @@ from itertools import groupby
 from pathlib import Path
 
 import cwm_core
+from cwm_core.cli import build_parser, commands
 
 PACKAGE = Path(cwm_core.__file__).parent
 TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 # What reinforcement learning calls so by the field's convention, in the protocol of `rl.tasks`.
 SHARED = {"Reward", "Task"}
 
@@ -87,3 +89,20 @@ def test_one_place_knows_the_names_of_special_tokens():
             if is_text and re.search(r"<\|\w+\|>", node.value):
                 found.add(file.relative_to(PACKAGE).as_posix())
     assert found == {"tokenizer/special_tokens.py", "tokenizer/chat.py"}
+
+
+def test_the_page_of_extensions_names_examples_and_options_that_exist():
+    page = (ROOT / "docs" / "guides" / "extend.md").read_text("utf-8")
+    rows = [row.split(" | ") for row in page.splitlines() if row.startswith("| [")]
+    named = [re.fullmatch(r"`(\w+\.py)` \|", row[-1])[1] for row in rows]
+    assert len(set(named)) == 8
+    assert {name for name in named if not (ROOT / "examples" / name).exists()} == set()
+    listed = (ROOT / "examples" / "README.md").read_text("utf-8")
+    assert {path.name for path in (ROOT / "examples").glob("*.py") if path.name not in listed} == set()
+    known = dict(commands(build_parser()))
+    for command, flag in re.findall(r"`(cwm(?: [a-z]+)+)[^`|]*?(--[a-z]+)?`", page):
+        parsers = [parser for name, parser in known.items() if f"{name} ".startswith(f"{command} ")]
+        assert parsers, command
+        assert not flag or all(
+            flag in parser._option_string_actions for parser in parsers if "describe" not in parser.prog
+        )
