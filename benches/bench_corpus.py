@@ -49,7 +49,7 @@ def programs(length: str) -> list[tuple[str, str]]:
 
 
 def units(length: str) -> list[Unit]:
-    provenance = {"source": "bench", "licence": "MIT"}
+    provenance = {"source": "bench", "license": "MIT"}
     return [Unit(f"{i:06}", code, (call,), provenance=provenance) for i, (code, call) in enumerate(programs(length))]
 
 

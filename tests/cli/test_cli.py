@@ -574,10 +574,10 @@ def test_mistakes_are_one_sentence(cwd, capsys):
         (("record", "raises.py", "--call", "1"), "raises.py raised SystemExit('no') before the call"),
         (("record", "program.py", "-o", "none/x.cwmtrace"), "none: no such folder to write to"),
         (("view", "none.cwmtrace"), "none.cwmtrace: No such file or directory"),
-        (("view", "bad.cwmtrace"), "bad.cwmtrace: not a stored trace: it does not begin with the header of one"),
+        (("view", "bad.cwmtrace"), "bad.cwmtrace: not a valid stored trace: the header is missing"),
         (("tokenize", "bad.cwmtrace", *tokens), "vocabulary: No such file or directory"),
         (("tokenize", "empty", *tokens), "empty: no file in this folder is one of *.cwmtrace, *.cwmtraces, *.jsonl"),
-        (("tokenize", "bad.cwmtrace", *tokens, "--train-vocab", "300"), "bad.cwmtrace: not a stored trace"),
+        (("tokenize", "bad.cwmtrace", *tokens, "--train-vocab", "300"), "bad.cwmtrace: not a valid stored trace"),
         (("pack", "none", "--seq-len", "8"), "none: No such file or directory"),
     ]:
         assert message in failure(capsys, *argv)

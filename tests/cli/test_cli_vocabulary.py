@@ -28,7 +28,7 @@ SYNONYMS = {
     "--server": "--endpoint", "--backend": "--sandbox", "--machine": "--sandbox", "--isolation": "--sandbox",
     "--batch": "--batch-size", "--silent": "--quiet", "--vocabulary": "--tokenizer", "--vocab": "--tokenizer",
     "--timeout": "--max-seconds", "--time-limit": "--max-seconds", "--seconds": "--max-seconds",
-    "--turns": "--max-turns", "--license": "--licence", "--random-seed": "--seed", "--gpu-device": "--device",
+    "--turns": "--max-turns", "--licence": "--license", "--random-seed": "--seed", "--gpu-device": "--device",
     "--frames": "--max-frames", "--temp": "--temperature", "--format": "--json",
 }  # fmt: skip
 

@@ -359,7 +359,7 @@ def test_an_interrupt_ends_the_requests(tmp_path, script, verb) -> None:
     what = (
         "describe a.cwmtraces -o out.jsonl"
         if verb == "describe"
-        else f"{verb} shop.py -o out --tokenizer vocabulary --any-licence"
+        else f"{verb} shop.py -o out --tokenizer vocabulary --any-license"
     )
     with bad_server(script) as served:
         command = [sys.executable, "-m", "cwm_core", "corpus", *what.split(), "--endpoint", served.url, "--model", "m"]

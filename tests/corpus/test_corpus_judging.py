@@ -37,7 +37,7 @@ def judged(recording, path, right, tests=((INPUT, OUTPUT),), function=None, wron
         if not wrong:
             row["incorrect_solutions"] = {"language": [3] * 9, "solution": [f"print({n} - 100)" for n in range(9)]}
     path.write_text(json.dumps(row))
-    found = [u for u in units(read_contests(path), licence="MIT", solutions=18, inputs=9)]
+    found = [u for u in units(read_contests(path), license="MIT", solutions=18, inputs=9)]
     chosen = [u for u in found if u.provenance["label"] == ("wrong" if wrong else "right")]
     return [r.metadata["passes"] if isinstance(r, KeptSample) else r.drop.reason for r in recording.record(chosen)]
 

@@ -30,8 +30,8 @@ def store(tmp_path, monkeypatch) -> Path:
     with cwm.TraceWriter("some.cwmtraces") as writer:
         for seed in range(300):
             trace = cwm.record_source(*generate(seed))
-            writer.add(trace, key=f"generated/{seed}" if seed else None, source="generator", licence="MIT", seed=seed)
-        writer.add(cwm.record_source(ODD, "f()"), key="odd\n\u2028", source=[1, {"a": None}], licence="\ud800")
+            writer.add(trace, key=f"generated/{seed}" if seed else None, source="generator", license="MIT", seed=seed)
+        writer.add(cwm.record_source(ODD, "f()"), key="odd\n\u2028", source=[1, {"a": None}], license="\ud800")
         writer.add(cwm.Recorder(capture_output=True).record(lambda: print("é")))
     return Path("some.cwmtraces")
 
@@ -62,12 +62,12 @@ def test_datasets_reads_it(kind, store, tmp_path, monkeypatch):
     builder = {"jsonl": "json", "parquet": "parquet"}[kind]
     rows = datasets.load_dataset(builder, data_files=f"out.{kind}", split="train", cache_dir=str(tmp_path / "cache"))
     assert rows.column_names == [
-        "key", "source", "licence", "outcome", "frames", "context", "text", "metadata", "trace",
+        "key", "source", "license", "outcome", "frames", "context", "text", "metadata", "trace",
     ]  # fmt: skip
     assert len(rows) == 302
     for row, (key, metadata, trace) in zip(rows, entries(store), strict=True):
         plain = "seed" in metadata
-        assert (row["key"], row["source"], row["licence"]) == (key, *(("generator", "MIT") if plain else (None, None)))
+        assert (row["key"], row["source"], row["license"]) == (key, *(("generator", "MIT") if plain else (None, None)))
         assert (row["frames"], row["context"], row["text"]) == (len(trace), trace.context, trace.to_text())
         assert row["outcome"] == metadata["outcome"] and json.loads(row["metadata"]) == metadata
     # What datasets writes can be imported, too.
@@ -142,10 +142,10 @@ def test_mistakes_leave_nothing_behind(store, capsys):
         (("export", str(store), "-o", "none/x.jsonl"), "No such file or directory"),
         (("import", "twice.jsonl", "-o", str(store)), f"{store}: exists already; it is never overwritten"),
         (("import", "twice.jsonl", "-o", "x.jsonl"), "x.jsonl: expected a name that ends in .cwmtraces"),
-        (("import", "twice.jsonl", "-o", new), 'twice.jsonl: trace 0 has the key "a" already'),
+        (("import", "twice.jsonl", "-o", new), 'twice.jsonl: trace 0 already has the key "a"'),
         (
             ("import", "broken.jsonl", "-o", new),
-            "broken.jsonl, line 2: not a stored trace: it does not begin with the header",
+            "broken.jsonl, line 2: not a valid stored trace: the header is missing",
         ),
         (
             ("import", "other.jsonl", "-o", new),

@@ -241,7 +241,7 @@ def test_the_vocabulary_comes_from_another_source_or_the_caller(tmp_path):
             next(loader)
     assert cwm.PackedLoader(prefix, 8).vocab_size is None
     assert next(cwm.PackedLoader(prefix, 8)).tokens[0, :2].tolist() == [1, 200]
-    with pytest.raises(ValueError, match="traces: the data have a vocabulary of 200, not 201"):
+    with pytest.raises(ValueError, match="traces: the shards have a vocabulary of 200 ids, not 201"):
         cwm.PackedLoader(known, 8, vocab_size=201)
     with pytest.raises(ValueError, match=wrong):
         cwm.Shards(prefix, vocab_size=200).verify()
@@ -271,7 +271,7 @@ def test_a_cut_under_a_running_loader_is_an_error_that_skips_nothing(tmp_path, e
     intact, given = path.read_bytes(), [next(loader).tokens.tolist()]
     with path.open("r+b") as file:  # in place: the loader has this file mapped
         file.truncate(4096)
-    with pytest.raises(ValueError, match=rf"web\{extension}: truncated to 4096 bytes while it was open"):
+    with pytest.raises(ValueError, match=rf"web\{extension}: truncated to 4096 bytes while open"):
         for batch in loader:
             given.append(batch.tokens.tolist())
     with path.open("r+b") as file:

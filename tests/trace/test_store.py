@@ -90,7 +90,7 @@ def test_metadata_is_any_json_and_the_rest_is_filled_in(path, traces):
     raised = cwm.record_source("def f():\n    raise ValueError(1)\n", "f()")
     cut = cwm.Recorder(max_frames=3).record_source("def f():\n    return 1\n", "f()")
     parsed = cwm.Trace.parse(traces[0].to_text().removesuffix("<|end_of_text|>")).trace
-    given = {"source": "é\ud800", "licence": None, "nested": [1, 2.5, {"a": [True, {}]}], "outcome": "mine"}
+    given = {"source": "é\ud800", "license": None, "nested": [1, 2.5, {"a": [True, {}]}], "outcome": "mine"}
     with cwm.TraceWriter(path) as writer:
         for trace in (traces[0], raised, cut, parsed):
             writer.add(trace)
@@ -113,7 +113,7 @@ def test_a_key_is_there_once(path, traces):
         writer.flush()
         writer.add(traces[1], key="b")
         for key, index in (("a", 0), ("b", 1)):  # in the file, and on its way
-            with pytest.raises(ValueError, match=f'trace {index} has the key "{key}" already'):
+            with pytest.raises(ValueError, match=f'trace {index} already has the key "{key}"'):
                 writer.add(traces[2], key=key)
         assert len(writer) == 2
     with cwm.TraceWriter(path, append=True) as writer:
@@ -121,7 +121,7 @@ def test_a_key_is_there_once(path, traces):
         for key in ("a", "b", ""):
             with pytest.raises(ValueError, match="already"):
                 writer.add(traces[3], key=key)
-        with pytest.raises(ValueError, match="a key of 65537 bytes"):
+        with pytest.raises(ValueError, match="the key has 65537 bytes"):
             writer.add(traces[3], key="x" * 65537)
         writer.add(traces[3], key="x" * 65536)
     reader = cwm.TraceReader(path)
@@ -219,9 +219,12 @@ def test_what_is_no_store(path, tmp_path, traces):
     for content, message in [
         (b"nothing at all", "not a trace store"),
         (traces[0].to_bytes(), "not a trace store"),
-        (before[:8] + b"\7" + before[9:], "trace store version 7 of traces version 2; this build reads 1 of 2"),
-        (before[:12] + b"\7" + before[13:], "trace store version 1 of traces version 7"),
-        (before[:20] + b"\7" + before[21:], r"damaged header \(checksum differs\)"),
+        (
+            before[:8] + b"\7" + before[9:],
+            "trace store version 7 with traces of version 2; this build reads version 1 with traces of version 2",
+        ),
+        (before[:12] + b"\7" + before[13:], "trace store version 1 with traces of version 7"),
+        (before[:20] + b"\7" + before[21:], r"damaged header \(checksum mismatch\)"),
     ]:
         path.write_bytes(content)
         for use in (cwm.TraceReader, lambda path: cwm.TraceWriter(path, append=True)):
@@ -328,7 +331,7 @@ def test_blocks_behind_damage_are_not_lost(path, traces):
         with pytest.raises(ValueError, match="damaged at byte"):
             use()
     # Going on would cut them off.
-    with pytest.raises(ValueError, match=f"damaged at byte {sizes[3]}: there is no block here"):
+    with pytest.raises(ValueError, match=f"damaged at byte {sizes[3]}: expected a block, got other bytes"):
         cwm.TraceWriter(path, append=True)
     assert path.read_bytes() == content
 

@@ -69,7 +69,7 @@ def add_export(verbs: Any) -> None:
         "Export a trace store or token shards to a format that other tools read.",
         "cwm export all.cwmtraces -o all.parquet\n  cwm export shards/traces -o traces_document.idx --drop-masks",
         "A trace store is exported to Parquet or JSONL, which `cwm import` reads back without loss. The columns are\n"
-        "key, source, licence, outcome, frames, context, text, metadata, and trace (the lossless form).\n"
+        "key, source, license, outcome, frames, context, text, metadata, and trace (the lossless form).\n"
         "Token shards are exported to a Megatron indexed dataset, OUT.idx and OUT.bin. That format has no sources,\n"
         "spans, and loss masks.\n"
         "Parquet files require pyarrow: run pip install '.[parquet]' in a checkout of cwm-core.",

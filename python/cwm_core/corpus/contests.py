@@ -95,7 +95,7 @@ def read_contests(path: str | os.PathLike[str]) -> Iterator[ContestProblem]:
 def units(
     contests: Iterable[ContestProblem],
     *,
-    licence: str,
+    license: str,
     seed: int = 0,
     solutions: int = 4,
     inputs: int = 2,
@@ -111,12 +111,12 @@ def units(
     `prelude.with_prelude`). A wrong solution stays unchanged, because the missing import may be why it is wrong.
     Solutions import the packages that are installed here.
 
-    The provenance has `source`, `licence`, `problem`, `label` (`right` or `wrong`, from the data set), `expected` (for
+    The provenance has `source`, `license`, `problem`, `label` (`right` or `wrong`, from the data set), `expected` (for
     each run, the digest of the answer for `judge_digest`), `seed`, and `difficulty` and `url` if they are known.
 
     Args:
         contests: Problems.
-        licence: SPDX expression of the license of the data set.
+        license: SPDX expression of the license of the data set.
         seed: Seed of the choice.
         solutions: Solutions of a problem.
         inputs: Inputs of a solution, drawn from the smallest.
@@ -146,7 +146,7 @@ def units(
             continue
         for label, chosen in each.items():
             for index, code in sorted(chosen):
-                provenance = {"source": contest.source, "licence": licence, "problem": contest.name, "label": label}
+                provenance = {"source": contest.source, "license": license, "problem": contest.name, "label": label}
                 complete = with_prelude(code) if label == "right" else code
                 yield _unit(f"{name}/{label}/{index}", contest, complete, tests, provenance | {"seed": seed})
 

@@ -6,7 +6,7 @@
 | --- | --- | --- |
 | `key` | string or null | key of the trace in the store |
 | `source` | string or null | `source` of the metadata if it is a string |
-| `licence` | string or null | `licence` of the metadata if it is a string |
+| `license` | string or null | `license` of the metadata if it is a string |
 | `outcome` | string | `outcome` of the metadata if it is a string, else `cwm_core.trace.store.outcome(trace)` |
 | `frames` | int64 | number of frames |
 | `context` | string | source text shown in the trace |
@@ -113,7 +113,9 @@ def import_traces(
     target = Path(store)
     _kind(target, (STORE,))
     if target.exists() and not target.is_file():
-        raise FileExistsError(17, "exists and is not a regular file, which a store must be", str(target))
+        raise FileExistsError(
+            17, "expected a regular file, because a store cannot be a device, FIFO, or folder", str(target)
+        )
     done = 0
     with _appearing(target) as partial, TraceWriter(partial) as writer:
         for source in map(Path, reject_single_string(sources, "sources")):
@@ -199,7 +201,7 @@ def _row(entry: StoredTrace) -> Row:
     return {
         "key": key,
         "source": text("source"),
-        "licence": text("licence"),
+        "license": text("license"),
         "outcome": text("outcome") or outcome(trace),
         "frames": len(trace),
         "context": trace.context,
@@ -250,7 +252,7 @@ class _Parquet:
             "metadata": text,
             "trace": binary,
         }
-        nullable = [pa.field(name, text) for name in ("key", "source", "licence")]
+        nullable = [pa.field(name, text) for name in ("key", "source", "license")]
         self._schema = pa.schema([*nullable, *(pa.field(name, kind, nullable=False) for name, kind in types.items())])
         self._batch = pa.RecordBatch.from_pylist
         self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")

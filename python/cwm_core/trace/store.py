@@ -1,7 +1,7 @@
 """Trace stores: many traces in one file, each with a key and metadata.
 
     with cwm.TraceWriter("functions.cwmtraces") as writer:
-        writer.add(cwm.record(function, 3), key="function/3", source="my-corpus", licence="MIT")
+        writer.add(cwm.record(function, 3), key="function/3", source="my-corpus", license="MIT")
     with cwm.TraceReader("functions.cwmtraces") as reader:
         reader[0], reader["function/3"], reader.metadata(0)
         for trace in reader:
@@ -88,7 +88,7 @@ class TraceWriter:
         Args:
             trace: Trace to add.
             key: Name that is unique in the file.
-            **metadata: JSON values; customary names are `source` and `licence`. The writer adds these unless given:
+            **metadata: JSON values; customary names are `source` and `license`. The writer adds these unless given:
                 `outcome`, a `TraceOutcome`; `python`, the version of the running interpreter; and `cwm_core`, the
                 version of this library.
 

@@ -149,7 +149,7 @@ fn the_error_says_what_is_wrong() {
     let overlong = [&intact.0[..], &[0; 5]].concat();
     let image = [&intact.0[..], &[0, 0, 1, 0]].concat();
     for (index, what) in [
-        (Vec::new(), "too short"),
+        (Vec::new(), "shorter than its header"),
         (put(0, b"X"), "wrong magic"),
         (put(9, &[2]), "indexed dataset version 2; this build reads version 1"),
         (put(17, &[7]), "expected integer ids, got floats"),
@@ -287,7 +287,7 @@ fn files_cut_short_while_they_are_open_are_errors() {
             .unwrap();
         let error = shards.check_present().unwrap_err().to_string();
         assert!(
-            error.ends_with(&format!("{name}: truncated to 10 bytes while it was open")),
+            error.ends_with(&format!("{name}: truncated to 10 bytes while open")),
             "{error}"
         );
     }

@@ -290,7 +290,7 @@ fn a_file_cut_short_while_open_is_an_error() {
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(bytes.len() as u64 - 1).unwrap();
     let error = shard.check_present().unwrap_err().to_string();
-    assert!(error.contains("while it was open"), "{error}");
+    assert!(error.contains("while open"), "{error}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ from .deterministic import RunDifference, first_difference, is_deterministic
 from .drops import DropCounts
 from .duplicates import Duplicates, Sketch, sketch
 from .effects import NoEffects
-from .licence import PERMISSIVE, Licences
+from .license import PERMISSIVE, Licenses
 from .machine import no_machine, within_memory
 from .secrets import Finding, find_secrets, no_secrets
 from .size import SizeLimits, terminates
@@ -25,7 +25,7 @@ __all__ = [
     "Duplicates",
     "Filter",
     "Finding",
-    "Licences",
+    "Licenses",
     "NoEffects",
     "RunDifference",
     "Sample",

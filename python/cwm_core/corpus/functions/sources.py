@@ -18,7 +18,7 @@ from typing import Any
 
 from ..._native import DamagedFileError
 from ...support.jsonl import is_jsonl, read_rows
-from ..filters.licence import of_package
+from ..filters.license import of_package
 from ..inputs.slices import Names
 from .kinds import SkipReason
 
@@ -85,7 +85,7 @@ def read_sources(source: str | os.PathLike[str], *, paths: Sequence[str] | None 
         source: One of:
             a `.py` file;
             a `.jsonl` file of snippets, objects with `code` and optionally `call`, an expression, or `input`, the
-            arguments of its function `f`; `licence`; `id`;
+            arguments of its function `f`; `license`; `id`;
             a folder;
             the name that an installed package is imported or installed by (`dateutil`, `python-dateutil`).
         paths: Folders with installed packages; by default `sys.path`.
@@ -175,7 +175,7 @@ def _package(root: Path, path: Path) -> dict[str, Any]:
             return {
                 "package": distribution.metadata["Name"],
                 "version": distribution.version,
-                "licence": of_package(distribution),
+                "license": of_package(distribution),
             }
     return {"package": top}
 
@@ -190,5 +190,5 @@ def _snippets(path: Path) -> Iterator[Source]:
         if not isinstance(code, str):
             raise DamagedFileError(f"{path}, line {number}: not a snippet: expected an object with a string `code`")
         call = row.get("call") or (f"f({row['input']})" if isinstance(row.get("input"), str) else None)
-        provenance = {"package": path.name, "id": row.get("id", number), "licence": row.get("licence")}
+        provenance = {"package": path.name, "id": row.get("id", number), "license": row.get("license")}
         yield Source(None, f"{path.name}:{number}", code, (), provenance, call)

@@ -295,7 +295,7 @@ unsafe extern "C" fn hook(
             -1
         }
         Err(_) => {
-            PyRuntimeError::new_err("cwm_core's recorder failed; this is a bug of cwm_core").restore(py);
+            PyRuntimeError::new_err("the recorder of cwm_core failed; this is a bug in cwm_core").restore(py);
             -1
         }
     }
@@ -368,7 +368,7 @@ impl Hook {
         unsafe {
             if ffi::PyFrame_Check(frame.as_ptr()) == 0 {
                 return Err(PyValueError::new_err(
-                    "a recording hook is called by the interpreter only",
+                    "only the interpreter may call a recording hook",
                 ));
             }
             ffi::PyEval_SetTrace(Some(hook), slf.as_ptr());
