@@ -54,9 +54,9 @@ def test_ranks_survive_every_form(llama, small, tmp_path):
         (b"", "no token for the byte 0x00"),
         (ranks_file(BYTES[:-1]), "no token for the byte 0xff"),
         (ranks_file(BYTES) + b"!!!! 256\n", "line 257: invalid base64"),
-        (ranks_file(BYTES) + b"YWI=\n", "line 257: no space"),
-        (ranks_file(BYTES) + b"YWI= -1\n", "line 257: the rank"),
-        (ranks_file(BYTES) + b"YWI= 99999999999999\n", "line 257: the rank"),
+        (ranks_file(BYTES) + b"YWI=\n", "line 257: expected a space"),
+        (ranks_file(BYTES) + b"YWI= -1\n", "line 257: expected a rank below"),
+        (ranks_file(BYTES) + b"YWI= 99999999999999\n", "line 257: expected a rank below"),
         (ranks_file(BYTES) + b"YWI= 4000000000\n", "above the limit"),
         (ranks_file([*BYTES, b"ab", b"ab"]), "tokens 256 and 257 have the same bytes"),
         (ranks_file([*BYTES, b"ab"], [*range(256), 5]), "duplicate token id 5"),
@@ -141,5 +141,5 @@ def test_ignore_merges_and_merge_order_are_respected(small, tmp_path):
         text = STDLIB[5].read_text("utf-8")
         assert ours.encode(text).tolist() == library.encode(text).ids
         assert ours.encode("import").tolist() == library.encode("import").ids
-        with pytest.raises(ValueError, match="not those that follow from the ids"):
+        with pytest.raises(ValueError, match="merges that do not follow from the ids"):
             ours.save_ranks(tmp_path / "ranks")
