@@ -44,7 +44,7 @@ def duration(seconds: float) -> str:
 
 
 def rates(benchmark: Benchmark) -> str:
-    """What one second of the median call does, from the counts in extra_info."""
+    """Return the rates of the median call per second, from the counts in extra_info."""
     seconds, counts = benchmark["stats"]["median"], benchmark["extra_info"]
     parts = [f"{counts[unit] / seconds:,.0f} {unit}/s" for unit in ("tokens", "events") if counts.get(unit)]
     if counts.get("bytes"):

@@ -1,4 +1,4 @@
-"""What is recorded in the benchmarks of the recorder: each workload is a function of this file, without arguments."""
+"""Workloads of the recorder benchmarks: functions of this file without arguments."""
 
 from __future__ import annotations
 

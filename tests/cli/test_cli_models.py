@@ -238,7 +238,7 @@ def press_when(process, file):
     process.send_signal(signal.SIGINT)
 
 
-def test_the_demo_does_not_go_on_with_a_model_that_is_half_trained(cwd, capsys, monkeypatch):
+def test_the_demo_stops_if_training_is_interrupted(cwd, capsys, monkeypatch):
     from cwm_core.demo import run as demo
 
     class Interrupted:

@@ -320,7 +320,7 @@ async def no_pause(seconds: float) -> None:
     pass
 
 
-def test_what_an_endpoint_described_before_it_failed_stays(tmp_path) -> None:
+def test_descriptions_before_an_endpoint_failure_are_kept(tmp_path) -> None:
     store, out, asked = store_of(tmp_path / "a.cwmtraces", range(6)), tmp_path / "chats.jsonl", []
 
     def answer(messages):

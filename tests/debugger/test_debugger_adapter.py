@@ -303,7 +303,7 @@ class Slow:
         return frame, np.zeros(len(frame), np.float32)
 
 
-def test_pausing_and_what_may_be_asked_meanwhile(served):
+def test_pausing_and_requests_during_a_prediction(served):
     client, subject = served(max_frames=10**9)
     slow = subject.source = Slow()
     begin(client)
@@ -341,7 +341,7 @@ def test_verify(served):
 # ---- mistakes of clients
 
 
-def test_requests_that_are_mistakes_get_an_error_and_the_session_goes_on(served):
+def test_invalid_requests_get_an_error_and_the_session_continues(served):
     client, _ = served()
     for command in ("stackTrace", "continue", "setBreakpoints", "evaluate", "configurationDone", "verify"):
         with pytest.raises(DebuggerError, match="no program is launched"):

@@ -102,7 +102,7 @@ def test_set_restart_and_verify(session):
     assert out[-1] == "*** no variable 'xs' here; variables: none"
 
 
-def test_mistakes_are_said_and_the_session_goes_on(session):
+def test_mistakes_are_reported_and_the_session_continues(session):
     for command, says in (
         ("frobnicate 3", "*** unknown command 'frobnicate'; type help for a list"),
         ("b 5", "*** no frame can be on line 5: it has no code inside a function"),

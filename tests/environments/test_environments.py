@@ -118,7 +118,7 @@ def test_parse_action():
         ("<tool:bash>\nls\n</tool>", "<tool: NAME> was missing"),
     ],
 )
-def test_malformed_actions_are_told_what_was_wrong_and_what_is_right(text, message):
+def test_malformed_actions_get_an_explanation_and_the_right_form(text, message):
     with pytest.raises(ActionError, match=message) as error:
         parse_action(text)
     assert re.search(r"The right form, .*:\n<tool: \w+>\n[A-Z \n]+</tool>", str(error.value))
@@ -206,7 +206,7 @@ def test_shell_that_kills_its_parent_is_kept_or_replaced(shell, kind):
 
 
 @pytest.mark.parametrize("options", ["set -x", "set -v", "trap : DEBUG; PROMPT_COMMAND='echo prompt'", "set -xv"])
-def test_what_the_shell_says_for_itself_is_not_in_the_output(shell, options):
+def test_messages_of_the_shell_itself_are_not_in_the_output(shell, options):
     shell.run(options, seconds=5)
     shown = {"set -x": "+ echo hi\n", "set -v": "echo hi\n", "set -xv": "echo hi\n+ echo hi\n"}.get(options, "")
     result = shell.run("echo hi", seconds=5)
@@ -388,7 +388,7 @@ def test_a_submission_is_tried_when_it_is_made(environment):
     assert environment.step("Done.").reward == 1.0
 
 
-def test_command_time_limit_is_told(backend, task):
+def test_the_observation_reports_a_command_time_limit(backend, task):
     with Environment(backend, command_seconds=0.3) as environment:
         environment.start(task)
         assert "[interrupted after 0.3 seconds" in said(environment.step(call("bash", "sleep 60")))
@@ -410,7 +410,7 @@ def test_episode_ends_with_its_time(backend, task):
     assert "0 seconds are left" in transition.observation
 
 
-def test_clone_goes_on_from_here(environment, task):
+def test_a_clone_continues_from_the_current_state(environment, task):
     environment.step(
         call("bash", "mkdir 'a b'; cd 'a b'; x=$'1\\n2'; export Y=3; declare -A m=([k]=v); alias ll='echo al'")
     )

@@ -46,7 +46,7 @@ ISOLATED = "process" if machines.bubblewrap_refusal() else "bubblewrap"
 BACKENDS = {ISOLATED: lambda: SandboxBackend(ISOLATED, readable=READABLE)}
 if docker_image.refusal() is None:
     BACKENDS["docker"] = lambda: DockerBackend(docker_image.image())
-"""What makes a backend, by its name; whatever can open tasks with a folder may join."""
+"""Functions that make a backend, by name. Add any backend that opens tasks with a folder."""
 LIGHT = SandboxBackend("process", limits=replace(LIMITS, seconds=60.0))
 """For tests of what is around rollouts."""
 
@@ -231,7 +231,7 @@ def test_a_cut_reply_is_not_acted_on():
     assert one.turns[0].action == "<tool: bash>\nrm -rf" and one.tokens == 9
 
 
-def test_what_is_spent_ends_the_rollout_with_its_reward():
+def test_an_exhausted_budget_ends_the_rollout_with_its_reward():
     def reply(messages):
         if len(messages) > 4:
             raise OutOfBudget("context tokens")
@@ -250,7 +250,7 @@ def test_what_is_spent_ends_the_rollout_with_its_reward():
         (lambda messages: Reply("x", ids=("a",)), "ValueError: "),
     ],
 )
-def test_what_goes_wrong_is_recorded(function, failure):
+def test_failures_are_recorded(function, failure):
     one = one_rollout(lambda messages: "fine" if len(messages) == 2 else function(messages))
     assert one.end == "failed" and one.failure.startswith(failure)
     assert one.reward == 0.0 and len(one.turns) == 1
@@ -366,7 +366,7 @@ def running(tmp_path, quick_tasks, *, stuck_after, workers=2):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interruption_leaves_nothing_behind_and_the_next_run_goes_on(number, quick_tasks, tmp_path):
+def test_an_interruption_leaves_nothing_behind_and_the_next_run_resumes(number, quick_tasks, tmp_path):
     with running(tmp_path, quick_tasks, stuck_after=4) as (process, work):
         assert "sleep 987.25" in processes()
         started = time.monotonic()
@@ -514,7 +514,7 @@ def test_cwm_agent_writes_through_links(quick_tasks, tmp_path, monkeypatch):
         (["--agent", "endpoint", "--model", "m"], "needs --endpoint"),
     ],
 )
-def test_cwm_agent_says_what_is_missing(quick_tasks, tmp_path, monkeypatch, capsys, arguments, message):
+def test_cwm_agent_names_missing_options(quick_tasks, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     write_tasks("tasks.jsonl", quick_tasks[:1])
     with pytest.raises(SystemExit) as stopped:
@@ -551,7 +551,7 @@ def test_cwm_agent_with_a_model(quick_tasks, tmp_path, monkeypatch, capsys):
     assert several[0].settings["weights"] and several[0].turns[0].ids != several[1].turns[0].ids
 
 
-def test_no_key_reaches_what_an_agent_runs(quick_tasks, tmp_path, monkeypatch):
+def test_no_key_reaches_the_commands_of_an_agent(quick_tasks, tmp_path, monkeypatch):
     """Not by `env`, and not by the environment of the processes above it, which those of the same user can read."""
     look = "env; cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep -a -e CWM -e HF_ -e OWN_"
     (tmp_path / "script.json").write_text(json.dumps({quick_tasks[0].name: [f"<tool: bash>\n{look}\n</tool>"]}))

@@ -94,7 +94,7 @@ def write(path, several):
 
 
 @given(st.lists(trajectories, max_size=4, unique_by=lambda one: one.name))
-def test_what_is_written_is_read(tmp_path_factory, several):
+def test_written_trajectories_are_read_back(tmp_path_factory, several):
     path = write(tmp_path_factory.mktemp("t") / "t.jsonl", several)
     assert list(read_trajectories(path)) == several
     for line in path.read_bytes().splitlines(keepends=True):
@@ -103,7 +103,7 @@ def test_what_is_written_is_read(tmp_path_factory, several):
 
 
 @given(st.lists(trajectories, min_size=1, max_size=3, unique_by=lambda one: one.name), st.data())
-def test_a_file_cut_anywhere_keeps_the_whole_records_and_goes_on(tmp_path_factory, several, data):
+def test_a_file_cut_anywhere_keeps_the_complete_records_and_resumes(tmp_path_factory, several, data):
     path = write(tmp_path_factory.mktemp("t") / "t.jsonl", several)
     whole = path.read_bytes()
     cut = data.draw(st.integers(0, len(whole)))
@@ -137,7 +137,7 @@ def test_a_flipped_bit_is_noticed(tmp_path_factory, data):
     assert good == several[: len(good)] and len(good) < 3
 
 
-def test_a_torn_record_is_told(tmp_path, caplog):
+def test_an_incomplete_record_is_reported(tmp_path, caplog):
     path = write(tmp_path / "t.jsonl", [trajectory("a"), trajectory("b")])
     path.write_bytes(path.read_bytes()[:-30])
     with caplog.at_level(logging.WARNING):
@@ -176,7 +176,7 @@ def test_hostile_lines_are_refused(line):
         Trajectory.from_json(line)
 
 
-def test_what_json_cannot_hold_is_refused_and_nothing_written(tmp_path):
+def test_values_that_json_cannot_hold_are_refused_and_nothing_is_written(tmp_path):
     with TrajectoryWriter(tmp_path / "t.jsonl") as writer:
         for bad in (trajectory(reward=math.nan), trajectory(settings={"a": object()})):
             with pytest.raises(ValueError, match="'sums/0' cannot be written as JSON"):
@@ -259,7 +259,7 @@ def learned_observations(name, count, seed=0, part=0.5):
     return [bool(encoded.loss_mask[a]) for a, _ in encoded.spans["observation"]]
 
 
-def test_the_part_of_observations_is_learned_that_was_asked_for():
+def test_the_requested_share_of_observations_is_learned():
     for part in (0.0, 0.25, 0.5, 1.0):
         lots = [lot for n in range(40) for lot in learned_observations(f"t/{n}", 50, part=part)]
         assert abs(np.mean(lots) - part) <= 5 * math.sqrt(part * (1 - part) / len(lots))
@@ -281,7 +281,7 @@ def test_a_cut_action_is_not_learned():
     assert whole.tokens == 4
 
 
-def test_shards_hold_what_was_encoded(tmp_path):
+def test_shards_hold_the_encoded_trajectories(tmp_path):
     several = [trajectory(f"sums/{n}", [turn(observation=f"<output>\n{n}\n</output>"), Turn("ok")]) for n in range(5)]
     failed = trajectory("bad", failure="x", end="failed")
     assert write_shards(tmp_path / "shards", TOKENIZER, [*several, failed], seed=4) == 5

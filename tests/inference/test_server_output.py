@@ -1,4 +1,4 @@
-"""What the server makes of tokens: stop strings, reasoning, tool calls; however they are cut into pieces."""
+"""Test how the server turns tokens into stop strings, reasoning, and tool calls, however the text is cut."""
 
 import json
 import re

@@ -250,8 +250,11 @@ SAVING = preset(
 
 
 def cpu_only(config, n, dtype, norms):
-    """What the CPU keeps beyond a plan: its RMSNorm is composed of operations that keep float32 copies of the input
-    and the normalized input, where CUDA's fused one keeps the input; token ids, once, are not worth planning."""
+    """Return the bytes that the CPU keeps beyond a plan.
+
+    Its RMSNorm consists of operations that keep float32 copies of the input and the normalized input. CUDA's fused one
+    keeps only the input. The token ids, kept once, are not planned.
+    """
     stream = {"float32": 4, "bfloat16": 2, "autocast": 4}[dtype]
     return norms * config.hidden_size * n * (4 + 4 - stream) + 8 * n
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cwm_core.model import Transformer, cross_entropy, preset
 from cwm_core.rl.algorithm import Algorithm
-from cwm_core.rl.batches import make_batch, pack
+from cwm_core.rl.batches import make_batch, place
 from cwm_core.rl.loss import LossConfig, PolicyLoss
 from cwm_core.rl.records import Rollout
 from cwm_core.rl.tasks import Reward
@@ -144,8 +144,9 @@ def batch_of(algorithm, groups, seq_len=64):
     everything = [rollout for group in groups for rollout in group]
     advantages = [advantage for group in groups for advantage in algorithm.advantages(group)]
     weights = algorithm.weights(everything, advantages)
-    places = pack([len(one.tokens) for one in everything], len(everything), seq_len)
-    rows = [[(everything[i], weights[i]) for i in row] for row in places if row]
+    rows, room = [[] for _ in everything], [seq_len] * len(everything)
+    for pair in zip(everything, weights, strict=True):
+        rows[place(room, len(pair[0].tokens))].append(pair)
     return make_batch(rows, seq_len, VERSION, ["task"])
 
 

@@ -118,7 +118,7 @@ def test_gaps_and_unreachable_tokens_load(tmp_path):
         (["added_tokens", 0, "id"], 3, "id 3 of an ordinary token"),
     ],
 )
-def test_what_is_not_byte_level_bpe_is_refused_by_name(small, tmp_path, keys, value, why):
+def test_features_other_than_byte_level_bpe_are_refused_by_name(small, tmp_path, keys, value, why):
     file = json_file(small, tmp_path)
     place = file
     for key in keys[:-1]:

@@ -45,7 +45,7 @@ def test_long_pieces_equal_tiktoken(llama, peer):
         assert llama.encode(text).tolist() == peer.encode_ordinary(text)
 
 
-def test_what_is_remembered_stays_right(llama, peer):
+def test_cached_tokens_stay_correct(llama, peer):
     """More pieces than are remembered, each twice, so that places are taken over."""
     texts = [
         " ".join(f"{number:x}q{number * 7919 % 99991:x}" for number in range(start, start + 5000))

@@ -19,7 +19,7 @@ from tiktoken.load import load_tiktoken_bpe
 from vocabularies import BYTES, PATTERNS, TEXTS, by_library, json_file, ranks_file, texts_of_every_code_point
 
 
-@pytest.mark.parametrize("pattern", ["(", "[", r"\p{Nope}", "(" * 10_000])
+@pytest.mark.parametrize("pattern", ["", "(", "[", r"\p{Nope}", "(" * 10_000])
 def test_bad_patterns_are_refused(pattern, tmp_path):
     (tmp_path / "ranks").write_bytes(ranks_file(BYTES))
     with pytest.raises(ValueError, match="split pattern"):
@@ -170,7 +170,7 @@ def test_patterns_have_names(name, pattern, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["qwen", "gpt-5", "llama3.3", "p50k_base", "LLAMA 4"])
-def test_an_unknown_name_is_no_pattern(name, tmp_path):
+def test_an_unknown_name_is_not_a_pattern(name, tmp_path):
     (tmp_path / "ranks").write_bytes(ranks_file(BYTES))
     for call in (
         lambda: Tokenizer.train(["a b"], 256, pattern=name),

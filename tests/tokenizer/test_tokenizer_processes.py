@@ -10,7 +10,7 @@ import pytest
 from vocabularies import STDLIB
 
 
-def test_a_forked_child_goes_on(small):
+def test_a_forked_child_keeps_encoding(small):
     """Also where another thread was encoding when the process was forked."""
     text = STDLIB[3].read_text("utf-8")
     expected = small.encode(text)

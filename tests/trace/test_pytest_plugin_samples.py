@@ -37,7 +37,7 @@ def test_cases_of_a_parametrized_test(tmp_path):
 
 
 def kept(folder, **limits):
-    """What is read back of a recording, which may hold calls that others displaced."""
+    """Return the samples of a recording, which may contain calls that others displaced."""
     from cwm_core.corpus.repository import read_recording
 
     return [sample.provenance["test"] for sample in read_recording(folder, **limits)]

@@ -64,7 +64,7 @@ def eval_in(code):
     return functools.partial(eval, code, globals())
 
 
-def test_what_a_choosing_function_raises():
+def test_exceptions_of_a_choosing_function():
     run = compile("f(1)", "<elsewhere>", "eval")
 
     def fails(frame):

@@ -136,7 +136,7 @@ def contents(path: Path) -> Contents | None:
         DamagedFileError: A file is damaged.
         OSError: A file cannot be read.
     """
-    if path.suffix in (TRACE, STORE):
+    if path.suffix.lower() in (TRACE, STORE):
         return _traces([path])
     if (path / "corpus.json").is_file():
         return _corpus(path)

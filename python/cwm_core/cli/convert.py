@@ -41,7 +41,9 @@ def add_import(verbs: Any) -> None:
 
 
 def _import(args: argparse.Namespace) -> int:
-    are_token_ids = args.output.suffix != STORE and all(source.suffix == ".parquet" for source in args.sources)
+    are_token_ids = args.output.suffix.lower() != STORE and all(
+        source.suffix.lower() == ".parquet" for source in args.sources
+    )
     if not are_token_ids:
         with counter(args) as progress:
             count = import_traces(args.sources, args.output, progress)
@@ -91,7 +93,7 @@ def add_export(verbs: Any) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
-    if args.output.suffix == ".idx":
+    if args.output.suffix.lower() == ".idx":
         from cwm_core.formats import megatron
 
         count = megatron.write_megatron(args.output.with_suffix(""), Shards(args.input), drop_masks=args.drop_masks)

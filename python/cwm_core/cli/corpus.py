@@ -250,7 +250,7 @@ def _describe(args: argparse.Namespace) -> int:
     from cwm_core.support.endpoint import Endpoint, EndpointError, chat_model
 
     describer = Describer(chat_model(Endpoint(args.endpoint), args.model, temperature=0.7), attempts=args.attempts)
-    stores = [path for path in trace_files(args.inputs) if path.suffix == STORE]
+    stores = [path for path in trace_files(args.inputs) if path.suffix.lower() == STORE]
     try:
         with counter(args, "traces") as show:
             counts = describe_stores(
@@ -364,7 +364,7 @@ def _make(
                 **options,
             )
     except KeyboardInterrupt:
-        warn(args, f"what is done is in {args.output}; the same command resumes")
+        warn(args, f"interrupted; finished work is in {args.output}; the same command resumes")
         raise
 
 
@@ -391,7 +391,7 @@ def _corpus(args: argparse.Namespace) -> int:
     else:
         Console().print(summary.drops.table())
     if summary.by_clock:
-        warn(args, f"{summary.by_clock:,} samples were dropped by a clock: another run may keep them")
+        warn(args, f"{summary.by_clock:,} samples were dropped by a time limit; another run may keep them")
     if summary.drops.kept == 0:
         warn(args, f"nothing was kept in {args.output}")
     if summary.drops.total and set(summary.drops.reasons) == {DropReason.NOT_IMPORTED}:

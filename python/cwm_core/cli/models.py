@@ -235,7 +235,7 @@ def _verdict(whole: ParsedTrace, limit: int, tokens: int, full_context: int | No
     if tokens >= limit:
         return f"The prediction did not end within {limit:,} tokens; it has {frames}.\n"
     reason = whole.error or "it ends between two frames"
-    return f"The prediction breaks the form after {frames}: {reason}.\n"
+    return f"The prediction breaks the trace format after {frames}: {reason}.\n"
 
 
 def add_demo(verbs: Any) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
+MAX_SECONDS = 2_000_000
+"""Longest time limit that an option accepts, about 23 days. Some functions of the operating system wait at most 24."""
+
 EXTRAS = {
     "torch": "train", "rich": "train", "safetensors": "train", "pyarrow": "parquet", "tensorboard": "tensorboard",
     "torchao": "float8", "starlette": "serve", "uvicorn": "serve", "prometheus_client": "serve", "rensa": "corpus",
@@ -156,8 +159,10 @@ def seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
+    if not 0 < value <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"expected a positive number of seconds, at most {MAX_SECONDS:,}, got {text!r}"
+        )
     return value
 
 

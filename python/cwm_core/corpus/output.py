@@ -47,7 +47,7 @@ class CorpusPart(NamedTuple):
     tokens: int
     """Tokens in the part."""
     by_clock: int
-    """Samples of the part that a clock dropped: another run may keep them."""
+    """Samples of the part that a time limit dropped. Another run may keep them."""
     drops: dict[str, Any]
     """Samples kept and dropped in the part, as in `DropCounts.to_json`."""
     interrupted: bool = False
@@ -127,7 +127,7 @@ class CorpusWriter:
 
     @property
     def by_clock(self) -> int:
-        """Samples that a clock dropped in all finished parts."""
+        """Samples that a time limit dropped in all finished parts."""
         return sum(part.by_clock for part in self.parts)
 
     def add_part(

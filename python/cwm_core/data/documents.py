@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -16,7 +17,7 @@ import numpy as np
 from .._native import DamagedFileError
 from ..support.files import StrPath, files_in
 from ..support.imports import entry_point_objects, import_object
-from ..support.jsonl import STDIN
+from ..support.jsonl import STDIN, type_of_json
 from ..support.tables import TABLE_ENDINGS, is_table, read_table
 from ..tokenizer import Tokenizer
 from ..tokenizer.special_tokens import BEGIN_OF_TEXT, END_OF_TEXT
@@ -47,11 +48,12 @@ class DocumentKind(ABC, Generic[Content]):
     columns: ClassVar[tuple[str, ...]] = ()
     """Columns that a row of this kind may have. The first one marks the kind: it is there, and not null."""
     endings: ClassVar[tuple[str, ...]] = ()
-    """Endings of the names of files that hold only documents of this kind, such as `.cwmtraces`."""
+    """Endings of the names of files that hold only documents of this kind, such as `.cwmtraces`. In lowercase; a name
+    may have them in any case."""
 
     def has_file(self, path: Path) -> bool:
         """Return whether `read_file` reads this file."""
-        return path.name.endswith(self.endings)
+        return path.name.lower().endswith(self.endings)
 
     def read_file(self, path: Path) -> Iterator[tuple[str, Content]]:
         """Yield the documents of a file of this kind with their places, for error messages.
@@ -178,8 +180,7 @@ def document_files(paths: Iterable[StrPath], kinds: Sequence[DocumentKind[Any]] 
             continue
         found = files_in(path, own) or files_in(path, TABLE_ENDINGS)
         if not found:
-            known = ", ".join(f"*{ending}" for ending in (*own, *TABLE_ENDINGS))
-            raise FileNotFoundError(2, f"no file in this folder is one of {known}", str(path))
+            raise FileNotFoundError(2, f"no file in this folder is one of {_patterns(own)}", str(path))
         yield from found
 
 
@@ -207,16 +208,26 @@ def _contents(path: Path, kinds: Sequence[DocumentKind[Any]]) -> Iterator[tuple[
             yield from ((kind, {}, where, content) for where, content in kind.read_file(path))
             return
     if not is_table(path):
-        raise DamagedFileError(f"{path}: no document kind recognizes this file")
+        own = tuple(ending for kind in kinds for ending in kind.endings)
+        raise DamagedFileError(
+            f"{path}: neither a trace nor a file named {_patterns(own)}. Rename the file, or read JSON Lines from "
+            f"standard input, which is named {STDIN}"
+        )
     columns = dict.fromkeys(["source", *(name for kind in kinds for name in kind.columns)])
     for where, row in read_table(path, columns.keys()):
         found = next((kind for kind in kinds if kind.has_row(row)), None)
         if found is None:
             known = [repr(kind.columns[0]) for kind in kinds if kind.columns]
-            raise DamagedFileError(f"{where}: expected one of the columns {', '.join(known)}")
+            empty = [f"{name} is null" for name in known if name[1:-1] in row]
+            given = ", ".join(empty or map(repr, islice(row, 10))) or "an empty row"
+            raise DamagedFileError(f"{where}: expected a value in one of the columns {', '.join(known)}; got {given}")
         content = found.read_row(row, where)
         if content is not None:
             yield found, row, where, content
+
+
+def _patterns(own: tuple[str, ...]) -> str:
+    return ", ".join(f"*{ending}" for ending in (*own, *TABLE_ENDINGS))
 
 
 class TextKind(DocumentKind[str]):
@@ -224,13 +235,15 @@ class TextKind(DocumentKind[str]):
 
     columns = ("text",)
 
-    def has_row(self, row: Row) -> bool:
-        """Return whether the row has a text."""
-        return isinstance(row.get("text"), str)
-
     def read_row(self, row: Row, where: str) -> str:
-        """Return the text."""
-        return str(row["text"])
+        """Return the text.
+
+        Raises:
+            ValueError: The text is not a string.
+        """
+        if not isinstance(row["text"], str):
+            raise ValueError(f"{where}: expected 'text' to be a string, got {type_of_json(row['text'])}")
+        return row["text"]
 
     def encode(self, tokenizer: Tokenizer, content: str) -> TrainingDocument:
         """Encode the text and wrap it in `<|begin_of_text|>` and `<|end_of_text|>` if the vocabulary has them."""
@@ -258,12 +271,15 @@ class ChatKind(DocumentKind[list[dict[str, str]]]):
             DamagedFileError: The messages are not a list of objects that each have a content.
         """
         value = row["messages"]
-        if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-            raise DamagedFileError(f"{where}: expected 'messages' to be a list of objects")
-        messages = [{key: part for key, part in message.items() if part is not None} for message in value]
-        if not all(isinstance(message.get("content"), str) for message in messages):
-            raise DamagedFileError(f"{where}: expected every message to have a string 'content'")
-        return messages
+        if not isinstance(value, list):
+            raise DamagedFileError(f"{where}: expected 'messages' to be a list of objects, got {type_of_json(value)}")
+        for number, message in enumerate(value):
+            if not isinstance(message, dict):
+                raise DamagedFileError(f"{where}: message {number}: expected an object, got {type_of_json(message)}")
+            if not isinstance(content := message.get("content"), str):
+                given = type_of_json(content) if "content" in message else "no content"
+                raise DamagedFileError(f"{where}: message {number}: expected 'content' to be a string, got {given}")
+        return [{key: part for key, part in message.items() if part is not None} for message in value]
 
     def encode(self, tokenizer: Tokenizer, content: list[dict[str, str]]) -> TrainingDocument:
         """Encode the chat."""

@@ -128,8 +128,8 @@ def _graded(task: Task, run: TestRun) -> Reward:
     counts = [
         f"{len(names)} of {len(all_names)} tests that {what}"
         for names, all_names, what in (
-            (still, fail_to_pass, "were to pass do not"),
-            (broken, pass_to_pass, "passed before no longer do"),
+            (still, fail_to_pass, "should pass do not"),
+            (broken, pass_to_pass, "passed before fail now"),
         )
         if names
     ]

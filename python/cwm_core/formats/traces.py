@@ -30,7 +30,7 @@ from typing import Any, BinaryIO, Protocol
 from cwm_core._native import DamagedFileError, Trace
 from cwm_core.support.arguments import reject_single_string
 from cwm_core.support.files import StrPath, files_in, replacing
-from cwm_core.support.jsonl import is_jsonl, loads
+from cwm_core.support.jsonl import is_jsonl, loads, type_of_json
 from cwm_core.support.tables import read_table
 from cwm_core.trace import StoredTrace, TraceReader, TraceWriter
 from cwm_core.trace.store import outcome
@@ -143,7 +143,7 @@ def read_traces(file: StrPath, key: str | None = None) -> Iterator[StoredTrace]:
         OSError: The file cannot be read.
     """
     file = Path(file)
-    if file.suffix == STORE:
+    if file.suffix.lower() == STORE:
         yield from TraceReader(file).entries()
     else:
         trace = Trace.load(file)
@@ -166,6 +166,8 @@ def trace_from_row(row: Row, where: str) -> StoredTrace:
             raise ValueError("expected key to be a string or null and metadata to be a JSON object")
         trace = row["trace"]
         data = base64.b64decode(trace, validate=True) if isinstance(trace, str) else trace
+        if not isinstance(data, bytes):
+            raise ValueError(f"expected 'trace' to be a stored trace in Base64, got {type_of_json(data)}")
         return StoredTrace(key, metadata, Trace.from_bytes(data))
     except KeyError:
         raise DamagedFileError(
@@ -305,9 +307,9 @@ _READERS: dict[str, Callable[[Path], Iterator[StoredTrace]]] = {
 
 
 def _kind(path: Path, known: Collection[str]) -> str:
-    if path.suffix not in known:
+    if path.suffix.lower() not in known:
         raise ValueError(f"{path}: expected a name that ends in {' or '.join(known)}")
-    return path.suffix
+    return path.suffix.lower()
 
 
 def _kind_to_read(path: Path, known: Collection[str]) -> str:

@@ -37,20 +37,12 @@ class RolloutBatch:
     """Number of the task of each segment, int32 [segments]; -1 for padding."""
 
 
-def pack(lengths: Sequence[int], rows: int, seq_len: int) -> list[list[int]] | None:
-    """Place documents of these lengths in rows, each in the first row with room; return the documents of each row.
-
-    Return None if one does not fit.
-    """
-    placed: list[list[int]] = [[] for _ in range(rows)]
-    room = [seq_len] * rows
-    for number, length in enumerate(lengths):
-        row = next((row for row in range(rows) if room[row] >= length), None)
-        if row is None:
-            return None
-        placed[row].append(number)
+def place(room: list[int], length: int) -> int | None:
+    """Take `length` from the first entry of `room` that has it, and return the entry's number; None if none has it."""
+    row = next((number for number, left in enumerate(room) if left >= length), None)
+    if row is not None:
         room[row] -= length
-    return placed
+    return row
 
 
 def make_batch(

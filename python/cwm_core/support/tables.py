@@ -10,12 +10,12 @@ from .._native import DamagedFileError
 from .jsonl import ENDINGS, is_jsonl, read_rows
 
 TABLE_ENDINGS = (*ENDINGS, ".parquet")
-"""File extensions that `read_table` supports."""
+"""File extensions that `read_table` supports, in any case."""
 
 
 def is_table(path: str | os.PathLike[str]) -> bool:
     """Return whether a path names a JSONL file, compressed or not, a Parquet file, or standard input."""
-    return is_jsonl(path) or os.fspath(path).endswith(".parquet")
+    return is_jsonl(path) or os.fspath(path).lower().endswith(".parquet")
 
 
 def read_table(path: str | os.PathLike[str], columns: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -275,7 +275,7 @@ class _File:
 
     def _part_at(self, line: int) -> _Part:
         if not 1 <= line <= len(self.lines):
-            raise ValueError(f"line {line} of a file of {len(self.lines)} lines")
+            raise ValueError(f"line {line} is out of range for a file of {len(self.lines)} lines")
         at = bisect_right(self.starts, line) - 1
         if at >= 0 and line <= self.parts[at].end:
             return self.parts[at]

@@ -277,7 +277,7 @@ class TraceReader:
         index = operator.index(which)
         wrapped = index + len(self) if index < 0 else index
         if not 0 <= wrapped < len(self):
-            raise IndexError(f"trace {index} of a store of {len(self)}")
+            raise IndexError(f"trace index {index} is out of range for a store of {len(self)} traces")
         return wrapped
 
     def __reduce__(self) -> tuple[type[TraceReader], tuple[str]]:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ..._native import DamagedFileError
-from ...support.jsonl import is_jsonl, read_rows
+from ...support.jsonl import ENDINGS, is_jsonl, read_rows
 from ..filters.license import of_package
 from ..inputs.slices import Names
 from .kinds import SkipReason
@@ -84,21 +84,25 @@ def read_sources(source: str | os.PathLike[str], *, paths: Sequence[str] | None 
     Args:
         source: One of:
             a `.py` file;
-            a `.jsonl` file of snippets, objects with `code` and optionally `call`, an expression, or `input`, the
-            arguments of its function `f`; `license`; `id`;
+            a `.jsonl` or `.ndjson` file of snippets, objects with `code` and optionally `call`, an expression, or
+            `input`, the arguments of its function `f`; `license`; `id`;
             a folder;
             the name that an installed package is imported or installed by (`dateutil`, `python-dateutil`).
         paths: Folders with installed packages; by default `sys.path`.
 
     Raises:
         FileNotFoundError: There is no such source.
-        ValueError: A line of snippets is not JSON or has no code.
+        ValueError: A line of snippets is not JSON or has no code, or the file extension is not supported.
     """
     path = Path(source)
     if is_jsonl(path) and path.is_file():
         return list(_snippets(path))
     if path.is_dir() or (path.suffix == ".py" and path.is_file()):
         return list(_modules(path.resolve()))
+    if path.is_file():
+        raise ValueError(
+            f"{path}: expected a *.py file or snippets in a file named {', '.join(f'*{e}' for e in ENDINGS)}"
+        )
     found = _importable(str(source), paths) or _distributed(str(source), paths)
     if not found:
         raise FileNotFoundError(
