@@ -147,7 +147,7 @@ def training_config(values: dict[str, Any], output: str) -> TrainConfig:
         return TrainConfig.from_dict(values | {"checkpoint_folder": str(Path(output) / "checkpoints")})
 
 
-class Run(Protocol):
+class RunSettings(Protocol):
     """What the functions below need of a run."""
 
     @property
@@ -232,7 +232,7 @@ def _run(config: RunConfig, on_step: OnStep | None, on_warning: Callable[[str], 
 
 
 @contextmanager
-def reports(config: Run, on_step: OnStep | None, is_main: bool) -> Iterator[OnStep | None]:
+def reports(config: RunSettings, on_step: OnStep | None, is_main: bool) -> Iterator[OnStep | None]:
     """Yield a function that reports a step to all outputs, in the main process only."""
     if not is_main:
         yield None
@@ -374,7 +374,7 @@ def _of_vocabulary(tokenizer: Tokenizer | None) -> dict[str, Any]:
     }
 
 
-def initial_model(config: Run, shape: ModelConfig, world: World) -> Transformer:
+def initial_model(config: RunSettings, shape: ModelConfig, world: World) -> Transformer:
     """Return the model with its initial weights, sharded over the ranks."""
     with torch.device("meta"):
         model = Transformer(shape)
@@ -410,7 +410,7 @@ def check_device(device: str) -> None:
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
-def prepare_output(run: Run, model: ModelConfig, world: World) -> None:
+def prepare_output(run: RunSettings, model: ModelConfig, world: World) -> None:
     """Write config.json when a run begins; raise ValueError when it resumes with another shape or vocabulary."""
     file = run.output / "config.json"
     if latest(run.training.checkpoint_folder) is None:
