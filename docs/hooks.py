@@ -90,6 +90,17 @@ API = {
         "cwm_core.evaluation.report",
         "cwm_core.evaluation.custom",
     ],
+    "rl": [
+        "cwm_core.rl.tasks.protocol",
+        "cwm_core.rl.tasks.traces",
+        "cwm_core.rl.tasks.calls",
+        "cwm_core.rl.tasks.coding",
+        "cwm_core.rl.tasks.mathematics",
+        "cwm_core.rl.tasks.software",
+        "cwm_core.rl.tasks.questions",
+        "cwm_core.rl.tasks.curriculum",
+        "cwm_core.rl.rewards",
+    ],
 }
 
 # Tables of configuration keys: title, file, class.

@@ -294,6 +294,8 @@ class RolloutLoader:
             "seconds/training": training,
             "seconds/generating": most,
             "seconds/scoring": scoring,
+            "idle/training": generating / (generating + training),
+            "idle/generation": max(0.0, 1 - most / (generating + training)),
             "generation/tokens_per_second": tokens / most if most else 0.0,
         }
 

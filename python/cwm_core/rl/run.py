@@ -41,7 +41,6 @@ from typing import Any, Self, TypeVar
 import torch
 
 from .. import model as models
-from ..inference import Engine
 from ..model import ModelConfig, Transformer
 from ..support.arguments import convert_fields
 from ..tokenizer import Tokenizer
@@ -63,14 +62,15 @@ from ..training.run import (
 from .algorithm import Algorithm
 from .controller import RolloutConfig, RolloutLoader
 from .exact import ExactSampler
-from .generation import EngineGenerator, EpisodeGenerator, Generator, Tasks
+from .generation import BackgroundGenerator, EpisodeGenerator, Generator, Sampler, Tasks
 from .kinds import make_tasks
 from .loss import LossConfig, PolicyLoss
+from .processes import EngineSettings, ProcessSampler
 from .tasks import Curriculum, Stage
 
 Settings = TypeVar("Settings")
 
-MODES = ("engine", "exact")
+MODES = ("engine", "processes", "exact")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -83,8 +83,11 @@ class GenerationConfig:
     """
 
     mode: str = "engine"
-    """"engine": an engine in this process, in turns with training; or "exact": the forward pass of the trainer, whose
-    log probabilities equal those of training bit for bit, at the price of a whole row for each token."""
+    """"engine": an engine in this process, in turns with training; "processes": engines in other processes, while this
+    one trains; or "exact": the forward pass of the trainer, whose log probabilities equal those of training bit for
+    bit, at the price of a whole row for each token."""
+    devices: str = "cpu"
+    """Devices of the other processes, separated by commas, such as "cuda:1,cuda:2"; each gets a process."""
     dtype: str = "float32"
     """Type of the weights of the engine: "float32" or "bfloat16"."""
     max_batch: int = 64
@@ -262,22 +265,26 @@ def run(config: RLConfig, on_step: OnStep | None = None) -> TrainingEnd:
 
 def _generator(config: RLConfig, shape: ModelConfig, model: Transformer, tasks: Tasks, world: World) -> Generator:
     settings = config.generation
-    if settings.mode == "exact":
-        if world.size > 1:
-            raise ValueError('[generation] mode "exact" needs one process')
-        sampler = ExactSampler(model, config.data.seq_len, config.training.dtype)
-        return EpisodeGenerator(sampler, tasks, seed=settings.seed, threads=settings.threads)
-    with torch.device("meta"):
-        copy = Transformer(shape)
-    copy.to(DTYPES[settings.dtype]).to_empty(device=world.device)
-    engine = Engine(
-        copy,
-        max_batch=settings.max_batch,
-        max_length=config.data.seq_len,
-        max_cache_bytes=settings.max_cache_bytes or None,
-        prefix_bytes=settings.prefix_bytes,
+    if settings.mode == "exact" and world.size > 1:
+        raise ValueError('[generation] mode "exact" needs one process')
+    engines = EngineSettings(
+        shape,
+        DTYPES[settings.dtype],
+        settings.max_batch,
+        config.data.seq_len,
+        settings.max_cache_bytes or None,
+        settings.prefix_bytes,
     )
-    return EngineGenerator(engine, tasks, seed=settings.seed, threads=settings.threads)
+    sampler: Sampler
+    if settings.mode == "exact":
+        sampler = ExactSampler(model, config.data.seq_len, config.training.dtype)
+    elif settings.mode == "engine":
+        sampler = engines.sampler(world.device)
+    else:
+        devices = [device.strip() for device in settings.devices.split(",")]
+        sampler = ProcessSampler(engines, devices, config.output / "weights", world.is_main)
+    generator = EpisodeGenerator(sampler, tasks, seed=settings.seed, threads=settings.threads)
+    return BackgroundGenerator(generator) if settings.mode == "processes" else generator
 
 
 @contextmanager
