@@ -87,8 +87,8 @@ def add_tokenize(verbs: Any) -> None:
         "--max-jaccard",
         type=share,
         metavar="J",
-        help="drop a trajectory whose Jaccard similarity to an earlier one is at least J, such as 0.5; needs "
-        "cwm-core[corpus]",
+        help="drop a trajectory whose Jaccard similarity to an earlier one is at least J, such as 0.5; needs the extra "
+        "corpus",
     )
 
 
