@@ -91,6 +91,15 @@ API = {
         "cwm_core.evaluation.custom",
     ],
     "rl": [
+        "cwm_core.rl.run",
+        "cwm_core.rl.algorithm",
+        "cwm_core.rl.loss",
+        "cwm_core.rl.records",
+        "cwm_core.rl.controller",
+        "cwm_core.rl.generation",
+        "cwm_core.rl.exact",
+        "cwm_core.rl.processes",
+        "cwm_core.rl.kinds",
         "cwm_core.rl.tasks.protocol",
         "cwm_core.rl.tasks.traces",
         "cwm_core.rl.tasks.calls",
@@ -110,6 +119,12 @@ TABLES = [
     ("Table `[model]`", "model/config.py", "ModelConfig"),
     ("Table `[model.rope_parameters]`", "model/config.py", "RopeParameters"),
     ("Table `[training]`", "training/config.py", "TrainConfig"),
+    ("Top level of `cwm rl`", "rl/run.py", "RLConfig"),
+    ("Table `[data]` of `cwm rl`", "rl/run.py", "RowsConfig"),
+    ("Table `[rollouts]`", "rl/controller.py", "RolloutConfig"),
+    ("Table `[generation]`", "rl/run.py", "GenerationConfig"),
+    ("Table `[algorithm]`", "rl/algorithm.py", "Algorithm"),
+    ("Table `[loss]`", "rl/loss.py", "LossConfig"),
 ]
 
 
@@ -132,8 +147,8 @@ def api_page(name: str, modules: list[str]) -> str:
 
 
 def configuration_page() -> str:
-    """Return the page of all keys of a training configuration."""
-    parts = ["# Configuration keys\n\nKeys of the TOML file that `cwm train` reads.\n"]
+    """Return the page of all keys of the configurations of `cwm train` and `cwm rl`."""
+    parts = ["# Configuration keys\n\nKeys of the TOML files that `cwm train` and `cwm rl` read.\n"]
     for title, file, name in TABLES:
         parts.append(f"## {title}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |")
         parts += [f"| `{key}` | `{cell(kind)}` | {default} | {text} |" for key, kind, default, text in keys(file, name)]

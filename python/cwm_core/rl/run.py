@@ -278,11 +278,13 @@ def _generator(config: RLConfig, shape: ModelConfig, model: Transformer, tasks: 
     sampler: Sampler
     if settings.mode == "exact":
         sampler = ExactSampler(model, config.data.seq_len, config.training.dtype)
-    elif settings.mode == "engine":
+    elif settings.mode == "engine" and world.is_first_reader:
         sampler = engines.sampler(world.device)
     else:
-        devices = [device.strip() for device in settings.devices.split(",")]
-        sampler = ProcessSampler(engines, devices, config.output / "weights", world.is_main)
+        # Ranks that do not generate only help to gather the weights.
+        devices = [device.strip() for device in settings.devices.split(",")] if world.is_first_reader else []
+        writes = settings.mode == "processes" and world.is_main
+        sampler = ProcessSampler(engines, devices, config.output / "weights", writes)
     generator = EpisodeGenerator(sampler, tasks, seed=settings.seed, threads=settings.threads)
     return BackgroundGenerator(generator) if settings.mode == "processes" else generator
 
