@@ -66,7 +66,7 @@ def request(connection: socket.socket) -> bytes:
 
 
 def more(connection: socket.socket) -> bytes:
-    """What comes next; OSError at the end."""
+    """Return the next bytes. Raise OSError at the end."""
     if not (data := connection.recv(1 << 16)):
         raise ConnectionError("the client has gone")
     return data

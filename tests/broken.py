@@ -47,7 +47,7 @@ def broken_tasks(folder: Path, names=tuple(BUGS)) -> list[Task]:
 
 
 def repair_actions(task: Task) -> list[str]:
-    """What someone does who knows the change: look, edit, test, and submit the diff to the state that was found."""
+    """Return the actions of an agent that knows the change: look, edit, test, and submit the diff."""
     path, right, wrong = BUGS[task.name]
     line = next(line for line in (task.folder / path).read_text().splitlines() if right in line)
     broken = line.replace(right, wrong)

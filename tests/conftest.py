@@ -1,4 +1,4 @@
-"""What every test shares: how hard Hypothesis looks, and what happens where torch is not installed."""
+"""Settings for all tests: the effort of Hypothesis, and what runs without PyTorch."""
 
 import os
 import signal

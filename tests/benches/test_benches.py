@@ -1,4 +1,4 @@
-"""What the benchmark tools conclude from made-up runs whose truth is known."""
+"""Test the conclusions of the benchmark tools on artificial runs with known results."""
 
 import random
 from itertools import product

@@ -68,6 +68,9 @@ def test_a_saved_model_is_all_that_predict_needs(cwd, capsys):
     assert capsys.readouterr().out == whole
     assert main(["predict", "bare", "program.py", *PREDICT, "--tokenizer", "vocabulary/tokenizer.json"]) == 0
     assert capsys.readouterr().out == whole
+    assert main(["predict", "whole", "program.py", *PREDICT, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tokens"] > 0 and result["scores"] is None and result["verdict"] in whole
 
 
 @pytest.mark.parametrize(
@@ -235,7 +238,7 @@ def press_when(process, file):
     process.send_signal(signal.SIGINT)
 
 
-def test_the_demo_does_not_go_on_with_a_model_that_is_half_trained(cwd, capsys, monkeypatch):
+def test_the_demo_stops_if_training_is_interrupted(cwd, capsys, monkeypatch):
     from cwm_core.demo import run as demo
 
     class Interrupted:

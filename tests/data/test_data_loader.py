@@ -39,7 +39,7 @@ def corpora(draw):
 
 @st.composite
 def orders(draw):
-    """What the order of rows depends on, but the data: arguments of PackedLoader."""
+    """Arguments of PackedLoader on which the order of rows depends."""
     options = {
         "seq_len": draw(st.integers(1, 40)),
         "batch_size": draw(st.integers(1, 12)),
@@ -417,7 +417,7 @@ def take_in_child(loader, steps, results):
 
 @pytest.mark.parametrize("prefetch", [0, 3])
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_another_process_goes_on_where_the_loader_stood(tmp_path, method, prefetch):
+def test_another_process_resumes_at_the_position_of_the_loader(tmp_path, method, prefetch):
     sources = many_documents(tmp_path)
     loader, twin = (cwm.PackedLoader(sources, 64, batch_size=2, prefetch=prefetch) for _ in range(2))
     assert tokens_of(loader, 3) == tokens_of(twin, 3)
@@ -455,7 +455,7 @@ def test_forks_while_threads_take_batches(tmp_path):
         assert [taker.result(60) for taker in takers] == [None, None]
 
 
-def test_what_a_batch_holds_stays_while_later_ones_come(tmp_path):
+def test_the_arrays_of_a_batch_stay_while_later_batches_are_made(tmp_path):
     loader = cwm.PackedLoader(many_documents(tmp_path), 64, batch_size=2)
     kept = []
     for _ in range(40):
@@ -619,7 +619,7 @@ def test_epochs_of_none_in_a_source_are_the_loaders(tmp_path):
         assert sum(int((batch.source_ids >= 0).sum()) for batch in loader) == 200
 
 
-def test_a_state_says_what_changed(tmp_path):
+def test_a_refused_state_names_the_changes(tmp_path):
     documents = [([i, i + 1], None) for i in range(1, 60)]
     folders = folders_of(tmp_path, {"a": documents, "b": documents}, shard_tokens=20)
     sources = {"a": (folders["a"], 1.0, 2), "b": (folders["b"], 2.0)}
@@ -648,6 +648,22 @@ def test_a_state_says_what_changed(tmp_path):
         writer.add([1, 2, 3])
     with pytest.raises(ValueError, match=r"source 'b': files were added \(\+1 files, \+1 documents\)"):
         cwm.PackedLoader(sources, **options).load_state_dict(state)
+
+
+@pytest.mark.parametrize("state", [None, "x", [], 3])
+def test_what_is_not_a_state_is_refused(tmp_path, state):
+    loader = cwm.PackedLoader(write(tmp_path, {"a": [([1, 2], None)]}), 8)
+    with pytest.raises(TypeError, match=rf"expected the mapping from state_dict\(\), got {type(state).__name__}$"):
+        loader.load_state_dict(state)
+    with pytest.raises(ValueError, match="'version' is missing from the state"):
+        loader.load_state_dict({})
+
+
+def test_changed_buckets_are_shown_as_they_were_given(tmp_path):
+    folder = write(tmp_path, {"a": [([1, 2], None)]})
+    state = cwm.PackedLoader(folder, 8, buckets=[Bucket(4, 1), Bucket(None, 2)]).state_dict()
+    with pytest.raises(ValueError, match=r"\[max_length=4 [^,]*, max_length=None [^,]*\] -> seq_len=8 batch_size=3"):
+        cwm.PackedLoader(folder, 8, batch_size=3).load_state_dict(state)
 
 
 def test_relative_folders_survive_a_change_of_the_working_directory(tmp_path, monkeypatch):

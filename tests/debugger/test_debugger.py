@@ -254,7 +254,7 @@ def g(n):
 """
 
 
-def test_lines_of_equal_text_are_told_apart_by_what_leads_to_them():
+def test_lines_of_equal_text_are_distinguished_by_the_previous_line():
     subject, trace = debugger(AMBIGUOUS, "g(0)")
     for frame in trace.frames:
         assert subject.current.scope.lines == (frame.lineno - 1,)
@@ -262,7 +262,7 @@ def test_lines_of_equal_text_are_told_apart_by_what_leads_to_them():
     assert [scope.function for scope in subject.where()] == ["main"]
 
 
-def test_lines_that_cannot_be_told_apart_are_all_named():
+def test_indistinguishable_lines_are_all_named():
     code = "def f(n):\n    if n:\n        a = 1\n    else:\n        a = 1\n    return a\n"
     subject, _ = debugger(code, "f(0)")
     subject.break_at(3)  # it is line 5 that runs
@@ -340,7 +340,7 @@ def test_a_value_set_back_is_written_as_unchanged():
     assert subject.current.frame.locals == {"n": ".."} and np.array_equal(subject.ids, ids)
 
 
-def test_what_cannot_be_set():
+def test_variables_that_cannot_be_set():
     subject, _ = debugger()
     subject.continue_to(4)
     for name, value, why in (("m", "1", "no variable 'm' here"), ("n", "..", "cannot be"), ("n", "", "cannot be")):
@@ -439,7 +439,7 @@ def test_limits():
         ("nonsense<|end_of_text|>", "frame 3 is not a frame"),
     ],
 )
-def test_what_is_no_frame_is_reported_and_can_be_tried_again(text, why):
+def test_malformed_frames_are_reported_and_can_be_tried_again(text, why):
     subject, trace = debugger()
     subject.source.replaced[3, 0.0] = TOKENIZER.encode(text, allowed_special="all")
     stop = subject.continue_to()
@@ -533,7 +533,7 @@ def test_a_random_model(engine):
 
 
 def test_constrained_frames_are_well_formed_or_cut(engine):
-    """Of a model that knows nothing: no frame is malformed but one that grew too long."""
+    """An untrained model gives no malformed frame, except one that exceeds the limit."""
     subject = Debugger(EngineFrames(engine, max_frame_tokens=60), TOKENIZER, CODE, CALL, temperature=1.0)
     reasons = []
     for seed in range(30):

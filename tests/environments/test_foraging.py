@@ -268,7 +268,7 @@ def test_last_line_without_end_and_single_statements():
 
 
 @pytest.mark.parametrize("source", [b"def f(:", b"\xff", b"\xef\xbb\xbfx = 1 + 2", b"x = '"])
-def test_what_is_no_module_is_refused(source):
+def test_files_that_are_not_modules_are_refused(source):
     with pytest.raises(ValueError):
         find_mutations(source)
 
@@ -398,7 +398,7 @@ def test_modules_are_read_whole(tmp_path):
         machine.close()
 
 
-def test_forage_is_repeatable_and_its_tasks_are_what_they_say(repositories, tmp_path):
+def test_forage_is_repeatable_and_its_tasks_are_correct(repositories, tmp_path):
     issues = [Task(f"issue-{i}", "Do.", image="i", kind="issue-fix") for i in range(30)]
     some = repositories[1:3]
     options = {"count": 6, "backend": BACKEND, "issues": issues, "seed": 3}
@@ -500,7 +500,7 @@ def test_a_task_whose_solution_does_not_solve_it_is_left_out(tmp_path):
     assert (again.left_out, again.tasks) == (harvest.left_out, harvest.tasks)
 
 
-def test_foraging_says_what_it_does(tmp_path):
+def test_foraging_reports_its_progress(tmp_path):
     (tmp_path / "sums.py").write_bytes(SUMS)
     (tmp_path / "test_sums.py").write_text(f"from sums import add, twice\n{SUMS_TESTS}")
     said = []
@@ -589,7 +589,7 @@ def test_issues_become_tasks(tmp_path):
     assert named.image == "own/image:1"
 
 
-def test_issues_that_cannot_be_tasks_are_told(tmp_path):
+def test_issues_that_cannot_be_tasks_are_reported(tmp_path):
     rows = [
         ROW | {"instance_id": "a", "FAIL_TO_PASS": '["test_b (t.Case)"]'},
         ROW | {"instance_id": "b", "FAIL_TO_PASS": "[]"},

@@ -92,12 +92,12 @@ def test_wrong_patches_say_what_is_wrong(task):
     reward = judge(task, diff_of(task, new_py=b"x = 1\n"), BACKEND, seconds=SECONDS)
     assert reward.value == 0.0
     assert reward.reason == (
-        "the tests failed: 1 of 1 tests that were to pass do not, first tests/test_sums.py::test_add"
+        "the tests failed: 1 of 1 tests that should pass do not, first tests/test_sums.py::test_add"
     )
     assert reward.fail_to_pass == {"tests/test_sums.py::test_add": "failed"}
     worse = WHOLE.replace(b"2 * a", b"a")
     reward = judge(task, diff_of(task, sums_py=worse), BACKEND, seconds=SECONDS)
-    assert "2 of 2 tests that passed before no longer do, first tests/test_sums.py::test_twice[1]" in reward.reason
+    assert "2 of 2 tests that passed before fail now, first tests/test_sums.py::test_twice[1]" in reward.reason
     assert reward.pass_to_pass["tests/test_sums.py::test_twice[2]"] == "failed"
     assert 0.5 < reward.similarity < 1.0
     reward = judge(task, diff_of(task, sums_py=b"def add(:\n"), BACKEND, seconds=SECONDS)
@@ -172,7 +172,7 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_what_a_submission_may_not_do(task, name):
+def test_changes_that_submissions_may_not_make(task, name):
     reward = judge(task, diff_of(task, **ATTACKS[name]), BACKEND, seconds=SECONDS)
     assert reward.value == 0.0
     assert reward.reason.startswith("the tests failed")
@@ -208,7 +208,7 @@ def test_the_same_attacks_do_not_spoil_a_right_patch(task):
     reward = judge(task, diff_of(task, **diff), BACKEND, seconds=SECONDS)
     assert reward.value == 1.0
     assert reward.ignored["pytest.toml"] == "configuration"
-    assert reward.ignored["conftest.py"] == "loaded by Python or pytest on its own"
+    assert reward.ignored["conftest.py"] == "loaded automatically by Python or pytest"
     assert (
         reward.ignored["argcomplete.py"] == reward.ignored["json.py"] == "a new module that could hide an installed one"
     )
@@ -289,7 +289,7 @@ def test_a_module_hides_none_where_the_command_runs(task, command):
         (".github/x.yml", False), (".env", False), ("run.py", False), ("ci/settings.toml", False), ("setup.cfg", False),
     ],
 )  # fmt: skip
-def test_rules_list_what_may_change(path, allowed):
+def test_rules_list_the_allowed_changes(path, allowed):
     solution = "".join(
         make_diff(name, b"a\n", b"b\n") for name in ("pkg/schema.json", "pkg/testing/tool.py", "setup.cfg")
     )
@@ -558,7 +558,7 @@ def test_similarity_is_a_share_and_knows_equals(one, two, three):
         assert similarity(a, a) == 1.0
 
 
-def test_similarity_of_large_patches_takes_little_time():
+def test_similarity_of_large_patches_is_fast():
     big = make_diff("x", b"a\n", b"".join(b"line %d\n" % (i % 700) for i in range(60_000)))
     assert 0.0 < similarity(big, make_diff("x", b"a\n", b"line 3\nline 4\n" * 400)) < 0.1
 

@@ -257,7 +257,7 @@ def test_the_harness_takes_our_options():
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"resolved_ids": 3}'])
-def test_what_is_no_report_is_refused(tmp_path, text):
+def test_files_that_are_not_reports_are_refused(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(ValueError, match=r"r\.json is not a report"):
         read_harness_report(tmp_path / "r.json")

@@ -137,7 +137,7 @@ def test_a_wrong_statement_of_the_result_is_noticed():
     assert values(evaluate_traces(truths(), wrong, **RUN))["recording agrees"] == 0.5
 
 
-def test_an_interrupted_evaluation_goes_on(tmp_path):
+def test_an_interrupted_evaluation_resumes(tmp_path):
     whole = evaluate_traces(truths(), PROBLEMS, batch=4, **RUN)
 
     class Interrupted(Scripted):
@@ -286,7 +286,7 @@ def test_predictions_that_say_nothing_are_wrong():
     assert values(report) == {"accuracy": pytest.approx(2 / 3), "balanced accuracy": 0.5}
 
 
-def test_what_is_unknown_is_left_out():
+def test_problems_of_unknown_truth_are_left_out():
     problems = [PROBLEMS[0], Problem("sleeps", HOSTILE["limit: seconds"], "1")]
     report = evaluate_termination(truths(), problems, **RUN)
     assert report.left_out == {"limit: seconds": 1} and report.measures[1].value is None
@@ -362,7 +362,7 @@ def test_the_command(cwd, capsys):
     assert "balanced accuracy" in capsys.readouterr().out
 
 
-def test_the_command_goes_on_only_as_it_began(cwd, capsys):
+def test_the_command_resumes_only_with_the_same_settings(cwd, capsys):
     command = ["eval", "output", "model", "problems.jsonl", "--max-new-tokens", "3", "-o", "out"]
     assert main(command) == 0
     first = Path("out/report.json").read_bytes()
@@ -378,7 +378,7 @@ def test_the_command_goes_on_only_as_it_began(cwd, capsys):
     assert capsys.readouterr().err == "cwm eval: problems.jsonl, line 1: 'output' is missing\n"
 
 
-def test_an_interrupted_command_says_how_to_go_on(cwd, capsys, monkeypatch):
+def test_an_interrupted_command_says_how_to_resume(cwd, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 

@@ -212,7 +212,7 @@ def is_locals(text: bytes, shown: set[str]) -> bool:
 
 @settings(max_examples=25)
 @given(seed=st.integers(0, 10**9))
-def test_locals_are_what_json_loads_takes(seed: int) -> None:
+def test_locals_equal_those_that_json_loads_accepts(seed: int) -> None:
     rng = random.Random(seed)
     prompt = f"<|call_sep|>{json.dumps(dict.fromkeys(['n', 'é', '😀'], '1'))}<|action_sep|><|frame_sep|><|line_sep|>"
     constraint = SMALL_GRAMMAR.constraint(SMALL.encode(prompt, allowed_special="all"))
@@ -246,7 +246,7 @@ def test_masks_of_a_model_with_more_ids() -> None:
         TraceGrammar(SMALL, vocab_size=5)
 
 
-def test_what_no_trace_goes_on_with_is_an_error() -> None:
+def test_prompts_that_no_trace_continues_are_errors() -> None:
     ids = SMALL.encode_trace(TRACE)
     with pytest.raises(ValueError, match="the token at 1:"):
         SMALL_GRAMMAR.constraint([ids[0], ids[0]])

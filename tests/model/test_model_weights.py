@@ -430,7 +430,7 @@ def test_arguments_that_make_no_sense_are_refused(tmp_path):
 
 
 def test_shards_and_index_are_of_the_form_that_others_expect(folder):
-    """What vLLM's loader goes by: files named in the index, each tensor in one, their total size, the class's name."""
+    """Check what vLLM relies on: the files in the index, one file per tensor, the total size, the class name."""
     index = json.loads((folder / huggingface.INDEX).read_text())
     shards = {file.name: load_file(file) for file in folder.glob("*.safetensors")}
     assert sorted(shards) == [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]

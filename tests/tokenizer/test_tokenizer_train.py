@@ -189,7 +189,7 @@ def test_both_phases_report_progress():
 
 
 @pytest.mark.parametrize("phase", ["count", "merge"])
-def test_what_the_callback_raises_ends_the_training(phase):
+def test_exceptions_of_the_callback_end_the_training(phase):
     def stop(now, done, wanted):
         if now == phase:
             raise LookupError("enough")

@@ -37,7 +37,7 @@ def frames_of(trace: cwm.Trace) -> list[Shown]:
 
 
 def activations(frames: list[Shown]) -> Activation:
-    """What is shown outside any activation, with the activations within it."""
+    """Frames outside any activation, with the activations within them."""
     outside: Activation = []
     stack = [outside]
     for frame in frames:

@@ -39,7 +39,7 @@ def returns_of_f(trace: cwm.Trace) -> list[tuple[dict[str, str], str]]:
 
 
 def expected(numbers: range) -> list[tuple[dict[str, str], str]]:
-    """What they are, the unchanged ones as the step before showed them."""
+    """Return the variables, with unchanged ones as the previous step showed them."""
     return [({"a": "..", f"v{n:03}": str(n * 2)}, str(n * 2)) for n in numbers]
 
 

@@ -596,7 +596,7 @@ def test_a_block_restores_the_trace_function(end: str) -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is new in 3.12")
-def test_monitoring_tools_go_on() -> None:
+def test_monitoring_tools_keep_working() -> None:
     monitoring = sys.monitoring
 
     def run(caller: Callable[[Probe], Any]) -> list[str]:

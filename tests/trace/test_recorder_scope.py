@@ -101,7 +101,7 @@ def test_code_beyond_a_link_in_the_scope_is_in_it(project: Path) -> None:
     assert entered(cwm.Recorder(scope=[project.parent / "elsewhere"]).record(module.calls, 2)) == both[1:]
 
 
-def test_what_is_beside_the_scope_is_out_of_it(project: Path, monkeypatch: Any) -> None:
+def test_files_beside_the_scope_are_outside_it(project: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(project)
     module = imported("pack_a.caller", through_dots(project))
     (project / "pack_a2").mkdir()
@@ -158,7 +158,7 @@ def test_file_names_that_are_none(tmp_path: Path, name: str) -> None:
 # ---- nothing recorded
 
 
-def test_nothing_recorded_names_what_was_seen(project: Path) -> None:
+def test_an_empty_recording_names_the_files_that_ran(project: Path) -> None:
     module = imported("pack_a.caller", project)
     recorder = cwm.Recorder(scope=[project / "tests"])
     with pytest.warns(RuntimeWarning, match="no frames were recorded") as found:

@@ -38,7 +38,7 @@ ROWS, SEQ_LEN = 4, 24
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loader gives."""
+    """A batch of a loader."""
 
     tokens: Tensor
     targets: Tensor
@@ -191,7 +191,7 @@ class Count(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_checkpointing_computes_again_what_it_says(alone):
+def test_checkpointing_recomputes_the_documented_operations(alone):
     mm, silu, sdpa = (
         torch.ops.aten.mm.default,
         torch.ops.aten.silu.default,
@@ -336,7 +336,7 @@ def message(call):
     return str(error.value)
 
 
-def test_what_does_not_divide_is_refused():
+def test_sizes_that_do_not_divide_are_refused():
     for messages in run_ranks(refused, 2):
         assert messages[:4] == [
             "2 ranks cannot be divided into replicas (1) x tensor (4) x context (1)",

@@ -184,7 +184,7 @@ def test_a_second_run_in_the_output_folder_is_locked_out(run_folder, capsys):
         ("training.attention=varlen", "[training] attention backend 'varlen' cannot run"),
     ],
 )
-def test_what_cannot_be_run_is_said_in_a_sentence(run_folder, capsys, change, message):
+def test_invalid_runs_are_reported_in_one_sentence(run_folder, capsys, change, message):
     assert main(["train", "run.toml", "--set", change]) == 1
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
@@ -208,7 +208,7 @@ def test_embedding_and_output_can_be_tied(run_folder):
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
     ],
 )
-def test_too_little_memory_is_a_sentence(run_folder, capsys, monkeypatch, error):
+def test_out_of_memory_is_reported_in_one_sentence(run_folder, capsys, monkeypatch, error):
     def fail(*_, **__):
         raise error
 

@@ -241,6 +241,7 @@ def _add_describe(kinds: Any) -> None:
     add("--model", required=True, metavar="NAME", help="name of the model on the server")
     add("--attempts", type=positive, default=3, metavar="N", help="attempts for each trace (default: 3)")
     add("--workers", type=positive, default=8, metavar="N", help="traces at a time (default: 8)")
+    add_json(parser)
 
 
 def _describe(args: argparse.Namespace) -> int:
@@ -249,7 +250,7 @@ def _describe(args: argparse.Namespace) -> int:
     from cwm_core.support.endpoint import Endpoint, EndpointError, chat_model
 
     describer = Describer(chat_model(Endpoint(args.endpoint), args.model, temperature=0.7), attempts=args.attempts)
-    stores = [path for path in trace_files(args.inputs) if path.suffix == STORE]
+    stores = [path for path in trace_files(args.inputs) if path.suffix.lower() == STORE]
     try:
         with counter(args, "traces") as show:
             counts = describe_stores(
@@ -261,9 +262,12 @@ def _describe(args: argparse.Namespace) -> int:
             )
     except EndpointError as error:
         raise ConnectionError(f"{error}; run the same command to resume") from error
-    say(args, f"{counts.described:,} traces described, {counts.given_up:,} given up")
-    for reason, times in describer.failures.most_common():
-        say(args, f"{times:,} attempts: {reason}")
+    if args.json:
+        write(json.dumps(counts._asdict() | {"failures": dict(describer.failures.most_common())}, indent=1) + "\n")
+    else:
+        say(args, f"{counts.described:,} traces described, {counts.given_up:,} given up")
+        for reason, times in describer.failures.most_common():
+            say(args, f"{times:,} attempts: {reason}")
     return OK if counts.described else FAILED
 
 
@@ -271,7 +275,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", required=True, type=Path, metavar="DIR", help="folder of the corpus")
     add(
-        "--tokenizer", required=True, type=Path, metavar="FOLDER",
+        "--tokenizer", required=True, type=Path, metavar="PATH",
         help="folder with tokenizer.json, or a rank file",
     )  # fmt: skip
     add("--seed", type=not_negative, default=0, metavar="N", help="seed of all random choices (default: 0)")
@@ -360,7 +364,7 @@ def _make(
                 **options,
             )
     except KeyboardInterrupt:
-        warn(args, f"what is done is in {args.output}; the same command resumes")
+        warn(args, f"interrupted; finished work is in {args.output}; the same command resumes")
         raise
 
 
@@ -387,7 +391,7 @@ def _corpus(args: argparse.Namespace) -> int:
     else:
         Console().print(summary.drops.table())
     if summary.by_clock:
-        warn(args, f"{summary.by_clock:,} samples were dropped by a clock: another run may keep them")
+        warn(args, f"{summary.by_clock:,} samples were dropped by a time limit; another run may keep them")
     if summary.drops.kept == 0:
         warn(args, f"nothing was kept in {args.output}")
     if summary.drops.total and set(summary.drops.reasons) == {DropReason.NOT_IMPORTED}:

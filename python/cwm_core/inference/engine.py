@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..model import Transformer
-from ..support.arguments import reject_single_string
+from ..support.arguments import reject_unordered
 from .cache import KeyValueCache, cache_bytes
 from .constraint import Constraint
 from .prefixes import Prefixes, common_prefix
@@ -135,7 +135,7 @@ class Engine:
         Raises:
             ValueError: A prompt is empty, a token is outside the vocabulary, or a setting is out of range.
         """
-        prompts = reject_single_string(prompts, "prompts")
+        prompts = reject_unordered(prompts, "prompts")
         stops = None if stop_ids is None else frozenset(stop_ids)
         handles: list[Handle] = []
         try:

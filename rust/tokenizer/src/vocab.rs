@@ -250,7 +250,9 @@ fn merges_listed(tokens: &Tokens, pairs: &[(u32, u32)]) -> Result<Vec<Merge>> {
             }
         }
         if let Some(first) = seen.insert((left, right), number) {
-            return invalid(format!("merge {number} of tokens {left} and {right} repeats merge {first}"));
+            return invalid(format!(
+                "merge {number} of tokens {left} and {right} repeats merge {first}"
+            ));
         }
     }
     check_number(merges)

@@ -79,7 +79,9 @@ pub(crate) fn unpack(packed: &[u8], length: u64) -> Result<Vec<u8>, StoredError>
     let decoder = zstd::stream::read::Decoder::with_buffer(packed).map_err(failed)?;
     decoder.take(length + 1).read_to_end(&mut payload).map_err(failed)?;
     if payload.len() as u64 != length {
-        return wrong(format!("the decompressed data does not have the expected {length} bytes"));
+        return wrong(format!(
+            "the decompressed data does not have the expected {length} bytes"
+        ));
     }
     Ok(payload)
 }
@@ -125,7 +127,9 @@ pub(crate) fn write_payload(trace: &Trace) -> Result<Vec<u8>, StoredError> {
     out.0.extend_from_slice(&trace.values[..values_end]);
     match out.0.len() as u64 {
         0..=MAX_PAYLOAD => Ok(out.0),
-        length => Err(StoredError(format!("the trace has {length} bytes; the limit of the stored form is {MAX_PAYLOAD}"))),
+        length => Err(StoredError(format!(
+            "the trace has {length} bytes; the limit of the stored form is {MAX_PAYLOAD}"
+        ))),
     }
 }
 

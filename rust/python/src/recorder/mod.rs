@@ -97,8 +97,8 @@ impl Recording {
                 "choose cannot be combined with split or max_seconds",
             ));
         }
-        let time = max_seconds.map(Duration::try_from_secs_f64).transpose();
-        let time = time.map_err(|_| PyValueError::new_err("max_seconds must be a number of at least 0"))?;
+        // A time beyond the range of the clock is no limit.
+        let time = max_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         if max_value_chars > MAX_VALUE_CHARS {
             return Err(PyValueError::new_err(format!(
                 "max_value_chars must be at most {MAX_VALUE_CHARS}"
@@ -309,6 +309,7 @@ impl Recording {
         let (files, texts) = lines_of_files(lines, &files)?;
         if let Some(limit) = log.truncated {
             log.current.trace.truncated = Some(limit.to_owned());
+            log.current.trace.outcome = None;
         }
         if let Some(outcome) = self.outcome.take() {
             log.current.trace.outcome = Some(outcome);

@@ -162,9 +162,10 @@ impl Reader {
         let follows = data.first == self.traces || (data.first > self.traces && !self.damaged.is_empty());
         if !follows {
             let (first, expected) = (data.first, self.traces);
-            return self
-                .file
-                .damaged(at, format!("expected a block that begins with trace {expected}, got trace {first}"));
+            return self.file.damaged(
+                at,
+                format!("expected a block that begins with trace {expected}, got trace {first}"),
+            );
         }
         self.tail.push((data.first, at));
         self.traces = data.first + data.traces;
@@ -301,7 +302,10 @@ impl Reader {
 
     pub(super) fn has_key(&self, index: u64, key: &str) -> Result<bool> {
         if index >= self.traces {
-            let what = format!("the index has a key of trace {index}, but there are {} traces", self.traces);
+            let what = format!(
+                "the index has a key of trace {index}, but there are {} traces",
+                self.traces
+            );
             return self.file.damaged(HEADER as u64, what);
         }
         let block = self.block(index)?;
@@ -341,9 +345,10 @@ impl Reader {
             }
             if let Head::Data(data) = head {
                 if data.first != traces || self.place(data.first)? != at {
-                    return self
-                        .file
-                        .damaged(at, format!("expected the block of trace {traces}, got one that the index does not place here"));
+                    return self.file.damaged(
+                        at,
+                        format!("expected the block of trace {traces}, got one that the index does not place here"),
+                    );
                 }
                 let block = Block::new(self.file.clone(), at, data);
                 keys += self.verify_block(&block)?;
