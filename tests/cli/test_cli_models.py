@@ -68,6 +68,9 @@ def test_a_saved_model_is_all_that_predict_needs(cwd, capsys):
     assert capsys.readouterr().out == whole
     assert main(["predict", "bare", "program.py", *PREDICT, "--tokenizer", "vocabulary/tokenizer.json"]) == 0
     assert capsys.readouterr().out == whole
+    assert main(["predict", "whole", "program.py", *PREDICT, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tokens"] > 0 and result["scores"] is None and result["verdict"] in whole
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import cwm_core as cwm
 import numpy as np
@@ -17,10 +16,9 @@ import pytest
 from cwm_core.cli import debug, main
 from cwm_core.debugger import DebuggerError, SourceError
 from cwm_core.debugger.dap import MAX_MESSAGE_BYTES, Adapter, ProtocolError, message_bytes, read_message
-from debugging import CALL, CODE, TOKENIZER, debugger
+from debugging import CALL, TOKENIZER, debugger
 from hypothesis import given
 from hypothesis import strategies as st
-from random_models import random_model
 
 
 class Client:
@@ -445,17 +443,6 @@ def test_a_client_that_is_gone(served):
 
 
 # ---- the whole command
-
-
-@pytest.fixture
-def model(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    config = cwm.model.preset(
-        "tiny", vocab_size=TOKENIZER.vocab_size, hidden_size=32, num_hidden_layers=1, max_position_embeddings=600
-    )
-    cwm.model.save(random_model(config), tmp_path / "model")
-    TOKENIZER.save(tmp_path / "model")
-    Path("prog.py").write_text(CODE)
 
 
 def check_command(client):

@@ -93,7 +93,7 @@ def test_long_generation_crosses_cache_blocks():
 
 
 def test_samples_follow_the_distribution():
-    prompt, n = [4, 8, 15], 4000
+    prompt, n = [4, 8, 15], 1500
     results = Engine(MODEL, max_batch=500).generate([prompt] * n, 1, temperature=2.0, seed=3)
     counts = np.bincount([result.ids[0] for result in results], minlength=VOCAB)
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
     top_p = 0.8
     size = int((probabilities.cumsum(-1) < top_p).sum()) + 1
     assert 1 < size < VOCAB
-    results = Engine(MODEL, max_batch=500).generate([prompt] * 3000, 1, temperature=1.0, top_p=top_p)
+    results = Engine(MODEL, max_batch=500).generate([prompt] * 1000, 1, temperature=1.0, top_p=top_p)
     assert {int(result.ids[0]) for result in results} == set(order[:size].tolist())
 
 

@@ -44,7 +44,7 @@ from .. import model as models
 from ..model import ModelConfig, Transformer
 from ..support.arguments import convert_fields
 from ..tokenizer import Tokenizer
-from ..training import Progress, StopReason, TrainConfig, Trainer, World
+from ..training import Progress, TrainConfig, Trainer, TrainingEnd, World
 from ..training.config import checked
 from ..training.report import OnStep
 from ..training.run import (
@@ -195,7 +195,7 @@ class RLConfig:
         return config
 
 
-def run(config: RLConfig, on_step: OnStep | None = None) -> StopReason:
+def run(config: RLConfig, on_step: OnStep | None = None) -> TrainingEnd:
     """Train as `config` says, resuming from the newest checkpoint in its output folder if there is one.
 
     Under torchrun, each process calls this function. Unless a signal ends the run, the output folder then holds the
@@ -258,7 +258,7 @@ def run(config: RLConfig, on_step: OnStep | None = None) -> StopReason:
 
             objective = PolicyLoss(config.loss, world.device)
             reason = Trainer(model, loader, config.training, with_metrics, world, objective=objective).run()
-        if reason is not StopReason.SIGNAL:
+        if reason is not TrainingEnd.SIGNAL:
             models.save(model, config.output, tokenizer)
     return reason
 
@@ -278,11 +278,13 @@ def _generator(config: RLConfig, shape: ModelConfig, model: Transformer, tasks: 
     sampler: Sampler
     if settings.mode == "exact":
         sampler = ExactSampler(model, config.data.seq_len, config.training.dtype)
-    elif settings.mode == "engine":
+    elif settings.mode == "engine" and world.is_first_reader:
         sampler = engines.sampler(world.device)
     else:
-        devices = [device.strip() for device in settings.devices.split(",")]
-        sampler = ProcessSampler(engines, devices, config.output / "weights", world.is_main)
+        # Ranks that do not generate only help to gather the weights.
+        devices = [device.strip() for device in settings.devices.split(",")] if world.is_first_reader else []
+        writes = settings.mode == "processes" and world.is_main
+        sampler = ProcessSampler(engines, devices, config.output / "weights", writes)
     generator = EpisodeGenerator(sampler, tasks, seed=settings.seed, threads=settings.threads)
     return BackgroundGenerator(generator) if settings.mode == "processes" else generator
 
