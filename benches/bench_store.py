@@ -1,4 +1,4 @@
-"""A trace store beside other ways to keep many traces: written, read in order, and one by one.
+"""Compare a trace store with other ways to keep many traces: written, read in order, and read one by one.
 
 All give the same `Trace` objects. Files hold the stored form of one trace each, as do the rows of SQLite and Parquet;
 JSONL holds texts, as published data sets do. The store and SQLite wait for the disk when they close; the others do not.

@@ -241,6 +241,7 @@ def _add_describe(kinds: Any) -> None:
     add("--model", required=True, metavar="NAME", help="name of the model on the server")
     add("--attempts", type=positive, default=3, metavar="N", help="attempts for each trace (default: 3)")
     add("--workers", type=positive, default=8, metavar="N", help="traces at a time (default: 8)")
+    add_json(parser)
 
 
 def _describe(args: argparse.Namespace) -> int:
@@ -261,9 +262,12 @@ def _describe(args: argparse.Namespace) -> int:
             )
     except EndpointError as error:
         raise ConnectionError(f"{error}; run the same command to resume") from error
-    say(args, f"{counts.described:,} traces described, {counts.given_up:,} given up")
-    for reason, times in describer.failures.most_common():
-        say(args, f"{times:,} attempts: {reason}")
+    if args.json:
+        write(json.dumps(counts._asdict() | {"failures": dict(describer.failures.most_common())}, indent=1) + "\n")
+    else:
+        say(args, f"{counts.described:,} traces described, {counts.given_up:,} given up")
+        for reason, times in describer.failures.most_common():
+            say(args, f"{times:,} attempts: {reason}")
     return OK if counts.described else FAILED
 
 
@@ -271,7 +275,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", required=True, type=Path, metavar="DIR", help="folder of the corpus")
     add(
-        "--tokenizer", required=True, type=Path, metavar="FOLDER",
+        "--tokenizer", required=True, type=Path, metavar="PATH",
         help="folder with tokenizer.json, or a rank file",
     )  # fmt: skip
     add("--seed", type=not_negative, default=0, metavar="N", help="seed of all random choices (default: 0)")
