@@ -120,7 +120,7 @@ def record_programs(
                 for program in programs:
                     trace = recorder.record_source(program.code, program.call)
                     if len(trace) <= MAX_FRAMES:
-                        writer.add(trace, source=store.stem, licence="Apache-2.0")
+                        writer.add(trace, source=store.stem, license="Apache-2.0")
                     done += 1
                     on_progress(done)
                 recorded[f"{name}.cwmtraces"] = len(writer)

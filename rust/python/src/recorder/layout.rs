@@ -36,7 +36,7 @@ const CODE_TO_FILENAME: usize = 112;
 const CODE_TO_NAME: usize = 120;
 
 #[cfg(not(target_pointer_width = "64"))]
-compile_error!("the recorder knows the 64-bit frame layout only");
+compile_error!("the recorder supports only 64-bit platforms");
 
 /// The interpreter's own frame of a running activation. Its address distinguishes activations that are alive at the
 /// same time.
@@ -257,6 +257,6 @@ pub fn verify(py: Python<'_>) -> PyResult<()> {
     }
     let version = Python::version_str();
     Err(PyImportError::new_err(format!(
-        "cwm_core's recorder does not know the frame layout of this interpreter ({version}); it supports CPython 3.11 to 3.13"
+        "the recorder of cwm_core does not support this interpreter ({version}): unknown frame layout; use CPython 3.11 to 3.13"
     )))
 }
