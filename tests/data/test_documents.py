@@ -1,7 +1,9 @@
 """Texts, chats and traces in files, as documents to train on."""
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import cwm_core as cwm
 import numpy as np
@@ -60,7 +62,7 @@ def test_a_text_that_names_special_tokens_stays_text(tokenizer, tmp_path_factory
     assert tokenizer.decode(document.ids[1:-1]) == text
 
 
-def test_of_a_chat_what_the_assistant_says_is_learned(tmp_path, tokenizer):
+def test_the_loss_of_a_chat_is_on_the_assistants_messages(tmp_path, tokenizer):
     file = write_lines(tmp_path / "chats.jsonl", {"messages": CHAT, "text": "not this"})
     ((document, _),) = encoded(tokenizer, file)
     np.testing.assert_array_equal(document.ids, tokenizer.encode_chat(CHAT)[0])
@@ -83,7 +85,7 @@ def test_traces_in_rows_are_those_of_a_store(tmp_path, tokenizer, trace):
         assert document.spans.keys() == expected.spans.keys()
 
 
-def test_parquet_gives_what_jsonl_gives(tmp_path, tokenizer):
+def test_parquet_and_jsonl_give_equal_documents(tmp_path, tokenizer):
     """Parquet has all keys in every message, null where a message lacks one."""
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -94,7 +96,7 @@ def test_parquet_gives_what_jsonl_gives(tmp_path, tokenizer):
     assert contents == [CHAT, "x"]
 
 
-def test_vocabularies_learn_from_what_is_encoded(tmp_path):
+def test_vocabularies_are_trained_on_the_encoded_texts(tmp_path):
     file = write_lines(tmp_path / "rows.jsonl", {"text": "a text"}, {"messages": CHAT[:2]})
     texts = [text for item in read_items(file) for text in item.texts()]
     assert texts == ["a text", "Be brief.", "What is 1 + 1?"]
@@ -313,3 +315,20 @@ def test_the_command_encodes_a_kind_from_outside(patches, tokenizer):
     assert main(["tokenize", "b.diff", *options]) == 0
     (document,) = cwm.Shards("shards")
     assert document.source == "files" and list(document.spans) == ["hunk"]
+
+
+def test_the_example_of_a_kind(tmp_path, tokenizer, monkeypatch, capsys):
+    shutil.copy(Path(__file__).parents[2] / "examples" / "document_kind.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    tokenizer.save("vocabulary")
+    write_lines(tmp_path / "rows.jsonl", {"question": "1 + 1?", "answer": "2"}, {"question": "Why?"}, {"text": "x"})
+    options = ["--kind", "document_kind:AnswerKind", "--tokenizer", "vocabulary", "-o", "shards"]
+    assert main(["tokenize", "rows.jsonl", *options]) == 0
+    answer, text = cwm.Shards("shards")
+    assert tokenizer.decode(answer.tokens) == "<|begin_of_text|>1 + 1?2<|end_of_text|>"
+    assert tokenizer.decode(answer.tokens[answer.loss_mask]) == "2<|end_of_text|>"
+    assert answer.spans["answer"].tolist() == [[len(answer.tokens) - 2, len(answer.tokens)]]
+    assert tokenizer.decode(text.tokens) == "<|begin_of_text|>x<|end_of_text|>"
+    write_lines(tmp_path / "rows.jsonl", {"question": "1 + 1?", "answer": 2})
+    assert main(["tokenize", "rows.jsonl", *options[:-1], "other"]) == 1
+    assert "rows.jsonl, line 1: expected strings 'question' and 'answer'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What chat models state: values and arguments, whatever stands around them."""
+"""Test reading values and arguments from answers of chat models, whatever surrounds them."""
 
 import pytest
 from cwm_core.evaluation.reading import answer_of_chat, arguments_of_answer, output_of_answer
@@ -206,5 +206,5 @@ def test_the_arguments_that_a_chat_states(text, arguments):
         *("$", "$1$", "“", "“a” ", "\\boxed{", "\\boxed{\\text{", "<answer>", "x = [x, x]\n"),
     ],
 )
-def test_long_answers_are_read_in_little_time(piece):
+def test_long_answers_are_read_fast(piece):
     answer_of_chat(piece * 20_000, reasoning=False)  # a quadratic reader takes longer than a test may

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import cwm_core as cwm
 import pytest
+import readme
 from cwm_core.machines import SandboxError, bubblewrap_refusal
 from cwm_core.rl.rewards import (
     contest_problem_of,
@@ -67,6 +68,21 @@ def test_verifiers_signature():
     assert asyncio.run(reward(completion=WRONG, answer="2", info=info)) == -1.0
     data, trace = SimpleNamespace(model_dump=lambda: ROW), SimpleNamespace(last_reply=RIGHT)
     assert asyncio.run(reward(task=data, trace=trace)) == 1.0
+
+
+@pytest.mark.torch
+@needs_sandbox
+def test_the_examples_of_the_page_run(capsys):
+    namespace = {}
+    for example in readme.examples("docs/guides/rewards.md"):
+        exec(compile(example, "rewards.md", "exec", dont_inherit=True), namespace)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "{'random': 'not deterministic'}" and "test 1: wrong output" in printed[6]
+    assert (
+        printed[1].startswith("Reward(value=1.0, reasons=('right output',), solved=True")
+        and "'score': 1.0" in printed[8]
+    )
+    assert printed[7] == "[1.0, -1.0]" and "solved=True" in printed[9] and len(printed) == 10
 
 
 @needs_sandbox

@@ -7,10 +7,12 @@ import torch
 import toys
 from cwm_core.rl.algorithm import Algorithm
 from cwm_core.rl.controller import RolloutConfig
-from cwm_core.rl.generation import Failure
+from cwm_core.rl.generation import BackgroundGenerator, EpisodeGenerator, Failure
+from cwm_core.rl.processes import EngineSettings, ProcessSampler, _Server
 from cwm_core.rl.records import Rollout
 from cwm_core.rl.tasks import Reward
 from ranks import run_ranks
+from safetensors.torch import save_file
 from toys import rl, same
 
 
@@ -60,7 +62,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     assert [progress.step for progress, _ in rest] == [4, 5, 6, 7, 8]
     for (ours, metrics), (theirs, expected) in zip(rest, whole[3:], strict=True):
         assert (ours.loss, ours.grad_norm, ours.metrics) == (theirs.loss, theirs.grad_norm, theirs.metrics)
-        names = [name for name in expected if not name.startswith(("seconds", "generation"))]
+        names = [name for name in expected if not name.startswith(("seconds", "generation", "idle"))]
         assert [metrics[name] for name in names] == [expected[name] for name in names]
     assert same(resumed_weights, weights)
     assert resumed_log == log[-len(resumed_log) :]
@@ -70,7 +72,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
 
 
 def rollouts_of(metrics):
-    return {name: metrics[name] for name in metrics if not name.startswith(("seconds", "generation"))}
+    return {name: metrics[name] for name in metrics if not name.startswith(("seconds", "generation", "idle"))}
 
 
 def on_ranks(settings):
@@ -218,3 +220,81 @@ def test_hopeless_runs_end(monkeypatch):
 def test_settings_are_checked(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         RolloutConfig(**values)
+
+
+def processes(tmp_path, count=2, seed=0):
+    settings = EngineSettings(toys.MODEL, torch.float32, max_batch=16, max_length=24)
+    sampler = ProcessSampler(settings, ["cpu"] * count, tmp_path / "weights")
+    return BackgroundGenerator(EpisodeGenerator(sampler, toys.TASKS, seed=seed))
+
+
+def test_other_processes_generate_while_this_one_trains(tmp_path):
+    kept = []
+
+    class Keep(Algorithm):
+        def advantages(self, group):
+            kept.extend(group)
+            return super().advantages(group)
+
+    shares = {"successor": 0.4, "guess": 0.4, "broken": 0.2}
+    rollouts = {"groups": 24, "max_age": 3}
+    found, _, loader, log = rl(
+        steps=8, shares=shares, generator=processes(tmp_path), rollouts=rollouts, algorithm=Keep(max_length=8)
+    )
+    ages = [metrics["age/largest"] for _, metrics in found]
+    assert max(ages) > 0  # rollouts of earlier weights were trained on
+    trained = [entry["trained"] for entry in log if "trained" in entry]
+    assert len(trained) == len(set(trained))
+    assert all(rollout.newest < 8 for rollout in kept)
+    newest = {rollout.name: rollout.newest for rollout in kept}
+    for entry in log:
+        if "trained" in entry:
+            assert entry["step"] - 1 - newest[entry["trained"]] <= 3
+    # What the engines report is what the trainer computes for tokens of the present weights.
+    compared = [progress.metrics for progress, _ in found if "engine/compared" in progress.metrics]
+    assert compared and all(metrics["engine/largest_difference"] < 1e-4 for metrics in compared)
+    assert [file.name for file in sorted((tmp_path / "weights").iterdir())] == [
+        "weights-000000006.safetensors", "weights-000000007.safetensors",
+    ]  # fmt: skip
+    assert json.loads(json.dumps(loader.state_dict()))["open"]
+
+
+def test_a_failing_process_is_reported(tmp_path):
+    generator = processes(tmp_path, count=1)
+    weights = tmp_path / "weights" / "weights-000000000.safetensors"
+    generator._generator._sampler._writes = False
+    save_file({"other": torch.zeros(2)}, weights, {"version": "0"})
+    with pytest.raises(RuntimeError, match=r"(?s)generation in another process failed.*other weights than the model"):
+        rl(steps=1, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [({"version": "5"}, "weights of version 5, not 0"), (None, "weights of version None, not 0")],
+)
+def test_weights_of_another_version_are_refused(tmp_path, metadata, message):
+    settings = EngineSettings(toys.MODEL, torch.float32, max_batch=4, max_length=24)
+    save_file({"other": torch.zeros(2)}, tmp_path / "weights", metadata)
+    with pytest.raises(ValueError, match=message):
+        _Server(None, settings.sampler("cpu"))._load(0, tmp_path / "weights")
+
+
+def test_a_killed_process_ends_the_run(tmp_path):
+    generator = processes(tmp_path, count=1)
+    generator._generator._sampler._processes[0]._process.kill()
+    with pytest.raises(RuntimeError, match="a process that generates ended with exit code -9"):
+        rl(steps=1, generator=generator)
+
+
+def test_an_asynchronous_run_resumes_without_training_twice(tmp_path):
+    shares = {"successor": 0.5, "guess": 0.5}
+    folder = str(tmp_path / "checkpoints")
+    first = rl(folder, steps=4, shares=shares, generator=processes(tmp_path, 1), schedule="constant")
+    second = rl(folder, steps=8, shares=shares, generator=processes(tmp_path, 1), schedule="constant")
+    assert [progress.step for progress, _ in second[0]] == [5, 6, 7, 8]
+    trained = [entry["trained"] for _, _, _, log in (first, second) for entry in log if "trained" in entry]
+    assert len(trained) == len(set(trained))
+    # Groups that were in generation are started again.
+    assert {number for number, *_ in first[2].state_dict()["open"]} & {
+        entry["group"] for entry in second[3] if "group" in entry
+    }

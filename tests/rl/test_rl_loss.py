@@ -54,7 +54,9 @@ def rollouts(draw, group=0):
                 rng.integers(0, VOCAB, n).astype(np.int32),
                 actions,
                 np.where(actions, rng.uniform(-6, -0.01, n), np.nan).astype(np.float32),
-                np.where(actions, rng.integers(0, VERSION + 1, n), -1).astype(np.int32),
+                np.where(actions, rng.integers(draw(st.sampled_from([0, VERSION])), VERSION + 1, n), -1).astype(
+                    np.int32
+                ),
                 prompt,
                 Reward(value, (), value > 0.5, tuple(spans)),
             )

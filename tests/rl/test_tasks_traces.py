@@ -130,7 +130,8 @@ def test_the_wrong_part_is_charged():
     assert reward.solved  # a wrong state does not end the comparison
     begin = spans[3, 1, 0] - start
     reward = task.score(item, [*tokens[:begin], *TOKENIZER.encode("pass\n"), *tokens[begin + 1 :]])
-    assert reward.reasons[-1] == "frame 3: wrong line" and len(reward.token_values) == 6
+    # Two right frames, the variables of the third, and its wrong line.
+    assert reward.reasons[-1] == "frame 3: wrong line" and len(reward.token_values) == 4
 
 
 def test_prompt_and_answer_are_the_recording():

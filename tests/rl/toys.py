@@ -7,7 +7,7 @@ from cwm_core.model import Transformer, initialize, preset
 from cwm_core.rl.algorithm import Algorithm
 from cwm_core.rl.controller import RolloutConfig, RolloutLoader
 from cwm_core.rl.exact import ExactSampler
-from cwm_core.rl.generation import EngineGenerator, EpisodeGenerator
+from cwm_core.rl.generation import EngineSampler, EpisodeGenerator
 from cwm_core.rl.loss import LossConfig, PolicyLoss
 from cwm_core.rl.tasks import Curriculum, Reward, Stage
 from cwm_core.training import TrainConfig, Trainer, World, parallelize
@@ -119,7 +119,8 @@ def rl(
     elif exact:
         generator = EpisodeGenerator(ExactSampler(model, seq_len, config.dtype), tasks, seed=seed)
     else:
-        generator = EngineGenerator(Engine(new_model(seed + 1), max_batch=64, max_length=seq_len), tasks, seed=seed)
+        sampler = EngineSampler(Engine(new_model(seed + 1), max_batch=64, max_length=seq_len))
+        generator = EpisodeGenerator(sampler, tasks, seed=seed)
     log = []
     loader = RolloutLoader(
         model,

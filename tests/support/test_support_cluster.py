@@ -157,7 +157,7 @@ def test_the_key_reaches_the_workers_of_a_running_cluster_and_no_file(tmp_path):
 
 
 @pytest.mark.parametrize("seconds", [1, 4, 8])
-def test_an_interrupt_while_a_cluster_starts_is_no_crash(seconds):
+def test_an_interrupt_while_a_cluster_starts_does_not_crash(seconds):
     interrupt = f"threading.Timer({seconds}, os.kill, (os.getpid(), signal.SIGINT)).start()"
     code = f"""
 import os, signal, threading, time

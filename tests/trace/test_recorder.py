@@ -528,7 +528,7 @@ def interrupted() -> None:
     raise KeyboardInterrupt
 
 
-def test_keyboard_interrupt_goes_on_and_loses_nothing() -> None:
+def test_keyboard_interrupt_propagates_and_loses_nothing() -> None:
     recorder = cwm.Recorder()
     with pytest.raises(KeyboardInterrupt):
         recorder.record(interrupted)

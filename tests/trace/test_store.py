@@ -75,7 +75,7 @@ def test_by_index_by_key_and_in_order(path, traces):
     for number, (key, metadata, trace) in enumerate(reader.entries()):
         assert (key, metadata["number"], trace) == (reader.key(number), number, traces[number])
     for index in (len(traces), -len(traces) - 1, 10**18):
-        with pytest.raises(IndexError, match=f"trace {index} of a store of {len(traces)}"):
+        with pytest.raises(IndexError, match=f"trace index {index} is out of range for a store of {len(traces)}"):
             reader[index]
     with pytest.raises(TypeError):
         reader[1.0]
@@ -189,7 +189,7 @@ def test_an_empty_store(path):
         assert len(writer) == 0
 
 
-def test_a_writer_leaves_what_was_added(path, traces):
+def test_a_writer_keeps_added_traces(path, traces):
     with pytest.raises(ZeroDivisionError), cwm.TraceWriter(path) as writer:
         writer.add(traces[0])
         raise ZeroDivisionError
@@ -204,7 +204,7 @@ def test_a_writer_leaves_what_was_added(path, traces):
     assert list(cwm.TraceReader(path)) == traces[:2]
 
 
-def test_what_is_no_store(path, tmp_path, traces):
+def test_files_that_are_not_stores(path, tmp_path, traces):
     with pytest.raises(FileNotFoundError, match=r"some\.cwmtraces"):
         cwm.TraceReader(path)
     with pytest.raises(FileNotFoundError):
@@ -282,7 +282,7 @@ def test_killed_at_every_byte(session, sessions, path, traces):
 
 @pytest.mark.parametrize("is_closed", [True, False])
 def test_a_flipped_bit_anywhere(is_closed, sessions, path, traces):
-    """An error or the right trace; what is taken for a torn tail is reported as one."""
+    """Reading gives an error or the right trace; a part that looks like a torn tail is reported as one."""
     _, whole, sizes = sessions[0]
     count = len(whole) if is_closed else sizes[-3][0]
     rng = random.Random(0)
@@ -367,7 +367,7 @@ WRITER = """
 
 
 def test_a_writer_killed_at_random_moments(path, traces):
-    """What it reported as flushed is there, whatever the moment; nothing is there that it did not write."""
+    """Everything reported as flushed survives a kill at any moment, and nothing else appears."""
     rng, count = random.Random(0), 0
     for _ in range(8):
         command = [sys.executable, "-c", textwrap.dedent(WRITER), path]

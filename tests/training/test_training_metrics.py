@@ -1,4 +1,4 @@
-"""What a run tells of its steps: losses by source, utilization, waits, and where these figures go."""
+"""Test the metrics of a run: losses by source, utilization, waits, and the outputs for them."""
 
 import json
 import time

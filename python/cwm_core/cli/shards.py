@@ -44,7 +44,7 @@ def add_tokenize(verbs: Any) -> None:
         "--tokenizer",
         required=True,
         type=Path,
-        metavar="FOLDER",
+        metavar="PATH",
         help="vocabulary: a folder with tokenizer.json, or a tiktoken rank file",
     )
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="SHARDS", help="folder to write shards to")
@@ -87,8 +87,8 @@ def add_tokenize(verbs: Any) -> None:
         "--max-jaccard",
         type=share,
         metavar="J",
-        help="drop a trajectory whose Jaccard similarity to an earlier one is at least J, such as 0.5; needs "
-        "cwm-core[corpus]",
+        help="drop a trajectory whose Jaccard similarity to an earlier one is at least J, such as 0.5; needs the extra "
+        "corpus",
     )
 
 

@@ -30,7 +30,7 @@ class RolloutBatch:
     behavior: Tensor
     """Behavior log probabilities of the targets, float32 [rows, seq_len]; NaN if they are no actions."""
     fresh: Tensor
-    """Targets that the policy with the present weights chose, bool [rows, seq_len]."""
+    """Actions of rollouts that the present weights alone generated, bool [rows, seq_len]."""
     cu_seqlens: Tensor
     """Offsets of the rollouts and of the padding in the flattened rows, int32 [segments + 1]."""
     source_ids: Tensor
@@ -83,7 +83,7 @@ def make_batch(
                 "targets": rollout.tokens,
                 "weights": weights,
                 "behavior": rollout.logprobs,
-                "fresh": rollout.versions == version,
+                "fresh": rollout.actions & (rollout.oldest == version),
                 "loss_mask": rollout.actions | (weights != 0) | whole_rows,
             }
             for name, values in of_targets.items():

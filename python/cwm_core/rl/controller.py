@@ -194,9 +194,7 @@ class RolloutLoader:
     def _jobs(self, number: int, group: _Group) -> list[Job]:
         """Return the jobs of a group for this rank: all, or none."""
         world = self._world
-        # Ranks that share tokens or matrices read the same rows. The first of them generates.
-        leads = world.rank == world.data_rank * (world.size // world.data_ranks)
-        if not leads or number % world.data_ranks != world.data_rank:
+        if not world.is_first_reader or number % world.data_ranks != world.data_rank:
             return []
         item = self._items[group.task][group.item]
         return [Job(group.task, number, sample, item) for sample in range(self._config.group_size)]
@@ -294,6 +292,8 @@ class RolloutLoader:
             "seconds/training": training,
             "seconds/generating": most,
             "seconds/scoring": scoring,
+            "idle/training": generating / (generating + training),
+            "idle/generation": max(0.0, 1 - most / (generating + training)),
             "generation/tokens_per_second": tokens / most if most else 0.0,
         }
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 import numpy as np
 import torch
 
-from ..inference import Event, FinishReason, Handle, Request
+from ..inference import FinishReason, Handle, Request
 from ..inference.sampling import Sampling, choose
 from ..model import Transformer
 from ..model.loss import chunk_rows
+from .generation import Action
 
 
 class ExactSampler:
@@ -24,7 +26,15 @@ class ExactSampler:
     def __init__(self, model: Transformer, seq_len: int, dtype: str) -> None:
         """Sample from `model`, whose trainer has rows of `seq_len` tokens and products of type `dtype`."""
         self.model, self.seq_len, self.autocast = model, seq_len, dtype != "float32"
+        self.busy, self.version = 0.0, -1
         self._waiting: deque[Handle] = deque()
+
+    def publish(self, model: Transformer, version: int) -> None:
+        """Record the version of the weights, which are those of the trainer."""
+        self.version = version
+
+    def close(self) -> None:
+        """Do nothing: there are no processes."""
 
     def refusal(self, prompt_tokens: int, max_new_tokens: int) -> str | None:
         """See `Engine.refusal`."""
@@ -42,22 +52,21 @@ class ExactSampler:
         return self._waiting[-1]
 
     @torch.no_grad()
-    def step(self) -> list[Event]:
-        """Append a token to the first sequence that has not ended."""
-        handle = self._waiting[0]
-        logits = self._logits(handle.tokens)
-        token = int(choose(logits, [handle.sampling], [float(handle.uniforms[len(handle.ids)])])[0])
-        logprob = float(logits.log_softmax(-1, dtype=torch.float32)[0, token])
-        handle.ids.append(token)
-        handle.logprobs.append(logprob)
-        handle.supplied.append(False)
-        if token in handle.stop_ids:
-            handle.finish_reason = FinishReason.STOP
-        elif len(handle.ids) >= handle.limit:
-            handle.finish_reason = FinishReason.LENGTH
-        if handle.finish_reason:
-            self._waiting.popleft()
-        return [Event(handle, token, logprob, False, [], handle.finish_reason)]
+    def step(self) -> list[Action]:
+        """Complete the action of one sequence."""
+        began = time.monotonic()
+        handle = self._waiting.popleft()
+        while handle.finish_reason is None:
+            logits = self._logits(handle.tokens)
+            token = int(choose(logits, [handle.sampling], [float(handle.uniforms[len(handle.ids)])])[0])
+            handle.ids.append(token)
+            handle.logprobs.append(float(logits.log_softmax(-1)[0, token]))
+            if token in handle.stop_ids:
+                handle.finish_reason = FinishReason.STOP
+            elif len(handle.ids) >= handle.limit:
+                handle.finish_reason = FinishReason.LENGTH
+        self.busy += time.monotonic() - began
+        return [Action(handle, handle.ids, handle.logprobs, [self.version] * len(handle.ids))]
 
     def _logits(self, tokens: np.ndarray) -> torch.Tensor:
         """Return the logits of the next token, float32 [1, vocab], from the products that the trainer computes."""

@@ -1,25 +1,29 @@
-"""Generate rollouts: the engine writes the actions of many episodes at a time, and tasks answer and score them."""
+"""Generate rollouts: a sampler writes the actions of many episodes at a time, and tasks answer and score them."""
 
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ..inference import Engine, Event, Handle, Request
+from ..inference import Engine, Handle, Request
 from ..model import Transformer
 from .records import Rollout
 from .tasks import Episode, EpisodeTask, Reward, RLTask, start_episode
 
 logger = logging.getLogger(__name__)
+
+_SHORT = 0.05  # seconds
 
 Tasks = Mapping[str, RLTask | EpisodeTask]
 """Tasks by name."""
@@ -79,20 +83,90 @@ class Generator(Protocol):
         ...
 
 
-class Sampler(Protocol):
-    """The part of `Engine` that generates."""
+class Action(NamedTuple):
+    """The tokens that a policy chose in one turn."""
 
-    def submit(self, request: Request) -> Handle:
-        """See `Engine.submit`."""
+    sequence: Hashable
+    """What `Sampler.submit` returned."""
+    tokens: list[int]
+    logprobs: list[float]
+    """Log probability of each token under the policy that chose it, in nats."""
+    versions: list[int]
+    """Version of that policy, for each token."""
+
+
+class Sampler(Protocol):
+    """Samples actions from a policy at temperature 1."""
+
+    busy: float
+    """Seconds spent on sampling so far."""
+
+    def publish(self, model: Transformer, version: int) -> None:
+        """See `Generator.publish`."""
+        ...
+
+    def submit(self, request: Request) -> Hashable:
+        """Start an action; see `Engine.submit`."""
         ...
 
     def refusal(self, prompt_tokens: int, max_new_tokens: int) -> str | None:
         """See `Engine.refusal`."""
         ...
 
-    def step(self) -> list[Event]:
-        """See `Engine.step`."""
+    def step(self) -> list[Action]:
+        """Work for a short time, and return the actions that ended."""
         ...
+
+    def close(self) -> None:
+        """End all processes."""
+        ...
+
+
+class EngineSampler:
+    """Samples with an engine in this process, which has its own copy of the weights."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Sample with `engine`, whose model the trainer does not train."""
+        self.engine, self.busy, self.version = engine, 0.0, -1
+        self._versions: dict[Handle, list[int]] = {}
+
+    def publish(self, model: Transformer, version: int) -> None:
+        """Copy the weights of `model` to the engine. Sequences that run keep the keys and values of earlier weights."""
+        self.load(full_weights(model), version)
+
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Copy weights by name to the engine."""
+        own = dict(self.engine.model.named_parameters())
+        with torch.no_grad():
+            for name, weight in weights:
+                own[name].copy_(weight)
+        self.engine.forget_prefixes()
+        self.version = version
+
+    def refusal(self, prompt_tokens: int, max_new_tokens: int) -> str | None:
+        """See `Engine.refusal`."""
+        return self.engine.refusal(prompt_tokens, max_new_tokens)
+
+    def submit(self, request: Request) -> Handle:
+        """See `Engine.submit`."""
+        handle = self.engine.submit(request)
+        self._versions[handle] = []
+        return handle
+
+    def step(self) -> list[Action]:
+        """Append a token to each running sequence."""
+        began = time.monotonic()
+        ended = []
+        for event in self.engine.step():
+            self._versions[event.handle].append(self.version)
+            if event.finish_reason:
+                versions = self._versions.pop(event.handle)
+                ended.append(Action(event.handle, event.handle.ids, event.handle.logprobs, versions))
+        self.busy += time.monotonic() - began
+        return ended
+
+    def close(self) -> None:
+        """Do nothing: there are no processes."""
 
 
 @dataclass(eq=False)
@@ -108,11 +182,11 @@ class _Running:
     prompt: int = 0
     turns: int = 0
 
-    def append(self, tokens: Sequence[int]) -> None:
-        """Append tokens that are no actions."""
+    def append(self, tokens: Sequence[int], logprobs: Sequence[float] = (), versions: Sequence[int] = ()) -> None:
+        """Append an action, or tokens that are no action."""
         self.tokens += tokens
-        self.versions += [-1] * len(tokens)
-        self.logprobs += [float("nan")] * len(tokens)
+        self.logprobs += logprobs or [float("nan")] * len(tokens)
+        self.versions += versions or [-1] * len(tokens)
 
     def finished(self, reward: Reward) -> Rollout:
         """Return the rollout with its reward."""
@@ -131,37 +205,37 @@ class _Running:
 
 
 class EpisodeGenerator:
-    """Runs episodes on a sampler in this process, at temperature 1.
+    """Runs episodes on a sampler, in turns with the caller.
 
-    Log probabilities are those of the distribution that was sampled from. Samples depend on the seed, the job, and the
-    turn. If `background` is false, all episodes take their steps together, so that the tokens do not depend on the time
-    that tasks take.
+    All episodes take their steps together, so that tokens do not depend on the time that tasks take. Samples depend on
+    the seed, the job, and the turn.
     """
 
-    def __init__(
-        self, sampler: Sampler, tasks: Tasks, *, seed: int = 0, threads: int = 4, background: bool = False
-    ) -> None:
+    background = False
+
+    def __init__(self, sampler: Sampler, tasks: Tasks, *, seed: int = 0, threads: int = 4) -> None:
         """Prepare to run episodes.
 
         Args:
-            sampler: Where tokens come from.
+            sampler: Where actions come from.
             tasks: Tasks by name.
             seed: Seed of the samples.
             threads: Number of threads that answer and score.
-            background: Whether `collect` returns the first outcome instead of all.
         """
-        self.background = background
-        self.version = -1
-        """Version of the weights of the sampler."""
         self._sampler, self._tasks, self._seed = sampler, tasks, seed
         self._pool = ThreadPoolExecutor(threads, "task")
-        self._generating: dict[Handle, _Running] = {}
+        self._acting: dict[Hashable, _Running] = {}
         self._answering: dict[Future[Any], _Running] = {}
-        self._tokens, self._seconds = 0, {"generating": 0.0, "scoring": 0.0}
+        self._tokens, self._scoring, self._busy = 0, 0.0, 0.0
+
+    @property
+    def unfinished(self) -> int:
+        """Return the number of episodes that have not ended."""
+        return len(self._acting) + len(self._answering)
 
     def publish(self, model: Transformer, version: int) -> None:
-        """Set the version. The sampler has the weights of `model`."""
-        self.version = version
+        """See `Generator.publish`."""
+        self._sampler.publish(model, version)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start the episodes of the jobs."""
@@ -170,41 +244,43 @@ class EpisodeGenerator:
             self._answering[future] = _Running(job)
 
     def collect(self) -> list[Outcome]:
-        """Generate until all episodes have ended; with `background`, until one has ended."""
+        """Run all episodes to their ends."""
         outcomes: list[Outcome] = []
-        while (self._generating or self._answering) and not (self.background and outcomes):
-            if self._generating:
-                self._generate()
-            if self.background or not self._generating:
+        while self.unfinished:
+            self._act()
+            if not self._acting:
+                wait(self._answering)
                 outcomes += self._take_answers()
         return outcomes
 
+    def advance(self) -> list[Outcome]:
+        """Work for a short time, and return the outcomes of episodes that ended."""
+        self._act()
+        if not self._acting:
+            wait(self._answering, timeout=_SHORT, return_when=FIRST_COMPLETED)
+        return self._take_answers()
+
     def metrics(self) -> dict[str, float]:
-        """See `Generator.metrics`. Tasks score while the engine generates, so the seconds may overlap."""
-        metrics = {"tokens": float(self._tokens), **self._seconds}
-        self._tokens, self._seconds = 0, dict.fromkeys(self._seconds, 0.0)
+        """See `Generator.metrics`. Tasks score while others are sampled, so the seconds may overlap."""
+        busy = self._sampler.busy
+        metrics = {"tokens": float(self._tokens), "generating": busy - self._busy, "scoring": self._scoring}
+        self._tokens, self._scoring, self._busy = 0, 0.0, busy
         return metrics
 
     def close(self) -> None:
-        """End the threads, after the answers that tasks are working on."""
-        for running in [*self._generating.values(), *self._answering.values()]:
+        """End the sampler, and the threads after the answers that tasks are working on."""
+        self._sampler.close()
+        for running in [*self._acting.values(), *self._answering.values()]:
             self._end(running)
-        self._pool.shutdown(cancel_futures=False)
+        self._pool.shutdown()
 
-    def _generate(self) -> None:
-        """Append one token to the action of each episode; an action that ends goes to its task."""
-        began = time.monotonic()
-        for event in self._sampler.step():
-            running = self._generating[event.handle]
-            assert event.token is not None  # there are no constraints
-            running.tokens.append(event.token)
-            running.versions.append(self.version)
-            running.logprobs.append(event.logprob)
-            self._tokens += 1
-            if event.finish_reason:
-                del self._generating[event.handle]
-                self._answer(running, event.handle.ids)
-        self._seconds["generating"] += time.monotonic() - began
+    def _act(self) -> None:
+        """Let the sampler work; an action that ends goes to its task."""
+        for action in self._sampler.step() if self._acting else ():
+            running = self._acting.pop(action.sequence)
+            running.append(*action[1:])
+            self._tokens += len(action.tokens)
+            self._answer(running, action.tokens)
 
     def _answer(self, running: _Running, action: list[int]) -> None:
         assert running.episode is not None
@@ -215,14 +291,10 @@ class EpisodeGenerator:
         try:
             return episode.step(action)
         finally:
-            self._seconds["scoring"] += time.monotonic() - began
+            self._scoring += time.monotonic() - began
 
     def _take_answers(self) -> list[Outcome]:
-        """Give the answers of tasks to their episodes: those that are ready, or all; return the ends."""
-        if not self.background:
-            wait(self._answering)
-        elif not self._generating:
-            wait(self._answering, return_when=FIRST_COMPLETED)
+        """Give the answers of tasks to their episodes, and return the outcomes of those that ended."""
         ready = [future for future in self._answering if future.done()]
         outcomes = (self._continue(self._answering.pop(future), future) for future in ready)
         return [outcome for outcome in outcomes if outcome]
@@ -240,13 +312,13 @@ class EpisodeGenerator:
                 result = running.episode.prompt
                 running.prompt = len(result)
             running.append(result)
-            self._act(running)
+            self._ask(running)
         except Exception as error:
             self._end(running)
             return Failure(job.task, job.group, job.sample, f"{type(error).__name__}: {error}")
         return None
 
-    def _act(self, running: _Running) -> None:
+    def _ask(self, running: _Running) -> None:
         """Ask for the next action, or end an episode whose context is full."""
         job, task = running.job, self._tasks[running.job.task]
         if running.turns and self._sampler.refusal(len(running.tokens), 1):
@@ -254,7 +326,7 @@ class EpisodeGenerator:
             return
         seed = (self._seed, job.group, job.sample, running.turns)
         request = Request(running.tokens, task.max_tokens, task.stop_tokens, temperature=1.0, seed=seed)
-        self._generating[self._sampler.submit(request)] = running
+        self._acting[self._sampler.submit(request)] = running
         running.turns += 1
 
     def _end(self, running: _Running) -> None:
@@ -262,34 +334,62 @@ class EpisodeGenerator:
             self._pool.submit(_close, running.episode)
 
 
-class EngineGenerator(EpisodeGenerator):
-    """Runs episodes on an engine with its own copy of the weights, which `publish` replaces in memory."""
+class BackgroundGenerator:
+    """Runs episodes in a thread while the caller trains, on a sampler of other processes."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        tasks: Tasks,
-        *,
-        seed: int = 0,
-        threads: int = 4,
-        background: bool = False,
-    ) -> None:
-        """Generate with `engine`, whose model the trainer does not train; other arguments as in `EpisodeGenerator`."""
-        super().__init__(engine, tasks, seed=seed, threads=threads, background=background)
-        self._engine = engine
+    background = True
+
+    def __init__(self, generator: EpisodeGenerator) -> None:
+        """Start to work on the episodes of `generator`, which only this object may use from now on."""
+        self._generator = generator
+        self._jobs: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[list[Outcome] | BaseException] = queue.SimpleQueue()
+        self._unfinished = 0
+        self._thread = threading.Thread(target=self._serve, name="rollouts", daemon=True)
+        self._thread.start()
 
     def publish(self, model: Transformer, version: int) -> None:
-        """Copy the weights of `model` to the engine. Sequences that run keep the keys and values of earlier weights."""
-        self.load(full_weights(model), version)
+        """See `Generator.publish`."""
+        self._generator.publish(model, version)
 
-    def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
-        """Copy weights by name to the engine."""
-        own = dict(self._engine.model.named_parameters())
-        with torch.no_grad():
-            for name, weight in weights:
-                own[name].copy_(weight)
-        self._engine.forget_prefixes()
-        self.version = version
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Add jobs."""
+        self._unfinished += len(jobs)
+        self._jobs.put(list(jobs))
+
+    def collect(self) -> list[Outcome]:
+        """Wait for an outcome, and return all that there are; raise what the thread raised."""
+        outcomes: list[Outcome] = []
+        while self._unfinished and (not outcomes or not self._outcomes.empty()):
+            found = self._outcomes.get()
+            if isinstance(found, BaseException):
+                raise found
+            outcomes += found
+            self._unfinished -= len(found)
+        return outcomes
+
+    def metrics(self) -> dict[str, float]:
+        """See `Generator.metrics`."""
+        return self._generator.metrics()
+
+    def close(self) -> None:
+        """End the thread and the generator."""
+        self._jobs.put(None)
+        self._thread.join()
+        self._generator.close()
+
+    def _serve(self) -> None:
+        try:
+            while True:
+                while not self._generator.unfinished or not self._jobs.empty():
+                    jobs = self._jobs.get()
+                    if jobs is None:
+                        return
+                    self._generator.submit(jobs)
+                if outcomes := self._generator.advance():
+                    self._outcomes.put(outcomes)
+        except BaseException as error:
+            self._outcomes.put(error)
 
 
 def full_weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:

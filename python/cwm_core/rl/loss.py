@@ -48,7 +48,8 @@ class PolicyLoss:
 
     - `weights`: weight of each target, float32.
     - `behavior`: behavior log probability of each target, float32; NaN if it is no action.
-    - `fresh`: whether the policy with the present weights chose the target, bool.
+    - `fresh`: whether the log probability is of the present weights, bool: only these tell how far the engine and the
+      trainer agree.
     """
 
     def __init__(self, config: LossConfig, device: torch.device) -> None:

@@ -66,6 +66,11 @@ class Rollout:
         """Return the version of the policy that chose the newest action; -1 without actions."""
         return int(self.versions.max())
 
+    @property
+    def oldest(self) -> int:
+        """Return the version of the policy that chose the oldest action; -1 without actions."""
+        return int(self.versions[self.actions].min(initial=self.newest))
+
     def to_dict(self) -> dict[str, Any]:
         """Return values that JSON keeps exactly."""
         arrays = {name: getattr(self, name).tolist() for name in ("tokens", "versions")}

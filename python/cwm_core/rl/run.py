@@ -41,11 +41,10 @@ from typing import Any, Self, TypeVar
 import torch
 
 from .. import model as models
-from ..inference import Engine
 from ..model import ModelConfig, Transformer
 from ..support.arguments import convert_fields
 from ..tokenizer import Tokenizer
-from ..training import Progress, StopReason, TrainConfig, Trainer, World
+from ..training import Progress, TrainConfig, Trainer, TrainingEnd, World
 from ..training.config import checked
 from ..training.report import OnStep
 from ..training.run import (
@@ -63,14 +62,15 @@ from ..training.run import (
 from .algorithm import Algorithm
 from .controller import RolloutConfig, RolloutLoader
 from .exact import ExactSampler
-from .generation import EngineGenerator, EpisodeGenerator, Generator, Tasks
+from .generation import BackgroundGenerator, EpisodeGenerator, Generator, Sampler, Tasks
 from .kinds import make_tasks
 from .loss import LossConfig, PolicyLoss
+from .processes import EngineSettings, ProcessSampler
 from .tasks import Curriculum, Stage
 
 Settings = TypeVar("Settings")
 
-MODES = ("engine", "exact")
+MODES = ("engine", "processes", "exact")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -83,8 +83,11 @@ class GenerationConfig:
     """
 
     mode: str = "engine"
-    """"engine": an engine in this process, in turns with training; or "exact": the forward pass of the trainer, whose
-    log probabilities equal those of training bit for bit, at the price of a whole row for each token."""
+    """"engine": an engine in this process, in turns with training; "processes": engines in other processes, while this
+    one trains; or "exact": the forward pass of the trainer, whose log probabilities equal those of training bit for
+    bit, at the price of a whole row for each token."""
+    devices: str = "cpu"
+    """Devices of the other processes, separated by commas, such as "cuda:1,cuda:2"; each gets a process."""
     dtype: str = "float32"
     """Type of the weights of the engine: "float32" or "bfloat16"."""
     max_batch: int = 64
@@ -192,7 +195,7 @@ class RLConfig:
         return config
 
 
-def run(config: RLConfig, on_step: OnStep | None = None) -> StopReason:
+def run(config: RLConfig, on_step: OnStep | None = None) -> TrainingEnd:
     """Train as `config` says, resuming from the newest checkpoint in its output folder if there is one.
 
     Under torchrun, each process calls this function. Unless a signal ends the run, the output folder then holds the
@@ -255,29 +258,35 @@ def run(config: RLConfig, on_step: OnStep | None = None) -> StopReason:
 
             objective = PolicyLoss(config.loss, world.device)
             reason = Trainer(model, loader, config.training, with_metrics, world, objective=objective).run()
-        if reason is not StopReason.SIGNAL:
+        if reason is not TrainingEnd.SIGNAL:
             models.save(model, config.output, tokenizer)
     return reason
 
 
 def _generator(config: RLConfig, shape: ModelConfig, model: Transformer, tasks: Tasks, world: World) -> Generator:
     settings = config.generation
-    if settings.mode == "exact":
-        if world.size > 1:
-            raise ValueError('[generation] mode "exact" needs one process')
-        sampler = ExactSampler(model, config.data.seq_len, config.training.dtype)
-        return EpisodeGenerator(sampler, tasks, seed=settings.seed, threads=settings.threads)
-    with torch.device("meta"):
-        copy = Transformer(shape)
-    copy.to(DTYPES[settings.dtype]).to_empty(device=world.device)
-    engine = Engine(
-        copy,
-        max_batch=settings.max_batch,
-        max_length=config.data.seq_len,
-        max_cache_bytes=settings.max_cache_bytes or None,
-        prefix_bytes=settings.prefix_bytes,
+    if settings.mode == "exact" and world.size > 1:
+        raise ValueError('[generation] mode "exact" needs one process')
+    engines = EngineSettings(
+        shape,
+        DTYPES[settings.dtype],
+        settings.max_batch,
+        config.data.seq_len,
+        settings.max_cache_bytes or None,
+        settings.prefix_bytes,
     )
-    return EngineGenerator(engine, tasks, seed=settings.seed, threads=settings.threads)
+    sampler: Sampler
+    if settings.mode == "exact":
+        sampler = ExactSampler(model, config.data.seq_len, config.training.dtype)
+    elif settings.mode == "engine" and world.is_first_reader:
+        sampler = engines.sampler(world.device)
+    else:
+        # Ranks that do not generate only help to gather the weights.
+        devices = [device.strip() for device in settings.devices.split(",")] if world.is_first_reader else []
+        writes = settings.mode == "processes" and world.is_main
+        sampler = ProcessSampler(engines, devices, config.output / "weights", writes)
+    generator = EpisodeGenerator(sampler, tasks, seed=settings.seed, threads=settings.threads)
+    return BackgroundGenerator(generator) if settings.mode == "processes" else generator
 
 
 @contextmanager

@@ -27,8 +27,6 @@ from .kinds import TraceOutcome
 
 __all__ = ["StoredTrace", "TraceReader", "TraceWriter"]
 
-Path = str | os.PathLike[str]
-
 
 class StoredTrace(NamedTuple):
     """A trace of a store, with its key and metadata."""
@@ -52,7 +50,7 @@ class TraceWriter:
     cannot use the writer of its parent.
     """
 
-    def __init__(self, path: Path, *, append: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, append: bool = False) -> None:
         """Create a store.
 
         An interrupted write, for example of a process that was killed, leaves an incomplete block at the end of the
@@ -158,7 +156,7 @@ class TraceReader:
     trace.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open a store.
 
         Args:
@@ -284,7 +282,7 @@ class TraceReader:
         index = operator.index(which)
         wrapped = index + len(self) if index < 0 else index
         if not 0 <= wrapped < len(self):
-            raise IndexError(f"trace {index} of a store of {len(self)}")
+            raise IndexError(f"trace index {index} is out of range for a store of {len(self)} traces")
         return wrapped
 
     def __reduce__(self) -> tuple[type[TraceReader], tuple[str]]:
@@ -309,7 +307,10 @@ def outcome(trace: Trace) -> TraceOutcome:
 
 
 def _json_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
     if not isinstance(value, dict):
         raise DamagedFileError(f"metadata: expected a JSON object, got {text[:100]}")
     return value

@@ -90,6 +90,11 @@ class World:
         world._owns_group = launched and not started
         return world
 
+    @property
+    def is_first_reader(self) -> bool:
+        """Return whether this is the first of the ranks that read the same rows."""
+        return self.rank == self.data_rank * (self.size // self.data_ranks)
+
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of `values`, on `device`, over ranks with different tokens, equal on all ranks.
 

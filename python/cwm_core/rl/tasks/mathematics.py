@@ -88,7 +88,8 @@ class MathJudge:
             SandboxError: The sandbox does not work on this machine.
         """
         if find_spec("math_verify") is None:
-            raise ModuleNotFoundError("mathematics needs math-verify: pip install 'cwm-core[rl]'", name="math_verify")
+            message = "mathematics needs math-verify: run pip install '.[rl]' in a checkout of cwm-core"
+            raise ModuleNotFoundError(message, name="math_verify")
         self._style, self._seconds, self._sandbox = style, seconds, sandbox
         self._limits = replace(Limits(), seconds=_FOREVER, cpu_seconds=_FOREVER, memory_bytes=memory_bytes, processes=8)
         self._lock = threading.Lock()

@@ -16,9 +16,9 @@ from ...evaluation import Problem
 from ...evaluation.traces import FrameLike
 from ...machines import Limits, Sandbox, literals_equal
 from ...tokenizer import Tokenizer
-from ...tokenizer.special_tokens import END_OF_TEXT, FRAME_SEP, TRACE_TOKENS
+from ...tokenizer.special_tokens import CALL_SEP, END_OF_TEXT, FRAME_SEP, RETURN_SEP, TRACE_TOKENS
 from ...trace import ParsedTrace, Trace, last_return
-from .protocol import Reward
+from .protocol import Reward, is_value
 
 _GIVEN = 1  # frames in the prompt
 
@@ -113,6 +113,7 @@ OUTPUT_ONLY = Shares(1.0, 0.0, 0.0, 0.0)
 """The reward is 1 if the trace ends with the right return value, else -1."""
 
 
+_DEPTHS = {"call": 1, "return": -1}
 _PARTS = ("variables", "line", "value")  # the parts of a frame, in the order of `Tokenizer.trace_tokens`
 
 
@@ -156,15 +157,17 @@ class TraceTask:
         prompt: list[int] = self._truth(item).prompt.tolist()
         return prompt
 
-    def score(self, item: Execution, tokens: Sequence[int]) -> Reward:
+    def score(self, item: Execution, tokens: Sequence[int] | NDArray[np.int32]) -> Reward:
         """Compare the predicted frames with the recording."""
         truth, ids = self._truth(item), np.asarray(tokens, np.int64)
         weights = truth.weights(self._shares)
+        worth = truth.parts @ weights  # of each frame
         # Most frames of a good model have exactly the tokens of the recording, which need no parsing.
         whole = truth.frames_in(ids)
-        at = int(truth.ends[whole - 1]) if whole else 0
-        rest = self._tokenizer.parse_trace(ids[at:])
-        steps, reached, reasons = truth.steps(whole, weights), whole, list[str]()
+        begin = at = int(truth.ends[whole - 1]) if whole else 0
+        rest = self._tokenizer.parse_trace(ids[begin:])
+        steps = truth.steps(whole, worth) if weights.any() else []
+        reached, reasons = whole, list[str]()
         for frame, regions in zip(rest.frames, self._regions(ids, at), strict=False):
             if reached == truth.count:
                 reasons.append("more frames than the execution has")
@@ -178,14 +181,14 @@ class TraceTask:
         else:
             if reached < truth.count:
                 reasons.append(f"frame {_GIVEN + reached}: {rest.error or 'missing'}")
-                if at < len(ids):  # the malformed frame is charged as a whole
-                    steps.append((at, self._end_of_frame(ids, at), -truth.worth(reached, reached + 1, weights)))
+                if at < len(ids) and worth[reached]:  # the malformed frame is charged as a whole
+                    steps.append((at, self._end_of_frame(ids, at), -float(worth[reached])))
                     reached += 1
-        solved = self._has_right_output(item, whole, rest)
-        value = self._shares.output * (1 if solved else -1) - truth.worth(reached, truth.count, weights)
-        value += math.fsum(worth for _, _, worth in steps)
+        solved = self._has_right_output(item, ids[:begin], whole, rest)
+        value = self._shares.output * (1 if solved else -1)
+        value += math.fsum(value for _, _, value in steps) - float(worth[reached:].sum())
         reasons.insert(0, "right output" if solved else "wrong output")
-        return Reward(value, tuple(reasons), solved, tuple(step for step in steps if step[2]))
+        return Reward(value, tuple(reasons), solved, tuple(steps))
 
     def _truth(self, item: Execution) -> _Truth:
         """Return the tokens of the recording, kept for the next trajectory of a group."""
@@ -216,11 +219,24 @@ class TraceTask:
         separators = np.flatnonzero(ids[begin:] == self._tokenizer.special_tokens[FRAME_SEP])
         return begin + int(separators[0]) + 1 if len(separators) else len(ids)
 
-    def _has_right_output(self, item: Execution, whole: int, rest: ParsedTrace) -> bool:
-        """Return whether the predicted trace ends with the return value of the recording."""
-        frames: list[FrameLike] = [*item.trace.frames[_GIVEN : _GIVEN + whole], *rest.frames]
-        returned = last_return(frames, complete=rest.complete, depth=1)
-        return returned is not None and literals_equal(item.trace.frames[-1].arg or "", frames[returned].arg or "")
+    def _has_right_output(self, item: Execution, ids: NDArray[np.int64], whole: int, rest: ParsedTrace) -> bool:
+        """Return whether the predicted trace ends with the return value of the recording.
+
+        Args:
+            item: The recording.
+            ids: Tokens of the first frames.
+            whole: Number of frames in `ids`, which equal those of the recording.
+            rest: The frames after them.
+        """
+        # The end of a trace depends on the two frames before it and the number of open calls.
+        first = max(whole - 2, 0)
+        frames: list[FrameLike] = [*item.trace.frames[_GIVEN + first : _GIVEN + whole], *rest.frames]
+        opened, closed = (
+            np.count_nonzero(ids == self._tokenizer.special_tokens[mark]) for mark in (CALL_SEP, RETURN_SEP)
+        )
+        depth = 1 + opened - closed - sum(_DEPTHS.get(frame.event, 0) for frame in frames[: whole - first])
+        returned = last_return(frames, complete=rest.complete, depth=int(depth))
+        return returned is not None and is_value(frames[returned].arg or "", item.trace.frames[-1].arg or "")
 
 
 @dataclass(frozen=True)
@@ -230,26 +246,22 @@ class _Truth:
     prompt: NDArray[np.int32]
     ids: NDArray[np.int32]
     """The tokens after the prompt."""
-    spans: NDArray[np.int32]
-    """Begin and end of each part of each frame after the prompt, -1 if it has none, [frames, 3, 2]."""
+    parts: NDArray[np.bool_]
+    """Whether each frame after the prompt has each of `_PARTS`, [frames, 3]."""
+    ends: NDArray[np.int32]
+    """End of each frame, after its separator, [frames]."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, trace: Trace) -> _Truth:
         ids, spans, _ = tokenizer.trace_tokens(trace)
-        start = int(spans[_GIVEN - 1].max()) + 1  # the separator after the last part ends a frame
-        rest = spans[_GIVEN:]
-        return cls(ids[:start], ids[start:], np.where(rest < 0, -1, rest - start))
+        ends = np.maximum(spans[:, 1, 1], spans[:, 2, 1]) + 1  # a frame ends after the separator of its last part
+        start = int(ends[_GIVEN - 1])
+        return cls(ids[:start], ids[start:], spans[_GIVEN:, :, 0] >= 0, ends[_GIVEN:] - start)
 
     @property
     def count(self) -> int:
         """Return the number of frames."""
-        return len(self.spans)
-
-    @property
-    def ends(self) -> NDArray[np.int32]:
-        """Return the end of each frame, after its separator, [frames]."""
-        ends: NDArray[np.int32] = self.spans.max(axis=(1, 2)) + 1
-        return ends
+        return len(self.ends)
 
     def frames_in(self, ids: NDArray[np.int64]) -> int:
         """Return the number of frames that tokens begin with."""
@@ -258,34 +270,22 @@ class _Truth:
         same = int(different[0]) if len(different) else length
         return int(np.searchsorted(self.ends, same, side="right"))
 
-    def weights(self, shares: Shares) -> dict[str, float]:
-        """Return the worth of one part of a frame, by its name; 0 if no frame has it."""
-        counts = (self.spans[:, :, 0] >= 0).sum(axis=0).tolist()
-        return {
-            part: getattr(shares, part) / count if count else 0.0 for part, count in zip(_PARTS, counts, strict=True)
-        }
+    def weights(self, shares: Shares) -> NDArray[np.float64]:
+        """Return the worth of one part of a frame, in the order of `_PARTS`; 0 if no frame has it."""
+        counts = self.parts.sum(axis=0).tolist()
+        worth = [getattr(shares, part) / count if count else 0.0 for part, count in zip(_PARTS, counts, strict=True)]
+        return np.array(worth)
 
-    def steps(self, frames: int, weights: Mapping[str, float]) -> list[tuple[int, int, float]]:
-        """Return the rewards of the first frames if they are predicted token by token."""
-        spans = self.spans[:frames].astype(np.int64)
-        spans[:, :, 1] += 1  # with the separator after a part
-        spans[:, 0, 0] -= 1  # and the event before the state
-        spans[:, 1, 0] -= np.where(self.spans[:frames, 0, 0] < 0, 2, 0)  # or before an action without state
-        worth = np.array([weights[part] for part in _PARTS])
-        frame, part = np.nonzero((self.spans[:frames, :, 0] >= 0) & (worth > 0))
-        chosen = spans[frame, part]
-        return list(zip(chosen[:, 0].tolist(), chosen[:, 1].tolist(), worth[part].tolist(), strict=True))
-
-    def worth(self, begin: int, end: int, weights: Mapping[str, float]) -> float:
-        """Return the worth of the parts of some frames."""
-        counts = (self.spans[begin:end, :, 0] >= 0).sum(axis=0).tolist()
-        return math.fsum(weights[part] * count for part, count in zip(_PARTS, counts, strict=True))
+    def steps(self, frames: int, worth: NDArray[np.float64]) -> list[tuple[int, int, float]]:
+        """Return the rewards of the first frames if they are right."""
+        ends = self.ends[:frames].tolist()
+        return list(zip([0, *ends[:-1]], ends, worth[:frames].tolist(), strict=False))
 
 
 def _compare(real: FrameLike, predicted: FrameLike) -> dict[str, bool | None]:
     """Return whether each part of a predicted frame is right; None for a part that the real frame lacks."""
     same_event = real.event == predicted.event
-    value = None if real.arg is None else predicted.arg is not None and literals_equal(real.arg, predicted.arg)
+    value = None if real.arg is None else predicted.arg is not None and is_value(predicted.arg, real.arg)
     return {
         "variables": None if real.locals is None else same_event and real.locals == predicted.locals,
         "line": same_event and real.line == predicted.line,
@@ -294,9 +294,9 @@ def _compare(real: FrameLike, predicted: FrameLike) -> dict[str, bool | None]:
 
 
 def _credit(
-    right: Mapping[str, bool | None], regions: Mapping[str, tuple[int, int]], weights: Mapping[str, float]
+    right: Mapping[str, bool | None], regions: Mapping[str, tuple[int, int]], weights: NDArray[np.float64]
 ) -> Iterator[tuple[int, int, float]]:
     """Yield the rewards of the parts of a frame. A part that was not predicted is charged to the line."""
-    for part in _PARTS:
-        if right[part] is not None and weights[part]:
-            yield *regions.get(part, regions["line"]), weights[part] if right[part] else -weights[part]
+    for part, weight in zip(_PARTS, weights.tolist(), strict=True):
+        if right[part] is not None and weight:
+            yield *regions.get(part, regions["line"]), weight if right[part] else -weight
