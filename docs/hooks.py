@@ -59,9 +59,12 @@ API = {
         "cwm_core.environments.environment",
         "cwm_core.environments.tasks",
         "cwm_core.environments.profile",
+        "cwm_core.environments.tools",
+        "cwm_core.environments.outcomes",
         "cwm_core.environments.rewards",
         "cwm_core.environments.rollouts",
         "cwm_core.environments.trajectories",
+        "cwm_core.environments.summary",
         "cwm_core.environments.encoding",
         "cwm_core.environments.agents.protocol",
     ],
@@ -85,6 +88,7 @@ API = {
         "cwm_core.evaluation.calls",
         "cwm_core.evaluation.executions",
         "cwm_core.evaluation.report",
+        "cwm_core.evaluation.custom",
     ],
     "rl": [
         "cwm_core.rl.run",
@@ -169,26 +173,16 @@ def keys(file: str, name: str) -> Iterator[tuple[str, str, str, str]]:
 
 def cli_page() -> str:
     """Return the page of every verb and option, read from the parser."""
-    from cwm_core.cli import build_parser
+    from cwm_core.cli import build_parser, commands
 
     parts = ["# All options\n\nGenerated from `cwm VERB --help`.\n"]
-    for name, parser in verbs(build_parser(), "cwm"):
+    for name, parser in commands(build_parser()):
         description = (parser.description or "").strip()
         parts.append(f"## {name}\n\n{description}\n\n```text\n{parser.format_usage().strip()}\n```\n")
         rows = [row for action in parser._actions if (row := option(action))]
         if rows:
             parts.append("| argument | default | meaning |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
-
-
-def verbs(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Yield every command of a parser that runs something, with its full name."""
-    children = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    if not children:
-        yield name, parser
-    for action in children:
-        for verb, child in action.choices.items():
-            yield from verbs(child, f"{name} {verb}")
 
 
 def option(action: argparse.Action) -> str | None:

@@ -209,7 +209,7 @@ def test_records_into_a_store_and_views_it(cwd, capsys):
     assert "t.cwmtrace: --trace requires a trace store (*.cwmtraces)" in failure(
         capsys, "view", "t.cwmtrace", "--trace", "0"
     )
-    assert main(["import", "t.cwmtrace", "one.cwmtraces"]) == 0 == main(["view", "one.cwmtraces"])
+    assert main(["import", "t.cwmtrace", "-o", "one.cwmtraces"]) == 0 == main(["view", "one.cwmtraces"])
 
 
 # ---- tokenize and pack
@@ -354,9 +354,9 @@ def test_tokenize_resumes_where_it_was_interrupted(shards, capsys):
 
 
 def test_shards_go_to_an_indexed_dataset(shards, capsys):
-    assert main(["export", "shards", "traces_document.idx"]) == 1
+    assert main(["export", "shards", "-o", "traces_document.idx"]) == 1
     assert "drop_masks" in capsys.readouterr().err
-    assert main(["export", "shards", "traces_document.idx", "--drop-masks"]) == 0
+    assert main(["export", "shards", "-o", "traces_document.idx", "--drop-masks"]) == 0
     assert [d.tokens.tolist() for d in cwm.Shards("traces_document")] == [d.tokens.tolist() for d in shards]
     assert main(["pack", "traces_document", "--seq-len", "200"]) == 0
     assert "vocabulary  " in capsys.readouterr().out
@@ -367,7 +367,7 @@ def test_token_ids_come_from_parquet(shards, capsys):
     parquet = pytest.importorskip("pyarrow.parquet")
     ids, names = [document.tokens for document in shards], ["a", "b", "a", "a"]
     parquet.write_table(pyarrow.table({"ids": ids, "from": names}), "ids.parquet")
-    command = ["import", "ids.parquet", "imported", "--ids", "ids", "--source", "from"]
+    command = ["import", "ids.parquet", "-o", "imported", "--ids", "ids", "--source", "from"]
     with pytest.raises(SystemExit):
         main(command)
     assert "--tokenizer is required" in capsys.readouterr().err

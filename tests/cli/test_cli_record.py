@@ -237,17 +237,17 @@ def test_a_page_goes_through_links_and_fifos(stored):
 
 def test_stores_and_exports_follow_links(stored, capsys):
     Path("link.cwmtraces").symlink_to("store.cwmtraces")
-    assert main(["import", "expected.cwmtrace", "link.cwmtraces"]) == 0
+    assert main(["import", "expected.cwmtrace", "-o", "link.cwmtraces"]) == 0
     assert Path("link.cwmtraces").is_symlink() and len(cwm.TraceReader("store.cwmtraces")) == 1
     assert main(["record", "program.py", "-o", "link.cwmtraces"]) == 0
     assert Path("link.cwmtraces").is_symlink() and len(cwm.TraceReader("store.cwmtraces")) == 2
     Path("link.jsonl").symlink_to("rows.jsonl")
-    assert main(["export", "store.cwmtraces", "link.jsonl"]) == 0
+    assert main(["export", "store.cwmtraces", "-o", "link.jsonl"]) == 0
     assert Path("link.jsonl").is_symlink() and Path("rows.jsonl").read_text().count("\n") == 2
-    piped = through("pipe.jsonl", lambda: main(["export", "store.cwmtraces", "pipe.jsonl"]))
+    piped = through("pipe.jsonl", lambda: main(["export", "store.cwmtraces", "-o", "pipe.jsonl"]))
     assert piped == Path("rows.jsonl").read_bytes()
     for target in ("link.jsonl", "rows.jsonl"):
-        assert main(["export", "store.cwmtraces", target]) == 1
+        assert main(["export", "store.cwmtraces", "-o", target]) == 1
         assert "never overwritten" in capsys.readouterr().err
 
 
@@ -255,7 +255,7 @@ def test_devices_and_fifos_hold_no_store(stored, capsys):
     os.mkfifo("fifo.cwmtraces")
     Path("null.cwmtraces").symlink_to(os.devnull)
     for name in ("fifo.cwmtraces", "null.cwmtraces"):
-        for argv in (["record", "program.py", "-o", name], ["import", "expected.cwmtrace", name]):
+        for argv in (["record", "program.py", "-o", name], ["import", "expected.cwmtrace", "-o", name]):
             assert main(argv) == 1
             assert "is not a regular file, which a store must be" in capsys.readouterr().err
     assert stat.S_ISFIFO(os.stat("fifo.cwmtraces").st_mode) and stat.S_ISCHR(os.stat(os.devnull).st_mode)

@@ -312,6 +312,8 @@ def test_a_failing_endpoint_stops_the_run_and_loses_no_trace(tmp_path, capsys, m
     with bad_server(reply(chat("It returns."))) as served:  # the endpoint answers, so the traces are given up
         assert main([*command, served.url]) == 1
     assert "0 traces described, 4 given up" in capsys.readouterr().err
+    assert main([*command, DOWN, "--json"]) == 1  # nothing is left to ask for
+    assert json.loads(capsys.readouterr().out) == {"described": 0, "given_up": 4, "failures": {}}
 
 
 async def no_pause(seconds: float) -> None:

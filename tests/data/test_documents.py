@@ -1,7 +1,9 @@
 """Texts, chats and traces in files, as documents to train on."""
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import cwm_core as cwm
 import numpy as np
@@ -313,3 +315,20 @@ def test_the_command_encodes_a_kind_from_outside(patches, tokenizer):
     assert main(["tokenize", "b.diff", *options]) == 0
     (document,) = cwm.Shards("shards")
     assert document.source == "files" and list(document.spans) == ["hunk"]
+
+
+def test_the_example_of_a_kind(tmp_path, tokenizer, monkeypatch, capsys):
+    shutil.copy(Path(__file__).parents[2] / "examples" / "document_kind.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    tokenizer.save("vocabulary")
+    write_lines(tmp_path / "rows.jsonl", {"question": "1 + 1?", "answer": "2"}, {"question": "Why?"}, {"text": "x"})
+    options = ["--kind", "document_kind:AnswerKind", "--tokenizer", "vocabulary", "-o", "shards"]
+    assert main(["tokenize", "rows.jsonl", *options]) == 0
+    answer, text = cwm.Shards("shards")
+    assert tokenizer.decode(answer.tokens) == "<|begin_of_text|>1 + 1?2<|end_of_text|>"
+    assert tokenizer.decode(answer.tokens[answer.loss_mask]) == "2<|end_of_text|>"
+    assert answer.spans["answer"].tolist() == [[len(answer.tokens) - 2, len(answer.tokens)]]
+    assert tokenizer.decode(text.tokens) == "<|begin_of_text|>x<|end_of_text|>"
+    write_lines(tmp_path / "rows.jsonl", {"question": "1 + 1?", "answer": 2})
+    assert main(["tokenize", "rows.jsonl", *options[:-1], "other"]) == 1
+    assert "rows.jsonl, line 1: expected strings 'question' and 'answer'" in capsys.readouterr().err

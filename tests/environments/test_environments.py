@@ -127,7 +127,7 @@ def test_malformed_actions_get_an_explanation_and_the_right_form(text, message):
 def test_malformed_action_costs_a_turn_and_no_more(environment):
     transition = environment.step("<tool: bash>ls</tool>")
     assert not transition.done
-    assert transition.info["role"] == "user"
+    assert transition.role == "user"
     assert "The right form" in said(transition)
     assert said(environment.step(call("bash", "echo on"))) == "on"
 
@@ -244,7 +244,12 @@ def test_background_writer_does_not_block_the_shell(shell):
 def test_episode_to_reward(environment, task):
     transition = environment.step(call("bash", "cat tests/check.py; exit_code() { return 4; }; exit_code"))
     assert said(transition) == (task.folder / "tests/check.py").read_text() + "[exit code 4]"
-    assert transition.info == {"role": "tool: bash", "exit_code": 4, "malformed": False}
+    assert (transition.role, transition.exit_code, transition.malformed, transition.reason) == (
+        "tool: bash",
+        4,
+        False,
+        "",
+    )
     again = said(environment.step(edit("sums.py", "    return a - b", "    return a + b")))
     assert "occur 2 times in sums.py (lines 2, 6)" in again
     fixed = edit("sums.py", "def add(a, b):\n    return a - b", "def add(a, b):\n    return a + b")
@@ -253,7 +258,7 @@ def test_episode_to_reward(environment, task):
     assert said(environment.step(call("bash", "cat notes.txt; git diff > fix.diff"))) == "one\n\ntwo"
     assert said(environment.step(call("submit", "fix.diff"))).startswith("Submitted.")
     end = environment.step("Repaired.")
-    assert (end.reward, end.done, end.info["test"]) == (1.0, True, "the tests passed")
+    assert (end.reward, end.done, end.reason) == (1.0, True, "the tests passed")
     assert "a - b" in (task.folder / "sums.py").read_text().split("\n")[1]
     steps = json.loads(json.dumps([dataclasses.asdict(step) for step in environment.trajectory]))
     assert [step["exit_code"] for step in steps] == [4, None, None, None, 0, None, None]
@@ -278,7 +283,7 @@ def test_no_reward(environment, task, commands, submitted, reason):
         assert said(environment.step(call("submit", submitted))).startswith("Submitted.")
     end = environment.step("Done.")
     assert (end.reward, end.done) == (0.0, True)
-    assert end.info["test"].startswith(reason)
+    assert end.reason.startswith(reason)
     assert (task.folder / "tests" / "check.py").exists()
 
 
@@ -425,7 +430,7 @@ def test_a_clone_continues_from_the_current_state(environment, task):
         with other.clone() as third:
             assert third.step("Done.").reward == 1.0
         assert other.step("Done.").reward == 1.0
-    assert environment.step("Done.").info["test"] == "nothing was submitted"
+    assert environment.step("Done.").reason == "nothing was submitted"
     with pytest.raises(RuntimeError, match="no episode is running"):
         environment.clone()
 
@@ -446,7 +451,7 @@ def test_cwm_training_profile_ends_at_a_malformed_action(backend, task):
     with Environment(backend, CWM_TRAINING) as environment:
         environment.start(task)
         end = environment.step("<tool: bash>ls</tool>")
-    assert (end.done, end.reward, end.info["malformed"], end.info["role"]) == (True, 0.0, True, "user")
+    assert (end.done, end.reward, end.malformed, end.role) == (True, 0.0, True, "user")
     assert "The right form" in said(end)
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cwm_core import PackedLoader, Shards, Tokenizer
+from cwm_core import DamagedFileError, PackedLoader, Shards, Tokenizer
 from cwm_core.cli import main
 from cwm_core.environments import (
+    EndReason,
     NearDuplicates,
+    ReplyEnd,
     Task,
     Trajectory,
     TrajectoryReader,
@@ -46,7 +48,7 @@ turns = st.builds(
     exit_code=st.none() | st.integers(0, 255),
     seconds=numbers,
     agent_seconds=numbers,
-    finish=st.sampled_from(["stop", "length"]),
+    finish=st.sampled_from(ReplyEnd),
     ids=st.none() | st.lists(st.integers(0, 2**31 - 1), max_size=4).map(tuple),
     logprobs=st.none() | st.lists(st.none() | numbers, max_size=4).map(tuple),
     tokens=counts,
@@ -66,7 +68,7 @@ trajectories = st.builds(
     turns=st.lists(turns, max_size=3).map(tuple),
     reward=numbers,
     reason=texts,
-    end=st.sampled_from(["done", "failed"]),
+    end=st.sampled_from(EndReason),
     failure=st.none() | texts,
     started=numbers,
     seconds=numbers,
@@ -130,7 +132,7 @@ def test_a_flipped_bit_is_noticed(tmp_path_factory, data):
         for one in reader:
             good.append(one)
         assert reader.torn_bytes
-    except ValueError as error:
+    except DamagedFileError as error:
         assert f"{path}, record {len(good) + 1} at byte" in str(error)
     assert good == several[: len(good)] and len(good) < 3
 
@@ -154,6 +156,8 @@ def test_an_incomplete_record_is_reported(tmp_path, caplog):
         (lambda values: values["turns"][0].update(ids=["1"]), "a turn's ids must be numbers"),
         (lambda values: values["turns"][0].update(ids={}), "a turn's ids must have the type list"),
         (lambda values: values["turns"][0].pop("action"), "a turn has no action"),
+        (lambda values: values.update(end="over"), "end must be one of 'done', .*, got 'over'"),
+        (lambda values: values["turns"][0].update(finish="cut"), "finish must be one of 'stop', 'length', got 'cut'"),
         (lambda values: values.update(messages=[{"role": 1}]), "message must be an object of strings"),
         (lambda values: values["task"].pop("prompt"), "a task's prompt must be a string"),
         (lambda values: values["task"].update(folder=1), "a trajectory's task"),
@@ -184,7 +188,7 @@ def test_values_that_json_cannot_hold_are_refused_and_nothing_is_written(tmp_pat
 
 
 def test_one_writer_at_a_time(tmp_path):
-    with TrajectoryWriter(tmp_path / "t.jsonl"), pytest.raises(BlockingIOError, match="another run is writing"):
+    with TrajectoryWriter(tmp_path / "t.jsonl"), pytest.raises(BlockingIOError, match="another process writes"):
         TrajectoryWriter(tmp_path / "t.jsonl")
     TrajectoryWriter(tmp_path / "t.jsonl").close()
 

@@ -53,6 +53,7 @@ def add_corpus(verbs: Any) -> None:
     _add_contests(kinds)
     _add_repository(kinds)
     _add_source(kinds)
+    _add_programs(kinds)
     _add_describe(kinds)
 
 
@@ -227,6 +228,38 @@ def _extension(path: str) -> Any:
     return import_object(path)
 
 
+def _add_programs(kinds: Any) -> None:
+    purpose = "Generate small programs and classic algorithms, and record them: no sandbox, no tokenizer needed."
+    parser = kinds.add_parser(
+        "programs",
+        help=purpose,
+        description=f"{purpose} DIR/train gets one trace store for each kind of program, DIR/held-out those for "
+        "evaluation. The two have no program in common, even up to names.",
+    )
+    parser.set_defaults(run=_programs)
+    add = parser.add_argument
+    add("-o", "--output", required=True, type=Path, metavar="DIR", help="new folder for the trace stores")
+    add("--basic", type=not_negative, default=0, metavar="N", help="programs of the basic distribution (default: 0)")
+    add("--wide", type=not_negative, default=0, metavar="N", help="programs of the wide distribution (default: 0)")
+    add(
+        "--algorithm-calls", type=not_negative, default=0, metavar="N",
+        help="calls of each classic algorithm (default: 0)",
+    )  # fmt: skip
+    add("--held-out", type=positive, default=500, metavar="N", help="programs of each kind to keep (default: 500)")
+    add("--seed", type=not_negative, default=0, metavar="N", help="seed of the programs, below 100 (default: 0)")
+
+
+def _programs(args: argparse.Namespace) -> int:
+    from cwm_core.corpus.programs import ProgramCounts, record_programs
+
+    counts = ProgramCounts(args.basic, args.wide, args.algorithm_calls)
+    with counter(args, "programs") as show:
+        recorded = record_programs(args.output, counts, args.seed, args.held_out, show or (lambda programs: None))
+    for store, traces in recorded.items():
+        say(args, f"{args.output / store}: {traces:,} traces")
+    return OK
+
+
 def _add_describe(kinds: Any) -> None:
     purpose = "Ask a model to describe traces in words, and keep the descriptions that agree with the traces."
     parser = kinds.add_parser("describe", help=purpose, description=purpose)
@@ -241,6 +274,7 @@ def _add_describe(kinds: Any) -> None:
     add("--model", required=True, metavar="NAME", help="name of the model on the server")
     add("--attempts", type=positive, default=3, metavar="N", help="attempts for each trace (default: 3)")
     add("--workers", type=positive, default=8, metavar="N", help="traces at a time (default: 8)")
+    add_json(parser)
 
 
 def _describe(args: argparse.Namespace) -> int:
@@ -261,9 +295,12 @@ def _describe(args: argparse.Namespace) -> int:
             )
     except EndpointError as error:
         raise ConnectionError(f"{error}; run the same command to resume") from error
-    say(args, f"{counts.described:,} traces described, {counts.given_up:,} given up")
-    for reason, times in describer.failures.most_common():
-        say(args, f"{times:,} attempts: {reason}")
+    if args.json:
+        write(json.dumps(counts._asdict() | {"failures": dict(describer.failures.most_common())}, indent=1) + "\n")
+    else:
+        say(args, f"{counts.described:,} traces described, {counts.given_up:,} given up")
+        for reason, times in describer.failures.most_common():
+            say(args, f"{times:,} attempts: {reason}")
     return OK if counts.described else FAILED
 
 
@@ -271,7 +308,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", required=True, type=Path, metavar="DIR", help="folder of the corpus")
     add(
-        "--tokenizer", required=True, type=Path, metavar="FOLDER",
+        "--tokenizer", required=True, type=Path, metavar="PATH",
         help="folder with tokenizer.json, or a rank file",
     )  # fmt: skip
     add("--seed", type=not_negative, default=0, metavar="N", help="seed of all random choices (default: 0)")

@@ -177,6 +177,24 @@ def share(text: str) -> float:
     return value
 
 
+def temperature(text: str) -> float:
+    """Parse a sampling temperature, a number of at least 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
+    return value
+
+
+def port(text: str) -> int:
+    """Parse the number of a TCP port, for argparse; 0 means a free one."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
+    return int(text)
+
+
 def shows_progress(args: argparse.Namespace) -> bool:
     """Return whether to show progress: standard error is a terminal and `--quiet` is not given."""
     return sys.stderr.isatty() and not args.quiet

@@ -44,7 +44,7 @@ def add_tokenize(verbs: Any) -> None:
         "--tokenizer",
         required=True,
         type=Path,
-        metavar="FOLDER",
+        metavar="PATH",
         help="vocabulary: a folder with tokenizer.json, or a tiktoken rank file",
     )
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="SHARDS", help="folder to write shards to")

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .._native import DamagedFileError
 from ..support.jsonl import loads, read_rows
 from ..trace import Trace
 from .prelude import import_paths, with_prelude
@@ -80,14 +81,14 @@ def read_contests(path: str | os.PathLike[str]) -> Iterator[ContestProblem]:
     infinite numbers and integers of thousands of digits.
 
     Raises:
-        ValueError: A line is damaged or has another form. The message names the file, the line, and the fault.
+        DamagedFileError: A line is damaged or has another form. The message names the file, the line, and the fault.
         OSError: The file cannot be read.
     """
     for number, row in read_rows(path, loads=_parsed, max_line_bytes=MAX_LINE_BYTES):
         try:
             contest = contest_of(row, number)
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
+            raise DamagedFileError(f"{os.fspath(path)}, line {number}: {error}") from None
         yield contest
 
 

@@ -55,7 +55,7 @@ class Judge:
 
     def _judge_program(self, unit: Unit, number: int, trace: Trace) -> bool | Drop:
         done = run_program(unit.code, unit.inputs[number], self.limits, self.sandbox)
-        if done.exceeded == "seconds" or done.signal == signal.SIGXCPU:
+        if done.timed_out or done.signal == signal.SIGXCPU:
             return Drop(DropReason.CLOCK, _UNRECORDED)
         if done.exceeded is not None or done.truncated:
             return Drop(f"ended by {done.exceeded or 'output_bytes'}", _UNRECORDED)

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..support.files import files_in
+from .._native import DamagedFileError
+from ..support.files import StrPath, files_in
 from ..support.imports import entry_point_objects, import_object
 from ..support.jsonl import STDIN, type_of_json
 from ..support.tables import TABLE_ENDINGS, is_table, read_table
@@ -154,7 +155,7 @@ def document_kinds(extra: Iterable[str | DocumentKind[Any]] = ()) -> list[Docume
     return list(kinds.values())
 
 
-def document_files(paths: Sequence[Path], kinds: Sequence[DocumentKind[Any]] | None = None) -> Iterator[Path]:
+def document_files(paths: Iterable[StrPath], kinds: Sequence[DocumentKind[Any]] | None = None) -> Iterator[Path]:
     """Yield the paths, with each folder replaced by the files in it that documents are read from.
 
     In a folder, these are the files of kinds with an ending of their own, such as traces and stores. A folder without
@@ -169,10 +170,11 @@ def document_files(paths: Sequence[Path], kinds: Sequence[DocumentKind[Any]] | N
         FileNotFoundError: A folder has no such file.
         ValueError: Standard input is named twice.
     """
-    if sum(str(path) == STDIN for path in paths) > 1:
+    given = [Path(path) for path in paths]
+    if sum(str(path) == STDIN for path in given) > 1:
         raise ValueError(f"standard input ({STDIN}) is named more than once, but can be read only once")
     own = tuple(ending for kind in (document_kinds() if kinds is None else kinds) for ending in kind.endings)
-    for path in paths:
+    for path in given:
         if not path.is_dir():
             yield path
             continue
@@ -182,7 +184,7 @@ def document_files(paths: Sequence[Path], kinds: Sequence[DocumentKind[Any]] | N
         yield from found
 
 
-def read_items(path: Path, kinds: Sequence[DocumentKind[Any]] | None = None) -> Iterator[Item]:
+def read_items(path: StrPath, kinds: Sequence[DocumentKind[Any]] | None = None) -> Iterator[Item]:
     """Yield the documents of a file.
 
     Args:
@@ -190,10 +192,10 @@ def read_items(path: Path, kinds: Sequence[DocumentKind[Any]] | None = None) -> 
         kinds: Kinds of documents to recognize (default: `document_kinds()`).
 
     Raises:
-        ValueError: The file is damaged, or no kind recognizes it or one of its rows. The message says where.
+        DamagedFileError: The file is damaged, or no kind recognizes it or one of its rows. The message says where.
         OSError: The file cannot be read.
     """
-    kinds = document_kinds() if kinds is None else kinds
+    kinds, path = document_kinds() if kinds is None else kinds, Path(path)
     folder = "stdin" if str(path) == STDIN else path.resolve().parent.name
     for kind, row, where, content in _contents(path, kinds):
         source = kind.source(content, row)
@@ -207,7 +209,7 @@ def _contents(path: Path, kinds: Sequence[DocumentKind[Any]]) -> Iterator[tuple[
             return
     if not is_table(path):
         own = tuple(ending for kind in kinds for ending in kind.endings)
-        raise ValueError(
+        raise DamagedFileError(
             f"{path}: neither a trace nor a file named {_patterns(own)}. Rename the file, or read JSON Lines from "
             f"standard input, which is named {STDIN}"
         )
@@ -218,7 +220,7 @@ def _contents(path: Path, kinds: Sequence[DocumentKind[Any]]) -> Iterator[tuple[
             known = [repr(kind.columns[0]) for kind in kinds if kind.columns]
             empty = [f"{name} is null" for name in known if name[1:-1] in row]
             given = ", ".join(empty or map(repr, islice(row, 10))) or "an empty row"
-            raise ValueError(f"{where}: expected a value in one of the columns {', '.join(known)}; got {given}")
+            raise DamagedFileError(f"{where}: expected a value in one of the columns {', '.join(known)}; got {given}")
         content = found.read_row(row, where)
         if content is not None:
             yield found, row, where, content
@@ -266,17 +268,17 @@ class ChatKind(DocumentKind[list[dict[str, str]]]):
         """Return the messages without keys that are null: Parquet adds every key that any message has.
 
         Raises:
-            ValueError: The messages are not a list of objects that each have a content.
+            DamagedFileError: The messages are not a list of objects that each have a content.
         """
         value = row["messages"]
         if not isinstance(value, list):
-            raise ValueError(f"{where}: expected 'messages' to be a list of objects, got {type_of_json(value)}")
+            raise DamagedFileError(f"{where}: expected 'messages' to be a list of objects, got {type_of_json(value)}")
         for number, message in enumerate(value):
             if not isinstance(message, dict):
-                raise ValueError(f"{where}: message {number}: expected an object, got {type_of_json(message)}")
+                raise DamagedFileError(f"{where}: message {number}: expected an object, got {type_of_json(message)}")
             if not isinstance(content := message.get("content"), str):
                 given = type_of_json(content) if "content" in message else "no content"
-                raise ValueError(f"{where}: message {number}: expected 'content' to be a string, got {given}")
+                raise DamagedFileError(f"{where}: message {number}: expected 'content' to be a string, got {given}")
         return [{key: part for key, part in message.items() if part is not None} for message in value]
 
     def encode(self, tokenizer: Tokenizer, content: list[dict[str, str]]) -> TrainingDocument:

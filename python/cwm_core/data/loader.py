@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from cwm_core import _native
 
+from ..support.files import StrPath
 from .identity import NO_MAX_LENGTH, check_same, describe_sources
-from .shards import HasVocabSize, Path, check_not_negative, fingerprint_of, fingerprint_text, vocabulary_of
+from .shards import HasVocabSize, check_not_negative, fingerprint_of, fingerprint_text, vocabulary_of
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 STATE_VERSION = 2
 
-SourceSpec = Path | tuple[Path, float] | tuple[Path, float, int | None]
+SourceSpec = StrPath | tuple[StrPath, float] | tuple[StrPath, float, int | None]
 """A folder, its share, and its epochs (None: the loader's)."""
 
 
@@ -200,7 +201,7 @@ class PackedLoader:
 
     def __init__(
         self,
-        sources: Path | Mapping[str, SourceSpec],
+        sources: StrPath | Mapping[str, SourceSpec],
         seq_len: int,
         *,
         vocab_size: int | HasVocabSize | None = None,
@@ -432,11 +433,11 @@ class PackedLoader:
         )
 
 
-def _named(sources: Path | Mapping[str, SourceSpec]) -> Mapping[str, SourceSpec]:
+def _named(sources: StrPath | Mapping[str, SourceSpec]) -> Mapping[str, SourceSpec]:
     return sources if isinstance(sources, Mapping) else {"data": sources}
 
 
-def _source(name: str, spec: SourceSpec, epochs: int | None) -> tuple[str, Path, float, int | None]:
+def _source(name: str, spec: SourceSpec, epochs: int | None) -> tuple[str, StrPath, float, int | None]:
     parts: tuple[Any, ...] = tuple(spec) if isinstance(spec, tuple | list) else (spec,)
     defaults: tuple[Any, ...] = (None, 1.0, None)
     if not 1 <= len(parts) <= 3 or not isinstance(parts[0], str | os.PathLike):

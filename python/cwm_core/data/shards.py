@@ -13,9 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from cwm_core import _native
 from cwm_core.support.arguments import reject_single_string
+from cwm_core.support.files import StrPath
 from cwm_core.support.text import well_formed
-
-Path = str | os.PathLike[str]
 
 
 class HasVocabSize(Protocol):
@@ -49,7 +48,7 @@ class ShardWriter:
 
     def __init__(
         self,
-        folder: Path,
+        folder: StrPath,
         vocab_size: int | HasVocabSize,
         *,
         shard_tokens: int = 100_000_000,
@@ -165,7 +164,7 @@ class Shards:
     is known. These files have no checksums, so another id within the vocabulary goes unnoticed.
     """
 
-    def __init__(self, path: Path, *, vocab_size: int | HasVocabSize | None = None) -> None:
+    def __init__(self, path: StrPath, *, vocab_size: int | HasVocabSize | None = None) -> None:
         """Open a folder of shards, or a Megatron dataset by its prefix, its `.idx`, or its `.bin`.
 
         Args:

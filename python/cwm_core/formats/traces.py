@@ -22,14 +22,14 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from cwm_core._native import DamagedFileError, Trace
 from cwm_core.support.arguments import reject_single_string
-from cwm_core.support.files import files_in, replacing
+from cwm_core.support.files import StrPath, files_in, replacing
 from cwm_core.support.jsonl import is_jsonl, loads, type_of_json
 from cwm_core.support.tables import read_table
 from cwm_core.trace import StoredTrace, TraceReader, TraceWriter
@@ -130,7 +130,7 @@ def import_traces(
     return done
 
 
-def read_traces(file: Path, key: str | None = None) -> Iterator[StoredTrace]:
+def read_traces(file: StrPath, key: str | None = None) -> Iterator[StoredTrace]:
     """Yield the traces of a store, or the trace of a `.cwmtrace` file.
 
     Args:
@@ -142,6 +142,7 @@ def read_traces(file: Path, key: str | None = None) -> Iterator[StoredTrace]:
         DamagedFileError: The file is damaged.
         OSError: The file cannot be read.
     """
+    file = Path(file)
     if file.suffix.lower() == STORE:
         yield from TraceReader(file).entries()
     else:
@@ -176,13 +177,13 @@ def trace_from_row(row: Row, where: str) -> StoredTrace:
         raise DamagedFileError(f"{where}: {error}") from None
 
 
-def trace_files(paths: Sequence[Path]) -> Iterator[Path]:
+def trace_files(paths: Iterable[StrPath]) -> Iterator[Path]:
     """Yield the paths, with each folder replaced by all stores and single traces in it.
 
     Raises:
         FileNotFoundError: A folder contains no traces.
     """
-    for path in paths:
+    for path in map(Path, paths):
         if not path.is_dir():
             yield path
             continue

@@ -44,7 +44,7 @@ from .. import model as models
 from ..model import ModelConfig, Transformer
 from ..support.arguments import convert_fields
 from ..tokenizer import Tokenizer
-from ..training import Progress, StopReason, TrainConfig, Trainer, World
+from ..training import Progress, TrainConfig, Trainer, TrainingEnd, World
 from ..training.config import checked
 from ..training.report import OnStep
 from ..training.run import (
@@ -195,7 +195,7 @@ class RLConfig:
         return config
 
 
-def run(config: RLConfig, on_step: OnStep | None = None) -> StopReason:
+def run(config: RLConfig, on_step: OnStep | None = None) -> TrainingEnd:
     """Train as `config` says, resuming from the newest checkpoint in its output folder if there is one.
 
     Under torchrun, each process calls this function. Unless a signal ends the run, the output folder then holds the
@@ -258,7 +258,7 @@ def run(config: RLConfig, on_step: OnStep | None = None) -> StopReason:
 
             objective = PolicyLoss(config.loss, world.device)
             reason = Trainer(model, loader, config.training, with_metrics, world, objective=objective).run()
-        if reason is not StopReason.SIGNAL:
+        if reason is not TrainingEnd.SIGNAL:
             models.save(model, config.output, tokenizer)
     return reason
 

@@ -13,6 +13,9 @@ from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO
 
+StrPath = str | os.PathLike[str]
+"""A path, as functions take it."""
+
 WITHOUT_LOCKS = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK})
 """Error numbers of file systems without locks."""
 

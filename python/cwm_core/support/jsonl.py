@@ -1,4 +1,4 @@
-"""Read JSON Lines: files with one JSON object per line, plain or compressed, or standard input."""
+"""Read JSON, and JSON Lines: files with one JSON object per line, plain or compressed, or standard input."""
 
 from __future__ import annotations
 
@@ -41,6 +41,24 @@ def loads(text: str | bytes, **options: Any) -> Any:
         return json.loads(text.decode() if isinstance(text, bytes) else text, **options)
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
+
+
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        DamagedFileError: The file does not hold a JSON object.
+        OSError: The file cannot be read.
+    """
+    with open(path, "rb") as file:
+        text = file.read()
+    try:
+        value = loads(text.removeprefix(b"\xef\xbb\xbf"))
+    except ValueError as error:
+        raise DamagedFileError(f"{os.fspath(path)} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise DamagedFileError(f"{os.fspath(path)}: expected a JSON object, got {type_of_json(value)}")
+    return value
 
 
 def read_rows(

@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from cwm_core._native import CwmError
+
 from .recorder import Trace
 
 _MARK = "  # << START_OF_TRACE"  # see docs/concepts/trace-format.md
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-class ContextTooLarge(ValueError):
+class ContextTooLarge(CwmError, ValueError):
     """The executed code alone has more tokens than the budget."""
 
     def __init__(self, tokens: int, budget: int) -> None:

@@ -27,8 +27,6 @@ from .kinds import TraceOutcome
 
 __all__ = ["StoredTrace", "TraceReader", "TraceWriter"]
 
-Path = str | os.PathLike[str]
-
 
 class StoredTrace(NamedTuple):
     """A trace of a store, with its key and metadata."""
@@ -52,7 +50,7 @@ class TraceWriter:
     cannot use the writer of its parent.
     """
 
-    def __init__(self, path: Path, *, append: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, append: bool = False) -> None:
         """Create a store.
 
         An interrupted write, for example of a process that was killed, leaves an incomplete block at the end of the
@@ -153,7 +151,7 @@ class TraceReader:
     trace.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open a store.
 
         Args:
@@ -304,7 +302,10 @@ def outcome(trace: Trace) -> TraceOutcome:
 
 
 def _json_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
     if not isinstance(value, dict):
         raise DamagedFileError(f"metadata: expected a JSON object, got {text[:100]}")
     return value

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 
+from ..support.files import StrPath
 from .metrics import Progress
 
 OnStep = Callable[[Progress], None]
@@ -69,18 +69,18 @@ def _line(progress: Progress) -> str:
 
 
 @contextmanager
-def write_jsonl(path: Path) -> Iterator[OnStep]:
+def write_jsonl(path: StrPath) -> Iterator[OnStep]:
     """Append the metrics of each step to a file as one line of JSON.
 
     Yields:
         A function that writes a step.
     """
-    with path.open("a", buffering=1, encoding="utf-8") as file:
+    with open(path, "a", buffering=1, encoding="utf-8") as file:
         yield lambda progress: print(json.dumps(asdict(progress)), file=file)
 
 
 @contextmanager
-def write_tensorboard(folder: Path) -> Iterator[OnStep]:
+def write_tensorboard(folder: StrPath) -> Iterator[OnStep]:
     """Write the metrics of each step as TensorBoard scalars.
 
     Yields:

@@ -40,6 +40,7 @@ from .. import model as models
 from ..data import Bucket, PackedLoader
 from ..model import ModelConfig, RopeParameters, Transformer
 from ..support.files import locked, write_file
+from ..support.jsonl import read_object
 from ..tokenizer import Tokenizer
 from .checkpoint import latest
 from .checks import corpus_warnings
@@ -47,7 +48,7 @@ from .config import TrainConfig, checked, parse_overrides
 from .metrics import Progress
 from .parallel import parallelize
 from .report import OnStep, write_jsonl, write_tensorboard
-from .trainer import StopReason, Trainer
+from .trainer import Trainer, TrainingEnd
 from .world import World
 
 T = TypeVar("T")
@@ -146,7 +147,7 @@ def training_config(values: dict[str, Any], output: str) -> TrainConfig:
         return TrainConfig.from_dict(values | {"checkpoint_folder": str(Path(output) / "checkpoints")})
 
 
-class Run(Protocol):
+class RunSettings(Protocol):
     """What the functions below need of a run."""
 
     @property
@@ -170,7 +171,7 @@ class Run(Protocol):
         ...
 
 
-def run(config: RunConfig, on_step: OnStep | None = None, on_warning: Callable[[str], None] = _warn) -> StopReason:
+def run(config: RunConfig, on_step: OnStep | None = None, on_warning: Callable[[str], None] = _warn) -> TrainingEnd:
     """Train as `config` says, resuming from the newest checkpoint in its output folder if there is one.
 
     Under torchrun, each process calls this function. Unless a signal ends the run, the output folder then holds the
@@ -207,7 +208,7 @@ def run(config: RunConfig, on_step: OnStep | None = None, on_warning: Callable[[
         ) from error
 
 
-def _run(config: RunConfig, on_step: OnStep | None, on_warning: Callable[[str], None]) -> StopReason:
+def _run(config: RunConfig, on_step: OnStep | None, on_warning: Callable[[str], None]) -> TrainingEnd:
     tokenizer = Tokenizer.load(config.tokenizer)
     with in_table("training"):
         check_device(config.training.device)
@@ -225,13 +226,13 @@ def _run(config: RunConfig, on_step: OnStep | None, on_warning: Callable[[str], 
         model = initial_model(config, shape, world)
         with reports(config, on_step if world.is_main else None, world.is_main) as report:
             reason = Trainer(model, loader, config.training, report, world).run()
-        if reason is not StopReason.SIGNAL:
+        if reason is not TrainingEnd.SIGNAL:
             models.save(model, config.output, tokenizer)
     return reason
 
 
 @contextmanager
-def reports(config: Run, on_step: OnStep | None, is_main: bool) -> Iterator[OnStep | None]:
+def reports(config: RunSettings, on_step: OnStep | None, is_main: bool) -> Iterator[OnStep | None]:
     """Yield a function that reports a step to all outputs, in the main process only."""
     if not is_main:
         yield None
@@ -373,7 +374,7 @@ def _of_vocabulary(tokenizer: Tokenizer | None) -> dict[str, Any]:
     }
 
 
-def initial_model(config: Run, shape: ModelConfig, world: World) -> Transformer:
+def initial_model(config: RunSettings, shape: ModelConfig, world: World) -> Transformer:
     """Return the model with its initial weights, sharded over the ranks."""
     with torch.device("meta"):
         model = Transformer(shape)
@@ -409,7 +410,7 @@ def check_device(device: str) -> None:
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
-def prepare_output(run: Run, model: ModelConfig, world: World) -> None:
+def prepare_output(run: RunSettings, model: ModelConfig, world: World) -> None:
     """Write config.json when a run begins; raise ValueError when it resumes with another shape or vocabulary."""
     file = run.output / "config.json"
     if latest(run.training.checkpoint_folder) is None:
@@ -417,7 +418,7 @@ def prepare_output(run: Run, model: ModelConfig, world: World) -> None:
             run.output.mkdir(parents=True, exist_ok=True)
             write_file(file, json.dumps(model.to_hf(), indent=2) + "\n")
         return
-    before = json.loads(file.read_text())
+    before = read_object(file)
     known = before.pop("vocabulary_fingerprint", None)
     if None not in (known, model.vocabulary_fingerprint) and known != model.vocabulary_fingerprint:
         raise ValueError(

@@ -37,7 +37,7 @@ RESUMABLE_WITH_CHANGED = {
 }  # fmt: skip
 
 
-class StopReason(StrEnum):
+class TrainingEnd(StrEnum):
     """Reason that a run ended."""
 
     FINISHED = "finished"
@@ -167,7 +167,7 @@ class Trainer:
         self._saved_step = 0
         self._stop_signal: int | None = None
 
-    def run(self) -> StopReason:
+    def run(self) -> TrainingEnd:
         """Train until the end and return the reason that the run ended.
 
         Raises:
@@ -180,7 +180,7 @@ class Trainer:
         with self._checkpoints.locked() if self._checkpoints else nullcontext():
             return self._run()
 
-    def _run(self) -> StopReason:
+    def _run(self) -> TrainingEnd:
         self._start()
         try:
             with _deterministic(self.config.deterministic or self.device.type == "cpu"), self._stop_on_signals():
@@ -245,7 +245,7 @@ class Trainer:
             torch.manual_seed(self.config.seed)
         check_replicas(self.model)
 
-    def _loop(self) -> StopReason:
+    def _loop(self) -> TrainingEnd:
         self.model.train()
         batches = iter(self.loader)
         clock = time.monotonic()
@@ -254,7 +254,7 @@ class Trainer:
             micro_batches = self._next_batches(batches)
             wait = time.monotonic() - began
             if self.world.any(not micro_batches):
-                return StopReason.DATA
+                return TrainingEnd.DATA
             result = self._step(micro_batches)
             now = time.monotonic()
             # Reports and copies for a checkpoint since the last step count too.
@@ -267,10 +267,10 @@ class Trainer:
             if self.on_step:
                 self.on_step(self._progress(result, int(memory), wait, took, metrics))
             if self.world.any(self._stop_signal is not None):
-                return StopReason.SIGNAL
+                return TrainingEnd.SIGNAL
             if self._checkpoints and self.step % self.config.checkpoint_every == 0:
                 self.save_checkpoint()
-        return StopReason.FINISHED
+        return TrainingEnd.FINISHED
 
     def _next_batches(self, batches: Iterator[Any]) -> list[_MicroBatch]:
         """Return the batches of one step: fewer at the end of the data, none if no data is left."""

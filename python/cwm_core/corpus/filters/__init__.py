@@ -7,7 +7,7 @@ duplicates need libraries of the extra `corpus`, which they import when they are
 from ..reasons import DropReason
 from ..sample import Drop, Filter, Sample
 from .decontamination import Decontamination
-from .deterministic import Difference, first_difference, is_deterministic
+from .deterministic import RunDifference, first_difference, is_deterministic
 from .drops import DropCounts
 from .duplicates import Duplicates, Sketch, sketch
 from .effects import NoEffects
@@ -19,7 +19,6 @@ from .size import SizeLimits, terminates
 __all__ = [
     "PERMISSIVE",
     "Decontamination",
-    "Difference",
     "Drop",
     "DropCounts",
     "DropReason",
@@ -28,6 +27,7 @@ __all__ = [
     "Finding",
     "Licenses",
     "NoEffects",
+    "RunDifference",
     "Sample",
     "SizeLimits",
     "Sketch",

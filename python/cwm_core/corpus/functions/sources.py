@@ -16,6 +16,7 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path, PurePath
 from typing import Any
 
+from ..._native import DamagedFileError
 from ...support.jsonl import ENDINGS, is_jsonl, read_rows
 from ..filters.license import of_package
 from ..inputs.slices import Names
@@ -191,7 +192,7 @@ def _snippets(path: Path) -> Iterator[Source]:
     for number, row in read_rows(path):
         code = row.get("code")
         if not isinstance(code, str):
-            raise ValueError(f"{path}, line {number}: not a snippet: expected an object with a string `code`")
+            raise DamagedFileError(f"{path}, line {number}: not a snippet: expected an object with a string `code`")
         call = row.get("call") or (f"f({row['input']})" if isinstance(row.get("input"), str) else None)
         provenance = {"package": path.name, "id": row.get("id", number), "license": row.get("license")}
         yield Source(None, f"{path.name}:{number}", code, (), provenance, call)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from ..._native import CwmError
 from ...evaluation.answers import Style
 from ...tokenizer.special_tokens import REASONING_THINKING_END
 
@@ -16,7 +17,7 @@ _MARK = re.compile(r"\[(/?)ANSWER\]")
 _FENCE = re.compile(r"^[ \t]*```(.*)$", re.MULTILINE)
 
 
-class FormatError(ValueError):
+class FormatError(CwmError, ValueError):
     """The text breaks the format; the message says how."""
 
 

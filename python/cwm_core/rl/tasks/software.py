@@ -128,14 +128,14 @@ class SoftwareEpisode:
         action = task._prefix + text_of(task._tokenizer, tokens) if is_whole else ""
         result = self._worker.step(action)
         if not result.done:
-            message = {"role": str(result.info["role"]), "content": result.observation}
+            message = {"role": result.role, "content": result.observation}
             observation = task._tokens_of([message])[1:]  # without the token that begins a chat
             self._length += len(tokens) + len(observation)
             if self._length < task._context_tokens:
                 return observation
             result = self._worker.step("")
         self._ended = True
-        return outcome(result.reward >= 1.0, str(result.info.get("test", "")))
+        return outcome(result.reward >= 1.0, result.reason)
 
     def close(self) -> None:
         """Return the process to the task if the episode ended well, or else end it."""
