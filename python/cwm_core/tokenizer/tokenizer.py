@@ -609,8 +609,8 @@ def resolve_pattern(pattern: str) -> str:
 
 def _count(threads: int | None) -> int | None:
     """Return a number of threads after checking it."""
-    if threads is not None and operator.index(threads) < 1:
-        raise ValueError(f"threads: expected 1 or more, got {threads}")
+    if threads is not None and operator.index(threads) < 0:
+        raise ValueError(f"threads: expected 0 or more, got {threads}")
     return threads
 
 
