@@ -26,7 +26,7 @@ PORTABLE := --zig --compatibility manylinux2014
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo check test test-native test-recorder lint bench bench-quick bench-compare docs wheel clean
+.PHONY: help demo check test test-native test-recorder lint lint-rust lint-python bench bench-quick bench-compare docs wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -46,10 +46,14 @@ test-native: ## the tests that need no PyTorch, without it: make test-native PYT
 test-recorder: ## the tests of the recorder, and a few of each other part: make test-recorder PYTHON=python3.15
 	$(MAKE) test EXTRAS=test VENV=$(NATIVE_VENV) TESTS="tests/trace $(addprefix tests/,$(SMOKE))"
 
-lint: export PYO3_PYTHON = $(CURDIR)/$(PY)
-lint: $(INSTALLED) ## check format, lint and types, without changes
+lint: lint-rust lint-python ## check format, lint and types, without changes
+
+lint-rust: export PYO3_PYTHON = $(PYTHON)
+lint-rust:
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+lint-python: $(INSTALLED)
 	$(PY) -m ruff format --check
 	$(PY) -m ruff check
 	$(PY) -m mypy

@@ -49,7 +49,7 @@ def programs(length: str) -> list[tuple[str, str]]:
 
 
 def units(length: str) -> list[Unit]:
-    provenance = {"source": "bench", "licence": "MIT"}
+    provenance = {"source": "bench", "license": "MIT"}
     return [Unit(f"{i:06}", code, (call,), provenance=provenance) for i, (code, call) in enumerate(programs(length))]
 
 
@@ -154,7 +154,7 @@ def bench_python_tracer(benchmark: Any, tmp_path: Path, warm: None, monkeypatch:
 def measure_pipeline(benchmark: Any, folder: Path, length: str, name: str, pool: Pool) -> None:
     made = units(length)
     folders = (folder / str(number) for number in range(10**6))
-    # The rival's tracer asks for `id`.
+    # The tracer of the alternative calls `id`.
     settings = CorpusSettings(str(rank_path()), near_duplicates=1.0, max_tokens=None, allow_effects=frozenset({"id"}))
     work = lambda: make_corpus(next(folders), made, settings, description={}, pool=pool)  # noqa: E731
     summary = measure(benchmark, f"{length}, {len(made)} samples", name, work, len(made))

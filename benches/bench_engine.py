@@ -1,4 +1,4 @@
-"""Greedy generation by small models, alone and in batches, beside transformers' `generate` with the same weights."""
+"""Generate greedily with small models, alone and in batches, compared with `generate` of transformers."""
 
 import numpy as np
 import pytest
@@ -9,12 +9,12 @@ from cwm_core.model import Transformer, preset, save
 transformers = pytest.importorskip("transformers")
 
 PROMPT, NEW_TOKENS = 128, 256
-QUICK = 8  # new tokens where nothing is measured
+QUICK = 8  # new tokens in runs that are not measured
 
 
 @pytest.fixture(scope="module", params=["tiny", "small"])
 def models(request, tmp_path_factory):
-    """1.8 and 8.4 million parameters."""
+    """Return models of 1.8 and 8.4 million parameters."""
     torch.manual_seed(0)
     ours = Transformer(preset(request.param))
     folder = tmp_path_factory.mktemp("model")
@@ -24,7 +24,7 @@ def models(request, tmp_path_factory):
 
 
 def measure(benchmark, name, implementation, batch, generate):
-    """`generate` is called with how many tokens are wanted of each prompt; that many and what it gave."""
+    """Call `generate` with the number of tokens to generate per prompt; return that number and the results."""
     new_tokens = QUICK if benchmark.disabled else NEW_TOKENS
     benchmark.group = f"generate, {name}, batch {batch}"
     benchmark.extra_info = {"implementation": implementation, "tokens": batch * new_tokens}

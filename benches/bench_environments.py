@@ -1,8 +1,8 @@
-"""Environments: starting a sandbox and a machine, and a command in a persistent shell, beside docker and SWE-ReX.
+"""Start a sandbox and a machine, and run a command in a persistent shell, compared with docker and SWE-ReX.
 
-`docker exec` starts a new bash for each command and keeps no state; SWE-ReX's is the shell of its local runtime, which
-isolates nothing, in the same process (its Docker deployment puts an HTTP server into the container, and pip installs
-it there, for which a container without network is no place).
+`docker exec` starts a new bash for each command and keeps no state. SWE-ReX runs the shell of its local runtime, in the
+same process and without isolation, because its Docker deployment installs an HTTP server in the container with pip,
+which needs a network.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def docker(*arguments: str) -> str:
 
 @pytest.mark.parametrize("kind", ["cwm_core", "cwm_core, process", "bwrap alone", "python alone"])
 def test_sandbox_start(benchmark, tmp_path: Path, kind: str) -> None:
-    """`true` from start to report; `bwrap` and the supervisor's interpreter by themselves are the floor."""
+    """Run `true` from start to report. The floor is `bwrap` and the interpreter of the supervisor alone."""
     if kind in ("cwm_core", "bwrap alone") and (reason := machines.bubblewrap_refusal()):
         pytest.skip(reason)
     alone = {
@@ -66,7 +66,7 @@ def test_sandbox_start(benchmark, tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["cwm_core, bubblewrap", "cwm_core, docker", "docker run"])
 def test_machine_start(benchmark, task: Task, kind: str) -> None:
-    """From a task to a shell's first answer, and the end of it all."""
+    """Measure from a task to the first answer of a shell, and until everything has ended."""
     benchmark.group = "environment: machine start"
     benchmark.extra_info = {"implementation": kind}
     if kind == "docker run":
@@ -109,7 +109,7 @@ def docker_exec() -> Iterator[Callable[[], object]]:
 
 @pytest.mark.parametrize("kind", ["cwm_core, bubblewrap", "cwm_core, docker", "docker exec", "SWE-ReX, local"])
 def test_shell_round_trip(benchmark, task: Task, kind: str) -> None:
-    """One short command in a shell that runs already."""
+    """Run one short command in a running shell."""
     benchmark.group = "environment: a command in a shell"
     benchmark.extra_info = {"implementation": kind}
     with contextlib.ExitStack() as stack:

@@ -1,8 +1,8 @@
-"""What holding a generation to the grammar costs a token: Llama-3's vocabulary, every token of recorded traces.
+"""Measure the cost of the grammar constraint per token, with Llama-3's vocabulary on every token of recorded traces.
 
-A step is the set of tokens allowed, as an array of booleans, and going past the token that comes. Beside it stand two
-plain ways to the same answers: to try each token of the vocabulary by itself, and to parse all that was written again,
-which only tells of one token whether it was well formed. A step on a GPU takes 10 ms and more at 32 B parameters.
+A step computes the allowed tokens as an array of booleans, and advances past the next token. Two plain alternatives
+give the same answers: trying each token of the vocabulary, and parsing the whole text again, which decides only for one
+token whether it was well formed. A step on a GPU takes 10 ms and more at 32 B parameters.
 `median_us` and `p99_us` in the extra info are those of single steps.
 """
 
@@ -32,21 +32,21 @@ def tokenizer() -> cwm.Tokenizer:
 
 @pytest.fixture(scope="module")
 def traces(request: pytest.FixtureRequest) -> list[cwm.Trace]:
-    """Short random programs, and a workload of a thousand frames."""
+    """Return traces of short random programs and of a workload of a thousand frames."""
     programs = [generate(seed) for seed in range(3)]
     short = [cwm.record_source(program.code, program.call) for program in programs]
     return short if request.config.getoption("benchmark_disable") else [*short, *texts.recorded_workloads()[:1]]
 
 
 def test_compile(benchmark, tokenizer):
-    """The vocabulary, once for all contexts."""
+    """Compile the vocabulary, once for all contexts."""
     benchmark.group = "grammar: compile the vocabulary"
     benchmark.extra_info = {"implementation": "cwm_core"}
     benchmark.pedantic(lambda: TraceGrammar(tokenizer), rounds=3)
 
 
 def test_compile_context(benchmark, tokenizer):
-    """The lines of a context of a thousand lines."""
+    """Compile the lines of a context of a thousand lines."""
     benchmark.group = "grammar: compile a context"
     benchmark.extra_info = {"implementation": "cwm_core"}
     context = "".join(f"    value_{i} = compute({i}, value_{i - 1})\n" for i in range(1000))
@@ -61,7 +61,7 @@ def one_by_one(constraint: TraceConstraint, ids: list[int], at: int) -> object:
 @pytest.mark.parametrize("lines", ["any lines", "lines of the source"])
 @pytest.mark.parametrize("way", ["cwm_core", "each token by itself", "parsing all again"])
 def test_step(benchmark, tokenizer, traces, lines, way):
-    """One step at a time along the tokens of each trace; of the slow ways, one step in 97."""
+    """Take one step at a time along the tokens of each trace; for the slow alternatives, one step in 97."""
     steps: dict[str, Step] = {
         "cwm_core": lambda constraint, ids, at: constraint.allowed(),
         "each token by itself": one_by_one,

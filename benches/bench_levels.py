@@ -1,4 +1,4 @@
-"""Coarser traces: the time of each level beside writing the same trace as text."""
+"""Coarsen traces: the time of each level, compared with writing the same trace as text."""
 
 from __future__ import annotations
 
@@ -50,6 +50,6 @@ def test_coarsen(benchmark, trace: cwm.Trace, level: str) -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_to_text(benchmark, trace: cwm.Trace, level: str) -> None:
-    """The yardstick, no rival: what a full trace costs wherever it goes next."""
+    """Write a full trace as text: a yardstick rather than an alternative."""
     benchmark.extra_info["implementation"] = "to_text of the full trace"
     measure(benchmark, trace, level, trace.to_text)

@@ -44,7 +44,7 @@ def measure(benchmark, group, implementation, tokens, function):
 
 
 def next_token_targets(documents):
-    """Targets within each document; the last token of one has none."""
+    """Return the targets within each document; the last token of a document has none."""
     targets = torch.cat([torch.cat((document[1:], document[:1])) for document in documents])
     ends = torch.tensor([len(document) for document in documents]).cumsum(0) - 1
     mask = torch.ones(len(targets), dtype=torch.bool)
@@ -122,7 +122,7 @@ def pad(documents, value):
 
 
 def test_training_steps_agree(models, documents):
-    """What the three benchmarks time is the same loss and the same gradient."""
+    """Check that the three benchmarks compute the same loss and the same gradient."""
 
     class Once:
         def pedantic(self, function, **_):

@@ -1,8 +1,8 @@
-"""The packed loader beside a memory copy of the bytes it returns, and its packing beside seqpacker.
+"""Compare the packed loader with a memory copy of the bytes that it returns, and its packing with seqpacker.
 
 Documents of log-normal length (median 1,100 tokens, sigma 1.6), shards in the page cache. `packing_scale.py` measures
-what depends on the size of a corpus. seqpacker is no development package, since installing it compiles it: pip install
-seqpacker.
+what depends on the size of a corpus. Install seqpacker with `pip install seqpacker`; it is not a
+development dependency because its installation compiles it.
 """
 
 import json
@@ -27,7 +27,7 @@ def lengths(count):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """About 40 million tokens."""
+    """Write shards of about 40 million tokens."""
     folder = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(0)
     with cwm.ShardWriter(folder, VOCAB_SIZE) as writer:
@@ -53,7 +53,7 @@ def measure(benchmark, group, implementation, batch):
 @seq_lens
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_next_batch(benchmark, folder, seq_len, prefetch):
-    """Without prefetching, the loader does all of its work while it is timed; with it, what it does not do ahead."""
+    """Without prefetching, the time includes all work of the loader; with it, only the work that was not done ahead."""
     loader = open_loader(folder, seq_len, prefetch=prefetch)
     name = "cwm_core" if prefetch == 0 else f"cwm_core, prefetch={prefetch}"
     measure(benchmark, f"packed loader, {seq_len}", name, next(loader))
@@ -62,7 +62,7 @@ def test_next_batch(benchmark, folder, seq_len, prefetch):
 
 @seq_lens
 def test_copy(benchmark, folder, seq_len):
-    """Batches that lie in memory, as the shards do, more of them than caches hold, copied into arrays used again."""
+    """Copy batches from memory into reused arrays. There are more of them than fit into the caches."""
     loader = open_loader(folder, seq_len)
     batch = next(loader)
     batches = cycle([[getattr(batch, name).copy() for name in ARRAYS] for batch in islice(loader, 80)])
@@ -73,7 +73,7 @@ def test_copy(benchmark, folder, seq_len):
 
 @seq_lens
 def test_copy_in_cache(benchmark, folder, seq_len):
-    """One batch over and over: no more than the processor's caches are at work."""
+    """Copy one batch repeatedly, within the processor's caches."""
     batch = next(open_loader(folder, seq_len))
     pairs = [(getattr(batch, name).copy(), getattr(batch, name)) for name in ARRAYS]
     measure(benchmark, f"packed loader, {seq_len}", "memory copy within the cache", batch)
@@ -81,7 +81,7 @@ def test_copy_in_cache(benchmark, folder, seq_len):
 
 
 def test_load_state(benchmark, folder):
-    """Going on in the third epoch, up to the first batch."""
+    """Resume in the third epoch, up to the first batch."""
     loader = open_loader(folder, 8192)
     while loader.stats().documents < 2.5 * DOCUMENTS:
         loader.skip(1)
@@ -98,7 +98,7 @@ def test_load_state(benchmark, folder):
 
 @pytest.fixture(scope="module")
 def packed_folder(tmp_path_factory):
-    """Many documents; their tokens are never read."""
+    """Write many documents whose tokens are never read."""
     folder = tmp_path_factory.mktemp("packed")
     with cwm.ShardWriter(folder, 1 << 16, shard_tokens=1 << 40) as writer:
         longest = np.zeros(lengths(PACKED_DOCUMENTS).max(), dtype=np.uint16)
@@ -114,7 +114,7 @@ def count_rows(folder, seq_len):
 
 @seq_lens
 def test_packing(benchmark, packed_folder, seq_len):
-    """An epoch planned: documents shuffled, drawn, packed by windows; the efficiency is in the extra information."""
+    """Plan an epoch: shuffle, draw, and pack documents by windows. The efficiency is in the extra information."""
     loader = cwm.PackedLoader(packed_folder, seq_len, batch_size=ROWS[seq_len], epochs=1)
     start = loader.state_dict()
 
@@ -124,7 +124,7 @@ def test_packing(benchmark, packed_folder, seq_len):
 
     benchmark.group = f"packing of {PACKED_DOCUMENTS:,} documents, {seq_len}"
     benchmark.pedantic(plan, rounds=5)
-    # Rows of the last step that are all padding are none.
+    # Do not count rows of the last step that are all padding.
     rows = count_rows(packed_folder, seq_len)
     efficiency = loader.stats().tokens / (rows * seq_len)
     benchmark.extra_info.update(implementation="cwm_core", rows=rows, efficiency=efficiency)
@@ -138,8 +138,10 @@ def pieces_of(documents, seq_len):
 @seq_lens
 @pytest.mark.parametrize("algorithm", ["BFD", "FFD", "OBFD", "BF", "BFD by windows"])
 def test_seqpacker(benchmark, seq_len, algorithm):
-    """Lengths in memory, the pieces of long documents cut before; nothing shuffled or mixed. All at once, or by windows
-    of as many documents as our loader looks at."""
+    """Pack lengths in memory: all at once, or in windows of as many documents as our loader packs together.
+
+    Long documents are cut beforehand. Nothing is shuffled or mixed.
+    """
     seqpacker = pytest.importorskip("seqpacker")
     documents = lengths(PACKED_DOCUMENTS)
     name, _, by_windows = algorithm.partition(" ")

@@ -1,4 +1,4 @@
-"""A package's suite under pytest (toolz): alone, recorded by the plugin, and by a Python tracer in its place."""
+"""Run the suite of a package (toolz) under pytest: alone, recorded by the plugin, and with a Python tracer instead."""
 
 import os
 import subprocess
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-# Records what the plugin does, by sys.settrace: events of the package's frames, with the text of what changed, one list
-# for each of the same outermost calls. Writes them, each with the source of its file, as compressed JSON lines.
+# Records the same as the plugin with sys.settrace: events of the package's frames, with the texts that changed, in one
+# list per outermost call. Writes them, each with the source of its file, as compressed JSON lines.
 TRACER = """
 import gzip, json, os, sys
 from pathlib import Path
@@ -75,7 +75,7 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def processor_seconds() -> float:
-    """That processes which were waited for took: on a busy machine the clock says more of the others."""
+    """Return the processor time of finished child processes. The clock would measure other processes too."""
     times = os.times()
     return times.children_user + times.children_system
 
@@ -83,7 +83,7 @@ def processor_seconds() -> float:
 @pytest.mark.benchmark(timer=processor_seconds)
 @pytest.mark.parametrize("recorder", ["cwm_core", "sys.settrace tracer", "unrecorded"])
 def test_record_a_suite(benchmark, tmp_path: Path, recorder: str) -> None:
-    """Whole processes, so that what does not depend on the recorder (imports, collection) counts in all of them."""
+    """Run whole processes, so that work that does not depend on the recorder (imports, collection) counts in all."""
     toolz = pytest.importorskip("toolz")
     (tmp_path / "settrace_tracer.py").write_text(TRACER)
     env = os.environ | {

@@ -1,7 +1,7 @@
-"""Recording: nanoseconds an event beside the empty native hook (the floor), a Python tracer (the oracle), and rivals.
+"""Record: nanoseconds per event, compared with an empty native hook (the floor), the oracle, and other recorders.
 
-The floor and the rivals run the same calls. hunter prints to a null stream; codetracer's recorder, which exists for
-CPython 3.12 on, writes its binary trace to a folder.
+The floor and the other recorders run the same calls. hunter prints to a null stream. The recorder of codetracer, for
+CPython 3.12 and later, writes its binary trace to a folder.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ SUITE_RECORDERS = ["cwm_core", "empty native hook", "sys.settrace oracle", "unre
 
 @pytest.mark.parametrize("recorder", SUITE_RECORDERS)
 def test_record_a_package(benchmark, suite: Callable[[], int], recorder: str) -> None:
-    """A package's own tests, its code and that of its tests in scope; most of what runs is outside."""
+    """Record the tests of a package with its code and its tests in scope; most of the running code is outside."""
     import toolz
 
     folder = os.path.dirname(toolz.__file__)

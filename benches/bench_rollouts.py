@@ -1,8 +1,8 @@
-"""Rollouts beside the least that their commands take.
+"""Compare rollouts with the minimum that their commands take.
 
 Each rollout repairs a small broken repository: it looks around, writes down the diff, applies it, submits it, and the
 repository's tests decide. The floor runs the same commands in plain bash, without a sandbox, over plain copies of the
-tree: one for the work, one for the tests. `events` are rollouts; `rollouts an hour` is of the mean of all rounds.
+tree: one for the work, one for the tests. `events` are rollouts; `rollouts an hour` is the mean of all rounds.
 """
 
 from __future__ import annotations

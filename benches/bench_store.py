@@ -1,4 +1,4 @@
-"""A trace store beside other ways to keep many traces: written, read in order, and one by one.
+"""Compare a trace store with other ways to keep many traces: written, read in order, and read one by one.
 
 All give the same `Trace` objects. Files hold the stored form of one trace each, as do the rows of SQLite and Parquet;
 JSONL holds texts, as published data sets do. The store and SQLite wait for the disk when they close; the others do not.
@@ -34,7 +34,7 @@ LOOKUPS = 200
 
 
 class Store:
-    """One `.cwmtraces` file."""
+    """Keep traces in one `.cwmtraces` file."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "all.cwmtraces"
@@ -58,7 +58,7 @@ class Store:
 
 
 class Files:
-    """One `.cwmtrace` file a trace."""
+    """Keep each trace in a `.cwmtrace` file of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -78,7 +78,7 @@ class Files:
 
 
 class Sqlite:
-    """A table of index, key and stored form."""
+    """Keep traces in a table of index, key, and stored form."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "all.sqlite"
@@ -108,7 +108,7 @@ class Sqlite:
 
 
 class Jsonl:
-    """Texts, compressed together by gzip."""
+    """Keep texts, compressed together by gzip."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "all.jsonl.gz"
@@ -128,7 +128,7 @@ class Jsonl:
 
 
 class Parquet:
-    """Keys and stored forms, compressed by zstd, as pyarrow writes and reads them in batches."""
+    """Keep keys and stored forms, compressed by zstd, which pyarrow writes and reads in batches."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "all.parquet"
@@ -169,7 +169,7 @@ def traces(corpus: str) -> list[cwm.Trace]:
 
 
 def keeper(benchmark, what: str, implementation: str, folder: Path, traces: list[cwm.Trace], used: list[cwm.Trace]):
-    """A written and opened keeper of the traces, of which the benchmark reads or writes those used."""
+    """Return a written and opened file of the traces that the benchmark uses."""
     if implementation == "Parquet":
         pytest.importorskip("pyarrow")
     folder.mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
-"""Tokenizing beside tiktoken, Hugging Face's tokenizers, fastokens and gigatoken: Llama-3's vocabulary, the same input.
+"""Tokenize with Llama-3's vocabulary, compared with tiktoken, tokenizers, fastokens, and gigatoken on the same input.
 
-`cold` is the first pass of a tokenizer just loaded, `warm` a later one. `bytes` in the extra info is the size of the
+`cold` is the first pass of a newly loaded tokenizer, `warm` a later one. `bytes` in the extra info is the size of the
 input as UTF-8, for figures in MB/s; with `--benchmark-disable` the inputs are small.
 """
 
@@ -18,15 +18,15 @@ from cwm_core import Tokenizer
 from llama3 import rank_path, tiktoken_encoding
 
 IMPLEMENTATIONS = ["cwm_core", "gigatoken", "fastokens", "tiktoken", "tokenizers"]
-# At 5 to 15 MB/s, one pass over the input takes long enough to be measured, and there is little to remember.
+# At 5 to 15 MB/s, one pass over the input is long enough to measure, and caches have little effect.
 SLOW = {"tiktoken", "tokenizers"}
 
-# The pool of threads of fastokens and of tokenizers, which they start once.
+# Size of the thread pool of fastokens and tokenizers, which they start once.
 os.environ["RAYON_NUM_THREADS"] = "2"
 
 
 class Encoder(NamedTuple):
-    """What each library offers: one text to ids; many texts to ids, by a number of threads; ids to text."""
+    """The functions of each library: one text to ids; many texts to ids, with a number of threads; ids to text."""
 
     encode: Callable[[str], Any]
     encode_batch: Callable[[list[str], int], Any]
@@ -38,7 +38,7 @@ def one_by_one_or(encode: Callable[[str], Any], two_threads: Callable[[list[str]
 
 
 def make(implementation: str, folder: Path) -> Encoder:
-    """A tokenizer that has encoded nothing yet."""
+    """Return a tokenizer that has encoded nothing yet."""
     if implementation == "cwm_core":
         ours = Tokenizer.load(rank_path())
         return Encoder(ours.encode, lambda texts, threads: ours.encode_batch(texts, threads=threads), ours.decode)
@@ -65,7 +65,7 @@ def make(implementation: str, folder: Path) -> Encoder:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """The vocabulary as `tokenizer.json`."""
+    """Return the vocabulary as `tokenizer.json`."""
     folder = tmp_path_factory.mktemp("llama")
     Tokenizer.load(rank_path()).save(folder)
     return folder
@@ -98,7 +98,7 @@ def describe(benchmark, group: str, implementation: str, texts: list[str]) -> No
 @pytest.mark.parametrize("passed", ["cold", "warm"])
 @pytest.mark.parametrize("name", ["Python source", "natural language", "trace text"])
 def test_encode(benchmark, folder, megabytes, name, passed, threads, implementation):
-    """One call for all texts."""
+    """Encode all texts in one call."""
     texts = input_of(name, megabytes)
     describe(benchmark, f"encode {name}, {passed}, {threads} thread(s)", implementation, texts)
     if passed == "cold":
@@ -113,7 +113,7 @@ def test_encode(benchmark, folder, megabytes, name, passed, threads, implementat
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_encode_one_at_a_time(benchmark, folder, implementation):
-    """A call for each of 1,000 short texts, one thread, warm."""
+    """Encode 1,000 short texts in one call each, on one thread, warm."""
     short = texts.short_texts()
     describe(benchmark, "encode 1,000 short texts one at a time", implementation, short)
     encode = make(implementation, folder).encode
@@ -123,9 +123,9 @@ def test_encode_one_at_a_time(benchmark, folder, implementation):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("size", ["long", "short"])
 def test_encode_trace(benchmark, folder, megabytes, size, implementation):
-    """Traces to ids: ours from the recording, the others from its text, a call for each, one thread, warm.
+    """Encode traces: ours from the recording, the others from its text, in one call each, on one thread, warm.
 
-    Long ones are the workloads, of a thousand frames; of the short ones, most have a dozen.
+    The long traces are the workloads, with a thousand frames; most short traces have a dozen.
     """
     chosen = texts.recorded_workloads() if size == "long" else recorded(megabytes)
     written = [trace.to_text() for trace in chosen]
@@ -142,7 +142,7 @@ def test_encode_trace(benchmark, folder, megabytes, size, implementation):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_encode_one_long_word(benchmark, folder, implementation):
-    """A piece that no pattern cuts, where merging must not be quadratic."""
+    """Encode a piece that no pattern cuts, for which merging must not take quadratic time."""
     word = "abcdefghij" * 10_000
     describe(benchmark, "encode one word of 100 kB", implementation, [word])
     benchmark.pedantic(make(implementation, folder).encode, (word,), rounds=3, warmup_rounds=1)
@@ -150,7 +150,7 @@ def test_encode_one_long_word(benchmark, folder, implementation):
 
 @pytest.mark.parametrize("implementation", ["cwm_core", "tiktoken", "tokenizers"])
 def test_decode(benchmark, folder, megabytes, implementation):
-    """Ids as each library's encode gives them, back to text."""
+    """Decode the ids that each library's encode returned."""
     texts = input_of("Python source", megabytes / 10)
     describe(benchmark, "decode Python source", implementation, texts)
     encoder = make(implementation, folder)

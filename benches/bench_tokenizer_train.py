@@ -1,4 +1,4 @@
-"""Training a vocabulary beside Hugging Face's tokenizers, on the same input in one run, to the same merges.
+"""Train a vocabulary, compared with Hugging Face's tokenizers on the same input, with the same merges.
 
 `bytes` in the extra info is the size of the input as UTF-8, for figures in MB/s.
 """
@@ -20,7 +20,7 @@ def sources(pattern):
         if "site-packages" not in path.parts:
             try:
                 texts.append(path.read_text("utf-8"))
-            except UnicodeDecodeError:  # the standard library's tests hold files in other encodings
+            except UnicodeDecodeError:  # the tests of the standard library contain files in other encodings
                 continue
     return texts
 
@@ -47,7 +47,7 @@ def train_by_library(tokenizers, texts, vocab_size):
 @pytest.mark.parametrize("implementation", ["cwm_core", "tokenizers"])
 @pytest.mark.parametrize("vocab_size", [4096, 32_768])
 def test_train(benchmark, texts, vocab_size, implementation):
-    """Texts in memory to a vocabulary, two threads."""
+    """Train on texts in memory with two threads."""
     texts, name = texts
     benchmark.group = f"train {vocab_size} tokens on {name}"
     benchmark.extra_info = {"implementation": implementation, "bytes": sum(len(text.encode()) for text in texts)}

@@ -1,4 +1,4 @@
-"""Traces to text and bytes and back, beside Python's json on the same frames in the same run.
+"""Convert traces to text and bytes and back, compared with Python's json on the same frames.
 
 json writes and reads the frames as lists of event, variables, line and value, in one call of its C code. `bytes` in the
 extra info is the text written or read; for the stored form, which is compressed, the text form that it stands for.

@@ -1,4 +1,4 @@
-"""Say which benchmarks became slower or faster between a commit and the working tree; exit 1 when any became slower.
+"""Report which benchmarks became slower or faster between a commit and the working tree; exit with 1 if any is slower.
 
     python benches/compare.py BASE [--rounds 10] [-k EXPRESSION]
 
@@ -36,7 +36,7 @@ Times = dict[str, float]  # benchmark → median seconds of one run
 
 @dataclass(frozen=True)
 class Verdict:
-    """One benchmark: the median over rounds of current / base, and `slower`, `faster` or `same`."""
+    """Verdict on one benchmark: the median over rounds of current / base, and `slower`, `faster`, or `same`."""
 
     name: str
     ratio: float
@@ -44,12 +44,12 @@ class Verdict:
 
 
 def sign_test(successes: int, trials: int) -> float:
-    """P(at least `successes` heads in `trials` tosses of a fair coin)."""
+    """Return the probability of at least `successes` heads in `trials` tosses of a fair coin."""
     return sum(comb(trials, k) for k in range(successes, trials + 1)) / 2**trials
 
 
 def judge(rounds: list[tuple[Times, Times]], margin: float = MARGIN, alpha: float = ALPHA) -> list[Verdict]:
-    """Verdicts on the benchmarks that every round timed on both sides, given (base, current) of each round.
+    """Return verdicts on the benchmarks that every round timed on both sides, given (base, current) of each round.
 
     Raises ValueError when there are too few rounds for any verdict but `same`.
     """
@@ -72,7 +72,7 @@ def judge(rounds: list[tuple[Times, Times]], margin: float = MARGIN, alpha: floa
 
 
 def rounds_needed(benchmarks: int, alpha: float = ALPHA) -> int:
-    """The fewest rounds in which one dissenting round still leaves a verdict possible."""
+    """Return the fewest rounds for which a verdict is possible despite one dissenting round."""
     return next(n for n in range(2, 100) if sign_test(n - 1, n) <= alpha / (2 * benchmarks))
 
 
@@ -88,7 +88,7 @@ def install(source: Path, site: Path) -> None:
 
 
 def python(site: Path, seed: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run this interpreter with the package of `site`. One seed a round: both sides hash strings alike."""
+    """Run this interpreter with the package of `site`. Each round has one hash seed for both sides."""
     environment = os.environ | {"PYTHONPATH": str(site), "PYTHONHASHSEED": str(seed)}
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
@@ -101,7 +101,7 @@ def check_installed(site: Path) -> None:
 
 
 def time_once(site: Path, seed: int, selection: str) -> tuple[Times, str]:
-    """Median seconds of each benchmark of ours in one run, and pytest's output if some of the run failed."""
+    """Return the median seconds of each benchmark of ours in one run, and pytest's output if a part failed."""
     out = site.with_suffix(".json")
     out.unlink(missing_ok=True)
     options = ["--benchmark-quiet", "--benchmark-max-time=0.3", "--benchmark-min-rounds=3", "-p", "no:cacheprovider"]
@@ -113,7 +113,7 @@ def time_once(site: Path, seed: int, selection: str) -> tuple[Times, str]:
 
 
 def measure(base: Path, current: Path, rounds: int, selection: str) -> list[tuple[Times, Times]]:
-    """(base, current) times of each round; as many rounds as the number of benchmarks asks for when `rounds` is 0."""
+    """Return the times (base, current) of each round. If `rounds` is 0, it depends on the number of benchmarks."""
     measured: list[tuple[Times, Times]] = []
     wanted = rounds or 2
     while len(measured) < wanted:

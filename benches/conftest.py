@@ -1,4 +1,4 @@
-"""How a benchmark tells the report what it measured.
+"""Define how a benchmark passes its measurements to the report.
 
 A hot path is one `benchmark.group`. In it, `benchmark.extra_info["implementation"]` is "cwm_core" or a rival's name;
 `bytes`, `tokens` and `events` beside it count what one call does, so that times become rates.

@@ -11,7 +11,7 @@ SPECIAL = {name: 128_000 + offset for offset, name in enumerate(CWM_SPECIAL_TOKE
 
 
 def rank_path():
-    """The rank file that the package llama-models ships, wherever its release puts it."""
+    """Return the rank file in the package llama-models, whose path depends on the release."""
     try:
         shipped = [file for file in files("llama-models") or () if file.match("llama3/tokenizer.model")]
     except PackageNotFoundError:
@@ -22,7 +22,7 @@ def rank_path():
 
 
 def tiktoken_encoding():
-    """Tiktoken with the same vocabulary, read here by itself."""
+    """Return tiktoken's encoding with the same vocabulary, which tiktoken reads itself."""
     import tiktoken
 
     lines = (line.split() for line in rank_path().read_bytes().splitlines())

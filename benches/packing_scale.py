@@ -1,11 +1,11 @@
-"""How the loader does as a corpus grows: resuming in its middle, and memory.
+"""Measure how the loader scales with the size of a corpus: resuming in the middle, and memory.
 
     python benches/packing_scale.py [--tokens 10_000_000 100_000_000 1_000_000_000] [--folder FOLDER]
 
-For each size a corpus is written (4 bytes a token; kept if a folder is given), then read in a process of its own. A
-line each: milliseconds to open the shards, to load a state taken in the middle, and from there to the first batch (rows
-of 8,192; files warm); resident memory after the first batch and after `--read` tokens, in MB: the process's own, and
-what it maps of the files.
+For each size, write a corpus (4 bytes per token; kept if a folder is given) and read it in a process of its own. Each
+line has the milliseconds to open the shards, to load a state from the middle, and then to get the first batch (rows of
+8,192, files warm), and the resident memory after the first batch and after `--read` tokens, in MB: that of the process
+alone, and that of mapped files.
 """
 
 import argparse
@@ -22,7 +22,7 @@ SEQ_LEN, BATCH_SIZE, VOCAB_SIZE = 8192, 32, 128_256
 
 
 def write(folder: Path, tokens: int) -> None:
-    """Documents of log-normal length (median 1,100 tokens, sigma 1.6)."""
+    """Write documents of log-normal length (median 1,100 tokens, sigma 1.6)."""
     import cwm_core as cwm
 
     rng = np.random.default_rng(0)
@@ -35,14 +35,14 @@ def write(folder: Path, tokens: int) -> None:
 
 
 def resident() -> dict[str, float]:
-    """Resident memory in MB: anonymous, and of files."""
+    """Return the resident memory in MB: anonymous, and of files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     return {name: int(fields[f"Rss{name}"].split()[0]) / 1e3 for name in ("Anon", "File")}
 
 
 def measure(folder: str, read: int) -> dict[str, object]:
-    """Figures of one corpus; best of five for times."""
+    """Return the figures of one corpus; times are the best of five."""
     import cwm_core as cwm
 
     def timed(function):

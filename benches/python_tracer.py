@@ -1,4 +1,4 @@
-"""The server of a recording sandbox that records with a Python trace function, for the benchmarks of corpora."""
+"""Serve a recording sandbox that records with a Python trace function, for the corpus benchmarks."""
 
 from __future__ import annotations
 

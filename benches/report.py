@@ -1,4 +1,4 @@
-"""Print a benchmark run a hot path at a time: our figure, each rival's, and how they compare.
+"""Print a benchmark run by hot path: our figure, that of each alternative, and the ratio.
 
     python benches/report.py build/bench.json
 
@@ -15,12 +15,12 @@ Benchmark = dict[str, Any]  # one entry of "benchmarks" in pytest-benchmark's JS
 
 
 def load(path: Path) -> list[Benchmark]:
-    """The benchmarks of a pytest-benchmark JSON file."""
+    """Return the benchmarks of a pytest-benchmark JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
 
 
 def by_group(benchmarks: list[Benchmark]) -> dict[str, list[Benchmark]]:
-    """Hot path → its benchmarks; one without a group is a hot path of its own."""
+    """Return the benchmarks by hot path. A benchmark without a group is a hot path of its own."""
     groups: dict[str, list[Benchmark]] = {}
     for benchmark in benchmarks:
         groups.setdefault(benchmark["group"] or benchmark["fullname"], []).append(benchmark)
@@ -28,12 +28,12 @@ def by_group(benchmarks: list[Benchmark]) -> dict[str, list[Benchmark]]:
 
 
 def is_ours(benchmark: Benchmark, group: list[Benchmark]) -> bool:
-    """Whether it measures this project: "cwm_core" or "cwm_core, how" says so, or nothing else is in its group."""
+    """Return whether a benchmark measures this project: named "cwm_core", "cwm_core, how", or alone in its group."""
     return len(group) == 1 or str(benchmark["extra_info"].get("implementation")).split(",")[0] == "cwm_core"
 
 
 def label(benchmark: Benchmark, group: list[Benchmark]) -> str:
-    """Its implementation where that tells the benchmarks of the group apart, else its name."""
+    """Return the implementation if that distinguishes the benchmarks of the group, else the name."""
     implementations = {b["extra_info"].get("implementation") for b in group} - {None}
     return benchmark["extra_info"]["implementation"] if len(implementations) == len(group) else benchmark["name"]
 
@@ -44,7 +44,7 @@ def duration(seconds: float) -> str:
 
 
 def rates(benchmark: Benchmark) -> str:
-    """What one second of the median call does, from the counts in extra_info."""
+    """Return the rates of the median call per second, from the counts in extra_info."""
     seconds, counts = benchmark["stats"]["median"], benchmark["extra_info"]
     parts = [f"{counts[unit] / seconds:,.0f} {unit}/s" for unit in ("tokens", "events") if counts.get(unit)]
     if counts.get("bytes"):
@@ -57,7 +57,7 @@ def rates(benchmark: Benchmark) -> str:
 
 
 def seconds_for_the_same(benchmark: Benchmark, as_much_as: Benchmark) -> float:
-    """Its median, scaled to the work of another where both count it in the same unit."""
+    """Return the median, scaled to the work of another benchmark if both count work in the same unit."""
     for unit in ("bytes", "tokens", "events"):
         counts = (as_much_as["extra_info"].get(unit), benchmark["extra_info"].get(unit))
         if all(counts):
@@ -71,7 +71,7 @@ def comparison(rival: Benchmark, ours: Benchmark) -> str:
 
 
 def report(benchmarks: list[Benchmark]) -> str:
-    """The table of a run. Raises ValueError where a hot path with rivals has no benchmark of ours."""
+    """Return the table of a run. Raise ValueError if a hot path with alternatives has no benchmark of ours."""
     lines = []
     for name, group in by_group(benchmarks).items():
         ours = next((b for b in group if is_ours(b, group)), None)

@@ -1,4 +1,4 @@
-"""Texts to tokenize, 20 MB of a kind: what is found on this machine, or made by recording."""
+"""Collect texts to tokenize, 20 MB of each kind: from this machine, or made by recording."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEGABYTES = 20
 
 
 def take(texts: Iterable[str], megabytes: float) -> list[str]:
-    """Different texts, until they are together so large, or as many as there are."""
+    """Return distinct texts up to a total size, or all if there are fewer."""
     taken: dict[str, None] = {}
     size = 0
     for text in texts:
@@ -32,7 +32,7 @@ def take(texts: Iterable[str], megabytes: float) -> list[str]:
 
 
 def files(folder: str, pattern: str) -> list[Path]:
-    """Always in one order, which is that of no folder."""
+    """Return the texts in a fixed order that does not depend on folders."""
     found = sorted(Path(folder).rglob(pattern))
     random.Random(1).shuffle(found)
     return found
@@ -52,7 +52,7 @@ def python_files() -> list[Path]:
 
 
 def python_source(megabytes: float = MEGABYTES) -> list[str]:
-    """Files of the standard library and of the packages installed."""
+    """Return files of the standard library and of the installed packages."""
     return take(read(python_files()), megabytes)
 
 
@@ -67,7 +67,7 @@ def docstrings(source: str) -> Iterator[str]:
 
 
 def translations() -> Iterator[str]:
-    """The messages of each translated program, in each language."""
+    """Return the messages of each translated program, in each language."""
     for path in files("/usr/share/locale", "*.mo"):
         try:
             with open(path, "rb") as file:
@@ -78,7 +78,7 @@ def translations() -> Iterator[str]:
 
 
 def natural_language(megabytes: float = MEGABYTES) -> list[str]:
-    """A third messages in many languages, if there are any here; the rest descriptions of packages and docstrings."""
+    """Return messages in many languages (one third, if there are any here), package descriptions, and docstrings."""
     foreign = take(translations(), megabytes / 3)
     size = sum(len(text.encode()) for text in foreign) / 1e6
     described = read(
@@ -92,13 +92,13 @@ def natural_language(megabytes: float = MEGABYTES) -> list[str]:
 
 
 def recorded_workloads() -> list[cwm.Trace]:
-    """A thousand frames of each."""
+    """Return a thousand frames of each."""
     recorder = cwm.Recorder(max_frames=1000)
     return [recorder.record(workload) for workload in workloads.WORKLOADS]
 
 
 def traces(megabytes: float = MEGABYTES) -> list[cwm.Trace]:
-    """Recordings: the workloads, then random programs, most of a dozen frames."""
+    """Return recordings of the workloads, then of random programs, most of which have a dozen frames."""
     recorder = cwm.Recorder(max_frames=1000)
     recorded = recorded_workloads()
     size = sum(len(trace.to_text()) for trace in recorded)
@@ -113,6 +113,6 @@ def traces(megabytes: float = MEGABYTES) -> list[cwm.Trace]:
 
 
 def short_texts(number: int = 1000) -> list[str]:
-    """Some lines of Python each, 300 bytes on average."""
+    """Return texts of a few lines of Python each, 300 bytes on average."""
     lines = "\n".join(python_source(2)).split("\n")
     return ["\n".join(lines[start : start + 8]) for start in range(0, 8 * number, 8)]

@@ -1,4 +1,4 @@
-"""What is recorded in the benchmarks of the recorder: each workload is a function of this file, without arguments."""
+"""Workloads of the recorder benchmarks: functions of this file without arguments."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ DOCUMENT = '{"name": "trace", "sizes": [1, 20, 300, -4], "nested": {"deep": [tru
 
 
 def json_parser() -> Any:
-    """A recursive-descent parser of JSON, as a student would write it."""
+    """Parse JSON by recursive descent, as a student would write it."""
     return parse_value(DOCUMENT, 0)[0]
 
 
@@ -197,11 +197,11 @@ WORKLOADS = [*BUILT_IN_VALUES, objects, objects_with_repr]
 
 
 def suite_of(package: str) -> Callable[[], int]:
-    """A function that runs the test functions of a package's own ``tests``; it gives their number.
+    """Return a function that runs the test functions in the `tests` of a package and returns their number.
 
-    Those that need parameters, or another Python than this one, are left out.
+    Test functions that need parameters or another version of Python are left out.
 
-    Raises ModuleNotFoundError where the package is not installed.
+    Raises ModuleNotFoundError if the package is not installed.
     """
     tests = importlib.import_module(f"{package}.tests")
     names = [f"{package}.tests.{module.name}" for module in pkgutil.iter_modules(tests.__path__)]

@@ -59,9 +59,12 @@ API = {
         "cwm_core.environments.environment",
         "cwm_core.environments.tasks",
         "cwm_core.environments.profile",
+        "cwm_core.environments.tools",
+        "cwm_core.environments.outcomes",
         "cwm_core.environments.rewards",
         "cwm_core.environments.rollouts",
         "cwm_core.environments.trajectories",
+        "cwm_core.environments.summary",
         "cwm_core.environments.encoding",
         "cwm_core.environments.agents.protocol",
     ],
@@ -85,6 +88,27 @@ API = {
         "cwm_core.evaluation.calls",
         "cwm_core.evaluation.executions",
         "cwm_core.evaluation.report",
+        "cwm_core.evaluation.custom",
+    ],
+    "rl": [
+        "cwm_core.rl.run",
+        "cwm_core.rl.algorithm",
+        "cwm_core.rl.loss",
+        "cwm_core.rl.records",
+        "cwm_core.rl.controller",
+        "cwm_core.rl.generation",
+        "cwm_core.rl.exact",
+        "cwm_core.rl.processes",
+        "cwm_core.rl.kinds",
+        "cwm_core.rl.tasks.protocol",
+        "cwm_core.rl.tasks.traces",
+        "cwm_core.rl.tasks.calls",
+        "cwm_core.rl.tasks.coding",
+        "cwm_core.rl.tasks.mathematics",
+        "cwm_core.rl.tasks.software",
+        "cwm_core.rl.tasks.questions",
+        "cwm_core.rl.tasks.curriculum",
+        "cwm_core.rl.rewards",
     ],
 }
 
@@ -95,6 +119,12 @@ TABLES = [
     ("Table `[model]`", "model/config.py", "ModelConfig"),
     ("Table `[model.rope_parameters]`", "model/config.py", "RopeParameters"),
     ("Table `[training]`", "training/config.py", "TrainConfig"),
+    ("Top level of `cwm rl`", "rl/run.py", "RLConfig"),
+    ("Table `[data]` of `cwm rl`", "rl/run.py", "RowsConfig"),
+    ("Table `[rollouts]`", "rl/controller.py", "RolloutConfig"),
+    ("Table `[generation]`", "rl/run.py", "GenerationConfig"),
+    ("Table `[algorithm]`", "rl/algorithm.py", "Algorithm"),
+    ("Table `[loss]`", "rl/loss.py", "LossConfig"),
 ]
 
 
@@ -117,8 +147,8 @@ def api_page(name: str, modules: list[str]) -> str:
 
 
 def configuration_page() -> str:
-    """Return the page of all keys of a training configuration."""
-    parts = ["# Configuration keys\n\nKeys of the TOML file that `cwm train` reads.\n"]
+    """Return the page of all keys of the configurations of `cwm train` and `cwm rl`."""
+    parts = ["# Configuration keys\n\nKeys of the TOML files that `cwm train` and `cwm rl` read.\n"]
     for title, file, name in TABLES:
         parts.append(f"## {title}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |")
         parts += [f"| `{key}` | `{cell(kind)}` | {default} | {text} |" for key, kind, default, text in keys(file, name)]
@@ -143,26 +173,16 @@ def keys(file: str, name: str) -> Iterator[tuple[str, str, str, str]]:
 
 def cli_page() -> str:
     """Return the page of every verb and option, read from the parser."""
-    from cwm_core.cli import build_parser
+    from cwm_core.cli import build_parser, commands
 
     parts = ["# All options\n\nGenerated from `cwm VERB --help`.\n"]
-    for name, parser in verbs(build_parser(), "cwm"):
+    for name, parser in commands(build_parser()):
         description = (parser.description or "").strip()
         parts.append(f"## {name}\n\n{description}\n\n```text\n{parser.format_usage().strip()}\n```\n")
         rows = [row for action in parser._actions if (row := option(action))]
         if rows:
             parts.append("| argument | default | meaning |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
-
-
-def verbs(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Yield every command of a parser that runs something, with its full name."""
-    children = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    if not children:
-        yield name, parser
-    for action in children:
-        for verb, child in action.choices.items():
-            yield from verbs(child, f"{name} {verb}")
 
 
 def option(action: argparse.Action) -> str | None:

@@ -1,7 +1,7 @@
 """A corpus source of your own: record sorting programs of your own generator.
 
     cd examples
-    cwm corpus source corpus_source:units 100 --licence MIT --tokenizer VOCABULARY -o corpus
+    cwm corpus source corpus_source:units 100 --license MIT --tokenizer VOCABULARY -o corpus
 
 From Python: `python corpus_source.py VOCABULARY FOLDER`.
 """
@@ -34,7 +34,7 @@ def units(count: str = "100") -> Iterator[Unit]:
             id=f"insertion-sort-{number:06}",
             code=CODE,
             calls=(f"insertion_sort({items})",),
-            provenance={"source": "sorting", "licence": "MIT", "seed": number},
+            provenance={"source": "sorting", "license": "MIT", "seed": number},
         )
 
 

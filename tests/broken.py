@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 from cwm_core.environments import Task
-from small_repositories import copy_repository
+from small_repositories import TEST_COMMAND, copy_repository
 
 BUGS = {
     "containers": ("containers/heap.py", "if not self._less(at, parent):", "if self._less(at, parent):"),
@@ -40,14 +40,14 @@ def broken_tasks(folder: Path, names=tuple(BUGS)) -> list[Task]:
                 patch=patch,
                 solution=solution,
                 protected=("tests",),
-                test_command="python -m pytest -q -x -p no:cacheprovider",
+                test_command=f"{TEST_COMMAND} -x -p no:cacheprovider",
             )
         )
     return tasks
 
 
 def repair_actions(task: Task) -> list[str]:
-    """What someone does who knows the change: look, edit, test, and submit the diff to the state that was found."""
+    """Return the actions of an agent that knows the change: look, edit, test, and submit the diff."""
     path, right, wrong = BUGS[task.name]
     line = next(line for line in (task.folder / path).read_text().splitlines() if right in line)
     broken = line.replace(right, wrong)

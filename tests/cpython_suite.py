@@ -69,7 +69,7 @@ def tests_of(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
 
 
 class Run(NamedTuple):
-    """What a test did, and its frames."""
+    """Outcome of a test, and its frames."""
 
     outcome: dict[str, str]
     frames: Frames
@@ -120,7 +120,7 @@ def by_recorder(file: str, test: Any) -> Run:
 
 
 def in_a_child(function: Callable[[str, Any], Any], file: str, test: Any) -> Any:
-    """What the function gives, from a child process, so that no run leaves anything behind; a text when it did not."""
+    """Return the result of the function from a child process, which leaves nothing behind; a text on failure."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

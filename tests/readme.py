@@ -4,6 +4,7 @@ A fence may carry words after the language: `title="NAME"` writes the block to a
 runs; `norun` leaves a block out of the run (it installs something, or needs a cluster). Its syntax is checked anyway.
 """
 
+import os
 import re
 import textwrap
 from dataclasses import dataclass
@@ -65,16 +66,36 @@ def commands(script: str) -> list[str]:
     return [command.strip() for command in found]
 
 
-def links(page: str) -> list[str]:
-    """The relative paths that a page links to, without anchors; pages that the site generates are left out."""
+def links(page: str) -> list[tuple[str, str]]:
+    """The path, from the root, and the anchor of each link of a page to a page of the project; "" for no anchor."""
     text = _FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
-    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
-    generated = (
-        "reference/api/",
-        "api/",
-        "reference/cli.md",
-        "cli.md",
-        "reference/configuration.md",
-        "configuration.md",
-    )
-    return [t for t in targets if t and "://" not in t and not re.sub(r"^(\.\./)+", "", t).startswith(generated)]
+    found = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" not in target and not target.startswith("mailto:"):
+            path, _, anchor = target.partition("#")
+            file = ROOT / page if not path else (ROOT / page).parent / path
+            found.append((os.path.relpath(file, ROOT), anchor))
+    return found
+
+
+def anchors(page: str) -> set[str]:
+    """The anchors of the headings of a page, as both the site and GitHub make them."""
+    found: set[str] = set()
+    text = _FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    for heading in re.findall(r"^#+ (.+?) *$", text, re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\s-]", "", shown.lower()).strip()
+        found |= {re.sub(r"[-\s]+", "-", slug), slug.replace(" ", "-")}
+    return found
+
+
+def generated() -> set[str]:
+    """The pages that `docs/hooks.py` generates: those of the site's navigation without a file."""
+    listed = navigation()
+    return {page for page in listed if not (ROOT / page).exists()}
+
+
+def navigation() -> set[str]:
+    """The pages in the site's navigation."""
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    return {f"docs/{path}" for path in re.findall(r": (\S+\.md)$", nav, re.MULTILINE)}

@@ -1,4 +1,4 @@
-"""What the tests of the server share: a small vocabulary, an engine that follows a script, a server in a thread."""
+"""Helpers for tests of the server: a small vocabulary, an engine that follows a script, a server in a thread."""
 
 import asyncio
 import contextlib

@@ -20,6 +20,7 @@ LAYERS = [
     ["planning", "inference"],
     ["debugger", "environments"],
     ["corpus", "evaluation"],
+    ["rl"],
     ["demo"],
     ["cli"],
 ]

@@ -83,8 +83,19 @@ def test_examples_of_a_page_parse(page):
                 build_parser().parse_args(words[: words.index("--")] if "--" in words else words)
 
 
-def test_files_that_pages_link_to_exist():
-    root = Path(readme.ROOT)
+def test_links_of_pages_lead_to_files_and_headings():
+    hooks = Path(readme.ROOT, "docs", "hooks.py").read_text(encoding="utf-8")
+    for page in readme.generated():
+        name = page.removeprefix("docs/reference/").removeprefix("api/").removesuffix(".md")
+        assert f'"{name}": [' in hooks or f'"reference/{name}.md"' in hooks, f"mkdocs.yml: {page} is not generated"
     for page in readme.pages():
-        for target in readme.links(page):
-            assert (root / page).parent.joinpath(target).exists(), f"{page}: {target}"
+        for target, anchor in readme.links(page):
+            if target in readme.generated():
+                continue
+            assert Path(readme.ROOT, target).exists(), f"{page}: {target}"
+            assert not anchor or anchor in readme.anchors(target), f"{page}: {target} has no heading #{anchor}"
+
+
+def test_every_page_is_in_the_navigation():
+    pages = {page for page in readme.pages() if page.startswith("docs/")}
+    assert pages == readme.navigation() - readme.generated()

@@ -1,4 +1,4 @@
-"""The `cwm` command: the whole way through its verbs, what it says of mistakes, and its exit codes."""
+"""Test the `cwm` command: the full pipeline through its verbs, messages on mistakes, and exit codes."""
 
 import gzip
 import io
@@ -35,8 +35,8 @@ if __name__ == "__main__":
 """
 
 VERBS = (
-    "record", "view", "import", "export", "tokenize", "pack", "inspect", "plan", "train", "predict", "debug", "eval",
-    "serve", "demo", "completion",
+    "record", "view", "import", "export", "tokenize", "pack", "inspect", "plan", "train", "rl", "predict", "debug",
+    "eval", "serve", "demo", "completion",
 )  # fmt: skip
 
 RUN = """
@@ -79,7 +79,7 @@ def shards(cwd):
 
 
 def failure(capsys, *argv):
-    """What the command says on standard error when it fails; one line, and nothing on standard output."""
+    """Return the one line that a failing command writes to standard error; check that standard output is empty."""
     capsys.readouterr()
     assert main(argv) == 1
     out, err = capsys.readouterr()
@@ -209,7 +209,7 @@ def test_records_into_a_store_and_views_it(cwd, capsys):
     assert "t.cwmtrace: --trace requires a trace store (*.cwmtraces)" in failure(
         capsys, "view", "t.cwmtrace", "--trace", "0"
     )
-    assert main(["import", "t.cwmtrace", "one.cwmtraces"]) == 0 == main(["view", "one.cwmtraces"])
+    assert main(["import", "t.cwmtrace", "-o", "one.cwmtraces"]) == 0 == main(["view", "one.cwmtraces"])
 
 
 # ---- tokenize and pack
@@ -338,7 +338,7 @@ def test_texts_of_a_vocabulary_hold_all_parts_and_no_special_token(cwd):
     assert Counter(training_texts(trace)) == Counter(parts)
 
 
-def test_tokenize_goes_on_where_it_was_interrupted(shards, capsys):
+def test_tokenize_resumes_where_it_was_interrupted(shards, capsys):
     whole = [document.tokens.tolist() for document in shards]
     tokenizer = cwm.Tokenizer.load("vocabulary")
     with cwm.ShardWriter("interrupted", tokenizer) as writer:
@@ -354,9 +354,9 @@ def test_tokenize_goes_on_where_it_was_interrupted(shards, capsys):
 
 
 def test_shards_go_to_an_indexed_dataset(shards, capsys):
-    assert main(["export", "shards", "traces_document.idx"]) == 1
+    assert main(["export", "shards", "-o", "traces_document.idx"]) == 1
     assert "drop_masks" in capsys.readouterr().err
-    assert main(["export", "shards", "traces_document.idx", "--drop-masks"]) == 0
+    assert main(["export", "shards", "-o", "traces_document.idx", "--drop-masks"]) == 0
     assert [d.tokens.tolist() for d in cwm.Shards("traces_document")] == [d.tokens.tolist() for d in shards]
     assert main(["pack", "traces_document", "--seq-len", "200"]) == 0
     assert "vocabulary  " in capsys.readouterr().out
@@ -367,7 +367,7 @@ def test_token_ids_come_from_parquet(shards, capsys):
     parquet = pytest.importorskip("pyarrow.parquet")
     ids, names = [document.tokens for document in shards], ["a", "b", "a", "a"]
     parquet.write_table(pyarrow.table({"ids": ids, "from": names}), "ids.parquet")
-    command = ["import", "ids.parquet", "imported", "--ids", "ids", "--source", "from"]
+    command = ["import", "ids.parquet", "-o", "imported", "--ids", "ids", "--source", "from"]
     with pytest.raises(SystemExit):
         main(command)
     assert "--tokenizer is required" in capsys.readouterr().err
@@ -379,7 +379,7 @@ def test_token_ids_come_from_parquet(shards, capsys):
     assert [document.source for document in imported] == names
 
 
-def test_pack_says_what_a_run_would_get(shards, capsys):
+def test_pack_reports_the_rows_of_a_run(shards, capsys):
     capsys.readouterr()
     assert main(["pack", "shards", "--seq-len", "200", "--batch-size", "2"]) == 0
     out = capsys.readouterr().out
@@ -394,7 +394,7 @@ def test_pack_says_what_a_run_would_get(shards, capsys):
     assert f"rows        {-(-shards.tokens // 200)} of 200" in capsys.readouterr().out
 
 
-def test_inspect_shows_what_shards_hold(shards, capsys):
+def test_inspect_shows_the_contents_of_shards(shards, capsys):
     capsys.readouterr()
     assert main(["inspect", "shards", "--tokenizer", "vocabulary", "--samples", "2", "--verify"]) == 0
     out, err = capsys.readouterr()
@@ -447,7 +447,7 @@ def test_inspect_lists_checkpoints_and_models(shards, capsys):
 
 
 @pytest.mark.torch
-def test_the_whole_way(shards, capsys):
+def test_the_full_pipeline(shards, capsys):
     assert main(["train", "run.toml", "--set", "training.max_steps=2"]) == 0
     assert main(["train", "run.toml"]) == 0  # goes on from the checkpoint after step 2
     steps = [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
@@ -530,7 +530,7 @@ def test_mistakes_in_a_run(shards, capsys, change, message):
 
 
 @pytest.mark.torch
-def test_a_run_resumes_only_as_it_began(shards, capsys):
+def test_a_run_resumes_only_with_the_same_settings(shards, capsys):
     assert main(["train", "run.toml", "--set", "training.max_steps=1"]) == 0
     assert "hidden_size = 32, not 64" in failure(capsys, "train", "run.toml", "--set", "model.hidden_size=64")
     capsys.readouterr()
@@ -574,10 +574,10 @@ def test_mistakes_are_one_sentence(cwd, capsys):
         (("record", "raises.py", "--call", "1"), "raises.py raised SystemExit('no') before the call"),
         (("record", "program.py", "-o", "none/x.cwmtrace"), "none: no such folder to write to"),
         (("view", "none.cwmtrace"), "none.cwmtrace: No such file or directory"),
-        (("view", "bad.cwmtrace"), "bad.cwmtrace: not a stored trace: it does not begin with the header of one"),
+        (("view", "bad.cwmtrace"), "bad.cwmtrace: not a valid stored trace: the header is missing"),
         (("tokenize", "bad.cwmtrace", *tokens), "vocabulary: No such file or directory"),
         (("tokenize", "empty", *tokens), "empty: no file in this folder is one of *.cwmtrace, *.cwmtraces, *.jsonl"),
-        (("tokenize", "bad.cwmtrace", *tokens, "--train-vocab", "300"), "bad.cwmtrace: not a stored trace"),
+        (("tokenize", "bad.cwmtrace", *tokens, "--train-vocab", "300"), "bad.cwmtrace: not a valid stored trace"),
         (("pack", "none", "--seq-len", "8"), "none: No such file or directory"),
     ]:
         assert message in failure(capsys, *argv)
@@ -601,9 +601,10 @@ def test_wrong_usage(cwd, capsys):
     assert "expected a whole number of at least 1, got '0'" in wrong_usage(
         capsys, "record", "program.py", "--max-frames", "0"
     )
-    assert "expected a positive number of seconds, got 'nan'" in wrong_usage(
-        capsys, "record", "program.py", "--max-seconds", "nan"
-    )
+    for wrong in ("nan", "0", "1e300", "inf"):
+        assert f"expected a positive number of seconds, at most 2,000,000, got '{wrong}'" in wrong_usage(
+            capsys, "record", "program.py", "--max-seconds", wrong
+        )
     assert "expected FIRST,LAST, got '3'" in wrong_usage(capsys, "record", "program.py", "--loop-budget", "3")
     assert "expected a whole number of at least 1, got '0'" in wrong_usage(
         capsys, "record", "program.py", "--loop-budget", "1,0"

@@ -37,7 +37,7 @@ def test_contests(tmp_path, capsys):
     }
     (tmp_path / "problems.jsonl").write_text(json.dumps(problem) + "\n")
     out = tmp_path / "out"
-    assert corpus("contests", tmp_path / "problems.jsonl", "--licence", "CC-BY-4.0", out=out) == 0
+    assert corpus("contests", tmp_path / "problems.jsonl", "--license", "CC-BY-4.0", out=out) == 0
     shown = capsys.readouterr()
     assert "kept" in shown.out and "samples kept" in shown.err
     passes = {entry.key: entry.metadata["passes"] for entry in entries(out)}
@@ -47,9 +47,9 @@ def test_contests(tmp_path, capsys):
     assert main(["inspect", str(out), "--json"]) == 0
     held = json.loads(capsys.readouterr().out)[str(out)]
     assert held["traces"] == len(passes) and held["tokens"] == cwm.Shards(out / "tokens").tokens
-    assert corpus("contests", tmp_path / "problems.jsonl", "--licence", "CC-BY-4.0", out=out) == 0
+    assert corpus("contests", tmp_path / "problems.jsonl", "--license", "CC-BY-4.0", out=out) == 0
     assert {entry.key: entry.metadata["passes"] for entry in entries(out)} == passes
-    assert corpus("contests", tmp_path / "problems.jsonl", "--licence", "MIT", out=out) == 1
+    assert corpus("contests", tmp_path / "problems.jsonl", "--license", "MIT", out=out) == 1
     assert "other sources or settings" in capsys.readouterr().err
 
 
@@ -68,12 +68,12 @@ def test_repository(kind, tmp_path, capsys):
         "def test_letters():\n    assert len(letters('abcdefgh')) == 8\n"
     )
     out = tmp_path / "out"
-    assert corpus("repository", project, "--licence", "MIT", *machine, out=out) == 0
+    assert corpus("repository", project, "--license", "MIT", *machine, out=out) == 0
     [kept] = entries(out)
     assert kept.metadata["function"].endswith("total") and kept.trace.frames[-1].arg == "6"
     assert "not deterministic" in capsys.readouterr().out
     (project / "tests" / "test_pack.py").write_text("def test_nothing():\n    pass\n")
-    assert corpus("repository", project, "--licence", "MIT", *machine, out=tmp_path / "empty") == 1
+    assert corpus("repository", project, "--license", "MIT", *machine, out=tmp_path / "empty") == 1
     assert "gave no recording" in capsys.readouterr().err
 
 
@@ -84,7 +84,7 @@ def test_functions(tmp_path, capsys):
         "    loud = text.upper()\n    return loud + '!'\n"
     )
     out = tmp_path / "out"
-    assert corpus("functions", tmp_path / "shop.py", "--licence", "MIT", "--calls", 3, "--budget", 20, out=out) == 0
+    assert corpus("functions", tmp_path / "shop.py", "--license", "MIT", "--calls", 3, "--budget", 20, out=out) == 0
     assert "2 functions" in capsys.readouterr().err
     kept = entries(out)
     assert {entry.metadata["qualname"] for entry in kept} == {"bigger", "shout"}
@@ -98,7 +98,7 @@ def test_functions(tmp_path, capsys):
 def test_functions_with_calls_of_a_model(tmp_path, capsys):
     code = "def opens(key):\n    total = len(key)\n    if key == 'sesame-11':\n        return total\n    return 0\n"
     (tmp_path / "doors.py").write_text(code)
-    command = ["functions", tmp_path / "doors.py", "--licence", "MIT", "--budget", 20, "--model", "m"]
+    command = ["functions", tmp_path / "doors.py", "--license", "MIT", "--budget", 20, "--model", "m"]
     answer = {"choices": [{"message": {"content": "opens('sesame-11')\nos.remove('x')"}}]}
     with server(200, json.dumps(answer).encode()) as (url, requests):
         assert corpus(*command, "--endpoint", url, out=tmp_path / "out") == 0
@@ -120,16 +120,16 @@ def _names(path):
 def test_functions_that_cannot_be_imported_fail_loudly(tmp_path, capsys):
     (tmp_path / "broken.py").write_text("import not_there_at_all\ndef f(x: int):\n    y = x\n    return y\n")
     command = ["functions", tmp_path / "broken.py"]
-    assert corpus(*command, "--licence", "MIT", out=tmp_path / "out") == 1
+    assert corpus(*command, "--license", "MIT", out=tmp_path / "out") == 1
     assert "no module could be imported" in capsys.readouterr().err
-    assert corpus(*command, "--licence", "MIT", out=tmp_path / "out") == 1  # a later run tries again
+    assert corpus(*command, "--license", "MIT", out=tmp_path / "out") == 1  # a later run tries again
     capsys.readouterr()
     assert corpus(*command, out=tmp_path / "other") == 0  # its license is checked before it is imported
     shown = capsys.readouterr()
-    assert "no known licence" in shown.out and "cannot be imported" not in shown.out
+    assert "no known license" in shown.out and "cannot be imported" not in shown.out
     assert "nothing was kept" in shown.err and "1 functions\n" in shown.err
     (tmp_path / "broken.py").write_text("def f(x: int):\n    y = x\n    return y\n")
-    assert corpus(*command, "--licence", "MIT", "--budget", 9, out=tmp_path / "other") == 0
+    assert corpus(*command, "--license", "MIT", "--budget", 9, out=tmp_path / "other") == 0
     assert len(entries(tmp_path / "other")) > 0
 
 
@@ -141,7 +141,7 @@ def test_skipped_modules_are_counted(tmp_path, capsys):
     (folder / "undeclared.py").write_bytes(code.format("g").encode("latin-1"))
     (folder / "my-mod.py").write_text(code.format("h"))
     (folder / "broken.py").write_text("def (:\n")
-    assert corpus("functions", folder, "--licence", "MIT", "--budget", 9, out=tmp_path / "out") == 0
+    assert corpus("functions", folder, "--license", "MIT", "--budget", 9, out=tmp_path / "out") == 0
     said = capsys.readouterr().err
     for reason in ("not in the encoding that it declares", "no name to be imported by", "does not parse"):
         assert f"1 {reason}" in said
@@ -156,9 +156,9 @@ def test_the_license_of_a_repository_is_checked_first(tmp_path, capsys):
     (project / "pytest.ini").write_text("[pytest]\naddopts = --snapshot-update --no-such-option\n")
     out = tmp_path / "out"
     assert corpus("repository", project, out=out) == 1
-    assert "no known licence" in capsys.readouterr().err and not out.exists()
-    assert corpus("repository", project, "--licence", "MIT", out=out) == 1
+    assert "no known license" in capsys.readouterr().err and not out.exists()
+    assert corpus("repository", project, "--license", "MIT", out=out) == 1
     said = capsys.readouterr().err
     assert "running the tests" in said and "syrupy" in said and "--test=-o --test=addopts=" in said
-    assert corpus("repository", project, "--licence", "MIT", "--test=-o", "--test=addopts=", out=out) == 0
+    assert corpus("repository", project, "--license", "MIT", "--test=-o", "--test=addopts=", out=out) == 0
     assert [entry.metadata["function"] for entry in entries(out)] == ["pack:f"]

@@ -1,4 +1,4 @@
-"""The verbs that take a model: where its vocabulary comes from, how predictions end, what is said of mistakes."""
+"""Test the verbs that take a model: the source of its vocabulary, the end of predictions, messages on mistakes."""
 
 import io
 import json
@@ -23,7 +23,7 @@ PREDICT = ("--call", "double(2)", "--max-new-tokens", "20")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A folder with a model and its vocabulary, one with the model alone, and the vocabulary alone."""
+    """Return a folder with a model and its vocabulary, one with only the model, and one with only the vocabulary."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer = cwm.Tokenizer.train([PROGRAM], 260)
     shape = {
@@ -68,6 +68,9 @@ def test_a_saved_model_is_all_that_predict_needs(cwd, capsys):
     assert capsys.readouterr().out == whole
     assert main(["predict", "bare", "program.py", *PREDICT, "--tokenizer", "vocabulary/tokenizer.json"]) == 0
     assert capsys.readouterr().out == whole
+    assert main(["predict", "whole", "program.py", *PREDICT, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tokens"] > 0 and result["scores"] is None and result["verdict"] in whole
 
 
 @pytest.mark.parametrize(
@@ -227,7 +230,7 @@ def test_ctrl_c_ends_a_verb_whatever_it_is_doing(cwd, work):
 
 
 def press_when(process, file):
-    """Press Ctrl-C a moment after the process made a file."""
+    """Press Ctrl-C shortly after the process creates a file."""
     deadline = time.monotonic() + 60
     while not Path(file).exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -235,7 +238,7 @@ def press_when(process, file):
     process.send_signal(signal.SIGINT)
 
 
-def test_the_demo_does_not_go_on_with_a_model_that_is_half_trained(cwd, capsys, monkeypatch):
+def test_the_demo_stops_if_training_is_interrupted(cwd, capsys, monkeypatch):
     from cwm_core.demo import run as demo
 
     class Interrupted:

@@ -54,7 +54,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_keeps_what_was_recorded_when_the_process_ends(name, cwd):
+def test_the_trace_is_kept_when_the_process_ends(name, cwd):
     code, reason, status = ENDS[name]
     code_of_exit, said = recorded(code)
     assert code_of_exit == status
@@ -65,7 +65,7 @@ def test_keeps_what_was_recorded_when_the_process_ends(name, cwd):
     assert trace.frames[-1].line in code.splitlines(keepends=True)[-2:]
 
 
-def test_what_is_kept_is_all_that_happened_before(cwd):
+def test_the_kept_trace_has_everything_before_the_end(cwd):
     before = "x = [1]\nfor i in range(3):\n    x.append(i)\n"
     recorded(before + "import os\nos._exit(0)\n")
     ended = cwm.Trace.load("program.cwmtrace")
@@ -132,7 +132,7 @@ def test_a_copy_of_the_process_keeps_nothing(cwd):
     assert cwm.Trace.load("program.cwmtrace").result == "None"
 
 
-def test_options_and_stores_hold_for_what_is_kept(cwd):
+def test_options_and_stores_apply_to_kept_traces(cwd):
     code = "import os\ndef f():\n    os._exit(0)\nf()\n"
     recorded(code, "--calls-only", output="s.cwmtraces")
     (entry,) = cwm.TraceReader("s.cwmtraces").entries()
@@ -172,14 +172,14 @@ def test_lines_of_a_call_are_numbered_as_in_the_file(cwd, capsys):
 
 @pytest.fixture
 def stored(cwd):
-    """What `cwm record` writes of a program, which is in `program.py`."""
+    """Return what `cwm record` writes for the program in `program.py`."""
     Path("program.py").write_text("x = 1\n")
     assert main(["record", "program.py", "-o", "expected.cwmtrace"]) == 0
     return Path("expected.cwmtrace").read_bytes()
 
 
 def through(fifo, work):
-    """What a reader gets from a FIFO while `work` runs."""
+    """Return what a reader receives from a FIFO while `work` runs."""
     os.mkfifo(fifo)
     got = []
     reader = threading.Thread(target=lambda: got.append(Path(fifo).read_bytes()), daemon=True)
@@ -190,7 +190,7 @@ def through(fifo, work):
     return got[0]
 
 
-def test_a_trace_goes_through_what_is_no_regular_file(stored):
+def test_a_trace_is_written_through_devices_and_fifos(stored):
     assert through("pipe", lambda: main(["record", "program.py", "-o", "pipe"])) == stored
     device = os.stat(os.devnull)
     assert main(["record", "program.py", "-o", os.devnull]) == 0
@@ -237,25 +237,25 @@ def test_a_page_goes_through_links_and_fifos(stored):
 
 def test_stores_and_exports_follow_links(stored, capsys):
     Path("link.cwmtraces").symlink_to("store.cwmtraces")
-    assert main(["import", "expected.cwmtrace", "link.cwmtraces"]) == 0
+    assert main(["import", "expected.cwmtrace", "-o", "link.cwmtraces"]) == 0
     assert Path("link.cwmtraces").is_symlink() and len(cwm.TraceReader("store.cwmtraces")) == 1
     assert main(["record", "program.py", "-o", "link.cwmtraces"]) == 0
     assert Path("link.cwmtraces").is_symlink() and len(cwm.TraceReader("store.cwmtraces")) == 2
     Path("link.jsonl").symlink_to("rows.jsonl")
-    assert main(["export", "store.cwmtraces", "link.jsonl"]) == 0
+    assert main(["export", "store.cwmtraces", "-o", "link.jsonl"]) == 0
     assert Path("link.jsonl").is_symlink() and Path("rows.jsonl").read_text().count("\n") == 2
-    piped = through("pipe.jsonl", lambda: main(["export", "store.cwmtraces", "pipe.jsonl"]))
+    piped = through("pipe.jsonl", lambda: main(["export", "store.cwmtraces", "-o", "pipe.jsonl"]))
     assert piped == Path("rows.jsonl").read_bytes()
     for target in ("link.jsonl", "rows.jsonl"):
-        assert main(["export", "store.cwmtraces", target]) == 1
+        assert main(["export", "store.cwmtraces", "-o", target]) == 1
         assert "never overwritten" in capsys.readouterr().err
 
 
-def test_what_is_no_regular_file_holds_no_store(stored, capsys):
+def test_devices_and_fifos_hold_no_store(stored, capsys):
     os.mkfifo("fifo.cwmtraces")
     Path("null.cwmtraces").symlink_to(os.devnull)
     for name in ("fifo.cwmtraces", "null.cwmtraces"):
-        for argv in (["record", "program.py", "-o", name], ["import", "expected.cwmtrace", name]):
+        for argv in (["record", "program.py", "-o", name], ["import", "expected.cwmtrace", "-o", name]):
             assert main(argv) == 1
             assert "is not a regular file, which a store must be" in capsys.readouterr().err
     assert stat.S_ISFIFO(os.stat("fifo.cwmtraces").st_mode) and stat.S_ISCHR(os.stat(os.devnull).st_mode)

@@ -67,7 +67,7 @@ def test_both_forms_are_read(contests):
 
 
 def test_right_and_wrong_solutions_are_balanced_and_seeded(contests):
-    drawn = [list(units(contests, licence="CC-BY-4.0", seed=seed)) for seed in (0, 0, 1)]
+    drawn = [list(units(contests, license="CC-BY-4.0", seed=seed)) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     for found in drawn:
         assert len({unit.id for unit in found}) == len(found)
@@ -76,7 +76,7 @@ def test_right_and_wrong_solutions_are_balanced_and_seeded(contests):
         assert [labels.count(("apps/17", label)) for label in ("right", "wrong")] == [4, 0]
     sizes = [max(map(len, unit.inputs)) for unit in drawn[0] if unit.inputs]
     assert max(sizes) < 1000
-    few = list(units(contests[:1], licence="MIT", solutions=100))
+    few = list(units(contests[:1], license="MIT", solutions=100))
     assert len(few) == 6
     assert all(json.dumps(dict(unit.provenance)) for unit in few)
     # Neither the order nor the other problems matter.
@@ -84,11 +84,11 @@ def test_right_and_wrong_solutions_are_balanced_and_seeded(contests):
 
 
 def units_ids(contests):
-    return [(unit.id, unit.inputs, unit.calls) for unit in units(contests, licence="MIT")]
+    return [(unit.id, unit.inputs, unit.calls) for unit in units(contests, license="MIT")]
 
 
 def test_calls_of_functions_and_methods(contests):
-    found = {unit.id.split("/")[-1]: unit for unit in units(contests[3:], licence="MIT")}
+    found = {unit.id.split("/")[-1]: unit for unit in units(contests[3:], license="MIT")}
     assert set(found["0"].calls) == {"Solution().twice([1, 2], 'a')", "Solution().twice([], 3)"}
     assert set(found["1"].calls) == {"twice([1, 2], 'a')", "twice([], 3)"}
     for unit in found.values():
@@ -97,7 +97,7 @@ def test_calls_of_functions_and_methods(contests):
 
 
 def test_programs_are_recorded_and_judged(contests):
-    found = list(units(contests, licence="MIT"))
+    found = list(units(contests, license="MIT"))
     runs = [(unit, n) for unit in found for n in range(len(unit.inputs))]
     orders = [Run(unit.code, stdin=unit.inputs[n], options={"capture_output": True}) for unit, n in runs]
     with RecordingSandbox(sandbox="process" if bubblewrap_refusal() else "bubblewrap") as worker:
@@ -188,7 +188,7 @@ def test_unusual_problems_are_accepted(tmp_path, monkeypatch):
     contests = list(read_contests(write(tmp_path / "odd.jsonl", *odd)))
     assert contests[0].tests == contests[0].right == ()
     assert contests[1].tests == (("1", "2"),) and len(contests[1].right) == 1
-    assert [unit.id for unit in units(contests * 2, licence="MIT")] == ["apps/17#2/right/0", "apps/17#4/right/0"]
+    assert [unit.id for unit in units(contests * 2, license="MIT")] == ["apps/17#2/right/0", "apps/17#4/right/0"]
     monkeypatch.setattr("cwm_core.corpus.contests.MAX_LINE_BYTES", 100)
     with pytest.raises(ValueError, match="line 1: more than 100 bytes"):
         next(read_contests(tmp_path / "odd.jsonl"))

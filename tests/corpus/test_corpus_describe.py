@@ -312,13 +312,15 @@ def test_a_failing_endpoint_stops_the_run_and_loses_no_trace(tmp_path, capsys, m
     with bad_server(reply(chat("It returns."))) as served:  # the endpoint answers, so the traces are given up
         assert main([*command, served.url]) == 1
     assert "0 traces described, 4 given up" in capsys.readouterr().err
+    assert main([*command, DOWN, "--json"]) == 1  # nothing is left to ask for
+    assert json.loads(capsys.readouterr().out) == {"described": 0, "given_up": 4, "failures": {}}
 
 
 async def no_pause(seconds: float) -> None:
     pass
 
 
-def test_what_an_endpoint_described_before_it_failed_stays(tmp_path) -> None:
+def test_descriptions_before_an_endpoint_failure_are_kept(tmp_path) -> None:
     store, out, asked = store_of(tmp_path / "a.cwmtraces", range(6)), tmp_path / "chats.jsonl", []
 
     def answer(messages):
@@ -357,7 +359,7 @@ def test_an_interrupt_ends_the_requests(tmp_path, script, verb) -> None:
     what = (
         "describe a.cwmtraces -o out.jsonl"
         if verb == "describe"
-        else f"{verb} shop.py -o out --tokenizer vocabulary --any-licence"
+        else f"{verb} shop.py -o out --tokenizer vocabulary --any-license"
     )
     with bad_server(script) as served:
         command = [sys.executable, "-m", "cwm_core", "corpus", *what.split(), "--endpoint", served.url, "--model", "m"]

@@ -60,7 +60,7 @@ def test_filters_from_the_command_line(tmp_path, workers):
     )
     (tmp_path / "corpus_filter.py").write_text((EXAMPLES / "corpus_filter.py").read_text())
     filters = ["--filter", "corpus_filter:no_prints", "--filter", "corpus_filter:varied"]
-    arguments = ["source", "mine:units", "--licence", "MIT", *filters, "--workers", workers]
+    arguments = ["source", "mine:units", "--license", "MIT", *filters, "--workers", workers]
     done = corpus(*arguments, "--json", out=tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["dropped"] == {"few lines": 1, "prints": 1}
@@ -76,20 +76,20 @@ def no_twos(sample):
 
 
 def test_filters_from_python_come_after_the_others(tmp_path):
-    units = [Unit(str(n), LONG, (f"f({n})",), provenance={"licence": "MIT"}) for n in (1, 2)]
-    units.append(Unit("3", LONG, ("f(22)",), provenance={"licence": "GPL-3.0-only"}))
+    units = [Unit(str(n), LONG, (f"f({n})",), provenance={"license": "MIT"}) for n in (1, 2)]
+    units.append(Unit("3", LONG, ("f(22)",), provenance={"license": "GPL-3.0-only"}))
     settings = CorpusSettings(str(rank_path()), sandbox=SANDBOX)
     for size in (1, 2):
         with processes(size) as pool:
             summary = make_corpus(tmp_path / str(size), units, settings, description={}, filters=[no_twos], pool=pool)
-        assert summary.drops.to_json()["dropped"] == {"two": 1, "licence not allowed": 1}
+        assert summary.drops.to_json()["dropped"] == {"two": 1, "license not allowed": 1}
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_sandboxes_in_a_pool_leave_no_folders(tmp_path, monkeypatch, fails):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
-    units = (Unit(str(n), LONG, (f"f({n})",), provenance={"licence": "MIT"}) for n in range(40))
+    units = (Unit(str(n), LONG, (f"f({n})",), provenance={"license": "MIT"}) for n in range(40))
 
     def interrupt(done):
         if fails:

@@ -329,11 +329,11 @@ def test_table_of_drops() -> None:
 
 
 @pytest.fixture
-def licence():
+def license():
     pytest.importorskip("license_expression")
-    from cwm_core.corpus.filters import licence
+    from cwm_core.corpus.filters import license
 
-    return licence
+    return license
 
 
 @pytest.mark.parametrize(
@@ -352,8 +352,8 @@ def licence():
         ("public domain", False),
     ],
 )
-def test_which_expressions_are_allowed(licence, expression: str, expected: bool) -> None:
-    assert licence.allowed(expression) is expected
+def test_which_expressions_are_allowed(license, expression: str, expected: bool) -> None:
+    assert license.allowed(expression) is expected
 
 
 @pytest.mark.parametrize(
@@ -368,44 +368,44 @@ def test_which_expressions_are_allowed(licence, expression: str, expected: bool)
         ({}, None),
     ],
 )
-def test_licences_of_metadata(licence, fields, expected) -> None:
+def test_licenses_of_metadata(license, fields, expected) -> None:
     metadata = Message()
     for name, values in fields.items():
         for value in [values] if isinstance(values, str) else values:
             metadata[name] = value
-    assert licence.of_metadata(metadata) == expected
+    assert license.of_metadata(metadata) == expected
 
 
-def test_every_classifier_is_one_that_is_understood(licence) -> None:
-    for expression in [*licence._CLASSIFIERS.values(), *licence.PERMISSIVE]:
-        assert licence.normalized(expression) == expression
+def test_every_classifier_is_one_that_is_understood(license) -> None:
+    for expression in [*license._CLASSIFIERS.values(), *license.PERMISSIVE]:
+        assert license.normalized(expression) == expression
 
 
-def test_licences_of_headers_and_files(licence, tmp_path: Path) -> None:
-    assert licence.of_source("#!/usr/bin/python\n# SPDX-License-Identifier: MIT OR ISC\n") == "MIT OR ISC"
-    assert licence.of_source("/* SPDX-License-Identifier: MIT */\n") == "MIT"
-    assert licence.of_source("x\n" * 60 + "# SPDX-License-Identifier: MIT\n") is None
+def test_licenses_of_headers_and_files(license, tmp_path: Path) -> None:
+    assert license.of_source("#!/usr/bin/python\n# SPDX-License-Identifier: MIT OR ISC\n") == "MIT OR ISC"
+    assert license.of_source("/* SPDX-License-Identifier: MIT */\n") == "MIT"
+    assert license.of_source("x\n" * 60 + "# SPDX-License-Identifier: MIT\n") is None
 
     pytest.importorskip("ukkonen")
     from identify.vendor.licenses import LICENSES
 
     texts = dict(LICENSES)
     (tmp_path / "LICENSE").write_text(texts["MIT"].replace("[fullname]", "Some One"))
-    assert licence.of_file(tmp_path / "LICENSE") == licence.of_folder(tmp_path) == "MIT"
+    assert license.of_file(tmp_path / "LICENSE") == license.of_folder(tmp_path) == "MIT"
     (tmp_path / "LICENSE.apache").write_text(texts["Apache-2.0"])
-    assert licence.of_folder(tmp_path) == "MIT AND Apache-2.0" or licence.of_folder(tmp_path) == "Apache-2.0 AND MIT"
+    assert license.of_folder(tmp_path) == "MIT AND Apache-2.0" or license.of_folder(tmp_path) == "Apache-2.0 AND MIT"
     (tmp_path / "COPYING").write_bytes(b"\xff all rights reserved")
-    assert licence.of_folder(tmp_path) is None
+    assert license.of_folder(tmp_path) is None
 
 
-def test_samples_without_an_allowed_license_are_dropped(licence) -> None:
-    permissive = licence.Licences()
-    assert permissive(sample()) == Drop("no known licence")
-    assert permissive(sample(provenance={"licence": "MIT"})) is None
-    assert permissive(sample(provenance={"licence": "GPL-2.0-only"})) == Drop("licence not allowed", "GPL-2.0-only")
+def test_samples_without_an_allowed_license_are_dropped(license) -> None:
+    permissive = license.Licenses()
+    assert permissive(sample()) == Drop("no known license")
+    assert permissive(sample(provenance={"license": "MIT"})) is None
+    assert permissive(sample(provenance={"license": "GPL-2.0-only"})) == Drop("license not allowed", "GPL-2.0-only")
     copyleft = "# SPDX-License-Identifier: GPL-3.0-or-later\n" + CODE
-    assert permissive(sample(copyleft, provenance={"licence": "MIT"})).detail == "GPL-3.0-or-later"
-    assert licence.Licences({"GPL-3.0-or-later"})(sample(copyleft)) is None
+    assert permissive(sample(copyleft, provenance={"license": "MIT"})).detail == "GPL-3.0-or-later"
+    assert license.Licenses({"GPL-3.0-or-later"})(sample(copyleft)) is None
 
 
 # ---- secrets and personal data
@@ -502,12 +502,12 @@ def test_a_missing_library_is_named_with_its_extra(library: str, tmp_path: Path)
         "rensa": "Duplicates()",
         "detect_secrets": "list(find_secrets('x'))",
         "phonenumbers": "secrets._is_phone_number('+49 30 901820')",
-        "license_expression": "licence.allowed('MIT')",
-        "ukkonen": "licence.of_file('x')",
+        "license_expression": "license.allowed('MIT')",
+        "ukkonen": "license.of_file('x')",
         "rich.table": "DropCounts().table()",
     }[library]
     code = f"import sys; sys.modules[{library!r}] = None\nfrom cwm_core.corpus.filters import *\n"
-    code += f"from cwm_core.corpus.filters import licence, secrets\n{use}"
+    code += f"from cwm_core.corpus.filters import license, secrets\n{use}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     message = done.stderr.strip().splitlines()[-1]
     assert message.startswith(("ImportError: ", "ModuleNotFoundError: ")) and f"needs {library}" in message

@@ -155,7 +155,7 @@ def test_functions_are_found_and_others_skipped(package, found):
     assert classify.examples == ("classify(1234567)",)
     assert classify.id == "pack-dist:pack.part:classify"
     assert classify.provenance == {
-        "source": "functions", "package": "pack-dist", "version": "1.2", "licence": "MIT", "module": "pack.part",
+        "source": "functions", "package": "pack-dist", "version": "1.2", "license": "MIT", "module": "pack.part",
         "path": "pack/part.py", "qualname": "classify",
     }  # fmt: skip
     assert not any(name.startswith("pack") for name in sys.modules if name.split(".")[0] == "pack")
@@ -224,14 +224,14 @@ def test_exploring_again_gives_the_same(found, explored):
 def test_units_of_snippets(tmp_path):
     rows = [
         {"code": "def f(xs, n):\n    if n in xs:\n        return 'yes'\n    return 'no'\n", "input": "[7, 8], 8"},
-        {"code": "def g(d):\n    return d['k']\n", "call": "g({'k': 1})", "licence": "MIT", "id": "second"},
+        {"code": "def g(d):\n    return d['k']\n", "call": "g({'k': 1})", "license": "MIT", "id": "second"},
     ]
     path = tmp_path / "snippets.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     first, second = units(path, sandbox=SANDBOX, budget=40)
     assert first.module is None and first.id == "snippets.jsonl:1:f"
     assert "f([7, 8], 8)" in first.calls and len(first.calls) >= 2
-    assert second.calls[0] == "g({'k': 1})" and second.provenance["licence"] == "MIT"
+    assert second.calls[0] == "g({'k': 1})" and second.provenance["license"] == "MIT"
     with RecordingSandbox(sandbox=SANDBOX) as worker:
         for call, answer in zip(first.calls, worker.run(Run(first.code, c) for c in first.calls), strict=True):
             assert answer.trace == record_source(first.code, call)

@@ -37,7 +37,7 @@ def judged(recording, path, right, tests=((INPUT, OUTPUT),), function=None, wron
         if not wrong:
             row["incorrect_solutions"] = {"language": [3] * 9, "solution": [f"print({n} - 100)" for n in range(9)]}
     path.write_text(json.dumps(row))
-    found = [u for u in units(read_contests(path), licence="MIT", solutions=18, inputs=9)]
+    found = [u for u in units(read_contests(path), license="MIT", solutions=18, inputs=9)]
     chosen = [u for u in found if u.provenance["label"] == ("wrong" if wrong else "right")]
     return [r.metadata["passes"] if isinstance(r, KeptSample) else r.drop.reason for r in recording.record(chosen)]
 
@@ -68,7 +68,7 @@ def test_right_solutions_pass_however_they_read(recording, tmp_path, name):
 @pytest.mark.parametrize("name", BELOW)
 def test_output_that_the_recorder_misses_is_never_labeled_wrong(recording, tmp_path, name):
     [outcome] = judged(recording, tmp_path / "p.jsonl", [BELOW[name]])
-    assert outcome in (True, "not as without the recorder", "effect: process")
+    assert outcome in (True, "differs without the recorder", "effect: process")
 
 
 def test_wrong_solutions_fail(recording, tmp_path):
@@ -104,7 +104,7 @@ CALLS = {
     "float": ("def add(xs):\n    y = 0.1\n    z = 0.2\n    return y + z + 6.7\n", True),
     "wrong": ("def add(xs):\n    y = 1\n    z = 2\n    return y + z\n", False),
     "raises": ("def add(xs):\n    y = 1\n    z = 2\n    return y / 0\n", False),
-    "object": ("def add(xs):\n    y = 1\n    z = 2\n    return range(y, z)\n", "answer that cannot be compared"),
+    "object": ("def add(xs):\n    y = 1\n    z = 2\n    return range(y, z)\n", "answer cannot be compared"),
 }
 
 

@@ -26,7 +26,7 @@ pytest.importorskip("detect_secrets")
 
 SANDBOX = "process" if machines.bubblewrap_refusal() else "bubblewrap"
 SETTINGS = CorpusSettings(str(rank_path()), sandbox=SANDBOX)
-MIT = {"licence": "MIT", "source": "test"}
+MIT = {"license": "MIT", "source": "test"}
 
 
 def unit(name, body, **provenance):
@@ -43,7 +43,7 @@ UNITS = [
     unit("forever", "y = 0\nwhile True:\n    y += 1"),
     unit("crash", "import os\ny = 1\nos._exit(1)"),
     unit("secret", "y = 'AKIAIOSFODNN7EXAMPLQ'\nz = y[:2]\nreturn z"),
-    unit("licence", "y = 2\nz = 3\nreturn y * z", licence="GPL-3.0-only"),
+    unit("license", "y = 2\nz = 3\nreturn y * z", license="GPL-3.0-only"),
     unit("short", "return x"),
     unit("module", "import json\ny = json\nz = y.__name__\nreturn z"),
     unit(
@@ -59,7 +59,7 @@ UNITS = [
 ]
 REASONS = {
     "duplicate": 1, "effect: clock": 1, "not deterministic": 1, "effect: file": 1, "truncated": 1,
-    "ended by exit code 1": 1, "secret": 1, "licence not allowed": 1, "shows the machine": 2, "effect: machine": 1,
+    "ended by exit code 1": 1, "secret": 1, "license not allowed": 1, "shows the machine": 2, "effect: machine": 1,
     "limit: memory": 2,
 }  # fmt: skip
 
@@ -95,7 +95,7 @@ def test_every_drop_has_its_reason(tmp_path):
     assert any("<module 'json'>" in str(frame.locals) for frame in traces[2][2].frames)
     _, metadata, trace = traces[0]
     assert trace == cwm.record_source(UNITS[0].code, UNITS[0].calls[0])
-    assert metadata["source"] == "test" and metadata["licence"] == "MIT" and metadata["call"] == "f([3, 1, 2])"
+    assert metadata["source"] == "test" and metadata["license"] == "MIT" and metadata["call"] == "f([3, 1, 2])"
 
 
 def test_workers_and_parts_make_no_difference(tmp_path):
@@ -245,9 +245,9 @@ def _interrupting(units, at):
 
 
 def test_a_run_that_kept_nothing_does_not_block_another(tmp_path):
-    refused = [unit("gpl", "y = 1\nz = 2\nreturn y", licence="GPL-3.0-only")]
-    assert make(tmp_path / "c", refused).drops.to_json()["dropped"] == {"licence not allowed": 1}
-    any_licence = dataclasses.replace(SETTINGS, licences=None)
-    assert make(tmp_path / "c", refused, settings=any_licence).drops.kept == 1
+    refused = [unit("gpl", "y = 1\nz = 2\nreturn y", license="GPL-3.0-only")]
+    assert make(tmp_path / "c", refused).drops.to_json()["dropped"] == {"license not allowed": 1}
+    any_license = dataclasses.replace(SETTINGS, licenses=None)
+    assert make(tmp_path / "c", refused, settings=any_license).drops.kept == 1
     with pytest.raises(ValueError, match="other sources or settings"):
         make(tmp_path / "c", refused)

@@ -91,13 +91,13 @@ def test_a_suite_is_recorded(project, tmp_path):
     assert [path.name for path in suite.stores] == ["main.cwmtraces"] and not suite.lost
     assert suite.stores[0].stat().st_size > 2000
     assert not any(name.startswith(".cwm") for name in left)
-    samples = list(read_recording(tmp_path / "stores", licence="MIT", provenance={"commit": "c0ffee"}, **COUNTS))
-    assert samples == list(read_recording(tmp_path / "again", licence="MIT", provenance={"commit": "c0ffee"}, **COUNTS))
+    samples = list(read_recording(tmp_path / "stores", license="MIT", provenance={"commit": "c0ffee"}, **COUNTS))
+    assert samples == list(read_recording(tmp_path / "again", license="MIT", provenance={"commit": "c0ffee"}, **COUNTS))
     assert len(samples) == 62 == len({sample.id for sample in samples})
     by_call = {sample.call: sample for sample in samples}
     sample = by_call["common(words=['x', 'y', 'z'])"]
     assert sample.code == CORE and sample.trace.result == "['x', 'y', 'z']"
-    assert sample.provenance["licence"] == "MIT" and sample.provenance["commit"] == "c0ffee"
+    assert sample.provenance["license"] == "MIT" and sample.provenance["commit"] == "c0ffee"
     assert sample.provenance["module"] == "bank" and sample.provenance["path"] == "src/bank/__init__.py"
     raised = [sample for sample in samples if sample.trace.exception]
     assert {sample.trace.exception for sample in raised} == {f"ValueError({n})" for n in range(21, 30)}

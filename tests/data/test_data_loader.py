@@ -25,7 +25,7 @@ VOCAB_SIZE = 1 << 20
 
 @st.composite
 def corpora(draw):
-    """Sources of documents (ids, mask or None). All ids differ, so that an id tells its document and its place."""
+    """Draw sources of documents (ids, mask or None). All ids differ, so an id identifies its document and position."""
     corpus, next_id = {}, 1
     for name in draw(st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True)):
         documents = []
@@ -39,7 +39,7 @@ def corpora(draw):
 
 @st.composite
 def orders(draw):
-    """What the order of rows depends on, but the data: arguments of PackedLoader."""
+    """Arguments of PackedLoader on which the order of rows depends."""
     options = {
         "seq_len": draw(st.integers(1, 40)),
         "batch_size": draw(st.integers(1, 12)),
@@ -64,7 +64,7 @@ def write(folder, corpus, shard_tokens=60):
 
 
 def content(*parts):
-    """Everything in the ranks' parts of a step, row by row, without rows that are all padding."""
+    """Return everything in the ranks' parts of a step, row by row, without rows of padding only."""
     rows = []
     for part in parts:
         bounds = part.cu_seqlens.tolist()
@@ -417,7 +417,7 @@ def take_in_child(loader, steps, results):
 
 @pytest.mark.parametrize("prefetch", [0, 3])
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_another_process_goes_on_where_the_loader_stood(tmp_path, method, prefetch):
+def test_another_process_resumes_at_the_position_of_the_loader(tmp_path, method, prefetch):
     sources = many_documents(tmp_path)
     loader, twin = (cwm.PackedLoader(sources, 64, batch_size=2, prefetch=prefetch) for _ in range(2))
     assert tokens_of(loader, 3) == tokens_of(twin, 3)
@@ -455,7 +455,7 @@ def test_forks_while_threads_take_batches(tmp_path):
         assert [taker.result(60) for taker in takers] == [None, None]
 
 
-def test_what_a_batch_holds_stays_while_later_ones_come(tmp_path):
+def test_the_arrays_of_a_batch_stay_while_later_batches_are_made(tmp_path):
     loader = cwm.PackedLoader(many_documents(tmp_path), 64, batch_size=2)
     kept = []
     for _ in range(40):
@@ -497,7 +497,7 @@ def test_masks_leave_out_whole_spans_the_same_in_every_epoch(tmp_path):
             writer.add(np.arange(40), [t % 13 != i % 13 for t in range(40)], spans=spans)
 
     def learned(seq_len=100, **options):
-        """By document, which of its tokens are learned, in each epoch."""
+        """Return by document which of its tokens are in the loss, in each epoch."""
         result = {}
         for batch in cwm.PackedLoader(tmp_path, seq_len, epochs=2, **options):
             bounds = zip(batch.cu_seqlens, batch.cu_seqlens[1:], batch.document_ids, strict=False)
@@ -568,7 +568,7 @@ def folders_of(folder, corpus, **options):
 
 
 def lengths_given_out(loader, steps):
-    """Documents of each length in the next steps, whole ones."""
+    """Return the number of complete documents of each length in the next steps."""
     counts = {}
     for _ in range(steps):
         batch = next(loader)
@@ -583,7 +583,7 @@ def lengths_given_out(loader, steps):
 @pytest.mark.parametrize("epochs", [1, 3])
 @pytest.mark.parametrize("endless", [None, 10**12])
 def test_a_bucket_ends_when_its_sources_are_exhausted(tmp_path, prefetch, packing, epochs, endless):
-    """Also while the documents of others go on forever, or nearly."""
+    """This holds even if the documents of other sources never end, or nearly never."""
     folders = two_lengths(tmp_path)
     sources = {"long": (folders["long"], 0.5, epochs), "short": (folders["short"], 0.5, endless)}
     options = {"packing": packing, "buckets": [Bucket(50, 10), Bucket(None, 2)], "prefetch": prefetch}
@@ -619,7 +619,7 @@ def test_epochs_of_none_in_a_source_are_the_loaders(tmp_path):
         assert sum(int((batch.source_ids >= 0).sum()) for batch in loader) == 200
 
 
-def test_a_state_says_what_changed(tmp_path):
+def test_a_refused_state_names_the_changes(tmp_path):
     documents = [([i, i + 1], None) for i in range(1, 60)]
     folders = folders_of(tmp_path, {"a": documents, "b": documents}, shard_tokens=20)
     sources = {"a": (folders["a"], 1.0, 2), "b": (folders["b"], 2.0)}
@@ -648,6 +648,22 @@ def test_a_state_says_what_changed(tmp_path):
         writer.add([1, 2, 3])
     with pytest.raises(ValueError, match=r"source 'b': files were added \(\+1 files, \+1 documents\)"):
         cwm.PackedLoader(sources, **options).load_state_dict(state)
+
+
+@pytest.mark.parametrize("state", [None, "x", [], 3])
+def test_what_is_not_a_state_is_refused(tmp_path, state):
+    loader = cwm.PackedLoader(write(tmp_path, {"a": [([1, 2], None)]}), 8)
+    with pytest.raises(TypeError, match=rf"expected the mapping from state_dict\(\), got {type(state).__name__}$"):
+        loader.load_state_dict(state)
+    with pytest.raises(ValueError, match="'version' is missing from the state"):
+        loader.load_state_dict({})
+
+
+def test_changed_buckets_are_shown_as_they_were_given(tmp_path):
+    folder = write(tmp_path, {"a": [([1, 2], None)]})
+    state = cwm.PackedLoader(folder, 8, buckets=[Bucket(4, 1), Bucket(None, 2)]).state_dict()
+    with pytest.raises(ValueError, match=r"\[max_length=4 [^,]*, max_length=None [^,]*\] -> seq_len=8 batch_size=3"):
+        cwm.PackedLoader(folder, 8, batch_size=3).load_state_dict(state)
 
 
 def test_relative_folders_survive_a_change_of_the_working_directory(tmp_path, monkeypatch):

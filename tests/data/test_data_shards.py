@@ -1,4 +1,4 @@
-"""Token shards: what is written is read back, what is damaged or cut short is an error."""
+"""Test token shards: written documents are read back, and damaged or truncated files are errors."""
 
 import errno
 import multiprocessing
@@ -154,7 +154,7 @@ while True:
 """
 
 
-def test_killed_writers_leave_whole_shards_and_others_go_on(tmp_path):
+def test_killed_writers_leave_complete_shards_and_others_append(tmp_path):
     """Kill writers at random moments, each going on where the one before was killed; nothing is lost or twice there."""
     rng, expected = np.random.default_rng(), 0
     for _ in range(6):
@@ -176,7 +176,7 @@ def test_killed_writers_leave_whole_shards_and_others_go_on(tmp_path):
     assert {path.suffix for path in tmp_path.iterdir()} == {".cwmtok"}  # what the killed left is removed
 
 
-def test_a_full_disk_is_an_error_and_what_was_published_stays(tmp_path):
+def test_a_full_disk_is_an_error_and_published_shards_stay(tmp_path):
     script = """
 import resource, signal, sys, numpy as np, cwm_core as cwm
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -62,7 +62,7 @@ def test_a_data_loader_that_spawns(loader):
 
 @pytest.mark.parametrize("workers", [0, 2, 3])
 @pytest.mark.parametrize("stop", [0, 1, 5])
-def test_a_stateful_data_loader_goes_on(loader, workers, stop):
+def test_a_stateful_data_loader_resumes(loader, workers, stop):
     stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
     next(loader)
     expected = rows(twin(loader))
@@ -81,7 +81,7 @@ def test_a_stateful_data_loader_goes_on(loader, workers, stop):
 
 @pytest.mark.parametrize("options", [{}, {"persistent_workers": True}, {"multiprocessing_context": "spawn"}])
 def test_workers_do_not_repeat_batches(loader, options):
-    """A loop that is broken off cannot go on, since workers do not move the loader: it says so."""
+    """A loop that stops early cannot continue, because workers do not move the loader. The error says so."""
     batches = torch.utils.data.DataLoader(loader.dataset(), batch_size=None, num_workers=2, **options)
     next(iter(batches))
     with pytest.raises(RuntimeError, match=r"already served the batches.*StatefulDataLoader"):
@@ -110,7 +110,7 @@ def test_a_loader_whose_batches_workers_took_has_no_state(loader):
     assert rows(batches) == expected[3:]
 
 
-def test_without_workers_a_second_loop_goes_on(loader):
+def test_without_workers_a_second_loop_continues(loader):
     expected = rows(twin(loader))
     batches = torch.utils.data.DataLoader(loader.dataset(), batch_size=None)
     got = [next(iter(batches)) for _ in range(3)]

@@ -1,7 +1,9 @@
 """Texts, chats and traces in files, as documents to train on."""
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import cwm_core as cwm
 import numpy as np
@@ -60,7 +62,7 @@ def test_a_text_that_names_special_tokens_stays_text(tokenizer, tmp_path_factory
     assert tokenizer.decode(document.ids[1:-1]) == text
 
 
-def test_of_a_chat_what_the_assistant_says_is_learned(tmp_path, tokenizer):
+def test_the_loss_of_a_chat_is_on_the_assistants_messages(tmp_path, tokenizer):
     file = write_lines(tmp_path / "chats.jsonl", {"messages": CHAT, "text": "not this"})
     ((document, _),) = encoded(tokenizer, file)
     np.testing.assert_array_equal(document.ids, tokenizer.encode_chat(CHAT)[0])
@@ -83,7 +85,7 @@ def test_traces_in_rows_are_those_of_a_store(tmp_path, tokenizer, trace):
         assert document.spans.keys() == expected.spans.keys()
 
 
-def test_parquet_gives_what_jsonl_gives(tmp_path, tokenizer):
+def test_parquet_and_jsonl_give_equal_documents(tmp_path, tokenizer):
     """Parquet has all keys in every message, null where a message lacks one."""
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -94,7 +96,7 @@ def test_parquet_gives_what_jsonl_gives(tmp_path, tokenizer):
     assert contents == [CHAT, "x"]
 
 
-def test_vocabularies_learn_from_what_is_encoded(tmp_path):
+def test_vocabularies_are_trained_on_the_encoded_texts(tmp_path):
     file = write_lines(tmp_path / "rows.jsonl", {"text": "a text"}, {"messages": CHAT[:2]})
     texts = [text for item in read_items(file) for text in item.texts()]
     assert texts == ["a text", "Be brief.", "What is 1 + 1?"]
@@ -105,10 +107,20 @@ def test_vocabularies_learn_from_what_is_encoded(tmp_path):
     [
         ("{", "line 2: not JSON: Expecting"),
         ("[1]", "line 2: not a JSON object, but a list"),
-        ('{"texts": "x"}', "line 2: expected one of the columns 'messages', 'trace', 'text'"),
-        ('{"text": 1}', "line 2: expected one of the columns 'messages', 'trace', 'text'"),
-        ('{"messages": "x"}', "line 2: expected 'messages' to be a list of objects"),
-        ('{"messages": [{"role": "user"}]}', "line 2: expected every message to have a string 'content'"),
+        ('{"text": "a",}', r"line 2: not JSON: [^:]* at column 14$"),
+        (
+            '{"prompt": 1, "completion": 2}',
+            "line 2: expected a value in one of the columns 'messages', 'trace', 'text'; got 'prompt', 'completion'$",
+        ),
+        ('{"text": null}', "line 2: expected a value in one of the columns .*; got 'text' is null$"),
+        ("{}", "line 2: expected a value in one of the columns .*; got an empty row$"),
+        ('{"text": 1}', "line 2: expected 'text' to be a string, got a number"),
+        ('{"text": ["x"]}', "line 2: expected 'text' to be a string, got a list"),
+        ('{"trace": 1}', "line 2: expected 'trace' to be a stored trace in Base64, got a number"),
+        ('{"messages": "x"}', "line 2: expected 'messages' to be a list of objects, got a string"),
+        ('{"messages": [{"content": "x"}, 1]}', "line 2: message 1: expected an object, got a number"),
+        ('{"messages": [{"role": "user"}]}', "line 2: message 0: expected 'content' to be a string, got no content"),
+        ('{"messages": [{"content": [1]}]}', "line 2: message 0: expected 'content' to be a string, got a list"),
         ('{"messages": [{"role": "cat", "content": "x"}]}', "line 2: message 0: unknown role 'cat'"),
         ('{"trace": "AAAA"}', "line 2: "),
     ],
@@ -118,6 +130,60 @@ def test_mistakes_say_where(tmp_path, tokenizer, line, message):
     file.write_text('{"text": "x"}\n' + line + "\n")
     with pytest.raises(ValueError, match=message):
         encoded(tokenizer, file)
+
+
+@pytest.mark.parametrize("name", ["rows.ndjson", "ROWS.JSONL", "Rows.NdJson.GZ", "rows.ndjson.gz"])
+def test_json_lines_have_several_endings_in_any_case(tmp_path, name):
+    write_lines(tmp_path / name, {"text": "x"})
+    assert [item.content for item in read_items(tmp_path / name)] == ["x"]
+    assert list(document_files([tmp_path])) == [tmp_path / name]
+
+
+def test_traces_are_found_under_any_name(tmp_path, trace):
+    for name in ("A.CWMTRACE", "trace", "trace.bin"):
+        trace.save(tmp_path / name)
+        assert [item.content.trace for item in read_items(tmp_path / name)] == [trace]
+    with cwm.TraceWriter(tmp_path / "all.CwmTraces") as writer:
+        writer.add(trace, "a")
+    assert [item.content.key for item in read_items(tmp_path / "all.CwmTraces")] == ["a"]
+    assert list(document_files([tmp_path])) == [tmp_path / "A.CWMTRACE", tmp_path / "all.CwmTraces"]
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.txt", "rows"])
+def test_other_files_are_refused_with_the_known_endings(tmp_path, name):
+    write_lines(tmp_path / name, {"text": "x"})
+    with pytest.raises(
+        ValueError, match=rf"{name}: neither a trace nor .*\*\.cwmtrace.*\*\.ndjson.*\*\.parquet.*standard"
+    ):
+        list(read_items(tmp_path / name))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n \n"])
+def test_files_without_documents_are_reported(tmp_path, tokenizer, capsys, content):
+    tokenizer.save(tmp_path / "vocabulary")
+    (tmp_path / "empty.jsonl").write_bytes(content)
+    file = write_lines(tmp_path / "rows.jsonl", {"text": "x"})
+
+    def tokenize(*files, vocabulary="vocabulary", more=()):
+        options = ["--tokenizer", str(tmp_path / vocabulary), "-o", str(tmp_path / "shards"), *more]
+        return main(["tokenize", *map(str, files), *options]), capsys.readouterr().err
+
+    assert tokenize(tmp_path / "empty.jsonl") == (
+        1,
+        f"cwm tokenize: {tmp_path}/empty.jsonl: no documents to tokenize\n",
+    )
+    code, message = tokenize(tmp_path / "empty.jsonl", vocabulary="new", more=["--train-vocab", "300"])
+    assert (code, "no documents" in message, (tmp_path / "new").exists()) == (1, True, False)
+    code, message = tokenize(tmp_path / "empty.jsonl", file)
+    assert code == 0 and f"warning: {tmp_path}/empty.jsonl: no documents\n" in message and "1 documents" in message
+
+
+def test_a_document_without_tokens_is_named(tmp_path, capsys):
+    cwm.Tokenizer.train(["x"], 256, special_tokens=[]).save(tmp_path / "vocabulary")
+    file = write_lines(tmp_path / "rows.jsonl", {"text": "x"}, {"text": ""})
+    options = ["--tokenizer", str(tmp_path / "vocabulary"), "-o", str(tmp_path / "shards")]
+    assert main(["tokenize", str(file), *options]) == 1
+    assert f"{file}, line 2: a document needs at least one token" in capsys.readouterr().err
 
 
 def test_the_command_writes_shards_of_texts_and_chats(tmp_path, tokenizer, capsys):
@@ -249,3 +315,20 @@ def test_the_command_encodes_a_kind_from_outside(patches, tokenizer):
     assert main(["tokenize", "b.diff", *options]) == 0
     (document,) = cwm.Shards("shards")
     assert document.source == "files" and list(document.spans) == ["hunk"]
+
+
+def test_the_example_of_a_kind(tmp_path, tokenizer, monkeypatch, capsys):
+    shutil.copy(Path(__file__).parents[2] / "examples" / "document_kind.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    tokenizer.save("vocabulary")
+    write_lines(tmp_path / "rows.jsonl", {"question": "1 + 1?", "answer": "2"}, {"question": "Why?"}, {"text": "x"})
+    options = ["--kind", "document_kind:AnswerKind", "--tokenizer", "vocabulary", "-o", "shards"]
+    assert main(["tokenize", "rows.jsonl", *options]) == 0
+    answer, text = cwm.Shards("shards")
+    assert tokenizer.decode(answer.tokens) == "<|begin_of_text|>1 + 1?2<|end_of_text|>"
+    assert tokenizer.decode(answer.tokens[answer.loss_mask]) == "2<|end_of_text|>"
+    assert answer.spans["answer"].tolist() == [[len(answer.tokens) - 2, len(answer.tokens)]]
+    assert tokenizer.decode(text.tokens) == "<|begin_of_text|>x<|end_of_text|>"
+    write_lines(tmp_path / "rows.jsonl", {"question": "1 + 1?", "answer": 2})
+    assert main(["tokenize", "rows.jsonl", *options[:-1], "other"]) == 1
+    assert "rows.jsonl, line 1: expected strings 'question' and 'answer'" in capsys.readouterr().err

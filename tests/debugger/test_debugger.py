@@ -101,7 +101,7 @@ def expected_out(trace, at):
 
 
 def lands(subject, trace, stop, expected):
-    """A command came to a frame, or, for None, to the end of the trace."""
+    """Check that a command arrived at a frame, or, for None, at the end of the trace."""
     assert stop.reason == ("end" if expected is None else "step")
     assert subject.position == (len(trace) - 1 if expected is None else expected)
 
@@ -117,7 +117,7 @@ def test_next_and_out_from_every_frame():
 
 
 class Session(RuleBasedStateMachine):
-    """Any sequence of commands, beside a model of the debugger: a position, and how many frames are known."""
+    """Compare any sequence of commands with a model of the debugger: a position and the number of known frames."""
 
     @initialize(seed=st.integers(0, 40), written=st.booleans())
     def begin(self, seed, written):
@@ -136,7 +136,7 @@ class Session(RuleBasedStateMachine):
         self.known = max(self.known, self.at + 1)
 
     def stops(self, index):
-        """Whether a frame is at a breakpoint; the recording knows the line numbers."""
+        """Return whether a frame is at a breakpoint, by the line numbers of the recording."""
         frame = self.trace.frames[index]
         return frame.event in ("call", "line") and frame.lineno - 1 in self.debugger.breakpoints
 
@@ -185,7 +185,7 @@ class Session(RuleBasedStateMachine):
         self.known = self.at + 1
 
     def a_line(self, choice):
-        """A line whose text stands once in the program and that the trace comes to."""
+        """Draw a line that the trace reaches and whose text occurs once in the program."""
         texts = self.debugger.program.texts
         lines = sorted({f.lineno - 1 for f in self.trace.frames if texts.count(f.line) == 1})
         return lines[choice % len(lines)]
@@ -254,7 +254,7 @@ def g(n):
 """
 
 
-def test_lines_of_equal_text_are_told_apart_by_what_leads_to_them():
+def test_lines_of_equal_text_are_distinguished_by_the_previous_line():
     subject, trace = debugger(AMBIGUOUS, "g(0)")
     for frame in trace.frames:
         assert subject.current.scope.lines == (frame.lineno - 1,)
@@ -262,7 +262,7 @@ def test_lines_of_equal_text_are_told_apart_by_what_leads_to_them():
     assert [scope.function for scope in subject.where()] == ["main"]
 
 
-def test_lines_that_cannot_be_told_apart_are_all_named():
+def test_indistinguishable_lines_are_all_named():
     code = "def f(n):\n    if n:\n        a = 1\n    else:\n        a = 1\n    return a\n"
     subject, _ = debugger(code, "f(0)")
     subject.break_at(3)  # it is line 5 that runs
@@ -340,7 +340,7 @@ def test_a_value_set_back_is_written_as_unchanged():
     assert subject.current.frame.locals == {"n": ".."} and np.array_equal(subject.ids, ids)
 
 
-def test_what_cannot_be_set():
+def test_variables_that_cannot_be_set():
     subject, _ = debugger()
     subject.continue_to(4)
     for name, value, why in (("m", "1", "no variable 'm' here"), ("n", "..", "cannot be"), ("n", "", "cannot be")):
@@ -439,7 +439,7 @@ def test_limits():
         ("nonsense<|end_of_text|>", "frame 3 is not a frame"),
     ],
 )
-def test_what_is_no_frame_is_reported_and_can_be_tried_again(text, why):
+def test_malformed_frames_are_reported_and_can_be_tried_again(text, why):
     subject, trace = debugger()
     subject.source.replaced[3, 0.0] = TOKENIZER.encode(text, allowed_special="all")
     stop = subject.continue_to()
@@ -533,7 +533,7 @@ def test_a_random_model(engine):
 
 
 def test_constrained_frames_are_well_formed_or_cut(engine):
-    """Of a model that knows nothing: no frame is malformed but one that grew too long."""
+    """An untrained model gives no malformed frame, except one that exceeds the limit."""
     subject = Debugger(EngineFrames(engine, max_frame_tokens=60), TOKENIZER, CODE, CALL, temperature=1.0)
     reasons = []
     for seed in range(30):

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import cwm_core as cwm
 import numpy as np
@@ -17,10 +16,9 @@ import pytest
 from cwm_core.cli import debug, main
 from cwm_core.debugger import DebuggerError, SourceError
 from cwm_core.debugger.dap import MAX_MESSAGE_BYTES, Adapter, ProtocolError, message_bytes, read_message
-from debugging import CALL, CODE, TOKENIZER, debugger
+from debugging import CALL, TOKENIZER, debugger
 from hypothesis import given
 from hypothesis import strategies as st
-from random_models import random_model
 
 
 class Client:
@@ -46,7 +44,7 @@ class Client:
         return message
 
     def ask(self, command, **arguments):
-        """The body of the response; events before it are kept."""
+        """Return the body of the response, and keep the events before it."""
         self.send(command, **arguments)
         while (message := self.read())["type"] == "event":
             self.events.append(message)
@@ -57,13 +55,13 @@ class Client:
         return message.get("body")
 
     def event(self, name):
-        """The body of the next event, which must be this one."""
+        """Return the body of the next event, which must be this one."""
         message = self.events.pop(0) if self.events else self.read()
         assert (message["type"], message["event"]) == ("event", name), message
         return message.get("body")
 
     def stopped(self):
-        """Why it stopped, and the stack."""
+        """Return the reason of the stop, and the stack."""
         body = self.event("stopped")
         assert body["threadId"] == 1
         return body["reason"], self.stack()
@@ -80,7 +78,7 @@ class Client:
 
 @pytest.fixture
 def served():
-    """Starts an adapter whose model knows the program; gives its client and the debugger it will use."""
+    """Start an adapter whose model knows the program; return its client and its debugger."""
     ends = []
 
     def start(**options):
@@ -294,7 +292,7 @@ def test_an_error_of_the_source_stops(served):
 
 
 class Slow:
-    """Predicts an endless loop, a frame each time it is let."""
+    """Predict an endless loop, one frame whenever the test permits it."""
 
     def __init__(self):
         self.gate = threading.Semaphore(0)
@@ -305,7 +303,7 @@ class Slow:
         return frame, np.zeros(len(frame), np.float32)
 
 
-def test_pausing_and_what_may_be_asked_meanwhile(served):
+def test_pausing_and_requests_during_a_prediction(served):
     client, subject = served(max_frames=10**9)
     slow = subject.source = Slow()
     begin(client)
@@ -343,7 +341,7 @@ def test_verify(served):
 # ---- mistakes of clients
 
 
-def test_requests_that_are_mistakes_get_an_error_and_the_session_goes_on(served):
+def test_invalid_requests_get_an_error_and_the_session_continues(served):
     client, _ = served()
     for command in ("stackTrace", "continue", "setBreakpoints", "evaluate", "configurationDone", "verify"):
         with pytest.raises(DebuggerError, match="no program is launched"):
@@ -445,17 +443,6 @@ def test_a_client_that_is_gone(served):
 
 
 # ---- the whole command
-
-
-@pytest.fixture
-def model(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    config = cwm.model.preset(
-        "tiny", vocab_size=TOKENIZER.vocab_size, hidden_size=32, num_hidden_layers=1, max_position_embeddings=600
-    )
-    cwm.model.save(random_model(config), tmp_path / "model")
-    TOKENIZER.save(tmp_path / "model")
-    Path("prog.py").write_text(CODE)
 
 
 def check_command(client):

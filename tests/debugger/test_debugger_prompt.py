@@ -7,20 +7,18 @@ import os
 import signal
 import sys
 import threading
-from pathlib import Path
 
 import cwm_core as cwm
 import pytest
 from cwm_core.cli import debug, main
-from debugging import CODE, TOKENIZER, debugger
-from random_models import random_model
+from debugging import TOKENIZER, debugger
 
 SANDBOX = "" if cwm.machines.bubblewrap_refusal() is None else "process"
 
 
 @pytest.fixture
 def session(monkeypatch, capsys):
-    """Runs commands in a debugger whose model knows the program; gives the lines that they print."""
+    """Run commands in a debugger whose model knows the program; return the lines that they print."""
     monkeypatch.setenv("COLUMNS", "100")
 
     def run(*commands, **options):
@@ -104,7 +102,7 @@ def test_set_restart_and_verify(session):
     assert out[-1] == "*** no variable 'xs' here; variables: none"
 
 
-def test_mistakes_are_said_and_the_session_goes_on(session):
+def test_mistakes_are_reported_and_the_session_continues(session):
     for command, says in (
         ("frobnicate 3", "*** unknown command 'frobnicate'; type help for a list"),
         ("b 5", "*** no frame can be on line 5: it has no code inside a function"),
@@ -161,17 +159,6 @@ def test_interrupting(monkeypatch, capsys):
 
 
 # ---- the whole command
-
-
-@pytest.fixture
-def model(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    config = cwm.model.preset(
-        "tiny", vocab_size=TOKENIZER.vocab_size, hidden_size=32, num_hidden_layers=1, max_position_embeddings=600
-    )
-    cwm.model.save(random_model(config), tmp_path / "model")
-    TOKENIZER.save(tmp_path / "model")
-    Path("prog.py").write_text(CODE)
 
 
 def test_the_command_with_a_model(model, monkeypatch, capsys):

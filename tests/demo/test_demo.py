@@ -18,7 +18,7 @@ from cwm_core import PackedLoader
 from cwm_core.corpus.split import normalized
 from cwm_core.demo import data, run, run_demo
 from cwm_core.demo.recipe import FULL, SHORT
-from cwm_core.demo.run import Demo, with_first_frame
+from cwm_core.demo.run import GALLERY_SIZE, Demo, choose_examples, with_first_frame
 from rich.console import Console
 
 TINY = replace(SHORT, programs=60, algorithm_calls=1, held_out=3, steps=4, batch_size=2)
@@ -46,8 +46,11 @@ def test_the_short_demo(tmp_path, capsys, monkeypatch) -> None:
     assert scores["trained, lines given"]["state"] > scores["untrained, lines given"]["state"]
     assert scores["untrained, free"]["valid_format"] == 0.0
     assert all(name in printed for name in scores)
-    page = (tmp_path / "prediction.html").read_text()
-    assert "START_OF_TRACE" in page
+    page = (tmp_path / "predictions.html").read_text()
+    shown = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])["examples"]
+    assert len(shown) == GALLERY_SIZE and all("START_OF_TRACE" in example["context"] for example in shown)
+    assert sum(not example["differences"] for example in shown) == min(results["right"], GALLERY_SIZE // 2)
+    assert str(tmp_path / "predictions.html") in printed.replace("\n", "")
     assert (tmp_path / "model" / "model.safetensors").is_file() and (tmp_path / "model" / "tokenizer.json").is_file()
 
 
@@ -76,6 +79,17 @@ def test_a_seed_repeats_everything(tmp_path) -> None:
     assert runs[0] == runs[1]
     other = data.programs(replace(TINY, seed=1))
     assert other != data.programs(TINY)
+
+
+@pytest.mark.parametrize(("hits", "misses"), [(20, 20), (2, 20), (20, 2), (10, 0), (0, 10), (3, 4)])
+def test_examples_are_the_first_of_each_kind(hits, misses) -> None:
+    right = [True, False] * min(hits, misses) + [True] * (hits - misses) + [False] * (misses - hits)
+    chosen = choose_examples(right)
+    assert chosen == sorted(set(chosen)) and len(chosen) == min(GALLERY_SIZE, hits + misses)
+    for kind, count in ((True, hits), (False, misses)):
+        shown = [at for at in chosen if right[at] is kind]
+        assert len(shown) >= min(count, GALLERY_SIZE // 2)
+        assert shown == [at for at, one in enumerate(right) if one is kind][: len(shown)]
 
 
 def test_a_prediction_is_shown_from_the_first_frame() -> None:

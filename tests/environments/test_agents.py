@@ -69,7 +69,7 @@ def test_system_prompt_shows_every_tool():
     assert system_prompt(reasoning=True).endswith(system_prompt()) and "<think>" in system_prompt(reasoning=True)
 
 
-def test_budget_refuses_what_is_not_positive():
+def test_budget_refuses_values_that_are_not_positive():
     with pytest.raises(ValueError, match="turns must be positive"):
         Budget(turns=0)
 
@@ -107,7 +107,7 @@ def engine_agent(engine, **options):
 
 
 @pytest.mark.parametrize("reasoning", [False, True])
-def test_turns_read_only_what_is_new_and_equal_the_whole_conversation(model, reasoning):
+def test_turns_read_only_new_tokens_and_equal_the_whole_conversation(model, reasoning):
     agent = engine_agent(engine_of(model), reasoning=reasoning)
     budget = Budget(action_tokens=12)
     generate = agent.start(TASK, 7, budget)
@@ -369,7 +369,7 @@ def test_budgets_of_tokens_bind_without_a_count_of_the_server(budget, turns, rea
     assert caplog.text.count("does not count tokens") == 1
 
 
-def test_what_fails_in_passing_is_tried_again(no_waiting):
+def test_temporary_failures_are_tried_again(no_waiting):
     def hang_up(handler):
         handler.connection.close()
 

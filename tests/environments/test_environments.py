@@ -118,7 +118,7 @@ def test_parse_action():
         ("<tool:bash>\nls\n</tool>", "<tool: NAME> was missing"),
     ],
 )
-def test_malformed_actions_are_told_what_was_wrong_and_what_is_right(text, message):
+def test_malformed_actions_get_an_explanation_and_the_right_form(text, message):
     with pytest.raises(ActionError, match=message) as error:
         parse_action(text)
     assert re.search(r"The right form, .*:\n<tool: \w+>\n[A-Z \n]+</tool>", str(error.value))
@@ -127,7 +127,7 @@ def test_malformed_actions_are_told_what_was_wrong_and_what_is_right(text, messa
 def test_malformed_action_costs_a_turn_and_no_more(environment):
     transition = environment.step("<tool: bash>ls</tool>")
     assert not transition.done
-    assert transition.info["role"] == "user"
+    assert transition.role == "user"
     assert "The right form" in said(transition)
     assert said(environment.step(call("bash", "echo on"))) == "on"
 
@@ -206,7 +206,7 @@ def test_shell_that_kills_its_parent_is_kept_or_replaced(shell, kind):
 
 
 @pytest.mark.parametrize("options", ["set -x", "set -v", "trap : DEBUG; PROMPT_COMMAND='echo prompt'", "set -xv"])
-def test_what_the_shell_says_for_itself_is_not_in_the_output(shell, options):
+def test_messages_of_the_shell_itself_are_not_in_the_output(shell, options):
     shell.run(options, seconds=5)
     shown = {"set -x": "+ echo hi\n", "set -v": "echo hi\n", "set -xv": "echo hi\n+ echo hi\n"}.get(options, "")
     result = shell.run("echo hi", seconds=5)
@@ -244,7 +244,12 @@ def test_background_writer_does_not_block_the_shell(shell):
 def test_episode_to_reward(environment, task):
     transition = environment.step(call("bash", "cat tests/check.py; exit_code() { return 4; }; exit_code"))
     assert said(transition) == (task.folder / "tests/check.py").read_text() + "[exit code 4]"
-    assert transition.info == {"role": "tool: bash", "exit_code": 4, "malformed": False}
+    assert (transition.role, transition.exit_code, transition.malformed, transition.reason) == (
+        "tool: bash",
+        4,
+        False,
+        "",
+    )
     again = said(environment.step(edit("sums.py", "    return a - b", "    return a + b")))
     assert "occur 2 times in sums.py (lines 2, 6)" in again
     fixed = edit("sums.py", "def add(a, b):\n    return a - b", "def add(a, b):\n    return a + b")
@@ -253,7 +258,7 @@ def test_episode_to_reward(environment, task):
     assert said(environment.step(call("bash", "cat notes.txt; git diff > fix.diff"))) == "one\n\ntwo"
     assert said(environment.step(call("submit", "fix.diff"))).startswith("Submitted.")
     end = environment.step("Repaired.")
-    assert (end.reward, end.done, end.info["test"]) == (1.0, True, "the tests passed")
+    assert (end.reward, end.done, end.reason) == (1.0, True, "the tests passed")
     assert "a - b" in (task.folder / "sums.py").read_text().split("\n")[1]
     steps = json.loads(json.dumps([dataclasses.asdict(step) for step in environment.trajectory]))
     assert [step["exit_code"] for step in steps] == [4, None, None, None, 0, None, None]
@@ -278,7 +283,7 @@ def test_no_reward(environment, task, commands, submitted, reason):
         assert said(environment.step(call("submit", submitted))).startswith("Submitted.")
     end = environment.step("Done.")
     assert (end.reward, end.done) == (0.0, True)
-    assert end.info["test"].startswith(reason)
+    assert end.reason.startswith(reason)
     assert (task.folder / "tests" / "check.py").exists()
 
 
@@ -383,7 +388,7 @@ def test_a_submission_is_tried_when_it_is_made(environment):
     assert environment.step("Done.").reward == 1.0
 
 
-def test_command_time_limit_is_told(backend, task):
+def test_the_observation_reports_a_command_time_limit(backend, task):
     with Environment(backend, command_seconds=0.3) as environment:
         environment.start(task)
         assert "[interrupted after 0.3 seconds" in said(environment.step(call("bash", "sleep 60")))
@@ -405,7 +410,7 @@ def test_episode_ends_with_its_time(backend, task):
     assert "0 seconds are left" in transition.observation
 
 
-def test_clone_goes_on_from_here(environment, task):
+def test_a_clone_continues_from_the_current_state(environment, task):
     environment.step(
         call("bash", "mkdir 'a b'; cd 'a b'; x=$'1\\n2'; export Y=3; declare -A m=([k]=v); alias ll='echo al'")
     )
@@ -425,7 +430,7 @@ def test_clone_goes_on_from_here(environment, task):
         with other.clone() as third:
             assert third.step("Done.").reward == 1.0
         assert other.step("Done.").reward == 1.0
-    assert environment.step("Done.").info["test"] == "nothing was submitted"
+    assert environment.step("Done.").reason == "nothing was submitted"
     with pytest.raises(RuntimeError, match="no episode is running"):
         environment.clone()
 
@@ -446,7 +451,7 @@ def test_cwm_training_profile_ends_at_a_malformed_action(backend, task):
     with Environment(backend, CWM_TRAINING) as environment:
         environment.start(task)
         end = environment.step("<tool: bash>ls</tool>")
-    assert (end.done, end.reward, end.info["malformed"], end.info["role"]) == (True, 0.0, True, "user")
+    assert (end.done, end.reward, end.malformed, end.role) == (True, 0.0, True, "user")
     assert "The right form" in said(end)
 
 

@@ -1,4 +1,4 @@
-"""What hostile commands do in an environment: contained, told to the model, and nothing to the next task."""
+"""Test hostile commands: they are contained, reported to the model, and do not affect the next task."""
 
 import dataclasses
 import itertools
@@ -46,13 +46,13 @@ def environment(kind, task):
 
 @pytest.fixture
 def hasty(environment):
-    """The environment with a time limit that commands are meant to hit."""
+    """Return the environment with a time limit that commands are supposed to exceed."""
     environment._profile = dataclasses.replace(environment._profile, command_seconds=4)
     return environment
 
 
 def answers(environment):
-    """Whether the shell works; what still runs of a bomb may cost a command its time."""
+    """Return whether the shell works. Remaining processes of a bomb may use up the time of a command."""
     return any(bash(environment, "echo on").endswith("on") for _ in range(3))
 
 
@@ -182,7 +182,7 @@ def test_links_out_of_the_tree(environment, tmp_path):
 
 
 def left(marker, pid):
-    """What is left of a process that ran an environment: command lines and containers."""
+    """Return the command lines and containers left by a process that ran an environment."""
     lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
     found = [line for line in lines if line.startswith(f"sleep {marker}")]
     if docker_image.refusal() is None:
@@ -203,7 +203,7 @@ def wait_until(holds, said, seconds=30):
 
 
 @pytest.mark.parametrize("end", ["success", "failure", "SIGINT", "SIGTERM", "SIGKILL"])
-def test_nothing_is_left_of_a_process_that_ran_an_environment(kind, task, end, tmp_path):
+def test_no_process_or_container_outlives_an_environment(kind, task, end, tmp_path):
     marker = f"7{os.getpid()}.{next(numbers)}"
     last = {"success": "", "failure": "raise ValueError"}.get(end, "time.sleep(60)")
     code = f"""

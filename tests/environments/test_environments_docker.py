@@ -1,4 +1,4 @@
-"""What is Docker's alone: engines and images that are missing, repositories inside images, containers left behind."""
+"""Test what only Docker has: missing engines and images, repositories in images, containers left behind."""
 
 import contextlib
 import dataclasses

@@ -125,6 +125,6 @@ def test_calls_of_tools(tmp_path):
         environment.start(Task("t", "", tmp_path))
         assert "<output>\n\\x1b[2Jnothing\n</output>" in environment.step("<tool: find>\nx\n</tool>").observation
         with environment.clone() as other:
-            assert other.step("<tool: find>\nx\n</tool>").info["role"] == "tool: find"
+            assert other.step("<tool: find>\nx\n</tool>").role == "tool: find"
         with pytest.raises(LookupError, match="a fault of the tool"):
             environment.step("<tool: broken>\nx\n</tool>")

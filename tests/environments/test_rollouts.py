@@ -39,16 +39,16 @@ from cwm_core.environments import (
 from cwm_core.machines import DockerBackend, SandboxBackend
 from cwm_core.machines.programs import installed_packages
 from cwm_core.machines.sandboxed import LIMITS
-from small_repositories import NAMES, copy_repository
+from small_repositories import NAMES, TEST_COMMAND, copy_repository
 
 READABLE = installed_packages()  # pytest, for the repositories' tests
 ISOLATED = "process" if machines.bubblewrap_refusal() else "bubblewrap"
 BACKENDS = {ISOLATED: lambda: SandboxBackend(ISOLATED, readable=READABLE)}
 if docker_image.refusal() is None:
     BACKENDS["docker"] = lambda: DockerBackend(docker_image.image())
-"""What makes a backend, by its name; whatever can open tasks with a folder may join."""
+"""Functions that make a backend, by name. Add any backend that opens tasks with a folder."""
 LIGHT = SandboxBackend("process", limits=replace(LIMITS, seconds=60.0))
-"""For tests of what is around rollouts."""
+"""A fast backend for tests that do not depend on isolation."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def tasks(tmp_path_factory):
 
 
 def quick(task, name=None):
-    """The same repository with a check instead of its tests, which takes a hundredth of the time."""
+    """Return the same repository with a check instead of its tests, which takes a hundredth of the time."""
     path, right, _ = BUGS[task.name]
     return replace(task, name=name or task.name, test_command=f"grep -qF '{right}' {path}")
 
@@ -68,7 +68,7 @@ def quick_tasks(tasks):
 
 
 def processes():
-    """Command lines of everything that runs, but what waits to be collected."""
+    """Return the command lines of all running processes, except zombies."""
     return subprocess.run(["ps", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout
 
 
@@ -147,17 +147,20 @@ def learn(trajectories, folder):
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-def test_foraged_tasks_are_solved_and_learned(tmp_path):
+def test_foraged_tasks_are_solved_and_learned(tmp_path, monkeypatch, capsys):
     """The same from the command line, with tasks that nobody wrote."""
-    repositories = [str(copy_repository(name, tmp_path)) for name in NAMES]
+    monkeypatch.setattr("cwm_core.environments.foraging.harvest.SLACK_SECONDS", 3.0)
+    repositories = [str(copy_repository(name, tmp_path)) for name in NAMES[:3]]
     out, tasks = tmp_path / "out", tmp_path / "tasks"
     backend = ["--sandbox", ISOLATED]
-    assert main(["forage", *repositories, "--count", "6", "--output", str(tasks), *backend]) == 0
+    options = ["--count", "4", "--test-command", TEST_COMMAND]
+    assert main(["forage", *repositories, *options, "--output", str(tasks), *backend, "--json"]) == 0
+    assert sum(json.loads(capsys.readouterr().out)["tasks"].values()) == 4
     several = list(read_tasks(tasks / "tasks.jsonl"))
-    assert len(several) == 6 and len({task.folder for task in several}) >= 3
+    assert len(several) == 4 and len({task.folder for task in several}) >= 2
     assert main(["agent", str(tasks / "tasks.jsonl"), "--agent", "script", "--output", str(out), *backend]) == 0
     solved = list(read_trajectories(out / "trajectories.jsonl"))
-    assert len(solved) == 6 and all(one.reward == 1.0 for one in solved), [one.reason for one in solved]
+    assert len(solved) == 4 and all(one.reward == 1.0 for one in solved), [one.reason for one in solved]
     learn(solved, tmp_path)
 
 
@@ -177,8 +180,8 @@ class Counting:
         self.actions.append(action)
         done = not action or len(self.actions) >= self.turns
         observation = f"<output>\n{len(self.actions)}\n</output>" if action else ""
-        info = {"role": "tool: bash", "exit_code": 0} | ({"test": "as it is"} if done else {})
-        return Transition(observation, 0.25 if done else 0.0, done, info)
+        reason = "as it is" if done else ""
+        return Transition(observation, 0.25 if done else 0.0, done, "tool: bash", 0, reason=reason)
 
 
 class Function:
@@ -230,7 +233,7 @@ def test_a_cut_reply_is_not_acted_on():
     assert one.turns[0].action == "<tool: bash>\nrm -rf" and one.tokens == 9
 
 
-def test_what_is_spent_ends_the_rollout_with_its_reward():
+def test_an_exhausted_budget_ends_the_rollout_with_its_reward():
     def reply(messages):
         if len(messages) > 4:
             raise OutOfBudget("context tokens")
@@ -249,7 +252,7 @@ def test_what_is_spent_ends_the_rollout_with_its_reward():
         (lambda messages: Reply("x", ids=("a",)), "ValueError: "),
     ],
 )
-def test_what_goes_wrong_is_recorded(function, failure):
+def test_failures_are_recorded(function, failure):
     one = one_rollout(lambda messages: "fine" if len(messages) == 2 else function(messages))
     assert one.end == "failed" and one.failure.startswith(failure)
     assert one.reward == 0.0 and len(one.turns) == 1
@@ -276,8 +279,8 @@ def test_a_bad_rollout_harms_no_other(quick_tasks, tmp_path):
     assert "/no/such/folder" in failures[f"{several[5].name}/0"]
     assert sum(one.solved for one in results.values()) == 5
     summary = summarize(results.values())
-    assert (summary["rollouts"], summary["solved"], summary["failed"], summary["tasks_solved"]) == (8, 5, 3, 5)
-    assert summary["ends"] == {"done": 5, "failed": 3} and summary["reasons"] == {"the tests passed": 5}
+    assert (summary.rollouts, summary.solved, summary.failed, summary.tasks_solved) == (8, 5, 3, 5)
+    assert summary.ends == {"done": 5, "failed": 3} and summary.reasons == {"the tests passed": 5}
 
 
 def test_a_killed_worker_fails_its_rollout_and_no_other(quick_tasks, tmp_path, monkeypatch):
@@ -365,7 +368,7 @@ def running(tmp_path, quick_tasks, *, stuck_after, workers=2):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interruption_leaves_nothing_behind_and_the_next_run_goes_on(number, quick_tasks, tmp_path):
+def test_an_interruption_leaves_nothing_behind_and_the_next_run_resumes(number, quick_tasks, tmp_path):
     with running(tmp_path, quick_tasks, stuck_after=4) as (process, work):
         assert "sleep 987.25" in processes()
         started = time.monotonic()
@@ -513,7 +516,7 @@ def test_cwm_agent_writes_through_links(quick_tasks, tmp_path, monkeypatch):
         (["--agent", "endpoint", "--model", "m"], "needs --endpoint"),
     ],
 )
-def test_cwm_agent_says_what_is_missing(quick_tasks, tmp_path, monkeypatch, capsys, arguments, message):
+def test_cwm_agent_names_missing_options(quick_tasks, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     write_tasks("tasks.jsonl", quick_tasks[:1])
     with pytest.raises(SystemExit) as stopped:
@@ -544,13 +547,13 @@ def test_cwm_agent_with_a_model(quick_tasks, tmp_path, monkeypatch, capsys):
         "--sandbox",
         "process",
     ]
-    assert main([*command, "--action-tokens", "8", "--turns", "2", "--samples", "2"]) == 0
+    assert main([*command, "--action-tokens", "8", "--max-turns", "2", "--samples", "2"]) == 0
     several = list(read_trajectories("out/trajectories.jsonl"))
     assert [one.tokens > 0 for one in several] == [True, True]
     assert several[0].settings["weights"] and several[0].turns[0].ids != several[1].turns[0].ids
 
 
-def test_no_key_reaches_what_an_agent_runs(quick_tasks, tmp_path, monkeypatch):
+def test_no_key_reaches_the_commands_of_an_agent(quick_tasks, tmp_path, monkeypatch):
     """Not by `env`, and not by the environment of the processes above it, which those of the same user can read."""
     look = "env; cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep -a -e CWM -e HF_ -e OWN_"
     (tmp_path / "script.json").write_text(json.dumps({quick_tasks[0].name: [f"<tool: bash>\n{look}\n</tool>"]}))

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cwm_core import PackedLoader, Shards, Tokenizer
+from cwm_core import DamagedFileError, PackedLoader, Shards, Tokenizer
 from cwm_core.cli import main
 from cwm_core.environments import (
+    EndReason,
     NearDuplicates,
+    ReplyEnd,
     Task,
     Trajectory,
     TrajectoryReader,
@@ -46,7 +48,7 @@ turns = st.builds(
     exit_code=st.none() | st.integers(0, 255),
     seconds=numbers,
     agent_seconds=numbers,
-    finish=st.sampled_from(["stop", "length"]),
+    finish=st.sampled_from(ReplyEnd),
     ids=st.none() | st.lists(st.integers(0, 2**31 - 1), max_size=4).map(tuple),
     logprobs=st.none() | st.lists(st.none() | numbers, max_size=4).map(tuple),
     tokens=counts,
@@ -66,7 +68,7 @@ trajectories = st.builds(
     turns=st.lists(turns, max_size=3).map(tuple),
     reward=numbers,
     reason=texts,
-    end=st.sampled_from(["done", "failed"]),
+    end=st.sampled_from(EndReason),
     failure=st.none() | texts,
     started=numbers,
     seconds=numbers,
@@ -92,7 +94,7 @@ def write(path, several):
 
 
 @given(st.lists(trajectories, max_size=4, unique_by=lambda one: one.name))
-def test_what_is_written_is_read(tmp_path_factory, several):
+def test_written_trajectories_are_read_back(tmp_path_factory, several):
     path = write(tmp_path_factory.mktemp("t") / "t.jsonl", several)
     assert list(read_trajectories(path)) == several
     for line in path.read_bytes().splitlines(keepends=True):
@@ -101,7 +103,7 @@ def test_what_is_written_is_read(tmp_path_factory, several):
 
 
 @given(st.lists(trajectories, min_size=1, max_size=3, unique_by=lambda one: one.name), st.data())
-def test_a_file_cut_anywhere_keeps_the_whole_records_and_goes_on(tmp_path_factory, several, data):
+def test_a_file_cut_anywhere_keeps_the_complete_records_and_resumes(tmp_path_factory, several, data):
     path = write(tmp_path_factory.mktemp("t") / "t.jsonl", several)
     whole = path.read_bytes()
     cut = data.draw(st.integers(0, len(whole)))
@@ -130,12 +132,12 @@ def test_a_flipped_bit_is_noticed(tmp_path_factory, data):
         for one in reader:
             good.append(one)
         assert reader.torn_bytes
-    except ValueError as error:
+    except DamagedFileError as error:
         assert f"{path}, record {len(good) + 1} at byte" in str(error)
     assert good == several[: len(good)] and len(good) < 3
 
 
-def test_a_torn_record_is_told(tmp_path, caplog):
+def test_an_incomplete_record_is_reported(tmp_path, caplog):
     path = write(tmp_path / "t.jsonl", [trajectory("a"), trajectory("b")])
     path.write_bytes(path.read_bytes()[:-30])
     with caplog.at_level(logging.WARNING):
@@ -154,6 +156,8 @@ def test_a_torn_record_is_told(tmp_path, caplog):
         (lambda values: values["turns"][0].update(ids=["1"]), "a turn's ids must be numbers"),
         (lambda values: values["turns"][0].update(ids={}), "a turn's ids must have the type list"),
         (lambda values: values["turns"][0].pop("action"), "a turn has no action"),
+        (lambda values: values.update(end="over"), "end must be one of 'done', .*, got 'over'"),
+        (lambda values: values["turns"][0].update(finish="cut"), "finish must be one of 'stop', 'length', got 'cut'"),
         (lambda values: values.update(messages=[{"role": 1}]), "message must be an object of strings"),
         (lambda values: values["task"].pop("prompt"), "a task's prompt must be a string"),
         (lambda values: values["task"].update(folder=1), "a trajectory's task"),
@@ -172,7 +176,7 @@ def test_hostile_lines_are_refused(line):
         Trajectory.from_json(line)
 
 
-def test_what_json_cannot_hold_is_refused_and_nothing_written(tmp_path):
+def test_values_that_json_cannot_hold_are_refused_and_nothing_is_written(tmp_path):
     with TrajectoryWriter(tmp_path / "t.jsonl") as writer:
         for bad in (trajectory(reward=math.nan), trajectory(settings={"a": object()})):
             with pytest.raises(ValueError, match="'sums/0' cannot be written as JSON"):
@@ -184,7 +188,7 @@ def test_what_json_cannot_hold_is_refused_and_nothing_written(tmp_path):
 
 
 def test_one_writer_at_a_time(tmp_path):
-    with TrajectoryWriter(tmp_path / "t.jsonl"), pytest.raises(BlockingIOError, match="another run is writing"):
+    with TrajectoryWriter(tmp_path / "t.jsonl"), pytest.raises(BlockingIOError, match="another process writes"):
         TrajectoryWriter(tmp_path / "t.jsonl")
     TrajectoryWriter(tmp_path / "t.jsonl").close()
 
@@ -255,7 +259,7 @@ def learned_observations(name, count, seed=0, part=0.5):
     return [bool(encoded.loss_mask[a]) for a, _ in encoded.spans["observation"]]
 
 
-def test_the_part_of_observations_is_learned_that_was_asked_for():
+def test_the_requested_share_of_observations_is_learned():
     for part in (0.0, 0.25, 0.5, 1.0):
         lots = [lot for n in range(40) for lot in learned_observations(f"t/{n}", 50, part=part)]
         assert abs(np.mean(lots) - part) <= 5 * math.sqrt(part * (1 - part) / len(lots))
@@ -277,7 +281,7 @@ def test_a_cut_action_is_not_learned():
     assert whole.tokens == 4
 
 
-def test_shards_hold_what_was_encoded(tmp_path):
+def test_shards_hold_the_encoded_trajectories(tmp_path):
     several = [trajectory(f"sums/{n}", [turn(observation=f"<output>\n{n}\n</output>"), Turn("ok")]) for n in range(5)]
     failed = trajectory("bad", failure="x", end="failed")
     assert write_shards(tmp_path / "shards", TOKENIZER, [*several, failed], seed=4) == 5

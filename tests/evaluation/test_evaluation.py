@@ -25,7 +25,7 @@ def test_problems_come_back_as_written(tmp_path):
     assert PROBLEMS[0].call == "f(2, 3)"
 
 
-def test_what_may_be_missing(tmp_path):
+def test_optional_fields_may_be_missing(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"code": "c", "input": "", "more": 1}\n\n{"code": "c", "input": "1", "id": 7, "ends": false}\n')
     assert read_problems(path, required=()) == [Problem("1", "c", ""), Problem("7", "c", "1", ends=False)]
@@ -116,7 +116,7 @@ def test_statistics_refuse_nonsense():
         bootstrap_interval([[1.0], []])
 
 
-def test_a_measure_leaves_out_what_is_not_there():
+def test_a_measure_ignores_missing_values():
     share = measure("a", [1.0, None, 0.0], share=True, seed=0)
     assert (share.value, share.n) == (0.5, 2) and (share.low, share.high) == wilson_interval(1, 2)
     assert measure("a", [None], share=False, seed=0).value is None
@@ -172,7 +172,7 @@ def test_answers_of_chats(text, reasoning, answer):
         ("((" * 10_000, "((" * 10_000, "((" * 10_000),
     ],
 )
-def test_what_answers_state(answer, output, arguments):
+def test_values_that_answers_state(answer, output, arguments):
     assert output_of_answer(answer) == output
     assert arguments_of_answer(answer) == arguments
 
@@ -205,7 +205,7 @@ def test_resumed_results_equal_uninterrupted_ones(tmp_path_factory, lines, torn,
     assert path.read_bytes() == b"".join(written)
 
 
-def test_what_raises_keeps_the_batches_before(tmp_path):
+def test_an_exception_keeps_the_earlier_batches(tmp_path):
     done = []
 
     def interrupted(batch, seed):

@@ -59,6 +59,8 @@ def test_the_example_runs_and_resumes(cwd, capsys):
     lines = Path("out/results.jsonl").read_text().splitlines(keepends=True)
     Path("out/results.jsonl").write_text("".join(lines[:1]))
     assert main(command) == 0 and Path("out/report.json").read_bytes() == report
+    capsys.readouterr()
+    assert main([*command, "--json"]) == 0 and json.loads(capsys.readouterr().out) == json.loads(report)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""What chat models state: values and arguments, whatever stands around them."""
+"""Test reading values and arguments from answers of chat models, whatever surrounds them."""
 
 import pytest
 from cwm_core.evaluation.reading import answer_of_chat, arguments_of_answer, output_of_answer
+from cwm_core.machines import literals_equal
 
 OUTPUTS = [
     ("[ANSWER]```python\n[1, 2]\n```[/ANSWER]", "[1, 2]"),
@@ -87,6 +88,53 @@ OUTPUTS = [
     ("[ANSWER]\nassert f(1) == {\n 'a': 1}\n \nHere 'a' is 2.\n[/ANSWER]", "{\n 'a': 1}"),
     ("[ANSWER]\nn = 3\nso f returns 5[/ANSWER]", "5"),
     ("[answer]3[/answer]", "3"),
+    ("result = f(7)\nassert result == 3", "3"),
+    ("assert 3 == result", "3"),
+    ("result == [1]", "[1]"),
+    ("expected = [1, 2]\nassert f(7) == expected", "[1, 2]"),
+    ("```python\nresult = f(7)\nassert result == 3, 'no'\n```", "3"),
+    ("result = [1, 2]\nresult", "[1, 2]"),
+    ("x = 2\nprint(f(x))  # 3", "3"),
+    ("x = 1\ny = 2", "2"),
+    ("assert f(7) is None", "None"),
+    ("<answer>3</answer>", "3"),
+    ("So: <ANSWER>\n```python\n[1]\n```\n</ANSWER>", "[1]"),
+    ("The output is <answer>'<answer>'</answer>", "'<answer>'"),
+    ("3</answer>", "3"),
+    (r"\boxed{3}", "3"),
+    (r"The answer is $\boxed{3}$.", "3"),
+    ("\\[\n\\boxed{[1, 2]}\n\\]\nI hope this helps.", "[1, 2]"),
+    (r"\boxed{\texttt{'a'}}", "'a'"),
+    (r"\boxed{\text{'a\_b'}}", "'a_b'"),
+    (r"\boxed{\{'a': \{1, 2\}\}}", "{'a': {1, 2}}"),
+    (r"\boxed{{'a': {}}}", "{'a': {}}"),
+    (r"\boxed{'a}b'}", "'a}b'"),
+    (r"First \boxed{1}, then \boxed{2}.", "2"),
+    (r"[ANSWER]\boxed{True}[/ANSWER]", "True"),
+    (r"'\\boxed{3}'", r"'\\boxed{3}'"),
+    ("$3$", "3"),
+    ("The result is $$[1, 2]$$.", "[1, 2]"),
+    (r"The output is \(5\).", "5"),
+    ("'$3$'", "'$3$'"),
+    ("“abc”", '"abc"'),
+    ("The output is ‘abc’.", "'abc'"),
+    ("[ANSWER][‘a’, “it’s”][/ANSWER]", """['a', "it's"]"""),
+    ("'“a”'", "'“a”'"),
+    ("The output is −5.", "-5"),
+    ("'−5'", "'−5'"),
+]
+
+AMBIGUOUS = [
+    "assert f(7) != 3",
+    "assert f(7) > 3",
+    "assert f(7) in [3]",
+    "assert f(7)",
+    "x = 3\nx += 1\nx",
+    "if True:\n    x = 3\nx",
+    "It costs $3 or $4",
+    "`$3`",
+    r"\boxed{3",
+    "$3$ apples",
 ]
 
 REASONING = [
@@ -114,12 +162,30 @@ ARGUMENTS = [
     ("Input: f(b'x')", "b'x'"),
     ("[ANSWER]f(float('nan'))[/ANSWER]", "float('nan')"),
     ("[ANSWER]f(lambda x: x)[/ANSWER]", "lambda x: x"),
+    ("input = [1]", "[1]"),
+    ("```python\ninput_list = 'a'\n```", "'a'"),
+    ("args = 1, 2", "1, 2"),
+    ("x = [1]", "x = [1]"),
+    ("x = [1]\ny = 2", "x=[1], y=2"),
+    ("```python\nnums = [1]\nk = 2\nf(nums, k)\n```", "[1], 2"),
+    ("nums = [1]\nassert f(nums) == 3", "[1]"),
+    ("result = f([1])\nassert result == 3", "[1]"),
+    ("print(f([1]))", "[1]"),
+    (r"\boxed{f([1])}", "[1]"),
+    ("<answer>f('a')</answer>", "'a'"),
+    ("f(“a”)", '"a"'),
 ]
 
 
 @pytest.mark.parametrize(("text", "value"), OUTPUTS)
 def test_the_value_that_a_chat_states(text, value):
     assert output_of_answer(answer_of_chat(text, reasoning=False)) == value
+
+
+@pytest.mark.parametrize("text", AMBIGUOUS)
+def test_ambiguous_answers_state_no_value(text):
+    answer = answer_of_chat(text, reasoning=False)
+    assert not any(literals_equal(value, output_of_answer(answer)) for value in ("3", "4", "[3]", "True"))
 
 
 @pytest.mark.parametrize(("text", "reasoning", "value"), REASONING)
@@ -134,7 +200,11 @@ def test_the_arguments_that_a_chat_states(text, arguments):
 
 
 @pytest.mark.parametrize(
-    "piece", ["(", "a\n", "[ANSWER]", "'", "`", "` ", "```\n", "[1,\n", "is ", "**", "'a' ", "x = 1\n"]
+    "piece",
+    [
+        *("(", "a\n", "[ANSWER]", "'", "`", "` ", "```\n", "[1,\n", "is ", "**", "'a' ", "x = 1\n", "x = 1; x, ", "x"),
+        *("$", "$1$", "“", "“a” ", "\\boxed{", "\\boxed{\\text{", "<answer>", "x = [x, x]\n"),
+    ],
 )
-def test_long_answers_are_read_in_little_time(piece):
+def test_long_answers_are_read_fast(piece):
     answer_of_chat(piece * 20_000, reasoning=False)  # a quadratic reader takes longer than a test may

@@ -33,7 +33,7 @@ TOKENIZER = cwm.Tokenizer.train([*TEXTS, " yes no"], 400)
 
 
 class Scripted:
-    """An engine that continues each prompt with what `answer(i, prompt)` says, i its place."""
+    """An engine that continues prompt number i with `answer(i, prompt)`."""
 
     def __init__(self, answer):
         self.tokenizer, self.answer, self.calls = TOKENIZER, answer, 0
@@ -56,7 +56,7 @@ class Scripted:
 
 
 def says(text):
-    """The tokens of an answer in words, ended."""
+    """Return the tokens of an answer, with an end token."""
     return [*TOKENIZER.encode(text).tolist(), TOKENIZER.special_tokens["<|eot_id|>"]]
 
 
@@ -137,7 +137,7 @@ def test_a_wrong_statement_of_the_result_is_noticed():
     assert values(evaluate_traces(truths(), wrong, **RUN))["recording agrees"] == 0.5
 
 
-def test_an_interrupted_evaluation_goes_on(tmp_path):
+def test_an_interrupted_evaluation_resumes(tmp_path):
     whole = evaluate_traces(truths(), PROBLEMS, batch=4, **RUN)
 
     class Interrupted(Scripted):
@@ -167,7 +167,7 @@ def test_outputs_by_traces():
 
 
 def direct(answer):
-    """An engine that is asked of `PROBLEMS` in order, over and over, and answers `answer(problem, turn)`."""
+    """An engine that gets the `PROBLEMS` in order, repeatedly, and answers `answer(problem, turn)`."""
     asked = {}
 
     def reply(_, prompt):
@@ -270,8 +270,8 @@ def test_termination_by_traces():
     report = evaluate_termination(Scripted(answer), [*PROBLEMS, ENDLESS], max_frames=100, **RUN)
     assert values(report) == {"accuracy": 1.0, "balanced accuracy": 1.0}
     assert report.confusion == {
-        "ends": {"ends": 12, "goes on": 0, "says nothing": 0},
-        "goes on": {"ends": 0, "goes on": 1, "says nothing": 0},
+        "ends": {"ends": 12, "does not end": 0, "no answer": 0},
+        "does not end": {"ends": 0, "does not end": 1, "no answer": 0},
     }
     assert report.results[-1].to_json() == {"id": "endless", "ends": False, "predicted": False, "frames": 301}
 
@@ -281,12 +281,12 @@ def test_predictions_that_say_nothing_are_wrong():
     cut = Scripted(lambda *_: TOKENIZER.encode("<|line_sep|>{}<|action_sep|>x", allowed_special="all").tolist())
     stated = [Problem("a", "", "", ends=True), Problem("b", "", "", ends=False), Problem("c", "", "", ends=False)]
     report = evaluate_termination(broken, stated, **RUN)
-    assert values(report)["accuracy"] == 0.0 and report.confusion["ends"]["says nothing"] == 1
+    assert values(report)["accuracy"] == 0.0 and report.confusion["ends"]["no answer"] == 1
     report = evaluate_termination(cut, stated, max_new_tokens=4, **RUN)
     assert values(report) == {"accuracy": pytest.approx(2 / 3), "balanced accuracy": 0.5}
 
 
-def test_what_is_unknown_is_left_out():
+def test_problems_of_unknown_truth_are_left_out():
     problems = [PROBLEMS[0], Problem("sleeps", HOSTILE["limit: seconds"], "1")]
     report = evaluate_termination(truths(), problems, **RUN)
     assert report.left_out == {"limit: seconds": 1} and report.measures[1].value is None
@@ -362,7 +362,7 @@ def test_the_command(cwd, capsys):
     assert "balanced accuracy" in capsys.readouterr().out
 
 
-def test_the_command_goes_on_only_as_it_began(cwd, capsys):
+def test_the_command_resumes_only_with_the_same_settings(cwd, capsys):
     command = ["eval", "output", "model", "problems.jsonl", "--max-new-tokens", "3", "-o", "out"]
     assert main(command) == 0
     first = Path("out/report.json").read_bytes()
@@ -378,7 +378,7 @@ def test_the_command_goes_on_only_as_it_began(cwd, capsys):
     assert capsys.readouterr().err == "cwm eval: problems.jsonl, line 1: 'output' is missing\n"
 
 
-def test_an_interrupted_command_says_how_to_go_on(cwd, capsys, monkeypatch):
+def test_an_interrupted_command_says_how_to_resume(cwd, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 

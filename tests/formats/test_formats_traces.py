@@ -30,8 +30,8 @@ def store(tmp_path, monkeypatch) -> Path:
     with cwm.TraceWriter("some.cwmtraces") as writer:
         for seed in range(300):
             trace = cwm.record_source(*generate(seed))
-            writer.add(trace, key=f"generated/{seed}" if seed else None, source="generator", licence="MIT", seed=seed)
-        writer.add(cwm.record_source(ODD, "f()"), key="odd\n\u2028", source=[1, {"a": None}], licence="\ud800")
+            writer.add(trace, key=f"generated/{seed}" if seed else None, source="generator", license="MIT", seed=seed)
+        writer.add(cwm.record_source(ODD, "f()"), key="odd\n\u2028", source=[1, {"a": None}], license="\ud800")
         writer.add(cwm.Recorder(capture_output=True).record(lambda: print("é")))
     return Path("some.cwmtraces")
 
@@ -46,8 +46,8 @@ def entries(path: str | Path) -> list[StoredTrace]:
 def test_comes_back_equal(kind, store, capsys, monkeypatch):
     skip_without_pyarrow(kind)
     monkeypatch.setattr(exchange, "_GROUP_ROWS", 100)
-    assert main(["export", str(store), f"out.{kind}"]) == 0
-    assert main(["import", f"out.{kind}", "back.cwmtraces"]) == 0
+    assert main(["export", str(store), "-o", f"out.{kind}"]) == 0
+    assert main(["import", f"out.{kind}", "-o", "back.cwmtraces"]) == 0
     assert capsys.readouterr() == ("", f"cwm export: out.{kind}: 302 traces\ncwm import: back.cwmtraces: 302 traces\n")
     assert entries("back.cwmtraces") == entries(store)
     assert sorted(path.name for path in Path().iterdir()) == sorted(["back.cwmtraces", f"out.{kind}", store.name])
@@ -58,25 +58,25 @@ def test_datasets_reads_it(kind, store, tmp_path, monkeypatch):
     for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, "1")
     datasets = pytest.importorskip("datasets")
-    main(["export", str(store), f"out.{kind}"])
+    main(["export", str(store), "-o", f"out.{kind}"])
     builder = {"jsonl": "json", "parquet": "parquet"}[kind]
     rows = datasets.load_dataset(builder, data_files=f"out.{kind}", split="train", cache_dir=str(tmp_path / "cache"))
     assert rows.column_names == [
-        "key", "source", "licence", "outcome", "frames", "context", "text", "metadata", "trace",
+        "key", "source", "license", "outcome", "frames", "context", "text", "metadata", "trace",
     ]  # fmt: skip
     assert len(rows) == 302
     for row, (key, metadata, trace) in zip(rows, entries(store), strict=True):
         plain = "seed" in metadata
-        assert (row["key"], row["source"], row["licence"]) == (key, *(("generator", "MIT") if plain else (None, None)))
+        assert (row["key"], row["source"], row["license"]) == (key, *(("generator", "MIT") if plain else (None, None)))
         assert (row["frames"], row["context"], row["text"]) == (len(trace), trace.context, trace.to_text())
         assert row["outcome"] == metadata["outcome"] and json.loads(row["metadata"]) == metadata
     # What datasets writes can be imported, too.
     if kind == "parquet":
         rows.select(range(10, 20)).to_parquet("part.parquet")
-        assert main(["import", "part.parquet", "part.cwmtraces"]) == 0
+        assert main(["import", "part.parquet", "-o", "part.cwmtraces"]) == 0
     else:
         rows.select(range(10, 20)).to_json("part.jsonl")
-        assert main(["import", "part.jsonl", "part.cwmtraces"]) == 0
+        assert main(["import", "part.jsonl", "-o", "part.cwmtraces"]) == 0
     assert entries("part.cwmtraces") == entries(store)[10:20]
 
 
@@ -85,8 +85,8 @@ def test_an_empty_store_comes_back(tmp_path, monkeypatch):
     cwm.TraceWriter("empty.cwmtraces").close()
     for kind in KINDS:
         skip_without_pyarrow(kind)
-        assert main(["export", "empty.cwmtraces", f"empty.{kind}"]) == 0
-        assert main(["import", f"empty.{kind}", f"{kind}.cwmtraces"]) == 0
+        assert main(["export", "empty.cwmtraces", "-o", f"empty.{kind}"]) == 0
+        assert main(["import", f"empty.{kind}", "-o", f"{kind}.cwmtraces"]) == 0
         assert entries(f"{kind}.cwmtraces") == []
 
 
@@ -96,7 +96,7 @@ def test_imports_folders_and_several_files(store, capsys):
         Path("folder", name).parent.mkdir(parents=True, exist_ok=True)
         trace.save(Path("folder", name + ".cwmtrace"))
     traces[0].save("single.cwmtrace")
-    assert main(["import", "folder", "single.cwmtrace", str(store), "all.cwmtraces"]) == 0
+    assert main(["import", "folder", "single.cwmtrace", str(store), "-o", "all.cwmtraces"]) == 0
     found = entries("all.cwmtraces")
     assert [(entry.key, entry.metadata["source"]) for entry in found[:4]] == [
         ("b", "folder"), ("deep/a.b", "deep"), ("deep/c", "deep"), ("single", Path.cwd().name),
@@ -106,7 +106,7 @@ def test_imports_folders_and_several_files(store, capsys):
     # A folder of stores.
     store.rename("folder/some.cwmtraces")
     Path("folder/b.cwmtrace").unlink()
-    assert main(["import", "folder", "more.cwmtraces"]) == 0
+    assert main(["import", "folder", "-o", "more.cwmtraces"]) == 0
     assert len(entries("more.cwmtraces")) == 2 + 302
 
 
@@ -135,38 +135,41 @@ def test_mistakes_leave_nothing_behind(store, capsys):
     before = sorted(path.name for path in Path().iterdir())
     new = "new.cwmtraces"
     for argv, message in [
-        (("export", "none.cwmtraces", "x.jsonl"), "none.cwmtraces: No such file or directory"),
-        (("export", str(store), "there.jsonl"), "there.jsonl: exists already; it is never overwritten"),
-        (("export", str(store), "x.csv"), "x.csv: expected a name that ends in .parquet or .jsonl"),
-        (("export", "there.jsonl", "x.jsonl"), "there.jsonl: not a trace store (wrong magic)"),
-        (("export", str(store), "none/x.jsonl"), "No such file or directory"),
-        (("import", "twice.jsonl", str(store)), f"{store}: exists already; it is never overwritten"),
-        (("import", "twice.jsonl", "x.jsonl"), "x.jsonl: expected a name that ends in .cwmtraces"),
-        (("import", "twice.jsonl", new), 'twice.jsonl: trace 0 has the key "a" already'),
+        (("export", "none.cwmtraces", "-o", "x.jsonl"), "none.cwmtraces: No such file or directory"),
+        (("export", str(store), "-o", "there.jsonl"), "there.jsonl: exists already; it is never overwritten"),
+        (("export", str(store), "-o", "x.csv"), "x.csv: expected a name that ends in .parquet or .jsonl"),
+        (("export", "there.jsonl", "-o", "x.jsonl"), "there.jsonl: not a trace store (wrong magic)"),
+        (("export", str(store), "-o", "none/x.jsonl"), "No such file or directory"),
+        (("import", "twice.jsonl", "-o", str(store)), f"{store}: exists already; it is never overwritten"),
+        (("import", "twice.jsonl", "-o", "x.jsonl"), "x.jsonl: expected a name that ends in .cwmtraces"),
+        (("import", "twice.jsonl", "-o", new), 'twice.jsonl: trace 0 already has the key "a"'),
         (
-            ("import", "broken.jsonl", new),
-            "broken.jsonl, line 2: not a stored trace: it does not begin with the header",
+            ("import", "broken.jsonl", "-o", new),
+            "broken.jsonl, line 2: not a valid stored trace: the header is missing",
         ),
         (
-            ("import", "other.jsonl", new),
+            ("import", "other.jsonl", "-o", new),
             "other.jsonl, line 1: no column 'trace'; only files that `cwm export` wrote can",
         ),
-        (("import", "array.jsonl", new), "array.jsonl, line 1: not a JSON object, but a list"),
-        (("import", "cut.jsonl", new), "cut.jsonl, line 1: not JSON: Unterminated string"),
+        (("import", "array.jsonl", "-o", new), "array.jsonl, line 1: not a JSON object, but a list"),
+        (("import", "cut.jsonl", "-o", new), "cut.jsonl, line 1: not JSON: Unterminated string"),
         (
-            ("import", "utf8.jsonl", new),
+            ("import", "utf8.jsonl", "-o", new),
             "utf8.jsonl, line 1: not JSON: 'utf-8' codec can't decode byte 0xff in position 1",
         ),
-        (("import", "keys.jsonl", new), "keys.jsonl, line 1: expected key to be a string or null and metadata"),
-        (("import", "meta.jsonl", new), "meta.jsonl, line 1: expected key to be a string or null and metadata"),
-        (("import", "none", new), "none: expected a name that ends in .parquet or .jsonl or .cwmtraces or .cwmtrace"),
-        (("import", "none.jsonl", new), "none.jsonl: No such file or directory"),
-        (("import", "empty", new), "empty: no *.cwmtrace or *.cwmtraces file in this folder"),
+        (("import", "keys.jsonl", "-o", new), "keys.jsonl, line 1: expected key to be a string or null and metadata"),
+        (("import", "meta.jsonl", "-o", new), "meta.jsonl, line 1: expected key to be a string or null and metadata"),
+        (
+            ("import", "none", "-o", new),
+            "none: expected a name that ends in .parquet or .jsonl or .cwmtraces or .cwmtrace",
+        ),
+        (("import", "none.jsonl", "-o", new), "none.jsonl: No such file or directory"),
+        (("import", "empty", "-o", new), "empty: no *.cwmtrace or *.cwmtraces file in this folder"),
     ]:
         assert message in failure(capsys, *argv)
         assert sorted(path.name for path in Path().iterdir()) == before
     pytest.importorskip("pyarrow")
-    assert failure(capsys, "import", "no.parquet", new).startswith(
+    assert failure(capsys, "import", "no.parquet", "-o", new).startswith(
         "cwm import: no.parquet: Parquet file size is 7 bytes"
     )
     assert sorted(path.name for path in Path().iterdir()) == before
@@ -177,8 +180,8 @@ def test_says_what_parquet_needs(store):
         import sys
         sys.modules["pyarrow"] = None  # as if it were not installed
         from cwm_core.cli import main
-        assert main(["export", "some.cwmtraces", "x.jsonl"]) == 0
-        sys.exit(main(["export", "some.cwmtraces", "x.parquet"]))
+        assert main(["export", "some.cwmtraces", "-o", "x.jsonl"]) == 0
+        sys.exit(main(["export", "some.cwmtraces", "-o", "x.parquet"]))
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], check=False, capture_output=True, text=True, timeout=60

@@ -62,7 +62,7 @@ def corpora(vocab_size):
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), code=st.sampled_from(list(CODES)))
-def test_what_the_format_describes_is_read(data, code):
+def test_the_documented_format_is_read(data, code):
     top = min(np.iinfo(CODES[code]).max, 2**31 - 1)
     sequences = st.lists(st.lists(st.integers(0, top), max_size=20), max_size=3)
     documents = data.draw(st.lists(sequences, min_size=1, max_size=12).filter(lambda all: any(map(any, all))))
@@ -79,7 +79,7 @@ def test_what_the_format_describes_is_read(data, code):
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), vocab_size=st.sampled_from([1, 300, 65_499, 65_500, 65_536, 128_256, 2**31]))
-def test_what_is_written_is_as_the_format_describes(data, vocab_size):
+def test_written_files_follow_the_documented_format(data, vocab_size):
     documents = data.draw(corpora(vocab_size))
     with tempfile.TemporaryDirectory() as folder:
         prefix = Path(folder, "new", "text_document")
@@ -92,7 +92,7 @@ def test_what_is_written_is_as_the_format_describes(data, vocab_size):
         assert sorted(os.listdir(prefix.parent)) == ["text_document.bin", "text_document.idx"]
 
 
-def test_megatrons_own_reader_reads_what_is_written(oracle, tmp_path):
+def test_megatrons_own_reader_reads_written_files(oracle, tmp_path):
     rng = np.random.default_rng(1)
     for vocab_size in (65_499, 65_500, 128_256):
         documents = [rng.integers(0, vocab_size, rng.integers(1, 3000)) for _ in range(300)]
@@ -105,7 +105,7 @@ def test_megatrons_own_reader_reads_what_is_written(oracle, tmp_path):
         assert all(np.array_equal(read[i], ids) for i, ids in enumerate(documents))
 
 
-def test_what_megatrons_own_writer_writes_is_read(oracle, tmp_path):
+def test_files_of_megatrons_own_writer_are_read(oracle, tmp_path):
     rng = np.random.default_rng(2)
     torch = pytest.importorskip("torch")
     for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.int64):
@@ -136,7 +136,7 @@ def batches(loader):
     seq_len=st.integers(1, 80),
     stop=st.integers(0, 20),
 )
-def test_the_loader_gives_what_it_gives_of_shards(documents, others, seed, packing, seq_len, stop):
+def test_the_loader_yields_the_same_batches_as_from_shards(documents, others, seed, packing, seq_len, stop):
     with tempfile.TemporaryDirectory() as folder:
         with (
             MegatronWriter(f"{folder}/indexed", 300) as indexed,
@@ -241,7 +241,7 @@ def test_the_vocabulary_comes_from_another_source_or_the_caller(tmp_path):
             next(loader)
     assert cwm.PackedLoader(prefix, 8).vocab_size is None
     assert next(cwm.PackedLoader(prefix, 8)).tokens[0, :2].tolist() == [1, 200]
-    with pytest.raises(ValueError, match="traces: the data have a vocabulary of 200, not 201"):
+    with pytest.raises(ValueError, match="traces: the shards have a vocabulary of 200 ids, not 201"):
         cwm.PackedLoader(known, 8, vocab_size=201)
     with pytest.raises(ValueError, match=wrong):
         cwm.Shards(prefix, vocab_size=200).verify()
@@ -271,7 +271,7 @@ def test_a_cut_under_a_running_loader_is_an_error_that_skips_nothing(tmp_path, e
     intact, given = path.read_bytes(), [next(loader).tokens.tolist()]
     with path.open("r+b") as file:  # in place: the loader has this file mapped
         file.truncate(4096)
-    with pytest.raises(ValueError, match=rf"web\{extension}: truncated to 4096 bytes while it was open"):
+    with pytest.raises(ValueError, match=rf"web\{extension}: truncated to 4096 bytes while open"):
         for batch in loader:
             given.append(batch.tokens.tolist())
     with path.open("r+b") as file:

@@ -164,7 +164,7 @@ def test_a_shared_prefix_is_read_once():
         assert handle.reused == 0
 
 
-def test_what_a_ring_lost_is_not_copied_from_a_copy():
+def test_positions_that_a_ring_lost_are_not_copied_from_a_copy():
     """A sequence taken up again near its end is shorter than a ring, and yet its first positions are gone."""
     engine = Engine(MODEL)
     prompts = [random_prompt(20), [*random_prompt(20)[:14], 0], [*random_prompt(20)[:5], 0, 0]]
@@ -463,7 +463,7 @@ def test_attention_in_splits_equals_the_formula(splits, window):
 
 
 def varlen_attn(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, enable_gqa, seqused_k):
-    """What PyTorch documents of its own, which runs on CUDA alone."""
+    """Compute what PyTorch documents for its own kernel, which runs only on CUDA."""
     assert enable_gqa and max_q == 1 and {x.dtype for x in (cu_seq_q, cu_seq_k, seqused_k)} == {torch.int32}
     assert len(cu_seq_q) == len(cu_seq_k) == len(seqused_k) + 1 and cu_seq_q[-1] == len(q) and cu_seq_k[-1] == len(k)
     out = torch.empty_like(q)

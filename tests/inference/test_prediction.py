@@ -211,7 +211,7 @@ def test_scores_of_an_altered_trace(trace: cwm.Trace) -> None:
     assert score_trace(trace, spelled).output == 1.0
 
 
-def test_baseline_repeats_the_state_and_goes_on() -> None:
+def test_baseline_repeats_the_state_and_takes_the_next_line() -> None:
     trace = cwm.record_source("def f(n):\n    a = 1\n    a\n    a\n    return a\n", "f(2)")
     # Lines are right after both def lines and the first three lines of f; states are right where nothing changed.
     scores = next_line_baseline(trace)
@@ -229,7 +229,7 @@ def test_next_line_baseline_of_changes_only() -> None:
     assert next_line_baseline(coarse).state == pytest.approx(2 / 6)
 
 
-def test_means_leave_out_what_has_no_score() -> None:
+def test_means_ignore_missing_scores() -> None:
     some = TraceScores(1.0, 1.0, 0.5, 0.5, None, 1.0, 1.0)
     none = TraceScores(0.0, 0.0, 0.0, 0.0, None, 0.0, 0.0)
     assert mean_scores([some, none]) == TraceScores(0.5, 0.5, 0.25, 0.25, None, 0.5, 0.5)
@@ -241,7 +241,7 @@ NESTED = "def g(n):\n    return n + 1\ndef f(n):\n    a = g(n)\n    return a * 2
 
 
 def prediction_of(tokenizer: cwm.Tokenizer, code: str, frames: int | None) -> tuple[Any, cwm.Trace]:
-    """What `predict_output` says when the model writes so many frames of the real trace, None for all of it."""
+    """Return the result of `predict_output` for a model that writes this many frames of the real trace (None: all)."""
     real = cwm.record_source(code, "f(3)")
     ids = tokenizer.encode_trace(real)
     if frames is not None:

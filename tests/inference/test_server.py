@@ -563,7 +563,7 @@ def test_requests_have_a_time(stream):
     assert not engine.handles
 
 
-def test_stopping_ends_what_is_open():
+def test_stopping_ends_open_requests():
     engine = ScriptedEngine(TOKENIZER, seconds=0.01)
     app = app_of(engine, TOKENIZER)
 

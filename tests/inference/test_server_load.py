@@ -176,7 +176,7 @@ def test_who_does_not_read_is_given_up():
         client.close()
 
 
-def test_what_waits_for_a_client_has_bounds(monkeypatch):
+def test_output_that_waits_for_a_client_is_bounded(monkeypatch):
     monkeypatch.setattr(engine_thread, "MAX_UNREAD", 100)
     engine = ScriptedEngine(TOKENIZER, max_length=10**9, seconds=0.0001)
     app = app_of(engine, TOKENIZER)
@@ -267,7 +267,7 @@ def test_garbage_is_answered_or_closed():
         assert httpx.get(url + "/health").status_code == 200
 
 
-def test_requests_are_finished_at_the_end_or_told_so():
+def test_open_requests_finish_or_fail_at_shutdown():
     for seconds, drain in [(0.005, 10), (0.05, 1)]:
         engine = ScriptedEngine(TOKENIZER, seconds=seconds)
         answers = []

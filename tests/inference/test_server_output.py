@@ -1,4 +1,4 @@
-"""What the server makes of tokens: stop strings, reasoning, tool calls; however they are cut into pieces."""
+"""Test how the server turns tokens into stop strings, reasoning, and tool calls, however the text is cut."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("httpx")
 
-from cwm_core.inference.server.chat import Call, Parts, Splitter, Tool, to_messages
+from cwm_core.inference.server.chat import FunctionTool, Parts, Splitter, ToolCall, to_messages
 from cwm_core.inference.server.output import Output, StopStrings
 from cwm_core.tokenizer.chat import REASONING_SYSTEM_PROMPT
 from hypothesis import example, given
@@ -28,7 +28,7 @@ SHORT = st.text("ab\n", max_size=20)
 
 
 def stopped(text, stops):
-    """The shortest beginning of the text that ends with a stop string, without the longest such; else the text."""
+    """Return the shortest prefix that ends with a stop string, without the longest such string; otherwise the text."""
     for end in range(len(text) + 1):
         hits = [stop for stop in stops if text[:end].endswith(stop)]
         if hits:
@@ -66,13 +66,15 @@ PIECES = st.sampled_from([
 ])  # fmt: skip
 ANSWERS = st.lists(PIECES, max_size=16).map("".join)
 CALL = re.compile(r"^<tool: (?=[^>\n]*[^>\s])([^>\n]+)>[ \t]*\n(.*?)^</tool>[ \t]*(?:\n|\Z)", re.MULTILINE | re.DOTALL)
-BASH = Tool("bash", "Runs commands.", {"properties": {"command": {"type": "string", "description": "what to run"}}})
-EDIT = Tool("edit", "", {"properties": {"path": {"type": "string"}, "text": {"type": "string"}}})
+BASH = FunctionTool(
+    "bash", "Runs commands.", {"properties": {"command": {"type": "string", "description": "what to run"}}}
+)
+EDIT = FunctionTool("edit", "", {"properties": {"path": {"type": "string"}, "text": {"type": "string"}}})
 PREFIXES = st.sampled_from(["", "<think>\n", "<think>\nSo ", "It is", "It is\n", "<think>\nx\n</think>\n"])
 
 
 def split_at_once(text, prefix, tools):
-    """The definition, on the whole text."""
+    """Apply the definition to the whole text."""
     reasoning, is_fresh = "", False
     whole = prefix + text
     if (
@@ -100,8 +102,8 @@ def split_at_once(text, prefix, tools):
     found = CALL.search(text) if tools else None
     while found:
         parts.content += text[: found.start()]
-        tool = {tool.name: tool for tool in tools}.get(found[1].strip(), Tool(found[1].strip(), "", {}))
-        parts.calls += (Call(tool.name, tool.arguments(found[2].removesuffix("\n"))),)
+        tool = {tool.name: tool for tool in tools}.get(found[1].strip(), FunctionTool(found[1].strip(), "", {}))
+        parts.calls += (ToolCall(tool.name, tool.arguments(found[2].removesuffix("\n"))),)
         text = text[found.end() :].lstrip()
         found = CALL.search(text)
     parts.content += text
@@ -123,7 +125,7 @@ def test_answers_split_by_the_definition_however_they_are_cut(text, cuts, prefix
 def test_an_answer_with_everything():
     splitter = Splitter([BASH], "<think>\n")
     parts = splitter.feed("I look.\n</think>\n\nLet me look.\n<tool: bash>\nls -l\ncat x\n</tool>") + splitter.finish()
-    assert parts == Parts("I look.", "Let me look.\n", (Call("bash", '{"command": "ls -l\\ncat x"}'),))
+    assert parts == Parts("I look.", "Let me look.\n", (ToolCall("bash", '{"command": "ls -l\\ncat x"}'),))
 
 
 def test_content_streams_at_once_where_no_tag_begins():

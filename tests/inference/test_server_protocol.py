@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("starlette")
 
-from cwm_core.inference.server.chat import Tool
+from cwm_core.inference.server.chat import FunctionTool
 from serving import ScriptedEngine, app_of, ask, client_of, post
 from test_server import EOT, TOKENIZER, app_that_says, assert_error, chat, completion, says
 
@@ -61,7 +61,7 @@ def test_an_earlier_call_without_arguments_is_written_without_content():
 
 
 def test_contents_and_arguments_of_a_tool_that_takes_nothing_are_inverse():
-    tool = Tool("now", "", {"type": "object", "properties": {}})
+    tool = FunctionTool("now", "", {"type": "object", "properties": {}})
     assert tool.content(tool.arguments("")) == ""
     assert tool.arguments(tool.content("{}")) == "{}"
 

@@ -24,7 +24,7 @@ values = st.recursive(
 
 
 def strictly_equal(a, b):
-    """The slow definition: same types, and pairs found one by one."""
+    """Compare by the slow definition: equal types, and pairs found one by one."""
     if type(a) is not type(b):
         return False
     if isinstance(a, float):
@@ -94,7 +94,7 @@ def test_examples(a, b, equal):
     ],
     ids=lambda text: f"{text[:12]!a}-{len(text)}",
 )  # fmt: skip
-def test_what_is_no_literal_is_an_error_and_compares_as_text(text):
+def test_other_text_than_literals_is_an_error_and_compares_as_text(text):
     with pytest.raises(ValueError, match="literal"):
         evaluate_literal(text)
     assert literals_equal(text, text)

@@ -36,7 +36,7 @@ def test_programs_that_misbehave_are_recorded(problem):
     assert recorded(problem.code, problem.call).value.result == "1"
 
 
-def test_what_programs_raise_is_recorded():
+def test_exceptions_of_programs_are_recorded():
     for what in ("ValueError(1)", "SystemExit(0)", "KeyboardInterrupt()"):
         assert recorded(f"def f(x):\n    raise {what}\n", "f(1)").value.exception == what
 

@@ -205,7 +205,7 @@ def test_flex_on_a_cpu_says_that_it_cannot_train():
 def documented_varlen_attn(
     query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False
 ):
-    """What PyTorch documents of `torch.nn.attention.varlen.varlen_attn`, with dense masks, in float64."""
+    """Compute what PyTorch documents for `torch.nn.attention.varlen.varlen_attn`, with dense masks, in float64."""
     assert enable_gqa and query.dtype == key.dtype == value.dtype == torch.bfloat16
     assert cu_seq_q.dtype == torch.int32 and cu_seq_q.diff().max() <= max_q == max_k
     left, right = window_size
@@ -484,7 +484,7 @@ def test_local_attention_costs_what_its_window_does(window):
 
 
 def test_local_attention_keeps_one_mask():
-    """What autograd saves doubles with the document, but for the mask that all blocks share."""
+    """Check that saved memory doubles with the document, except for the mask that all blocks share."""
     saved = []
     for n in (4096, 8192):
         storages = {}

@@ -53,7 +53,7 @@ def test_positions_outside_the_mask_may_have_any_target():
     assert tokens[1] == 0 and tokens[0] > 0 and tokens[2] > 0
 
 
-def test_nothing_is_computed_for_gradients_that_nobody_wants():
+def test_unneeded_gradients_are_not_computed():
     hidden, weight = torch.randn(30, 4), torch.randn(9, 4, requires_grad=True)
     targets = torch.randint(9, (30,))
     with torch.no_grad():

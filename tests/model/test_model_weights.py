@@ -299,7 +299,7 @@ MEMORY = """
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured as Linux does")
 def test_in_memory_are_the_model_and_a_tensor(tmp_path):
-    """By the peak of resident memory, mapped pages included; the allocator is told to give back what is freed."""
+    """Measure the peak of resident memory, mapped pages included. The allocator returns freed memory to the system."""
     command = [sys.executable, "-c", textwrap.dedent(MEMORY), str(tmp_path)]
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
@@ -430,7 +430,7 @@ def test_arguments_that_make_no_sense_are_refused(tmp_path):
 
 
 def test_shards_and_index_are_of_the_form_that_others_expect(folder):
-    """What vLLM's loader goes by: files named in the index, each tensor in one, their total size, the class's name."""
+    """Check what vLLM relies on: the files in the index, one file per tensor, the total size, the class name."""
     index = json.loads((folder / huggingface.INDEX).read_text())
     shards = {file.name: load_file(file) for file in folder.glob("*.safetensors")}
     assert sorted(shards) == [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]

@@ -101,7 +101,7 @@ def damaged(tmp_path_factory):
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         ("\udcff", "is not JSON"),
-        ("[]", "holds list"),
+        ("[]", "expected a JSON object, got a list"),
         ("{}", "model_type"),
         ('{"model_type": "cwm"}', "lacks"),
     ],

@@ -19,7 +19,7 @@ from cwm_core.planning.plan import (
     CHECKPOINTING,
     STAGES,
     Cluster,
-    Documents,
+    DocumentGroup,
     Workload,
     activation_bytes,
     communication,
@@ -118,7 +118,7 @@ def test_attention_is_counted_by_the_mask_of_packed_documents(config, kinds, cap
         (causal_mask(n, n, cap if window is None else window, torch.device("cpu")) & same).sum().item()
         for window in config.layer_windows
     )
-    work = work_of(64, documents=tuple(Documents(length, copies, cap) for length, copies in kinds))
+    work = work_of(64, documents=tuple(DocumentGroup(length, copies, cap) for length, copies in kinds))
     expected = 4 * config.num_attention_heads * config.head_dim * pairs / n
     assert forward_flops(config, work)[2] == pytest.approx(expected, rel=1e-12)
 
@@ -145,7 +145,7 @@ def test_flops_are_those_pytorch_counts(config, rows, n):
 @given(models(), st.lists(st.integers(1, 400), min_size=1, max_size=5), st.none() | st.integers(1, 300))
 def test_flops_of_documents_are_those_planned(config, lengths, cap):
     """Those of one batch are what a plan says of its documents, a token; without loss the output layer has none."""
-    kinds = tuple(Documents(length, 1.0, cap) for length in lengths)
+    kinds = tuple(DocumentGroup(length, 1.0, cap) for length in lengths)
     linear, head, attention = forward_flops(config, work_of(400, documents=kinds))
     tokens = sum(lengths)
     assert training_flops(config, lengths, tokens, cap) == pytest.approx(3 * (linear + head + attention) * tokens)
@@ -250,8 +250,11 @@ SAVING = preset(
 
 
 def cpu_only(config, n, dtype, norms):
-    """What the CPU keeps beyond a plan: its RMSNorm is composed of operations that keep float32 copies of the input
-    and the normalized input, where CUDA's fused one keeps the input; token ids, once, are not worth planning."""
+    """Return the bytes that the CPU keeps beyond a plan.
+
+    Its RMSNorm consists of operations that keep float32 copies of the input and the normalized input. CUDA's fused one
+    keeps only the input. The token ids, kept once, are not planned.
+    """
     stream = {"float32": 4, "bfloat16": 2, "autocast": 4}[dtype]
     return norms * config.hidden_size * n * (4 + 4 - stream) + 8 * n
 
@@ -271,7 +274,7 @@ def test_activations_are_what_autograd_saves(dtype, lengths):
             return model.hidden(tokens, offsets)
 
     kind = "float32" if dtype == "float32" else "bfloat16"
-    documents = tuple(Documents(length) for length in lengths)
+    documents = tuple(DocumentGroup(length) for length in lengths)
     planned = activation_bytes(SAVING, work_of(n, dtype=kind, documents=documents), autocast=dtype == "autocast") * n
     matrices = sum(p.numel() for name, p in model.layers.named_parameters() if p.dim() == 2)
     copies = 2 * matrices if dtype == "autocast" else 0  # planned with the output layer's under "communication"
@@ -326,7 +329,7 @@ class Collectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def received(self, part):
-        """Bytes that one of four ranks receives, three quarters of what is gathered or reduced and scattered."""
+        """Return the bytes that one of four ranks receives: three quarters of the gathered or reduced data."""
         return sum(size for name, size in self.seen if part in name) * 3 / 4
 
 
@@ -532,8 +535,8 @@ def test_splits_that_cannot_be():
 
 
 def test_parse_documents():
-    assert parse_documents("100") == (Documents(100),)
-    assert parse_documents("100:2,300:0.5:64") == (Documents(100, 2.0), Documents(300, 0.5, 64))
+    assert parse_documents("100") == (DocumentGroup(100),)
+    assert parse_documents("100:2,300:0.5:64") == (DocumentGroup(100, 2.0), DocumentGroup(300, 0.5, 64))
     for text in ("", "a", "100:", "100:1:2:3", "1.5", "100,"):
         with pytest.raises(ValueError, match=r"is not LENGTH\[:SHARE\[:WINDOW\]\]"):
             parse_documents(text)

@@ -92,7 +92,7 @@ FIRST_ARRAYS = {
 
 
 @pytest.mark.parametrize("call", FIRST_ARRAYS.values(), ids=FIRST_ARRAYS)
-def test_ctrl_c_while_numpy_is_imported_is_no_panic(folder, call):
+def test_ctrl_c_while_numpy_is_imported_does_not_panic(folder, call):
     """The first native call that needs arrays imports NumPy; Ctrl-C is pressed at that moment."""
     program = f"""
 import os, signal, sys

@@ -74,7 +74,7 @@ def test_lines_are_numbered_as_an_editor_does(tmp_path):
         (b"\x28\xb5\x2f\xfd" + b"\xff" * 9, r"cut or damaged after line 0"),
     ],
 )
-def test_what_cannot_be_read_is_named(data, why, tmp_path):
+def test_unreadable_files_are_named(data, why, tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(data)
     with pytest.raises(DamagedFileError, match=rf"rows\.jsonl.*{why}"):
         list(read_rows(tmp_path / "rows.jsonl"))

@@ -122,7 +122,7 @@ def test_the_key_reaches_the_workers_of_a_running_cluster_and_no_file(tmp_path):
         running_cluster(tmp_path, "--num-cpus=1", f"--temp-dir={short}") as address,
         bad_server(reply(answer)) as served,
     ):
-        command = [sys.executable, "-m", "cwm_core", "corpus", "functions", "doors.py", "--licence", "MIT"]
+        command = [sys.executable, "-m", "cwm_core", "corpus", "functions", "doors.py", "--license", "MIT"]
         command += ["--budget", "10", "--ray", "--endpoint", served.url, "--model", "m", "-o", "out"]
         command += ["--tokenizer", "vocabulary"]
         variables = ENVIRONMENT | {"RAY_ADDRESS": address, "CWM_API_KEY": key}
@@ -135,7 +135,7 @@ def test_the_key_reaches_the_workers_of_a_running_cluster_and_no_file(tmp_path):
 
 
 @pytest.mark.parametrize("seconds", [1, 4, 8])
-def test_an_interrupt_while_a_cluster_starts_is_no_crash(seconds):
+def test_an_interrupt_while_a_cluster_starts_does_not_crash(seconds):
     interrupt = f"threading.Timer({seconds}, os.kill, (os.getpid(), signal.SIGINT)).start()"
     code = f"""
 import os, signal, threading, time

@@ -149,7 +149,7 @@ def test_reasoning_content_is_what_the_model_wrote(llama):
     assert llama.encode_chat([without])[0].tolist() == llama.encode_chat([plain])[0].tolist()
 
 
-def test_an_assistants_prefix_is_continued_as_it_is(llama, peer):
+def test_an_assistants_prefix_is_continued_unchanged(llama, peer):
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "<think>\nSo "}]
     expected = chat_by_hand(
         peer, "<|begin_of_text|>", *header("user"), "hi", "<|eot_id|>", *header("assistant"), "<think>\nSo "

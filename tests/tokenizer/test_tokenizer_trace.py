@@ -118,7 +118,7 @@ def test_no_ids_are_an_error(llama, ids):
     assert parsed.error is None or 0 <= parsed.error_offset <= len(ids)
 
 
-def test_what_no_trace_contains_stops_the_parse(llama, trace):
+def test_tokens_outside_the_format_stop_the_parse(llama, trace):
     ids = llama.encode_trace(trace)
     end = llama.trace_tokens(trace).spans[3, 1, 1]
     for foreign in (-1, SPECIAL["<|eot_id|>"], 128_256, 2**31 - 1):

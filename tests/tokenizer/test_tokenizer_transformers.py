@@ -121,7 +121,7 @@ def test_reasoning_is_off_by_default(pair):
 @pytest.mark.parametrize(
     "message", [{"role": "tool: bash", "content": "\nx"}, {"role": "user", "content": "x <|eot_id|>"}]
 )
-def test_what_a_template_cannot_express(pair, message):
+def test_chats_that_a_template_cannot_express(pair, message):
     ours, theirs = pair
     ids, _ = ours.encode_chat([message])
     assert theirs.apply_chat_template([message], return_dict=True)["input_ids"] != ids.tolist()
@@ -158,7 +158,7 @@ def test_special_tokens_have_their_roles(pair):
     assert theirs.decode([special["<|eot_id|>"], *ours.encode("x")], skip_special_tokens=True) == "x"
 
 
-def test_what_transformers_saves_loads_here(pair, tmp_path):
+def test_files_saved_by_transformers_load(pair, tmp_path):
     ours, theirs = pair
     theirs.save_pretrained(tmp_path)
     again = Tokenizer.load(tmp_path)

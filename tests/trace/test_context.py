@@ -212,7 +212,7 @@ def lines_with(*texts: str) -> list[int]:
     return [n for n, line in enumerate(SOURCE.split("\n"), 1) if any(text in line for text in texts)]
 
 
-def test_what_is_touched() -> None:
+def test_touched_parts() -> None:
     context = touched(SOURCE, lines_with("return scaled(r)"))
     assert (
         context.code
@@ -254,7 +254,7 @@ class Circle(Base):
         (46, ["from math import pi", "SCALE = 2"]),  # at distance 2 the later ones go first, ...
     ],
 )
-def test_what_is_touched_least_directly_goes_first(budget: int, left_out: list[str]) -> None:
+def test_the_most_distant_parts_are_dropped_first(budget: int, left_out: list[str]) -> None:
     whole = touched(SOURCE, lines_with("return scaled(r)"))
     context = touched(SOURCE, lines_with("return scaled(r)"), budget=budget, count_tokens=words)
     gone = set(whole.code.split("\n")) - set(context.code.split("\n"))
@@ -263,7 +263,7 @@ def test_what_is_touched_least_directly_goes_first(budget: int, left_out: list[s
     )
 
 
-def test_what_was_executed_is_never_left_out() -> None:
+def test_executed_code_is_never_left_out() -> None:
     with pytest.raises(ContextTooLarge, match="the budget is 5"):
         touched(SOURCE, lines_with("return scaled(r)"), budget=5, count_tokens=words)
     context = touched(SOURCE, lines_with("y = x"), budget=22, count_tokens=words)
@@ -281,7 +281,7 @@ def test_marks_and_bad_input() -> None:
     assert f"def scaled(x):{MARK}\n" in context.marked(entry)
     with pytest.raises(ValueError, match="does not contain line 1 "):
         context.marked(1)
-    with pytest.raises(ValueError, match="line 100 of a file of"):
+    with pytest.raises(ValueError, match="line 100 is out of range for a file of"):
         touched(SOURCE, [100])
     with pytest.raises(ValueError, match="needs count_tokens"):
         touched(SOURCE, [1], budget=3)
@@ -342,6 +342,6 @@ def test_a_call_behind_a_file_is_parsed_as_with_it(before):
 
 
 @pytest.mark.parametrize("before", ['"""\n', "x = (\n", "x = \\\n"])
-def test_what_does_not_end_before_a_call_is_told(before):
+def test_code_that_continues_after_a_call_is_reported(before):
     with pytest.raises(SyntaxError):
         context._parsed([before, "def main():\n", "    return 1\n"])

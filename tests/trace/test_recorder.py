@@ -429,6 +429,39 @@ def test_record_a_block() -> None:
     assert written(traces[0]) == oracle.record(add, 1)
 
 
+def caught() -> None:
+    with contextlib.suppress(LookupError):
+        fails()
+
+
+@pytest.mark.parametrize("options", [{}, {"calls_only": True}, {"max_depth": 1}])
+def test_traces_of_a_block_have_their_outcomes(options: dict) -> None:
+    with cwm.Recorder(**options) as traces:
+        add(1)
+        list(count(1))
+        caught()
+        with contextlib.suppress(LookupError):
+            fails()
+    outcomes = [(trace.result, trace.exception) for trace in traces]
+    expected = (
+        (cwm.record(add, 1).result, None),
+        ("0", None),
+        ("None", None),
+        ("None", None),
+        (None, "LookupError('gone')"),
+    )
+    assert outcomes == list(expected)
+    parsed = [cwm.Trace.parse(trace.to_text()).trace for trace in traces]
+    assert [(trace.result, trace.exception) for trace in parsed] == outcomes
+
+
+def test_a_truncated_trace_of_a_block_has_no_outcome() -> None:
+    with cwm.Recorder(max_frames=len(cwm.record(add, 1)) + 1) as traces:
+        add(1)
+        caught()
+    assert [(trace.result is None, trace.truncated) for trace in traces] == [(False, None), (True, "max_frames")]
+
+
 def test_scope_of_paths_and_package(tmp_path: Path) -> None:
     package = tmp_path / "pack"
     package.mkdir()
@@ -468,6 +501,11 @@ def test_limits_keep_what_was_recorded(limit: dict) -> None:
     assert len(trace) == 50 if "max_frames" in limit else len(trace) > 10
 
 
+@pytest.mark.parametrize("seconds", [1e300, float("inf"), 2**64])
+def test_a_time_beyond_the_clock_is_no_limit(seconds: float) -> None:
+    assert cwm.Recorder(max_seconds=seconds).record(add, 1).truncated is None
+
+
 def test_the_limit_is_raised_again_at_each_event() -> None:
     code = """
 def g():
@@ -490,7 +528,7 @@ def interrupted() -> None:
     raise KeyboardInterrupt
 
 
-def test_keyboard_interrupt_goes_on_and_loses_nothing() -> None:
+def test_keyboard_interrupt_propagates_and_loses_nothing() -> None:
     recorder = cwm.Recorder()
     with pytest.raises(KeyboardInterrupt):
         recorder.record(interrupted)
@@ -622,8 +660,14 @@ def test_misuse_is_a_clear_error() -> None:
         cwm.record(len, [])
     with pytest.raises(SyntaxError):
         cwm.record_source("def f(:\n", "f()")
-    with pytest.raises(ValueError, match="max_seconds"):
-        cwm.Recorder(max_seconds=-1).record(add, 1)
+    for call in ("", "add(1); 3", "# add(1)", "add = 1"):
+        with pytest.raises(SyntaxError):
+            cwm.record_source("", call)
+    for seconds in (-1, -1e-9, float("nan")):
+        with pytest.raises(ValueError, match="max_seconds must be at least 0, got"):
+            cwm.Recorder(max_seconds=seconds)
+    with pytest.raises(TypeError, match="max_seconds must be a number or None, got '1'"):
+        cwm.Recorder(max_seconds="1")
     with pytest.raises(ValueError, match="max_value_chars must be at most"):
         cwm.Recorder(max_value_chars=2**40).record(add, 1)
     recording = Recording([], [])

@@ -1,4 +1,4 @@
-"""Code objects come and go while they are recorded: each is told from the one that had its address before."""
+"""Test code objects that are created and freed during a recording, at addresses that are reused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def returns_of_f(trace: cwm.Trace) -> list[tuple[dict[str, str], str]]:
 
 
 def expected(numbers: range) -> list[tuple[dict[str, str], str]]:
-    """What they are, the unchanged ones as the step before showed them."""
+    """Return the variables, with unchanged ones as the previous step showed them."""
     return [({"a": "..", f"v{n:03}": str(n * 2)}, str(n * 2)) for n in numbers]
 
 

@@ -1,4 +1,4 @@
-"""What can be recorded: each kind of callable and block enters as the trace format says, and equals the oracle."""
+"""Test every kind of callable and block: the entry follows the trace format, and the trace equals the oracle."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def under_an_empty_hook(call: Probe) -> None:
 
 
 def natively_recorded(call: Probe) -> None:
-    """As deep in the stack as the two above."""
+    """Record at the same stack depth as the two functions above."""
     recording = Recording([__file__], [])
     recording.run(call, ())
     assert recording.finish(lambda name: [], lambda *entry: "")[0].exception is None
@@ -57,7 +57,7 @@ def result_under(caller: Callable[[Probe], Any], function: Probe) -> Any:
 
 
 class Noisy:
-    """Tells when it dies."""
+    """An object that reports when it is freed."""
 
     def __init__(self, name: str, log: list[Any]) -> None:
         self.name, self.log = name, log
@@ -597,7 +597,7 @@ def test_a_block_restores_the_trace_function(end: str) -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is new in 3.12")
-def test_monitoring_tools_go_on() -> None:
+def test_monitoring_tools_keep_working() -> None:
     monitoring = sys.monitoring
 
     def run(caller: Callable[[Probe], Any]) -> list[str]:

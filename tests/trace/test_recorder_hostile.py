@@ -13,7 +13,7 @@ import pytest
 
 
 def in_a_child(program: str, timeout: float = 60) -> Any:
-    """What the program prints, as JSON; a process that dies fails the test."""
+    """Return the output of the program, parsed as JSON. A process that dies fails the test."""
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(program)],
         capture_output=True,
@@ -391,7 +391,7 @@ def test_block_ended_by_another_thread() -> None:
     assert shown == [["RuntimeError"], 1, None]
 
 
-def test_what_a_signal_handler_raises_during_a_repr_reaches_the_program() -> None:
+def test_exceptions_of_signal_handlers_during_a_repr_reach_the_program() -> None:
     code = """
 import signal, time
 class Slow:

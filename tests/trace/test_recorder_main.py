@@ -174,7 +174,7 @@ print(json.dumps(state))
 
 
 def states(arguments: list[str], cwd: Path, *flags: str) -> tuple[list, list]:
-    """What a program sees under Python and under `cwm record`."""
+    """Return the output of a program under Python and under `cwm record`."""
     plain = [sys.executable, *flags, *arguments]
     recorded = [
         sys.executable,

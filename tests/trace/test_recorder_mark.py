@@ -132,7 +132,7 @@ def test_a_source_with_warnings_of_its_own_gives_none(tmp_path: Path) -> None:
 
 
 def test_a_source_that_no_longer_parses(tmp_path: Path) -> None:
-    """Of another version, say: then the mark stands where the code says that it begins."""
+    """If the lines differ, for example in another version, the mark is where the code says that it begins."""
     module = loaded(tmp_path / "marked.py", HEAD + "@(\n    keep\n)\ndef f():\n    return 1\n")
     (tmp_path / "marked.py").write_text(HEAD + "@(\n    keep\n\ndef f(:\n")
     assert marked(cwm.record(module.f)) == "keep"

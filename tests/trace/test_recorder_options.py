@@ -1,4 +1,4 @@
-"""What a recording can be asked for: object state, the program's output, levels, limits."""
+"""Test the options of a recording: object state, the program's output, levels, limits."""
 
 from __future__ import annotations
 

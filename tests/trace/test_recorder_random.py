@@ -1,4 +1,4 @@
-"""Random whole programs: the recorder equals the oracle frame for frame, and leaves what they do as it is."""
+"""Record random whole programs: traces equal those of the oracle, and the programs behave as without a recorder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CALL = "f(1, [2], 's')"
 
 
 class Outcome(NamedTuple):
-    """What a program does: the value or exception it ends with, and what it prints."""
+    """Return the behavior of a program: its final value or exception, and its output."""
 
     end: str
     printed: str
@@ -33,7 +33,7 @@ def told(end: str, printed: io.StringIO) -> Outcome:
 
 
 def outcome(code: str, call: Callable[[Callable[[], Any]], Any]) -> Outcome:
-    """Of the program ``code``, whose ``main`` is run by ``call``."""
+    """Return the behavior of the program `code`, whose `main` is run by `call`."""
     with oracle.running_main(code, CALL) as main, contextlib.redirect_stdout(io.StringIO()) as printed:
         try:
             end = "returned " + oracle.render(call(main))

@@ -1,4 +1,4 @@
-"""Which code is in scope when one file has many names, and what is said where no code was."""
+"""Test which code is in scope if a file has many names, and the warning if no code was."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_code_beyond_a_link_in_the_scope_is_in_it(project: Path) -> None:
     assert entered(cwm.Recorder(scope=[project.parent / "elsewhere"]).record(module.calls, 2)) == both[1:]
 
 
-def test_what_is_beside_the_scope_is_out_of_it(project: Path, monkeypatch: Any) -> None:
+def test_files_beside_the_scope_are_outside_it(project: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(project)
     module = imported("pack_a.caller", through_dots(project))
     (project / "pack_a2").mkdir()
@@ -111,7 +111,7 @@ def test_what_is_beside_the_scope_is_out_of_it(project: Path, monkeypatch: Any) 
 
 
 def test_code_of_no_file_is_in_no_folder(tmp_path: Path, monkeypatch: Any) -> None:
-    """`exec` and the like name their code `<string>`, which is no file in the working directory."""
+    """`exec` and similar functions name their code `<string>`, which is not a file in the working directory."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec("def f():\n    return 1\n", names)
@@ -158,7 +158,7 @@ def test_file_names_that_are_none(tmp_path: Path, name: str) -> None:
 # ---- nothing recorded
 
 
-def test_nothing_recorded_names_what_was_seen(project: Path) -> None:
+def test_an_empty_recording_names_the_files_that_ran(project: Path) -> None:
     module = imported("pack_a.caller", project)
     recorder = cwm.Recorder(scope=[project / "tests"])
     with pytest.warns(RuntimeWarning, match="no frames were recorded") as found:

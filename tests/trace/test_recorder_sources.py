@@ -58,7 +58,7 @@ def test_a_reloaded_module_has_its_new_lines(folder: Path) -> None:
 
 
 def test_an_edit_that_keeps_size_and_time(folder: Path) -> None:
-    """What `linecache` cannot tell from the version that it knows."""
+    """An edit that `linecache` cannot distinguish from the version that it knows."""
     path = folder / "touched.py"
     path.write_text("def f(n):\n    return n + 1\n")
     times = os.stat(path).st_atime_ns, os.stat(path).st_mtime_ns
@@ -124,8 +124,8 @@ def test_a_source_that_is_not_text(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/proc/self/mem", "FIFO", "FOLDER"])
-def test_a_file_that_is_no_source(folder: Path, path: str) -> None:
-    """A name that a program gives its code is not trusted: nothing is read that has no end."""
+def test_a_file_that_is_not_source_code(folder: Path, path: str) -> None:
+    """File names that a program gives its code are untrusted: endless files are not read."""
     os.mkfifo(folder / "FIFO")
     (folder / "FOLDER").mkdir()
     names: dict[str, Any] = {}

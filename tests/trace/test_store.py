@@ -75,7 +75,7 @@ def test_by_index_by_key_and_in_order(path, traces):
     for number, (key, metadata, trace) in enumerate(reader.entries()):
         assert (key, metadata["number"], trace) == (reader.key(number), number, traces[number])
     for index in (len(traces), -len(traces) - 1, 10**18):
-        with pytest.raises(IndexError, match=f"trace {index} of a store of {len(traces)}"):
+        with pytest.raises(IndexError, match=f"trace index {index} is out of range for a store of {len(traces)}"):
             reader[index]
     with pytest.raises(TypeError):
         reader[1.0]
@@ -90,7 +90,7 @@ def test_metadata_is_any_json_and_the_rest_is_filled_in(path, traces):
     raised = cwm.record_source("def f():\n    raise ValueError(1)\n", "f()")
     cut = cwm.Recorder(max_frames=3).record_source("def f():\n    return 1\n", "f()")
     parsed = cwm.Trace.parse(traces[0].to_text().removesuffix("<|end_of_text|>")).trace
-    given = {"source": "é\ud800", "licence": None, "nested": [1, 2.5, {"a": [True, {}]}], "outcome": "mine"}
+    given = {"source": "é\ud800", "license": None, "nested": [1, 2.5, {"a": [True, {}]}], "outcome": "mine"}
     with cwm.TraceWriter(path) as writer:
         for trace in (traces[0], raised, cut, parsed):
             writer.add(trace)
@@ -113,7 +113,7 @@ def test_a_key_is_there_once(path, traces):
         writer.flush()
         writer.add(traces[1], key="b")
         for key, index in (("a", 0), ("b", 1)):  # in the file, and on its way
-            with pytest.raises(ValueError, match=f'trace {index} has the key "{key}" already'):
+            with pytest.raises(ValueError, match=f'trace {index} already has the key "{key}"'):
                 writer.add(traces[2], key=key)
         assert len(writer) == 2
     with cwm.TraceWriter(path, append=True) as writer:
@@ -121,7 +121,7 @@ def test_a_key_is_there_once(path, traces):
         for key in ("a", "b", ""):
             with pytest.raises(ValueError, match="already"):
                 writer.add(traces[3], key=key)
-        with pytest.raises(ValueError, match="a key of 65537 bytes"):
+        with pytest.raises(ValueError, match="the key has 65537 bytes"):
             writer.add(traces[3], key="x" * 65537)
         writer.add(traces[3], key="x" * 65536)
     reader = cwm.TraceReader(path)
@@ -189,7 +189,7 @@ def test_an_empty_store(path):
         assert len(writer) == 0
 
 
-def test_a_writer_leaves_what_was_added(path, traces):
+def test_a_writer_keeps_added_traces(path, traces):
     with pytest.raises(ZeroDivisionError), cwm.TraceWriter(path) as writer:
         writer.add(traces[0])
         raise ZeroDivisionError
@@ -204,7 +204,7 @@ def test_a_writer_leaves_what_was_added(path, traces):
     assert list(cwm.TraceReader(path)) == traces[:2]
 
 
-def test_what_is_no_store(path, tmp_path, traces):
+def test_files_that_are_not_stores(path, tmp_path, traces):
     with pytest.raises(FileNotFoundError, match=r"some\.cwmtraces"):
         cwm.TraceReader(path)
     with pytest.raises(FileNotFoundError):
@@ -219,9 +219,12 @@ def test_what_is_no_store(path, tmp_path, traces):
     for content, message in [
         (b"nothing at all", "not a trace store"),
         (traces[0].to_bytes(), "not a trace store"),
-        (before[:8] + b"\7" + before[9:], "trace store version 7 of traces version 2; this build reads 1 of 2"),
-        (before[:12] + b"\7" + before[13:], "trace store version 1 of traces version 7"),
-        (before[:20] + b"\7" + before[21:], r"damaged header \(checksum differs\)"),
+        (
+            before[:8] + b"\7" + before[9:],
+            "trace store version 7 with traces of version 2; this build reads version 1 with traces of version 2",
+        ),
+        (before[:12] + b"\7" + before[13:], "trace store version 1 with traces of version 7"),
+        (before[:20] + b"\7" + before[21:], r"damaged header \(checksum mismatch\)"),
     ]:
         path.write_bytes(content)
         for use in (cwm.TraceReader, lambda path: cwm.TraceWriter(path, append=True)):
@@ -279,7 +282,7 @@ def test_killed_at_every_byte(session, sessions, path, traces):
 
 @pytest.mark.parametrize("is_closed", [True, False])
 def test_a_flipped_bit_anywhere(is_closed, sessions, path, traces):
-    """An error or the right trace; what is taken for a torn tail is reported as one."""
+    """Reading gives an error or the right trace; a part that looks like a torn tail is reported as one."""
     _, whole, sizes = sessions[0]
     count = len(whole) if is_closed else sizes[-3][0]
     rng = random.Random(0)
@@ -328,7 +331,7 @@ def test_blocks_behind_damage_are_not_lost(path, traces):
         with pytest.raises(ValueError, match="damaged at byte"):
             use()
     # Going on would cut them off.
-    with pytest.raises(ValueError, match=f"damaged at byte {sizes[3]}: there is no block here"):
+    with pytest.raises(ValueError, match=f"damaged at byte {sizes[3]}: expected a block, got other bytes"):
         cwm.TraceWriter(path, append=True)
     assert path.read_bytes() == content
 
@@ -364,7 +367,7 @@ WRITER = """
 
 
 def test_a_writer_killed_at_random_moments(path, traces):
-    """What it reported as flushed is there, whatever the moment; nothing is there that it did not write."""
+    """Everything reported as flushed survives a kill at any moment, and nothing else appears."""
     rng, count = random.Random(0), 0
     for _ in range(8):
         command = [sys.executable, "-c", textwrap.dedent(WRITER), path]

@@ -50,7 +50,7 @@ def test_frames_and_states(trace: cwm.Trace) -> None:
     assert [frame.event for frame in trace.frames[-2:]] == ["return", "return"]
     assert len(list(trace.frames)) == len(trace.frames) == len(trace) == 10
     assert repr(frame) == "Frame(event='line', locals={'n': '0', 's': '..'}, line='    while n:\\n')"
-    with pytest.raises(IndexError, match="frame 10 of a trace of 10 frames"):
+    with pytest.raises(IndexError, match="frame index 10 is out of range for a trace of 10 frames"):
         trace.frames[10]
 
 
@@ -59,7 +59,7 @@ def test_stored_form_and_pickle(trace: cwm.Trace) -> None:
     assert cwm.Trace.from_bytes(data) == trace == pickle.loads(pickle.dumps(trace))
     with pytest.raises(ValueError, match="checksum"):
         cwm.Trace.from_bytes(data[:-1])
-    with pytest.raises(ValueError, match="does not begin"):
+    with pytest.raises(ValueError, match="the header is missing"):
         cwm.Trace.from_bytes(b"")
 
 
@@ -68,7 +68,7 @@ def test_save_and_load(trace: cwm.Trace, tmp_path) -> None:
     trace.save(path)
     assert cwm.Trace.load(path) == trace
     path.write_bytes(b"CWMTRACE")
-    with pytest.raises(ValueError, match=r"one\.cwmtrace: not a stored trace"):
+    with pytest.raises(ValueError, match=r"one\.cwmtrace: not a valid stored trace"):
         cwm.Trace.load(path)
 
 

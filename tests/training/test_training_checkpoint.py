@@ -1,4 +1,4 @@
-"""Checkpoints: what is in them, what they survive, and that any number of ranks can go on from them."""
+"""Test checkpoints: contents, failures and damage, and resuming on any number of ranks."""
 
 import os
 import pickle
@@ -100,7 +100,7 @@ def copied(saved, tmp_path):
 
 
 def resumed(folder):
-    """Step and tensors of what is resumed, and the texts of warnings."""
+    """Return step and tensors of the resumed state, and the texts of warnings."""
     run = tiny_run(99)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -109,11 +109,11 @@ def resumed(folder):
 
 
 def rewrite_manifest(path):
-    """As an enemy would, who can compute checksums."""
+    """Rewrite the manifest with valid checksums, as an attacker would."""
     manifest.write(path, checkpoint.FORMAT, manifest.entries(p for p in path.iterdir() if p.name != manifest.FILE))
 
 
-def test_what_was_saved_is_resumed(saved, tmp_path):
+def test_a_saved_state_is_resumed(saved, tmp_path):
     folder = copied(saved, tmp_path)
     assert latest(folder) == folder / "step-000000003"
     run = tiny_run(99)
@@ -142,7 +142,7 @@ def test_pytorch_reads_the_tensors(saved, tmp_path):
     assert len(stored) == len(named(model, optimizers))
 
 
-def test_generators_go_on(tmp_path):
+def test_random_generators_are_restored(tmp_path):
     def draw():
         return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), random.gauss(0, 1)
 
@@ -214,7 +214,7 @@ def test_a_failure_is_raised_once_and_the_next_save_is_whole(tmp_path, monkeypat
 
 
 def test_full_disk(tmp_path):
-    """Of a file the system takes no more than so many bytes."""
+    """Limit the size of files to this many bytes."""
     checkpoints, run = Checkpoints(tmp_path), tiny_run()
     checkpoints.save(1, *run, {})
     checkpoints.wait()
@@ -330,7 +330,7 @@ def test_damage_is_found_and_the_checkpoint_before_taken(saved, run_and_step_2, 
     shutil.rmtree(folder)
 
 
-def test_each_reason_is_told(saved, tmp_path):
+def test_each_reason_is_reported(saved, tmp_path):
     folder = copied(saved, tmp_path)
     (folder / "step-000000003" / "__0_0.distcp").unlink()
     text = (folder / "step-000000002" / manifest.FILE).read_text()
@@ -603,7 +603,7 @@ def fail_on_rank_1(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_fails_on_one_rank_fails_on_all(tmp_path):
+def test_a_failure_on_one_rank_fails_on_all(tmp_path):
     assert run_ranks(fail_on_rank_1, 2, tmp_path) == [["step-000000001", "step-000000003"]] * 2
 
 

@@ -1,4 +1,4 @@
-"""What a run tells of its steps: losses by source, utilization, waits, and where these figures go."""
+"""Test the metrics of a run: losses by source, utilization, waits, and the outputs for them."""
 
 import json
 import time
@@ -119,6 +119,7 @@ def test_a_loader_of_ones_own_need_not_know_sources(tmp_path):
 PROGRESS = Progress(
     step=3, loss=1.5, losses={"a": 1.0, "b": 2.0}, grad_norm=0.5, learning_rate=0.1, tokens=100, loss_tokens=80,
     tokens_per_second=50.0, mfu=0.4, memory=10**9, data_wait=0.5, step_seconds=2.0, seconds=6.0, fraction=0.5,
+    metrics={"reward": 0.25, "engine/kl": 1e-6},
 )  # fmt: skip
 
 
@@ -138,8 +139,8 @@ def test_tensorboard_has_every_figure(tmp_path):
         write(PROGRESS)
     events = EventAccumulator(str(tmp_path)).Reload()
     found = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
-    names = vars(PROGRESS).keys() - {"step", "losses"}
-    assert found.keys() == names | {"losses/a", "losses/b"}
+    names = vars(PROGRESS).keys() - {"step", "losses", "metrics"}
+    assert found.keys() == names | {"losses/a", "losses/b", "reward", "engine/kl"}
     assert found["loss"] == [(3, 1.5)] and found["losses/b"] == [(3, 2.0)]
 
 
@@ -147,5 +148,13 @@ def test_the_console_says_what_matters(capsys):
     with show_progress() as show:
         show(PROGRESS)
     line = capsys.readouterr().err
-    for part in ("step 3", "loss 1.5000", "50 tokens/s", "MFU 40.0%", "1.0 GB", "waiting for data 25%", "0:00:06 left"):
+    for part in (
+        "step 3",
+        "loss 1.5000  reward 0.25  50 tokens/s",
+        "50 tokens/s",
+        "MFU 40.0%",
+        "1.0 GB",
+        "waiting for data 25%",
+        "0:00:06 left",
+    ):
         assert part in line

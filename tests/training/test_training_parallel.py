@@ -38,7 +38,7 @@ ROWS, SEQ_LEN = 4, 24
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loader gives."""
+    """A batch of a loader."""
 
     tokens: Tensor
     targets: Tensor
@@ -115,7 +115,7 @@ def whole(tensor):
 
 
 def several(runs, compiler=None):
-    """The results of each run; what is compiled, by `compiler`."""
+    """Return the results of each run, compiled by `compiler`."""
     with pytest.MonkeyPatch.context() as patch:
         if compiler:
             patch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=compiler))
@@ -180,7 +180,7 @@ def test_compiled_layers_equal_one_process(alone):
 
 
 class Count(TorchDispatchMode):
-    """How often operators ran."""
+    """Count how often operators run."""
 
     def __init__(self):
         super().__init__()
@@ -191,7 +191,7 @@ class Count(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_checkpointing_computes_again_what_it_says(alone):
+def test_checkpointing_recomputes_the_documented_operations(alone):
     mm, silu, sdpa = (
         torch.ops.aten.mm.default,
         torch.ops.aten.silu.default,
@@ -312,7 +312,7 @@ def test_slices_of_a_batch_are_its_tokens_in_order():
 
 
 def refused():
-    """Messages of what cannot be divided by two."""
+    """Return the messages about sizes that cannot be divided by two."""
     odd = replace(CONFIG, vocab_size=51)
     return [
         message(lambda: train(tensor_parallel=4)),
@@ -336,7 +336,7 @@ def message(call):
     return str(error.value)
 
 
-def test_what_does_not_divide_is_refused():
+def test_sizes_that_do_not_divide_are_refused():
     for messages in run_ranks(refused, 2):
         assert messages[:4] == [
             "2 ranks cannot be divided into replicas (1) x tensor (4) x context (1)",

@@ -47,7 +47,7 @@ def open_loader(shards, rank=0, ranks=1, **options):
 
 
 def train(shards, folder="", on_step=None, **settings):
-    """What each step told, and the weights afterwards."""
+    """Return the metrics of each step, and the weights afterwards."""
     config = TrainConfig(max_steps=STEPS, warmup_steps=2, learning_rate=1e-2, checkpoint_folder=folder, **settings)
     world = World.create(config)
     with torch.device("meta"):
@@ -108,7 +108,7 @@ def train_until(shards, folder, last, settings):
         train(shards, folder, kill, checkpoint_every=2, **settings)
 
 
-def test_a_run_goes_on_with_other_ranks(shards, tmp_path):
+def test_a_run_resumes_on_another_number_of_ranks(shards, tmp_path):
     """With the same ranks bit for bit; with others from the same batches, and so equal within rounding."""
     alone, _ = train(shards)
     uninterrupted = run_ranks(train, 2, shards)[0]
@@ -128,7 +128,7 @@ def test_a_run_goes_on_with_other_ranks(shards, tmp_path):
 
 
 def signalled(shards, folder):
-    """One of the ranks alone gets a SIGTERM during the third step."""
+    """Send SIGTERM to only one of the ranks during the third step."""
 
     def interrupt(progress, world):
         if progress.step == 3 and world.rank == 1:

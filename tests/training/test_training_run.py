@@ -45,7 +45,7 @@ checkpoint_every = 10
 
 @pytest.fixture
 def run_folder(tmp_path, monkeypatch):
-    """A run that learns to count on, and where it can be started from."""
+    """Return a run that learns to count, and the folder to start it in."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     texts = [" ".join(str((start + i) % 50) for i in range(30)) for start in rng.integers(50, size=120).tolist()]
@@ -184,7 +184,7 @@ def test_a_second_run_in_the_output_folder_is_locked_out(run_folder, capsys):
         ("training.attention=varlen", "[training] attention backend 'varlen' cannot run"),
     ],
 )
-def test_what_cannot_be_run_is_said_in_a_sentence(run_folder, capsys, change, message):
+def test_invalid_runs_are_reported_in_one_sentence(run_folder, capsys, change, message):
     assert main(["train", "run.toml", "--set", change]) == 1
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
@@ -208,7 +208,7 @@ def test_embedding_and_output_can_be_tied(run_folder):
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
     ],
 )
-def test_too_little_memory_is_a_sentence(run_folder, capsys, monkeypatch, error):
+def test_out_of_memory_is_reported_in_one_sentence(run_folder, capsys, monkeypatch, error):
     def fail(*_, **__):
         raise error
 

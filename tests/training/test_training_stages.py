@@ -1,4 +1,4 @@
-"""The stages of training as configurations: the published figures, and all three in little, one after the other."""
+"""Test the stages of training as configurations: the published figures, and all three at a small scale in sequence."""
 
 import json
 import tomllib
@@ -83,7 +83,7 @@ def metrics(name):
     return [json.loads(line) for line in Path(f"runs/tiny/{name}/metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_three_stages_in_little(corpus):
+def test_the_three_stages_at_a_small_scale(corpus):
     """Each starts from the weights of the one before, at the rate where that ended, and changes what it should."""
     steps = {"pretrain": 6, "midtrain": 4, "sft": 3}
     horizon = 6 * 2 * 512 + 4 * 2 * 512

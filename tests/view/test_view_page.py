@@ -11,7 +11,7 @@ from typing import Any
 
 import cwm_core as cwm
 import pytest
-from cwm_core.view import differences, html
+from cwm_core.view import Example, differences, gallery, html
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,7 +95,9 @@ class Page(HTMLParser):
 
     @property
     def data(self) -> Any:
-        return json.loads(self.texts["data"])
+        """Return the data of the only trace."""
+        [example] = json.loads(self.texts["data"])["examples"]
+        return example
 
 
 def read_rows(data: Any, rows: list[list[int]]) -> list[tuple[str, Any, str, int | None, Any]]:
@@ -206,7 +208,7 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is insta
 
 
 def run_in_page(folder: Path, page: str, script: str, fragment: str = "") -> Any:
-    """Opens a page in headless Chromium and gives the value of an expression in it, through JSON."""
+    """Open a page in headless Chromium and return the value of an expression in it, through JSON."""
     assert BROWSER is not None
     ascii_json = r"JSON.stringify(value).replace(/[^ -~]/g, c => '\\u' + c.charCodeAt(0).toString(16).padStart(4, '0'))"
     probe = f"<script>const value = {script}; document.body.innerHTML = '<pre>' + btoa({ascii_json});</script></body>"
@@ -359,6 +361,69 @@ def test_a_notebook_shows_the_page(tmp_path: Path) -> None:
     assert piece.count("<iframe") == 1 and "<script" not in piece
     shown = run_in_page(tmp_path, f"<html><body>{piece}</body></html>", "document.querySelector('iframe').srcdoc")
     assert shown == html(trace)
+
+
+def examples() -> list[Example]:
+    """Return three examples: one predicted right, one with a wrong value, and one that stops early."""
+    made = []
+    for n, change in enumerate(
+        [lambda text: text, lambda text: text.replace('"y": "2"', '"y": "3"'), lambda text: text[:-90]]
+    ):
+        trace = cwm.record_source("def f(x):\n    y = x + x\n    z = y\n    return z\n", f"f({n})")
+        predicted = cwm.Trace.parse(change(trace.to_text()))
+        made.append(Example(f"f({n}) </script>", trace, predicted, {"states": n / 3, "output": None}))
+    return made
+
+
+def test_a_gallery_needs_examples() -> None:
+    with pytest.raises(ValueError, match="at least one example"):
+        gallery([], title="empty")
+
+
+def test_a_gallery_holds_its_examples() -> None:
+    page = gallery(examples(), title="<b>", summary="@DATA@ </script>")
+    assert page.isascii() and page.count("</script") == 2
+    data = json.loads(Page(page).texts["data"])
+    assert (data["title"], data["summary"]) == ("<b>", "@DATA@ </script>")
+    for example, shown in zip(examples(), data["examples"], strict=True):
+        assert shown == json.loads(Page(html(example.trace, predicted=example.predicted)).texts["data"])["examples"][
+            0
+        ] | {
+            "title": example.title,
+            "scores": example.scores,
+        }
+
+
+@needs_browser
+def test_a_gallery_shows_an_example_at_its_first_difference(tmp_path: Path) -> None:
+    page = gallery(examples(), title="All of them", summary="Three of three")
+    shown = """{
+        list: [...document.querySelectorAll("aside a")].map(link => [...link.children].map(part => part.textContent)),
+        links: [...document.querySelectorAll("aside a")].map(link => link.getAttribute("href")),
+        at: [document.querySelector("aside [aria-current] code").textContent, byId("title").textContent, current],
+        next: (location.hash = "#example=" + example + "&step=1", followAddress(), current),
+    }"""
+    found = run_in_page(tmp_path, page, shown, "#example=1")
+    assert found["list"][0] == ["f(0) </script>", "right at every step", "states 0% · output -"]
+    assert found["list"][1] == ["f(1) </script>", "differs at step 4", "states 33.3% · output -"]
+    assert found["list"][2][1].startswith("differs at step ")
+    assert found["links"] == ["#example=0", "#example=1", "#example=2"]
+    assert found["at"] == ["f(1) </script>", "f(1) </script>", 4] and found["next"] == 1
+    assert run_in_page(tmp_path, page, "[example, current]", "#example=2&step=3") == [2, 3]
+    assert run_in_page(tmp_path, page, "[example, current]", "#example=99&step=99")[0] == 2
+    assert run_in_page(tmp_path, page, "[example, current]") == [0, 0]
+
+
+@needs_browser
+def test_the_table_shows_predicted_values_that_differ(tmp_path: Path) -> None:
+    wrong = examples()[1]
+    shown = """{
+        cells: [...document.querySelectorAll("#steps .predicted")].map(e => e.textContent),
+        sentence: (go(5), document.getElementById("sentence").textContent),
+    }"""
+    found = run_in_page(tmp_path, html(wrong.trace, predicted=wrong.predicted), shown, "#step=4")
+    assert found["cells"] and set(found["cells"]) == {"≠ 3"}
+    assert found["sentence"].endswith("The frame is predicted as written, but y differs since an earlier step.")
 
 
 @needs_browser

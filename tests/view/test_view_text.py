@@ -112,7 +112,7 @@ def test_color(monkeypatch: pytest.MonkeyPatch) -> None:
     assert terminal(trace, predicted=prediction, width=80) == plain
 
 
-def test_no_color_where_output_is_no_terminal() -> None:
+def test_no_color_without_a_terminal() -> None:
     assert "\x1b" not in terminal(cwm.record_source(LOOP, "f(2)"))
 
 

@@ -23,6 +23,7 @@ from .models import add_demo, add_predict, add_train
 from .options import EXTRAS, FAILED, INTERRUPTED, add_quiet, is_out_of_memory, sentence, warn
 from .plan import add_plan
 from .record import add_record, add_view
+from .rl import add_rl
 from .serve import add_serve
 from .shards import add_pack, add_tokenize
 
@@ -123,6 +124,7 @@ def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
         add_inspect,
         add_plan,
         add_train,
+        add_rl,
         add_predict,
         add_debug,
         add_eval,

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..support import secrets
 from ..support.files import write_file
 from ..support.imports import import_object
+from ..support.jsonl import loads
 from .options import (
     FAILED,
     INTERRUPTED,
@@ -29,13 +30,15 @@ from .options import (
     positive,
     say,
     seconds,
+    share,
     shows_progress,
+    temperature,
     warn,
     write,
 )
 
 if TYPE_CHECKING:
-    from cwm_core.environments import Agent, Budget, Trajectory
+    from cwm_core.environments import Agent, Budget, RolloutSummary, Trajectory
 
 
 def add_agent(verbs: Any) -> None:
@@ -82,8 +85,10 @@ def add_agent(verbs: Any) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("--model", metavar="MODEL", help="folder of the model, or its name at the endpoint")
     add_tokenizer(model)
-    model.add_argument("--temperature", type=float, default=1.0, metavar="T", help="sampling temperature (default: 1)")
-    model.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling threshold (default: 1)")
+    model.add_argument(
+        "--temperature", type=temperature, default=1.0, metavar="T", help="sampling temperature (default: 1)"
+    )
+    model.add_argument("--top-p", type=share, default=1.0, metavar="P", help="nucleus sampling threshold (default: 1)")
     model.add_argument("--reasoning", action="store_true", help="ask for reasoning before every action")
     model.add_argument("--device", default="cpu", metavar="DEVICE", help="device of the engine (default: cpu)")
     endpoint = parser.add_argument_group("endpoint")
@@ -118,12 +123,13 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("budget of a rollout")
     for field in fields(Budget):
         kind: Callable[[str], Any] = seconds if "seconds" in field.name else positive
-        flag = f"--{field.name.replace('_', '-')}"
+        name = f"max_{field.name}" if field.name in ("turns", "seconds") else field.name
         group.add_argument(
-            flag,
+            f"--{name.replace('_', '-')}",
+            dest=field.name,
             type=kind,
             default=field.default,
-            metavar="N",
+            metavar="S" if kind is seconds else "N",
             help=f"{_BUDGET[field.name]} (default: {field.default:,})",
         )
 
@@ -173,18 +179,17 @@ def _agent(args: argparse.Namespace) -> int:
         warn(args, f"interrupted; run the same command to resume from the trajectories in {args.output}")
         return INTERRUPTED
     summary = summarize(TrajectoryReader(file))
-    text = json.dumps(summary, indent=1) + "\n"
+    text = json.dumps(asdict(summary), indent=1) + "\n"
     write_file(args.output / "summary.json", text)
     if args.json:
         write(text)
     else:
         _show(summary)
-    say(args, f"{file}: {summary['rollouts']:,} trajectories")
-    if summary["failed"] == summary["rollouts"]:
+    say(args, f"{file}: {summary.rollouts:,} trajectories")
+    if summary.failed == summary.rollouts:
         warn(
             args,
-            f"every rollout failed, most often with: {next(iter(summary['failures']))}; "
-            "repeat them with --retry-failed",
+            f"every rollout failed, most often with: {next(iter(summary.failures))}; repeat them with --retry-failed",
         )
         return FAILED
     return OK
@@ -236,7 +241,7 @@ def _engine_agent(args: argparse.Namespace) -> Agent:
 
 def _script(path: Path) -> dict[str, list[str]]:
     try:
-        script = json.loads(path.read_text("utf-8"))
+        script = loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(script, dict) or not all(
@@ -278,21 +283,21 @@ def _bar(args: argparse.Namespace) -> Iterator[Callable[[int, int, Trajectory | 
         yield show
 
 
-def _show(summary: dict[str, Any]) -> None:
+def _show(summary: RolloutSummary) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
     table = Table("", "count", box=None, show_header=False)
     table.columns[1].justify = "right"
-    table.add_row("rollouts", f"{summary['rollouts']:,}")
-    table.add_row("solved", f"{summary['solved']:,}")
-    table.add_row("tasks", f"{summary['tasks']:,}")
-    table.add_row("tasks solved", f"{summary['tasks_solved']:,}")
+    table.add_row("rollouts", f"{summary.rollouts:,}")
+    table.add_row("solved", f"{summary.solved:,}")
+    table.add_row("tasks", f"{summary.tasks:,}")
+    table.add_row("tasks solved", f"{summary.tasks_solved:,}")
     for name, form in (("reward", ".3f"), ("turns", ",.1f"), ("tokens", ",.0f"), ("seconds", ",.2f")):
-        value = summary[name]
+        value = getattr(summary, name)
         table.add_row(f"mean {name}", "-" if value is None else format(value, form))
     console.print(table)
     for title in ("ends", "reasons", "failures"):
-        for reason, count in summary[title].items():
+        for reason, count in getattr(summary, title).items():
             console.print(f"{title.removesuffix('s'):<8} {count:>7,} x {reason}", markup=False)

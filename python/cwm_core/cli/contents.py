@@ -14,7 +14,7 @@ from cwm_core._native import DamagedFileError
 
 from ..formats.traces import STORE, TRACE, read_traces
 from ..support.files import files_in
-from ..support.jsonl import read_lines
+from ..support.jsonl import loads, read_lines, read_object
 
 _WEIGHTS = (".safetensors", ".pth")
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
@@ -136,7 +136,7 @@ def contents(path: Path) -> Contents | None:
         DamagedFileError: A file is damaged.
         OSError: A file cannot be read.
     """
-    if path.suffix in (TRACE, STORE):
+    if path.suffix.lower() in (TRACE, STORE):
         return _traces([path])
     if (path / "corpus.json").is_file():
         return _corpus(path)
@@ -175,7 +175,7 @@ def _traces(files: list[Path]) -> TraceContents:
 
 def _corpus(folder: Path) -> CorpusContents:
     from ..corpus.filters.drops import DropCounts
-    from ..corpus.output import Part
+    from ..corpus.output import CorpusPart
 
     progress = folder / "progress.jsonl"
     parts, drops = [], DropCounts()
@@ -183,7 +183,7 @@ def _corpus(folder: Path) -> CorpusContents:
         if not line.endswith(b"\n"):
             break  # a writer was killed, or is at work
         try:
-            parts.append(Part(**json.loads(line)))
+            parts.append(CorpusPart(**loads(line)))
             drops.merge(DropCounts.from_json(parts[-1].drops))
         except (ValueError, TypeError) as error:
             raise DamagedFileError(f"{progress}, line {number}: {error}") from None
@@ -198,7 +198,7 @@ def _corpus(folder: Path) -> CorpusContents:
 
 def _checkpoint(folder: Path) -> CheckpointContents:
     files = _sizes(folder)
-    step = _json_object(folder / "state.json").get("step")
+    step = read_object(folder / "state.json").get("step")
     if not isinstance(step, int):
         raise DamagedFileError(f"{folder / 'state.json'}: expected the number of a step, got {step!r}")
     return CheckpointContents(step=step, bytes=sum(files.values()), files=files, model=_config(folder))
@@ -240,18 +240,8 @@ def _safetensors(path: Path) -> Iterator[tuple[str, int]]:
 def _config(folder: Path) -> dict[str, Any] | None:
     for name in ("config.json", "params.json"):
         if (folder / name).is_file():
-            return _json_object(folder / name)
+            return read_object(folder / name)
     return None
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise DamagedFileError(f"{path}: expected a JSON object")
-    return value
 
 
 def _architecture(config: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ def add_import(verbs: Any) -> None:
         verbs,
         _import,
         "Import traces into a new store, or token ids into shards, from Parquet, JSONL, and other files.",
-        "cwm import traces/ more.parquet all.cwmtraces\n  cwm import ids.parquet shards --tokenizer vocabulary",
+        "cwm import traces/ more.parquet -o all.cwmtraces\n  cwm import ids.parquet -o shards --tokenizer vocabulary",
         "If OUT ends in .cwmtraces, the inputs are Parquet and JSONL files that `cwm export` wrote, other stores,\n"
         "single traces, and folders. The key of a single trace in a folder is its path.\n"
         "Any other OUT is a folder of shards, and the inputs are Parquet files with a column of token ids. Run the\n"
@@ -27,14 +27,23 @@ def add_import(verbs: Any) -> None:
     parser.add_argument(
         "sources", nargs="+", type=Path, metavar="IN", help="*.parquet, *.jsonl, *.cwmtraces, *.cwmtrace, or a folder"
     )
-    parser.add_argument("output", type=Path, metavar="OUT", help="store to write (*.cwmtraces), or folder of shards")
-    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="vocabulary of the token ids")
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        type=Path,
+        metavar="OUT",
+        help="store to write (*.cwmtraces), or folder of shards",
+    )
+    parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="vocabulary of the token ids")
     parser.add_argument("--ids", metavar="COLUMN", default="input_ids", help="column of token ids (default: input_ids)")
     parser.add_argument("--source", metavar="COLUMN", help="column with the sources of the documents (token ids only)")
 
 
 def _import(args: argparse.Namespace) -> int:
-    are_token_ids = args.output.suffix != STORE and all(source.suffix == ".parquet" for source in args.sources)
+    are_token_ids = args.output.suffix.lower() != STORE and all(
+        source.suffix.lower() == ".parquet" for source in args.sources
+    )
     if not are_token_ids:
         with counter(args) as progress:
             count = import_traces(args.sources, args.output, progress)
@@ -60,16 +69,21 @@ def add_export(verbs: Any) -> None:
         verbs,
         _export,
         "Export a trace store or token shards to a format that other tools read.",
-        "cwm export all.cwmtraces all.parquet\n  cwm export shards/traces traces_document.idx --drop-masks",
+        "cwm export all.cwmtraces -o all.parquet\n  cwm export shards/traces -o traces_document.idx --drop-masks",
         "A trace store is exported to Parquet or JSONL, which `cwm import` reads back without loss. The columns are\n"
-        "key, source, licence, outcome, frames, context, text, metadata, and trace (the lossless form).\n"
+        "key, source, license, outcome, frames, context, text, metadata, and trace (the lossless form).\n"
         "Token shards are exported to a Megatron indexed dataset, OUT.idx and OUT.bin. That format has no sources,\n"
         "spans, and loss masks.\n"
         "Parquet files require pyarrow: run pip install '.[parquet]' in a checkout of cwm-core.",
     )
     parser.add_argument("input", type=Path, metavar="IN", help="trace store (*.cwmtraces), or folder of shards")
     parser.add_argument(
-        "output", type=Path, metavar="OUT", help="file to write: *.parquet, *.jsonl, or *.idx; never overwritten"
+        "-o",
+        "--output",
+        required=True,
+        type=Path,
+        metavar="OUT",
+        help="file to write: *.parquet, *.jsonl, or *.idx; never overwritten",
     )
     parser.add_argument(
         "--drop-masks",
@@ -79,7 +93,7 @@ def add_export(verbs: Any) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
-    if args.output.suffix == ".idx":
+    if args.output.suffix.lower() == ".idx":
         from cwm_core.formats import megatron
 
         count = megatron.write_megatron(args.output.with_suffix(""), Shards(args.input), drop_masks=args.drop_masks)

@@ -43,7 +43,7 @@ def add_corpus(verbs: Any) -> None:
         verbs,
         _corpus,
         "Make a corpus: run untrusted code in bulk and keep the traces worth training on.",
-        "cwm corpus contests problems.jsonl --licence CC-BY-4.0 --tokenizer vocabulary -o corpus",
+        "cwm corpus contests problems.jsonl --license CC-BY-4.0 --tokenizer vocabulary -o corpus",
         "Every program runs twice, under two hash seeds, each time in a new process in a sandbox. DIR gets traces and\n"
         "token shards, ready for training. An interrupted or killed run resumes with the same command.\n"
         "docs/guides/corpus.md explains which traces are kept and why.",
@@ -69,7 +69,7 @@ def _add_functions(kinds: Any) -> None:
         "--tests", type=Path, action="append", default=[], metavar="PATH",
         help="file or folder with calls to use as examples",
     )  # fmt: skip
-    add("--licence", metavar="SPDX", help="license of sources that do not state theirs, which is then allowed")
+    add("--license", metavar="SPDX", help="license of sources that do not state theirs, which is then allowed")
     add("--budget", type=positive, default=100, metavar="N", help="calls to try for each function (default: 100)")
     add("--calls", type=positive, default=5, metavar="N", help="calls to record for each function (default: 5)")
     add("--endpoint", metavar="URL", help="OpenAI-compatible server to ask for calls too")
@@ -90,24 +90,24 @@ def _functions(args: argparse.Namespace) -> Summary:
     functions = [function for one in found for function in one.functions]
     left_out = ", ".join(f"{n:,} {why}" for why, n in skipped.most_common() if n)
     say(args, f"{len(functions):,} functions" + (f"; not called: {left_out}" if left_out else ""))
-    if args.licence:
-        functions = [replace(f, provenance=_with_licence(f.provenance, args.licence)) for f in functions]
+    if args.license:
+        functions = [replace(f, provenance=_with_license(f.provenance, args.license)) for f in functions]
     if (args.endpoint is None) != (args.model is None):
         raise ValueError("--endpoint and --model go together")
     work = ExploreAndRecord(args.seed, args.budget, args.calls, args.endpoint, args.model or "")
     description = {"functions": [os.fspath(source) for source in args.sources], "tests": _absolute(args.tests)}
-    described = {name: getattr(args, name) for name in ("licence", "seed", "budget", "calls", "model")}
-    licences = [args.licence] if args.licence else []
+    described = {name: getattr(args, name) for name in ("license", "seed", "budget", "calls", "model")}
+    licenses = [args.license] if args.license else []
     try:
         # A function takes seconds: with few at a time, Ctrl-C keeps nearly all that is done.
-        return _make(args, functions, _settings(args, licences), description | described, work, chunk_items=2)
+        return _make(args, functions, _settings(args, licenses), description | described, work, chunk_items=2)
     except EndpointError as error:
         raise ConnectionError(f"{error}; run the same command to resume") from error
 
 
-def _with_licence(provenance: Mapping[str, Any], licence: str) -> dict[str, Any]:
+def _with_license(provenance: Mapping[str, Any], license: str) -> dict[str, Any]:
     """Return the provenance with this license, unless it states one."""
-    return {"licence": licence, **{name: value for name, value in provenance.items() if name != "licence" or value}}
+    return {"license": license, **{name: value for name, value in provenance.items() if name != "license" or value}}
 
 
 def _add_contests(kinds: Any) -> None:
@@ -116,7 +116,7 @@ def _add_contests(kinds: Any) -> None:
     parser.set_defaults(make=_contests)
     add = parser.add_argument
     add("files", nargs="+", type=Path, metavar="FILE", help="*.jsonl")
-    add("--licence", required=True, metavar="SPDX", help="license of the data set; it is allowed")
+    add("--license", required=True, metavar="SPDX", help="license of the data set; it is allowed")
     add("--solutions", type=positive, default=4, metavar="N", help="solutions of each problem (default: 4)")
     add("--inputs", type=positive, default=2, metavar="N", help="inputs of each solution (default: 2)")
     _add_common(parser)
@@ -126,9 +126,9 @@ def _contests(args: argparse.Namespace) -> Summary:
     from cwm_core.corpus.contests import read_contests, units
 
     problems = (problem for file in args.files for problem in read_contests(file))
-    options = {"licence": args.licence, "seed": args.seed, "solutions": args.solutions, "inputs": args.inputs}
+    options = {"license": args.license, "seed": args.seed, "solutions": args.solutions, "inputs": args.inputs}
     description = {"contests": _absolute(args.files), **options}
-    settings = _settings(args, licences={args.licence}, effects={Effect.INPUT})
+    settings = _settings(args, licenses={args.license}, effects={Effect.INPUT})
     return _make(args, units(problems, **options), settings, description)
 
 
@@ -142,7 +142,7 @@ def _add_repository(kinds: Any) -> None:
         "--package", action="append", default=[], metavar="NAME",
         help="package to record (default: those of the repository)",
     )  # fmt: skip
-    add("--licence", metavar="SPDX", help="license of the repository (default: from its license files)")
+    add("--license", metavar="SPDX", help="license of the repository (default: from its license files)")
     add(
         "--python", metavar="PYTHON",
         help="interpreter that runs the tests (default: this one, or python3 in an image)",
@@ -156,23 +156,23 @@ def _add_repository(kinds: Any) -> None:
 
 
 def _repository(args: argparse.Namespace) -> Summary:
-    from cwm_core.corpus.filters.licence import Licences, of_folder
+    from cwm_core.corpus.filters.license import Licenses, of_folder
     from cwm_core.corpus.pipeline import filter_samples
     from cwm_core.corpus.repository import recorded_twice
     from cwm_core.environments import Task
 
-    licence = args.licence or of_folder(args.path)
-    settings = _settings(args, [args.licence] if args.licence else [])
-    if settings.licences is not None and (drop := Licences(settings.licences).check(licence, "")):
+    license = args.license or of_folder(args.path)
+    settings = _settings(args, [args.license] if args.license else [])
+    if settings.licenses is not None and (drop := Licenses(settings.licenses).check(license, "")):
         raise ValueError(
-            f"{args.path}: {drop.reason}{f': {licence}' if licence else ''}. Give --licence SPDX if you know that its "
-            "code may be used, or --any-licence"
+            f"{args.path}: {drop.reason}{f': {license}' if license else ''}. Give --license SPDX if you know that its "
+            "code may be used, or --any-license"
         )
     options = {"per-site": args.per_site, "per-function": args.per_function, "max-frames": args.max_frames + 1}
     description = {
         "repository": os.fspath(args.path.absolute()),
         "packages": args.package,
-        "licence": licence,
+        "license": license,
         "tests": args.test,
         "seed": args.seed,
         "options": options,
@@ -186,7 +186,7 @@ def _repository(args: argparse.Namespace) -> Summary:
         arguments=args.test,
         options={**options, "seed": args.seed},
         seconds=args.suite_seconds,
-        licence=licence,
+        license=license,
         report=lambda text: say(args, text),
     )
     return _make(args, samples, settings, description, filter_samples)
@@ -204,7 +204,7 @@ def _add_source(kinds: Any) -> None:
     add = parser.add_argument
     add("function", metavar="MODULE:NAME", help="import path of the function; the current folder is searched too")
     add("arguments", nargs="*", metavar="ARG", help="arguments of the function")
-    add("--licence", metavar="SPDX", help="license of units that do not state theirs, which is then allowed")
+    add("--license", metavar="SPDX", help="license of units that do not state theirs, which is then allowed")
     _add_common(parser)
 
 
@@ -212,10 +212,10 @@ def _source(args: argparse.Namespace) -> Summary:
     from dataclasses import replace
 
     units = _extension(args.function)(*args.arguments)
-    if args.licence:
-        units = (replace(unit, provenance=_with_licence(unit.provenance, args.licence)) for unit in units)
-    description = {"source": args.function, "arguments": args.arguments, "licence": args.licence}
-    return _make(args, units, _settings(args, [args.licence] if args.licence else []), description)
+    if args.license:
+        units = (replace(unit, provenance=_with_license(unit.provenance, args.license)) for unit in units)
+    description = {"source": args.function, "arguments": args.arguments, "license": args.license}
+    return _make(args, units, _settings(args, [args.license] if args.license else []), description)
 
 
 def _extension(path: str) -> Any:
@@ -241,6 +241,7 @@ def _add_describe(kinds: Any) -> None:
     add("--model", required=True, metavar="NAME", help="name of the model on the server")
     add("--attempts", type=positive, default=3, metavar="N", help="attempts for each trace (default: 3)")
     add("--workers", type=positive, default=8, metavar="N", help="traces at a time (default: 8)")
+    add_json(parser)
 
 
 def _describe(args: argparse.Namespace) -> int:
@@ -249,7 +250,7 @@ def _describe(args: argparse.Namespace) -> int:
     from cwm_core.support.endpoint import Endpoint, EndpointError, chat_model
 
     describer = Describer(chat_model(Endpoint(args.endpoint), args.model, temperature=0.7), attempts=args.attempts)
-    stores = [path for path in trace_files(args.inputs) if path.suffix == STORE]
+    stores = [path for path in trace_files(args.inputs) if path.suffix.lower() == STORE]
     try:
         with counter(args, "traces") as show:
             counts = describe_stores(
@@ -261,9 +262,12 @@ def _describe(args: argparse.Namespace) -> int:
             )
     except EndpointError as error:
         raise ConnectionError(f"{error}; run the same command to resume") from error
-    say(args, f"{counts.described:,} traces described, {counts.given_up:,} given up")
-    for reason, times in describer.failures.most_common():
-        say(args, f"{times:,} attempts: {reason}")
+    if args.json:
+        write(json.dumps(counts._asdict() | {"failures": dict(describer.failures.most_common())}, indent=1) + "\n")
+    else:
+        say(args, f"{counts.described:,} traces described, {counts.given_up:,} given up")
+        for reason, times in describer.failures.most_common():
+            say(args, f"{times:,} attempts: {reason}")
     return OK if counts.described else FAILED
 
 
@@ -271,7 +275,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", required=True, type=Path, metavar="DIR", help="folder of the corpus")
     add(
-        "--tokenizer", required=True, type=Path, metavar="FOLDER",
+        "--tokenizer", required=True, type=Path, metavar="PATH",
         help="folder with tokenizer.json, or a rank file",
     )  # fmt: skip
     add("--seed", type=not_negative, default=0, metavar="N", help="seed of all random choices (default: 0)")
@@ -288,7 +292,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--max-seconds", type=seconds, default=5.0, metavar="S", help="time limit of a program (default: %(default)s)")
     add_json(parser)
-    add("--any-licence", action="store_true", help="keep code with any license or an unknown one")
+    add("--any-license", action="store_true", help="keep code with any license or an unknown one")
     add(
         "--evaluation-set", type=Path, action="append", default=[], metavar="FILE",
         help="*.jsonl of problems that must not be in the corpus",
@@ -308,7 +312,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _settings(args: argparse.Namespace, licences: Iterable[str] = (), effects: Iterable[str] = ()) -> CorpusSettings:
+def _settings(args: argparse.Namespace, licenses: Iterable[str] = (), effects: Iterable[str] = ()) -> CorpusSettings:
     from dataclasses import replace
 
     from cwm_core.corpus.filters import PERMISSIVE
@@ -321,7 +325,7 @@ def _settings(args: argparse.Namespace, licences: Iterable[str] = (), effects: I
         max_tokens=args.max_tokens,
         context_tokens=args.context_tokens,
         allow_effects=frozenset([*args.allow_effect, *effects]),
-        licences=None if args.any_licence else PERMISSIVE | frozenset(licences),
+        licenses=None if args.any_license else PERMISSIVE | frozenset(licenses),
         evaluation_sets=tuple(str(path.absolute()) for path in args.evaluation_set),
         look_for_secrets=not args.keep_secrets,
         limits=replace(LIMITS, seconds=args.max_seconds),
@@ -360,7 +364,7 @@ def _make(
                 **options,
             )
     except KeyboardInterrupt:
-        warn(args, f"what is done is in {args.output}; the same command resumes")
+        warn(args, f"interrupted; finished work is in {args.output}; the same command resumes")
         raise
 
 
@@ -387,7 +391,7 @@ def _corpus(args: argparse.Namespace) -> int:
     else:
         Console().print(summary.drops.table())
     if summary.by_clock:
-        warn(args, f"{summary.by_clock:,} samples were dropped by a clock: another run may keep them")
+        warn(args, f"{summary.by_clock:,} samples were dropped by a time limit; another run may keep them")
     if summary.drops.kept == 0:
         warn(args, f"nothing was kept in {args.output}")
     if summary.drops.total and set(summary.drops.reasons) == {DropReason.NOT_IMPORTED}:

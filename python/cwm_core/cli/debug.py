@@ -17,7 +17,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from .. import machines
 from ..view.text import colorful, fit, paint, visible
-from .options import OK, add_tokenizer, add_verb, load_tokenizer, not_negative, positive, program, say, write
+from .options import (
+    OK,
+    add_tokenizer,
+    add_verb,
+    load_tokenizer,
+    not_negative,
+    port,
+    positive,
+    program,
+    say,
+    temperature,
+    write,
+)
 
 if TYPE_CHECKING:
     from cwm_core.debugger import Debugger, Scope, Step, Stop, Verification
@@ -55,7 +67,7 @@ def add_debug(verbs: Any) -> None:
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="PyTorch device, such as cuda (default: cpu)")
     parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="number of the sample (default: 0)")
     parser.add_argument(
-        "--temperature", type=_temperature, default=0.0, metavar="T", help="sampling temperature (default: 0)"
+        "--temperature", type=temperature, default=0.0, metavar="T", help="sampling temperature (default: 0)"
     )
     parser.add_argument(
         "--max-frames",
@@ -77,19 +89,7 @@ def add_debug(verbs: Any) -> None:
     parser.add_argument(
         "--dap", action="store_true", help="serve the Debug Adapter Protocol on standard input and output"
     )
-    parser.add_argument(
-        "--port", type=not_negative, metavar="N", help="with --dap, serve one client on this port of 127.0.0.1"
-    )
-
-
-def _temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
-    return value
+    parser.add_argument("--port", type=port, metavar="N", help="with --dap, serve one client on this port of 127.0.0.1")
 
 
 def _debug(args: argparse.Namespace) -> int:
@@ -265,8 +265,8 @@ class Prompt(cmd.Cmd):
         frame = 0 if words[:1] == ["first"] else None
         words = words[frame == 0 :]
         seed = _number(words[0]) if words else None
-        temperature = _parsed(_temperature, words[1]) if len(words) > 1 else None
-        self._go(lambda: self.debugger.restart(seed, temperature, frame=frame))
+        value = _parsed(temperature, words[1]) if len(words) > 1 else None
+        self._go(lambda: self.debugger.restart(seed, value, frame=frame))
 
     def do_set(self, arg: str) -> None:
         """NAME = VALUE: set a variable in this frame, discard what follows, and predict from there."""

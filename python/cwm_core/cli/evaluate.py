@@ -24,7 +24,9 @@ from .options import (
     positive,
     say,
     seconds,
+    share,
     shows_progress,
+    temperature,
     warn,
     write,
 )
@@ -147,11 +149,11 @@ def _add_task(tasks: Any, task: str, purpose: str) -> None:
             "--samples", type=positive, default=1, metavar="N", help="answers to each problem, for pass@k (default: 1)"
         )
         parser.add_argument(
-            "--temperature", type=float, default=0.0, metavar="T",
+            "--temperature", type=temperature, default=0.0, metavar="T",
             help="sampling temperature; 0 takes the most likely token (default)",
         )  # fmt: skip
         parser.add_argument(
-            "--top-p", type=float, default=1.0, metavar="P",
+            "--top-p", type=share, default=1.0, metavar="P",
             help="nucleus sampling threshold (default: 1)",
         )  # fmt: skip
     if task != "traces":
@@ -180,7 +182,7 @@ def _eval(args: argparse.Namespace) -> int:
 def _eval_custom(args: argparse.Namespace) -> int:
     from cwm_core import evaluation
 
-    task: evaluation.Task = import_object(args.function)
+    task: evaluation.EvaluationTask = import_object(args.function)
     if not callable(task):
         raise ValueError(f"{args.function}: expected a function, got {type(task).__name__}")
     evaluate = functools.partial(evaluation.evaluate_task, task=task, name=args.function)

@@ -29,7 +29,7 @@ def add_inspect(verbs: Any) -> None:
         "paths", nargs="+", type=Path, metavar="PATH", help="*.cwmtrace and *.cwmtraces files, and folders"
     )
     shards = parser.add_argument_group("shards")
-    shards.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="vocabulary to decode sample documents with")
+    shards.add_argument("--tokenizer", type=Path, metavar="PATH", help="vocabulary to decode sample documents with")
     shards.add_argument("--samples", type=not_negative, default=3, metavar="N", help="documents to show (default: 3)")
     shards.add_argument(
         "--seed", type=not_negative, default=0, metavar="N", help="seed of the choice of documents (default: 0)"

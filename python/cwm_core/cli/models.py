@@ -61,7 +61,7 @@ def add_train(verbs: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from cwm_core.training import StopReason
+    from cwm_core.training import TrainingEnd
     from cwm_core.training.report import show_progress
     from cwm_core.training.run import RunConfig, run
 
@@ -71,7 +71,7 @@ def _train(args: argparse.Namespace) -> int:
     is_main = os.environ.get("RANK", "0") == "0"  # only one of the processes of torchrun prints
     with show_progress() if is_main and not args.quiet else nullcontext() as on_step:
         reason = run(config, on_step, lambda text: warn(args, f"warning: {text}"))
-    if reason is StopReason.SIGNAL:
+    if reason is TrainingEnd.SIGNAL:
         if is_main:
             warn(args, f"interrupted; the same command resumes from the checkpoint in {config.output}")
         return INTERRUPTED
@@ -235,7 +235,7 @@ def _verdict(whole: ParsedTrace, limit: int, tokens: int, full_context: int | No
     if tokens >= limit:
         return f"The prediction did not end within {limit:,} tokens; it has {frames}.\n"
     reason = whole.error or "it ends between two frames"
-    return f"The prediction breaks the form after {frames}: {reason}.\n"
+    return f"The prediction breaks the trace format after {frames}: {reason}.\n"
 
 
 def add_demo(verbs: Any) -> None:
@@ -247,7 +247,12 @@ def add_demo(verbs: Any) -> None:
         "cwm demo --short -o demo",
     )
     parser.add_argument(
-        "-o", "--output", default="cwm-demo", metavar="DIR", help="folder for all results (default: cwm-demo)"
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("cwm-demo"),
+        metavar="DIR",
+        help="folder for all results (default: cwm-demo)",
     )
     parser.add_argument("--short", action="store_true", help="run for about a minute, with worse scores")
 

@@ -42,7 +42,7 @@ def add_record(verbs: Any) -> None:
         "__main__.py. With --call, runs the body of FILE as a script, unrecorded, and then records the expression.\n"
         "The program runs in this process without a sandbox. An exception in the program becomes part of the trace\n"
         "and is not a failure of this command. After Ctrl-C, a signal that ends the process, or os._exit, the trace\n"
-        "up to then is saved.",
+        "up to then is saved. SIGKILL and a crash of the interpreter lose it.",
     )
     parser.usage = "cwm record FILE [--call EXPR] [-o OUT] [options] [-- ARG ...]"
     parser.add_argument("file", metavar="FILE", help="program to record; arguments after -- are passed to it")
@@ -173,7 +173,7 @@ def _coarsened(args: argparse.Namespace, trace: Trace) -> Trace:
 
 
 def _store(args: argparse.Namespace, target: Path, trace: Trace) -> None:
-    if target.suffix == STORE:
+    if target.suffix.lower() == STORE:
         with TraceWriter(target, append=True) as writer:
             writer.add(trace, source=args.file)
     else:
@@ -224,7 +224,7 @@ def _view(args: argparse.Namespace) -> int:
 
 
 def _load_trace(path: Path, which: str | None) -> Trace:
-    if path.suffix != STORE:
+    if path.suffix.lower() != STORE:
         if which is not None:
             raise ValueError(f"{path}: --trace requires a trace store (*{STORE})")
         return Trace.load(path)

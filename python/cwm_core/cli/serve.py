@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .models import load_model
-from .options import OK, add_cache, add_tokenizer, add_verb, positive, say, seconds
+from .options import OK, add_cache, add_tokenizer, add_verb, port, positive, say, seconds
 
 KEY_VARIABLE = "CWM_API_KEY"
 
@@ -27,9 +27,11 @@ def add_serve(verbs: Any) -> None:
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="model folder")
     add_tokenizer(parser)
-    parser.add_argument("--name", help="name of the model in requests (default: the folder's name)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=_port, default=8000, help="port to listen on, 0 for a free one (default: 8000)")
+    parser.add_argument("--name", metavar="NAME", help="name of the model in requests (default: the folder's name)")
+    parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument(
+        "--port", type=port, metavar="N", default=8000, help="port to listen on, 0 for a free one (default: 8000)"
+    )
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="PyTorch device, such as cuda (default: cpu)")
     parser.add_argument(
         "--batch-size", type=positive, default=64, metavar="N", help="sequences generated together (default: 64)"
@@ -130,9 +132,3 @@ def free_memory(device: str) -> int:
         return int(available) << 10
     except (OSError, IndexError):  # not Linux: half of the memory
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
-    return int(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from ..data import Packing, Shards, ShardWriter
 from ..support.jsonl import STDIN
 from ..tokenizer import PATTERNS, Tokenizer, resolve_pattern
-from .options import OK, add_json, add_verb, counter, load_tokenizer, not_negative, positive, say, share, write
+from .options import OK, add_json, add_verb, counter, load_tokenizer, not_negative, positive, say, share, warn, write
 
 if TYPE_CHECKING:
-    from cwm_core.data.documents import Item
+    from cwm_core.data.documents import DocumentKind, Item
 
 
 def add_tokenize(verbs: Any) -> None:
@@ -37,13 +37,14 @@ def add_tokenize(verbs: Any) -> None:
         nargs="+",
         type=Path,
         metavar="IN",
-        help="*.cwmtrace, *.cwmtraces, *.jsonl (also .gz or .zst), *.parquet, a folder, or - for JSONL on stdin",
+        help="*.cwmtrace, *.cwmtraces, *.jsonl or *.ndjson (also .gz or .zst), *.parquet, a folder, or - for JSONL on "
+        "stdin",
     )
     parser.add_argument(
         "--tokenizer",
         required=True,
         type=Path,
-        metavar="FOLDER",
+        metavar="PATH",
         help="vocabulary: a folder with tokenizer.json, or a tiktoken rank file",
     )
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="SHARDS", help="folder to write shards to")
@@ -86,18 +87,18 @@ def add_tokenize(verbs: Any) -> None:
         "--max-jaccard",
         type=share,
         metavar="J",
-        help="drop a trajectory whose Jaccard similarity to an earlier one is at least J, such as 0.5; needs "
-        "cwm-core[corpus]",
+        help="drop a trajectory whose Jaccard similarity to an earlier one is at least J, such as 0.5; needs the extra "
+        "corpus",
     )
 
 
 def _tokenize(args: argparse.Namespace) -> int:
-    from cwm_core.data.documents import document_files, document_kinds, read_items
+    from cwm_core.data.documents import document_files, document_kinds
     from cwm_core.environments.documents import TrajectoryKind
 
-    if args.pattern and not args.train_vocab:
+    if args.pattern is not None and not args.train_vocab:
         args.error("--pattern requires --train-vocab; an existing vocabulary has its own pattern")
-    pattern = resolve_pattern(args.pattern or "llama3")
+    pattern = resolve_pattern("llama3" if args.pattern is None else args.pattern)
     kinds = document_kinds([*args.kind, TrajectoryKind(seed=args.seed, observations=args.observations)])
     files = list(document_files(args.inputs, kinds))
     if args.train_vocab and Path(STDIN) in files:
@@ -107,24 +108,46 @@ def _tokenize(args: argparse.Namespace) -> int:
     if args.train_vocab:
         if args.tokenizer.is_file() or (args.tokenizer / "tokenizer.json").exists():
             raise ValueError(f"{args.tokenizer} already contains a vocabulary; remove --train-vocab to use it")
-        texts = (text for file in files for item in read_items(file, kinds) for text in item.texts())
+        texts = (text for item in _items(files, kinds) for text in item.texts())
         tokenizer = Tokenizer.train(texts, args.train_vocab, pattern=pattern)
         tokenizer.save(args.tokenizer)
         say(args, f"{args.tokenizer}: {tokenizer.vocab_size:,} tokens, including special ones")
     else:
         tokenizer = load_tokenizer(args.tokenizer)
-    items: Iterator[Item] = (item for file in files for item in read_items(file, kinds))
+    items = _items(files, kinds, lambda file: warn(args, f"warning: {file}: no documents"))
     if args.max_jaccard is not None:
         items = _distinct(items, args.max_jaccard)
     with ShardWriter(args.output, tokenizer, append=args.resume) as writer, counter(args) as progress:
         for item in islice(items, writer.documents, None):
             ids, loss_mask, spans = item.encode(tokenizer)
-            writer.add(ids, loss_mask, item.source, spans)
+            try:
+                writer.add(ids, loss_mask, item.source, spans)
+            except ValueError as error:  # such as an empty text without special tokens around it
+                raise ValueError(f"{item.where}: {error}") from None
             if progress:
                 progress(writer.documents)
     shards = Shards(args.output)
     say(args, f"{args.output}: {shards.tokens:,} tokens of {len(shards):,} documents")
     return OK
+
+
+def _items(
+    files: Sequence[Path], kinds: Sequence[DocumentKind[Any]], on_empty: Callable[[Path], None] = lambda _: None
+) -> Iterator[Item]:
+    """Yield the documents of all files. Call `on_empty` for files without documents; raise ValueError if all are."""
+    from cwm_core.data.documents import read_items
+
+    empty = []
+    for file in files:
+        item = None
+        for item in read_items(file, kinds):
+            yield item
+        if item is None:
+            empty.append(file)
+    if len(empty) == len(files):
+        raise ValueError(f"{', '.join(map(str, empty[:10]))}: no documents to tokenize")
+    for file in empty:
+        on_empty(file)
 
 
 def _distinct(items: Iterator[Item], threshold: float) -> Iterator[Item]:

@@ -150,7 +150,7 @@ class SandboxServer:
     def clean_up(self, child: int, *, has_ended: bool) -> None:
         """Kill every process and remove every file that the child left.
 
-        What cannot be undone ends this process, and the client starts a new sandbox.
+        If something cannot be undone, this process ends, and the client starts a new sandbox.
         """
         with contextlib.suppress(ProcessLookupError):
             if self.is_isolated:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .generator import GeneratedProgram
 
 
-class Algorithm(NamedTuple):
+class ClassicAlgorithm(NamedTuple):
     """An algorithm and a generator of its inputs."""
 
     code: str
@@ -79,8 +79,8 @@ def _matrix(rng: random.Random) -> tuple[object, ...]:
     return ([[rng.randrange(10), rng.randrange(10)] for _ in range(2)],)
 
 
-ALGORITHMS: tuple[Algorithm, ...] = (
-    Algorithm(
+ALGORITHMS: tuple[ClassicAlgorithm, ...] = (
+    ClassicAlgorithm(
         """def gcd(a, b):
     while b:
         a, b = b, a % b
@@ -88,7 +88,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _pair(1, 30),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def factorial(n):
     if n < 2:
         return 1
@@ -96,7 +96,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _integer(0, 5),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def fibonacci(n):
     a, b = 0, 1
     for i in range(n):
@@ -105,7 +105,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _integer(1, 7),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def power(base, exponent):
     result = 1
     while exponent:
@@ -117,7 +117,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         lambda rng: (rng.randrange(1, 4), rng.randrange(6)),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def collatz(n):
     steps = 0
     while n != 1:
@@ -130,7 +130,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         lambda rng: (rng.choice([1, 2, 3, 4, 5, 8, 10, 16]),),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def is_prime(n):
     if n < 2:
         return False
@@ -143,7 +143,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _integer(0, 30),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def primes_below(n):
     primes = []
     for k in range(2, n):
@@ -156,7 +156,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _integer(3, 5),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def sieve(n):
     prime = [False, False] + [True] * (n - 2)
     for k in range(2, n):
@@ -167,7 +167,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _integer(4, 7),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def factors(n):
     found = []
     d = 2
@@ -181,7 +181,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         lambda rng: (rng.choice([2, 3, 4, 6, 8, 9, 10, 12]),),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def digit_sum(n):
     total = 0
     while n:
@@ -191,7 +191,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _integer(1, 999),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def to_binary(n):
     bits = ''
     while n:
@@ -201,7 +201,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _integer(0, 15),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def count_bits(n):
     ones = 0
     while n:
@@ -211,7 +211,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _integer(0, 15),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def square_root(n):
     r = 0
     while (r + 1) * (r + 1) <= n:
@@ -220,7 +220,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _integer(0, 30),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def multiply(a, b):
     total = 0
     for i in range(b):
@@ -229,7 +229,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _pair(1, 5),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def maximum(items):
     best = items[0]
     for item in items:
@@ -239,7 +239,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _list,
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def mean(items):
     try:
         return sum(items) // len(items)
@@ -248,7 +248,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         lambda rng: (_integers(rng, 0, 4),),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def linear_search(items, wanted):
     for i in range(len(items)):
         if items[i] == wanted:
@@ -257,7 +257,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _list_and_item,
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def binary_search(items, wanted):
     low, high = 0, len(items)
     while low < high:
@@ -270,7 +270,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _sorted_and_item,
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def bubble_sort(items):
     for end in range(len(items) - 1, 0, -1):
         for i in range(end):
@@ -280,7 +280,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         lambda rng: (_integers(rng, 2, 3),),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def insertion_sort(items):
     for i in range(1, len(items)):
         k = i
@@ -291,7 +291,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         lambda rng: (_integers(rng, 2, 3),),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def selection_sort(items):
     done = []
     while items:
@@ -302,7 +302,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         lambda rng: (_integers(rng, 2, 3),),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def merge(left, right):
     merged = []
     while left and right:
@@ -314,7 +314,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _lists,
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def partition(items, pivot):
     small, large = [], []
     for item in items:
@@ -326,7 +326,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _list_and_item,
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def reverse(items):
     i, k = 0, len(items) - 1
     while i < k:
@@ -337,7 +337,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _list,
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def unique(items):
     seen = set()
     kept = []
@@ -349,7 +349,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         lambda rng: ([rng.randrange(3) for _ in range(rng.randrange(2, 5))],),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def prefix_sums(items):
     total = 0
     sums = []
@@ -360,7 +360,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _list,
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def best_run(items):
     best = run = 0
     for item in items:
@@ -370,7 +370,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         lambda rng: ([rng.randrange(-5, 6) for _ in range(rng.randrange(2, 5))],),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def two_sum(items, target):
     seen = {}
     for i, item in enumerate(items):
@@ -381,7 +381,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         lambda rng: (_integers(rng), rng.randrange(4, 14)),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def rotate(items, k):
     for i in range(k):
         items.append(items.pop(0))
@@ -389,7 +389,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         lambda rng: (_integers(rng), rng.randrange(1, 4)),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def flatten(rows):
     flat = []
     for row in rows:
@@ -399,7 +399,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _matrix,
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def transpose(rows):
     columns = []
     for k in range(len(rows[0])):
@@ -411,7 +411,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _matrix,
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def is_palindrome(text):
     while len(text) > 1:
         if text[0] != text[-1]:
@@ -421,7 +421,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _palindrome,
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def run_lengths(text):
     runs = []
     for c in text:
@@ -433,7 +433,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _text("AB"),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def balanced(text):
     depth = 0
     for c in text:
@@ -447,7 +447,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _text("()", 2, 6),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def count_letters(text):
     counts = {}
     for c in text:
@@ -456,7 +456,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _text("ABC"),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def are_anagrams(a, b):
     letters = list(b)
     for c in a:
@@ -467,7 +467,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _two_texts,
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def find_all(text, letter):
     places = []
     for i, c in enumerate(text):
@@ -477,7 +477,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _text_and_letter,
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def caesar(text, shift):
     coded = ''
     for c in text:
@@ -486,7 +486,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         lambda rng: (*_text("ABCDE", 1, 4)(rng), rng.randrange(1, 5)),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def hamming(a, b):
     different = 0
     for x, y in zip(a, b):
@@ -496,7 +496,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         _two_texts,
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def hanoi(n, a, b, c):
     if n == 0:
         return 0
@@ -504,7 +504,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 """,
         lambda rng: (rng.randrange(1, 3), *rng.sample("ABC", 3)),
     ),
-    Algorithm(
+    ClassicAlgorithm(
         """def invert(table):
     inverse = {}
     for key, value in table.items():

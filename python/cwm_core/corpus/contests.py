@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .._native import DamagedFileError
 from ..support.jsonl import loads, read_rows
 from ..trace import Trace
 from .prelude import import_paths, with_prelude
@@ -69,6 +70,8 @@ class ContestProblem:
     """Difficulty, as the data set states it."""
     url: str | None = None
     """Address of the problem."""
+    statement: str = ""
+    """Text of the problem; empty if the row has none."""
 
 
 def read_contests(path: str | os.PathLike[str]) -> Iterator[ContestProblem]:
@@ -78,21 +81,21 @@ def read_contests(path: str | os.PathLike[str]) -> Iterator[ContestProblem]:
     infinite numbers and integers of thousands of digits.
 
     Raises:
-        ValueError: A line is damaged or has another form. The message names the file, the line, and the fault.
+        DamagedFileError: A line is damaged or has another form. The message names the file, the line, and the fault.
         OSError: The file cannot be read.
     """
     for number, row in read_rows(path, loads=_parsed, max_line_bytes=MAX_LINE_BYTES):
         try:
-            contest = _contest(row, number)
+            contest = contest_of(row, number)
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
+            raise DamagedFileError(f"{os.fspath(path)}, line {number}: {error}") from None
         yield contest
 
 
 def units(
     contests: Iterable[ContestProblem],
     *,
-    licence: str,
+    license: str,
     seed: int = 0,
     solutions: int = 4,
     inputs: int = 2,
@@ -108,12 +111,12 @@ def units(
     `prelude.with_prelude`). A wrong solution stays unchanged, because the missing import may be why it is wrong.
     Solutions import the packages that are installed here.
 
-    The provenance has `source`, `licence`, `problem`, `label` (`right` or `wrong`, from the data set), `expected` (for
+    The provenance has `source`, `license`, `problem`, `label` (`right` or `wrong`, from the data set), `expected` (for
     each run, the digest of the answer for `judge_digest`), `seed`, and `difficulty` and `url` if they are known.
 
     Args:
         contests: Problems.
-        licence: SPDX expression of the license of the data set.
+        license: SPDX expression of the license of the data set.
         seed: Seed of the choice.
         solutions: Solutions of a problem.
         inputs: Inputs of a solution, drawn from the smallest.
@@ -143,7 +146,7 @@ def units(
             continue
         for label, chosen in each.items():
             for index, code in sorted(chosen):
-                provenance = {"source": contest.source, "licence": licence, "problem": contest.name, "label": label}
+                provenance = {"source": contest.source, "license": license, "problem": contest.name, "label": label}
                 complete = with_prelude(code) if label == "right" else code
                 yield _unit(f"{name}/{label}/{index}", contest, complete, tests, provenance | {"seed": seed})
 
@@ -217,14 +220,14 @@ def _unit(
     outputs = tuple(test.output for test in tests)
     runs: dict[str, Any] = {"inputs": given}
     if called:
-        callee = _callee(code, contest.function or "")
+        callee = callee_of(code, contest.function or "")
         runs = {"calls": tuple(f"{callee}({arguments})" for arguments in given)}
     tolerance = tolerance_of(test.output for test in contest.tests)
     expected: dict[str, Any] = {"outputs": outputs, "tolerance": tolerance}
     return Unit(id, code, **runs, **expected, paths=import_paths(code), provenance=provenance)
 
 
-def _callee(code: str, function: str) -> str:
+def callee_of(code: str, function: str) -> str:
     """Return the expression for a function in the module, which may be a method of a class `Solution`."""
     for node in ast.parse(code).body:
         if isinstance(node, ast.ClassDef) and node.name == "Solution":
@@ -327,7 +330,8 @@ def _parsed(text: str | bytes) -> Any:
     return loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _MAX_INT_DIGITS else math.inf)
 
 
-def _contest(row: Any, number: int) -> ContestProblem:
+def contest_of(row: Any, number: int) -> ContestProblem:
+    """Return the problem of a row, whose number names a problem of APPS without an id. Raise ValueError for others."""
     if not isinstance(row, dict):
         raise ValueError(f"expected a problem as a JSON object, got {_kind(row)}")
     if "input_output" in row:
@@ -353,6 +357,7 @@ def _code_contests(row: dict[str, Any]) -> ContestProblem:
         sources["incorrect_solutions"],
         difficulty=_optional(row, "difficulty", (str, int)),
         url=_optional(row, "url", (str,)),
+        statement=_optional(row, "description", (str,)) or "",
     )
 
 
@@ -404,6 +409,7 @@ def _apps(row: dict[str, Any], number: int) -> ContestProblem:
         function,
         _optional(row, "difficulty", (str, int)),
         _optional(row, "url", (str,)),
+        _optional(row, "question", (str,)) or "",
     )
 
 

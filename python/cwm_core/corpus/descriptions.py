@@ -52,7 +52,7 @@ def describe_stores(
 
     - `key`: key of the trace; for a trace without one, the name of its store and its place there.
     - `trace`: a digest that distinguishes traces of the same key.
-    - `source` and `licence`: as in the metadata of the trace.
+    - `source` and `license`: as in the metadata of the trace.
     - `messages`: a chat for `cwm tokenize`: the program with a question, and the description.
 
     Args:
@@ -153,7 +153,7 @@ def _identity(row: Any) -> tuple[str, str]:
 
 def _row(entry: _Entry, description: str) -> dict[str, Any]:
     metadata = entry.stored.metadata
-    kept: dict[str, Any] = {name: metadata[name] for name in ("source", "licence") if name in metadata}
+    kept: dict[str, Any] = {name: metadata[name] for name in ("source", "license") if name in metadata}
     question = QUESTION.format(code=source_of(entry.stored.trace).strip("\n"))
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": description}]
     return {"key": entry.key, "trace": entry.digest, **kept, "messages": messages}

@@ -54,8 +54,8 @@ class Judge:
         return (self._judge_call if unit.calls else self._judge_program)(unit, number, trace)
 
     def _judge_program(self, unit: Unit, number: int, trace: Trace) -> bool | Drop:
-        done = self._run(unit.code, unit.inputs[number])
-        if done.exceeded == "seconds" or done.signal == signal.SIGXCPU:
+        done = run_program(unit.code, unit.inputs[number], self.limits, self.sandbox)
+        if done.timed_out or done.signal == signal.SIGXCPU:
             return Drop(DropReason.CLOCK, _UNRECORDED)
         if done.exceeded is not None or done.truncated:
             return Drop(f"ended by {done.exceeded or 'output_bytes'}", _UNRECORDED)
@@ -83,22 +83,29 @@ class Judge:
         accepted = accepts_value(outcome.value, unit.outputs[number], unit.tolerance)
         return Drop(DropReason.NOT_COMPARABLE, outcome.value[:100]) if accepted is None else accepted
 
-    def _run(self, code: str, text: str) -> machines.Completed:
-        folder = tempfile.mkdtemp(prefix="cwm-")
-        try:
-            Path(folder, _PROGRAM).write_bytes(code.encode("utf-8", "surrogatepass"))
-            return machines.run(
-                [sys.executable, "-s", "-B", _PROGRAM],
-                stdin=text.encode("utf-8", "surrogatepass"),
-                limits=replace(
-                    self.limits, output_bytes=2 * self.limits.output_bytes
-                ),  # half of it keeps the beginning
-                folder=folder,
-                sandbox=self.sandbox,
-                env={"PYTHONHASHSEED": "0", **ONE_THREAD},
-            )
-        finally:
-            machines.remove_tree(folder)
+
+def run_program(code: str, stdin: str, limits: machines.Limits, sandbox: machines.Sandbox) -> machines.Completed:
+    """Run a program as `python main.py` in a sandbox, with the installed packages and real descriptors.
+
+    Args:
+        code: Text of the program.
+        stdin: Its standard input.
+        limits: Limits of the run. Up to `output_bytes` of its output are complete.
+        sandbox: Kind of isolation.
+    """
+    folder = tempfile.mkdtemp(prefix="cwm-")
+    try:
+        Path(folder, _PROGRAM).write_bytes(code.encode("utf-8", "surrogatepass"))
+        return machines.run(
+            [sys.executable, "-s", "-B", _PROGRAM],
+            stdin=stdin.encode("utf-8", "surrogatepass"),
+            limits=replace(limits, output_bytes=2 * limits.output_bytes),  # half of it keeps the beginning
+            folder=folder,
+            sandbox=sandbox,
+            env={"PYTHONHASHSEED": "0", **ONE_THREAD},
+        )
+    finally:
+        machines.remove_tree(folder)
 
 
 def _ending(done: machines.Completed) -> str:

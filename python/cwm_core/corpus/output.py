@@ -37,7 +37,7 @@ _TRACES, _TOKENS, _SKETCHES = "traces", "tokens", "sketches"
 _LENGTHS = struct.Struct("<III")
 
 
-class Part(NamedTuple):
+class CorpusPart(NamedTuple):
     """A line of `progress.jsonl`."""
 
     items: int
@@ -47,7 +47,7 @@ class Part(NamedTuple):
     tokens: int
     """Tokens in the part."""
     by_clock: int
-    """Samples of the part that a clock dropped: another run may keep them."""
+    """Samples of the part that a time limit dropped. Another run may keep them."""
     drops: dict[str, Any]
     """Samples kept and dropped in the part, as in `DropCounts.to_json`."""
     interrupted: bool = False
@@ -127,10 +127,12 @@ class CorpusWriter:
 
     @property
     def by_clock(self) -> int:
-        """Samples that a clock dropped in all finished parts."""
+        """Samples that a time limit dropped in all finished parts."""
         return sum(part.by_clock for part in self.parts)
 
-    def add_part(self, samples: Iterator[KeptSample | DroppedSample], items: int, *, interrupted: bool = False) -> Part:
+    def add_part(
+        self, samples: Iterator[KeptSample | DroppedSample], items: int, *, interrupted: bool = False
+    ) -> CorpusPart:
         """Write a part. It begins with the samples of the part that an interrupted run began, if there is one.
 
         Args:
@@ -166,7 +168,7 @@ class CorpusWriter:
                 tokens += len(ids)
         self._write_sketches(number, sketches)
         shards = sum(1 for _ in (self.folder / _TOKENS).glob("*.cwmtok"))
-        part = Part(items, shards, tokens, by_clock, drops.to_json(), interrupted)
+        part = CorpusPart(items, shards, tokens, by_clock, drops.to_json(), interrupted)
         for name in (_TRACES, _TOKENS, _SKETCHES):
             sync(self.folder / name)
         self._log.append({name: value for name, value in part._asdict().items() if name != "interrupted" or value})
@@ -225,10 +227,10 @@ class CorpusWriter:
             for document in last
         ]
 
-    def _read_parts(self) -> Iterator[Part]:
+    def _read_parts(self) -> Iterator[CorpusPart]:
         for number, row in enumerate(self._log.rows(), 1):
             try:
-                yield Part(**row)
+                yield CorpusPart(**row)
             except TypeError as error:
                 path = self.folder / "progress.jsonl"
                 raise DamagedFileError(f"{path}, line {number}: expected a part of a corpus: {error}") from None

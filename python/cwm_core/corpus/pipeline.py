@@ -48,7 +48,7 @@ class Summary:
     tokens: int
     """Tokens in all parts."""
     by_clock: int
-    """Samples that a clock dropped: another run may keep them and differ in them."""
+    """Samples that a time limit dropped. Another run may keep them and so differ in them."""
     drops: DropCounts
     """Samples kept and dropped, by reason."""
 

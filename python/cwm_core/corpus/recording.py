@@ -15,7 +15,7 @@ from .effects import Effect
 from .filters import (
     PERMISSIVE,
     Decontamination,
-    Licences,
+    Licenses,
     NoEffects,
     SizeLimits,
     Sketch,
@@ -49,7 +49,7 @@ class CorpusSettings:
     """Maximum tokens of source context, reduced to the parts that the trace touched. None shows the whole file."""
     allow_effects: frozenset[str] = frozenset()
     """Values of `Effect` that do not drop a sample."""
-    licences: frozenset[str] | None = PERMISSIVE
+    licenses: frozenset[str] | None = PERMISSIVE
     """SPDX identifiers of the licenses to keep; None keeps code of any license or of none."""
     evaluation_sets: tuple[str, ...] = ()
     """JSONL files of problems that samples must not contain."""
@@ -205,8 +205,8 @@ class SampleRecorder:
 
     def refuse(self, code: str, provenance: Mapping[str, Any]) -> Drop | None:
         """Return why source text must not be used, or None. Ask before any of it runs."""
-        licences = self.settings.licences
-        return None if licences is None else Licences(licences).check(provenance.get("licence"), code)
+        licenses = self.settings.licenses
+        return None if licenses is None else Licenses(licenses).check(provenance.get("license"), code)
 
     def _sample(
         self, unit: Unit, number: int, run: Run, first: RunResult, second: RunResult
@@ -278,8 +278,8 @@ def _filters(settings: CorpusSettings) -> Iterator[Filter]:
     yield SizeLimits(min_frames=settings.min_frames)
     if Effect.MACHINE not in settings.allow_effects:
         yield no_machine
-    if settings.licences is not None:
-        yield Licences(settings.licences)
+    if settings.licenses is not None:
+        yield Licenses(settings.licenses)
     if settings.evaluation_sets:
         sets = Decontamination()
         for path in settings.evaluation_sets:

@@ -3,7 +3,7 @@
 ```
 with SandboxBackend(readable=[...]).open(Task("project", "", folder=path)) as machine:
     suite = record_repository(machine, folder, packages=["package"])
-for sample in read_recording(folder, licence="MIT"):
+for sample in read_recording(folder, license="MIT"):
     ...
 ```
 
@@ -143,7 +143,7 @@ def recorded_twice(
     folder: str | os.PathLike[str],
     *,
     options: Mapping[str, str | int | float],
-    licence: str | None = None,
+    license: str | None = None,
     report: Callable[[str], None] = lambda text: None,
     **suite: Any,
 ) -> Iterator[Sample]:
@@ -155,7 +155,7 @@ def recorded_twice(
         open_machine: Opens a machine.
         folder: Folder for the recordings.
         options: Options of the plugin, as in `record_repository`; `seed` is the seed of the choice among calls.
-        licence: SPDX expression of the license of the repository.
+        license: SPDX expression of the license of the repository.
         report: Called with a line of text before each run.
         **suite: More arguments of `record_repository`.
 
@@ -183,7 +183,7 @@ def recorded_twice(
     per_site, per_function = (int(options.get(f"per-{name}", default)) for name, default in _CALLS_KEPT.items())
     second = read_recording(runs[1], per_site=per_site, per_function=per_function)
     again = {sample.id: sample.trace for sample in second}
-    first = read_recording(runs[0], licence=licence, per_site=per_site, per_function=per_function)
+    first = read_recording(runs[0], license=license, per_site=per_site, per_function=per_function)
     for sample in first:
         yield replace(sample, again=again.get(sample.id))
 
@@ -212,7 +212,7 @@ def _hint(said: str) -> str:
 def read_recording(
     folder: str | os.PathLike[str],
     *,
-    licence: str | None = None,
+    license: str | None = None,
     per_site: int = _CALLS_KEPT["site"],
     per_function: int = _CALLS_KEPT["function"],
     provenance: Mapping[str, Any] | None = None,
@@ -226,7 +226,7 @@ def read_recording(
 
     Args:
         folder: Folder with the recordings.
-        licence: License to add to the provenance.
+        license: License to add to the provenance.
         per_site: Calls kept of each call site.
         per_function: Calls kept of each function.
         provenance: Provenance to add to that of the plugin.
@@ -255,7 +255,7 @@ def read_recording(
         except _DAMAGE:
             continue
         if len(trace) and trace.context:
-            described = metadata | dict(provenance or {}) | ({"licence": licence} if licence is not None else {})
+            described = metadata | dict(provenance or {}) | ({"license": license} if license is not None else {})
             yield Sample(key, "".join(source_lines(trace.context)), _expression(trace, metadata), trace, described)
 
 

@@ -23,7 +23,7 @@ class Sample:
     trace: Trace
     """Recording of the call."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Origin of the sample, as a JSON object: `source`, `licence` (an SPDX expression), and any other keys, such as
+    """Origin of the sample, as a JSON object: `source`, `license` (an SPDX expression), and any other keys, such as
     package, version, path, qualified name, and seed. The store keeps it as the metadata of the trace."""
     again: Trace | None = None
     """Second recording of the same call, from a process with another hash seed."""

@@ -258,8 +258,8 @@ class RecordingSandbox:
     def _failure(self) -> RunFailure:
         """Return why the sandbox gave no answer."""
         outcome = self._running.outcome()
-        if outcome is not None and outcome["exceeded"]:
-            return RunFailure(FailureKind.LIMIT, outcome["exceeded"])
+        if outcome is not None and outcome.exceeded:
+            return RunFailure(FailureKind.LIMIT, outcome.exceeded)
         return RunFailure(FailureKind.SANDBOX_ENDED) if self._running.ended else CLOCK
 
     def _restart(self) -> None:

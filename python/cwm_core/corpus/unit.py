@@ -32,5 +32,5 @@ class Unit:
     paths: tuple[str, ...] = ()
     """Folders to import from, besides those of the standard library."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Origin of the samples, as a JSON object: `source`, `licence` (an SPDX expression), package, version, path,
+    """Origin of the samples, as a JSON object: `source`, `license` (an SPDX expression), package, version, path,
     qualified name, seed."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..support.files import files_in
+from .._native import DamagedFileError
+from ..support.files import StrPath, files_in
 from ..support.imports import entry_point_objects, import_object
-from ..support.jsonl import STDIN
+from ..support.jsonl import STDIN, type_of_json
 from ..support.tables import TABLE_ENDINGS, is_table, read_table
 from ..tokenizer import Tokenizer
 from ..tokenizer.special_tokens import BEGIN_OF_TEXT, END_OF_TEXT
@@ -46,11 +48,12 @@ class DocumentKind(ABC, Generic[Content]):
     columns: ClassVar[tuple[str, ...]] = ()
     """Columns that a row of this kind may have. The first one marks the kind: it is there, and not null."""
     endings: ClassVar[tuple[str, ...]] = ()
-    """Endings of the names of files that hold only documents of this kind, such as `.cwmtraces`."""
+    """Endings of the names of files that hold only documents of this kind, such as `.cwmtraces`. In lowercase; a name
+    may have them in any case."""
 
     def has_file(self, path: Path) -> bool:
         """Return whether `read_file` reads this file."""
-        return path.name.endswith(self.endings)
+        return path.name.lower().endswith(self.endings)
 
     def read_file(self, path: Path) -> Iterator[tuple[str, Content]]:
         """Yield the documents of a file of this kind with their places, for error messages.
@@ -152,7 +155,7 @@ def document_kinds(extra: Iterable[str | DocumentKind[Any]] = ()) -> list[Docume
     return list(kinds.values())
 
 
-def document_files(paths: Sequence[Path], kinds: Sequence[DocumentKind[Any]] | None = None) -> Iterator[Path]:
+def document_files(paths: Iterable[StrPath], kinds: Sequence[DocumentKind[Any]] | None = None) -> Iterator[Path]:
     """Yield the paths, with each folder replaced by the files in it that documents are read from.
 
     In a folder, these are the files of kinds with an ending of their own, such as traces and stores. A folder without
@@ -167,21 +170,21 @@ def document_files(paths: Sequence[Path], kinds: Sequence[DocumentKind[Any]] | N
         FileNotFoundError: A folder has no such file.
         ValueError: Standard input is named twice.
     """
-    if sum(str(path) == STDIN for path in paths) > 1:
+    given = [Path(path) for path in paths]
+    if sum(str(path) == STDIN for path in given) > 1:
         raise ValueError(f"standard input ({STDIN}) is named more than once, but can be read only once")
     own = tuple(ending for kind in (document_kinds() if kinds is None else kinds) for ending in kind.endings)
-    for path in paths:
+    for path in given:
         if not path.is_dir():
             yield path
             continue
         found = files_in(path, own) or files_in(path, TABLE_ENDINGS)
         if not found:
-            known = ", ".join(f"*{ending}" for ending in (*own, *TABLE_ENDINGS))
-            raise FileNotFoundError(2, f"no file in this folder is one of {known}", str(path))
+            raise FileNotFoundError(2, f"no file in this folder is one of {_patterns(own)}", str(path))
         yield from found
 
 
-def read_items(path: Path, kinds: Sequence[DocumentKind[Any]] | None = None) -> Iterator[Item]:
+def read_items(path: StrPath, kinds: Sequence[DocumentKind[Any]] | None = None) -> Iterator[Item]:
     """Yield the documents of a file.
 
     Args:
@@ -189,10 +192,10 @@ def read_items(path: Path, kinds: Sequence[DocumentKind[Any]] | None = None) -> 
         kinds: Kinds of documents to recognize (default: `document_kinds()`).
 
     Raises:
-        ValueError: The file is damaged, or no kind recognizes it or one of its rows. The message says where.
+        DamagedFileError: The file is damaged, or no kind recognizes it or one of its rows. The message says where.
         OSError: The file cannot be read.
     """
-    kinds = document_kinds() if kinds is None else kinds
+    kinds, path = document_kinds() if kinds is None else kinds, Path(path)
     folder = "stdin" if str(path) == STDIN else path.resolve().parent.name
     for kind, row, where, content in _contents(path, kinds):
         source = kind.source(content, row)
@@ -205,16 +208,26 @@ def _contents(path: Path, kinds: Sequence[DocumentKind[Any]]) -> Iterator[tuple[
             yield from ((kind, {}, where, content) for where, content in kind.read_file(path))
             return
     if not is_table(path):
-        raise ValueError(f"{path}: no document kind recognizes this file")
+        own = tuple(ending for kind in kinds for ending in kind.endings)
+        raise DamagedFileError(
+            f"{path}: neither a trace nor a file named {_patterns(own)}. Rename the file, or read JSON Lines from "
+            f"standard input, which is named {STDIN}"
+        )
     columns = dict.fromkeys(["source", *(name for kind in kinds for name in kind.columns)])
     for where, row in read_table(path, columns.keys()):
         found = next((kind for kind in kinds if kind.has_row(row)), None)
         if found is None:
             known = [repr(kind.columns[0]) for kind in kinds if kind.columns]
-            raise ValueError(f"{where}: expected one of the columns {', '.join(known)}")
+            empty = [f"{name} is null" for name in known if name[1:-1] in row]
+            given = ", ".join(empty or map(repr, islice(row, 10))) or "an empty row"
+            raise DamagedFileError(f"{where}: expected a value in one of the columns {', '.join(known)}; got {given}")
         content = found.read_row(row, where)
         if content is not None:
             yield found, row, where, content
+
+
+def _patterns(own: tuple[str, ...]) -> str:
+    return ", ".join(f"*{ending}" for ending in (*own, *TABLE_ENDINGS))
 
 
 class TextKind(DocumentKind[str]):
@@ -222,13 +235,15 @@ class TextKind(DocumentKind[str]):
 
     columns = ("text",)
 
-    def has_row(self, row: Row) -> bool:
-        """Return whether the row has a text."""
-        return isinstance(row.get("text"), str)
-
     def read_row(self, row: Row, where: str) -> str:
-        """Return the text."""
-        return str(row["text"])
+        """Return the text.
+
+        Raises:
+            ValueError: The text is not a string.
+        """
+        if not isinstance(row["text"], str):
+            raise ValueError(f"{where}: expected 'text' to be a string, got {type_of_json(row['text'])}")
+        return row["text"]
 
     def encode(self, tokenizer: Tokenizer, content: str) -> TrainingDocument:
         """Encode the text and wrap it in `<|begin_of_text|>` and `<|end_of_text|>` if the vocabulary has them."""
@@ -253,15 +268,18 @@ class ChatKind(DocumentKind[list[dict[str, str]]]):
         """Return the messages without keys that are null: Parquet adds every key that any message has.
 
         Raises:
-            ValueError: The messages are not a list of objects that each have a content.
+            DamagedFileError: The messages are not a list of objects that each have a content.
         """
         value = row["messages"]
-        if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-            raise ValueError(f"{where}: expected 'messages' to be a list of objects")
-        messages = [{key: part for key, part in message.items() if part is not None} for message in value]
-        if not all(isinstance(message.get("content"), str) for message in messages):
-            raise ValueError(f"{where}: expected every message to have a string 'content'")
-        return messages
+        if not isinstance(value, list):
+            raise DamagedFileError(f"{where}: expected 'messages' to be a list of objects, got {type_of_json(value)}")
+        for number, message in enumerate(value):
+            if not isinstance(message, dict):
+                raise DamagedFileError(f"{where}: message {number}: expected an object, got {type_of_json(message)}")
+            if not isinstance(content := message.get("content"), str):
+                given = type_of_json(content) if "content" in message else "no content"
+                raise DamagedFileError(f"{where}: message {number}: expected 'content' to be a string, got {given}")
+        return [{key: part for key, part in message.items() if part is not None} for message in value]
 
     def encode(self, tokenizer: Tokenizer, content: list[dict[str, str]]) -> TrainingDocument:
         """Encode the chat."""

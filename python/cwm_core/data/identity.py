@@ -7,6 +7,9 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+NO_MAX_LENGTH = 2**32 - 1
+"""Value of a bucket's `max_length` in a state if it has none: more tokens than a document can have."""
+
 SourceParts = tuple[str, float, int | None, list[tuple[int, int]]]
 """A source as the native loader describes it: name, share, epochs, and checksum and documents of each file."""
 
@@ -100,7 +103,10 @@ def _shown(key: str, value: Any) -> str:
     if key != "buckets":
         return repr(value)
     try:
-        rows = [f"max_length={longest} seq_len={row} batch_size={size}" for longest, row, size in value]
+        rows = [
+            f"max_length={None if longest == NO_MAX_LENGTH else longest} seq_len={row} batch_size={size}"
+            for longest, row, size in value
+        ]
     except (TypeError, ValueError):
         return repr(value)
     # A single bucket holds every document, so its limit is not worth showing.

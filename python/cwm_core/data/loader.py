@@ -12,15 +12,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from numbers import Real
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cwm_core import _native
 
-from .identity import check_same, describe_sources
-from .shards import HasVocabSize, Path, check_not_negative, fingerprint_of, fingerprint_text, vocabulary_of
+from ..support.files import StrPath
+from .identity import NO_MAX_LENGTH, check_same, describe_sources
+from .shards import HasVocabSize, check_not_negative, fingerprint_of, fingerprint_text, vocabulary_of
 
 if TYPE_CHECKING:
     import torch
@@ -28,9 +30,8 @@ if TYPE_CHECKING:
     from .torch import PackedDataset
 
 STATE_VERSION = 2
-_LONGEST = 2**32 - 1
 
-SourceSpec = Path | tuple[Path, float] | tuple[Path, float, int | None]
+SourceSpec = StrPath | tuple[StrPath, float] | tuple[StrPath, float, int | None]
 """A folder, its share, and its epochs (None: the loader's)."""
 
 
@@ -200,7 +201,7 @@ class PackedLoader:
 
     def __init__(
         self,
-        sources: Path | Mapping[str, SourceSpec],
+        sources: StrPath | Mapping[str, SourceSpec],
         seq_len: int,
         *,
         vocab_size: int | HasVocabSize | None = None,
@@ -242,6 +243,7 @@ class PackedLoader:
         Raises:
             ValueError: A share is not positive, there are no sources, their vocabularies differ, no shard has a label
                 of `mask`, a number is out of range, or a shard is damaged.
+            TypeError: An argument has the wrong type.
             OSError: A file cannot be read.
         """
         options = {name: value for name, value in locals().items() if name != "self"}
@@ -253,6 +255,10 @@ class PackedLoader:
             raise ValueError(f'packing must be "best_fit" or "stream", not {packing!r}')
         packing = Packing(packing)
         self._buckets = list(buckets or [Bucket(None, batch_size)])
+        if not all(isinstance(bucket, Bucket) for bucket in self._buckets):
+            raise TypeError(f"buckets: expected a list of cwm_core.data.Bucket, got {buckets!r}")
+        if not isinstance(mask, Mapping | None):
+            raise TypeError(f"mask: expected fractions by label, such as {{'context': 1}}, got {mask!r}")
         entries = [_source(name, spec, epochs) for name, spec in _named(sources).items()]
         # Another process may open the folders from another working directory.
         self._options = options | {"sources": {name: (folder, *rest) for name, folder, *rest in entries}}
@@ -400,7 +406,10 @@ class PackedLoader:
 
         Raises:
             ValueError: The state is from other data or another configuration, or malformed. The loader does not move.
+            TypeError: The state is not a mapping.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"loader state: expected the mapping from state_dict(), got {type(state).__name__}")
         mine = {**self._identity, "vocabulary": self.vocabulary_fingerprint}
         check_same(mine, self._native.description(), state)
         try:
@@ -424,30 +433,27 @@ class PackedLoader:
         )
 
 
-def _named(sources: Path | Mapping[str, SourceSpec]) -> Mapping[str, SourceSpec]:
+def _named(sources: StrPath | Mapping[str, SourceSpec]) -> Mapping[str, SourceSpec]:
     return sources if isinstance(sources, Mapping) else {"data": sources}
 
 
-def _source(name: str, spec: SourceSpec, epochs: int | None) -> tuple[str, Path, float, int | None]:
-    share, own = 1.0, epochs
-    match spec:
-        case [folder, share, int(own)]:
-            pass
-        case [folder, share] | [folder, share, None]:
-            pass
-        case [folder]:
-            pass
-        case str() | os.PathLike():
-            folder = spec
-        case _:
-            raise ValueError(f"source {name!r} must be a folder, its share and its epochs, not {spec!r}")
+def _source(name: str, spec: SourceSpec, epochs: int | None) -> tuple[str, StrPath, float, int | None]:
+    parts: tuple[Any, ...] = tuple(spec) if isinstance(spec, tuple | list) else (spec,)
+    defaults: tuple[Any, ...] = (None, 1.0, None)
+    if not 1 <= len(parts) <= 3 or not isinstance(parts[0], str | os.PathLike):
+        raise ValueError(f"source {name!r} must be a folder, its share and its epochs, not {spec!r}")
+    folder, share, own = (*parts, *defaults[len(parts) :])
+    own = epochs if own is None else own
+    if not isinstance(share, Real) or not isinstance(own, SupportsIndex | None):
+        raise TypeError(f"source {name!r}: expected a number as the share and whole numbers of epochs, got {spec!r}")
     if own is not None:
+        own = operator.index(own)
         check_not_negative(epochs=own)
     return name, os.path.abspath(folder), float(share), own
 
 
 def _shape(bucket: Bucket, seq_len: int) -> tuple[int, int, int]:
-    longest = _LONGEST if bucket.max_length is None else operator.index(bucket.max_length)
+    longest = NO_MAX_LENGTH if bucket.max_length is None else operator.index(bucket.max_length)
     row = seq_len if bucket.seq_len is None else operator.index(bucket.seq_len)
     batch_size = operator.index(bucket.batch_size)
     check_not_negative(max_length=longest, seq_len=row, batch_size=batch_size)

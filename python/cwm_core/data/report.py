@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..support.files import StrPath
 from .loader import PackedLoader
-from .shards import Document, Path, Shards
+from .shards import Document, Shards
 
 if TYPE_CHECKING:
     from cwm_core.tokenizer import Tokenizer
@@ -56,7 +57,7 @@ class ShardSummary:
     """Sources by tag."""
 
 
-def describe(folder: Path) -> ShardSummary:
+def describe(folder: StrPath) -> ShardSummary:
     """Summarize a folder of shards.
 
     Raises:
@@ -80,7 +81,7 @@ def describe(folder: Path) -> ShardSummary:
     )
 
 
-def inspect(folder: Path, tokenizer: Tokenizer | None = None, samples: int = 3, seed: int = 0) -> Iterator[str]:
+def inspect(folder: StrPath, tokenizer: Tokenizer | None = None, samples: int = 3, seed: int = 0) -> Iterator[str]:
     """Yield the lines of a report on a folder of shards: sizes, sources, lengths, and decoded sample documents.
 
     Args:

@@ -13,9 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from cwm_core import _native
 from cwm_core.support.arguments import reject_single_string
+from cwm_core.support.files import StrPath
 from cwm_core.support.text import well_formed
-
-Path = str | os.PathLike[str]
 
 
 class HasVocabSize(Protocol):
@@ -49,7 +48,7 @@ class ShardWriter:
 
     def __init__(
         self,
-        folder: Path,
+        folder: StrPath,
         vocab_size: int | HasVocabSize,
         *,
         shard_tokens: int = 100_000_000,
@@ -165,7 +164,7 @@ class Shards:
     is known. These files have no checksums, so another id within the vocabulary goes unnoticed.
     """
 
-    def __init__(self, path: Path, *, vocab_size: int | HasVocabSize | None = None) -> None:
+    def __init__(self, path: StrPath, *, vocab_size: int | HasVocabSize | None = None) -> None:
         """Open a folder of shards, or a Megatron dataset by its prefix, its `.idx`, or its `.bin`.
 
         Args:
@@ -205,7 +204,7 @@ class Shards:
         """
         at = operator.index(index)
         if not -len(self) <= at < len(self):
-            raise IndexError(f"document {index} of {len(self)}")
+            raise IndexError(f"document index {index} is out of range for {len(self)} documents")
         tokens, loss_mask, source, labeled = self._native.document(at % len(self))
         spans: dict[str, list[tuple[int, int]]] = {}
         for label, start, end in labeled:
@@ -290,9 +289,13 @@ def vocabulary_of(vocab_size: int | HasVocabSize) -> int:
     """Return the number of ids, of a tokenizer or as given.
 
     Raises:
+        TypeError: It is neither a number nor a tokenizer.
         ValueError: The number is negative.
     """
-    number = operator.index(vocab_size if isinstance(vocab_size, SupportsIndex) else vocab_size.vocab_size)
+    size = vocab_size if isinstance(vocab_size, SupportsIndex) else getattr(vocab_size, "vocab_size", None)
+    if not isinstance(size, SupportsIndex):
+        raise TypeError(f"vocab_size: expected a whole number or a tokenizer, got {vocab_size!r}")
+    number = operator.index(size)
     check_not_negative(vocab_size=number)
     return number
 

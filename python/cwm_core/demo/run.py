@@ -28,6 +28,8 @@ from .data import programs, record, train_vocabulary, write_shards
 from .recipe import FULL, SHORT, Recipe
 
 THREADS = 2
+GALLERY_SIZE = 10
+GALLERY_SCORES = {"state": "states", "action": "lines", "output": "output"}
 
 
 def run_demo(folder: str | os.PathLike[str], *, short: bool = False) -> None:
@@ -169,17 +171,47 @@ class Demo:
         return free
 
     def show(self, traces: list[Trace], predictions: list[Prediction]) -> None:
-        """Show one prediction beside the real execution, on the console and as a page: the first one that differs, if
-        any.
+        """Show predictions beside the real executions: one on the console, the first wrong one if any, and ten as a
+        page.
         """
-        pairs = list(zip(traces, predictions, strict=True))
-        differing = (pair for pair in pairs if score_trace(pair[0], pair[1].parsed).state != 1.0)
-        trace, prediction = next(differing, pairs[0])
-        predicted = with_first_frame(trace, prediction)
-        self.console.print(view.terminal(trace, predicted=predicted, width=self.console.width), markup=False)
-        page = self.out / "prediction.html"
-        page.write_text(view.html(trace, predicted=predicted, title="A predicted execution"), encoding="utf-8")
-        self.console.print(f"The same as a web page: {page}")
+        predicted = [with_first_frame(*pair) for pair in zip(traces, predictions, strict=True)]
+        right = [
+            prediction.parsed.complete and not view.differences(trace.frames, guess.frames)
+            for trace, prediction, guess in zip(traces, predictions, predicted, strict=True)
+        ]
+        shown = choose_examples(right)
+        first = next((at for at in shown if not right[at]), shown[0])
+        text = view.terminal(traces[first], predicted=predicted[first], width=self.console.width)
+        self.console.print(text, markup=False)
+        examples = []
+        for at in shown:
+            scores = score_trace(traces[at], predictions[at].parsed)
+            named = {title: getattr(scores, name) for name, title in GALLERY_SCORES.items()}
+            examples.append(view.Example(call_of(traces[at]), traces[at], predicted[at], named))
+        summary = (
+            f"The model predicted {sum(right)} of {len(traces)} unseen executions without an error. "
+            "The list shows the first right ones and the first wrong ones."
+        )
+        page = self.out / "predictions.html"
+        page.write_text(view.gallery(examples, title="Predicted executions", summary=summary), encoding="utf-8")
+        self.results["right"] = sum(right)
+        self.console.print(f"{len(shown)} predictions with their scores, as a web page: {page}")
+
+
+def choose_examples(right: list[bool]) -> list[int]:
+    """Return the positions of ten predictions, in their order: the first five right ones and the first five wrong ones.
+
+    If there are fewer than five of a kind, more of the other kind fill the list.
+    """
+    hits = [at for at, is_right in enumerate(right) if is_right]
+    misses = [at for at, is_right in enumerate(right) if not is_right]
+    chosen = hits[: max(GALLERY_SIZE // 2, GALLERY_SIZE - len(misses))]
+    return sorted(chosen + misses[: GALLERY_SIZE - len(chosen)])
+
+
+def call_of(trace: Trace) -> str:
+    """Return the expression that the entry of a recorded source returns."""
+    return trace.frames[1].line.strip().removeprefix("return ")
 
 
 def initialize(model: Transformer) -> None:

@@ -5,27 +5,29 @@ from .agents import (
     Budget,
     EndpointAgent,
     EndpointError,
+    EndReason,
     EngineAgent,
     Generate,
     Message,
     OutOfBudget,
     Reply,
+    ReplyEnd,
     ScriptedAgent,
     solution_actions,
     system_prompt,
 )
 from .distinct import NearDuplicates, distinct
 from .encoding import EncodedTrajectory, encode_trajectory, write_shards
-from .environment import Environment, Step, Transition
+from .environment import Environment, EpisodeStep, Transition
 from .history import forget_history
 from .issues import issue_task, read_issues
-from .outcomes import TestRun, run_tests
+from .outcomes import TestOutcome, TestRun, run_tests
 from .patches import make_diff, normalize, similarity
 from .profile import CWM, CWM_TRAINING, DEFAULT, PROFILES, Profile
 from .rewards import Reward, RewardFunction, judge
 from .rollouts import rollout, run_rollouts
 from .selection import Selection, judge_candidates, select, written_test
-from .summary import summarize
+from .summary import RolloutSummary, summarize
 from .tasks import Task, read_tasks, write_tasks
 from .tools import ActionError, Call, Tool, parse_action
 from .trajectories import Trajectory, TrajectoryReader, TrajectoryWriter, Turn, read_trajectories
@@ -41,11 +43,13 @@ __all__ = [
     "Budget",
     "Call",
     "EncodedTrajectory",
+    "EndReason",
     "EndpointAgent",
     "EndpointError",
     "EngineAgent",
     "Environment",
     "EnvironmentWorker",
+    "EpisodeStep",
     "Generate",
     "Message",
     "NearDuplicates",
@@ -53,12 +57,14 @@ __all__ = [
     "ProcessWorker",
     "Profile",
     "Reply",
+    "ReplyEnd",
     "Reward",
     "RewardFunction",
+    "RolloutSummary",
     "ScriptedAgent",
     "Selection",
-    "Step",
     "Task",
+    "TestOutcome",
     "TestRun",
     "Tool",
     "Trajectory",

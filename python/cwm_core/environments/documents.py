@@ -25,7 +25,7 @@ class TrajectoryKind(DocumentKind[Trajectory]):
 
     def has_file(self, path: Path) -> bool:
         """Return whether the file begins as a file of trajectories does."""
-        return path.suffix == ".jsonl" and is_trajectory_file(path)
+        return path.suffix.lower() in (".jsonl", ".ndjson") and is_trajectory_file(path)
 
     def read_file(self, path: Path) -> Iterator[tuple[str, Trajectory]]:
         """Yield the trajectories of a file."""

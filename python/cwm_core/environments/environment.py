@@ -4,7 +4,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from ..machines import Backend, Machine, SandboxBackend
@@ -25,7 +25,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
-class Step:
+class EpisodeStep:
     """A turn of an episode."""
 
     action: str
@@ -48,9 +48,14 @@ class Transition:
     """Reward at the end of the episode; 0 before."""
     done: bool
     """Whether the episode has ended."""
-    info: dict[str, Any] = field(default_factory=dict)
-    """`role` of the observation's message, `exit_code`, `malformed` (whether the action was) and, at the end, `test`,
-    the reason of the reward."""
+    role: str = "user"
+    """Role of the observation's message: `tool: NAME`, or `user` if no tool was called."""
+    exit_code: int | None = None
+    """Exit code of the command, or None if no command ran."""
+    malformed: bool = False
+    """Whether the action was malformed."""
+    reason: str = ""
+    """Reason of the reward at the end of the episode; empty before."""
 
 
 @dataclass
@@ -107,7 +112,7 @@ class Environment:
         self._profile = replace(profile, **changes)
         self._count_tokens = count_tokens
         self._episode: _Episode | None = None
-        self.trajectory: list[Step] = []
+        self.trajectory: list[EpisodeStep] = []
 
     def start(self, task: Task) -> str:
         """Start an episode, ending an earlier one, and return the first observation, which is the task's prompt.
@@ -187,15 +192,14 @@ class Environment:
         episode.tokens += self._tokens(action_text) + self._tokens(observation)
         spent = left <= 0 or seconds <= 0 or episode.tokens >= profile.context_tokens
         episode.done = spent or (profile.malformed_ends if malformed else call is None)
-        self.trajectory.append(Step(action_text, observation, exit_code, time.monotonic() - started))
+        self.trajectory.append(EpisodeStep(action_text, observation, exit_code, time.monotonic() - started))
         role = f"tool: {call.tool}" if call and not malformed else "user"
-        info: dict[str, Any] = {"role": role, "exit_code": exit_code, "malformed": malformed}
-        reward = 0.0
+        reward, reason = 0.0, ""
         if episode.done:
             episode.shell.close()
             verdict = self._reward(episode.task, episode.diff, self._backend, seconds=profile.command_seconds)
-            reward, info["test"] = verdict.value, verdict.reason
-        return Transition(observation, reward, episode.done, info)
+            reward, reason = verdict.value, verdict.reason
+        return Transition(observation, reward, episode.done, role, exit_code, malformed, reason)
 
     def _running(self) -> _Episode:
         if self._episode is None or self._episode.done:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from .._native import DamagedFileError
 from ..support.jsonl import loads, read_rows
 from .patches import touched
 from .protection import SETTINGS
@@ -53,13 +54,13 @@ def read_issues(
         left_out: Called with the id of each skipped row and the reason.
 
     Raises:
-        ValueError: A row is invalid; the message names its line.
+        DamagedFileError: A row is invalid; the message names its line.
     """
     for number, row in read_rows(path):
         try:
             task = issue_task(row, test_command=test_command)
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
+            raise DamagedFileError(f"{os.fspath(path)}, line {number}: {error}") from None
         reason = None
         if not task.fail_to_pass or not all("::" in name for name in (*task.fail_to_pass, *task.pass_to_pass)):
             reason = "its tests are not pytest's"

@@ -7,15 +7,33 @@ import shlex
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from .. import machines
 from ..machines import Machine
 from . import _report
 
-Outcome = Literal["passed", "xfailed", "skipped", "failed", "error", "missing"]
-PASSED = ("passed", "xfailed")
+
+class TestOutcome(StrEnum):
+    """How a test ended. The plugin `_report` writes all but the last."""
+
+    __test__ = False  # keeps pytest from collecting the class
+
+    PASSED = "passed"
+    XFAILED = "xfailed"
+    """The test failed, as its mark `xfail` declares."""
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    ERROR = "error"
+    """Its setup or teardown failed, or the session ended before it ran."""
+    MISSING = "missing"
+    """The test did not run."""
+
+
+PASSED = (TestOutcome.PASSED, TestOutcome.XFAILED)
+"""Outcomes of a test that passed."""
 
 PLUGIN = Path(_report.__file__).read_bytes()
 IMPORTS_PLUGIN = Path(_report.__file__).with_name("_imports.py").read_bytes()
@@ -47,7 +65,7 @@ class TestRun:
 
     __test__ = False  # keeps pytest from collecting the class
 
-    outcomes: dict[str, Outcome]
+    outcomes: dict[str, TestOutcome]
     """Outcomes by names of tests (pytest's node ids)."""
     problem: str | None
     """Reason that there are no outcomes, or None."""
@@ -88,7 +106,9 @@ def run_tests(
     if report is None:
         return TestRun({}, f"pytest made no report (exit code {completed.exit_code})", completed)
     try:
-        outcomes = {str(name): outcome for name, outcome in report["outcomes"].items() if outcome in _report.RANK}
+        outcomes = {
+            str(name): TestOutcome(outcome) for name, outcome in report["outcomes"].items() if outcome in _report.RANK
+        }
         found, errors, control = tuple(report["files"]), tuple(report["errors"]), report["control"]
     except (AttributeError, LookupError, TypeError):
         return TestRun({}, "the report of the tests was damaged", completed)
@@ -143,8 +163,8 @@ def read_file(machine: Machine, path: str) -> bytes:
     return bytes(data)
 
 
-def outcome_of(name: str, outcomes: dict[str, Outcome]) -> Outcome:
-    """Return the outcome of a test, or "missing" if it did not run.
+def outcome_of(name: str, outcomes: dict[str, TestOutcome]) -> TestOutcome:
+    """Return the outcome of a test, or `MISSING` if it did not run.
 
     Several hundred names in SWE-bench Verified are truncated within their parameters. Such a name refers to all tests
     with that prefix, if they agree on whether they passed.
@@ -155,4 +175,4 @@ def outcome_of(name: str, outcomes: dict[str, Outcome]) -> Outcome:
         found = [outcome for whole, outcome in outcomes.items() if whole.startswith(name)]
         if found and len({outcome in PASSED for outcome in found}) == 1:
             return found[0]
-    return "missing"
+    return TestOutcome.MISSING

@@ -24,7 +24,7 @@ SETTINGS = ("conftest.py", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.i
 
 MODULES = frozenset({".py", ".pyi"})
 LOADED = frozenset({"conftest.py", "sitecustomize.py", "usercustomize.py"})
-"""Modules that Python or pytest loads on its own."""
+"""Modules that Python or pytest loads automatically."""
 UNREVIEWABLE = frozenset({".pth", ".pyc", ".pyd", ".pyo", ".so", ".dll", ".dylib"})
 """Suffixes of files that Python loads in place of modules, or to find modules."""
 CONFIGURATION = frozenset({".cfg", ".ini", ".toml"})
@@ -94,7 +94,7 @@ class Rules:
                 "in a folder with a dot in its name, like metadata of packages",
             ),
             (where.suffix in CONFIGURATION, "configuration"),
-            (where.name in LOADED or where.suffix in UNREVIEWABLE, "loaded by Python or pytest on its own"),
+            (where.name in LOADED or where.suffix in UNREVIEWABLE, "loaded automatically by Python or pytest"),
             (not self.protected.isdisjoint({where, *where.parents}) or _has_test_name(path), "a test, or protected"),
             (any(self._is_test_module(folder) for folder in where.parents), "a package that hides a test"),
             (unknown and where in self.scripts, "run by the test command"),

@@ -5,7 +5,7 @@ from typing import Literal, Protocol
 
 from ..machines import Backend, Machine
 from ..machines.applying import apply_diff
-from .outcomes import PASSED, Outcome, TestRun, is_pytest, outcome_of, run_tests
+from .outcomes import PASSED, TestOutcome, TestRun, is_pytest, outcome_of, run_tests
 from .patches import similarity
 from .submissions import Applied, apply_submission, failure
 from .tasks import Task
@@ -19,9 +19,9 @@ class Reward:
     """Reward, from 0 to 1."""
     reason: str
     """Reason for the reward."""
-    fail_to_pass: dict[str, Outcome] = field(default_factory=dict)
+    fail_to_pass: dict[str, TestOutcome] = field(default_factory=dict)
     """Outcomes of the task's `fail_to_pass` tests; empty if they did not run."""
-    pass_to_pass: dict[str, Outcome] = field(default_factory=dict)
+    pass_to_pass: dict[str, TestOutcome] = field(default_factory=dict)
     """Outcomes of the task's `pass_to_pass` tests; empty if they did not run."""
     similarity: float | None = None
     """Similarity of the diff to the task's solution, from 0 to 1; None without a solution."""
@@ -107,7 +107,10 @@ def _tested(machine: Machine, task: Task, applied: Applied, seconds: float) -> R
 
 def _graded_whole(run: TestRun) -> Reward:
     """Grade a suite without named tests: none may fail, and at least one must pass."""
-    bad = [*run.errors, *(name for name, outcome in run.outcomes.items() if outcome in ("failed", "error"))]
+    bad = [
+        *run.errors,
+        *(name for name, outcome in run.outcomes.items() if outcome in (TestOutcome.FAILED, TestOutcome.ERROR)),
+    ]
     if bad:
         return Reward(0.0, failure(f"the tests failed: {len(bad)} of them, first {bad[0]}", run.completed))
     if not any(outcome in PASSED for outcome in run.outcomes.values()):
@@ -119,14 +122,14 @@ def _graded(task: Task, run: TestRun) -> Reward:
     fail_to_pass = {name: outcome_of(name, run.outcomes) for name in task.fail_to_pass}
     pass_to_pass = {name: outcome_of(name, run.outcomes) for name in task.pass_to_pass}
     still = [name for name, outcome in fail_to_pass.items() if outcome not in PASSED]
-    broken = [name for name, outcome in pass_to_pass.items() if outcome not in (*PASSED, "skipped")]
+    broken = [name for name, outcome in pass_to_pass.items() if outcome not in (*PASSED, TestOutcome.SKIPPED)]
     if not still and not broken:
         return Reward(1.0, "the tests passed", fail_to_pass, pass_to_pass)
     counts = [
         f"{len(names)} of {len(all_names)} tests that {what}"
         for names, all_names, what in (
-            (still, fail_to_pass, "were to pass do not"),
-            (broken, pass_to_pass, "passed before no longer do"),
+            (still, fail_to_pass, "should pass do not"),
+            (broken, pass_to_pass, "passed before fail now"),
         )
         if names
     ]

@@ -15,7 +15,17 @@ from typing import Any, Protocol, Self
 
 from ..machines import Backend
 from ..support.cluster import ray_cluster
-from .agents import Agent, Budget, Generate, Message, OutOfBudget, Reply, system_prompt
+from .agents import (
+    Agent,
+    Budget,
+    EndReason,
+    Generate,
+    Message,
+    OutOfBudget,
+    Reply,
+    ReplyEnd,
+    system_prompt,
+)
 from .environment import Transition
 from .rewards import RewardFunction
 from .tasks import Task
@@ -27,7 +37,7 @@ FILE = "trajectories.jsonl"
 LAST_WORDS = 2.0  # seconds for an interrupted agent to notice
 
 
-class Episode(Protocol):
+class RolloutEnvironment(Protocol):
     """The part of `Environment` and `EnvironmentWorker` that a rollout uses."""
 
     def start(self, task: Task) -> str:
@@ -40,7 +50,7 @@ class Episode(Protocol):
 
 
 def rollout(
-    environment: Episode,
+    environment: RolloutEnvironment,
     agent: Agent,
     task: Task,
     *,
@@ -69,14 +79,14 @@ def rollout(
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     turns: list[Turn] = []
     started, clock = time.time(), time.monotonic()
-    reward, reason, end, failure = 0.0, "", "failed", None
+    reward, reason, end, failure = 0.0, "", EndReason.FAILED, None
     try:
         messages.append({"role": "user", "content": environment.start(task)})
         generate = agent.start(task, seed, budget)
         last, end = _converse(environment, generate, messages, turns, budget)
-        reward, reason = float(last.reward), str(last.info.get("test", ""))
+        reward, reason = float(last.reward), last.reason
     except Exception as error:
-        end, failure = "failed", f"{type(error).__name__}: {error}"
+        end, failure = EndReason.FAILED, f"{type(error).__name__}: {error}"
     first = 2 if system else 1
     everything = _settings(agent, budget, settings or {})
     seconds = time.monotonic() - clock
@@ -87,8 +97,8 @@ def rollout(
 
 
 def _converse(
-    environment: Episode, generate: Generate, messages: list[Message], turns: list[Turn], budget: Budget
-) -> tuple[Transition, str]:
+    environment: RolloutEnvironment, generate: Generate, messages: list[Message], turns: list[Turn], budget: Budget
+) -> tuple[Transition, EndReason]:
     """Alternate between agent and environment; return the last transition and the reason of the end."""
     clock = time.monotonic()
     while True:
@@ -96,17 +106,15 @@ def _converse(
         try:
             reply = _checked(generate(messages))
         except OutOfBudget as spent:
-            return environment.step(""), str(spent)
+            return environment.step(""), spent.end
         between = time.monotonic()
         said = (reply.finish, reply.ids, reply.logprobs, reply.tokens, reply.prompt_tokens, reply.cached_tokens)
-        if reply.finish == "length":
+        if reply.finish == ReplyEnd.LENGTH:
             turns.append(Turn(reply.text, "", "user", None, 0.0, between - before, *said))
-            return environment.step(""), "action tokens"
+            return environment.step(""), EndReason.ACTION_TOKENS
         after = environment.step(reply.text)
-        seconds, role = time.monotonic() - between, after.info["role"]
-        turns.append(
-            Turn(reply.text, after.observation, role, after.info["exit_code"], seconds, between - before, *said)
-        )
+        seconds, role = time.monotonic() - between, after.role
+        turns.append(Turn(reply.text, after.observation, role, after.exit_code, seconds, between - before, *said))
         messages.append({"role": "assistant", "content": reply.text})
         if after.observation:
             messages.append({"role": role, "content": after.observation})
@@ -115,7 +123,7 @@ def _converse(
 
 
 def _checked(reply: Reply | str) -> Reply:
-    """Return a reply in types that a file of trajectories can hold. Raise TypeError for other replies."""
+    """Return a reply in types that a file of trajectories can hold. Raise TypeError or ValueError for others."""
     reply = Reply(reply) if isinstance(reply, str) else reply
     if not isinstance(reply, Reply) or not isinstance(reply.text, str):
         raise TypeError(f"an agent must reply with a string or a Reply, got {type(reply).__name__}")
@@ -123,17 +131,17 @@ def _checked(reply: Reply | str) -> Reply:
     logprobs = reply.logprobs
     if logprobs is not None:
         logprobs = tuple(None if value is None else float(value) for value in logprobs)
-    return replace(reply, ids=ids, logprobs=logprobs)
+    return replace(reply, finish=ReplyEnd(reply.finish), ids=ids, logprobs=logprobs)
 
 
-def _end(last: Transition, turns: int, seconds: float, budget: Budget) -> str:
+def _end(last: Transition, turns: int, seconds: float, budget: Budget) -> EndReason:
     if not last.observation:
-        return "done"
+        return EndReason.DONE
     if turns >= budget.turns:
-        return "turns"
+        return EndReason.TURNS
     if seconds >= budget.seconds:
-        return "seconds"
-    return "malformed" if last.info["role"] == "user" else "context tokens"
+        return EndReason.SECONDS
+    return EndReason.MALFORMED if last.role == "user" else EndReason.CONTEXT_TOKENS
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ..machines import Backend, Machine
-from .outcomes import PASSED, run_tests
+from .outcomes import PASSED, TestOutcome, run_tests
 from .patches import normalize
 from .submissions import apply_submission
 from .tasks import Task
@@ -124,6 +124,11 @@ def written_test(source: str, *, command: str = "python -m pytest -q", seconds: 
         run = run_tests(machine, command, files=[name], seconds=seconds)
         machine.run(f"rm -f {name}", seconds=seconds)
         outcomes = set(run.outcomes.values())
-        return not run.problem and not run.errors and outcomes <= {*PASSED, "skipped"} and bool(outcomes & {*PASSED})
+        return (
+            not run.problem
+            and not run.errors
+            and outcomes <= {*PASSED, TestOutcome.SKIPPED}
+            and bool(outcomes & {*PASSED})
+        )
 
     return passes

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from .. import machines
+from .._native import CwmError
 from ..machines import Machine
 from ..machines.applying import GIT
 from ..machines.files import MAX_DIFF_BYTES
@@ -85,7 +86,7 @@ def apply_submission(machine: Machine, task: Task, diff: bytes, *, seconds: floa
         machine.run(f"rm -rf {box}", seconds=seconds)
 
 
-class _Failed(Exception):
+class _Failed(CwmError):
     """A command failed. The message contains the consequence and the output."""
 
 

@@ -3,27 +3,53 @@
 import statistics
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
 
 from .trajectories import Trajectory
 
 
-def summarize(trajectories: Iterable[Trajectory]) -> dict[str, Any]:
-    """Return counts and means in JSON types. Only one trajectory at a time is in memory.
+@dataclass(frozen=True)
+class RolloutSummary:
+    """Counts and means of rollouts, in types that `dataclasses.asdict` turns into JSON."""
 
-    Returns:
-        `rollouts`, `solved`, and `failed` count rollouts. `tasks` counts tasks, and `tasks_solved` those that at least
-        one rollout solved. `ends`, `reasons`, and `failures` count rollouts by their end, the reason of their reward,
-        and the error that ended them. `reward`, `turns`, `tokens`, and `seconds` are means over the rollouts that did
-        not fail; `tokens` is None if no agent counted them.
-    """
+    rollouts: int
+    """Number of rollouts."""
+    solved: int
+    """Number of rollouts that solved their task."""
+    failed: int
+    """Number of rollouts that an error ended."""
+    tasks: int
+    """Number of tasks."""
+    tasks_solved: int
+    """Number of tasks that at least one rollout solved."""
+    reward: float | None
+    """Mean reward of the rollouts that did not fail, or None if all did. The same holds for the next means."""
+    turns: float | None
+    """Mean number of turns."""
+    tokens: float | None
+    """Mean number of tokens that the agent generated, or None if no agent counted them."""
+    seconds: float | None
+    """Mean duration, in seconds."""
+    ends: dict[str, int]
+    """Number of rollouts by the reason of their end, most frequent first. The same order holds for the next counts."""
+    reasons: dict[str, int]
+    """Number of rollouts by the reason of their reward, without its details."""
+    failures: dict[str, int]
+    """Number of rollouts by the error that ended them."""
+
+
+def summarize(trajectories: Iterable[Trajectory]) -> RolloutSummary:
+    """Return counts and means. Only one trajectory at a time is in memory."""
     tasks: dict[str, bool] = {}
     ends, reasons, failures = Counter[str](), Counter[str](), Counter[str]()
-    rewards, turns, tokens, seconds = [], [], [], []
+    rewards: list[float] = []
+    turns: list[float] = []
+    tokens: list[float] = []
+    seconds: list[float] = []
     solved = 0
     for trajectory in trajectories:
         tasks[trajectory.task.name] = tasks.get(trajectory.task.name, False) or trajectory.solved
-        ends[trajectory.end] += 1
+        ends[str(trajectory.end)] += 1
         if trajectory.failure is not None:
             failures[" ".join(trajectory.failure.split())[:200]] += 1
             continue
@@ -35,21 +61,21 @@ def summarize(trajectories: Iterable[Trajectory]) -> dict[str, Any]:
         seconds.append(trajectory.seconds)
         if trajectory.tokens is not None:
             tokens.append(trajectory.tokens)
-    return {
-        "rollouts": ends.total(),
-        "solved": solved,
-        "failed": failures.total(),
-        "tasks": len(tasks),
-        "tasks_solved": sum(tasks.values()),
-        "reward": _mean(rewards),
-        "turns": _mean(turns),
-        "tokens": _mean(tokens),
-        "seconds": _mean(seconds),
-        "ends": dict(ends.most_common()),
-        "reasons": dict(reasons.most_common()),
-        "failures": dict(failures.most_common()),
-    }
+    return RolloutSummary(
+        rollouts=ends.total(),
+        solved=solved,
+        failed=failures.total(),
+        tasks=len(tasks),
+        tasks_solved=sum(tasks.values()),
+        reward=_mean(rewards),
+        turns=_mean(turns),
+        tokens=_mean(tokens),
+        seconds=_mean(seconds),
+        ends=dict(ends.most_common()),
+        reasons=dict(reasons.most_common()),
+        failures=dict(failures.most_common()),
+    )
 
 
-def _mean(values: list[Any]) -> float | None:
+def _mean(values: list[float]) -> float | None:
     return statistics.fmean(values) if values else None

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .._native import DamagedFileError
 from ..support.files import replacing
 from ..support.jsonl import loads, read_lines
 
@@ -88,9 +89,9 @@ def write_tasks(path: str | os.PathLike[str], tasks: Iterable[Task]) -> None:
 
 
 def read_tasks(path: str | os.PathLike[str]) -> Iterator[Task]:
-    """Read tasks from a JSON Lines file. Raise ValueError that names an invalid line."""
+    """Read tasks from a JSON Lines file. Raise DamagedFileError that names an invalid line."""
     for number, line in read_lines(path):
         try:
             yield Task.from_json(line)
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
+            raise DamagedFileError(f"{os.fspath(path)}, line {number}: {error}") from None

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from .._native import CwmError
 from ..machines import Machine
 
 FORMS = {
@@ -68,7 +69,7 @@ def form_of(tool: str) -> str:
     return FORMS.get(tool, f"<tool: {tool}>\nTEXT\n</tool>")
 
 
-class ActionError(ValueError):
+class ActionError(CwmError, ValueError):
     """A message without a single well-formed tool call; the text is addressed to the model that wrote the message."""
 
     def __init__(self, problem: str, tool: str | None = None, more: Collection[str] = ()) -> None:

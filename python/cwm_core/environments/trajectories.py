@@ -4,26 +4,29 @@ Each line of a file is a JSON object `{"crc32":"0a1b2c3d","trajectory":{...}}`. 
 inner object. Lines are only appended. An incomplete last line is the result of a crash.
 """
 
-import fcntl
 import hashlib
 import json
-import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self, TypeVar
 
+from .._native import DamagedFileError
 from ..support.files import sync
-from .agents import Message
+from ..support.jsonl import loads
+from ..support.log import LogReader, ResumableLog
+from .agents import EndReason, Message, ReplyEnd
 from .tasks import Task
 
-logger = logging.getLogger(__name__)
+Word = TypeVar("Word", bound=StrEnum)
 
 MAX_RECORD_BYTES = 1 << 28
 _BEGIN, _MIDDLE, _END = b'{"crc32":"', b'","trajectory":', b"}\n"
 _HEADER = len(_BEGIN) + 8 + len(_MIDDLE)
+_MAX_LINE_BYTES = _HEADER + MAX_RECORD_BYTES + len(_END)
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Turn:
     """Time that the environment took, in seconds."""
     agent_seconds: float = 0.0
     """Time that the agent took, in seconds."""
-    finish: str = "stop"
-    """"length" if a limit cut the action, else "stop"."""
+    finish: ReplyEnd = ReplyEnd.STOP
+    """Reason of the action's end."""
     ids: tuple[int, ...] | None = None
     """Tokens that the agent generated, or None if they are unknown."""
     logprobs: tuple[float | None, ...] | None = None
@@ -76,11 +79,10 @@ class Trajectory:
     """Reward, usually from 0 to 1."""
     reason: str
     """Reason of the reward."""
-    end: str
-    """Reason of the end: "done" (a message without a tool call), "turns", "seconds", "context tokens", "action tokens",
-    "prompt tokens", "script", "malformed", or "failed"."""
+    end: EndReason
+    """Reason of the end."""
     failure: str | None = None
-    """Error of the agent or the machine, if the end is "failed"; else None."""
+    """Error of the agent or the machine, if the end is `FAILED`; else None."""
     started: float = 0.0
     """Start time, in seconds since 1970."""
     seconds: float = 0.0
@@ -101,7 +103,7 @@ class Trajectory:
         """Return the messages for `Tokenizer.encode_chat`, without an action that a limit cut."""
         chat = [dict(message) for message in self.messages]
         for turn in self.turns:
-            if turn.finish != "length":
+            if turn.finish != ReplyEnd.LENGTH:
                 chat.append({"role": "assistant", "content": turn.action})
             if turn.observation:
                 chat.append({"role": turn.role, "content": turn.observation})
@@ -128,13 +130,12 @@ class Trajectory:
     @classmethod
     def from_json(cls, line: bytes) -> "Trajectory":
         """Read the JSON of `to_json`. Raise ValueError that names a missing, unknown, or mistyped field."""
-        try:
-            values = json.loads(line.decode(errors="surrogatepass"), parse_constant=_refuse_constant)
-        except RecursionError:
-            raise ValueError("a trajectory's JSON is nested too deeply") from None
+        values = loads(line.decode(errors="surrogatepass"), parse_constant=_refuse_constant)
         _check(values, cls, "a trajectory", _TRAJECTORY)
+        values["end"] = _member(EndReason, values["end"], "a trajectory's end")
         for turn in values["turns"]:
             _check(turn, Turn, "a turn", _TURN)
+            turn["finish"] = _member(ReplyEnd, turn.get("finish", ReplyEnd.STOP), "a turn's finish")
             for name, kinds in (("ids", (int,)), ("logprobs", (float, int, type(None)))):
                 if turn.get(name) is not None:
                     if not all(type(value) in kinds for value in turn[name]):
@@ -177,6 +178,14 @@ def _check(values: Any, kind: type, what: str, types: Mapping[str, tuple[type, .
             raise ValueError(f"{what}'s {f.name} must have the type {types[f.name][0].__name__}")
 
 
+def _member(kind: type[Word], value: str, what: str) -> Word:
+    """Return the member of an enumeration with a value. Raise ValueError if there is none."""
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{what} must be one of {', '.join(map(repr, map(str, kind)))}, got {value[:100]!r}") from None
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not valid JSON")
 
@@ -194,28 +203,24 @@ class TrajectoryWriter:
         Raises:
             BlockingIOError: Another writer has opened the file.
             OSError: The file cannot be written.
-            ValueError: A record is damaged or is not a trajectory.
+            DamagedFileError: A record is damaged or is not a trajectory.
         """
-        self._path = Path(path)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._path = os.fspath(path)
         self.names: dict[str, str] = {}
         """Names of the trajectories in the file, each with the `task_digest` of its task."""
+        self.settings: dict[str, Any] | None = None
+        """Settings of the first trajectory in the file."""
+        self._log = ResumableLog(path)
         try:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BlockingIOError(11, "another run is writing to it", os.fspath(path)) from None
-            sync(self._path.absolute().parent)
-            reader = TrajectoryReader(path)
-            self.settings: dict[str, Any] | None = None
-            """Settings of the first trajectory in the file."""
-            for trajectory in reader:
-                self.names[trajectory.name] = task_digest(trajectory.task)
-                self.settings = trajectory.settings if self.settings is None else self.settings
-            os.truncate(self._file, reader.whole_bytes)
+            for trajectory in _trajectories(self._path, self._log.lines(_MAX_LINE_BYTES)):
+                self._note(trajectory)
         except BaseException:
-            os.close(self._file)
+            self._log.close()
             raise
+
+    def _note(self, trajectory: Trajectory) -> None:
+        self.names[trajectory.name] = task_digest(trajectory.task)
+        self.settings = trajectory.settings if self.settings is None else self.settings
 
     def add(self, trajectory: Trajectory) -> None:
         """Append a trajectory, or leave the file unchanged and raise.
@@ -229,24 +234,12 @@ class TrajectoryWriter:
         record = trajectory.to_json()
         if len(record) > MAX_RECORD_BYTES:
             raise ValueError(f"trajectory {trajectory.name!r} takes {len(record)} bytes, more than {MAX_RECORD_BYTES}")
-        line = b"%s%08x%s%s%s" % (_BEGIN, zlib.crc32(record), _MIDDLE, record, _END)
-        size = os.fstat(self._file).st_size
-        try:
-            rest = memoryview(line)
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
-            os.fsync(self._file)
-        except BaseException:
-            os.truncate(self._file, size)
-            raise
-        self.names[trajectory.name] = task_digest(trajectory.task)
-        self.settings = trajectory.settings if self.settings is None else self.settings
+        self._log.append_line(b"%s%08x%s%s}" % (_BEGIN, zlib.crc32(record), _MIDDLE, record))
+        self._note(trajectory)
 
     def close(self) -> None:
         """Close the file. Closing again has no effect."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        self._log.close()
 
     def __enter__(self) -> Self:
         """Return the writer."""
@@ -257,37 +250,23 @@ class TrajectoryWriter:
         self.close()
 
 
-class TrajectoryReader:
+class TrajectoryReader(LogReader):
     """An iterable of the trajectories of a file, in the order in which they were added.
 
     An incomplete last line is skipped with a warning in the log: a crash cut it, or it is being written.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Find the end of the last complete line. Raise OSError if the file cannot be read."""
-        self.path = os.fspath(path)
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            self.whole_bytes = _end_of_lines(file, size)
-            """Offset of the end of the last complete line."""
-        self.torn_bytes = size - self.whole_bytes
-        """Number of bytes after the last complete line."""
-        if self.torn_bytes:
-            logger.warning("%s: skipped an incomplete record in the last %d bytes", self.path, self.torn_bytes)
-
     def __iter__(self) -> Iterator[Trajectory]:
-        """Yield the trajectories. Raise ValueError that names the first damaged record, and OSError."""
-        at = number = 0
-        with open(self.path, "rb") as file:
-            while at < self.whole_bytes:
-                number += 1
-                line = file.readline(_HEADER + MAX_RECORD_BYTES + len(_END))
-                try:
-                    trajectory = Trajectory.from_json(_record(line))
-                except ValueError as error:
-                    raise ValueError(f"{self.path}, record {number} at byte {at}: {error}") from None
-                at += len(line)
-                yield trajectory
+        """Yield the trajectories. Raise DamagedFileError that names the first damaged record, and OSError."""
+        return _trajectories(self.path, self.lines(_MAX_LINE_BYTES))
+
+
+def _trajectories(path: str, lines: Iterable[tuple[int, bytes]]) -> Iterator[Trajectory]:
+    for number, (at, line) in enumerate(lines, 1):
+        try:
+            yield Trajectory.from_json(_record(line))
+        except ValueError as error:
+            raise DamagedFileError(f"{path}, record {number} at byte {at}: {error}") from None
 
 
 def read_trajectories(path: str | os.PathLike[str]) -> Iterator[Trajectory]:
@@ -303,7 +282,7 @@ def drop_failed(path: str | os.PathLike[str]) -> int:
     Raises:
         BlockingIOError: A writer has opened the file.
         OSError: The file cannot be written.
-        ValueError: A record is damaged or is not a trajectory.
+        DamagedFileError: A record is damaged or is not a trajectory.
     """
     path = os.path.realpath(path)  # keep a link, which then leads to the new file
     partial = Path(f"{path}.partial")
@@ -340,16 +319,3 @@ def _record(line: bytes) -> bytes:
     if line[len(_BEGIN) : len(_BEGIN) + 8] != b"%08x" % zlib.crc32(record):
         raise ValueError("the checksum does not match: the record is damaged")
     return record
-
-
-def _end_of_lines(file: BinaryIO, size: int) -> int:
-    """Return the offset after the last line end; 0 if there is none."""
-    at = size
-    while at > 0:
-        start = max(at - (1 << 16), 0)
-        file.seek(start)
-        found = file.read(at - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        at = start
-    return 0

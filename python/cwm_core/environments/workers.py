@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, Protocol
 
+from .._native import CwmError
 from ..machines import Backend
 from ..support import secrets
 from .environment import Environment, Transition
@@ -25,7 +26,7 @@ EXTRA_SECONDS = 900.0  # in addition to an episode's seconds, for copying and ju
 _MAIN = "from cwm_core.environments.workers import main; main()"
 
 
-class WorkerError(RuntimeError):
+class WorkerError(CwmError, RuntimeError):
     """An environment in another process failed; the text has the error."""
 
 

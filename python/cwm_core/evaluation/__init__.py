@@ -1,7 +1,7 @@
 """Score predictions against real executions, and evaluate models on files of programs."""
 
 from cwm_core.evaluation.calls import evaluate_input, evaluate_output
-from cwm_core.evaluation.custom import Scores, Task, evaluate_task
+from cwm_core.evaluation.custom import EvaluationTask, Scores, evaluate_task
 from cwm_core.evaluation.executions import evaluate_termination, evaluate_traces
 from cwm_core.evaluation.problems import Problem, read_problems
 from cwm_core.evaluation.report import IntervalKind, Measure, Report, Result
@@ -11,6 +11,7 @@ from cwm_core.machines.programs import DEFAULT_LIMITS
 
 __all__ = [
     "DEFAULT_LIMITS",
+    "EvaluationTask",
     "IntervalKind",
     "Measure",
     "Problem",
@@ -18,7 +19,6 @@ __all__ = [
     "Result",
     "Scores",
     "SwePrediction",
-    "Task",
     "TraceScores",
     "evaluate_input",
     "evaluate_output",

@@ -76,11 +76,11 @@ def ask(
     if not stops:
         raise ValueError(f"the vocabulary lacks a token that ends an answer; expected one of {', '.join(STOP_TOKENS)}")
     if style == "completion":
-        on_token = _end_at(_newlines(tokenizer), stops[0])
+        on_token = _end_at(newline_tokens(tokenizer), stops[0])
         generations = engine.generate(prompts, max_new_tokens, stops, on_token=on_token, **sampling)
-        return [_text(tokenizer, g.ids).partition("\n")[0].strip() or None for g in generations]
+        return [text_of(tokenizer, g.ids).partition("\n")[0].strip() or None for g in generations]
     generations = engine.generate(prompts, max_new_tokens, stops, **sampling)
-    return [answer_of_chat(_text(tokenizer, g.ids), reasoning=style == "reasoning") for g in generations]
+    return [answer_of_chat(text_of(tokenizer, g.ids), reasoning=style == "reasoning") for g in generations]
 
 
 def question_prompts(tokenizer: Tokenizer, texts: Sequence[str], style: Style) -> list[np.ndarray]:
@@ -118,7 +118,8 @@ def fields_of(problem: Problem) -> dict[str, str]:
     return {"code": problem.code.strip("\n"), "input": problem.input, "output": problem.output or ""}
 
 
-def _newlines(tokenizer: Tokenizer) -> frozenset[int]:
+def newline_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the tokens that contain a line end, which end an answer of style "completion"."""
     found = set()
     for id in range(tokenizer.vocab_size):
         with suppress(ValueError):  # an id without a token
@@ -131,7 +132,7 @@ def _end_at(ids: frozenset[int], stop: int) -> Callable[[int, list[int]], list[i
     return lambda _, generated: [stop] if generated[-1] in ids else None
 
 
-def _text(tokenizer: Tokenizer, ids: np.ndarray) -> str:
+def text_of(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     """Return the text of generated ids without stop tokens; an empty string if an id has no token."""
     kept = [int(id) for id in ids if int(id) not in tokenizer.stop_tokens]
     try:

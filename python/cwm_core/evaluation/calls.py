@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..machines import Limits, Sandbox, literals_equal
 from ..machines.programs import DEFAULT_LIMITS, Outcome, check_sandbox, evaluate_with_arguments, in_parallel
@@ -59,7 +59,7 @@ def evaluate_output(
 
     check_how(how)
     _check_samples(samples, temperature)
-    text = load_template(_template_name("output", style), ("code", "input"), template) if how == "direct" else ""
+    text = load_template(template_name("output", style), ("code", "input"), template) if how == "direct" else ""
     sampling = {"temperature": temperature, "top_p": top_p}
 
     def solve(batch: Sequence[Problem], seed: int) -> list[Result]:
@@ -136,7 +136,7 @@ def evaluate_input(
     """
     check_sandbox(sandbox)
     _check_samples(samples, temperature)
-    text = load_template(_template_name("input", style), ("code", "output"), template)
+    text = load_template(template_name("input", style), ("code", "output"), template)
     sampling = {"temperature": temperature, "top_p": top_p}
 
     def solve(batch: Sequence[Problem], seed: int) -> list[Result]:
@@ -209,7 +209,8 @@ def _report_of_samples(
     return Report(task, settings, measures, len(problems), count_left_out(results), results)
 
 
-def _template_name(task: str, style: Style) -> str:
+def template_name(task: Literal["output", "input"], style: Style) -> str:
+    """Return the name of the built-in template of a question."""
     return f"{task}_{'completion' if style == 'completion' else 'chat'}"
 
 

@@ -16,7 +16,7 @@ Scores = Mapping[str, float | bool | None]
 """Scores of one problem by name. None if a score does not apply to the problem."""
 
 
-class Task(Protocol):
+class EvaluationTask(Protocol):
     """A function that scores a model on a batch of problems."""
 
     def __call__(self, engine: Engine, problems: Sequence[Problem], seed: int) -> Sequence[Scores | str]:
@@ -31,7 +31,7 @@ class Task(Protocol):
 
 
 def evaluate_task(
-    engine: Engine, problems: Sequence[Problem], task: Task, *, name: str | None = None, **options: Any
+    engine: Engine, problems: Sequence[Problem], task: EvaluationTask, *, name: str | None = None, **options: Any
 ) -> Report:
     """Evaluate a model with a task, in batches that can be resumed.
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .._native import DamagedFileError
 from ..support.jsonl import read_rows
 
 _FIELDS: dict[str, tuple[type, ...]] = {
@@ -53,7 +54,7 @@ def read_problems(
         required: Fields that every problem needs besides `code` and `input`.
 
     Raises:
-        ValueError: A field is missing or has the wrong type, an `id` is not unique, or there are no problems. The
+        DamagedFileError: A field is missing or has the wrong type, an `id` is not unique, or there are no problems. The
             message names file, line and field.
         OSError: The file cannot be read.
     """
@@ -65,16 +66,16 @@ def read_problems(
         where = f"{os.fspath(path)}, line {number}"
         for field in ("code", "input", *required):
             if field not in row:
-                raise ValueError(f"{where}: {field!r} is missing")
+                raise DamagedFileError(f"{where}: {field!r} is missing")
         for field, types in _FIELDS.items():
             # isinstance would accept a bool as an int.
             if field in row and type(row[field]) not in types:
-                raise ValueError(f"{where}: {field!r} must be {_KINDS[field]}, got {json.dumps(row[field])[:60]}")
+                raise DamagedFileError(f"{where}: {field!r} must be {_KINDS[field]}, got {json.dumps(row[field])[:60]}")
         id = str(row.get("id", number))
         if id in lines:
-            raise ValueError(f"{where}: 'id' {id!r} is already used in line {lines[id]}")
+            raise DamagedFileError(f"{where}: 'id' {id!r} is already used in line {lines[id]}")
         lines[id] = number
         problems.append(Problem(id, row["code"], row["input"], row.get("output"), row.get("ends")))
     if not problems:
-        raise ValueError(f"{os.fspath(path)}: the file has no problems")
+        raise DamagedFileError(f"{os.fspath(path)}: the file has no problems")
     return problems

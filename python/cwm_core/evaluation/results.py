@@ -14,6 +14,7 @@ import numpy as np
 
 from .._native import DamagedFileError
 from ..machines import Limits
+from ..support.jsonl import loads
 from ..support.log import ResumableLog
 from .problems import Problem
 from .report import Result, write_whole
@@ -169,7 +170,7 @@ def digest(text: str) -> str:
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     try:
-        old = json.loads((folder / "settings.json").read_text("utf-8"))
+        old = loads((folder / "settings.json").read_bytes())
         keys = [*settings, *(old.keys() - settings.keys())]
     except (OSError, ValueError, AttributeError):
         raise DamagedFileError(f"{folder} holds results without readable settings; choose another folder") from None

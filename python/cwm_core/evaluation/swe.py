@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .._native import DamagedFileError
 from ..environments import Task, issue_task, judge
 from ..machines import Backend, SandboxBackend, SandboxError
 from ..machines.programs import installed_packages
 from ..support import secrets
-from ..support.jsonl import read_rows
+from ..support.jsonl import loads, read_rows
 from .report import Report, Result, count_left_out, measure
 from .results import Progress, Results, digest
 
@@ -61,29 +62,29 @@ def read_predictions(path: str | os.PathLike[str]) -> list[SwePrediction]:
     """Read predictions from a file of JSON lines; unknown fields are ignored.
 
     Raises:
-        ValueError: A field is missing or has the wrong type, a task has two predictions, or there are several models.
-            The message names the line.
+        DamagedFileError: A field is missing or has the wrong type, a task has two predictions, or there are
+            several models. The message names the line.
     """
     found: dict[str, SwePrediction] = {}
     for number, row in read_rows(path):
         where = f"{os.fspath(path)}, line {number}"
         for field in ("instance_id", "model_name_or_path"):
             if not isinstance(row.get(field), str):
-                raise ValueError(f"{where}: {field!r} must be a string, got {json.dumps(row.get(field))[:60]}")
+                raise DamagedFileError(f"{where}: {field!r} must be a string, got {json.dumps(row.get(field))[:60]}")
         patch = row.get("model_patch")
         if "model_patch" not in row or not isinstance(patch, str | None):
-            raise ValueError(f"{where}: 'model_patch' must be a string or null, got {json.dumps(patch)[:60]}")
+            raise DamagedFileError(f"{where}: 'model_patch' must be a string or null, got {json.dumps(patch)[:60]}")
         prediction = SwePrediction(row["instance_id"], row["model_name_or_path"], patch)
         if prediction.instance_id in found:
-            raise ValueError(f"{where}: {prediction.instance_id} occurs twice")
+            raise DamagedFileError(f"{where}: {prediction.instance_id} occurs twice")
         first = next(iter(found.values()), prediction)
         if prediction.model_name_or_path != first.model_name_or_path:
-            raise ValueError(
+            raise DamagedFileError(
                 f"{where}: expected predictions of {first.model_name_or_path}, got {prediction.model_name_or_path}"
             )
         found[prediction.instance_id] = prediction
     if not found:
-        raise ValueError(f"{os.fspath(path)}: the file has no predictions")
+        raise DamagedFileError(f"{os.fspath(path)}: the file has no predictions")
     return list(found.values())
 
 
@@ -94,7 +95,7 @@ def read_swe_tasks(path: str | os.PathLike[str]) -> tuple[list[Task], list[dict[
         The tasks, and the rows of those that come from SWE-bench.
 
     Raises:
-        ValueError: A line is neither kind, or a name is not unique. The message names the line.
+        DamagedFileError: A line is neither kind, or a name is not unique. The message names the line.
     """
     tasks: list[Task] = []
     rows: list[dict[str, Any]] = []
@@ -108,12 +109,12 @@ def read_swe_tasks(path: str | os.PathLike[str]) -> tuple[list[Task], list[dict[
             else:
                 tasks.append(Task.from_json(json.dumps(row)))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{where}: {error}") from None
+            raise DamagedFileError(f"{where}: {error}") from None
         if tasks[-1].name in names:
-            raise ValueError(f"{where}: {tasks[-1].name} occurs twice")
+            raise DamagedFileError(f"{where}: {tasks[-1].name} occurs twice")
         names.add(tasks[-1].name)
     if not tasks:
-        raise ValueError(f"{os.fspath(path)}: the file has no tasks")
+        raise DamagedFileError(f"{os.fspath(path)}: the file has no tasks")
     return tasks, rows
 
 
@@ -245,16 +246,16 @@ def read_harness_report(path: str | os.PathLike[str]) -> dict[str, list[str]]:
     """Return the lists of task names in a report of SWE-bench's harness, such as `resolved_ids`, by name.
 
     Raises:
-        ValueError: The file is not a report.
+        DamagedFileError: The file is not a report.
         OSError: The file cannot be read.
     """
     try:
-        report = json.loads(Path(path).read_text("utf-8"))
+        report = loads(Path(path).read_bytes())
         lists = {name: list(map(str, value)) for name, value in report.items() if name.endswith("_ids")}
     except (ValueError, AttributeError, TypeError):
         lists = {}
     if "resolved_ids" not in lists:
-        raise ValueError(f"{os.fspath(path)} is not a report of SWE-bench's harness")
+        raise DamagedFileError(f"{os.fspath(path)} is not a report of SWE-bench's harness")
     return lists
 
 

@@ -12,6 +12,8 @@ from ..tokenizer import Tokenizer
 from ..trace import StoredTrace
 from .traces import STORE, TRACE, read_traces, trace_from_row
 
+_BEGIN = b"CWMTRACE"  # of a stored trace
+
 
 class TraceKind(DocumentKind[StoredTrace]):
     """Traces: single files, stores, and the rows that `cwm export` writes.
@@ -23,8 +25,13 @@ class TraceKind(DocumentKind[StoredTrace]):
     endings = (TRACE, STORE)
 
     def has_file(self, path: Path) -> bool:
-        """Return whether the file holds traces: any file that is not a table, because traces may have any name."""
-        return not is_table(path)
+        """Return whether the file holds traces. A single trace may have any name but that of a table."""
+        if super().has_file(path):
+            return True
+        if is_table(path) or (path.exists() and not path.is_file()):  # the start of a FIFO can be read only once
+            return False
+        with open(path, "rb") as file:
+            return file.read(len(_BEGIN)) == _BEGIN
 
     def read_file(self, path: Path) -> Iterator[tuple[str, StoredTrace]]:
         """Yield the traces of a file, each with the file's path."""

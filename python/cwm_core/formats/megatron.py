@@ -10,15 +10,15 @@ import struct
 from array import array
 from collections.abc import Iterable
 from io import FileIO
-from pathlib import Path as FilePath
+from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..data.shards import HasVocabSize, Path, Shards, vocabulary_of
-from ..support.files import sync
+from ..data.shards import HasVocabSize, Shards, vocabulary_of
+from ..support.files import StrPath, sync
 
 # `rust/packing/src/megatron.rs` describes the layout.
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -38,7 +38,7 @@ class MegatronWriter:
     closed, no files remain.
     """
 
-    def __init__(self, prefix: Path, vocab_size: int | HasVocabSize) -> None:
+    def __init__(self, prefix: StrPath, vocab_size: int | HasVocabSize) -> None:
         """Create a writer, and the folder of the files if it does not exist.
 
         Args:
@@ -54,9 +54,9 @@ class MegatronWriter:
         if not 1 <= self._vocab_size <= 2**31:
             raise ValueError(f"vocab_size must be 1 to {2**31}, got {self._vocab_size}")
         self._dtype = np.dtype(np.uint16 if self._vocab_size < _SHORT else np.int32)
-        prefix = FilePath(prefix)
+        prefix = Path(prefix)
         self._data, self._index = (
-            FilePath(os.path.realpath(prefix.with_name(prefix.name + extension))) for extension in (".bin", ".idx")
+            Path(os.path.realpath(prefix.with_name(prefix.name + extension))) for extension in (".bin", ".idx")
         )
         self._lengths = array("i")
         self._tokens = 0
@@ -190,7 +190,7 @@ class MegatronWriter:
             self.discard()
 
 
-def write_megatron(prefix: Path, shards: Shards, *, drop_masks: bool = False) -> int:
+def write_megatron(prefix: StrPath, shards: Shards, *, drop_masks: bool = False) -> int:
     """Write the documents of token shards to `PREFIX.bin` and `PREFIX.idx`.
 
     The format has no loss masks, spans, and sources. Spans and sources are dropped.
@@ -222,7 +222,7 @@ def write_megatron(prefix: Path, shards: Shards, *, drop_masks: bool = False) ->
     return len(shards)
 
 
-def _unfinished(path: FilePath) -> FileIO:
+def _unfinished(path: Path) -> FileIO:
     return open(path.with_name(f".unfinished-{path.name}-{token_hex(4)}"), "xb", buffering=0)
 
 
@@ -235,4 +235,4 @@ def _write(file: FileIO, content: bytes | bytearray) -> None:
 
 def _remove(file: FileIO) -> None:
     file.close()
-    FilePath(file.name).unlink(missing_ok=True)
+    Path(file.name).unlink(missing_ok=True)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._native import DamagedFileError
-from ..data.shards import HasVocabSize, Path, Shards, ShardWriter, check_not_negative
+from ..data.shards import HasVocabSize, Shards, ShardWriter, check_not_negative
+from ..support.files import StrPath
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,8 +78,8 @@ class _Rows:
 
 
 def import_parquet(
-    files: Path | Sequence[Path],
-    folder: Path,
+    files: StrPath | Sequence[StrPath],
+    folder: StrPath,
     vocab_size: int | HasVocabSize,
     *,
     ids: str = "input_ids",
@@ -156,7 +157,7 @@ def _add(writer: ShardWriter, path: str, rows: _Rows) -> None:
 class _Known:
     """Matches documents that an earlier run wrote to the folder with the rows, in order."""
 
-    def __init__(self, folder: Path, documents: int) -> None:
+    def __init__(self, folder: StrPath, documents: int) -> None:
         self._shards = Shards(folder) if documents else None
         self._lengths = self._shards.lengths if self._shards else np.zeros(0, dtype=np.uint32)
         self._at = 0
@@ -366,5 +367,5 @@ def _sources(
     try:
         names = encoded.dictionary.to_pylist()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: row {first} or after: a source is not UTF-8") from error
+        raise DamagedFileError(f"{path}: row {first} or after: a source is not UTF-8") from error
     return names, encoded.indices.to_numpy().astype(np.int64)[rows]

@@ -6,7 +6,7 @@
 | --- | --- | --- |
 | `key` | string or null | key of the trace in the store |
 | `source` | string or null | `source` of the metadata if it is a string |
-| `licence` | string or null | `licence` of the metadata if it is a string |
+| `license` | string or null | `license` of the metadata if it is a string |
 | `outcome` | string | `outcome` of the metadata if it is a string, else `cwm_core.trace.store.outcome(trace)` |
 | `frames` | int64 | number of frames |
 | `context` | string | source text shown in the trace |
@@ -22,15 +22,15 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from cwm_core._native import DamagedFileError, Trace
 from cwm_core.support.arguments import reject_single_string
-from cwm_core.support.files import files_in, replacing
-from cwm_core.support.jsonl import is_jsonl, loads
+from cwm_core.support.files import StrPath, files_in, replacing
+from cwm_core.support.jsonl import is_jsonl, loads, type_of_json
 from cwm_core.support.tables import read_table
 from cwm_core.trace import StoredTrace, TraceReader, TraceWriter
 from cwm_core.trace.store import outcome
@@ -113,7 +113,9 @@ def import_traces(
     target = Path(store)
     _kind(target, (STORE,))
     if target.exists() and not target.is_file():
-        raise FileExistsError(17, "exists and is not a regular file, which a store must be", str(target))
+        raise FileExistsError(
+            17, "expected a regular file, because a store cannot be a device, FIFO, or folder", str(target)
+        )
     done = 0
     with _appearing(target) as partial, TraceWriter(partial) as writer:
         for source in map(Path, reject_single_string(sources, "sources")):
@@ -128,7 +130,7 @@ def import_traces(
     return done
 
 
-def read_traces(file: Path, key: str | None = None) -> Iterator[StoredTrace]:
+def read_traces(file: StrPath, key: str | None = None) -> Iterator[StoredTrace]:
     """Yield the traces of a store, or the trace of a `.cwmtrace` file.
 
     Args:
@@ -140,7 +142,8 @@ def read_traces(file: Path, key: str | None = None) -> Iterator[StoredTrace]:
         DamagedFileError: The file is damaged.
         OSError: The file cannot be read.
     """
-    if file.suffix == STORE:
+    file = Path(file)
+    if file.suffix.lower() == STORE:
         yield from TraceReader(file).entries()
     else:
         trace = Trace.load(file)
@@ -163,6 +166,8 @@ def trace_from_row(row: Row, where: str) -> StoredTrace:
             raise ValueError("expected key to be a string or null and metadata to be a JSON object")
         trace = row["trace"]
         data = base64.b64decode(trace, validate=True) if isinstance(trace, str) else trace
+        if not isinstance(data, bytes):
+            raise ValueError(f"expected 'trace' to be a stored trace in Base64, got {type_of_json(data)}")
         return StoredTrace(key, metadata, Trace.from_bytes(data))
     except KeyError:
         raise DamagedFileError(
@@ -172,13 +177,13 @@ def trace_from_row(row: Row, where: str) -> StoredTrace:
         raise DamagedFileError(f"{where}: {error}") from None
 
 
-def trace_files(paths: Sequence[Path]) -> Iterator[Path]:
+def trace_files(paths: Iterable[StrPath]) -> Iterator[Path]:
     """Yield the paths, with each folder replaced by all stores and single traces in it.
 
     Raises:
         FileNotFoundError: A folder contains no traces.
     """
-    for path in paths:
+    for path in map(Path, paths):
         if not path.is_dir():
             yield path
             continue
@@ -198,7 +203,7 @@ def _row(entry: StoredTrace) -> Row:
     return {
         "key": key,
         "source": text("source"),
-        "licence": text("licence"),
+        "license": text("license"),
         "outcome": text("outcome") or outcome(trace),
         "frames": len(trace),
         "context": trace.context,
@@ -249,7 +254,7 @@ class _Parquet:
             "metadata": text,
             "trace": binary,
         }
-        nullable = [pa.field(name, text) for name in ("key", "source", "licence")]
+        nullable = [pa.field(name, text) for name in ("key", "source", "license")]
         self._schema = pa.schema([*nullable, *(pa.field(name, kind, nullable=False) for name, kind in types.items())])
         self._batch = pa.RecordBatch.from_pylist
         self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
@@ -302,9 +307,9 @@ _READERS: dict[str, Callable[[Path], Iterator[StoredTrace]]] = {
 
 
 def _kind(path: Path, known: Collection[str]) -> str:
-    if path.suffix not in known:
+    if path.suffix.lower() not in known:
         raise ValueError(f"{path}: expected a name that ends in {' or '.join(known)}")
-    return path.suffix
+    return path.suffix.lower()
 
 
 def _kind_to_read(path: Path, known: Collection[str]) -> str:

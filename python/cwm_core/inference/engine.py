@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..model import Transformer
-from ..support.arguments import reject_single_string
+from ..support.arguments import reject_unordered
 from .cache import KeyValueCache, cache_bytes
 from .constraint import Constraint
 from .prefixes import Prefixes, common_prefix
@@ -135,7 +135,7 @@ class Engine:
         Raises:
             ValueError: A prompt is empty, a token is outside the vocabulary, or a setting is out of range.
         """
-        prompts = reject_single_string(prompts, "prompts")
+        prompts = reject_unordered(prompts, "prompts")
         stops = None if stop_ids is None else frozenset(stop_ids)
         handles: list[Handle] = []
         try:
@@ -230,6 +230,10 @@ class Engine:
         if handle.request.constraint is not None and "constraint" not in changes:
             raise ValueError("a fork of a constrained sequence needs a constraint of its own")
         return self.submit(replace(handle.request, **{"prompt": tokens[:at]} | changes))
+
+    def forget_prefixes(self) -> None:
+        """Drop the copies of keys and values of earlier prompts. Call this after replacing weights."""
+        self._prefixes = Prefixes(self._cache, self._prefixes.limit)
 
     @property
     def unfinished(self) -> int:

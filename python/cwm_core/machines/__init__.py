@@ -14,7 +14,19 @@ from .bubblewrap import refusal as bubblewrap_refusal
 from .bubblewrap import scratch_entries
 from .docker import DockerBackend
 from .literals import evaluate_literal, literals_equal
-from .process import Completed, HeadTail, Limits, Process, Sandbox, SandboxError, remove_tree, run, run_python
+from .process import (
+    Completed,
+    ExceededLimit,
+    HeadTail,
+    Limits,
+    Process,
+    ProgramEnd,
+    Sandbox,
+    SandboxError,
+    remove_tree,
+    run,
+    run_python,
+)
 from .protocol import Backend, Machine, Workspace
 from .sandboxed import SandboxBackend
 from .shell import Shell, ShellResult
@@ -23,10 +35,12 @@ __all__ = [
     "Backend",
     "Completed",
     "DockerBackend",
+    "ExceededLimit",
     "HeadTail",
     "Limits",
     "Machine",
     "Process",
+    "ProgramEnd",
     "Sandbox",
     "SandboxBackend",
     "SandboxError",

@@ -31,7 +31,7 @@ def interpreter() -> str:
 
 
 @dataclass
-class Layout:
+class Mounts:
     """Paths that a sandbox shows in addition to the system: mounts, and the links and folders that lead to them.
 
     A path resolves inside exactly as on the host: through the same links and the folders that a `..` leaves. A path
@@ -112,7 +112,7 @@ def command(folder: str | None, *, scratch_bytes: int, readable: Iterable[str | 
         "--hostname", _HOST_NAME, "--proc", "/proc", "--remount-ro", "/proc",
         "--dev", "/dev", *size, "/dev/shm", "--remount-ro", "/dev", *size, "/tmp",
         *(argument for path in SYSTEM for argument in ("--ro-bind-try", path, path)),
-        "--ro-bind", _HOSTS, "/etc/hosts", *Layout.of(folder, _absolute(readable)).arguments(),
+        "--ro-bind", _HOSTS, "/etc/hosts", *Mounts.of(folder, _absolute(readable)).arguments(),
         *(("--bind", folder, folder) if folder else ()), "--remount-ro", "/", "--chdir", folder or "/tmp", "--",
     ]  # fmt: skip
 
@@ -122,7 +122,7 @@ def scratch_entries(readable: Sequence[str]) -> list[tuple[str, str | None]]:
 
     The target is None for an empty folder. Restore these entries after emptying the folders for the next program.
     """
-    layout = Layout.of(None, _absolute(readable))
+    layout = Mounts.of(None, _absolute(readable))
     entries = [*layout.links.items(), *((path, None) for path in sorted(layout.folders))]
     return [(path, to) for path, to in entries if _below(path, SCRATCH) and path not in SCRATCH]
 

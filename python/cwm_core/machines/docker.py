@@ -219,7 +219,7 @@ class DockerMachine:
             signal=signal.SIGKILL if exit_code is None else None,
             stdout=stdout.value(),
             stderr=stderr.value(),
-            exceeded="seconds" if exit_code is None else None,
+            exceeded=process.ExceededLimit.SECONDS if exit_code is None else None,
             truncated=bool(stdout.left_out or stderr.left_out),
             seconds=time.monotonic() - started,
         )
@@ -289,11 +289,11 @@ class DockerMachine:
 
 
 class _ContainerShell:
-    """A shell in a container; see `Program`."""
+    """A shell in a container; see `ShellProgram`."""
 
     def __init__(self, machine: DockerMachine) -> None:
         """Start the shell."""
-        self._machine = machine
+        self._machine, self._started = machine, time.monotonic()
         self._exec = machine.execute(["bash", "-c", 'echo $$ && exec "$@"', "cwm", *ARGV])
         self.exchange, pid, said = self._exec.exchange, bytearray(), bytearray()
         self.exchange(b"", pid.extend, said.extend, seconds=GRACE, until=lambda: pid.endswith(b"\n"))
@@ -306,26 +306,26 @@ class _ContainerShell:
 
     @property
     def ended(self) -> bool:
-        """See `Program.ended`."""
+        """See `ShellProgram.ended`."""
         return self._exec.ended
 
     def order(self, order: bytes) -> None:
-        """See `Program.order`."""
+        """See `ShellProgram.order`."""
         # Background processes of bash ignore interrupts, so a fork bomb survives them.
         crowded = self._machine.is_crowded()
         self._machine.order("interrupt")
         if order == supervisor.KILL_OTHERS or crowded:
             self._machine.kill_others()
 
-    def outcome(self) -> dict[str, Any] | None:
-        """See `Program.outcome`. A signal shows as an exit code above 128."""
+    def outcome(self) -> process.ProgramEnd | None:
+        """See `ShellProgram.outcome`. A signal shows as an exit code above 128."""
         code = self._exec.exit_code(GRACE)
         if code is None:
             return None
-        return {"exit_code": code, "signal": code - 128 if code > 128 else None, "exceeded": None}
+        return process.ProgramEnd(code, code - 128 if code > 128 else None, None, time.monotonic() - self._started)
 
     def close(self) -> None:
-        """See `Program.close`."""
+        """See `ShellProgram.close`."""
         self._machine.shell_pids.discard(self._pid)
         with contextlib.suppress(process.SandboxError):
             self._machine.kill_others()

@@ -88,21 +88,19 @@ class Stream:
         until: Callable[[], bool] = lambda: False,
         close_stdin: bool = False,
     ) -> None:
-        """See `Program.exchange`."""
-        deadline = time.monotonic() + seconds
+        """See `ShellProgram.exchange`."""
         pending = memoryview(data)
         with selectors.DefaultSelector() as selector:
             selector.register(self._socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
-            while not self.ended and not until() and (left := deadline - time.monotonic()) > 0:
-                for _, events in selector.select(left):
-                    if events & selectors.EVENT_WRITE:
-                        pending = self._send(pending)
-                        if not pending:
-                            selector.modify(self._socket, selectors.EVENT_READ)
-                            if close_stdin:
-                                self._end_input()
-                    if events & selectors.EVENT_READ:
-                        self._receive(on_stdout, on_stderr)
+            for _, ready in process.events(selector, seconds, lambda: self.ended or until()):
+                if ready & selectors.EVENT_WRITE:
+                    pending = self._send(pending)
+                    if not pending:
+                        selector.modify(self._socket, selectors.EVENT_READ)
+                        if close_stdin:
+                            self._end_input()
+                if ready & selectors.EVENT_READ:
+                    self._receive(on_stdout, on_stderr)
 
     def _send(self, pending: memoryview) -> memoryview:
         """Send what fits, and return the rest. If the program has ended, the rest is discarded."""

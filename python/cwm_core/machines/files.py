@@ -7,6 +7,7 @@ needs only bash and the coreutils (GNU or BusyBox).
 import shlex
 from collections.abc import Callable, Mapping
 
+from .._native import CwmError
 from . import process
 
 MAX_FILE_BYTES = 16 << 20
@@ -42,7 +43,7 @@ cat >|"$full" || {{ rm -f -- "$full"; exit 1; }}
 Run = Callable[..., process.Completed]
 
 
-class Refusal(Exception):
+class Refusal(CwmError):
     """A request that cannot be fulfilled; the text says why and what to do instead."""
 
 

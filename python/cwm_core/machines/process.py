@@ -15,10 +15,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from types import CodeType
 from typing import Any, Literal, Self
 
+from .._native import CwmError
 from . import bubblewrap, supervisor
 
 Sandbox = Literal["bubblewrap", "process"]
@@ -35,7 +37,7 @@ PIPE_BYTES = 1 << 20  # maximum size of an unprivileged pipe (/proc/sys/fs/pipe-
 GRACE = 10.0  # seconds for a supervisor to start, and to end its processes, before it is killed
 
 
-class SandboxError(RuntimeError):
+class SandboxError(CwmError, RuntimeError):
     """The sandbox failed or cannot run here, independently of the program."""
 
 
@@ -63,6 +65,29 @@ class Limits:
     """Bytes of each output stream to keep."""
 
 
+class ExceededLimit(StrEnum):
+    """The field of `Limits` that ended a run."""
+
+    SECONDS = "seconds"
+    MEMORY_BYTES = "memory_bytes"
+    PROCESSES = "processes"
+    DISK_BYTES = "disk_bytes"
+
+
+@dataclass(frozen=True)
+class ProgramEnd:
+    """How a program ended."""
+
+    exit_code: int | None
+    """Exit code, or None if a signal ended the program."""
+    signal: int | None
+    """Number of the signal that ended the program, or None."""
+    exceeded: ExceededLimit | None
+    """Limit that ended the program, or None."""
+    seconds: float
+    """Duration, in seconds."""
+
+
 @dataclass(frozen=True)
 class Completed:
     """Outcome of a run."""
@@ -75,9 +100,9 @@ class Completed:
     """Standard output, without its middle if it is too long."""
     stderr: bytes
     """Standard error, without its middle if it is too long."""
-    exceeded: str | None
-    """Limit that ended the run ("seconds", "memory_bytes", "processes", or "disk_bytes"), or None. A process that
-    exceeds a limit of its own gets a signal (SIGXCPU, SIGXFSZ) or a failed allocation instead."""
+    exceeded: ExceededLimit | None
+    """Limit that ended the run, or None. A process that exceeds a limit of its own gets a signal (SIGXCPU, SIGXFSZ) or
+    a failed allocation instead."""
     truncated: bool
     """Whether part of the output was dropped."""
     seconds: float
@@ -86,7 +111,7 @@ class Completed:
     @property
     def timed_out(self) -> bool:
         """Whether the limit of wall-clock time ended the run."""
-        return self.exceeded == "seconds"
+        return self.exceeded == ExceededLimit.SECONDS
 
 
 class HeadTail:
@@ -198,7 +223,6 @@ class Process:
         Returns:
             The part of `data` that was not written.
         """
-        deadline = time.monotonic() + seconds
         pending = memoryview(data)
         with selectors.DefaultSelector() as selector:
             selector.register(self._report, selectors.EVENT_READ)
@@ -206,22 +230,21 @@ class Process:
                 selector.register(stream, selectors.EVENT_READ, sink)
             if not self._stdin.closed:
                 selector.register(self._stdin, selectors.EVENT_WRITE)
-            while not self._ended and not until() and (left := deadline - time.monotonic()) > 0:
-                for key, _ in selector.select(left):
-                    if key.fileobj is self._stdin:
-                        pending = self._write(pending)
-                        if not pending:
-                            selector.unregister(self._stdin)
-                            if close_stdin:
-                                self._stdin.close()
-                    elif key.fileobj is self._report:
-                        chunk = os.read(self._report.fileno(), 4096)
-                        self._report_text += chunk
-                        self._ended = not chunk
-                    elif chunk := _read(key.fd):
-                        key.data(chunk)
-                    else:
-                        selector.unregister(key.fileobj)
+            for key, _ in events(selector, seconds, lambda: self._ended or until()):
+                if key.fileobj is self._stdin:
+                    pending = self._write(pending)
+                    if not pending:
+                        selector.unregister(self._stdin)
+                        if close_stdin:
+                            self._stdin.close()
+                elif key.fileobj is self._report:
+                    chunk = os.read(self._report.fileno(), 4096)
+                    self._report_text += chunk
+                    self._ended = not chunk
+                elif chunk := _read(key.fd):
+                    key.data(chunk)
+                else:
+                    selector.unregister(key.fileobj)
         # Read the rest of the output from the pipes, once: a process that keeps writing must not keep this reading.
         on_stdout(_read(self._stdout.fileno()))
         on_stderr(_read(self._stderr.fileno()))
@@ -246,12 +269,13 @@ class Process:
         """Whether `exchange` has seen the program end."""
         return self._ended
 
-    def outcome(self) -> dict[str, Any] | None:
-        """Return exit_code, signal, exceeded, and seconds once `ended` is true, else None."""
+    def outcome(self) -> ProgramEnd | None:
+        """Return how the program ended once `ended` is true, else None."""
         lines = self._report_text.decode().splitlines()
         if len(lines) != 2:
             return None
-        return dict(zip(("exit_code", "signal", "exceeded", "seconds"), ast.literal_eval(lines[1]), strict=True))
+        exit_code, number, exceeded, seconds = ast.literal_eval(lines[1])
+        return ProgramEnd(exit_code, number, exceeded and ExceededLimit(exceeded), seconds)
 
     def close(self) -> None:
         """End the program and every process that it started. Closing again has no effect."""
@@ -327,6 +351,15 @@ def _pipe() -> Iterator[tuple[int, str]]:
     return zip(os.pipe(), ("rb", "wb"), strict=True)
 
 
+def events(
+    selector: selectors.BaseSelector, seconds: float, stopped: Callable[[], bool]
+) -> Iterator[tuple[selectors.SelectorKey, int]]:
+    """Yield the events of a selector until `stopped()` is true or `seconds` have passed."""
+    deadline = time.monotonic() + seconds
+    while not stopped() and (left := deadline - time.monotonic()) > 0:
+        yield from selector.select(left)
+
+
 def _read(fd: int) -> bytes:
     try:
         return os.read(fd, PIPE_BYTES)
@@ -385,7 +418,7 @@ def run(
         said = stderr.value()[-2000:].decode(errors="replace").strip()
         raise SandboxError(f"the {sandbox} sandbox of {argv[0]!r} ended without a report: {said or 'no message'}")
     truncated = bool(stdout.left_out or stderr.left_out)
-    return Completed(stdout=stdout.value(), stderr=stderr.value(), truncated=truncated, **outcome)
+    return Completed(stdout=stdout.value(), stderr=stderr.value(), truncated=truncated, **vars(outcome))
 
 
 def run_python(code: str, *arguments: str, **options: Any) -> Completed:

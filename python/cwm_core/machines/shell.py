@@ -35,7 +35,7 @@ STATE = (
 )
 
 
-class Program(Protocol):
+class ShellProgram(Protocol):
     """The running bash of a shell: a `Process`, or an equivalent in a container."""
 
     @property
@@ -59,8 +59,8 @@ class Program(Protocol):
         """Interrupt all processes (`supervisor.INTERRUPT`), or kill all but the shell (`KILL_OTHERS`)."""
         ...
 
-    def outcome(self) -> dict[str, Any] | None:
-        """Return exit_code, signal, and exceeded once `ended` is true; None if they are unknown."""
+    def outcome(self) -> process.ProgramEnd | None:
+        """Return how the program ended once `ended` is true; None if it is unknown."""
         ...
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class Shell:
     Redirections of the shell itself with `exec` last until the end of the command.
     """
 
-    def __init__(self, start: Callable[[], Program], *, output_bytes: int = 1 << 16) -> None:
+    def __init__(self, start: Callable[[], ShellProgram], *, output_bytes: int = 1 << 16) -> None:
         """Start the shell.
 
         Args:
@@ -216,15 +216,15 @@ class _Output:
         return self._kept.value()
 
 
-def _reason(program: Program, timed_out: bool) -> str:
+def _reason(program: ShellProgram, timed_out: bool) -> str:
     """Return why a shell did not answer."""
     if not program.ended:
         return "it did not react to being interrupted" if timed_out else "its sandbox was ended"
     outcome = program.outcome()
     if outcome is None:
         return "its sandbox was ended"
-    if outcome["exceeded"]:
-        return f"the limit {outcome['exceeded']} was exceeded"
-    if outcome["signal"]:
-        return f"it was ended by signal {outcome['signal']}"
-    return f"it exited with code {outcome['exit_code']}"
+    if outcome.exceeded:
+        return f"the limit {outcome.exceeded} was exceeded"
+    if outcome.signal:
+        return f"it was ended by signal {outcome.signal}"
+    return f"it exited with code {outcome.exit_code}"

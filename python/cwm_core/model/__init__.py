@@ -3,11 +3,11 @@
 from .attention import attention
 from .config import ModelConfig, RopeParameters, preset
 from .initialization import initialize
-from .loss import Loss, cross_entropy
+from .loss import Loss, Objective, cross_entropy
 from .transformer import Transformer
 from .weights import load, load_into, read_config, save
 
 __all__ = [
-    "Loss", "ModelConfig", "RopeParameters", "Transformer", "attention", "cross_entropy", "initialize", "load",
-    "load_into", "preset", "read_config", "save",
+    "Loss", "ModelConfig", "Objective", "RopeParameters", "Transformer", "attention", "cross_entropy", "initialize",
+    "load", "load_into", "preset", "read_config", "save",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from .attention import Mask, choose_backend
 from .attention.documents import Documents
 from .config import ModelConfig, RopeParameters
 from .initialization import deviation
-from .loss import Loss, cross_entropy
+from .loss import Loss, Objective, cross_entropy
 
 
 class Transformer(nn.Module):
@@ -82,13 +82,14 @@ class Transformer(nn.Module):
         position_ids: Tensor | None = None,
         *,
         global_window: int | None = None,
+        objective: Objective | None = None,
     ) -> Loss:
-        """Return the loss of `targets` where `loss_mask` is true; see `cross_entropy`.
+        """Return the loss of `targets` where `loss_mask` is true, or the sum of an `objective`; see `cross_entropy`.
 
         `targets` and `loss_mask` have the shape of `tokens`. Other arguments are those of `forward`.
         """
         hidden = self.hidden(tokens, cu_seqlens, position_ids, global_window=global_window)
-        return cross_entropy(hidden, self.lm_head.weight, targets, loss_mask)
+        return cross_entropy(hidden, self.lm_head.weight, targets, loss_mask, objective=objective)
 
     def hidden(
         self,

@@ -40,7 +40,7 @@ USABLE_MEMORY = 0.9
 _NEWTON_SCHULZ_STEPS = 5  # default of torch.optim.Muon
 
 
-class Documents(NamedTuple):
+class DocumentGroup(NamedTuple):
     """Documents of one length."""
 
     length: int
@@ -65,7 +65,7 @@ class Workload:
     """Tokens of one optimizer step over all ranks."""
     tokens: int | None = None
     """Tokens of the whole run; None: only a step is planned."""
-    documents: tuple[Documents, ...] = ()
+    documents: tuple[DocumentGroup, ...] = ()
     """Documents that rows are packed with; empty: documents as long as rows. A document longer than a row counts as cut
     at its end."""
     micro_batch: int = 1
@@ -111,7 +111,7 @@ STAGES = {
         seq_len=131_072,
         step_tokens=2**25,
         tokens=5_000_000_000_000,
-        documents=(Documents(8192, 0.35), Documents(40_960, 0.35, 32_768), Documents(98_304, 0.3)),
+        documents=(DocumentGroup(8192, 0.35), DocumentGroup(40_960, 0.35, 32_768), DocumentGroup(98_304, 0.3)),
     ),
     "sft": Workload(seq_len=32_768, step_tokens=2**21, tokens=100_000_000_000),
 }
@@ -299,7 +299,7 @@ def forward_flops(model: ModelConfig, work: Workload) -> ForwardFlops:
     over the tokens of all documents. A backward pass takes twice as many FLOPs: one product for the gradient of each
     factor. Every token is assumed to have loss; `cross_entropy` skips the output layer for tokens without.
     """
-    documents = work.documents or (Documents(work.seq_len),)
+    documents = work.documents or (DocumentGroup(work.seq_len),)
     pairs = tokens = 0.0
     for kind in documents:
         length = min(kind.length, work.seq_len)
@@ -571,13 +571,13 @@ def stage(name: str) -> tuple[ModelConfig, Workload]:
     return preset("cwm-32b"), STAGES[name]
 
 
-def parse_documents(text: str) -> tuple[Documents, ...]:
+def parse_documents(text: str) -> tuple[DocumentGroup, ...]:
     """Parse "LENGTH[:SHARE[:WINDOW]],..."; raise ValueError for other text."""
     kinds = []
     for entry in text.split(","):
         try:
             types = zip((int, float, int), entry.split(":"), strict=False)
-            kinds.append(Documents(*(kind(part) for kind, part in types)))
+            kinds.append(DocumentGroup(*(kind(part) for kind, part in types)))
             if entry.count(":") > 2:
                 raise ValueError
         except ValueError:

@@ -26,6 +26,21 @@ def reject_single_string(values: Iterable[T], name: str) -> Iterable[T]:
     return values
 
 
+def reject_unordered(values: Iterable[T], name: str) -> Iterable[T]:
+    """Return `values`, whose order matters. The order of a set of strings differs from run to run.
+
+    Args:
+        values: The argument to check.
+        name: Name of the argument, for the error message.
+
+    Raises:
+        TypeError: `values` is a set, a single string, or bytes.
+    """
+    if isinstance(values, set | frozenset):
+        raise TypeError(f"{name}: expected a list, because the order matters, got a {type(values).__name__}")
+    return reject_single_string(values, name)
+
+
 def to_python_numbers(values: Any) -> Any:
     """Return a NumPy scalar, also inside a tuple, as the equal Python number. Return any other value unchanged."""
     if isinstance(values, tuple):

@@ -13,6 +13,9 @@ from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO
 
+StrPath = str | os.PathLike[str]
+"""A path, as functions take it."""
+
 WITHOUT_LOCKS = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK})
 """Error numbers of file systems without locks."""
 
@@ -131,12 +134,12 @@ def write_files(contents: Mapping[str | os.PathLike[str], bytes | str]) -> None:
 
 
 def files_in(folder: str | os.PathLike[str], endings: tuple[str, ...]) -> list[Path]:
-    """Return the files under a folder whose names have one of these endings, sorted.
+    """Return the files under a folder whose names have one of these endings, in any case, sorted.
 
     Hidden files, such as `._00000.jsonl`, and files in hidden folders are left out.
     """
     folder = Path(folder)
-    found = (file for file in folder.rglob("*") if file.name.endswith(endings) and file.is_file())
+    found = (file for file in folder.rglob("*") if file.name.lower().endswith(endings) and file.is_file())
     return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 

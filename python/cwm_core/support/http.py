@@ -216,7 +216,7 @@ class Client:
         return key
 
 
-class _Passing(Exception):
+class _Passing(CwmError):
     """A failure that another try may not have.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Read JSON Lines: files with one JSON object per line, plain or compressed, or standard input."""
+"""Read JSON, and JSON Lines: files with one JSON object per line, plain or compressed, or standard input."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, cast
 
 from cwm_core._native import DamagedFileError
 
-ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-"""Endings of the names of JSON Lines files."""
+ENDINGS = tuple(name + packed for name in (".jsonl", ".ndjson") for packed in ("", ".gz", ".zst"))
+"""Endings of the names of JSON Lines files, in any case."""
 
 STDIN = "-"
 """Path that means standard input."""
@@ -24,7 +24,7 @@ _Damage = tuple[type[Exception], ...]
 
 def is_jsonl(path: str | os.PathLike[str]) -> bool:
     """Return whether a path names a JSON Lines file, compressed or not, or standard input."""
-    return os.fspath(path) == STDIN or os.fspath(path).endswith(ENDINGS)
+    return os.fspath(path) == STDIN or os.fspath(path).lower().endswith(ENDINGS)
 
 
 def loads(text: str | bytes, **options: Any) -> Any:
@@ -41,6 +41,24 @@ def loads(text: str | bytes, **options: Any) -> Any:
         return json.loads(text.decode() if isinstance(text, bytes) else text, **options)
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
+
+
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        DamagedFileError: The file does not hold a JSON object.
+        OSError: The file cannot be read.
+    """
+    with open(path, "rb") as file:
+        text = file.read()
+    try:
+        value = loads(text.removeprefix(b"\xef\xbb\xbf"))
+    except ValueError as error:
+        raise DamagedFileError(f"{os.fspath(path)} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise DamagedFileError(f"{os.fspath(path)}: expected a JSON object, got {type_of_json(value)}")
+    return value
 
 
 def read_rows(
@@ -66,10 +84,11 @@ def read_rows(
         try:
             row = loads(line)
         except ValueError as error:
-            raise DamagedFileError(f"{os.fspath(path)}, line {number}: not JSON: {error}") from None
+            # The text of the error would name a second line number.
+            reason = f"{error.msg} at column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+            raise DamagedFileError(f"{os.fspath(path)}, line {number}: not JSON: {reason}") from None
         if not isinstance(row, dict):
-            kind = _KINDS.get(type(row), "a number")
-            raise DamagedFileError(f"{os.fspath(path)}, line {number}: not a JSON object, but {kind}")
+            raise DamagedFileError(f"{os.fspath(path)}, line {number}: not a JSON object, but {type_of_json(row)}")
         yield number, row
 
 
@@ -107,7 +126,12 @@ def read_lines(path: str | os.PathLike[str], *, max_line_bytes: int = sys.maxsiz
                 yield number, line
 
 
-_KINDS = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+def type_of_json(value: object) -> str:
+    """Return the name of the type of a JSON value with its article, for error messages: "a list", "null"."""
+    return _TYPES.get(type(value), "a number")
+
+
+_TYPES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", bytes: "bytes", type(None): "null"}
 
 
 @contextmanager

@@ -245,7 +245,7 @@ def _call(work: Callable[[Item], Result], item: Item, sent: Secrets | None) -> R
 
 def _serve(connection: Connection, parent: int) -> None:
     """Answer requests until the connection ends: whether the work gave a result, and the result or the exception."""
-    _end_with(parent)
+    end_with(parent)
     with suppress(EOFError, ConnectionError):
         while True:
             connection.send_bytes(_answer(connection.recv_bytes()))
@@ -264,7 +264,7 @@ def _answer(request: bytes) -> bytes:
         return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """End this process when `parent` does, in an orderly way, and leave Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that finalizers run

@@ -6,15 +6,16 @@ import os
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from .._native import DamagedFileError
 from .jsonl import ENDINGS, is_jsonl, read_rows
 
 TABLE_ENDINGS = (*ENDINGS, ".parquet")
-"""File extensions that `read_table` supports."""
+"""File extensions that `read_table` supports, in any case."""
 
 
 def is_table(path: str | os.PathLike[str]) -> bool:
     """Return whether a path names a JSONL file, compressed or not, a Parquet file, or standard input."""
-    return is_jsonl(path) or os.fspath(path).endswith(".parquet")
+    return is_jsonl(path) or os.fspath(path).lower().endswith(".parquet")
 
 
 def read_table(path: str | os.PathLike[str], columns: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -25,7 +26,8 @@ def read_table(path: str | os.PathLike[str], columns: Collection[str]) -> Iterat
         columns: Columns to read of a Parquet file. Rows of JSONL are yielded whole.
 
     Raises:
-        ValueError: The file is damaged, or its file extension is not supported.
+        DamagedFileError: The file is damaged.
+        ValueError: The file extension is not supported.
         OSError: The file cannot be read.
         ModuleNotFoundError: The file needs pyarrow or a Zstandard reader, and it is not installed.
     """
@@ -47,4 +49,4 @@ def _parquet_rows(path: str | os.PathLike[str], columns: Collection[str]) -> Ite
             for number, row in enumerate(rows, 1):
                 yield f"{os.fspath(path)}, row {number}", row
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{os.fspath(path)}: {error}") from None
+        raise DamagedFileError(f"{os.fspath(path)}: {error}") from None

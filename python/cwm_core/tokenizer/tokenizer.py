@@ -13,14 +13,14 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cwm_core import _native
 from cwm_core._native import DamagedFileError
-from cwm_core.support.arguments import reject_single_string
+from cwm_core.support.arguments import reject_single_string, reject_unordered
 from cwm_core.support.files import write_file, write_files
 from cwm_core.support.text import well_formed
 from cwm_core.tokenizer import chat
@@ -197,14 +197,15 @@ class Tokenizer:
 
         Raises:
             ValueError: The size, the pattern, or a special token is invalid.
-            TypeError: `texts` or `special_tokens` is a single string.
+            TypeError: `texts` or `special_tokens` is a single string, an item is not a string, or `special_tokens` is a
+                set, whose order differs from run to run.
         """
         texts, special = iter(reject_single_string(texts, "texts")), _listed(special_tokens)
         pattern = resolve_pattern(pattern)
         vocab_size = operator.index(vocab_size)
         if not 0 <= vocab_size < 2**32:  # PyO3 raises OverflowError; the native module checks the rest
             raise ValueError(f"vocab_size: expected 256 or more tokens, at most 4194303, got {vocab_size}")
-        return cls(_native.Tokenizer.train(texts, vocab_size, pattern, special, threads, progress))
+        return cls(_native.Tokenizer.train(texts, vocab_size, pattern, special, _count(threads), progress))
 
     @classmethod
     def train_files(
@@ -234,7 +235,7 @@ class Tokenizer:
         Raises:
             ValueError: A file is not UTF-8, with its name and the offset of the first invalid byte; or an argument is
                 invalid, as in `train`.
-            TypeError: `paths` or `special_tokens` is a single string.
+            TypeError: `paths` or `special_tokens` is a single string, or `special_tokens` is a set.
             OSError: A file cannot be read.
         """
         texts = (text for path in reject_single_string(paths, "paths") for text in _texts_of_file(path))
@@ -364,8 +365,13 @@ class Tokenizer:
         return self._native.encode_bytes(data)
 
     def encode_batch(self, texts: Iterable[str], *, threads: int | None = None) -> list[NDArray[np.int32]]:
-        """Return the token ids of each text, as `encode` does, using `threads` threads (default: one per processor)."""
-        return self._native.encode_batch(list(reject_single_string(texts, "texts")), threads)
+        """Return the token ids of each text, as `encode` does, using `threads` threads (default: one per processor).
+
+        Raises:
+            TypeError: `texts` is a single string or a set, or an item is not a string.
+            ValueError: The pattern needs too many steps on a text.
+        """
+        return self._native.encode_batch(list(reject_unordered(texts, "texts")), _count(threads))
 
     def encode_files(
         self, paths: Iterable[str | os.PathLike[str]], *, threads: int | None = None
@@ -381,10 +387,10 @@ class Tokenizer:
         Raises:
             ValueError: A file is not UTF-8, with its name and the offset of the first invalid byte; or a file is longer
                 than 4 GiB.
-            TypeError: `paths` is a single string.
+            TypeError: `paths` is a single string or a set.
             OSError: A file cannot be read.
         """
-        return self._native.encode_files(list(reject_single_string(paths, "paths")), threads)
+        return self._native.encode_files(list(reject_unordered(paths, "paths")), _count(threads))
 
     def count(self, text: str) -> int:
         """Return the number of tokens of a text: `len(encode(text))` without creating the array."""
@@ -582,9 +588,14 @@ def resolve_pattern(pattern: str) -> str:
             `_base`, as in tiktoken.
 
     Raises:
-        ValueError: The pattern looks like a name (only letters and digits) but is unknown.
+        TypeError: The pattern is not a string.
+        ValueError: The pattern is empty, or looks like a name (only letters and digits) but is unknown.
     """
+    if not isinstance(pattern, str):
+        raise TypeError(f"split pattern: expected a string, got {pattern!r}")
     _check_unicode(pattern, "split pattern")
+    if not pattern:
+        raise ValueError(f"split pattern: expected a regular expression or one of {', '.join(PATTERNS)}, got ''")
     name = re.sub("[-_ ]", "", pattern).lower().removesuffix("base")
     if name in PATTERNS:
         return PATTERNS[name]
@@ -596,13 +607,31 @@ def resolve_pattern(pattern: str) -> str:
     return pattern
 
 
+def _count(threads: int | None) -> int | None:
+    """Return a number of threads after checking it."""
+    if threads is not None and operator.index(threads) < 1:
+        raise ValueError(f"threads: expected 1 or more, got {threads}")
+    return threads
+
+
 def _listed(special_tokens: SpecialTokens) -> list[str] | list[tuple[str, int]]:
-    names = list(reject_single_string(special_tokens, "special_tokens"))
+    names = list(reject_unordered(special_tokens, "special_tokens"))
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"special_tokens: expected strings, got {name!r}")
         _check_unicode(name, "special token")
-    return [(name, special_tokens[name]) for name in names] if isinstance(special_tokens, Mapping) else names
+    if not isinstance(special_tokens, Mapping):
+        return names
+    return [(name, _id(name, special_tokens[name])) for name in names]
+
+
+def _id(name: str, id: SupportsIndex) -> int:
+    if not isinstance(id, SupportsIndex):
+        raise TypeError(f"special token {name!r}: expected a whole number as its id, got {id!r}")
+    number = operator.index(id)
+    if not 0 <= number < 2**32:
+        raise ValueError(f"special token {name!r}: expected an id from 0 to 4294967295, got {number}")
+    return number
 
 
 def _check_unicode(text: str, what: str) -> None:

@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from cwm_core._native import CwmError
+
 from .recorder import Trace
 
 _MARK = "  # << START_OF_TRACE"  # see docs/concepts/trace-format.md
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-class ContextTooLarge(ValueError):
+class ContextTooLarge(CwmError, ValueError):
     """The executed code alone has more tokens than the budget."""
 
     def __init__(self, tokens: int, budget: int) -> None:
@@ -273,7 +275,7 @@ class _File:
 
     def _part_at(self, line: int) -> _Part:
         if not 1 <= line <= len(self.lines):
-            raise ValueError(f"line {line} of a file of {len(self.lines)} lines")
+            raise ValueError(f"line {line} is out of range for a file of {len(self.lines)} lines")
         at = bisect_right(self.starts, line) - 1
         if at >= 0 and line <= self.parts[at].end:
             return self.parts[at]

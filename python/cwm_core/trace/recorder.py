@@ -6,6 +6,7 @@ in place and does not modify the program's objects.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import inspect
@@ -17,6 +18,7 @@ import sys
 import typing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, SupportsIndex
 
@@ -43,7 +45,7 @@ class Recorder:
             files under its top-level package. A list of paths: these files, and all files under these folders.
         max_frames: Maximum number of frames in a trace.
         max_bytes: Maximum memory of the frames of a trace, in bytes.
-        max_seconds: Maximum duration of a recording, in seconds.
+        max_seconds: Maximum duration of a recording, in seconds. Infinity is no limit.
         max_value_chars: Maximum length of a rendered value in characters, at most 2**28. Longer values are cut and end
             in `...`.
         object_state: Show instances of classes without a `__repr__` with their attributes, as for a dataclass:
@@ -72,7 +74,7 @@ class Recorder:
         """Set the options of later recordings.
 
         Raises:
-            TypeError: A limit is not an integer.
+            TypeError: A limit is not a number, or not an integer where one is needed.
             ValueError: `scope` is an unknown string, or a limit is below its minimum.
         """
         if isinstance(scope, str | bytes) and scope not in ("file", "package"):
@@ -83,7 +85,7 @@ class Recorder:
         self._capture_output = capture_output
         self._options: dict[str, Any] = {
             **counts,
-            "max_seconds": max_seconds,
+            "max_seconds": _seconds(max_seconds),
             "max_value_chars": _count("max_value_chars", max_value_chars),
             "object_state": object_state,
             "calls_only": calls_only,
@@ -378,6 +380,22 @@ def _count(name: str, value: SupportsIndex | None) -> int | None:
     return min(count, sys.maxsize)
 
 
+def _seconds(value: float | None) -> float | None:
+    """Return `max_seconds` as a float.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is negative or not a number of seconds.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Real):
+        raise TypeError(f"max_seconds must be a number or None, got {value!r}")
+    if not value >= 0:
+        raise ValueError(f"max_seconds must be at least 0, got {value}")
+    return min(float(value), sys.float_info.max)
+
+
 def _file_of(function: Callable[..., Any]) -> str:
     """Return the file to record for `function`.
 
@@ -490,11 +508,17 @@ def _main_function(call: str, line: int, module: ModuleType) -> FunctionType:
     `main` is compiled separately: no name of the module changes, and the call can use a `main` of the program.
 
     Raises:
-        SyntaxError: The call does not compile.
+        SyntaxError: The call does not compile, or is not an expression.
     """
     names: dict[str, Any] = {}
     blank = "\n" * line
-    exec(compile(f"{blank}def main():\n    return {call}\n", _SOURCE_NAME, "exec", dont_inherit=True), names)
+    compiled = compile(f"{blank}def main():\n    return {call}\n", _SOURCE_NAME, "exec", dont_inherit=True)
+    try:
+        ast.parse(call.strip(), mode="eval")
+    except SyntaxError:  # `return` also takes nothing, or a first statement of several
+        place = (_SOURCE_NAME, line + 2, None, call)
+        raise SyntaxError(f"expected an expression to record, got {call!r}", place) from None
+    exec(compiled, names)
     return FunctionType(names["main"].__code__, vars(module))
 
 

@@ -1,7 +1,7 @@
 """Trace stores: many traces in one file, each with a key and metadata.
 
     with cwm.TraceWriter("functions.cwmtraces") as writer:
-        writer.add(cwm.record(function, 3), key="function/3", source="my-corpus", licence="MIT")
+        writer.add(cwm.record(function, 3), key="function/3", source="my-corpus", license="MIT")
     with cwm.TraceReader("functions.cwmtraces") as reader:
         reader[0], reader["function/3"], reader.metadata(0)
         for trace in reader:
@@ -27,8 +27,6 @@ from .kinds import TraceOutcome
 
 __all__ = ["StoredTrace", "TraceReader", "TraceWriter"]
 
-Path = str | os.PathLike[str]
-
 
 class StoredTrace(NamedTuple):
     """A trace of a store, with its key and metadata."""
@@ -52,7 +50,7 @@ class TraceWriter:
     cannot use the writer of its parent.
     """
 
-    def __init__(self, path: Path, *, append: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, append: bool = False) -> None:
         """Create a store.
 
         An interrupted write, for example of a process that was killed, leaves an incomplete block at the end of the
@@ -90,7 +88,7 @@ class TraceWriter:
         Args:
             trace: Trace to add.
             key: Name that is unique in the file.
-            **metadata: JSON values; customary names are `source` and `licence`. The writer adds these unless given:
+            **metadata: JSON values; customary names are `source` and `license`. The writer adds these unless given:
                 `outcome`, a `TraceOutcome`; `python`, the version of the running interpreter; and `cwm_core`, the
                 version of this library.
 
@@ -153,7 +151,7 @@ class TraceReader:
     trace.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open a store.
 
         Args:
@@ -279,7 +277,7 @@ class TraceReader:
         index = operator.index(which)
         wrapped = index + len(self) if index < 0 else index
         if not 0 <= wrapped < len(self):
-            raise IndexError(f"trace {index} of a store of {len(self)}")
+            raise IndexError(f"trace index {index} is out of range for a store of {len(self)} traces")
         return wrapped
 
     def __reduce__(self) -> tuple[type[TraceReader], tuple[str]]:
@@ -304,7 +302,10 @@ def outcome(trace: Trace) -> TraceOutcome:
 
 
 def _json_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
     if not isinstance(value, dict):
         raise DamagedFileError(f"metadata: expected a JSON object, got {text[:100]}")
     return value

@@ -12,18 +12,25 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoints, latest
     from .metrics import Progress
     from .parallel import clip_grad_norm, parallelize
-    from .trainer import StopReason, Trainer
+    from .trainer import Trainer, TrainingEnd
     from .world import World
 
 __all__ = [
-    "Checkpoints", "Progress", "StopReason", "TrainConfig", "Trainer", "World", "clip_grad_norm", "latest",
+    "Checkpoints",
+    "Progress",
+    "TrainConfig",
+    "Trainer",
+    "TrainingEnd",
+    "World",
+    "clip_grad_norm",
+    "latest",
     "parallelize",
 ]  # fmt: skip
 
 _LAZY = {
     "Checkpoints": "checkpoint",
     "Progress": "metrics",
-    "StopReason": "trainer",
+    "TrainingEnd": "trainer",
     "Trainer": "trainer",
     "World": "world",
     "clip_grad_norm": "parallel",

@@ -161,7 +161,8 @@ class Checkpoints:
             The state passed to `save`, including "step", or None if there are no checkpoints.
 
         Raises:
-            ValueError: No checkpoint is usable, or the newest is of another model; nothing is changed then.
+            DamagedFileError: No checkpoint is usable; nothing is changed then.
+            ValueError: The newest checkpoint is of another model; nothing is changed then.
         """
         self.wait()
         ranks = self._ranks
@@ -175,7 +176,7 @@ class Checkpoints:
                 warnings.warn(f"skipping checkpoint {path}: {reason}", stacklevel=2)
         else:
             if skipped:
-                raise ValueError(f"{self.folder} has no usable checkpoint, the last of {len(skipped)}: {reason}")
+                raise DamagedFileError(f"{self.folder} has no usable checkpoint, the last of {len(skipped)}: {reason}")
             return None
         if check:
             ranks.gather(lambda: check(found.state))

@@ -48,6 +48,8 @@ class Progress:
     """Training time in seconds over all resumes."""
     fraction: float
     """Completed share of the run, from 0 to 1."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Further metrics by name, of runs with an objective of their own."""
 
 
 @dataclass

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 
+from ..support.files import StrPath
 from .metrics import Progress
 
 OnStep = Callable[[Progress], None]
@@ -57,6 +57,7 @@ def _line(progress: Progress) -> str:
     parts = [
         f"step {progress.step:,}",
         f"loss {progress.loss:.4f}",
+        *(f"{name} {value:.3g}" for name, value in progress.metrics.items() if "/" not in name),
         f"{progress.tokens_per_second:,.0f} tokens/s",
         *([] if progress.mfu is None else [f"MFU {progress.mfu:.1%}"]),
         f"gradient norm {progress.grad_norm:.3f}",
@@ -68,18 +69,18 @@ def _line(progress: Progress) -> str:
 
 
 @contextmanager
-def write_jsonl(path: Path) -> Iterator[OnStep]:
+def write_jsonl(path: StrPath) -> Iterator[OnStep]:
     """Append the metrics of each step to a file as one line of JSON.
 
     Yields:
         A function that writes a step.
     """
-    with path.open("a", buffering=1, encoding="utf-8") as file:
+    with open(path, "a", buffering=1, encoding="utf-8") as file:
         yield lambda progress: print(json.dumps(asdict(progress)), file=file)
 
 
 @contextmanager
-def write_tensorboard(folder: Path) -> Iterator[OnStep]:
+def write_tensorboard(folder: StrPath) -> Iterator[OnStep]:
     """Write the metrics of each step as TensorBoard scalars.
 
     Yields:
@@ -94,8 +95,8 @@ def write_tensorboard(folder: Path) -> Iterator[OnStep]:
 
         def write(progress: Progress) -> None:
             values = asdict(progress)
-            losses, step = values.pop("losses"), values.pop("step")
-            for name, value in values.items():
+            losses, metrics, step = values.pop("losses"), values.pop("metrics"), values.pop("step")
+            for name, value in (values | metrics).items():
                 if value is not None:
                     writer.add_scalar(name, value, step)
             for source, loss in losses.items():

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 
@@ -40,6 +40,7 @@ from .. import model as models
 from ..data import Bucket, PackedLoader
 from ..model import ModelConfig, RopeParameters, Transformer
 from ..support.files import locked, write_file
+from ..support.jsonl import read_object
 from ..tokenizer import Tokenizer
 from .checkpoint import latest
 from .checks import corpus_warnings
@@ -47,8 +48,10 @@ from .config import TrainConfig, checked, parse_overrides
 from .metrics import Progress
 from .parallel import parallelize
 from .report import OnStep, write_jsonl, write_tensorboard
-from .trainer import StopReason, Trainer
+from .trainer import Trainer, TrainingEnd
 from .world import World
+
+T = TypeVar("T")
 
 RUN_KEYS = {"output": str, "tokenizer": str, "tensorboard": bool, "model": dict, "data": dict, "training": dict}
 
@@ -107,13 +110,7 @@ class RunConfig:
             ValueError: The file is malformed, a key is missing or unknown, or a value has a wrong type. The message
                 names file, table and key.
         """
-        try:
-            values = tomllib.loads(Path(path).read_text("utf-8"))
-            for key, value in parse_overrides(overrides).items():
-                _set(values, key, value)
-            return cls._from_dict(values)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        return read_toml(path, overrides, cls._from_dict)
 
     @classmethod
     def _from_dict(cls, values: dict[str, Any]) -> Self:
@@ -121,16 +118,60 @@ class RunConfig:
         for key in ("output", "tokenizer", "model", "data", "training"):
             if key not in top:
                 raise ValueError(f"{key!r} is missing")
-        output = Path(top["output"])
-        with _table("training"):
-            if "checkpoint_folder" in top["training"]:
-                raise ValueError("checkpoint_folder cannot be set: checkpoints go to the folder checkpoints in output")
-            training = TrainConfig.from_dict(top["training"] | {"checkpoint_folder": str(output / "checkpoints")})
-        data = _data_config(top["data"])
-        return cls(output, Path(top["tokenizer"]), top["model"], data, training, top.get("tensorboard", False))
+        training, data = training_config(top["training"], top["output"]), _data_config(top["data"])
+        paths = Path(top["output"]), Path(top["tokenizer"])
+        return cls(*paths, top["model"], data, training, top.get("tensorboard", False))
 
 
-def run(config: RunConfig, on_step: OnStep | None = None, on_warning: Callable[[str], None] = _warn) -> StopReason:
+def read_toml(path: str | os.PathLike[str], overrides: Iterable[str], build: Callable[[dict[str, Any]], T]) -> T:
+    """Return what `build` makes of the values of a TOML file with `overrides` such as "training.learning_rate=3e-4".
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: The file is malformed, or `build` raised ValueError. The message begins with the path.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text("utf-8"))
+        for key, value in parse_overrides(overrides).items():
+            _set(values, key, value)
+        return build(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def training_config(values: dict[str, Any], output: str) -> TrainConfig:
+    """Return the settings of the table `[training]` of a run with this output folder."""
+    with in_table("training"):
+        if "checkpoint_folder" in values:
+            raise ValueError("checkpoint_folder cannot be set: checkpoints go to the folder checkpoints in output")
+        return TrainConfig.from_dict(values | {"checkpoint_folder": str(Path(output) / "checkpoints")})
+
+
+class RunSettings(Protocol):
+    """What the functions below need of a run."""
+
+    @property
+    def output(self) -> Path:
+        """See `RunConfig`."""
+        ...
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """See `RunConfig`."""
+        ...
+
+    @property
+    def training(self) -> TrainConfig:
+        """See `RunConfig`."""
+        ...
+
+    @property
+    def tensorboard(self) -> bool:
+        """See `RunConfig`."""
+        ...
+
+
+def run(config: RunConfig, on_step: OnStep | None = None, on_warning: Callable[[str], None] = _warn) -> TrainingEnd:
     """Train as `config` says, resuming from the newest checkpoint in its output folder if there is one.
 
     Under torchrun, each process calls this function. Unless a signal ends the run, the output folder then holds the
@@ -167,31 +208,31 @@ def run(config: RunConfig, on_step: OnStep | None = None, on_warning: Callable[[
         ) from error
 
 
-def _run(config: RunConfig, on_step: OnStep | None, on_warning: Callable[[str], None]) -> StopReason:
+def _run(config: RunConfig, on_step: OnStep | None, on_warning: Callable[[str], None]) -> TrainingEnd:
     tokenizer = Tokenizer.load(config.tokenizer)
-    with _table("training"):
-        _check_device(config.training.device)
+    with in_table("training"):
+        check_device(config.training.device)
         world = World.create(config.training)
-    with world, _exclusive(config.output, world):
+    with world, exclusive(config.output, world):
         loader = PackedLoader(
             **vars(config.data), vocab_size=tokenizer, rank=world.data_rank, world_size=world.data_ranks
         )
-        with _table("model"):
+        with in_table("model"):
             shape = model_config(config.model, tokenizer)
             _check_rows(config.data, shape)
-        _prepare_output(config, shape, world)
+        prepare_output(config, shape, world)
         for text in corpus_warnings(config.data) if world.is_main else ():
             on_warning(text)
-        model = _model(config, shape, world)
-        with _reports(config, on_step if world.is_main else None, world.is_main) as report:
+        model = initial_model(config, shape, world)
+        with reports(config, on_step if world.is_main else None, world.is_main) as report:
             reason = Trainer(model, loader, config.training, report, world).run()
-        if reason is not StopReason.SIGNAL:
+        if reason is not TrainingEnd.SIGNAL:
             models.save(model, config.output, tokenizer)
     return reason
 
 
 @contextmanager
-def _reports(config: RunConfig, on_step: OnStep | None, is_main: bool) -> Iterator[OnStep | None]:
+def reports(config: RunSettings, on_step: OnStep | None, is_main: bool) -> Iterator[OnStep | None]:
     """Yield a function that reports a step to all outputs, in the main process only."""
     if not is_main:
         yield None
@@ -210,7 +251,7 @@ def _reports(config: RunConfig, on_step: OnStep | None, is_main: bool) -> Iterat
 
 
 @contextmanager
-def _table(name: str) -> Iterator[None]:
+def in_table(name: str) -> Iterator[None]:
     """Prefix the message of a ValueError with the name of the table."""
     try:
         yield
@@ -230,7 +271,7 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _data_config(table: dict[str, Any]) -> DataConfig:
     numbers = dict.fromkeys(("seq_len", "batch_size", "seed", "epochs", "lookahead"), int)
-    with _table("data"):
+    with in_table("data"):
         values = checked(table, {"sources": dict, **numbers, "packing": str, "buckets": list, "mask": dict})
         for key in ("sources", "seq_len"):
             if not values.get(key):
@@ -238,20 +279,20 @@ def _data_config(table: dict[str, Any]) -> DataConfig:
         checked(values["sources"], dict.fromkeys(values["sources"], dict))
     sources = {}
     for name, entry in values["sources"].items():
-        with _table(f"data.sources.{name}"):
+        with in_table(f"data.sources.{name}"):
             source = checked(entry, {"folder": str, "share": float, "epochs": int})
             if "folder" not in source:
                 raise ValueError("'folder' is missing")
             own_epochs = (source["epochs"],) if "epochs" in source else ()
             sources[name] = (source["folder"], source.get("share", 1.0), *own_epochs)
-    with _table("data.mask"):
+    with in_table("data.mask"):
         mask = checked(values.get("mask", {}), dict.fromkeys(values.get("mask", {}), float))
     buckets = [_bucket(entry) for entry in values.get("buckets", [])]
     return DataConfig(**values | {"sources": sources, "mask": mask, "buckets": buckets or None})
 
 
 def _bucket(entry: dict[str, Any]) -> Bucket:
-    with _table("data.buckets"):
+    with in_table("data.buckets"):
         values = checked(entry, {field.name: int for field in dataclasses.fields(Bucket)})
         if "batch_size" not in values:
             raise ValueError("'batch_size' is missing")
@@ -333,11 +374,11 @@ def _of_vocabulary(tokenizer: Tokenizer | None) -> dict[str, Any]:
     }
 
 
-def _model(config: RunConfig, shape: ModelConfig, world: World) -> Transformer:
+def initial_model(config: RunSettings, shape: ModelConfig, world: World) -> Transformer:
     """Return the model with its initial weights, sharded over the ranks."""
     with torch.device("meta"):
         model = Transformer(shape)
-    with _table("training"):
+    with in_table("training"):
         parallelize(model, config.training, world)
     if "folder" in config.model:
         models.load_into(model, config.model["folder"], world.device)
@@ -347,7 +388,7 @@ def _model(config: RunConfig, shape: ModelConfig, world: World) -> Transformer:
 
 
 @contextmanager
-def _exclusive(output: Path, world: World) -> Iterator[None]:
+def exclusive(output: Path, world: World) -> Iterator[None]:
     """Hold the output folder for this run; raise BlockingIOError on all ranks if another run holds it."""
     with ExitStack() as stack:
         failure: OSError | None = None
@@ -361,14 +402,15 @@ def _exclusive(output: Path, world: World) -> Iterator[None]:
         yield
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise ValueError if PyTorch cannot use a device."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # unknown device; known, but not in this build
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
-def _prepare_output(run: RunConfig, model: ModelConfig, world: World) -> None:
+def prepare_output(run: RunSettings, model: ModelConfig, world: World) -> None:
     """Write config.json when a run begins; raise ValueError when it resumes with another shape or vocabulary."""
     file = run.output / "config.json"
     if latest(run.training.checkpoint_folder) is None:
@@ -376,7 +418,7 @@ def _prepare_output(run: RunConfig, model: ModelConfig, world: World) -> None:
             run.output.mkdir(parents=True, exist_ok=True)
             write_file(file, json.dumps(model.to_hf(), indent=2) + "\n")
         return
-    before = json.loads(file.read_text())
+    before = read_object(file)
     known = before.pop("vocabulary_fingerprint", None)
     if None not in (known, model.vocabulary_fingerprint) and known != model.vocabulary_fingerprint:
         raise ValueError(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ..model import Transformer
+from ..model import Objective, Transformer
 from . import failure
 from .batches import to_device
 from .checkpoint import Checkpoints
@@ -37,7 +37,7 @@ RESUMABLE_WITH_CHANGED = {
 }  # fmt: skip
 
 
-class StopReason(StrEnum):
+class TrainingEnd(StrEnum):
     """Reason that a run ended."""
 
     FINISHED = "finished"
@@ -55,6 +55,18 @@ class _Resumable(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+
+class TokenObjective(Protocol):
+    """A loss other than the mean cross entropy, of batches that carry what it needs for each token."""
+
+    def of(self, batch: Any) -> Objective:
+        """Return the objective of this rank's share of a batch. Its sum over a step is minimized, without a divisor."""
+        ...
+
+    def metrics(self, world: World) -> dict[str, float]:
+        """Return metrics of the batches since the last call, over all ranks. All ranks call this once a step."""
+        ...
 
 
 class _StepResult(NamedTuple):
@@ -113,6 +125,8 @@ class Trainer:
         config: TrainConfig,
         on_step: Callable[[Progress], None] | None = None,
         world: World | None = None,
+        *,
+        objective: TokenObjective | None = None,
     ) -> None:
         """Move `model` to the device and make its optimizers.
 
@@ -122,6 +136,7 @@ class Trainer:
             config: Settings of the run.
             on_step: Function called with the metrics of every step.
             world: Ranks of the run. Defaults to `World.create(config)`.
+            objective: Loss to minimize. Defaults to the mean cross entropy over all loss tokens of a step.
 
         Raises:
             ValueError: There are several ranks and the model is not sharded, or checkpoints are requested with a loader
@@ -137,6 +152,7 @@ class Trainer:
         self.loader = loader
         self.config = config
         self.on_step = on_step
+        self.objective = objective
         self.optimizers = make_optimizers(model, config)
         self.step = self.tokens = 0
         self.seconds = 0.0
@@ -151,7 +167,7 @@ class Trainer:
         self._saved_step = 0
         self._stop_signal: int | None = None
 
-    def run(self) -> StopReason:
+    def run(self) -> TrainingEnd:
         """Train until the end and return the reason that the run ended.
 
         Raises:
@@ -164,7 +180,7 @@ class Trainer:
         with self._checkpoints.locked() if self._checkpoints else nullcontext():
             return self._run()
 
-    def _run(self) -> StopReason:
+    def _run(self) -> TrainingEnd:
         self._start()
         try:
             with _deterministic(self.config.deterministic or self.device.type == "cpu"), self._stop_on_signals():
@@ -229,7 +245,7 @@ class Trainer:
             torch.manual_seed(self.config.seed)
         check_replicas(self.model)
 
-    def _loop(self) -> StopReason:
+    def _loop(self) -> TrainingEnd:
         self.model.train()
         batches = iter(self.loader)
         clock = time.monotonic()
@@ -238,7 +254,7 @@ class Trainer:
             micro_batches = self._next_batches(batches)
             wait = time.monotonic() - began
             if self.world.any(not micro_batches):
-                return StopReason.DATA
+                return TrainingEnd.DATA
             result = self._step(micro_batches)
             now = time.monotonic()
             # Reports and copies for a checkpoint since the last step count too.
@@ -247,13 +263,14 @@ class Trainer:
             self.step += 1
             self.seconds += took
             self.tokens += result.tokens
+            metrics = self.objective.metrics(self.world) if self.objective else {}
             if self.on_step:
-                self.on_step(self._progress(result, int(memory), wait, took))
+                self.on_step(self._progress(result, int(memory), wait, took, metrics))
             if self.world.any(self._stop_signal is not None):
-                return StopReason.SIGNAL
+                return TrainingEnd.SIGNAL
             if self._checkpoints and self.step % self.config.checkpoint_every == 0:
                 self.save_checkpoint()
-        return StopReason.FINISHED
+        return TrainingEnd.FINISHED
 
     def _next_batches(self, batches: Iterator[Any]) -> list[_MicroBatch]:
         """Return the batches of one step: fewer at the end of the data, none if no data is left."""
@@ -270,7 +287,7 @@ class Trainer:
         return taken
 
     def _step(self, micro_batches: list[_MicroBatch]) -> _StepResult:
-        """Update once with the mean loss over all tokens of all ranks."""
+        """Update once with the loss over all tokens of all ranks."""
         sums = Sums(self._sources, self.device)
         losses = self._backward(micro_batches, sums)
         norm = clip_grad_norm(self.model.parameters(), self.config.grad_clip)
@@ -287,9 +304,11 @@ class Trainer:
         return _StepResult(loss, by_source, grad_norm, learning_rate, int(tokens), int(values[1]), flops)
 
     def _backward(self, micro_batches: list[_MicroBatch], sums: Sums) -> list[Tensor]:
-        """Add up gradients of the mean loss over all tokens of all ranks; returns each position's loss."""
-        masks = [micro.share.loss_mask for micro in micro_batches]
-        loss_tokens = self.world.sum(torch.stack([mask.sum() for mask in masks]).sum()[None]).clamp(min=1)
+        """Add up gradients of the loss over all tokens of all ranks; return each position's cross entropy."""
+        divisor: Tensor | int = 1
+        if self.objective is None:
+            counts = torch.stack([micro.share.loss_mask.sum() for micro in micro_batches])
+            divisor = self.world.sum(counts.sum()[None]).clamp(min=1)[0]
         losses = []
         for micro in micro_batches:
             batch = micro.share
@@ -302,8 +321,9 @@ class Trainer:
                     batch.position_ids,
                     # Batches of other loaders may lack it.
                     global_window=getattr(batch, "global_window", None),
+                    objective=self.objective.of(batch) if self.objective else None,
                 )
-            torch.autograd.backward(total / loss_tokens[0])
+            torch.autograd.backward(total / divisor)
             sums.add(of_tokens, batch.loss_mask, micro.sources)
             losses.append(of_tokens)
         return losses
@@ -339,7 +359,9 @@ class Trainer:
         self._zero_grad()
         raise FloatingPointError(text)
 
-    def _progress(self, result: _StepResult, memory: int, wait: float, took: float) -> Progress:
+    def _progress(
+        self, result: _StepResult, memory: int, wait: float, took: float, metrics: dict[str, float]
+    ) -> Progress:
         sums = result._asdict()
         flops = sums.pop("flops")
         return Progress(
@@ -352,6 +374,7 @@ class Trainer:
             step_seconds=took,
             seconds=self.seconds,
             fraction=self.fraction(),
+            metrics=metrics,
         )
 
     def _schedule_progress(self) -> float:

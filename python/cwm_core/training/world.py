@@ -14,7 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from .config import TrainConfig
 
-_TOKENS = ("tokens", "targets", "loss_mask", "position_ids")  # what a batch has one of for each token
+# Fields of a batch with one value for each token. Only batches with an objective have the last three.
+_TOKENS = ("tokens", "targets", "loss_mask", "position_ids", "weights", "behavior", "fresh")
 
 
 class World:
@@ -89,6 +90,11 @@ class World:
         world._owns_group = launched and not started
         return world
 
+    @property
+    def is_first_reader(self) -> bool:
+        """Return whether this is the first of the ranks that read the same rows."""
+        return self.rank == self.data_rank * (self.size // self.data_ranks)
+
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of `values`, on `device`, over ranks with different tokens, equal on all ranks.
 
@@ -147,7 +153,7 @@ class World:
         """
         if self.context_parallel == 1:
             return batch
-        shares = {name: self.slice_tokens(getattr(batch, name)) for name in _TOKENS}
+        shares = {name: self.slice_tokens(getattr(batch, name)) for name in _TOKENS if hasattr(batch, name)}
         if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
             return dataclasses.replace(batch, **shares)
         return SimpleNamespace(**vars(batch) | shares)

@@ -1,10 +1,11 @@
-"""Build the HTML page of a trace: `page.html` with the frames as JSON."""
+"""Build the HTML page of one or more traces: `page.html` with the frames as JSON."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, TypeVar
@@ -30,9 +31,58 @@ def html(trace: Trace, *, predicted: Trace | ParsedTrace | None = None, title: s
         predicted: Predicted frames to show beside the recorded ones, with differences marked.
         title: Title of the page.
     """
+    shown = title or "Execution trace"
+    return _page(shown, "", [Example(shown, trace, predicted)])
+
+
+@dataclass(frozen=True)
+class Example:
+    """A predicted execution in a gallery."""
+
+    title: str
+    """Name of the example, such as the call that runs."""
+    trace: Trace
+    """The recorded trace."""
+    predicted: Trace | ParsedTrace | None
+    """The predicted frames."""
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    """Scores from 0 to 1 by name; None for a score that does not apply."""
+
+
+def gallery(examples: Iterable[Example], *, title: str, summary: str = "") -> str:
+    """Return a self-contained HTML page with a list of predicted executions and the page of `html` for each.
+
+    Add `#example=M&step=N` to its address to open example M, counted from 0, at frame N. Without a step, an example
+    opens at its first difference.
+
+    Args:
+        examples: The examples, in the order of the list.
+        title: Title of the page.
+        summary: Text above the list, for example how the examples were chosen.
+
+    Raises:
+        ValueError: There are no examples.
+    """
+    shown = list(examples)
+    if not shown:
+        raise ValueError("a gallery needs at least one example, got none")
+    return _page(title, summary, shown)
+
+
+def _page(title: str, summary: str, examples: list[Example]) -> str:
+    data = {"title": title, "summary": summary, "examples": [_example(example) for example in examples]}
+    parts = {"TITLE": _ascii_html(title), "DATA": _json_in_html(data)}
+    template = resources.files("cwm_core.view").joinpath("page.html").read_text("utf-8")
+    return re.sub("@(TITLE|DATA)@", lambda place: parts[place[1]], template)
+
+
+def _example(example: Example) -> dict[str, object]:
+    trace, predicted = example.trace, example.predicted
     found = differences(trace.frames, predicted.frames) if predicted is not None else []
     tables = _Tables()
-    data = {
+    return {
+        "title": example.title,
+        "scores": dict(example.scores),
         "context": trace.context,
         "first_line": _first_line(trace),
         "outcome": outcome(trace),
@@ -46,9 +96,6 @@ def html(trace: Trace, *, predicted: Trace | ParsedTrace | None = None, title: s
         "shapes": list(tables.shapes),
         "values": list(tables.values),
     }
-    parts = {"TITLE": _ascii_html(title or "Execution trace"), "DATA": _json_in_html(data)}
-    template = resources.files("cwm_core.view").joinpath("page.html").read_text("utf-8")
-    return re.sub("@(TITLE|DATA)@", lambda place: parts[place[1]], template)
 
 
 def notebook(trace: Trace) -> str:

@@ -21,7 +21,7 @@ impl Bins {
     pub fn new(capacity: usize) -> Result<Bins> {
         if capacity > MAX_CAPACITY {
             return Err(Error::Invalid(format!(
-                "best-fit packing takes rows of at most {MAX_CAPACITY} tokens, not {capacity}"
+                "best-fit packing needs rows of at most {MAX_CAPACITY} tokens, got {capacity}"
             )));
         }
         Ok(Bins {

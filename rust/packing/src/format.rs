@@ -113,7 +113,7 @@ impl Header {
             return Err(format!("truncated: {} bytes, shorter than a header", file.len()));
         };
         if crc32fast::hash(&page[..CHECKED]) != u32_at(page, CHECKED) {
-            return Err("damaged header (checksum differs)".into());
+            return Err("damaged header (checksum mismatch)".into());
         }
         let count = |number: usize| u64_at(page, COUNTS.start + number * 8);
         Ok(Header {

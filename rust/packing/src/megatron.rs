@@ -86,7 +86,7 @@ impl Mapped {
     fn check_present(&self) -> Result<()> {
         let length = self.file.metadata().map_err(Error::io(&self.path))?.len();
         if length < self.map.len() as u64 {
-            return Err(self.damaged(format!("truncated to {length} bytes while it was open")));
+            return Err(self.damaged(format!("truncated to {length} bytes while open")));
         }
         Ok(())
     }
@@ -175,7 +175,7 @@ impl Layout {
     fn of(index: &[u8]) -> std::result::Result<Layout, String> {
         let header = index.get(..HEADER).and_then(|header| header.split_first_chunk::<9>());
         let Some((magic, fields)) = header else {
-            return Err("not the index of an indexed dataset (too short)".into());
+            return Err("not the index of an indexed dataset (shorter than its header)".into());
         };
         if *magic != MAGIC {
             return Err("not the index of an indexed dataset (wrong magic)".into());
@@ -303,7 +303,7 @@ impl Megatron {
             next = Some(end as i64);
         }
         if tokens > u64::from(u32::MAX) {
-            return Err(format!("{tokens} tokens; at most {} are read", u32::MAX));
+            return Err(format!("{tokens} tokens; the limit is {}", u32::MAX));
         }
         Ok(tokens)
     }
@@ -410,7 +410,7 @@ impl Megatron {
             });
         let bytes = bytes.ok_or_else(|| {
             self.index
-                .damaged(format!("document {document} changed while it was open"))
+                .damaged(format!("document {document} changed while the file was open"))
         })?;
         let largest = self.layout.ids.decode(bytes, tokens, targets);
         let limit = self.vocab_size.unwrap_or(MAX_VOCAB_SIZE);

@@ -42,7 +42,7 @@ impl Permutation {
     pub fn fill<const MANY: usize>(&self, first: u64, out: &mut [u64; MANY]) {
         assert!(
             MANY as u64 <= self.n && first <= self.n - MANY as u64,
-            "{first} is too far for 0..{}",
+            "numbers from {first} on extend past 0..{}",
             self.n
         );
         let (mut left, mut right) = ([0; MANY], [0; MANY]);

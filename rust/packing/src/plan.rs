@@ -210,8 +210,8 @@ impl Planner {
         }
     }
 
-    /// Moves to a place, at the cost of planning one window. Fails if there is no such place; the planner must not be
-    /// used after that.
+    /// Moves to a place, at the cost of planning one window. Fails if there is no such place; do not use
+    /// the planner after that.
     pub fn go_to(&mut self, mixture: &Mixture, place: &Place) -> Result<()> {
         let cursors = cursors_of(mixture, place)?;
         match &mut self.mode {

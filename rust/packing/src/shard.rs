@@ -53,7 +53,7 @@ impl Shard {
             )));
         }
         if crc32fast::hash(&map[layout.spans.end..]) != header.index_crc {
-            return Err(damaged("damaged index (checksum differs)".into()));
+            return Err(damaged("damaged index (checksum mismatch)".into()));
         }
         let names = parse_names(&map[layout.names.clone()]).map_err(damaged)?;
         let labels = parse_names(&map[layout.labels.clone()]).map_err(damaged)?;
@@ -120,7 +120,7 @@ impl Shard {
         if length < self.layout.labels.end as u64 {
             return Err(Error::damaged(
                 &self.path,
-                format!("truncated to {length} bytes while it was open"),
+                format!("truncated to {length} bytes while open"),
             ));
         }
         Ok(())
@@ -281,7 +281,7 @@ impl Shard {
                 let at = at + number * PAGE;
                 return Err(Error::damaged(
                     &self.path,
-                    format!("damaged page at byte {at} (checksum differs)"),
+                    format!("damaged page at byte {at} (checksum mismatch)"),
                 ));
             }
         }
@@ -372,13 +372,13 @@ fn parse_names(mut bytes: &[u8]) -> std::result::Result<Vec<String>, String> {
     let mut names = Vec::new();
     while let Some((len, rest)) = bytes.split_first_chunk() {
         let len = u32::from_le_bytes(*len) as usize;
-        let (name, rest) = rest.split_at_checked(len).ok_or("a name runs past its section")?;
+        let (name, rest) = rest.split_at_checked(len).ok_or("a name extends past its section")?;
         names.push(String::from_utf8(name.to_vec()).map_err(|_| "a name is not UTF-8")?);
         bytes = rest;
     }
     if bytes.is_empty() {
         Ok(names)
     } else {
-        Err("stray bytes after the names".into())
+        Err("unexpected bytes after the names".into())
     }
 }

@@ -87,7 +87,7 @@ impl Shards {
         self.parts.first().and_then(Part::vocab_size)
     }
 
-    /// Sets the size of the vocabulary. Fails if the data store another size. If they store none, ids outside the
+    /// Sets the size of the vocabulary. Fails if the shards store another size. If they store none, ids outside the
     /// vocabulary are errors from now on.
     pub fn set_vocab_size(&mut self, size: u64) -> Result<()> {
         if !(1..=MAX_VOCAB_SIZE).contains(&size) {
@@ -97,7 +97,7 @@ impl Shards {
         }
         match self.vocab_size() {
             Some(known) if known != size => Err(Error::Invalid(format!(
-                "the data have a vocabulary of {known}, not {size}"
+                "the shards have a vocabulary of {known} ids, not {size}"
             ))),
             _ => {
                 self.parts.iter_mut().for_each(|part| part.set_vocab_size(size));
@@ -111,7 +111,7 @@ impl Shards {
         self.parts.iter().find_map(Part::fingerprint)
     }
 
-    /// Fails if the data store the fingerprint of another vocabulary.
+    /// Fails if the shards store the fingerprint of another vocabulary.
     pub fn check_fingerprint(&self, expected: u64) -> Result<()> {
         match self.fingerprint() {
             Some(own) if own != expected => Err(Error::Invalid(format!(

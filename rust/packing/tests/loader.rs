@@ -1,4 +1,4 @@
-//! A loader that stops and goes on elsewhere, on more or fewer ranks, gives what one that never stopped gives.
+//! Tests that a loader that stops and resumes on more or fewer ranks yields the same as an uninterrupted one.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use cwm_packing::{
 };
 use proptest::prelude::*;
 
-/// Every token of every document of every source is another, from 1 on.
+/// Every token of every document of every source is different, from 1 on.
 fn write(folder: &Path, sources: &[Vec<usize>]) {
     let mut next = 1;
     for (number, lens) in sources.iter().enumerate() {
@@ -60,7 +60,7 @@ fn bucket(seq_len: usize, batch_size: usize) -> Vec<Bucket> {
     }]
 }
 
-/// One bucket, or three, with rows and steps of their own.
+/// Returns one bucket, or three with different rows and steps.
 fn buckets() -> impl Strategy<Value = Vec<Bucket>> {
     let one = (1usize..40, 1usize..13).prop_map(|(seq_len, batch_size)| bucket(seq_len, batch_size));
     let shape = || (1usize..40, 1usize..13);
@@ -83,7 +83,7 @@ fn packing() -> impl Strategy<Value = Packing> {
     ]
 }
 
-/// Tokens, targets, mask, segment lengths, sources and documents, without rows that are all padding.
+/// Returns tokens, targets, mask, segment lengths, sources, and documents, without rows of padding only.
 type Content = (Vec<i32>, Vec<i32>, Vec<bool>, Vec<i32>, Vec<i32>, Vec<i64>);
 
 fn content(parts: &[Batch]) -> Content {
@@ -115,7 +115,7 @@ fn content(parts: &[Batch]) -> Content {
     all
 }
 
-/// The content of the next steps, rank after rank within a step.
+/// Returns the content of the next steps, rank by rank within a step.
 fn run(loaders: &mut [Loader], steps: u64) -> Vec<Content> {
     let mut batches = Vec::new();
     for _ in 0..steps {
@@ -195,7 +195,7 @@ proptest! {
                 let len = sources[source as usize][document as usize];
                 prop_assert!(lengths.contains(&(len as u32)));
                 prop_assert!(tokens.windows(2).all(|pair| pair[0] + 1 == pair[1]));
-                // Best fit cuts what is longer than a row, and nothing else.
+                // Best fit cuts only documents that are longer than a row.
                 if packing != Packing::Stream {
                     prop_assert!(tokens.len() == len || len > batch.seq_len);
                 }
@@ -211,7 +211,7 @@ proptest! {
         prop_assert_eq!(totals.documents, lens.len() as u64 * epochs);
     }
 
-    /// A stream leaves room in the last row of a bucket alone.
+    /// A stream leaves space only in the last row of a bucket.
     #[test]
     fn a_stream_fills_its_rows(lens in prop::collection::vec(1usize..60, 1..30), seq_len in 1usize..40) {
         let folder = tempfile::tempdir().unwrap();
@@ -223,7 +223,7 @@ proptest! {
         prop_assert_eq!(rows, total.div_ceil(seq_len));
     }
 
-    /// Workers that take a rank's steps in turn give what one loader gives.
+    /// Workers that take a rank's steps in turn yield the same as one loader.
     #[test]
     fn workers_take_turns(
         lens in prop::collection::vec(1usize..60, 1..40), buckets in buckets(), packing in packing(), workers in 1u64..5,
@@ -246,7 +246,7 @@ proptest! {
         prop_assert_eq!(parts.iter().map(Vec::len).sum::<usize>(), expected.len());
     }
 
-    /// Any state is taken or refused; a loader that took one goes on without a panic.
+    /// Any state is accepted or refused, and a loader that accepted one continues without a panic.
     #[test]
     fn an_impossible_state_is_refused(
         counts in [0u64..100, 0u64..100, 0u64..100, 0u64..100, 0u64..100],
@@ -283,7 +283,7 @@ fn shares_hold() {
             let total: u64 = tokens.iter().sum();
             for (source, &tokens) in tokens.iter().enumerate() {
                 let due = total as f64 * (1.0 + source as f64) / 6.0;
-                // A document too many or too few, and what of the last one is not given out yet.
+                // One document more or less, and another rest of the last document.
                 assert!(
                     (tokens as f64 - due).abs() <= 90.0,
                     "source {source}: {tokens} of {due}"

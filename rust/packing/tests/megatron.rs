@@ -1,4 +1,4 @@
-//! Megatron's indexed datasets: what the format's description gives is read; whatever else is an error, never a panic.
+//! Tests of Megatron's indexed datasets: files that follow the format are read; all others are errors, never panics.
 
 use std::fs;
 use std::ops::Range;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use cwm_packing::{Error, NewDocument, Part, ShardWriter, Shards};
 use proptest::prelude::*;
 
-/// The codes of the types of ids, and what ids they hold below 2^31.
+/// The codes of the types of ids, and the largest id below 2^31 that each can hold.
 const TYPES: [(u8, usize, i64); 6] = [
     (1, 1, 0xff),
     (2, 1, 0x7f),
@@ -17,7 +17,7 @@ const TYPES: [(u8, usize, i64); 6] = [
     (8, 2, 0xffff),
 ];
 
-/// Documents of sequences of ids.
+/// Documents, which are lists of sequences of ids.
 type Documents = Vec<Vec<Vec<i64>>>;
 
 fn documents() -> impl Strategy<Value = (usize, Documents)> {
@@ -28,7 +28,7 @@ fn documents() -> impl Strategy<Value = (usize, Documents)> {
     })
 }
 
-/// The two files as the format's description has them.
+/// Returns the two files, written by the description of the format.
 fn encode(kind: usize, documents: &Documents) -> (Vec<u8>, Vec<u8>) {
     let (code, width, _) = TYPES[kind];
     let (mut lengths, mut pointers, mut data) = (Vec::new(), Vec::new(), Vec::new());
@@ -65,7 +65,7 @@ fn read(part: &Part, document: u64, range: Range<usize>) -> Result<Vec<i64>, Err
     Ok(tokens.into_iter().map(i64::from).collect())
 }
 
-/// Reads all that a dataset offers.
+/// Reads everything in a dataset.
 fn read_all(path: &Path) -> Result<Vec<Vec<i64>>, Error> {
     let shards = Shards::open(path)?;
     shards.verify()?;
@@ -149,7 +149,7 @@ fn the_error_says_what_is_wrong() {
     let overlong = [&intact.0[..], &[0; 5]].concat();
     let image = [&intact.0[..], &[0, 0, 1, 0]].concat();
     for (index, what) in [
-        (Vec::new(), "too short"),
+        (Vec::new(), "shorter than its header"),
         (put(0, b"X"), "wrong magic"),
         (put(9, &[2]), "indexed dataset version 2; this build reads version 1"),
         (put(17, &[7]), "expected integer ids, got floats"),
@@ -227,7 +227,7 @@ fn a_path_names_the_prefix_or_one_of_the_files() {
     for name in ["corpus", "corpus.idx", "corpus.bin"] {
         assert_eq!(Shards::open(&folder.path().join(name)).unwrap().documents(), 2);
     }
-    // A folder of shards beside it is what its name says.
+    // A folder of shards with the same name takes precedence.
     let mut writer = ShardWriter::create(&path, 10, 100, false).unwrap();
     let ids = &[9];
     writer
@@ -287,7 +287,7 @@ fn files_cut_short_while_they_are_open_are_errors() {
             .unwrap();
         let error = shards.check_present().unwrap_err().to_string();
         assert!(
-            error.ends_with(&format!("{name}: truncated to 10 bytes while it was open")),
+            error.ends_with(&format!("{name}: truncated to 10 bytes while open")),
             "{error}"
         );
     }

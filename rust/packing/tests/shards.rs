@@ -1,4 +1,4 @@
-//! What is written is read back; what is damaged is an error; nothing panics.
+//! Tests that written shards are read back, that damage is an error, and that nothing panics.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -93,7 +93,7 @@ fn explicit(documents: &[Document]) -> Vec<Document> {
     documents.iter().map(explicit).collect()
 }
 
-/// A shard of two pages of tokens, some of masked runs and of spans, and its bytes.
+/// Returns a shard with two pages of tokens, masked runs, and spans, and its bytes.
 fn sample(folder: &Path) -> (PathBuf, Vec<u8>) {
     let documents: Vec<Document> = (0..30)
         .map(|i| {
@@ -111,7 +111,7 @@ fn sample(folder: &Path) -> (PathBuf, Vec<u8>) {
     (path, bytes)
 }
 
-/// Makes the header's checksums right again, as someone would who means harm.
+/// Corrects the checksums of the header, as an attacker would.
 fn sign(bytes: &mut [u8]) {
     let Ok(header) = Header::decode(bytes).or_else(|_| {
         let crc = crc32fast::hash(&bytes[..PAGE - 4]);
@@ -136,7 +136,7 @@ fn sign_page(bytes: &mut [u8], layout: &Layout, page: usize) {
     bytes[layout.page_crcs.start + page * 4..][..4].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Reads all that a shard offers.
+/// Reads everything in a shard.
 fn exhaust(path: &Path) -> Result<(), Error> {
     let shard = Shard::open(path)?;
     for document in 0..shard.documents() {
@@ -174,14 +174,14 @@ proptest! {
         prop_assert!(exhaust(file.path()).is_err());
     }
 
-    /// Whatever a signed shard says, reading it ends in an error or in documents, never in a panic.
+    /// Reading a shard with valid checksums and any content ends with an error or documents, never a panic.
     #[test]
     fn a_forged_index_never_panics(edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
         let folder = tempfile::tempdir().unwrap();
         let (path, mut bytes) = sample(folder.path());
         let layout = Header::decode(&bytes).unwrap().layout().unwrap();
         for (place, value) in edits {
-            // The counts in the header, or masked runs, spans and the index.
+            // The counts in the header, or the masked runs, spans, and index.
             let place = place.index(56 + bytes.len() - layout.runs.start);
             let at = if place < 56 { 16 + place } else { layout.runs.start + place - 56 };
             bytes[at] = value;
@@ -290,7 +290,7 @@ fn a_file_cut_short_while_open_is_an_error() {
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(bytes.len() as u64 - 1).unwrap();
     let error = shard.check_present().unwrap_err().to_string();
-    assert!(error.contains("while it was open"), "{error}");
+    assert!(error.contains("while open"), "{error}");
 }
 
 #[test]

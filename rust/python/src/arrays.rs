@@ -24,7 +24,7 @@ pub fn load(py: Python<'_>) -> PyResult<()> {
         Ok(result) => result?,
         Err(_) => {
             return Err(PyImportError::new_err(
-                "NumPy's C interface cannot be loaded; install another NumPy",
+                "cannot load the C interface of NumPy; install another version of NumPy",
             ));
         }
     }

@@ -91,7 +91,10 @@ impl TraceReader {
     fn check(&self, index: u64) -> PyResult<()> {
         match index < self.0.len() {
             true => Ok(()),
-            false => Err(PyIndexError::new_err(format!("trace {index} of {}", self.0.len()))),
+            false => Err(PyIndexError::new_err(format!(
+                "trace index {index} is out of range for a store of {} traces",
+                self.0.len()
+            ))),
         }
     }
 }
@@ -146,7 +149,9 @@ impl TraceBlock {
         let length = self.0.len();
         match place < length {
             true => Ok(()),
-            false => Err(PyIndexError::new_err(format!("trace {place} of a block of {length}"))),
+            false => Err(PyIndexError::new_err(format!(
+                "trace index {place} is out of range for a block of {length} traces"
+            ))),
         }
     }
 }

@@ -12,7 +12,7 @@ use cwm_tokenizer::{
 use numpy::ndarray::Array3;
 use numpy::{IntoPyArray, PyArray1, PyArray3, PyReadonlyArray1};
 use pyo3::call::PyCallArgs;
-use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PyUnicodeEncodeError, PyValueError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyDict, PyIterator, PyString};
@@ -208,10 +208,13 @@ impl Tokenizer {
     fn encode_batch<'py>(
         &self,
         py: Python<'py>,
-        texts: Vec<Bound<'py, PyString>>,
+        texts: Vec<Bound<'py, PyAny>>,
         threads: Option<usize>,
     ) -> PyResult<Vec<Bound<'py, PyArray1<i32>>>> {
-        let texts: Vec<PyBackedStr> = texts.iter().map(utf8).collect::<PyResult<_>>()?;
+        let string = |(number, text): (usize, &Bound<'py, PyAny>)| {
+            utf8(text.cast::<PyString>().map_err(|_| not_a_string(number, text))?)
+        };
+        let texts: Vec<PyBackedStr> = texts.iter().enumerate().map(string).collect::<PyResult<_>>()?;
         let batch = detached(py, error, || self.0.encode_batch(&texts, threads_or_all(threads)))?;
         Ok(batch.into_iter().map(|ids| array(py, ids)).collect())
     }
@@ -332,6 +335,13 @@ fn report<'py>(py: Python<'py>, progress: Option<&Py<PyAny>>, state: impl PyCall
 /// Bytes of text, plus one per text, taken from the iterator before the GIL is released to count their pieces.
 const BATCH_BYTES: usize = 8 << 20;
 
+/// Returns the error for an item of `texts` that is not a string.
+fn not_a_string(number: usize, item: &Bound<'_, PyAny>) -> PyErr {
+    let name = item.get_type().name();
+    let name = name.map_or_else(|_| "another type".into(), |name| name.to_string());
+    PyTypeError::new_err(format!("texts: item {number}: expected a string, got {name}"))
+}
+
 fn count_pieces(
     texts: &Bound<'_, PyIterator>,
     splitter: Splitter,
@@ -342,13 +352,15 @@ fn count_pieces(
     let mut counts = PieceCounts::new(splitter);
     let mut batch: Vec<PyBackedStr> = Vec::new();
     let mut texts = texts.clone();
-    let mut total = 0;
+    let (mut total, mut number) = (0, 0);
     loop {
         let mut bytes = 0;
         while bytes + batch.len() < BATCH_BYTES
             && let Some(text) = texts.next()
         {
-            let text = utf8(text?.cast::<PyString>()?)?;
+            let text = text?;
+            let text = utf8(text.cast::<PyString>().map_err(|_| not_a_string(number, &text))?)?;
+            number += 1;
             bytes += text.len();
             batch.push(text);
         }

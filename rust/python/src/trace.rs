@@ -74,7 +74,7 @@ fn position(index: isize, length: usize, what: &str) -> PyResult<usize> {
     match usize::try_from(wrapped) {
         Ok(position) if position < length => Ok(position),
         _ => Err(PyIndexError::new_err(format!(
-            "{what} {index} of a trace of {length} frames"
+            "{what} index {index} is out of range for a trace of {length} frames"
         ))),
     }
 }

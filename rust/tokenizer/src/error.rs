@@ -29,7 +29,7 @@ impl fmt::Display for Error {
                 write!(f, "token id {id} is not in the vocabulary (ids are below {vocab_size})")
             }
             Error::UnknownSpecial(name) => write!(f, "{name:?} is not a special token of this vocabulary"),
-            Error::TooLong { bytes } => write!(f, "text of {bytes} bytes is too long: the limit is 4 GiB"),
+            Error::TooLong { bytes } => write!(f, "text of {bytes} bytes is too long; the limit is 4 GiB"),
             Error::Interrupted => write!(f, "interrupted"),
         }
     }

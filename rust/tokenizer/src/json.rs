@@ -157,7 +157,7 @@ fn number(added: &[AddedToken], vocab: &[(String, u32)]) -> Result<Numbered> {
         });
         if id != *stated {
             renumbered.push(format!(
-                "added token {content:?} gets the id {id}, as in the library tokenizers, not {stated} as the file says"
+                "added token {content:?} has the id {stated} in the file; it gets the id {id}, as in the library tokenizers"
             ));
         }
         special.push((content.clone(), id));
@@ -201,7 +201,7 @@ fn refuse_other_models(model: &Model) -> Result<()> {
         } => "byte_fallback".into(),
         _ => return Ok(()),
     };
-    invalid(format!("{refused} is not supported: only byte-level BPE is"))
+    invalid(format!("{refused} is not supported; the model must be byte-level BPE"))
 }
 
 /// Returns the split pattern of a pre-tokenizer that is `ByteLevel`, alone or after one `Split` by a regular
@@ -235,7 +235,7 @@ fn refuse_other_tokens(added: &[AddedToken]) -> Result<()> {
         let content = &token.content;
         if !token.special {
             return invalid(format!(
-                "added token {content:?} would be found in ordinary text: not supported"
+                "added token {content:?} is not special, so ordinary text would produce it: not supported"
             ));
         }
         if token.single_word || token.lstrip || token.rstrip {
@@ -265,7 +265,7 @@ fn vocabulary(model: &Model, special: &FxHashSet<&str>) -> Result<Vocabulary> {
             let ids = pair
                 .parts()
                 .and_then(|(left, right)| Some((*ids.get(left)?, *ids.get(right)?)));
-            ids.ok_or_else(|| Error::Vocabulary(format!("merge {rank} is not a pair of two tokens of the vocabulary")))
+            ids.ok_or_else(|| Error::Vocabulary(format!("merge {rank} is not a pair of tokens of the vocabulary")))
         })
         .collect();
     Vocabulary::new(entries?, MergeOrder::Listed(merges?), model.ignore_merges)

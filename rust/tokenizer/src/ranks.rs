@@ -30,16 +30,16 @@ fn parse_line(line: &[u8]) -> std::result::Result<(Vec<u8>, u32), String> {
     let space = line
         .iter()
         .position(u8::is_ascii_whitespace)
-        .ok_or("no space between the token and its rank")?;
+        .ok_or("expected a space between the token and its rank")?;
     let (token, rank) = line.split_at(space);
     let token = match token {
         EMPTY => Vec::new(),
-        token => STANDARD.decode(token).map_err(|why| format!("broken base64: {why}"))?,
+        token => STANDARD.decode(token).map_err(|why| format!("invalid base64: {why}"))?,
     };
     let rank = std::str::from_utf8(rank.trim_ascii())
         .ok()
         .and_then(|rank| rank.parse().ok());
-    Ok((token, rank.ok_or("the rank is not a number below 2^32")?))
+    Ok((token, rank.ok_or("expected a rank below 2^32")?))
 }
 
 /// Returns the rank file of `vocab`, which contains neither special tokens nor a split pattern.

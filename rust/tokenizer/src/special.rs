@@ -57,7 +57,7 @@ impl SpecialTokens {
                 return invalid(format!("special tokens {other:?} and {name:?} have the same id {id}"));
             }
             if ids.insert(name.clone(), id).is_some() {
-                return invalid(format!("special token {name:?} occurs twice"));
+                return invalid(format!("duplicate special token {name:?}"));
             }
         }
         let all = Matcher::new(names.iter().map(|(&id, name)| (name.as_str(), id)))?;

@@ -129,7 +129,7 @@ impl Vocabulary {
         let entries = self.iter().map(|(token, id)| (token.to_vec(), id));
         let ranked = Self::new(entries, MergeOrder::ById, true)?;
         if ranked.merges() != self.merges() {
-            return invalid("its merges are not those that follow from the ids, as in a rank file");
+            return invalid("a rank file cannot express merges that do not follow from the ids");
         }
         match self.iter().find(|&(_, id)| !self.whole[id as usize]) {
             Some((_, id)) => invalid(format!("no merge leads to token {id}, which a rank file would use")),
@@ -158,11 +158,11 @@ impl Tokens {
             return invalid(format!("token id {id} is above the limit of {}", MAX_IDS - 1));
         }
         if let Some(pair) = entries.windows(2).find(|pair| pair[0].1 == pair[1].1) {
-            return invalid(format!("two tokens have the id {}", pair[0].1));
+            return invalid(format!("duplicate token id {}", pair[0].1));
         }
         let bytes: usize = entries.iter().map(|(token, _)| token.len()).sum();
         if u32::try_from(bytes).is_err() {
-            return invalid(format!("its tokens have {bytes} bytes: the limit is 4 GiB"));
+            return invalid(format!("the tokens have {bytes} bytes in total; the limit is 4 GiB"));
         }
         let mut tokens = Self {
             bytes: Vec::with_capacity(bytes),
@@ -172,7 +172,7 @@ impl Tokens {
         };
         for (token, id) in entries {
             if let Some(other) = tokens.id(&token) {
-                return invalid(format!("tokens {other} and {id} are the same bytes"));
+                return invalid(format!("tokens {other} and {id} have the same bytes"));
             }
             tokens.starts.resize(id as usize + 1, tokens.bytes.len() as u32);
             tokens.bytes.extend_from_slice(&token);
@@ -219,7 +219,7 @@ fn merges_by_id(tokens: &Tokens) -> Result<Vec<Merge>> {
     for (token, id) in tokens.iter() {
         if token.len() > MAX_RANKED_TOKEN_BYTES {
             return invalid(format!(
-                "token {id} has {} bytes; a rank file may hold tokens of up to {MAX_RANKED_TOKEN_BYTES}",
+                "token {id} has {} bytes; the limit for rank files is {MAX_RANKED_TOKEN_BYTES}",
                 token.len()
             ));
         }
@@ -245,12 +245,14 @@ fn merges_listed(tokens: &Tokens, pairs: &[(u32, u32)]) -> Result<Vec<Merge>> {
             Some(id) => merges.push(Merge { left, right, id }),
             None => {
                 return invalid(format!(
-                    "merge {number} joins {left} and {right} to something that is not a token"
+                    "merge {number} joins tokens {left} and {right}, but the result is not a token"
                 ));
             }
         }
         if let Some(first) = seen.insert((left, right), number) {
-            return invalid(format!("merge {number} of {left} and {right} is merge {first} again"));
+            return invalid(format!(
+                "merge {number} of tokens {left} and {right} repeats merge {first}"
+            ));
         }
     }
     check_number(merges)

@@ -32,7 +32,7 @@ impl fmt::Display for StoredError {
 impl std::error::Error for StoredError {}
 
 fn wrong<T>(reason: impl Into<String>) -> Result<T, StoredError> {
-    Err(StoredError(format!("not a stored trace: {}", reason.into())))
+    Err(StoredError(format!("not a valid stored trace: {}", reason.into())))
 }
 
 /// Returns the stored form of a trace.
@@ -51,21 +51,21 @@ pub fn to_bytes(trace: &Trace) -> Result<Vec<u8>, StoredError> {
 /// Reads a trace from its stored form. Returns an error that states the reason if the input is damaged or malicious.
 pub fn from_bytes(bytes: &[u8]) -> Result<Trace, StoredError> {
     if bytes.len() < HEADER || &bytes[..8] != MAGIC {
-        return wrong("it does not begin with the header of one");
+        return wrong("the header is missing");
     }
     let version = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
     if version != VERSION {
-        return wrong(format!("version {version}, this library reads version {VERSION}"));
+        return wrong(format!("version {version}; this build reads version {VERSION}"));
     }
     let mut word = [0; 8];
     word.copy_from_slice(&bytes[12..20]);
     let length = u64::from_le_bytes(word);
     let checksum = u32::from_le_bytes([bytes[20], bytes[21], bytes[22], bytes[23]]);
     if crc32fast::hash(&bytes[HEADER..]) != checksum {
-        return wrong("the checksum does not match; the data is damaged or cut");
+        return wrong("checksum mismatch: the data is damaged or truncated");
     }
     if length > MAX_PAYLOAD {
-        return wrong(format!("it claims to hold {length} bytes"));
+        return wrong(format!("its size of {length} bytes exceeds the limit of {MAX_PAYLOAD}"));
     }
     let payload = unpack(&bytes[HEADER..], length)?;
     read_payload(&payload)
@@ -79,7 +79,9 @@ pub(crate) fn unpack(packed: &[u8], length: u64) -> Result<Vec<u8>, StoredError>
     let decoder = zstd::stream::read::Decoder::with_buffer(packed).map_err(failed)?;
     decoder.take(length + 1).read_to_end(&mut payload).map_err(failed)?;
     if payload.len() as u64 != length {
-        return wrong(format!("{length} bytes were announced, {} are there", payload.len()));
+        return wrong(format!(
+            "the decompressed data does not have the expected {length} bytes"
+        ));
     }
     Ok(payload)
 }
@@ -125,7 +127,9 @@ pub(crate) fn write_payload(trace: &Trace) -> Result<Vec<u8>, StoredError> {
     out.0.extend_from_slice(&trace.values[..values_end]);
     match out.0.len() as u64 {
         0..=MAX_PAYLOAD => Ok(out.0),
-        length => Err(StoredError(format!("a trace of {length} bytes cannot be stored"))),
+        length => Err(StoredError(format!(
+            "the trace has {length} bytes; the limit of the stored form is {MAX_PAYLOAD}"
+        ))),
     }
 }
 
@@ -150,7 +154,7 @@ pub(crate) fn read_payload(payload: &[u8]) -> Result<Trace, StoredError> {
     trace.output = Some(input.text("output")?).filter(|_| captured);
     let lines = input.count("lines")?;
     if lines > Trace::MAX_LINES {
-        return wrong(format!("it has {lines} source lines"));
+        return wrong(format!("{lines} source lines exceed the limit of {}", Trace::MAX_LINES));
     }
     for _ in 0..lines {
         let number = input.below(u32::MAX as u64 + 1, "line number")? as u32;
@@ -167,7 +171,7 @@ pub(crate) fn read_payload(payload: &[u8]) -> Result<Trace, StoredError> {
 fn read_names(input: &mut Reader<'_>, trace: &mut Trace) -> Result<(), StoredError> {
     for expected in 0..input.count("names")? {
         if trace.intern_name(input.bytes("name")?) as usize != expected {
-            return wrong("a name occurs twice");
+            return wrong("duplicate name");
         }
     }
     for expected in 0..input.count("shapes")? {
@@ -178,10 +182,10 @@ fn read_names(input: &mut Reader<'_>, trace: &mut Trace) -> Result<(), StoredErr
         let mut sorted = shape.clone();
         sorted.sort_unstable();
         if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
-            return wrong("a shape holds a name twice");
+            return wrong("duplicate name in a shape");
         }
         if trace.intern_shape(&shape) as usize != expected {
-            return wrong("a shape occurs twice");
+            return wrong("duplicate shape");
         }
     }
     Ok(())
@@ -190,7 +194,7 @@ fn read_names(input: &mut Reader<'_>, trace: &mut Trace) -> Result<(), StoredErr
 fn read_frames(input: &mut Reader<'_>, trace: &mut Trace) -> Result<(), StoredError> {
     let (frames, changes) = (input.count("frames")?, input.count("changes")?);
     if frames > Trace::MAX_FRAMES || changes > u32::MAX as usize {
-        return wrong(format!("it has {frames} frames and {changes} changes"));
+        return wrong(format!("{frames} frames or {changes} changes exceed the limit"));
     }
     let mut events = Reader(input.bytes("events")?);
     let mut lines = Reader(input.bytes("frame lines")?);
@@ -220,7 +224,7 @@ fn read_frames(input: &mut Reader<'_>, trace: &mut Trace) -> Result<(), StoredEr
         for _ in 0..count {
             let slot = slots.below(variables, "change slots")? as u32;
             if slot < above {
-                return wrong(format!("the changes of frame {index} are not in order"));
+                return wrong(format!("the changes of frame {index} are out of order"));
             }
             above = slot + 1;
             end += lengths.below(values.len() as u64 - end + 1, "value lengths")?;
@@ -231,7 +235,7 @@ fn read_frames(input: &mut Reader<'_>, trace: &mut Trace) -> Result<(), StoredEr
     }
     let rest = [events, lines, shapes, counts, slots, lengths];
     if trace.changes.len() != changes || end != values.len() as u64 || rest.iter().any(|column| !column.0.is_empty()) {
-        return wrong("its columns do not add up");
+        return wrong("the lengths of the columns do not match the data");
     }
     trace.values = values.to_vec();
     Ok(())
@@ -269,7 +273,7 @@ impl<'a> Reader<'a> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let Some((&byte, rest)) = self.0.split_first() else {
-                return wrong(format!("it ends within its {what}"));
+                return wrong(format!("the data ends within the {what}"));
             };
             self.0 = rest;
             let part = (byte & 0x7f) as u64;
@@ -281,7 +285,7 @@ impl<'a> Reader<'a> {
                 return Ok(value);
             }
         }
-        wrong(format!("a number in its {what} is too large"))
+        wrong(format!("a number in the {what} exceeds 64 bits"))
     }
 
     #[inline]
@@ -301,7 +305,7 @@ impl<'a> Reader<'a> {
     fn long_below(&mut self, bound: u64, what: &str) -> Result<u64, StoredError> {
         match self.int(what)? {
             value if value < bound => Ok(value),
-            value => wrong(format!("{value} in its {what} is out of range")),
+            value => wrong(format!("{value} in the {what} is out of range")),
         }
     }
 
@@ -310,7 +314,7 @@ impl<'a> Reader<'a> {
     fn count(&mut self, what: &str) -> Result<usize, StoredError> {
         let count = self.int(what)?;
         if count > self.0.len() as u64 {
-            return wrong(format!("it announces {count} {what} and ends before"));
+            return wrong(format!("the data ends before the {count} items of the {what}"));
         }
         Ok(count as usize)
     }
@@ -323,6 +327,6 @@ impl<'a> Reader<'a> {
     }
 
     fn text(&mut self, what: &str) -> Result<String, StoredError> {
-        String::from_utf8(self.bytes(what)?.to_vec()).or_else(|_| wrong(format!("its {what} is not UTF-8")))
+        String::from_utf8(self.bytes(what)?.to_vec()).or_else(|_| wrong(format!("the {what} is not UTF-8")))
     }
 }

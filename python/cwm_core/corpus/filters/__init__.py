@@ -7,11 +7,11 @@ duplicates need libraries of the extra `corpus`, which they import when they are
 from ..reasons import DropReason
 from ..sample import Drop, Filter, Sample
 from .decontamination import Decontamination
-from .deterministic import Difference, first_difference, is_deterministic
+from .deterministic import RunDifference, first_difference, is_deterministic
 from .drops import DropCounts
 from .duplicates import Duplicates, Sketch, sketch
 from .effects import NoEffects
-from .licence import PERMISSIVE, Licences
+from .license import PERMISSIVE, Licenses
 from .machine import no_machine, within_memory
 from .secrets import Finding, find_secrets, no_secrets
 from .size import SizeLimits, terminates
@@ -19,15 +19,15 @@ from .size import SizeLimits, terminates
 __all__ = [
     "PERMISSIVE",
     "Decontamination",
-    "Difference",
     "Drop",
     "DropCounts",
     "DropReason",
     "Duplicates",
     "Filter",
     "Finding",
-    "Licences",
+    "Licenses",
     "NoEffects",
+    "RunDifference",
     "Sample",
     "SizeLimits",
     "Sketch",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 
+from ..._native import DamagedFileError
 from ...support.jsonl import read_rows
 from ..reasons import DropReason
 from ..sample import Drop, Sample
@@ -67,7 +68,7 @@ class Decontamination:
             fields: Fields to add, each as a separate text.
 
         Raises:
-            ValueError: A field is missing or not a string.
+            DamagedFileError: A field is missing or not a string.
             OSError: The file cannot be read.
         """
         name = os.path.basename(os.fspath(path))
@@ -75,7 +76,7 @@ class Decontamination:
             id = row.get("id", row.get("task_id", number))
             for field in fields:
                 if not isinstance(row.get(field), str):
-                    raise ValueError(f"{os.fspath(path)}, line {number}: {field!r} is missing or not a string")
+                    raise DamagedFileError(f"{os.fspath(path)}, line {number}: {field!r} is missing or not a string")
                 self.add(f"{name}: {id}", row[field])
 
     def match(self, text: str) -> str | None:

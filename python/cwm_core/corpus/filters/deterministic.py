@@ -10,7 +10,7 @@ from ..reasons import DropReason
 from ..sample import Drop, Sample
 
 
-class Difference(NamedTuple):
+class RunDifference(NamedTuple):
     """The first difference between two recordings."""
 
     where: str
@@ -21,7 +21,7 @@ class Difference(NamedTuple):
     """Text of the second recording there."""
 
 
-def first_difference(first: Trace, second: Trace) -> Difference | None:
+def first_difference(first: Trace, second: Trace) -> RunDifference | None:
     """Return the first difference between two recordings, or None if they are equal.
 
     If a time limit cut one of them, they are compared up to the end of the shorter one, because chance decides where a
@@ -30,15 +30,15 @@ def first_difference(first: Trace, second: Trace) -> Difference | None:
     if first == second:
         return None
     if first.context != second.context:
-        return Difference("context", *_apart(first.context, second.context))
+        return RunDifference("context", *_apart(first.context, second.context))
     by_time = Truncation.MAX_SECONDS in (first.truncated, second.truncated)
     for number, (one, other) in enumerate(zip_longest(first.frames, second.frames)):
         if one != other and not (by_time and (one is None or other is None)):
-            return Difference(f"frame {number}", *map(_shown, (one, other)))
+            return RunDifference(f"frame {number}", *map(_shown, (one, other)))
     for name in () if by_time else ("truncated", "result", "exception", "output"):
         one, other = getattr(first, name), getattr(second, name)
         if one != other:
-            return Difference(name, *_apart(repr(one), repr(other)))
+            return RunDifference(name, *_apart(repr(one), repr(other)))
     return None
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from ...trace import Trace
 from .discovery import Function
 
-# In place of a line: before the first one, and after the last one.
 ENTERED, RETURNED, RAISED = 0, -1, -2
-"""In place of a line: before the first, after the last."""
+"""Stand for a line number: before the first line, after a return, and after an exception that left the function."""
 
 # Exceptions that a value of the wrong type causes anywhere in a function.
 _WRONG_TYPE = re.compile(r"(TypeError|AttributeError)\b")

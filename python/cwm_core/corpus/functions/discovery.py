@@ -423,7 +423,7 @@ def _wrap(node: _Definition, source: Source) -> str:
 
 
 def _examples(candidate: _Candidate, names: Names) -> list[str]:
-    """Return the calls seen, in the names of the module. For a method, calls that name its class come first."""
+    """Return the calls seen, with the names of the module. For a method, calls that name its class come first."""
     written = _localised(candidate.seen, names)
     if candidate.owner is None or candidate.node.name == "__init__":
         return written[:_MAX_EXAMPLES]

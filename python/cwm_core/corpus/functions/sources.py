@@ -16,8 +16,9 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path, PurePath
 from typing import Any
 
-from ...support.jsonl import is_jsonl, read_rows
-from ..filters.licence import of_package
+from ..._native import DamagedFileError
+from ...support.jsonl import ENDINGS, is_jsonl, read_rows
+from ..filters.license import of_package
 from ..inputs.slices import Names
 from .kinds import SkipReason
 
@@ -83,21 +84,25 @@ def read_sources(source: str | os.PathLike[str], *, paths: Sequence[str] | None 
     Args:
         source: One of:
             a `.py` file;
-            a `.jsonl` file of snippets, objects with `code` and optionally `call`, an expression, or `input`, the
-            arguments of its function `f`; `licence`; `id`;
+            a `.jsonl` or `.ndjson` file of snippets, objects with `code` and optionally `call`, an expression, or
+            `input`, the arguments of its function `f`; `license`; `id`;
             a folder;
             the name that an installed package is imported or installed by (`dateutil`, `python-dateutil`).
         paths: Folders with installed packages; by default `sys.path`.
 
     Raises:
         FileNotFoundError: There is no such source.
-        ValueError: A line of snippets is not JSON or has no code.
+        ValueError: A line of snippets is not JSON or has no code, or the file extension is not supported.
     """
     path = Path(source)
     if is_jsonl(path) and path.is_file():
         return list(_snippets(path))
     if path.is_dir() or (path.suffix == ".py" and path.is_file()):
         return list(_modules(path.resolve()))
+    if path.is_file():
+        raise ValueError(
+            f"{path}: expected a *.py file or snippets in a file named {', '.join(f'*{e}' for e in ENDINGS)}"
+        )
     found = _importable(str(source), paths) or _distributed(str(source), paths)
     if not found:
         raise FileNotFoundError(
@@ -174,7 +179,7 @@ def _package(root: Path, path: Path) -> dict[str, Any]:
             return {
                 "package": distribution.metadata["Name"],
                 "version": distribution.version,
-                "licence": of_package(distribution),
+                "license": of_package(distribution),
             }
     return {"package": top}
 
@@ -187,7 +192,7 @@ def _snippets(path: Path) -> Iterator[Source]:
     for number, row in read_rows(path):
         code = row.get("code")
         if not isinstance(code, str):
-            raise ValueError(f"{path}, line {number}: not a snippet: expected an object with a string `code`")
+            raise DamagedFileError(f"{path}, line {number}: not a snippet: expected an object with a string `code`")
         call = row.get("call") or (f"f({row['input']})" if isinstance(row.get("input"), str) else None)
-        provenance = {"package": path.name, "id": row.get("id", number), "licence": row.get("licence")}
+        provenance = {"package": path.name, "id": row.get("id", number), "license": row.get("license")}
         yield Source(None, f"{path.name}:{number}", code, (), provenance, call)

@@ -363,7 +363,8 @@ def arguments(
         method: Whether the first parameter is bound.
         depth: Depth of constructors within arguments.
         pool: Expressions seen as arguments, by the name of the parameter.
-        functions: Functions of the module by name. What they show about arguments passed on to them counts.
+        functions: Functions of the module by name. An argument that is passed on to one of them also gets the shapes of
+            that function's parameter.
     """
     spec = function.args
     positional = [*spec.posonlyargs, *spec.args]

@@ -4,12 +4,13 @@ from ...support.endpoint import EndpointError
 from .endpoint import EndpointAgent
 from .engine import EngineAgent
 from .prompt import system_prompt
-from .protocol import Agent, Budget, Generate, Message, OutOfBudget, Reply
+from .protocol import Agent, Budget, EndReason, Generate, Message, OutOfBudget, Reply, ReplyEnd
 from .scripted import ScriptedAgent, solution_actions
 
 __all__ = [
     "Agent",
     "Budget",
+    "EndReason",
     "EndpointAgent",
     "EndpointError",
     "EngineAgent",
@@ -17,6 +18,7 @@ __all__ = [
     "Message",
     "OutOfBudget",
     "Reply",
+    "ReplyEnd",
     "ScriptedAgent",
     "solution_actions",
     "system_prompt",

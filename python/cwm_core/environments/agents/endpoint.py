@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...support.endpoint import ContextExceeded, Endpoint
+from ...support.jsonl import loads
 from ..tasks import Task
-from .protocol import Budget, Generate, Message, OutOfBudget, Reply
+from .protocol import Budget, EndReason, Generate, Message, OutOfBudget, Reply, ReplyEnd
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class _Conversation:
         agent, budget = self._agent, self._budget
         room = budget.context_tokens - self._used
         if room < 1:
-            raise OutOfBudget("context tokens")
+            raise OutOfBudget(EndReason.CONTEXT_TOKENS)
         body = {
             "model": agent._model,
             "messages": [self._sent(message) for message in messages],
@@ -113,11 +114,11 @@ class _Conversation:
             try:
                 answer = self._ask(body, seed)
             except ContextExceeded:
-                raise OutOfBudget("context tokens") from None
+                raise OutOfBudget(EndReason.CONTEXT_TOKENS) from None
         reply = _reply(answer)
         prompt_tokens, tokens = agent._counted(reply, body["messages"])
         if self._replies == 0 and prompt_tokens > budget.prompt_tokens:
-            raise OutOfBudget("prompt tokens")
+            raise OutOfBudget(EndReason.PROMPT_TOKENS)
         self._used = prompt_tokens + tokens
         self._replies += 1
         return reply
@@ -126,7 +127,7 @@ class _Conversation:
         try:
             return self._agent._endpoint.ask(body, deadline=self._deadline, seed=seed)
         except TimeoutError:
-            raise OutOfBudget("seconds") from None
+            raise OutOfBudget(EndReason.SECONDS) from None
 
     def _sent(self, message: Message) -> dict[str, str]:
         role, content = message["role"], message["content"].encode(errors="replace").decode()
@@ -150,7 +151,7 @@ def _reply(answer: dict[str, Any]) -> Reply:
     ids = tuple(ids) if isinstance(ids, list) and all(type(token) is int for token in ids) else None
     return Reply(
         text,
-        "length" if choice.get("finish_reason") == "length" else "stop",
+        ReplyEnd.LENGTH if choice.get("finish_reason") == ReplyEnd.LENGTH else ReplyEnd.STOP,
         ids,
         None if logprobs is None else tuple(logprobs),
         _count(usage.get("completion_tokens")),
@@ -180,7 +181,7 @@ def _calls(calls: Any) -> list[str]:
 def _arguments(tool: Any, arguments: Any) -> str:
     """Return the text between the tags of a call."""
     try:
-        values = json.loads(arguments) if isinstance(arguments, str) else arguments
+        values = loads(arguments) if isinstance(arguments, str) else arguments
     except ValueError:
         return str(arguments)
     values = values if isinstance(values, dict) else {"content": values}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...tokenizer.special_tokens import EOT_ID
 from ..tasks import Task
-from .protocol import Budget, Generate, Message, OutOfBudget, Reply
+from .protocol import Budget, EndReason, Generate, Message, OutOfBudget, Reply, ReplyEnd
 
 if TYPE_CHECKING:
     from ...inference import Engine
@@ -81,7 +81,7 @@ class EngineAgent:
             try:
                 while handle.finish_reason is None:
                     if time.monotonic() >= deadline:
-                        raise OutOfBudget("seconds")
+                        raise OutOfBudget(EndReason.SECONDS)
                     if self._is_stepping:
                         self._turn_of.wait(max(deadline - time.monotonic(), 0.0))
                     else:
@@ -123,10 +123,10 @@ class _Conversation:
         prefix = "<think>\n" if agent._reasoning else ""
         prompt = np.concatenate([self._ids, _continuation(tokenizer, messages[self._messages :], prefix)])
         if self._replies == 0 and len(prompt) > budget.prompt_tokens:
-            raise OutOfBudget("prompt tokens")
+            raise OutOfBudget(EndReason.PROMPT_TOKENS)
         room = min(budget.context_tokens, agent._engine.max_length) - len(prompt)
         if room < 1:
-            raise OutOfBudget("context tokens")
+            raise OutOfBudget(EndReason.CONTEXT_TOKENS)
         request = Request(
             prompt,
             min(budget.action_tokens, room),
@@ -144,7 +144,7 @@ class _Conversation:
         self._messages, self._replies = len(messages) + 1, self._replies + 1
         return Reply(
             prefix + tokenizer.decode(said),
-            "stop" if stopped else "length",
+            ReplyEnd.STOP if stopped else ReplyEnd.LENGTH,
             tuple(handle.ids),
             tuple(logprob if math.isfinite(logprob) else None for logprob in handle.logprobs),
             len(handle.ids),

@@ -2,12 +2,46 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Protocol
 
+from ..._native import CwmError
 from ..tasks import Task
 
 Message = dict[str, str]
 """`role` (`system`, `user`, `assistant` or `tool: NAME`) and `content`, as `Tokenizer.encode_chat` takes them."""
+
+
+class EndReason(StrEnum):
+    """The reason that a rollout ended."""
+
+    DONE = "done"
+    """A message without a tool call."""
+    TURNS = "turns"
+    """`Budget.turns`."""
+    SECONDS = "seconds"
+    """`Budget.seconds`."""
+    CONTEXT_TOKENS = "context tokens"
+    """`Budget.context_tokens`."""
+    ACTION_TOKENS = "action tokens"
+    """`Budget.action_tokens`."""
+    PROMPT_TOKENS = "prompt tokens"
+    """`Budget.prompt_tokens`."""
+    SCRIPT = "script"
+    """The end of a script."""
+    MALFORMED = "malformed"
+    """A malformed action, in an environment that such an action ends."""
+    FAILED = "failed"
+    """An error of the agent or the machine."""
+
+
+class ReplyEnd(StrEnum):
+    """The reason that a reply ended."""
+
+    STOP = "stop"
+    """The agent ended it."""
+    LENGTH = "length"
+    """A limit cut it."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +50,8 @@ class Reply:
 
     text: str
     """Message of the agent."""
-    finish: str = "stop"
-    """"length" if a limit cut the text, which then does not go to the environment; else "stop"."""
+    finish: ReplyEnd = ReplyEnd.STOP
+    """Reason of the text's end. A text that a limit cut does not go to the environment."""
     ids: tuple[int, ...] | None = None
     """Generated tokens, including the one that ended the reply; None if they are unknown."""
     logprobs: tuple[float | None, ...] | None = None
@@ -35,8 +69,17 @@ Generate = Callable[[Sequence[Message]], Reply | str]
 reply as the assistant's message and by the observation."""
 
 
-class OutOfBudget(Exception):
-    """The agent cannot reply; the text names the exhausted budget, or is "script" at the end of a script."""
+class OutOfBudget(CwmError):
+    """The agent cannot reply, because a budget is exhausted or its script has ended.
+
+    Attributes:
+        end: Reason of the rollout's end.
+    """
+
+    def __init__(self, end: EndReason | str) -> None:
+        """Set the reason. Raise ValueError if it is not the value of an `EndReason`."""
+        self.end = EndReason(end)
+        super().__init__(str(self.end))
 
 
 @dataclass(frozen=True)

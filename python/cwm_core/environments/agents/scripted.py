@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..tasks import Task
-from .protocol import Budget, Generate, Message, OutOfBudget, Reply
+from .protocol import Budget, EndReason, Generate, Message, OutOfBudget, Reply
 
 Script = Sequence[str] | Mapping[str, Sequence[str]] | Callable[[Task], Sequence[str]]
 
@@ -45,7 +45,7 @@ class ScriptedAgent:
         def generate(messages: Sequence[Message]) -> Reply:
             for action in rest:
                 return Reply(action)
-            raise OutOfBudget("script")
+            raise OutOfBudget(EndReason.SCRIPT)
 
         return generate
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...machines import Backend, SandboxBackend, SandboxError
+from ...support.log import ResumableLog
 from ..outcomes import PASSED, outcome_of, run_tests
 from ..patches import make_diff
 from ..rewards import judge
@@ -20,6 +21,7 @@ from .journal import Journal
 from .mixture import MIX, interleaved, mixed, quotas
 from .mutations import KINDS, Mutation, find_mutations
 from .prompts import write_prompt
+from .reasons import CandidateFault
 from .repository import Repository, Survey, survey
 
 Item = TypeVar("Item")
@@ -64,7 +66,7 @@ class Harvest:
     tried: dict[str, int] = field(default_factory=dict)
     """Number of tried candidates by kind."""
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Number of dropped candidates by kind and reason."""
+    """Number of dropped candidates by kind and reason, which begins with a `CandidateFault`."""
     repositories_left_out: dict[str, str] = field(default_factory=dict)
     """Reason for each dropped repository, by the repository's name."""
     flaky: dict[str, int] = field(default_factory=dict)
@@ -196,7 +198,7 @@ class _Run:
                 if self.progress:
                     self.progress(sum(harvest.tasks.values()), self.count)
             else:
-                reason = outcome if isinstance(outcome, str) else "the same as another"
+                reason = outcome if isinstance(outcome, str) else CandidateFault.DUPLICATE
                 reasons = harvest.left_out.setdefault(kind, {})
                 reasons[reason] = reasons.get(reason, 0) + 1
             done, tried = sum(harvest.tasks.values()), sum(harvest.tried.values())
@@ -243,7 +245,7 @@ def try_candidate(candidate: Candidate, backend: Backend, seed: int) -> Task | s
     try:
         compile(candidate.mutation.apply(found.sources[candidate.path]), candidate.path, "exec", dont_inherit=True)
     except (SyntaxError, ValueError):
-        return "does not compile"
+        return CandidateFault.DOES_NOT_COMPILE
     limit = SLACK_SECONDS + SLACK_FACTOR * found.seconds
     try:
         machine = backend.open(repository.task(candidate.name, patch=candidate.diffs[0]))
@@ -252,16 +254,16 @@ def try_candidate(candidate: Candidate, backend: Backend, seed: int) -> Task | s
         finally:
             machine.close()
     except (SandboxError, ValueError, OSError) as error:
-        return f"the machine failed: {type(error).__name__}"
+        return f"{CandidateFault.MACHINE_FAILED}: {type(error).__name__}"
     if run.problem:
-        return "the tests did not end" if run.completed.exceeded else "the tests made no report"
+        return CandidateFault.TIMED_OUT if run.completed.exceeded else CandidateFault.NO_REPORT
     outcomes = {name: outcome_of(name, run.outcomes) for name in found.reliable}
     fail_to_pass = tuple(name for name, outcome in outcomes.items() if outcome not in PASSED)
     pass_to_pass = tuple(name for name, outcome in outcomes.items() if outcome in PASSED)
     if not fail_to_pass:
-        return "breaks no test"
+        return CandidateFault.BREAKS_NO_TEST
     if not pass_to_pass:
-        return "breaks every test"
+        return CandidateFault.BREAKS_EVERY_TEST
     return scored(_task_of(candidate, fail_to_pass, pass_to_pass, seed), backend, limit)
 
 
@@ -293,10 +295,10 @@ def scored(task: Task, backend: Backend, seconds: float) -> Task | str:
     try:
         reward = judge(task, task.solution.encode(errors="surrogateescape"), backend, seconds=seconds)
     except (SandboxError, ValueError, OSError) as error:
-        return f"the machine failed: {type(error).__name__}"
+        return f"{CandidateFault.MACHINE_FAILED}: {type(error).__name__}"
     if reward.value == 1.0:
         return task
-    return f"the known solution scores {reward.value:g}: {reward.reason.partition(':')[0].partition(' (')[0]}"
+    return f"{CandidateFault.UNSOLVED} {reward.value:g}: {reward.reason.partition(':')[0].partition(' (')[0]}"
 
 
 def _say_nothing(_: str) -> None:
@@ -351,24 +353,18 @@ class _Tasks:
 
     def __init__(self, path: Path) -> None:
         self._path, self._names = path, set[str]()
-        data = path.read_bytes() if path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(path, len(whole))
-        self._expected = collections.deque(whole.splitlines(keepends=True))
-        self._file = path.open("ab")
+        self._log = ResumableLog(path)
+        self._expected = collections.deque(line for _, line in self._log.lines())
 
     def add(self, task: Task) -> bool:
         """Write a task; return False if there is one with its name."""
         if task.name in self._names:
             return False
         self._names.add(task.name)
-        line = task.to_json().encode() + b"\n"
+        line = task.to_json().encode()
         if not self._expected:
-            self._file.write(line)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        elif self._expected.popleft() != line:
+            self._log.append_line(line)
+        elif self._expected.popleft() != line + b"\n":
             raise ValueError(f"{self._path} has different tasks than this call makes; choose another folder")
         return True
 
@@ -376,7 +372,7 @@ class _Tasks:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
+        self._log.close()
 
 
 def _settings(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...machines import Backend, Machine
-from ..outcomes import READ_SECONDS, Outcome, read_file, run_tests
+from ..outcomes import READ_SECONDS, TestOutcome, read_file, run_tests
 from ..protection import is_test, protected_paths
 from ..tasks import Task
 
@@ -94,9 +94,9 @@ def survey(repository: Repository, backend: Backend, *, seconds: float) -> Surve
     return Survey(reliable, flaky, longest, protected_paths({*files, *(sources.keys() - code.keys())}), code)
 
 
-def _compare(one: dict[str, Outcome], other: dict[str, Outcome]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _compare(one: dict[str, TestOutcome], other: dict[str, TestOutcome]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     both = one.keys() & other.keys()
-    reliable = sorted(name for name in both if one[name] == other[name] == "passed")
+    reliable = sorted(name for name in both if one[name] == other[name] == TestOutcome.PASSED)
     flaky = sorted((one.keys() ^ other.keys()) | {name for name in both if one[name] != other[name]})
     return tuple(reliable), tuple(flaky)
 

@@ -63,7 +63,7 @@ class ServerLimits:
 
 
 @dataclass(frozen=True)
-class Job:
+class GenerationJob:
     """A parsed request, ready for the engine."""
 
     request: Completion | Chat
@@ -109,7 +109,7 @@ class Service:
         if name != self.name:
             raise ApiError(404, f"there is no model {name[:200]!r}", "model", "model_not_found")
 
-    def completion(self, body: bytes) -> Job:
+    def completion(self, body: bytes) -> GenerationJob:
         """Parse a request to `/v1/completions`; raise `ApiError` if it is invalid."""
         request = read_completion(body)
         self._check(request, len(request.prompts))
@@ -120,9 +120,9 @@ class Service:
             else:
                 prompts.append(list(prompt))
                 check_ids(prompt, self.engine.model.config.vocab_size, "prompt")
-        return Job(request, prompts, self._sequences(request, prompts))
+        return GenerationJob(request, prompts, self._sequences(request, prompts))
 
-    def chat(self, body: bytes) -> Job:
+    def chat(self, body: bytes) -> GenerationJob:
         """Parse a request to `/v1/chat/completions`; raise `ApiError` if it is invalid."""
         request = read_chat(body)
         self._check(request, 1)
@@ -134,7 +134,7 @@ class Service:
         is_continued = bool(messages) and messages[-1]["role"] == "assistant"
         prefix = _continued(messages[-1]) if is_continued else "<think>\n" if request.reasoning else ""
         prompts = [ids.tolist()]
-        return Job(request, prompts, self._sequences(request, prompts), prefix)
+        return GenerationJob(request, prompts, self._sequences(request, prompts), prefix)
 
     def _check(self, request: Completion | Chat, prompts: int) -> None:
         options = request.options
@@ -188,7 +188,7 @@ class Service:
 class Generate:
     """A route that generates text."""
 
-    def __init__(self, service: Service, kind: type[Choice], prepare: Callable[[bytes], Job]) -> None:
+    def __init__(self, service: Service, kind: type[Choice], prepare: Callable[[bytes], GenerationJob]) -> None:
         """Parse bodies with `prepare`, which returns a job or raises `ApiError`."""
         self._service, self._kind, self._prepare = service, kind, prepare
 
@@ -232,7 +232,7 @@ class Generate:
         finally:
             service.engine_thread.cancel(ticket)
 
-    async def _answer(self, exchange: Exchange, job: Job, ticket: Ticket, began: float) -> None:
+    async def _answer(self, exchange: Exchange, job: GenerationJob, ticket: Ticket, began: float) -> None:
         service, options = self._service, job.request.options
         choices = job.choices(service.tokenizer)
         prompt_tokens = sum(map(len, job.prompts))

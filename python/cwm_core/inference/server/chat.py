@@ -39,7 +39,7 @@ _OPENING_BEGUN = re.compile(r"^<(?:t(?:o(?:o(?:l(?::(?: (?:[^>\n]{1,128}(?:>[ \t
 
 
 @dataclass(frozen=True)
-class Tool:
+class FunctionTool:
     """A function that the client offers."""
 
     name: str
@@ -102,7 +102,7 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def system_prompt(own: str | None, tools: Sequence[Tool], reasoning: bool) -> str | None:
+def system_prompt(own: str | None, tools: Sequence[FunctionTool], reasoning: bool) -> str | None:
     """Return the system message: the client's, or the one that switches reasoning on, then the tools; None if empty."""
     parts = [own if own is not None else REASONING_SYSTEM_PROMPT if reasoning else None]
     if tools:
@@ -110,7 +110,9 @@ def system_prompt(own: str | None, tools: Sequence[Tool], reasoning: bool) -> st
     return "\n\n".join(part for part in parts if part is not None) if any(part is not None for part in parts) else None
 
 
-def to_messages(messages: Iterable[Mapping[str, Any]], tools: Sequence[Tool], reasoning: bool) -> list[dict[str, str]]:
+def to_messages(
+    messages: Iterable[Mapping[str, Any]], tools: Sequence[FunctionTool], reasoning: bool
+) -> list[dict[str, str]]:
     """Convert messages of the protocol to those of `Tokenizer.encode_chat`.
 
     Raises:
@@ -125,7 +127,7 @@ def to_messages(messages: Iterable[Mapping[str, Any]], tools: Sequence[Tool], re
 
 
 def _message(
-    where: str, message: Mapping[str, Any], tools: Mapping[str, Tool], callers: dict[str, str]
+    where: str, message: Mapping[str, Any], tools: Mapping[str, FunctionTool], callers: dict[str, str]
 ) -> dict[str, str]:
     role = message.get("role")
     content = _text(f"{where}.content", message.get("content"))
@@ -173,7 +175,7 @@ def _needed(where: str, content: str | None) -> str:
     return content
 
 
-def _written_call(where: str, call: Any, tools: Mapping[str, Tool], callers: dict[str, str]) -> str:
+def _written_call(where: str, call: Any, tools: Mapping[str, FunctionTool], callers: dict[str, str]) -> str:
     function = call.get("function") if isinstance(call, dict) else None
     name, arguments = (function.get("name"), function.get("arguments")) if isinstance(function, dict) else (None, None)
     if not isinstance(name, str) or not isinstance(arguments, str):
@@ -183,12 +185,12 @@ def _written_call(where: str, call: Any, tools: Mapping[str, Tool], callers: dic
     return f"<tool: {name}>\n{_tool(tools, name).content(arguments)}\n</tool>"
 
 
-def _tool(tools: Mapping[str, Tool], name: str) -> Tool:
-    return tools.get(name) or Tool(name, "", {})
+def _tool(tools: Mapping[str, FunctionTool], name: str) -> FunctionTool:
+    return tools.get(name) or FunctionTool(name, "", {})
 
 
 @dataclass(frozen=True)
-class Call:
+class ToolCall:
     """A tool call that the model wrote."""
 
     name: str
@@ -202,7 +204,7 @@ class Parts:
 
     reasoning: str = ""
     content: str = ""
-    calls: tuple[Call, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
 
     def __add__(self, other: Parts) -> Parts:
         """Concatenate the parts."""
@@ -217,7 +219,7 @@ class Splitter:
     sum of the parts does not depend on how the text is cut into pieces.
     """
 
-    def __init__(self, tools: Iterable[Tool] = (), prefix: str = "") -> None:
+    def __init__(self, tools: Iterable[FunctionTool] = (), prefix: str = "") -> None:
         """Expect a continuation of `prefix`, the beginning of the message, which is not part of the result."""
         self._tools = {tool.name: tool for tool in tools}
         self._held = ""
@@ -289,7 +291,7 @@ class Splitter:
             parts.content += self._held[: opening.start()]
             name = opening[1].strip()
             content = self._held[opening.end() : closing.start()].removesuffix("\n")
-            parts.calls += (Call(name, _tool(self._tools, name).arguments(content)),)
+            parts.calls += (ToolCall(name, _tool(self._tools, name).arguments(content)),)
             self._held, self._fresh, self._line_begun = self._held[closing.end() :], True, False
         begun = opening or (self._find(_OPENING_BEGUN) if self._tools else None)
         ready = self._held if is_end or not begun else self._held[: begun.start()]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..._native import CwmError
-from .chat import Tool
+from .chat import FunctionTool
 
 # Arguments of the OpenAI protocol that do not affect generation here.
 IGNORED = frozenset({
@@ -113,7 +113,7 @@ class Chat:
 
     options: Options
     messages: tuple[Mapping[str, Any], ...]
-    tools: tuple[Tool, ...]
+    tools: tuple[FunctionTool, ...]
     parallel_tool_calls: bool
     reasoning: bool
 
@@ -329,7 +329,7 @@ def _reasoning(fields: Fields) -> bool:
     return reasoning
 
 
-def _tool(number: int, tool: Mapping[str, Any]) -> Tool:
+def _tool(number: int, tool: Mapping[str, Any]) -> FunctionTool:
     where = f"tools[{number}]"
     function = tool.get("function")
     if tool.get("type") != "function" or not isinstance(function, dict):
@@ -342,7 +342,7 @@ def _tool(number: int, tool: Mapping[str, Any]) -> Tool:
         raise _wrong_type(f"{where}.function.description", "a string", description)
     if not isinstance(parameters, dict) or not isinstance(parameters.get("properties", {}), dict):
         raise invalid(f"{where}: parameters must be the schema of an object", f"{where}.function.parameters")
-    return Tool(name.strip(), description, parameters)
+    return FunctionTool(name.strip(), description, parameters)
 
 
 def _check_bounds(name: str, value: float, least: float | None, most: float | None) -> None:

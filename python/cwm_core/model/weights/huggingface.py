@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..._native import DamagedFileError
+from ...support.jsonl import read_object
 from .. import sharding
-from .layout import Layout, read_json, write_json
+from .layout import Layout, write_json
 from .ranks import Ranks
 from .stored import Stored, safetensors_file
 
@@ -36,7 +37,7 @@ def tensors(folder: Path) -> dict[str, Stored]:
         raise ValueError(f"{folder} has both {WEIGHTS} and {INDEX}: delete the outdated one")
     if not (folder / INDEX).exists():
         return safetensors_file(folder / WEIGHTS)
-    index = read_json(folder / INDEX)
+    index = read_object(folder / INDEX)
     files = index.get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise DamagedFileError(f"{folder / INDEX} has no weight_map from names of tensors to names of files")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._native import DamagedFileError
+from ...support.jsonl import read_object
 from ..config import ModelConfig
 
 
@@ -25,15 +26,15 @@ class Layout:
 
         Raises:
             OSError: The file cannot be read.
-            DamagedFileError: The file is not a JSON object.
-            ValueError: The file lacks a key or describes a model that cannot be built.
+            DamagedFileError: The file is not a JSON object or lacks a key.
+            ValueError: The file describes a model that cannot be built.
         """
         file = folder / self.config_file
-        values = read_json(file)
+        values = read_object(file)
         try:
             return self.config_from(values)
         except KeyError as error:
-            raise ValueError(f"{file} lacks {error}") from None
+            raise DamagedFileError(f"{file} lacks {error}") from None
         except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise ValueError(f"{file}: {error}") from None
 
@@ -60,22 +61,6 @@ class Layout:
     def to_stored(self, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
         """Invert `from_stored`."""
         return tensor
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises:
-        OSError: The file cannot be read.
-        DamagedFileError: The file does not hold a JSON object.
-    """
-    try:
-        values = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{file} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise DamagedFileError(f"{file} holds {type(values).__name__}, expected an object")
-    return values
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:

@@ -90,7 +90,7 @@ def _within(box: Box, origin: Sequence[int]) -> Box:
 
 
 def fill(shape: Sequence[int], boxes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
-    """Return whether boxes (offsets and shapes) lie within `shape` at distinct places and have its size in total."""
+    """Return whether boxes (offset and shape) lie within `shape`, start at distinct places, and have its total size."""
     inside = all(
         len(offsets) == len(sizes) == len(shape)
         and all(0 <= start <= start + size <= n for start, size, n in zip(offsets, sizes, shape, strict=True))

@@ -202,6 +202,7 @@ impl Session {
                 };
             }
             let number = line_number(frame);
+            let ends_part = event == Event::Return && self.log.is_outermost(inner);
             self.busy = true;
             let recorded = match event {
                 Event::Call | Event::Line => self.log.locals_event(py, event, inner, code, number),
@@ -214,11 +215,11 @@ impl Session {
                 }
             };
             self.busy = false;
-            if let Some(choice) = &mut self.choice
-                && choice.note_end(event == Event::Return || recorded.is_err(), inner)
-                && recorded.is_ok()
-                && !code.suspends()
-            {
+            let ends_trace = match &mut self.choice {
+                Some(choice) => choice.note_end(event == Event::Return || recorded.is_err(), inner) && !code.suspends(),
+                None => ends_part,
+            };
+            if ends_trace && recorded.is_ok() {
                 self.log.keep_outcome(unwinds(py, frame, arg)?);
             }
             recorded
@@ -253,7 +254,7 @@ unsafe extern "C" fn hook(
             -1
         }
         Err(_) => {
-            PyRuntimeError::new_err("cwm_core's recorder failed; this is a bug of cwm_core").restore(py);
+            PyRuntimeError::new_err("the recorder of cwm_core failed; this is a bug in cwm_core").restore(py);
             -1
         }
     }
@@ -325,9 +326,7 @@ impl Hook {
         // native hook would receive. The session is alive for the same reason as in `hook`.
         unsafe {
             if ffi::PyFrame_Check(frame.as_ptr()) == 0 {
-                return Err(PyValueError::new_err(
-                    "a recording hook is called by the interpreter only",
-                ));
+                return Err(PyValueError::new_err("only the interpreter may call a recording hook"));
             }
             ffi::PyEval_SetTrace(Some(hook), slf.as_ptr());
             (*session).end_unseen(&running);

@@ -158,7 +158,13 @@ impl Log {
         self.stack.end_others(&[], &mut self.tapes);
     }
 
-    /// Stores the outcome of a chosen call whose last frame was just written.
+    /// Returns whether `frame` is an outermost activation with a trace of its own.
+    #[inline]
+    pub fn is_outermost(&self, frame: InterpreterFrame) -> bool {
+        self.split && matches!(self.stack.running(), [only] if only.frame == frame)
+    }
+
+    /// Stores the outcome of an outermost activation whose last frame was just written.
     pub fn keep_outcome(&mut self, raised: bool) {
         let trace = &mut self.current.trace;
         let Some(last) = trace.len().checked_sub(1) else {

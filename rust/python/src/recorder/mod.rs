@@ -100,11 +100,11 @@ impl Recording {
         }
         if choose.is_some() && (max_seconds.is_some() || split) {
             return Err(PyValueError::new_err(
-                "choose splits by itself, and stops no program: it goes with neither split nor max_seconds",
+                "choose cannot be combined with split or max_seconds",
             ));
         }
-        let time = max_seconds.map(Duration::try_from_secs_f64).transpose();
-        let time = time.map_err(|_| PyValueError::new_err("max_seconds must be a number of seconds, 0 or more"))?;
+        // A time beyond the range of the clock is no limit.
+        let time = max_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         if max_value_chars > MAX_VALUE_CHARS {
             return Err(PyValueError::new_err(format!(
                 "max_value_chars must be at most {MAX_VALUE_CHARS}"
@@ -316,6 +316,7 @@ impl Recording {
         let (files, texts) = lines_of_files(lines, &files)?;
         if let Some(limit) = log.truncated {
             log.current.trace.truncated = Some(limit.to_owned());
+            log.current.trace.outcome = None;
         }
         if let Some(outcome) = self.outcome.take() {
             log.current.trace.outcome = Some(outcome);
@@ -334,7 +335,7 @@ impl Recording {
     fn stopped_session(&self) -> PyResult<&Session> {
         self.check_use()?;
         if self.previous.is_some() {
-            return Err(PyRuntimeError::new_err("the recording still runs"));
+            return Err(PyRuntimeError::new_err("the recording is still running"));
         }
         match &self.session {
             Some(OwnedSession(session)) => Ok(session),
@@ -348,7 +349,7 @@ impl Recording {
         match &self.session {
             None => Err(PyRuntimeError::new_err("the recording is finished")),
             Some(OwnedSession(session)) if session.busy => {
-                Err(PyRuntimeError::new_err("the recording is recording an event"))
+                Err(PyRuntimeError::new_err("the recording is processing an event"))
             }
             Some(OwnedSession(session)) => Ok(session),
         }
@@ -359,12 +360,12 @@ impl Recording {
     fn check_use(&self) -> PyResult<()> {
         if thread::current().id() != self.thread {
             return Err(PyRuntimeError::new_err(
-                "a recording belongs to the thread that made it",
+                "a recording can only be used on the thread that created it",
             ));
         }
         match &self.session {
             Some(OwnedSession(session)) if session.busy => {
-                Err(PyRuntimeError::new_err("the recording is recording an event"))
+                Err(PyRuntimeError::new_err("the recording is processing an event"))
             }
             _ => Ok(()),
         }

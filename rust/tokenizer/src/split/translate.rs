@@ -19,7 +19,7 @@ pub fn to_oniguruma(pattern: &str) -> Result<String> {
     let mut translated = String::new();
     write(&tree.expr, &mut translated).map_err(|what| {
         Error::Pattern(format!(
-            "tokenizer.json cannot express {what}, which {pattern:?} uses. Load the ranks with a pattern without it"
+            "tokenizer.json cannot express {what}, which {pattern:?} uses. Load the rank file with a pattern that does not use it"
         ))
     })?;
     Oniguruma::new(&translated)?;
@@ -67,7 +67,7 @@ fn write(expr: &Expr, out: &mut String) -> std::result::Result<(), Refused> {
         }
         Expr::Repeat { child, lo, hi, greedy } => {
             if may_be_empty(child) {
-                return Err("the repetition of a part that may match nothing");
+                return Err("the repetition of a part that may match the empty string");
             }
             write_group("(?:", child, out)?;
             let _ = match *hi {
@@ -93,7 +93,7 @@ fn write_group(open: &str, child: &Expr, out: &mut String) -> std::result::Resul
 
 /// Writes the characters of a class, or a single character, as ranges.
 fn write_class(class: &str, case_insensitive: bool, out: &mut String) -> std::result::Result<(), Refused> {
-    const REFUSED: Refused = "a class of something else than characters";
+    const REFUSED: Refused = "a class with members other than characters";
     let flags = if case_insensitive { "(?i)" } else { "" };
     let hir = regex_syntax::parse(&format!("{flags}{class}")).map_err(|_| REFUSED)?;
     let ranges = match hir.kind() {

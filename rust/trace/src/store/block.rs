@@ -119,7 +119,7 @@ impl Block {
         if crc(self.file.id, &packed) != section.crc {
             return self
                 .file
-                .damaged(at, format!("the checksum of the {what} of a block differs"));
+                .damaged(at, format!("checksum mismatch in the {what} of a block"));
         }
         let parts = unpack(&packed, section.raw).and_then(read);
         parts.or_else(|error| self.file.damaged(at, format!("the {what} of a block: {error}")))
@@ -143,7 +143,7 @@ fn unpack(packed: &[u8], raw: u64) -> std::result::Result<Vec<u8>, StoredError> 
     match zstd::bulk::decompress(packed, raw as usize) {
         Ok(bytes) if bytes.len() as u64 == raw => Ok(bytes),
         Ok(bytes) => Err(StoredError(format!(
-            "{raw} bytes were announced, {} are there",
+            "expected {raw} bytes of decompressed data, got {}",
             bytes.len()
         ))),
         Err(error) => Err(StoredError(format!("zstd: {error}"))),
@@ -176,7 +176,7 @@ fn read_directory(bytes: Vec<u8>, traces: usize) -> std::result::Result<Director
     }
     let is_read = key_lengths.0.is_empty() && metadata_lengths.0.is_empty();
     if !is_read || key_end != metadata_at || metadata_end != bytes.len() {
-        return Err(StoredError("the columns do not add up".into()));
+        return Err(StoredError("the lengths of the columns do not match the data".into()));
     }
     Ok(Directory { bytes, entries })
 }
@@ -193,7 +193,7 @@ fn read_payloads(bytes: Vec<u8>, traces: usize) -> std::result::Result<Payloads,
     }
     match lengths.0.is_empty() && end == bytes.len() {
         true => Ok(Payloads { bytes, ends, start }),
-        false => Err(StoredError("the lengths do not add up".into())),
+        false => Err(StoredError("the lengths of the traces do not match the data".into())),
     }
 }
 

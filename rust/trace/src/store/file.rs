@@ -47,7 +47,9 @@ impl StoreFile {
 
     pub fn read_into(&self, at: u64, out: &mut [u8]) -> Result<()> {
         match self.file.read_exact_at(out, at) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.damaged(at, "the file ends before"),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                self.damaged(at, "the file ends within the data that begins here")
+            }
             result => result.map_err(|error| self.io_error(error)),
         }
     }

@@ -120,7 +120,7 @@ pub(super) fn read_header(bytes: &[u8]) -> Result<Option<u64>, String> {
     if bytes[8..16] != known[8..16] {
         let (store, payload) = (u32_at(bytes, 8), u32_at(bytes, 12));
         return Err(format!(
-            "trace store version {store} of traces version {payload}; this build reads {VERSION} of {}",
+            "trace store version {store} with traces of version {payload}; this build reads version {VERSION} with traces of version {}",
             stored::VERSION
         ));
     }
@@ -128,7 +128,7 @@ pub(super) fn read_header(bytes: &[u8]) -> Result<Option<u64>, String> {
         return Ok(None);
     }
     if crc32fast::hash(&bytes[..HEADER - 4]) != u32_at(bytes, HEADER - 4) {
-        return Err("damaged header (checksum differs)".into());
+        return Err("damaged header (checksum mismatch)".into());
     }
     Ok(Some(u64_at(bytes, 16)))
 }

@@ -30,7 +30,7 @@ impl Run {
         let bytes = file.read(at, length + 4)?;
         let (pairs, sum) = bytes.split_at(length as usize);
         if crc(file.id, pairs) != u32_at(sum, 0) {
-            return file.damaged(at, "the checksum of a page of the index differs");
+            return file.damaged(at, "checksum mismatch in a page of the index");
         }
         let pairs = pairs.chunks_exact(PAIR as usize);
         Ok(pairs.map(|pair| (u64_at(pair, 0), u64_at(pair, 8))).collect())

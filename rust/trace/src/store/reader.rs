@@ -162,9 +162,10 @@ impl Reader {
         let follows = data.first == self.traces || (data.first > self.traces && !self.damaged.is_empty());
         if !follows {
             let (first, expected) = (data.first, self.traces);
-            return self
-                .file
-                .damaged(at, format!("a block begins with trace {first}, not {expected}"));
+            return self.file.damaged(
+                at,
+                format!("expected a block that begins with trace {expected}, got trace {first}"),
+            );
         }
         self.tail.push((data.first, at));
         self.traces = data.first + data.traces;
@@ -195,7 +196,7 @@ impl Reader {
             Some(range) => self.file.damaged(
                 range.start,
                 format!(
-                    "there is no block here; the next whole one begins at byte {}",
+                    "expected a block, got other bytes; the next complete block begins at byte {}",
                     range.end
                 ),
             ),
@@ -221,7 +222,7 @@ impl Reader {
         if !holds(&block) {
             let (first, last) = (block.first(), block.first() + block.len() as u64 - 1);
             let at = self.place(index)?;
-            let what = format!("trace {index} is missing; the block here holds traces {first} to {last}");
+            let what = format!("expected the block of trace {index}, got the block of traces {first} to {last}");
             return self.file.damaged(at, what);
         }
         if let Ok(mut recent) = self.recent.try_lock() {
@@ -236,7 +237,7 @@ impl Reader {
             Some((Head::Data(head), _)) => Ok(Block::new(self.file.clone(), at, head)),
             _ => self
                 .file
-                .damaged(at, format!("there is no block, where trace {index} should be")),
+                .damaged(at, format!("expected the block of trace {index}, got other bytes")),
         }
     }
 
@@ -260,7 +261,7 @@ impl Reader {
             Some((_, at)) => Ok(at),
             None => self
                 .file
-                .damaged(HEADER as u64, format!("no block holds trace {index}")),
+                .damaged(HEADER as u64, format!("no block contains trace {index}")),
         }
     }
 
@@ -301,7 +302,10 @@ impl Reader {
 
     pub(super) fn has_key(&self, index: u64, key: &str) -> Result<bool> {
         if index >= self.traces {
-            let what = format!("the index has a key of trace {index} of {}", self.traces);
+            let what = format!(
+                "the index has a key of trace {index}, but there are {} traces",
+                self.traces
+            );
             return self.file.damaged(HEADER as u64, what);
         }
         let block = self.block(index)?;
@@ -332,18 +336,19 @@ impl Reader {
         while at < self.end {
             check()?;
             let Some((head, block_end)) = self.file.head(at, self.end)? else {
-                return self.file.damaged(at, "there is no block here");
+                return self.file.damaged(at, "expected a block, got other bytes");
             };
             if let Head::Index(head) = head
                 && self.segments_of(&head, block_end)?.is_none()
             {
-                return self.file.damaged(at, "the index is not as it should be");
+                return self.file.damaged(at, "the index does not match the blocks before it");
             }
             if let Head::Data(data) = head {
                 if data.first != traces || self.place(data.first)? != at {
-                    return self
-                        .file
-                        .damaged(at, format!("this block is not where trace {traces} is looked for"));
+                    return self.file.damaged(
+                        at,
+                        format!("expected the block of trace {traces}, got one that the index does not place here"),
+                    );
                 }
                 let block = Block::new(self.file.clone(), at, data);
                 keys += self.verify_block(&block)?;
@@ -353,7 +358,7 @@ impl Reader {
         }
         let indexed: u64 = self.segments.iter().map(|segment| segment.keys.pairs).sum();
         if traces != self.traces || keys != indexed + self.tail_keys()?.len() as u64 {
-            let what = format!("the file has {traces} traces and {keys} keys, its index says otherwise");
+            let what = format!("the blocks have {traces} traces and {keys} keys, but the index has other numbers");
             return self.file.damaged(self.end, what);
         }
         Ok(())
@@ -370,7 +375,7 @@ impl Reader {
                 keys += 1;
                 let index = block.first() + place as u64;
                 if self.find(key)? != Some(index) {
-                    let what = format!("the key of trace {index}, {key:?}, leads elsewhere");
+                    let what = format!("the index does not lead from key {key:?} to trace {index}");
                     return self.file.damaged(block.at(), what);
                 }
             }

@@ -154,7 +154,7 @@ proptest! {
                 let added = writer.add(&trace(count), key.as_deref(), "{}");
                 match key.as_ref().filter(|key| known.contains_key(*key)) {
                     Some(key) => {
-                        let reason = format!("trace {} has the key {key:?} already", known[key]);
+                        let reason = format!("trace {} already has the key {key:?}", known[key]);
                         prop_assert_eq!(added.expect_err("it is there").to_string(), reason);
                     }
                     None => {

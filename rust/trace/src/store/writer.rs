@@ -60,7 +60,7 @@ impl Writer {
         if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
             let path = path.display();
             return Err(Error::Invalid(format!(
-                "{path}: exists and is not a regular file, which a store must be"
+                "{path}: expected a regular file, because a store cannot be a device, FIFO, or folder"
             )));
         }
         let file = options.open(path).map_err(io_error)?;
@@ -115,19 +115,19 @@ impl Writer {
     pub fn add(&mut self, trace: &Trace, key: Option<&str>, metadata: &str) -> Result<u64> {
         self.check()?;
         for (what, length, most) in [
-            ("a key", key.map_or(0, str::len), MAX_KEY),
-            ("metadata", metadata.len(), MAX_METADATA),
+            ("the key", key.map_or(0, str::len), MAX_KEY),
+            ("the metadata", metadata.len(), MAX_METADATA),
         ] {
             if length > most {
                 return Err(Error::Invalid(format!(
-                    "{what} of {length} bytes; at most {most} can be stored"
+                    "{what} has {length} bytes; the limit is {most}"
                 )));
             }
         }
         if let Some(key) = key
             && let Some(index) = self.find(key)?
         {
-            return Err(Error::Invalid(format!("trace {index} has the key {key:?} already")));
+            return Err(Error::Invalid(format!("trace {index} already has the key {key:?}")));
         }
         let payload = stored::write_payload(trace).map_err(|error| Error::Invalid(error.to_string()))?;
         if self.pending.len() > 0 && self.pending.bytes_with(&payload, key, metadata) > BLOCK_BYTES {
@@ -280,7 +280,7 @@ impl Writer {
     fn run_bytes(&self, run: Run) -> Result<u64> {
         match run.bytes() {
             Some(bytes) => Ok(bytes),
-            None => self.store.file.damaged(run.at, "an index of impossible size"),
+            None => self.store.file.damaged(run.at, "the size of the index is invalid"),
         }
     }
 

@@ -15,7 +15,7 @@ def union(intervals):
 
 
 def intersection(a, b):
-    """What two unions have in common."""
+    """Return the intersection of two unions."""
     i = j = 0
     found = []
     while i < len(a) and j < len(b):
@@ -31,7 +31,7 @@ def intersection(a, b):
 
 
 def difference(a, b):
-    """What is in a union and not in another."""
+    """Return the difference of two unions."""
     left = []
     for low, high in a:
         for cut_low, cut_high in b:

@@ -123,8 +123,8 @@ def of_metadata(metadata: PackageMetadata) -> str | None:
     """
     if "License-Expression" in metadata:
         return normalized(metadata["License-Expression"])
-    licences = [line for line in metadata.get_all("Classifier") or [] if line.startswith("License :: ")]
-    classifiers = [line.removeprefix("License :: ") for line in licences]
+    licenses = [line for line in metadata.get_all("Classifier") or [] if line.startswith("License :: ")]
+    classifiers = [line.removeprefix("License :: ") for line in licenses]
     found = [_CLASSIFIERS.get(classifier) for classifier in classifiers if classifier != "OSI Approved"]
     if None in found:
         return None
@@ -139,10 +139,10 @@ def of_package(distribution: Distribution) -> str | None:
 
 
 @dataclass(frozen=True)
-class Licences:
+class Licenses:
     """Drops samples whose license is not allowed.
 
-    Both the `licence` of the provenance and the header of the sample's own source count; if both are there, both must
+    Both the `license` of the provenance and the header of the sample's own source count; if both are there, both must
     be allowed. The reasons are `UNKNOWN_LICENSE` and `REFUSED_LICENSE`.
     """
 
@@ -151,15 +151,15 @@ class Licences:
 
     def __call__(self, sample: Sample) -> Drop | None:
         """Return why to drop the sample, or None to keep it."""
-        return self.check(sample.provenance.get("licence"), sample.code)
+        return self.check(sample.provenance.get("license"), sample.code)
 
-    def check(self, licence: object, code: str) -> Drop | None:
+    def check(self, license: object, code: str) -> Drop | None:
         """Return why to drop samples of this source, whose provenance states this license, or None to keep them."""
-        stated = [licence, of_source(code)]
-        found = [str(licence) for licence in stated if licence is not None]
+        stated = [license, of_source(code)]
+        found = [str(license) for license in stated if license is not None]
         if not found:
             return Drop(DropReason.UNKNOWN_LICENSE)
-        refused = next((licence for licence in found if not allowed(licence, self.allow)), None)
+        refused = next((license for license in found if not allowed(license, self.allow)), None)
         return None if refused is None else Drop(DropReason.REFUSED_LICENSE, refused)
 
 
@@ -167,12 +167,12 @@ def _of_files(paths: Iterable[Path]) -> str | None:
     return _all_of(of_file(path) for path in sorted(paths) if _FILE_NAME.match(path.name) and path.is_file())
 
 
-def _all_of(licences: Iterable[str | None]) -> str | None:
+def _all_of(licenses: Iterable[str | None]) -> str | None:
     """Return all licenses joined by `AND`; None if there is none, or one that is not recognized."""
-    found = list(licences)
+    found = list(licenses)
     if not found or None in found:
         return None
-    return normalized(" AND ".join(sorted({f"({licence})" for licence in found})))
+    return normalized(" AND ".join(sorted({f"({license})" for license in found})))
 
 
 @cache

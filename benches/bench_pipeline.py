@@ -1,9 +1,9 @@
-"""The whole way, from running programs to packed batches, beside the same way in Python.
+"""Run the full pipeline, from running programs to packed batches, compared with the same pipeline in Python.
 
 Both record the same calls, write them in the trace format, tokenize them with Llama-3's vocabulary and pack the
-documents into rows of 8,192 tokens with targets, loss mask, position ids and segment bounds. The Python way is what one
-would write with `sys.settrace`, `repr`, `json`, tiktoken and NumPy (`tests/oracle.py` is its tracer); ours also writes
-the shards to disk, and waits for it. The tokens are compared.
+documents into rows of 8,192 tokens with targets, loss mask, position ids and segment bounds. The Python pipeline
+uses `sys.settrace`, `repr`, `json`, tiktoken and NumPy (`tests/oracle.py` is its tracer). Ours also writes the shards
+to disk, and waits for it. The tokens are compared.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def python_documents(traces: Iterable[tuple[str, list[oracle.OracleFrame]]], enc
 
 
 def pack(documents: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Arrays]:
-    """Documents as they come, the long ones cut; a row is given out when the next piece does not fit."""
+    """Pack documents in order and cut long ones; a row is returned when the next piece does not fit."""
     row: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for tokens, mask in documents:
         targets, learned = np.append(tokens[1:], 0), np.append(mask[1:], False)
@@ -102,7 +102,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def contexts(request):
-    """The context that shows a function or program, which a trace has: not part of what is measured."""
+    """Return the context of a function or program, which every trace has. It is not measured."""
     functions = {function: trace.context for function, trace in zip(FUNCTIONS, our_functions(), strict=True)}
     programs = {program: trace.context for program, trace in zip(PROGRAMS, our_programs(), strict=True)}
     return {**functions, **programs}.__getitem__
@@ -110,11 +110,11 @@ def contexts(request):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_ours(benchmark, tokenizer, tmp_path, way):
-    """Long-running functions; and short programs, of which compiling takes its part on both ways."""
+    """Run long-running functions, and short programs, in which compilation takes a share of the time on both sides."""
     record, _ = WAYS[way]
     events = sum(map(len, record()))
     folders = (tmp_path / str(number) for number in range(1_000_000))
-    benchmark.group = f"whole way: {way}"
+    benchmark.group = f"pipeline: {way}"
     benchmark.extra_info = {"implementation": "cwm_core", "events": events}
     loader = benchmark(lambda: our_way(record, tokenizer, next(folders)))
     assert loader.stats().tokens == sum(len(tokenizer.encode_trace(trace)) for trace in record())
@@ -126,7 +126,7 @@ def test_python(benchmark, tokenizer, contexts, way):
     record, record_in_python = WAYS[way]
     encoding = tiktoken_encoding()
     traces = list(record())
-    benchmark.group = f"whole way: {way}"
+    benchmark.group = f"pipeline: {way}"
     benchmark.extra_info = {"implementation": "Python", "events": sum(map(len, traces))}
 
     def python_way() -> None:

@@ -1,0 +1,1 @@
+"""Reinforcement learning on tasks whose rewards execution verifies."""
