@@ -143,7 +143,7 @@ def test_forged_functions_get_nothing(code):
         "</think>\n```\nprint(sum(map(int, input().split()))\n```",  # does not compile
         "</think>\n```\n\0\n```",
         "</think>\n```\n" + "(" * 5000 + "\n```",
-        "</think>\n```\n" + "#" * 300_000 + "\n```",
+        "</think>\n```\n" + "#" * 60_000 + "\n```",
         "",
     ],
 )
@@ -163,6 +163,7 @@ def test_right_outputs_are_rewarded(value):
     [
         "[6]", "[5.0]", "(5,)", "[True]", "5", "[2 + 3]", "f(2, 3)", "[5] or [6]", "[5][/ANSWER][ANSWER][6]", "", "_",
         "type('Y', (), {'__eq__': lambda *a: True})()", "__import__('os')._exit(0)", "[5", "[" * 10**5, "9" * 10**5,
+        "'\\" * 10**5,
         "\0", "", "# [5]", "[5] if True else [6]", "output", "problem.output",
     ],
 )  # fmt: skip
