@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections import Counter
@@ -146,7 +147,7 @@ def _add_repository(kinds: Any) -> None:
     add("--license", metavar="SPDX", help="license of the repository (default: from its license files)")
     add(
         "--python", metavar="PYTHON",
-        help="interpreter that runs the tests (default: this one, or python3 in an image)",
+        help="command of the Python that runs the tests (default: this one, or python3 in an image)",
     )  # fmt: skip
     add("--image", metavar="IMAGE", help="run the tests in containers of this image, not in the sandbox")
     add("--test", action="append", default=[], metavar="ARG", help="argument for pytest: --test=-k --test=parse")
@@ -183,7 +184,7 @@ def _repository(args: argparse.Namespace) -> Summary:
         lambda: backend.open(Task(args.path.name, "", folder=args.path)),
         args.output / "recordings",
         packages=args.package,
-        python=args.python or ("python3" if args.image else sys.executable),
+        python=args.python or ("python3" if args.image else shlex.quote(sys.executable)),
         arguments=args.test,
         options={**options, "seed": args.seed},
         seconds=args.suite_seconds,
