@@ -26,13 +26,28 @@ PORTABLE := --zig --compatibility manylinux2014
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo check test test-native test-recorder lint lint-rust lint-python bench bench-quick bench-compare docs wheel clean
+.PHONY: help demo model check test test-native test-recorder lint lint-rust lint-python bench \
+  bench-quick bench-compare docs wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: $(INSTALLED) ## run the full pipeline at a small scale; results in build/demo
 	$(PY) -m cwm_core demo -o build/demo
+
+MODEL := build/model
+$(MODEL)/corpus: | $(INSTALLED)
+	@mkdir -p $(MODEL)
+	$(PY) -m cwm_core corpus programs --basic 100000 --wide 100000 --algorithm-calls 100 -o $@
+
+$(MODEL)/shards: | $(MODEL)/corpus
+	rm -rf $@.partial $(MODEL)/vocabulary
+	$(PY) -m cwm_core tokenize $(MODEL)/corpus/train --tokenizer $(MODEL)/vocabulary --train-vocab 1024 \
+	  --pattern "$$(cat configs/small/pattern.txt)" -o $@.partial
+	mv $@.partial $@
+
+model: | $(MODEL)/shards ## train a small model on generated programs for 2.5 hours, resumable; in build/model/run
+	OMP_NUM_THREADS=1 $(PY) -m cwm_core train configs/small/train.toml
 
 check: lint ## lint and fast tests: leaves out those that tests/slow.txt lists or that are marked slow
 	$(PY) -m pytest $(TESTS) -m "not slow"
