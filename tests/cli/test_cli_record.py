@@ -257,5 +257,5 @@ def test_devices_and_fifos_hold_no_store(stored, capsys):
     for name in ("fifo.cwmtraces", "null.cwmtraces"):
         for argv in (["record", "program.py", "-o", name], ["import", "expected.cwmtrace", "-o", name]):
             assert main(argv) == 1
-            assert "is not a regular file, which a store must be" in capsys.readouterr().err
+            assert "expected a regular file, because a store cannot be a device" in capsys.readouterr().err
     assert stat.S_ISFIFO(os.stat("fifo.cwmtraces").st_mode) and stat.S_ISCHR(os.stat(os.devnull).st_mode)
