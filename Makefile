@@ -22,7 +22,7 @@ PORTABLE := --zig --compatibility manylinux2014
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo check test test-native lint bench bench-quick bench-compare docs wheel clean
+.PHONY: help demo check test test-native lint lint-rust lint-python bench bench-quick bench-compare docs wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -40,10 +40,14 @@ test-native: ## the tests that need no PyTorch, without it: make test-native PYT
 	$(MAKE) test EXTRAS=test VENV=.venv-native-$$("$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])') \
 	  TESTS="tests $(addprefix --ignore=tests/,$(PURE))"
 
-lint: export PYO3_PYTHON = $(CURDIR)/$(PY)
-lint: $(INSTALLED) ## check format, lint and types, without changes
+lint: lint-rust lint-python ## check format, lint and types, without changes
+
+lint-rust: export PYO3_PYTHON = $(PYTHON)
+lint-rust:
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+lint-python: $(INSTALLED)
 	$(PY) -m ruff format --check
 	$(PY) -m ruff check
 	$(PY) -m mypy

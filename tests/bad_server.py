@@ -13,7 +13,7 @@ Script = Callable[[socket.socket, threading.Event], None]
 
 
 class Served:
-    """Its URL, and what came."""
+    """URL of the server, and the requests that it received."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -54,7 +54,7 @@ def bad_server(*scripts: Script, whole: bool = True) -> Iterator[Served]:
 
 
 def request(connection: socket.socket) -> bytes:
-    """Head and body of a request."""
+    """Return head and body of a request."""
     data = b""
     while b"\r\n\r\n" not in data:
         data += more(connection)
@@ -73,7 +73,7 @@ def more(connection: socket.socket) -> bytes:
 
 
 def reply(body: object, status: int = 200, length: int | None = None, headers: str = "") -> Script:
-    """A whole answer; with `length`, one that promises so many bytes."""
+    """Return a complete answer; with `length`, one that announces this many bytes."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     said = len(data) if length is None else length
 
@@ -84,7 +84,7 @@ def reply(body: object, status: int = 200, length: int | None = None, headers: s
 
 
 def drip(first: bytes, then: bytes = b" ") -> Script:
-    """`first` at once, then a byte of `then` after the other, for ever."""
+    """Write `first` at once, then the bytes of `then` one by one, forever."""
 
     def script(connection: socket.socket, ended: threading.Event) -> None:
         connection.sendall(first)

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 from cwm_core.environments import Task
-from small_repositories import copy_repository
+from small_repositories import TEST_COMMAND, copy_repository
 
 BUGS = {
     "containers": ("containers/heap.py", "if not self._less(at, parent):", "if self._less(at, parent):"),
@@ -40,7 +40,7 @@ def broken_tasks(folder: Path, names=tuple(BUGS)) -> list[Task]:
                 patch=patch,
                 solution=solution,
                 protected=("tests",),
-                test_command="python -m pytest -q -x -p no:cacheprovider",
+                test_command=f"{TEST_COMMAND} -x -p no:cacheprovider",
             )
         )
     return tasks

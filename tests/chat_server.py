@@ -1,4 +1,4 @@
-"""A server on this machine that gives every request the same answer."""
+"""A server on this machine that returns the same answer to every request."""
 
 import json
 import threading
@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 @contextmanager
 def server(status: int, body: bytes) -> Iterator[tuple[str, list[dict]]]:
-    """Its URL, and the requests that have come."""
+    """Yield its URL, and the requests that it received."""
     requests: list[dict] = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, settings
 # processes want the cores. Before torch is imported, here and in what tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What a shell starts in the background inherits an ignored SIGINT; tests of Ctrl-C need what a terminal gives.
+# What a shell starts in the background inherits an ignored SIGINT, and what nohup starts an ignored SIGHUP; tests of
+# signals need what a terminal gives.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Packages to work on, with tests of their own.
 collect_ignore = ["repositories"]
@@ -22,7 +24,9 @@ collect_ignore = ["repositories"]
 HAVE_TORCH = find_spec("torch") is not None
 
 # Wall-clock health checks and deadlines would make a slow or shared machine look like a failing test.
-settings.register_profile("ci", max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# For further versions of CPython in one run, which all see other random examples.
+settings.register_profile("brief", settings.get_profile("ci"), max_examples=20)
 settings.register_profile("long", settings.get_profile("ci"), max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

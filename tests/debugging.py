@@ -1,4 +1,4 @@
-"""Sources of frames for tests of the debugger, and what its commands must do, told from events alone."""
+"""Sources of frames for tests of the debugger, and the expected effects of its commands, derived from events alone."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ CALL = "f([1, 0, 3])"
 
 
 def encoded(trace):
-    """The tokens of a trace, with an end even where a limit cut it."""
+    """Return the tokens of a trace, with an end token even if a limit cut it."""
     ids = TOKENIZER.encode_trace(trace)
     return ids if ids[-1] == END else np.append(ids, np.int32(END))
 
 
 class Recorded:
-    """A model that knows a recording: the next frame of it, whatever the frames so far say."""
+    """A model that returns the next frame of a recording, whatever the frames so far are."""
 
     def __init__(self, trace):
         ids = encoded(trace)
@@ -62,7 +62,7 @@ def debugger(code=CODE, call=CALL, **options):
 
 
 def stacks(trace):
-    """For each frame the indices of the CALL frames of the activations that it lies in, outermost first."""
+    """Return for each frame the indices of the CALL frames of its open activations, outermost first."""
     found, stack = [], []
     for index, frame in enumerate(trace.frames):
         if frame.event == "call":

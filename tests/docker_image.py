@@ -34,7 +34,7 @@ PASSWD = "root:x:0:0::/:/bin/bash\nnobody:x:65534:65534::/:/bin/bash\n"
 
 @functools.cache
 def refusal() -> str | None:
-    """Why no test can use Docker here; None if it can."""
+    """Return why tests cannot use Docker here, or None if they can."""
     try:
         import docker
     except ImportError:
@@ -50,7 +50,7 @@ def refusal() -> str | None:
 
 @functools.cache
 def image() -> str:
-    """The image's name. Skips the test where there is no engine."""
+    """Return the name of the image. Skip the test if there is no engine."""
     import docker
 
     if (reason := refusal()) is not None:

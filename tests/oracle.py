@@ -1,4 +1,4 @@
-"""The oracle: what a recording must show, told by a plain ``sys.settrace`` tracer that shares no code with ours."""
+"""The oracle: the expected frames of a recording, from a plain `sys.settrace` tracer that shares no code with ours."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def _trace_from_c(tracer: int, frame: int, event: int, arg: int | None) -> int:
 
 
 def _is_broken(code: CodeType) -> bool:
-    """Whether a Python tracer would break it."""
+    """Return whether a Python tracer would break it."""
     in_body = BROKEN_COMPREHENSIONS and not code.co_flags & inspect.CO_OPTIMIZED
     return bool(in_body and {*code.co_varnames, *code.co_cellvars} - {"__class__"})
 

@@ -1,4 +1,4 @@
-"""Models whose weights show in the logits what is wrong with them, and files of them."""
+"""Random models in which any wrong weight changes the logits, and files of them."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def randomize(model):
 
 
 def random_model(config, seed=0, dtype=torch.float32):
-    """A model of that configuration; equal seeds give equal weights."""
+    """Return a model with this configuration. Equal seeds give equal weights."""
     torch.manual_seed(seed)
     return randomize(Transformer(config)).to(dtype)
 

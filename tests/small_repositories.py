@@ -5,6 +5,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+TEST_COMMAND = "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python -m pytest -q"
+"""Starts six times as fast as with the plugins that the tests' environment happens to have."""
+
 FOLDER = Path(__file__).with_name("repositories")
 NAMES = tuple(sorted(path.name for path in FOLDER.iterdir() if path.is_dir()))
 

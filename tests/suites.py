@@ -252,7 +252,7 @@ TOLD = []
 
 
 def run(root, *arguments, plugins=()):
-    """The output of pytest and what `tell` says."""
+    """Return the output of pytest and that of `tell`."""
     env = os.environ | {"PYTHONHASHSEED": "0", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "COLUMNS": "100"}
     env.pop("PYTEST_ADDOPTS", None)
     loaded = [argument for name in ("cwm_core.trace.pytest_plugin", *plugins) for argument in ("-p", name)]

@@ -29,7 +29,7 @@ TEXTS = st.one_of(st.text(), st.lists(st.one_of(FRAGMENTS, st.text(max_size=3)),
 
 
 def texts_of_every_code_point():
-    """Each alone, and between letters, digits, blanks, symbols and itself; of the private planes some."""
+    """Return every code point alone and between other characters and itself; private planes in part."""
     for start in [*range(0, 0x33800, 256), 0xE0000, 0xE0100, 0xF0000, 0x10FF00]:
         characters = [chr(code) for code in range(start, start + 256) if not 0xD800 <= code < 0xE000]
         yield from characters

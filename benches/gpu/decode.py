@@ -179,7 +179,7 @@ class Theirs:
             )
         renamed = {f"model.{name}".replace("model.lm_head", "lm_head"): p for name, p in model.named_parameters()}
         theirs.load_state_dict(renamed, assign=True)
-        rotary = theirs.model.rotary_emb  # its frequencies are no weights: made where the model is
+        rotary = theirs.model.rotary_emb  # its frequencies are not weights, so create them on the device of the model
         theirs.model.rotary_emb = type(rotary)(theirs.config).to(device)
         self.model, self.config, self.device = theirs.eval(), model.config, device
 

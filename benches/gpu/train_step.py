@@ -5,7 +5,7 @@
 Ours is `Trainer` on a `PackedLoader`, as in `cwm train`: forward, chunked loss, backward, clipping, AdamW. The peer is
 a plain loop with the same parts, run with each attention that can pack documents; the fastest counts. Both keep
 weights, gradients and optimizer states in bfloat16, so that four layers of the 32 B model, one global and three local,
-fit one GPU with the whole vocabulary, and both recompute layers in the backward pass if told to. They start from the
+fit one GPU with the whole vocabulary, and both recompute layers in the backward pass if requested. They start from the
 same weights: the losses of the first step, which are reported, must agree.
 
 Columns:

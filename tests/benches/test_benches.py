@@ -9,7 +9,7 @@ import report
 
 
 def made_up(effects, *, rounds, noise, seed=0):
-    """(base, current) of each round: benchmark i effects[i] times as slow, under noise and drifting load."""
+    """Return (base, current) of each round: benchmark i is effects[i] times as slow, under noise and drifting load."""
     rng = random.Random(seed)
     out = []
     for _ in range(rounds):

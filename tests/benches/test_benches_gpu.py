@@ -1,4 +1,4 @@
-"""The benchmarks for GPUs in little, on the CPU: that they run, and that what they compare is the same."""
+"""Run the GPU benchmarks at a small scale on the CPU, and check that the compared results are equal."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The verbs that take a model: where its vocabulary comes from, how predictions end, what is said of mistakes."""
+"""Test the verbs that take a model: the source of its vocabulary, the end of predictions, messages on mistakes."""
 
 import io
 import json
@@ -23,7 +23,7 @@ PREDICT = ("--call", "double(2)", "--max-new-tokens", "20")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A folder with a model and its vocabulary, one with the model alone, and the vocabulary alone."""
+    """Return a folder with a model and its vocabulary, one with only the model, and one with only the vocabulary."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer = cwm.Tokenizer.train([PROGRAM], 260)
     shape = {
@@ -230,7 +230,7 @@ def test_ctrl_c_ends_a_verb_whatever_it_is_doing(cwd, work):
 
 
 def press_when(process, file):
-    """Press Ctrl-C a moment after the process made a file."""
+    """Press Ctrl-C shortly after the process creates a file."""
     deadline = time.monotonic() + 60
     while not Path(file).exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)

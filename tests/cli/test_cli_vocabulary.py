@@ -42,7 +42,7 @@ def having(flag):
 
 
 def form(action):
-    """What a user must know to write the option, but for words: all its names, and the type of its value."""
+    """Return everything about an option except its help: all its names, and the type of its value."""
     kind = "choice" if action.choices else getattr(action.type, "__name__", "text")
     kind = "count" if kind in ("positive", "not_negative") else kind
     return tuple(action.option_strings), action.nargs, kind if action.nargs != 0 else "flag"

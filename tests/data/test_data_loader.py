@@ -25,7 +25,7 @@ VOCAB_SIZE = 1 << 20
 
 @st.composite
 def corpora(draw):
-    """Sources of documents (ids, mask or None). All ids differ, so that an id tells its document and its place."""
+    """Draw sources of documents (ids, mask or None). All ids differ, so an id identifies its document and position."""
     corpus, next_id = {}, 1
     for name in draw(st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True)):
         documents = []
@@ -64,7 +64,7 @@ def write(folder, corpus, shard_tokens=60):
 
 
 def content(*parts):
-    """Everything in the ranks' parts of a step, row by row, without rows that are all padding."""
+    """Return everything in the ranks' parts of a step, row by row, without rows of padding only."""
     rows = []
     for part in parts:
         bounds = part.cu_seqlens.tolist()
@@ -497,7 +497,7 @@ def test_masks_leave_out_whole_spans_the_same_in_every_epoch(tmp_path):
             writer.add(np.arange(40), [t % 13 != i % 13 for t in range(40)], spans=spans)
 
     def learned(seq_len=100, **options):
-        """By document, which of its tokens are learned, in each epoch."""
+        """Return by document which of its tokens are in the loss, in each epoch."""
         result = {}
         for batch in cwm.PackedLoader(tmp_path, seq_len, epochs=2, **options):
             bounds = zip(batch.cu_seqlens, batch.cu_seqlens[1:], batch.document_ids, strict=False)
@@ -568,7 +568,7 @@ def folders_of(folder, corpus, **options):
 
 
 def lengths_given_out(loader, steps):
-    """Documents of each length in the next steps, whole ones."""
+    """Return the number of complete documents of each length in the next steps."""
     counts = {}
     for _ in range(steps):
         batch = next(loader)
@@ -583,7 +583,7 @@ def lengths_given_out(loader, steps):
 @pytest.mark.parametrize("epochs", [1, 3])
 @pytest.mark.parametrize("endless", [None, 10**12])
 def test_a_bucket_ends_when_its_sources_are_exhausted(tmp_path, prefetch, packing, epochs, endless):
-    """Also while the documents of others go on forever, or nearly."""
+    """This holds even if the documents of other sources never end, or nearly never."""
     folders = two_lengths(tmp_path)
     sources = {"long": (folders["long"], 0.5, epochs), "short": (folders["short"], 0.5, endless)}
     options = {"packing": packing, "buckets": [Bucket(50, 10), Bucket(None, 2)], "prefetch": prefetch}

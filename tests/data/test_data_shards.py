@@ -1,4 +1,4 @@
-"""Token shards: what is written is read back, what is damaged or cut short is an error."""
+"""Test token shards: written documents are read back, and damaged or truncated files are errors."""
 
 import errno
 import multiprocessing

@@ -81,7 +81,7 @@ def test_a_stateful_data_loader_resumes(loader, workers, stop):
 
 @pytest.mark.parametrize("options", [{}, {"persistent_workers": True}, {"multiprocessing_context": "spawn"}])
 def test_workers_do_not_repeat_batches(loader, options):
-    """A loop that is broken off cannot go on, since workers do not move the loader: it says so."""
+    """A loop that stops early cannot continue, because workers do not move the loader. The error says so."""
     batches = torch.utils.data.DataLoader(loader.dataset(), batch_size=None, num_workers=2, **options)
     next(iter(batches))
     with pytest.raises(RuntimeError, match=r"already served the batches.*StatefulDataLoader"):

@@ -10,7 +10,7 @@ from cwm_core.tokenizer import GPT2_PATTERN, LLAMA3_PATTERN
 
 
 def trained(word, **options):
-    """A vocabulary of 263 tokens; another word makes another one of the same size."""
+    """Return a vocabulary of 263 tokens. Another word gives another vocabulary of the same size."""
     return cwm.Tokenizer.train([f"{word} {word} and other words " * 9], 262, special_tokens=["<|end|>"], **options)
 
 
@@ -83,7 +83,7 @@ def test_shards_that_name_none_fit_any_of_their_size(tmp_path):
 
 
 def test_a_state_is_of_its_vocabulary(tmp_path):
-    """Also where the shards do not name theirs, and the loader was told."""
+    """This holds too if the shards name no vocabulary and the loader gets one as an argument."""
     old = write(tmp_path / "old", ONE.vocab_size)
     state = cwm.PackedLoader(old, 8, vocab_size=ONE).state_dict()
     assert state["vocabulary"] == ONE.fingerprint

@@ -101,7 +101,7 @@ def expected_out(trace, at):
 
 
 def lands(subject, trace, stop, expected):
-    """A command came to a frame, or, for None, to the end of the trace."""
+    """Check that a command arrived at a frame, or, for None, at the end of the trace."""
     assert stop.reason == ("end" if expected is None else "step")
     assert subject.position == (len(trace) - 1 if expected is None else expected)
 
@@ -117,7 +117,7 @@ def test_next_and_out_from_every_frame():
 
 
 class Session(RuleBasedStateMachine):
-    """Any sequence of commands, beside a model of the debugger: a position, and how many frames are known."""
+    """Compare any sequence of commands with a model of the debugger: a position and the number of known frames."""
 
     @initialize(seed=st.integers(0, 40), written=st.booleans())
     def begin(self, seed, written):
@@ -136,7 +136,7 @@ class Session(RuleBasedStateMachine):
         self.known = max(self.known, self.at + 1)
 
     def stops(self, index):
-        """Whether a frame is at a breakpoint; the recording knows the line numbers."""
+        """Return whether a frame is at a breakpoint, by the line numbers of the recording."""
         frame = self.trace.frames[index]
         return frame.event in ("call", "line") and frame.lineno - 1 in self.debugger.breakpoints
 
@@ -185,7 +185,7 @@ class Session(RuleBasedStateMachine):
         self.known = self.at + 1
 
     def a_line(self, choice):
-        """A line whose text stands once in the program and that the trace comes to."""
+        """Draw a line that the trace reaches and whose text occurs once in the program."""
         texts = self.debugger.program.texts
         lines = sorted({f.lineno - 1 for f in self.trace.frames if texts.count(f.line) == 1})
         return lines[choice % len(lines)]

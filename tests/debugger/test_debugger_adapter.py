@@ -44,7 +44,7 @@ class Client:
         return message
 
     def ask(self, command, **arguments):
-        """The body of the response; events before it are kept."""
+        """Return the body of the response, and keep the events before it."""
         self.send(command, **arguments)
         while (message := self.read())["type"] == "event":
             self.events.append(message)
@@ -55,13 +55,13 @@ class Client:
         return message.get("body")
 
     def event(self, name):
-        """The body of the next event, which must be this one."""
+        """Return the body of the next event, which must be this one."""
         message = self.events.pop(0) if self.events else self.read()
         assert (message["type"], message["event"]) == ("event", name), message
         return message.get("body")
 
     def stopped(self):
-        """Why it stopped, and the stack."""
+        """Return the reason of the stop, and the stack."""
         body = self.event("stopped")
         assert body["threadId"] == 1
         return body["reason"], self.stack()
@@ -78,7 +78,7 @@ class Client:
 
 @pytest.fixture
 def served():
-    """Starts an adapter whose model knows the program; gives its client and the debugger it will use."""
+    """Start an adapter whose model knows the program; return its client and its debugger."""
     ends = []
 
     def start(**options):
@@ -292,7 +292,7 @@ def test_an_error_of_the_source_stops(served):
 
 
 class Slow:
-    """Predicts an endless loop, a frame each time it is let."""
+    """Predict an endless loop, one frame whenever the test permits it."""
 
     def __init__(self):
         self.gate = threading.Semaphore(0)

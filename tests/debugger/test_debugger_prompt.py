@@ -18,7 +18,7 @@ SANDBOX = "" if cwm.machines.bubblewrap_refusal() is None else "process"
 
 @pytest.fixture
 def session(monkeypatch, capsys):
-    """Runs commands in a debugger whose model knows the program; gives the lines that they print."""
+    """Run commands in a debugger whose model knows the program; return the lines that they print."""
     monkeypatch.setenv("COLUMNS", "100")
 
     def run(*commands, **options):

@@ -15,7 +15,7 @@ from debugging import CALL, CODE, END, FRAME_SEP, TOKENIZER, Recorded, debugger,
 
 
 def whole(ids):
-    """As of vLLM: all tokens, the one that stopped it included."""
+    """Answer like vLLM: all tokens, including the stop token."""
     reason = int(ids[-1]) if ids[-1] != END else None  # null for the model's own end token
     return {
         "text": "",
@@ -27,20 +27,20 @@ def whole(ids):
 
 
 def in_logprobs(ids):
-    """As of a vLLM before `return_token_ids`."""
+    """Answer like a version of vLLM without `return_token_ids`."""
     answer = whole(ids)
     del answer["token_ids"]
     return answer
 
 
 def without_stop(ids):
-    """As of servers that keep the token that stopped it to themselves."""
+    """Answer like servers that omit the stop token."""
     return whole(ids) | {"token_ids": ids[:-1].tolist(), "logprobs": None}
 
 
 @contextmanager
 def serving(handle, models=None):
-    """`handle(handler, body)` answers each request, `models` the one for the list of models; gives the address."""
+    """Start a server, return its address. `handle(handler, body)` answers requests, `models` lists the models."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):

@@ -46,13 +46,13 @@ def environment(kind, task):
 
 @pytest.fixture
 def hasty(environment):
-    """The environment with a time limit that commands are meant to hit."""
+    """Return the environment with a time limit that commands are supposed to exceed."""
     environment._profile = dataclasses.replace(environment._profile, command_seconds=4)
     return environment
 
 
 def answers(environment):
-    """Whether the shell works; what still runs of a bomb may cost a command its time."""
+    """Return whether the shell works. Remaining processes of a bomb may use up the time of a command."""
     return any(bash(environment, "echo on").endswith("on") for _ in range(3))
 
 

@@ -15,11 +15,10 @@ from cwm_core.machines import SandboxBackend
 from cwm_core.machines.programs import installed_packages
 from hypothesis import given
 from hypothesis import strategies as st
-from small_repositories import copy_repository
+from small_repositories import TEST_COMMAND, copy_repository
 
 KIND = "process" if machines.bubblewrap_refusal() else "bubblewrap"
 BACKEND = SandboxBackend(KIND, readable=installed_packages())
-COMMAND = "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python -m pytest -q"
 SECONDS = 60.0
 
 BROKEN = b"def add(a, b):\n    return a - b\n\n\ndef twice(a):\n    return 2 * a\n"
@@ -43,7 +42,7 @@ def task(tmp_path):
         folder,
         patch=make_diff("sums.py", WHOLE, BROKEN),
         solution=make_diff("sums.py", BROKEN, WHOLE),
-        test_command=COMMAND,
+        test_command=TEST_COMMAND,
         fail_to_pass=("tests/test_sums.py::test_add",),
         pass_to_pass=("tests/test_sums.py::test_twice[1]", "tests/test_sums.py::test_twice[2]"),
         protected=protected_paths(["tests/test_sums.py"]),
@@ -195,7 +194,7 @@ def test_these_would_work_if_the_whole_diff_were_applied(task, name, effect):
     machine = BACKEND.open(task)
     try:
         assert machine.run("git apply", stdin=diff_of(task, **ATTACKS[name]), seconds=SECONDS).exit_code == 0
-        command = COMMAND if "metadata" not in name else "python -m pytest -q"
+        command = TEST_COMMAND if "metadata" not in name else "python -m pytest -q"
         run = run_tests(machine, command, seconds=SECONDS)
     finally:
         machine.close()
@@ -265,7 +264,7 @@ def test_a_package_does_not_take_the_place_of_a_test(task):
     assert (reward.value, reward.ignored) == (0.0, {"test_root/__init__.py": "a package that hides a test"})
 
 
-@pytest.mark.parametrize("command", [f"cd pkg && {COMMAND}", f"(cd pkg; {COMMAND})"])
+@pytest.mark.parametrize("command", [f"cd pkg && {TEST_COMMAND}", f"(cd pkg; {TEST_COMMAND})"])
 def test_a_module_hides_none_where_the_command_runs(task, command):
     (task.folder / "pkg").mkdir()
     (task.folder / "pkg" / "__init__.py").touch()
@@ -310,7 +309,7 @@ def test_issue_tasks_are_protected_in_every_folder(task):
         "patch": task.solution, "FAIL_TO_PASS": ["tests/test_sums.py::test_add"], "PASS_TO_PASS": [],
         "test_patch": make_diff("tests/test_sums.py", TESTS, TESTS + b"\n# the end\n"),
     }  # fmt: skip
-    issue = replace(issue_task(row, test_command=COMMAND), folder=task.folder, image=None, patch=task.patch)
+    issue = replace(issue_task(row, test_command=TEST_COMMAND), folder=task.folder, image=None, patch=task.patch)
     assert judge(issue, task.solution.encode(), BACKEND, seconds=SECONDS).value == 1.0
     for files in ({"tests__conftest_py": FORGED}, {"tests__test_sums_py": b"def test_add(): pass\n"}):
         assert judge(issue, diff_of(task, **files), BACKEND, seconds=SECONDS).value == 0.0
@@ -334,7 +333,7 @@ FIX = "sed -i 's/a - b/a + b/' sums.py"
 
 
 def test_the_usual_submission_counts(task):
-    tested = f"{FIX}; {COMMAND}; mkdir -p .hypothesis; touch .hypothesis/x"
+    tested = f"{FIX}; {TEST_COMMAND}; mkdir -p .hypothesis; touch .hypothesis/x"
     diff = agents_diff(task, f"{tested}; git add -A; git diff --cached > d")
     assert b"pycache" not in diff and b"+    return a + b" in diff
     assert judge(task, diff, BACKEND, seconds=SECONDS).value == 1.0
@@ -441,7 +440,7 @@ def test_outcomes_of_every_kind(tmp_path):
     (tmp_path / "test_broken.py").write_text("import nothing_of_that_name\n")
     machine = BACKEND.open(Task("t", "", tmp_path))
     try:
-        run = run_tests(machine, COMMAND, seconds=SECONDS)
+        run = run_tests(machine, TEST_COMMAND, seconds=SECONDS)
         assert {name.partition("py::test_")[2] or name: outcome for name, outcome in run.outcomes.items()} == {
             "passed": "passed", "failed": "failed", "skipped": "skipped", "xfailed": "xfailed", "xpassed": "passed",
             "strict": "failed", "before": "error", "after": "error", "gives_up": "skipped",
@@ -450,7 +449,7 @@ def test_outcomes_of_every_kind(tmp_path):
         assert sorted(path.name for path in Path(machine.root).iterdir()) in (
             ["test_all.py", "test_broken.py"], [".pytest_cache", "test_all.py", "test_broken.py"],
         )  # fmt: skip
-        only = run_tests(machine, COMMAND, files=["test_broken.py"], seconds=SECONDS)
+        only = run_tests(machine, TEST_COMMAND, files=["test_broken.py"], seconds=SECONDS)
         assert (only.outcomes, only.problem) == ({}, None)
         assert run_tests(machine, "true", seconds=SECONDS).problem == "pytest made no report (exit code 0)"
     finally:
@@ -468,7 +467,7 @@ def test_tests_that_run_pytest_find_no_plugin(tmp_path):
     )
     machine = BACKEND.open(Task("t", "", tmp_path))
     try:
-        assert run_tests(machine, COMMAND, seconds=SECONDS).outcomes == {"test_inner.py::test_inner": "passed"}
+        assert run_tests(machine, TEST_COMMAND, seconds=SECONDS).outcomes == {"test_inner.py::test_inner": "passed"}
     finally:
         machine.close()
 
@@ -481,7 +480,7 @@ def test_reports_of_any_size_come_whole(tmp_path):
     )
     machine = BACKEND.open(Task("t", "", tmp_path))
     try:
-        run = run_tests(machine, COMMAND, seconds=SECONDS)
+        run = run_tests(machine, TEST_COMMAND, seconds=SECONDS)
         assert len(run.outcomes) == 3000
         assert set(run.outcomes.values()) == {"passed"}
         assert not [path for path in Path(machine.root).iterdir() if path.name.startswith(".cwm")]

@@ -39,7 +39,7 @@ from cwm_core.environments import (
 from cwm_core.machines import DockerBackend, SandboxBackend
 from cwm_core.machines.programs import installed_packages
 from cwm_core.machines.sandboxed import LIMITS
-from small_repositories import NAMES, copy_repository
+from small_repositories import NAMES, TEST_COMMAND, copy_repository
 
 READABLE = installed_packages()  # pytest, for the repositories' tests
 ISOLATED = "process" if machines.bubblewrap_refusal() else "bubblewrap"
@@ -48,7 +48,7 @@ if docker_image.refusal() is None:
     BACKENDS["docker"] = lambda: DockerBackend(docker_image.image())
 """Functions that make a backend, by name. Add any backend that opens tasks with a folder."""
 LIGHT = SandboxBackend("process", limits=replace(LIMITS, seconds=60.0))
-"""For tests of what is around rollouts."""
+"""A fast backend for tests that do not depend on isolation."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def tasks(tmp_path_factory):
 
 
 def quick(task, name=None):
-    """The same repository with a check instead of its tests, which takes a hundredth of the time."""
+    """Return the same repository with a check instead of its tests, which takes a hundredth of the time."""
     path, right, _ = BUGS[task.name]
     return replace(task, name=name or task.name, test_command=f"grep -qF '{right}' {path}")
 
@@ -68,7 +68,7 @@ def quick_tasks(tasks):
 
 
 def processes():
-    """Command lines of everything that runs, but what waits to be collected."""
+    """Return the command lines of all running processes, except zombies."""
     return subprocess.run(["ps", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout
 
 
@@ -147,18 +147,20 @@ def learn(trajectories, folder):
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-def test_foraged_tasks_are_solved_and_learned(tmp_path, capsys):
+def test_foraged_tasks_are_solved_and_learned(tmp_path, monkeypatch, capsys):
     """The same from the command line, with tasks that nobody wrote."""
-    repositories = [str(copy_repository(name, tmp_path)) for name in NAMES]
+    monkeypatch.setattr("cwm_core.environments.foraging.harvest.SLACK_SECONDS", 3.0)
+    repositories = [str(copy_repository(name, tmp_path)) for name in NAMES[:3]]
     out, tasks = tmp_path / "out", tmp_path / "tasks"
     backend = ["--sandbox", ISOLATED]
-    assert main(["forage", *repositories, "--count", "6", "--output", str(tasks), *backend, "--json"]) == 0
-    assert sum(json.loads(capsys.readouterr().out)["tasks"].values()) == 6
+    options = ["--count", "4", "--test-command", TEST_COMMAND]
+    assert main(["forage", *repositories, *options, "--output", str(tasks), *backend, "--json"]) == 0
+    assert sum(json.loads(capsys.readouterr().out)["tasks"].values()) == 4
     several = list(read_tasks(tasks / "tasks.jsonl"))
-    assert len(several) == 6 and len({task.folder for task in several}) >= 3
+    assert len(several) == 4 and len({task.folder for task in several}) >= 2
     assert main(["agent", str(tasks / "tasks.jsonl"), "--agent", "script", "--output", str(out), *backend]) == 0
     solved = list(read_trajectories(out / "trajectories.jsonl"))
-    assert len(solved) == 6 and all(one.reward == 1.0 for one in solved), [one.reason for one in solved]
+    assert len(solved) == 4 and all(one.reward == 1.0 for one in solved), [one.reason for one in solved]
     learn(solved, tmp_path)
 
 

@@ -7,10 +7,10 @@ from cwm_core.machines import SandboxBackend
 from cwm_core.machines.programs import installed_packages
 from hypothesis import given
 from hypothesis import strategies as st
+from small_repositories import TEST_COMMAND
 
 KIND = "process" if machines.bubblewrap_refusal() else "bubblewrap"
 BACKEND = SandboxBackend(KIND, readable=installed_packages())
-COMMAND = "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python -m pytest -q"
 
 
 def patch(after, path="x.py"):
@@ -69,9 +69,9 @@ def test_candidates_are_run(tmp_path):
     near = make_diff("sums.py", before, before.replace(b"a - b", b"a - -b if b > 0 else 0"))
     candidates = [near, "nonsense", right, right, ""]
     tests = [
-        written_test("from sums import add\ndef test_a(): assert add(2, 3) == 5\n", command=COMMAND, seconds=30),
-        written_test("from sums import add\ndef test_b(): assert add(2, -3) == -1\n", command=COMMAND, seconds=30),
-        written_test("no tests here", command=COMMAND, seconds=30),
+        written_test("from sums import add\ndef test_a(): assert add(2, 3) == 5\n", command=TEST_COMMAND, seconds=30),
+        written_test("from sums import add\ndef test_b(): assert add(2, -3) == -1\n", command=TEST_COMMAND, seconds=30),
+        written_test("no tests here", command=TEST_COMMAND, seconds=30),
         lambda machine: machine.run("ls test_cwm* .cwm* 2>/dev/null", seconds=5).stdout == b"",
         lambda machine: int("x"),
     ]

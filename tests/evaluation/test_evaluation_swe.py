@@ -17,11 +17,10 @@ from cwm_core.evaluation.statistics import wilson_interval
 from cwm_core.evaluation.swe import harness_refusal, read_harness_report, read_swe_tasks
 from cwm_core.machines import SandboxBackend
 from cwm_core.machines.programs import installed_packages
-from small_repositories import copy_repository
+from small_repositories import TEST_COMMAND, copy_repository
 
 KIND = "process" if sandbox.bubblewrap_refusal() else "bubblewrap"
 BACKEND = SandboxBackend(KIND, readable=installed_packages())
-COMMAND = "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python -m pytest -q"
 
 needs_harness = pytest.mark.skipif(find_spec("swebench") is None, reason="needs swebench")
 
@@ -44,7 +43,7 @@ def tasks(tmp_path):
         folder,
         patch=make_diff("ledger/rows.py", whole, broken),
         solution=make_diff("ledger/rows.py", broken, whole),
-        test_command=COMMAND,
+        test_command=TEST_COMMAND,
         fail_to_pass=("tests/test_rows.py::test_cents[12.5-1250]",),
         pass_to_pass=("tests/test_rows.py::test_join",),
         protected=("tests",),

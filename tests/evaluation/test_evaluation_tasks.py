@@ -33,7 +33,7 @@ TOKENIZER = cwm.Tokenizer.train([*TEXTS, " yes no"], 400)
 
 
 class Scripted:
-    """An engine that continues each prompt with what `answer(i, prompt)` says, i its place."""
+    """An engine that continues prompt number i with `answer(i, prompt)`."""
 
     def __init__(self, answer):
         self.tokenizer, self.answer, self.calls = TOKENIZER, answer, 0
@@ -56,7 +56,7 @@ class Scripted:
 
 
 def says(text):
-    """The tokens of an answer in words, ended."""
+    """Return the tokens of an answer, with an end token."""
     return [*TOKENIZER.encode(text).tolist(), TOKENIZER.special_tokens["<|eot_id|>"]]
 
 
@@ -167,7 +167,7 @@ def test_outputs_by_traces():
 
 
 def direct(answer):
-    """An engine that is asked of `PROBLEMS` in order, over and over, and answers `answer(problem, turn)`."""
+    """An engine that gets the `PROBLEMS` in order, repeatedly, and answers `answer(problem, turn)`."""
     asked = {}
 
     def reply(_, prompt):
@@ -270,8 +270,8 @@ def test_termination_by_traces():
     report = evaluate_termination(Scripted(answer), [*PROBLEMS, ENDLESS], max_frames=100, **RUN)
     assert values(report) == {"accuracy": 1.0, "balanced accuracy": 1.0}
     assert report.confusion == {
-        "ends": {"ends": 12, "goes on": 0, "says nothing": 0},
-        "goes on": {"ends": 0, "goes on": 1, "says nothing": 0},
+        "ends": {"ends": 12, "does not end": 0, "no answer": 0},
+        "does not end": {"ends": 0, "does not end": 1, "no answer": 0},
     }
     assert report.results[-1].to_json() == {"id": "endless", "ends": False, "predicted": False, "frames": 301}
 
@@ -281,7 +281,7 @@ def test_predictions_that_say_nothing_are_wrong():
     cut = Scripted(lambda *_: TOKENIZER.encode("<|line_sep|>{}<|action_sep|>x", allowed_special="all").tolist())
     stated = [Problem("a", "", "", ends=True), Problem("b", "", "", ends=False), Problem("c", "", "", ends=False)]
     report = evaluate_termination(broken, stated, **RUN)
-    assert values(report)["accuracy"] == 0.0 and report.confusion["ends"]["says nothing"] == 1
+    assert values(report)["accuracy"] == 0.0 and report.confusion["ends"]["no answer"] == 1
     report = evaluate_termination(cut, stated, max_new_tokens=4, **RUN)
     assert values(report) == {"accuracy": pytest.approx(2 / 3), "balanced accuracy": 0.5}
 

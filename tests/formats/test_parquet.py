@@ -72,7 +72,7 @@ def tables(draw):
     return columns, kinds, [(row[:n], mask[:n], source) for row, mask, n, source in documents if n]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(table=tables(), group=st.integers(1, 40), batch=st.integers(1, 20), cut=st.integers(0, 30))
 def test_every_row_is_a_document(table, group, batch, cut):
     columns, kinds, expected = table

@@ -51,7 +51,7 @@ def llama_grammar(llama: cwm.Tokenizer) -> TraceGrammar:
 
 
 def walk(grammar: TraceGrammar, tokenizer: cwm.Tokenizer, prompt: np.ndarray, rng: random.Random, steps: int):
-    """Tokens chosen at random: half of the time any that is allowed, else one that leads to an end."""
+    """Choose tokens at random: half of the time any allowed token, otherwise one that leads to an end."""
     closing = [SPECIAL for SPECIAL in tokenizer.special_tokens if SPECIAL.endswith("_sep|>")] + [END]
     likely = [tokenizer.special_tokens[name] for name in closing]
     likely += [int(tokenizer.encode(text)[0]) for text in ('"', "}", ":", ",", "{", "n", ".", '"}', '": "', "..", "\\")]
@@ -111,7 +111,7 @@ def test_lines_of_the_source_only(llama, llama_grammar) -> None:
 
 
 def cut_anyhow(tokenizer: cwm.Tokenizer, ids: list[int], rng: random.Random) -> list[int]:
-    """Other tokens of the same texts: some become the tokens of their halves, or single bytes."""
+    """Draw other tokens of the same texts: some become the tokens of their halves, or single bytes."""
     special, cut = set(tokenizer.special_tokens.values()), []
     for id in ids:
         text = b"" if id in special else tokenizer.token_to_bytes(id)
@@ -187,7 +187,7 @@ def test_a_program_with_comments_like_the_mark() -> None:
 
 
 def endings() -> list[bytes]:
-    """Texts of which one completes whatever LOCALS begin with."""
+    """Return texts, one of which completes any beginning of LOCALS."""
     within = [b"", b"n", *(b"1" * digits for digits in range(1, 5))]
     within += [bytes([first]) + b"\x80" * tail for first in (0x80, 0x90, 0xA0) for tail in range(3)]
     around = [b"", b"{}", b"}", b'Zq":""}', b':""}', b'""}', b'Zq"}', b'"Zq":""}']

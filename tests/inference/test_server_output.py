@@ -28,7 +28,7 @@ SHORT = st.text("ab\n", max_size=20)
 
 
 def stopped(text, stops):
-    """The shortest beginning of the text that ends with a stop string, without the longest such; else the text."""
+    """Return the shortest prefix that ends with a stop string, without the longest such string; otherwise the text."""
     for end in range(len(text) + 1):
         hits = [stop for stop in stops if text[:end].endswith(stop)]
         if hits:
@@ -74,7 +74,7 @@ PREFIXES = st.sampled_from(["", "<think>\n", "<think>\nSo ", "It is", "It is\n",
 
 
 def split_at_once(text, prefix, tools):
-    """The definition, on the whole text."""
+    """Apply the definition to the whole text."""
     reasoning, is_fresh = "", False
     whole = prefix + text
     if (

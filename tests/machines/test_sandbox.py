@@ -171,7 +171,7 @@ def test_file_size_limit(sandbox):
 @pytest.mark.parametrize("script", ["cat big > $i", "cat big >&9"], ids=["files", "deleted files"])
 @linux
 def test_folder_size_limit(sandbox, script, tmp_path):
-    """Files below the size limit of one; those that are deleted go on taking space while they are open."""
+    """Write files that are each below the size limit. Deleted files take space while they are open."""
     program = (
         f"head -c 8000000 /dev/urandom > big; exec 9>gone; rm gone; for i in 1 2 3 4 5 6; do {script}; done; sleep 60"
     )

@@ -24,7 +24,7 @@ values = st.recursive(
 
 
 def strictly_equal(a, b):
-    """The slow definition: same types, and pairs found one by one."""
+    """Compare by the slow definition: equal types, and pairs found one by one."""
     if type(a) is not type(b):
         return False
     if isinstance(a, float):

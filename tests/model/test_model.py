@@ -48,7 +48,7 @@ def oracle_of(model):
 
 
 def assert_logits_equal(ours, expected, tolerance=1e-5):
-    """To `tolerance` of the largest: what rounds in a logit is as large as what was summed, not as what is left."""
+    """Compare to `tolerance` of the largest value: rounding errors scale with the summands, not with the sum."""
     torch.testing.assert_close(ours, expected, atol=tolerance * max(1, expected.abs().max().item()), rtol=0)
 
 

@@ -299,7 +299,7 @@ MEMORY = """
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured as Linux does")
 def test_in_memory_are_the_model_and_a_tensor(tmp_path):
-    """By the peak of resident memory, mapped pages included; the allocator is told to give back what is freed."""
+    """Measure the peak of resident memory, mapped pages included. The allocator returns freed memory to the system."""
     command = [sys.executable, "-c", textwrap.dedent(MEMORY), str(tmp_path)]
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout

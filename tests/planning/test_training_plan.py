@@ -329,7 +329,7 @@ class Collectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def received(self, part):
-        """Bytes that one of four ranks receives, three quarters of what is gathered or reduced and scattered."""
+        """Return the bytes that one of four ranks receives: three quarters of the gathered or reduced data."""
         return sum(size for name, size in self.seen if part in name) * 3 / 4
 
 

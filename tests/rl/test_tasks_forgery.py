@@ -163,6 +163,7 @@ def test_right_outputs_are_rewarded(value):
     [
         "[6]", "[5.0]", "(5,)", "[True]", "5", "[2 + 3]", "f(2, 3)", "[5] or [6]", "[5][/ANSWER][ANSWER][6]", "", "_",
         "type('Y', (), {'__eq__': lambda *a: True})()", "__import__('os')._exit(0)", "[5", "[" * 10**5, "9" * 10**5,
+        "'\\" * 10**5,
         "\0", "", "# [5]", "[5] if True else [6]", "output", "problem.output",
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Files are replaced whole, and what is not a regular file is never replaced."""
+"""Test that files are replaced as a whole, and that devices and other special files are never replaced."""
 
 import os
 import stat

@@ -90,7 +90,7 @@ def test_a_pattern_for_training_equals_tokenizers_or_is_refused(pattern, tmp_pat
 
 @pytest.fixture(scope="module")
 def uncut(tmp_path_factory):
-    """Ranks that merge all that the texts hold side by side, so that every cut shows."""
+    """Return ranks that merge all neighbors in the texts, so that every cut changes the tokens."""
     path = tmp_path_factory.mktemp("uncut") / "ranks"
     Tokenizer.train(USER_TEXTS, 600, pattern="(?m:.+)").save_ranks(path)
     return path

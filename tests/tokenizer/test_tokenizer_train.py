@@ -199,7 +199,7 @@ def test_exceptions_of_the_callback_end_the_training(phase):
 
 
 def interrupted_after(seconds, call):
-    """Seconds from Ctrl-C until the call ends by it."""
+    """Return the seconds from Ctrl-C until it ends the call."""
     main = threading.get_ident()
     timer = threading.Timer(seconds, signal.pthread_kill, (main, signal.SIGINT))
     timer.start()

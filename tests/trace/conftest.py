@@ -27,7 +27,7 @@ def plain(project):
 
 @pytest.fixture(scope="session")
 def store(project, plain):
-    """The recording of the suite, which also must not have changed anything."""
+    """Return the recording of the suite, after checking that it changed nothing."""
     output, told = recorded(project, "first", "-rA", "--cwm-max-frames", "500", "--cwm-per-site", "2")
     assert told == plain[1]
     assert without_line(output) == plain[0]

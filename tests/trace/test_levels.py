@@ -84,7 +84,7 @@ def max_depth(items: Activation, most: int) -> Activation:
 
 
 def loop_budget(items: Activation, first: int, last: int) -> Activation:
-    """Cuts the loops of an activation: its frames are taken in steps, which begin at LINE frames."""
+    """Cut the loops of an activation, whose frames are grouped in steps that begin at LINE frames."""
     steps: list[Activation] = [[]]
     for item in items:
         if isinstance(item, list):
@@ -117,7 +117,7 @@ def is_same(header: Shown, line: Shown) -> bool:
 
 
 def stays(header: Shown, line: Shown) -> bool:
-    """Whether a loop that begins at ``header`` goes on at ``line``."""
+    """Return whether a loop that begins at `header` continues at `line`."""
     is_header = re.match(r"[ \t]*(for|async[ \t]+for|while)\b", header.line) is not None
     return is_same(header, line) or (is_header and indentation(line) > indentation(header))
 
@@ -148,7 +148,7 @@ def resolve(frames: list[Shown]) -> list[dict[str, str] | None]:
 
 
 def write(kept: list[Shown], states: list[dict[str, str] | None], changes_only: bool) -> list[Shown]:
-    """Frames with their variables as the diff to what was shown before of the same activation."""
+    """Return frames with their variables as differences from the previous frame of the same activation."""
     stack: list[dict[str, str]] = []
     out = []
     for frame in kept:
@@ -168,7 +168,7 @@ def write(kept: list[Shown], states: list[dict[str, str] | None], changes_only: 
 
 
 def check(trace: cwm.Trace, level: dict[str, Any]) -> cwm.Trace:
-    """The coarser trace, after everything that the definition says of it."""
+    """Return the coarser trace, after checking it against the definition."""
     full = frames_of(trace)
     states = resolve(full)
     kept = activations(full)
@@ -446,7 +446,7 @@ def test_levels_of_cut_recordings_are_as_defined(level: dict[str, Any]) -> None:
 
 @given(programs, levels)
 def test_one_level_after_the_other_is_all_at_once(code: str, level: dict[str, Any]) -> None:
-    """In this order: loops can be told from LINE frames only."""
+    """Apply the levels in this order, because loops are recognized only by LINE frames."""
     trace = step_by_step = recorded(code)
     for name in ("loop_budget", "max_depth", "calls_only", "changes_only"):
         if name in level:
@@ -456,7 +456,7 @@ def test_one_level_after_the_other_is_all_at_once(code: str, level: dict[str, An
 
 @given(programs, levels)
 def test_parsed_traces_are_coarsened_alike(code: str, level: dict[str, Any]) -> None:
-    """But for loops: without line numbers, equal lines cannot be told apart."""
+    """Except for loops: without line numbers, equal lines are indistinguishable."""
     level.pop("loop_budget", None)
     trace = recorded(code)
     parsed = cwm.Trace.parse(trace.to_text()).trace

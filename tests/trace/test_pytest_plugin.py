@@ -10,7 +10,7 @@ from suites import recorded, run, small, without_line
 
 
 def entries(store, **wanted):
-    """Traces by what their metadata say."""
+    """Return traces by their metadata."""
     return [e.trace for e in store.entries() if wanted.items() <= e.metadata.items()]
 
 

@@ -1,4 +1,4 @@
-"""Code objects come and go while they are recorded: each is told from the one that had its address before."""
+"""Test code objects that are created and freed during a recording, at addresses that are reused."""
 
 from __future__ import annotations
 

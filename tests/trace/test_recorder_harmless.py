@@ -44,7 +44,7 @@ def under_an_empty_hook(call: Probe) -> None:
 
 
 def natively_recorded(call: Probe) -> None:
-    """As deep in the stack as the two above."""
+    """Record at the same stack depth as the two functions above."""
     recording = Recording([__file__], [])
     recording.run(call, ())
     assert recording.finish(lambda name: [], lambda *entry: "")[0].exception is None
@@ -57,7 +57,7 @@ def result_under(caller: Callable[[Probe], Any], function: Probe) -> Any:
 
 
 class Noisy:
-    """Tells when it dies."""
+    """An object that reports when it is freed."""
 
     def __init__(self, name: str, log: list[Any]) -> None:
         self.name, self.log = name, log

@@ -1,4 +1,4 @@
-"""Random whole programs: the recorder equals the oracle frame for frame, and leaves what they do as it is."""
+"""Record random whole programs: traces equal those of the oracle, and the programs behave as without a recorder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which code is in scope when one file has many names, and what is said where no code was."""
+"""Test which code is in scope if a file has many names, and the warning if no code was."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_files_beside_the_scope_are_outside_it(project: Path, monkeypatch: Any) 
 
 
 def test_code_of_no_file_is_in_no_folder(tmp_path: Path, monkeypatch: Any) -> None:
-    """`exec` and the like name their code `<string>`, which is no file in the working directory."""
+    """`exec` and similar functions name their code `<string>`, which is not a file in the working directory."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec("def f():\n    return 1\n", names)

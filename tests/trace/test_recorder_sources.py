@@ -125,7 +125,7 @@ def test_a_source_that_is_not_text(folder: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/proc/self/mem", "FIFO", "FOLDER"])
 def test_a_file_that_is_not_source_code(folder: Path, path: str) -> None:
-    """A name that a program gives its code is not trusted: nothing is read that has no end."""
+    """File names that a program gives its code are untrusted: endless files are not read."""
     os.mkfifo(folder / "FIFO")
     (folder / "FOLDER").mkdir()
     names: dict[str, Any] = {}

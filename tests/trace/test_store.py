@@ -282,7 +282,7 @@ def test_killed_at_every_byte(session, sessions, path, traces):
 
 @pytest.mark.parametrize("is_closed", [True, False])
 def test_a_flipped_bit_anywhere(is_closed, sessions, path, traces):
-    """An error or the right trace; what is taken for a torn tail is reported as one."""
+    """Reading gives an error or the right trace; a part that looks like a torn tail is reported as one."""
     _, whole, sizes = sessions[0]
     count = len(whole) if is_closed else sizes[-3][0]
     rng = random.Random(0)

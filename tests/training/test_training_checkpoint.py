@@ -1,4 +1,4 @@
-"""Checkpoints: what is in them, what they survive, and that any number of ranks can go on from them."""
+"""Test checkpoints: contents, failures and damage, and resuming on any number of ranks."""
 
 import os
 import pickle
@@ -100,7 +100,7 @@ def copied(saved, tmp_path):
 
 
 def resumed(folder):
-    """Step and tensors of what is resumed, and the texts of warnings."""
+    """Return step and tensors of the resumed state, and the texts of warnings."""
     run = tiny_run(99)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -109,7 +109,7 @@ def resumed(folder):
 
 
 def rewrite_manifest(path):
-    """As an enemy would, who can compute checksums."""
+    """Rewrite the manifest with valid checksums, as an attacker would."""
     manifest.write(path, checkpoint.FORMAT, manifest.entries(p for p in path.iterdir() if p.name != manifest.FILE))
 
 

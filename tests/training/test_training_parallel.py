@@ -115,7 +115,7 @@ def whole(tensor):
 
 
 def several(runs, compiler=None):
-    """The results of each run; what is compiled, by `compiler`."""
+    """Return the results of each run, compiled by `compiler`."""
     with pytest.MonkeyPatch.context() as patch:
         if compiler:
             patch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=compiler))
@@ -180,7 +180,7 @@ def test_compiled_layers_equal_one_process(alone):
 
 
 class Count(TorchDispatchMode):
-    """How often operators ran."""
+    """Count how often operators run."""
 
     def __init__(self):
         super().__init__()
@@ -312,7 +312,7 @@ def test_slices_of_a_batch_are_its_tokens_in_order():
 
 
 def refused():
-    """Messages of what cannot be divided by two."""
+    """Return the messages about sizes that cannot be divided by two."""
     odd = replace(CONFIG, vocab_size=51)
     return [
         message(lambda: train(tensor_parallel=4)),

@@ -128,7 +128,7 @@ def test_a_run_resumes_on_another_number_of_ranks(shards, tmp_path):
 
 
 def signalled(shards, folder):
-    """One of the ranks alone gets a SIGTERM during the third step."""
+    """Send SIGTERM to only one of the ranks during the third step."""
 
     def interrupt(progress, world):
         if progress.step == 3 and world.rank == 1:

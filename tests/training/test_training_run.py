@@ -45,7 +45,7 @@ checkpoint_every = 10
 
 @pytest.fixture
 def run_folder(tmp_path, monkeypatch):
-    """A run that learns to count on, and where it can be started from."""
+    """Return a run that learns to count, and the folder to start it in."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     texts = [" ".join(str((start + i) % 50) for i in range(30)) for start in rng.integers(50, size=120).tolist()]

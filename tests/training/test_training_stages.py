@@ -1,4 +1,4 @@
-"""The stages of training as configurations: the published figures, and all three in little, one after the other."""
+"""Test the stages of training as configurations: the published figures, and all three at a small scale in sequence."""
 
 import json
 import tomllib

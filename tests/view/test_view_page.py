@@ -208,7 +208,7 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is insta
 
 
 def run_in_page(folder: Path, page: str, script: str, fragment: str = "") -> Any:
-    """Opens a page in headless Chromium and gives the value of an expression in it, through JSON."""
+    """Open a page in headless Chromium and return the value of an expression in it, through JSON."""
     assert BROWSER is not None
     ascii_json = r"JSON.stringify(value).replace(/[^ -~]/g, c => '\\u' + c.charCodeAt(0).toString(16).padStart(4, '0'))"
     probe = f"<script>const value = {script}; document.body.innerHTML = '<pre>' + btoa({ascii_json});</script></body>"

@@ -212,7 +212,7 @@ def evaluate_termination(
     results, settings = run_batches("termination", problems, solve, settings, **options)
     scored = [result.values for result in results if result.left_out is None]
     right = {truth: [float(r["predicted"] is truth) for r in scored if r["ends"] is truth] for truth in (True, False)}
-    names = {True: "ends", False: "goes on", None: "says nothing"}
+    names = {True: "ends", False: "does not end", None: "no answer"}
     confusion = {
         names[truth]: {
             name: sum(r["ends"] is truth and r["predicted"] is said for r in scored) for said, name in names.items()

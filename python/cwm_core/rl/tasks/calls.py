@@ -8,11 +8,11 @@ from ...evaluation import Problem
 from ...evaluation.answers import Style, fields_of, fill, load_template
 from ...evaluation.calls import template_name
 from ...evaluation.reading import arguments_of_answer, output_of_answer
-from ...machines import Limits, Sandbox, literals_equal
+from ...machines import Limits, Sandbox
 from ...machines.programs import DEFAULT_LIMITS, evaluate_with_arguments
 from ...tokenizer import Tokenizer
 from .formats import FormatError, marked_answer, without_reasoning
-from .protocol import Reward, outcome
+from .protocol import Reward, is_value, outcome
 from .questions import QuestionTask
 
 
@@ -34,7 +34,7 @@ def judge_output(problem: Problem, text: str, *, style: Style = "reasoning") -> 
         answer = output_of_answer(_answer(text, style))
     except FormatError as error:
         return outcome(False, f"format: {error}")
-    right = literals_equal(problem.output, answer)
+    right = is_value(answer, problem.output)
     return outcome(right, "right output" if right else "wrong output")
 
 
@@ -69,7 +69,7 @@ def judge_input(
     returned = evaluate_with_arguments(problem.code, arguments, limits=limits, sandbox=sandbox)
     if returned.value is None:
         return outcome(False, f"input: {returned.reason}")
-    right = literals_equal(problem.output, returned.value)
+    right = is_value(returned.value, problem.output)
     return outcome(right, "right input" if right else "input: the program returns another value")
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ...machines import literals_equal
+
 
 @dataclass(frozen=True)
 class Reward:
@@ -136,3 +138,11 @@ def start_episode(task: RLTask | EpisodeTask, item: Any) -> Episode:
 def outcome(solved: bool, *reasons: str) -> Reward:
     """Return the published reward of an outcome: 1 if it is solved, else -1 (arXiv 2510.02387, section 5.2)."""
     return Reward(1.0 if solved else -1.0, reasons, solved)
+
+
+def is_value(answer: str, truth: str) -> bool:
+    """Return whether an answer is the literal of a value; see `literals_equal`.
+
+    An answer that is much longer than the truth is another value, or is written to make the comparison slow.
+    """
+    return len(answer) <= 1000 + 10 * len(truth) and literals_equal(truth, answer)

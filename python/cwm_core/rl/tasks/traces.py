@@ -18,7 +18,7 @@ from ...machines import Limits, Sandbox, literals_equal
 from ...tokenizer import Tokenizer
 from ...tokenizer.special_tokens import CALL_SEP, END_OF_TEXT, FRAME_SEP, RETURN_SEP, TRACE_TOKENS
 from ...trace import ParsedTrace, Trace, last_return
-from .protocol import Reward
+from .protocol import Reward, is_value
 
 _GIVEN = 1  # frames in the prompt
 
@@ -236,7 +236,7 @@ class TraceTask:
         )
         depth = 1 + opened - closed - sum(_DEPTHS.get(frame.event, 0) for frame in frames[: whole - first])
         returned = last_return(frames, complete=rest.complete, depth=int(depth))
-        return returned is not None and literals_equal(item.trace.frames[-1].arg or "", frames[returned].arg or "")
+        return returned is not None and is_value(frames[returned].arg or "", item.trace.frames[-1].arg or "")
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ class _Truth:
 def _compare(real: FrameLike, predicted: FrameLike) -> dict[str, bool | None]:
     """Return whether each part of a predicted frame is right; None for a part that the real frame lacks."""
     same_event = real.event == predicted.event
-    value = None if real.arg is None else predicted.arg is not None and literals_equal(real.arg, predicted.arg)
+    value = None if real.arg is None else predicted.arg is not None and is_value(predicted.arg, real.arg)
     return {
         "variables": None if real.locals is None else same_event and real.locals == predicted.locals,
         "line": same_event and real.line == predicted.line,

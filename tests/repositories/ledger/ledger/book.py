@@ -22,7 +22,7 @@ class Account:
         return sum(amount for when, amount in self.entries if day is None or when <= day)
 
     def available(self):
-        """What may be taken from it."""
+        """Return the amount that can be withdrawn."""
         return self.balance() + self.overdraft
 
 
