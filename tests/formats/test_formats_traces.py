@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -116,6 +117,17 @@ def failure(capsys, *argv: str) -> str:
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     return err
+
+
+def test_names_that_are_not_unicode_become_keys(tmp_path):
+    folder = tmp_path / os.fsdecode(b"f\xe9")
+    folder.mkdir()
+    cwm.record_source("def f(): return 1", "f()").save(folder / os.fsdecode(b"t\xe9.cwmtrace"))
+    exchange.import_traces([folder], tmp_path / "a.cwmtraces")
+    exchange.import_traces([folder / os.fsdecode(b"t\xe9.cwmtrace")], tmp_path / "b.cwmtraces")
+    for name in ("a", "b"):
+        (entry,) = entries(tmp_path / f"{name}.cwmtraces")
+        assert (entry.key, entry.metadata["source"]) == ("t\ufffd", "f\ufffd")
 
 
 def test_mistakes_leave_nothing_behind(store, capsys):

@@ -208,12 +208,14 @@ def test_rollouts_from_the_future_are_refused():
         rl(steps=1, generator=Given([lambda job: rollout(job.group, job.sample, 1.0, version=3)] * 99))
 
 
-def test_hopeless_runs_end(monkeypatch):
+def test_hopeless_runs_warn_and_end(monkeypatch, caplog):
     from cwm_core.rl import controller
 
+    monkeypatch.setattr(controller, "WARN_EVERY", 8)
     monkeypatch.setattr(controller, "MAX_USELESS", 16)
     with pytest.raises(RuntimeError, match="the last 16 groups had nothing to train on"):
         rl(steps=1, generator=Given([lambda job: rollout(job.group, job.sample, 1.0)] * 999))
+    assert "the last 8 groups had nothing to train on" in caplog.text
 
 
 @pytest.mark.parametrize("values", [{"group_size": 0}, {"groups": 0}, {"max_age": -1}])

@@ -112,6 +112,20 @@ def test_a_run_is_recorded_resumed_and_saved(folder):
     assert any(not torch.equal(resumed[name], before) for name, before in weights("model").items())
 
 
+@pytest.mark.parametrize("mode", ["processes", "exact"])
+def test_modes_of_generation(folder, mode):
+    changes = [f"generation.mode={mode}", "training.max_steps=2"]
+    if mode == "exact":
+        changes += ["data.batch_size=1", "training.grad_accumulation=8", "rollouts.groups=1", "rollouts.fill=false"]
+    assert main(["rl", "run.toml", *(part for change in changes for part in ("--set", change))]) == 0
+    steps = lines("metrics.jsonl")
+    assert [step["step"] for step in steps] == [1, 2]
+    largest = [step["metrics"]["engine/largest_difference"] for step in steps if step["metrics"].get("engine/compared")]
+    assert largest and max(largest) < 1e-4
+    if mode == "exact":
+        assert largest == [0.0, 0.0]
+
+
 def failure(capsys, *changes):
     assert main(["rl", "run.toml", *(part for change in changes for part in ("--set", change))]) == 1
     return capsys.readouterr().err

@@ -143,7 +143,7 @@ def test_forged_functions_get_nothing(code):
         "</think>\n```\nprint(sum(map(int, input().split()))\n```",  # does not compile
         "</think>\n```\n\0\n```",
         "</think>\n```\n" + "(" * 5000 + "\n```",
-        "</think>\n```\n" + "#" * 300_000 + "\n```",
+        "</think>\n```\n" + "#" * 60_000 + "\n```",
         "",
     ],
 )

@@ -1,5 +1,6 @@
 """Test that files are replaced as a whole, and that devices and other special files are never replaced."""
 
+import errno
 import os
 import stat
 import threading
@@ -94,4 +95,17 @@ def test_permissions_follow_the_umask_or_the_file_that_was_there(tmp_path):
 def test_a_folder_is_refused(tmp_path):
     with pytest.raises(IsADirectoryError):
         write_file(tmp_path, "text")
+    assert names(tmp_path) == []
+
+
+def test_errors_name_the_file_and_not_the_one_beside_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"'{tmp_path}/missing/out'"):
+        write_file(tmp_path / "missing" / "out", "text")
+
+
+def test_a_full_disk_is_reported_with_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        write_file("/dev/full", b"text")
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/a'"), replacing(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write does
     assert names(tmp_path) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,10 +28,26 @@ try:
 except ConnectionError as error:
     print(error)
 """
+PLACE = Path(tempfile.mkdtemp(prefix="ray-"))  # short, because the paths of Ray's sockets may have 107 bytes
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # The default, /tmp/ray, belongs to the first user of the machine.
+    "RAY_TMPDIR": str(PLACE),
+    # Where a token exists, clusters are started with it, which also chooses the address that they listen at.
+    "HOME": str(PLACE),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def place():
+    """Make a token and a path to the environment, and remove what Ray wrote at the end."""
+    (PLACE / ".ray").mkdir(parents=True, exist_ok=True)
+    (PLACE / ".ray" / "auth_token").write_text("1234567890abcdef" * 4)
+    # Ray starts its servers with the path of Python, unquoted.
+    (PLACE / "environment").symlink_to(sys.prefix)
+    yield
+    shutil.rmtree(PLACE, ignore_errors=True)
 
 
 def run(code, seconds=120, **variables):
@@ -50,7 +67,8 @@ def free_port():
 def running_cluster(folder, *arguments):
     """Start a cluster that other processes find on this machine, and yield its address."""
     port = free_port()
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
+    python = str(PLACE / "environment" / "bin" / Path(sys.executable).name)
+    command = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
     command += ["--include-dashboard=false", "--disable-usage-stats", *arguments]
     with open(folder / "ray.log", "w+b") as log:
         head = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
@@ -103,6 +121,11 @@ def test_a_cluster_without_processors_is_refused(tmp_path):
     assert line.startswith("the Ray cluster has no CPUs")
 
 
+def test_a_home_folder_that_cannot_be_written_is_enough():
+    code = CONNECT + "import os; print(oct(os.stat(os.environ['RAY_AUTH_TOKEN_PATH']).st_mode)[-3:])"
+    assert run(code, HOME="/dev/null")[1:] == ["left", "600"]
+
+
 def test_a_connection_of_the_callers_stays():
     code = "import ray\nray.init(address='local', num_cpus=1, log_to_driver=False, logging_level='ERROR')\n" + CONNECT
     assert run(code)[-1] == "connected"
@@ -117,7 +140,6 @@ def test_the_key_reaches_the_workers_of_a_running_cluster_and_no_file(tmp_path):
     subprocess.run([sys.executable, "make.py"], cwd=tmp_path, check=True)
     answer = {"choices": [{"message": {"content": "opens('sesame-11')\n"}}]}
     with (
-        # The paths of Ray's sockets may have 107 bytes.
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as short,
         running_cluster(tmp_path, "--num-cpus=1", f"--temp-dir={short}") as address,
         bad_server(reply(answer)) as served,

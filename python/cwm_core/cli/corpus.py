@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections import Counter
@@ -53,6 +54,7 @@ def add_corpus(verbs: Any) -> None:
     _add_contests(kinds)
     _add_repository(kinds)
     _add_source(kinds)
+    _add_programs(kinds)
     _add_describe(kinds)
 
 
@@ -145,7 +147,7 @@ def _add_repository(kinds: Any) -> None:
     add("--license", metavar="SPDX", help="license of the repository (default: from its license files)")
     add(
         "--python", metavar="PYTHON",
-        help="interpreter that runs the tests (default: this one, or python3 in an image)",
+        help="command of the Python that runs the tests (default: this one, or python3 in an image)",
     )  # fmt: skip
     add("--image", metavar="IMAGE", help="run the tests in containers of this image, not in the sandbox")
     add("--test", action="append", default=[], metavar="ARG", help="argument for pytest: --test=-k --test=parse")
@@ -182,7 +184,7 @@ def _repository(args: argparse.Namespace) -> Summary:
         lambda: backend.open(Task(args.path.name, "", folder=args.path)),
         args.output / "recordings",
         packages=args.package,
-        python=args.python or ("python3" if args.image else sys.executable),
+        python=args.python or ("python3" if args.image else shlex.quote(sys.executable)),
         arguments=args.test,
         options={**options, "seed": args.seed},
         seconds=args.suite_seconds,
@@ -225,6 +227,38 @@ def _extension(path: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     return import_object(path)
+
+
+def _add_programs(kinds: Any) -> None:
+    purpose = "Generate small programs and classic algorithms, and record them: no sandbox, no tokenizer needed."
+    parser = kinds.add_parser(
+        "programs",
+        help=purpose,
+        description=f"{purpose} DIR/train gets one trace store for each kind of program, DIR/held-out those for "
+        "evaluation. The two have no program in common, even up to names.",
+    )
+    parser.set_defaults(run=_programs)
+    add = parser.add_argument
+    add("-o", "--output", required=True, type=Path, metavar="DIR", help="new folder for the trace stores")
+    add("--basic", type=not_negative, default=0, metavar="N", help="programs of the basic distribution (default: 0)")
+    add("--wide", type=not_negative, default=0, metavar="N", help="programs of the wide distribution (default: 0)")
+    add(
+        "--algorithm-calls", type=not_negative, default=0, metavar="N",
+        help="calls of each classic algorithm (default: 0)",
+    )  # fmt: skip
+    add("--held-out", type=positive, default=500, metavar="N", help="programs of each kind to keep (default: 500)")
+    add("--seed", type=not_negative, default=0, metavar="N", help="seed of the programs, below 100 (default: 0)")
+
+
+def _programs(args: argparse.Namespace) -> int:
+    from cwm_core.corpus.programs import ProgramCounts, record_programs
+
+    counts = ProgramCounts(args.basic, args.wide, args.algorithm_calls)
+    with counter(args, "programs") as show:
+        recorded = record_programs(args.output, counts, args.seed, args.held_out, show or (lambda programs: None))
+    for store, traces in recorded.items():
+        say(args, f"{args.output / store}: {traces:,} traces")
+    return OK
 
 
 def _add_describe(kinds: Any) -> None:

@@ -32,6 +32,7 @@ from cwm_core.support.arguments import reject_single_string
 from cwm_core.support.files import StrPath, files_in, replacing
 from cwm_core.support.jsonl import is_jsonl, loads, type_of_json
 from cwm_core.support.tables import read_table
+from cwm_core.support.text import well_formed
 from cwm_core.trace import StoredTrace, TraceReader, TraceWriter
 from cwm_core.trace.store import outcome
 
@@ -147,7 +148,7 @@ def read_traces(file: StrPath, key: str | None = None) -> Iterator[StoredTrace]:
         yield from TraceReader(file).entries()
     else:
         trace = Trace.load(file)
-        yield StoredTrace(key, {"source": file.resolve().parent.name, "outcome": outcome(trace)}, trace)
+        yield StoredTrace(key, {"source": well_formed(file.resolve().parent.name), "outcome": outcome(trace)}, trace)
 
 
 def trace_from_row(row: Row, where: str) -> StoredTrace:
@@ -289,12 +290,12 @@ def _read_rows(path: Path) -> Iterator[StoredTrace]:
 
 
 def _read_native(path: Path) -> Iterator[StoredTrace]:
-    return read_traces(path, path.stem)
+    return read_traces(path, well_formed(path.stem))
 
 
 def _read_folder(folder: Path) -> Iterator[StoredTrace]:
     for file in trace_files([folder]):
-        yield from read_traces(file, file.relative_to(folder).with_suffix("").as_posix())
+        yield from read_traces(file, well_formed(file.relative_to(folder).with_suffix("").as_posix()))
 
 
 _WRITERS: dict[str, Callable[[BinaryIO], _RowWriter]] = {".parquet": _Parquet, ".jsonl": _JsonLines}

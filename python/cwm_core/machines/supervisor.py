@@ -8,9 +8,10 @@ The descriptor `control` receives orders of one byte each. Closing it ends the r
 caller. The descriptor `report` receives a line with the program's process id, and a line with a tuple of exit code,
 signal, exceeded limit, and seconds, as a Python literal.
 
-Limits on all processes together are polled, because the kernel's limits do not fit: RLIMIT_NPROC, which is also set,
-counts all processes of the user and exempts root, and RLIMIT_DATA applies to one process. A burst can exceed the limits
-for about one `INTERVAL`.
+Limits on all processes together are polled, because the kernel's limits do not fit: RLIMIT_NPROC counts all processes
+of the user and exempts root, and RLIMIT_DATA applies to one process. A burst can exceed the limits for about one
+`INTERVAL`. RLIMIT_NPROC bounds it to `BURST` times the limit. At the limit itself, a program would end by the error of
+`fork` before the supervisor sees that it has too many processes, and the limit would count as the program's failure.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 INTERVAL = 0.02  # seconds
+BURST = 16  # a fork bomb takes longer than `INTERVAL` to multiply by this
 INTERRUPT, KILL_OTHERS = b"i", b"k"  # orders on the control pipe
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36  # linux/prctl.h
 
@@ -173,7 +175,7 @@ def start(argv: list[str], settings: dict[str, Any]) -> int:
             (resource.RLIMIT_DATA, settings["memory_bytes"]),
             (resource.RLIMIT_FSIZE, settings["file_bytes"]),
             (resource.RLIMIT_CORE, 0),
-            (resource.RLIMIT_NPROC, threads_of_user() + settings["processes"]),
+            (resource.RLIMIT_NPROC, threads_of_user() + BURST * settings["processes"]),
         ):
             hard = resource.getrlimit(limit)[1]
             allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)

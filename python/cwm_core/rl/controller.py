@@ -6,6 +6,7 @@ weights to the generator, collects rollouts until the rows of the step are full,
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter, deque
@@ -25,8 +26,11 @@ from .generation import Failure, Generator, Job, Outcome
 from .records import Rollout
 from .tasks import Curriculum
 
-# Consecutive groups without anything to train on, after which the run is taken to be hopeless.
-MAX_USELESS = 4096
+logger = logging.getLogger(__name__)
+
+# Consecutive groups without anything to train on: after how many to warn, and to give up.
+WARN_EVERY = 64
+MAX_USELESS = 1024
 
 
 @dataclass(frozen=True)
@@ -220,28 +224,38 @@ class RolloutLoader:
 
     def _finish(self, group: _Group) -> None:
         """Assign advantages to a complete group, and keep what can be trained on."""
-        kept = []
-        for outcome in group.outcomes:
-            reason = self._fault(outcome)
-            self._log(_description(outcome, group.item, reason))
+        reasons = [self._fault(outcome) for outcome in group.outcomes]
+        pairs = zip(group.outcomes, reasons, strict=True)
+        kept = [outcome for outcome, reason in pairs if isinstance(outcome, Rollout) and not reason]
+        useful = 0
+        for rollout, advantage in zip(kept, self._algorithm.advantages(kept) if kept else (), strict=True):
+            if advantage.any():
+                self._buffer.append((rollout, advantage))
+                useful += 1
+            else:
+                reasons[group.outcomes.index(rollout)] = "no advantage"
+        for outcome, reason in zip(group.outcomes, reasons, strict=True):
             self._counts.add(group.task, outcome, reason)
-            if isinstance(outcome, Rollout) and not reason:
-                kept.append(outcome)
-        scored = [outcome.reward.solved for outcome in group.outcomes if isinstance(outcome, Rollout)]
-        if scored:
-            self._curriculum.report(group.task, group.item, sum(scored) / len(scored))
-        advantages = self._algorithm.advantages(kept) if kept else []
-        useful = [pair for pair in zip(kept, advantages, strict=True) if pair[1].any()]
-        self._counts.dropped["no advantage"] += len(kept) - len(useful)
+            self._log(_description(outcome, group.item, reason))
+        solved = [outcome.reward.solved for outcome in group.outcomes if isinstance(outcome, Rollout)]
+        if solved:
+            self._curriculum.report(group.task, group.item, sum(solved) / len(solved))
         self._counts.groups += 1
         self._counts.useless_groups += not useful
-        self._buffer += useful
         self._useless = 0 if useful else self._useless + 1
+        self._check_progress()
+
+    def _check_progress(self) -> None:
+        """Warn of many groups in a row without anything to train on, and raise RuntimeError in the end."""
+        if not self._useless or self._useless % WARN_EVERY:
+            return
+        text = (
+            f"the last {self._useless} groups had nothing to train on: their rollouts failed, were dropped, or had "
+            "equal rewards; choose items with other solve rates, or start from a better model"
+        )
         if self._useless >= MAX_USELESS:
-            raise RuntimeError(
-                f"the last {MAX_USELESS} groups had nothing to train on: their rollouts failed, were dropped, or had "
-                "equal rewards; choose items with other solve rates, or start from a better model"
-            )
+            raise RuntimeError(text)
+        logger.warning("%s", text)
 
     def _fault(self, outcome: Outcome) -> str:
         """Return why an outcome cannot be trained on; empty if it can."""

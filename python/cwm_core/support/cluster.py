@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from . import secrets
@@ -70,9 +74,27 @@ def _has_token() -> bool:
     return given or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
 
 
+def _provide_token() -> None:
+    """Save the token of new clusters in a temporary file if Ray cannot save it in the home folder."""
+    if _has_token() or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    with suppress(OSError, RuntimeError):  # the latter if there is no home folder
+        folder = Path.home() / ".ray"
+        folder.mkdir(exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return
+    descriptor, path = tempfile.mkstemp(prefix="cwm-ray-token-")
+    with open(descriptor, "w") as file:
+        file.write(uuid.uuid4().hex)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = path  # for the life of this process, because Ray caches the token
+    process = os.getpid()
+    atexit.register(lambda: os.unlink(path) if os.getpid() == process else None)
+
+
 def _start(ray: Any) -> None:
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
+        _provide_token()
         with secrets.hidden(), _uninterrupted():
             ray.init(address="local", log_to_driver=False, logging_level="ERROR")
         return

@@ -46,7 +46,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     allows; an existing file keeps its permissions.
 
     Raises:
-        OSError: The file cannot be written. `IsADirectoryError` if `path` is a folder.
+        OSError: The file cannot be written, with `path` as its file name. `IsADirectoryError` if `path` is a folder.
     """
     target = Path(os.path.realpath(path))
     try:
@@ -54,12 +54,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         mode = None
     if mode is not None and (not stat.S_ISREG(mode) or _names_descriptor(path)):
-        with open(path, "wb") as file:
+        with _naming(path, path), open(path, "wb") as file:
             yield file
         return
     partial = target.with_name(f".{target.name[:200]}.{token_hex(4)}.partial")
     try:
-        with open(partial, "xb") as file:
+        with _naming(path, partial), open(partial, "xb") as file:
             if mode is not None:
                 os.fchmod(file.fileno(), stat.S_IMODE(mode))
             yield file
@@ -141,6 +141,18 @@ def files_in(folder: str | os.PathLike[str], endings: tuple[str, ...]) -> list[P
     folder = Path(folder)
     found = (file for file in folder.rglob("*") if file.name.lower().endswith(endings) and file.is_file())
     return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+
+
+@contextmanager
+def _naming(path: str | os.PathLike[str], partial: str | os.PathLike[str]) -> Iterator[None]:
+    """Put `path` into errors about the file that is written in its place, and about a full disk, which name no file."""
+    try:
+        yield
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if os.fspath(partial) == error.filename or (is_full and error.filename is None):
+            error.filename = os.fspath(path)
+        raise
 
 
 def _names_descriptor(path: str | os.PathLike[str]) -> bool:

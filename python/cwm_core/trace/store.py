@@ -96,8 +96,9 @@ class TraceWriter:
             The index of the trace.
 
         Raises:
-            ValueError: The file already has the key, or the metadata contains a value that JSON cannot represent.
-            TypeError: The metadata contains a type that JSON cannot represent.
+            ValueError: The file already has the key, the key contains a lone surrogate, or the metadata contains a
+                value that JSON cannot represent.
+            TypeError: The key is not a string, or the metadata contains a type that JSON cannot represent.
             OSError: A block could not be written.
         """
         described = metadata | {n: v for n, v in self._versions.items() if n not in metadata}
@@ -106,6 +107,10 @@ class TraceWriter:
 
     def add_as_is(self, trace: Trace, key: str | None, metadata: dict[str, Any]) -> int:
         """Append a trace with exactly this metadata, as when copying from another store. See `add`."""
+        if not isinstance(key, str | None):
+            raise TypeError(f"key: expected a string or None, got {key!r}")
+        if key is not None and any("\ud800" <= character <= "\udfff" for character in key):
+            raise ValueError(f"key {key!r} contains a lone surrogate, which is not a character")
         return self._native.add(trace, key, json.dumps(metadata, allow_nan=False, separators=(",", ":")))
 
     def flush(self) -> None:

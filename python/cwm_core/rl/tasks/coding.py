@@ -15,7 +15,7 @@ from .formats import FormatError, code_block, without_reasoning
 from .protocol import Reward, outcome
 from .questions import QuestionTask
 
-MAX_CODE_CHARS = 200_000
+MAX_CODE_CHARS = 50_000
 """Maximum length of a program; longer ones are wrong."""
 
 _QUESTION = """{statement}

@@ -9,21 +9,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import NamedTuple
+
+from .program import GeneratedProgram
 
 MAX_STEPS = 14  # in the bodies of generated functions, without the frames of main() and the entry
 UNKNOWN_LENGTH = 1000  # too long for a loop to run over
 LETTERS = "ABCDE"
 NAMES = {"int": "abknxy", "str": "sw", "list": "tv", "dict": "d"}
-
-
-class GeneratedProgram(NamedTuple):
-    """A program to record."""
-
-    code: str
-    """Definitions of functions."""
-    call: str
-    """Expression that runs them."""
 
 
 def generate(seed: int) -> GeneratedProgram:
