@@ -88,10 +88,12 @@ docs: $(INSTALLED) ## build the documentation site in build/site; fails on broke
 	$(PY) -m pip install --quiet --disable-pip-version-check "mkdocs-material>=9.7,<10" "mkdocstrings[python]>=1,<2"
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
+WHEELS ?= build/wheels
+WHEELS_FOR ?= $(shell .ci/pythons)
 wheel: $(TOOLS)/.installed ## build wheels for each supported CPython on this machine, in build/wheels
-	rm -rf build/wheels
-	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" maturin build --release --locked --out build/wheels $(PORTABLE) \
-	  $(addprefix -i ,$(shell .ci/pythons))
+	rm -rf $(WHEELS)
+	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" maturin build --release --locked --out $(WHEELS) $(PORTABLE) \
+	  $(addprefix -i ,$(WHEELS_FOR))
 
 clean: ## remove build results; keep environments, but rebuild their extension
 	rm -rf build target .pytest_cache .ruff_cache .hypothesis .benchmarks python/cwm_core/*.so .venv*/.installed
