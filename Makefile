@@ -1,10 +1,11 @@
-# Each target creates what it needs. CPython 3.11-3.13, Rust, a C compiler and make are enough to start.
+# Each target creates what it needs. CPython 3.11-3.15, Rust, a C compiler and make are enough to start.
 # PYTHON is the interpreter for new virtual environments; an existing environment keeps its own.
 PYTHON ?= $(shell .ci/pythons | head -n 1)
 # Environment names are relative, because the path of this folder may contain spaces, which make cannot handle.
 VENV ?= .venv
 EXTRAS ?= train,test,dev
 TOOLS := .venv-tools
+NATIVE_VENV = .venv-native-$$("$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 MATURIN := maturin>=1.9,<2
 
 PY := $(VENV)/bin/python
@@ -15,6 +16,9 @@ TESTS ?= tests
 # Slow tests of packages without native code: they give the same result on every CPython.
 PURE := environments evaluation trace/test_context.py $(addprefix corpus/test_corpus_,$(addsuffix .py,\
   contests describe duplicates filters functions inputs pipeline))
+# What shows quickly whether the other native parts work on a CPython.
+SMOKE := test_native_stub.py data/test_data_shards.py tokenizer/test_tokenizer_trace.py tokenizer/test_tokenizer_chat.py \
+  support/test_jsonl.py cli/test_cli_record.py view
 
 # zig links against the C library of manylinux2014 on any distribution.
 ifeq ($(shell uname -s),Linux)
@@ -22,13 +26,28 @@ PORTABLE := --zig --compatibility manylinux2014
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo check test test-native lint lint-rust lint-python bench bench-quick bench-compare docs wheel clean
+.PHONY: help demo model check test test-native test-recorder lint lint-rust lint-python bench \
+  bench-quick bench-compare docs wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: $(INSTALLED) ## run the full pipeline at a small scale; results in build/demo
 	$(PY) -m cwm_core demo -o build/demo
+
+MODEL := build/model
+$(MODEL)/corpus: | $(INSTALLED)
+	@mkdir -p $(MODEL)
+	$(PY) -m cwm_core corpus programs --basic 100000 --wide 100000 --algorithm-calls 100 -o $@
+
+$(MODEL)/shards: | $(MODEL)/corpus
+	rm -rf $@.partial $(MODEL)/vocabulary
+	$(PY) -m cwm_core tokenize $(MODEL)/corpus/train --tokenizer $(MODEL)/vocabulary --train-vocab 1024 \
+	  --pattern "$$(cat configs/small/pattern.txt)" -o $@.partial
+	mv $@.partial $@
+
+model: | $(MODEL)/shards ## train a small model on generated programs for 2.5 hours, resumable; in build/model/run
+	OMP_NUM_THREADS=1 $(PY) -m cwm_core train configs/small/train.toml
 
 check: lint ## lint and fast tests: leaves out those that tests/slow.txt lists or that are marked slow
 	$(PY) -m pytest $(TESTS) -m "not slow"
@@ -37,8 +56,10 @@ test: $(INSTALLED) ## all Python tests
 	$(PY) -m pytest $(TESTS)
 
 test-native: ## the tests that need no PyTorch, without it: make test-native PYTHON=python3.13
-	$(MAKE) test EXTRAS=test VENV=.venv-native-$$("$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])') \
-	  TESTS="tests $(addprefix --ignore=tests/,$(PURE))"
+	$(MAKE) test EXTRAS=test VENV=$(NATIVE_VENV) TESTS="tests $(addprefix --ignore=tests/,$(PURE))"
+
+test-recorder: ## the tests of the recorder, and a few of each other part: make test-recorder PYTHON=python3.15
+	$(MAKE) test EXTRAS=test VENV=$(NATIVE_VENV) TESTS="tests/trace $(addprefix tests/,$(SMOKE))"
 
 lint: lint-rust lint-python ## check format, lint and types, without changes
 
@@ -67,10 +88,12 @@ docs: $(INSTALLED) ## build the documentation site in build/site; fails on broke
 	$(PY) -m pip install --quiet --disable-pip-version-check "mkdocs-material>=9.7,<10" "mkdocstrings[python]>=1,<2"
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
+WHEELS ?= build/wheels
+WHEELS_FOR ?= $(shell .ci/pythons)
 wheel: $(TOOLS)/.installed ## build wheels for each supported CPython on this machine, in build/wheels
-	rm -rf build/wheels
-	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" maturin build --release --locked --out build/wheels $(PORTABLE) \
-	  $(addprefix -i ,$(shell .ci/pythons))
+	rm -rf $(WHEELS)
+	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" maturin build --release --locked --out $(WHEELS) $(PORTABLE) \
+	  $(addprefix -i ,$(WHEELS_FOR))
 
 clean: ## remove build results; keep environments, but rebuild their extension
 	rm -rf build target .pytest_cache .ruff_cache .hypothesis .benchmarks python/cwm_core/*.so .venv*/.installed
@@ -95,5 +118,5 @@ $(TOOLS)/.installed: | $(TOOLS)/bin/python
 	touch $@
 
 %/bin/python:
-	@test -n "$(PYTHON)" || { echo "make: no CPython 3.11, 3.12 or 3.13 with venv found: name one with PYTHON=" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "make: no CPython 3.11 to 3.15 with venv found: name one with PYTHON=" >&2; exit 1; }
 	"$(PYTHON)" -m venv $*

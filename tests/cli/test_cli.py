@@ -440,7 +440,7 @@ def test_inspect_lists_checkpoints_and_models(shards, capsys):
     out = capsys.readouterr().out
     assert f"parameters  {parameters:,} in " in out and "checkpoint  step 4, " in out and "hidden size 32" in out
     Path("run/config.json").write_text("{")
-    assert "run/config.json: not JSON" in failure(capsys, "inspect", "run")
+    assert "run/config.json is not JSON" in failure(capsys, "inspect", "run")
 
 
 # ---- train and predict

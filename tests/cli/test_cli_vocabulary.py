@@ -16,8 +16,12 @@ EVALUATIONS = {f"cwm eval {task}" for task in ("traces", "output", "input", "ter
 PRINT = {f"cwm {verb}" for verb in ("corpus describe", "pack", "inspect", "plan", "predict", "forage", "agent")}
 PRINT |= CORPORA | EVALUATIONS
 # The commands that choose something at random.
-SAMPLE = {f"cwm {verb}" for verb in ("tokenize", "pack", "inspect", "debug", "forage", "agent")} | CORPORA | EVALUATIONS
-WRITE = {f"cwm {verb}" for verb in ("corpus describe", "record", "import", "export", "tokenize", "predict")}
+SAMPLE = {f"cwm {verb}" for verb in ("tokenize", "pack", "inspect", "debug", "forage", "agent")}
+SAMPLE |= {"cwm corpus programs"} | CORPORA | EVALUATIONS
+WRITE = {
+    f"cwm {verb}"
+    for verb in ("corpus describe", "corpus programs", "record", "import", "export", "tokenize", "predict")
+}
 WRITE |= {f"cwm {verb}" for verb in ("forage", "agent", "demo")} | CORPORA | EVALUATIONS
 
 # Names that an option must not have, and the one that the vocabulary has for it.

@@ -52,7 +52,7 @@ def modules() -> list[Path]:
     """Modules of the standard library that parse, from the smallest."""
     folder = Path(sysconfig.get_path("stdlib"))
     names = [*folder.glob("*.py"), *folder.glob("asyncio/*.py"), *folder.glob("email/*.py")]
-    return [path for path in sorted(names) if path.stat().st_size < 60_000]
+    return [path for path in sorted(names) if path.is_file() and path.stat().st_size < 60_000]
 
 
 @cache

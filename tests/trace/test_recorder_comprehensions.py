@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-VERSION = sys.version_info[:2]
+VERSION = min(sys.version_info[:2], (3, 13))  # later versions show the same
 
 
 def states(trace: cwm.Trace, line: str) -> list[dict[str, str]]:

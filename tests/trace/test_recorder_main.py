@@ -166,7 +166,8 @@ def test_a_call_in_a_file_has_its_name_and_numbers(tmp_path: Path) -> None:
 STATE = """
 import json, sys
 names = [name for name in globals() if name not in ("json", "sys", "names", "state")]
-state = [sys.argv, sys.path, __file__, __name__, __package__, type(__loader__).__name__, __cached__, names]
+cached = globals().get("__cached__")
+state = [sys.argv, sys.path, __file__, __name__, __package__, type(__loader__).__name__, cached, names]
 state += [str(type(__builtins__)), sys._getframe().f_code.co_filename, sys.modules["__main__"].__dict__ is globals()]
 print(json.dumps(state))
 """

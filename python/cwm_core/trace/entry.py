@@ -69,8 +69,11 @@ def main_module(file: str, spec: ModuleSpec | None = None) -> ModuleType:
     module.__package__ = None if spec is None else spec.parent
     module.__loader__ = SourceFileLoader("__main__", file) if spec is None else spec.loader
     module.__spec__ = spec
-    cached = None if spec is None else spec.cached
-    vars(module).update(__annotations__={}, __builtins__=builtins, __file__=file, __cached__=cached)
+    if sys.version_info < (3, 14):  # later versions create the annotations when they are first asked for
+        module.__annotations__ = {}
+    vars(module).update(__builtins__=builtins, __file__=file)
+    if sys.version_info < (3, 15):
+        vars(module)["__cached__"] = None if spec is None else spec.cached
     return module
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .program import GeneratedProgram
 from .writer import Made, Writer
 
@@ -478,11 +480,12 @@ def sorting(w: Writer) -> GeneratedProgram | None:
     rng = w.rng
     kind = rng.choice(["numbers", "strings", "tuples"])
     count = rng.randrange(3, 5)
-    elements = {
+    makers: dict[str, Callable[[], str]] = {
         "numbers": w.number,
         "strings": lambda: w.letters(1, 3),
         "tuples": lambda: f"({w.letter()}, {w.digit()})",
-    }[kind]
+    }
+    elements = makers[kind]
     t = w.parameter("list", f"[{', '.join(elements() for _ in range(count))}]")
 
     def key() -> str:

@@ -2,15 +2,17 @@
 
 use std::ptr::NonNull;
 
+use pyo3::exceptions::PyImportError;
 use pyo3::ffi;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyString};
+use pyo3::types::{PyBytes, PyDict, PyString};
 use rustc_hash::FxHashMap;
 
 use cwm_trace::Trace;
 
-use super::layout::{InterpreterFrame, slot_names};
+use super::layout::{self, InterpreterFrame, slot_names};
 use super::leaf::unicode;
 
 const CO_OPTIMIZED: u32 = 0x1;
@@ -23,6 +25,55 @@ const CO_FAST_CELL: u8 = 0x40;
 const CO_FAST_FREE: u8 = 0x80;
 const NO_LINE: u32 = u32::MAX;
 const MAX_KEPT: u32 = 1 << 16;
+
+/// Instructions that the recorder recognizes. Each minor version has its own numbers.
+struct Opcodes {
+    resume: u8,
+    returns: Vec<u8>,
+}
+
+/// Looks up what is needed later, when no Python code may run.
+pub fn prepare(py: Python<'_>) -> PyResult<()> {
+    opcodes(py).map(drop)
+}
+
+fn opcodes(py: Python<'_>) -> PyResult<&Opcodes> {
+    static OPCODES: PyOnceLock<Opcodes> = PyOnceLock::new();
+    OPCODES.get_or_try_init(py, || {
+        let opmap = py.import("opcode")?.getattr("opmap")?;
+        let number = |name: &str| opmap.get_item(name).and_then(|number| number.extract::<u8>()).ok();
+        let resume =
+            number("RESUME").ok_or_else(|| PyImportError::new_err("this CPython has no RESUME instruction"))?;
+        let returns = ["RETURN_VALUE", "RETURN_CONST"]
+            .into_iter()
+            .filter_map(number)
+            .collect();
+        Ok(Opcodes { resume, returns })
+    })
+}
+
+/// Returns whether an exception ends `frame`, which is at its RETURN event with `arg`.
+///
+/// Since 3.12, the interpreter passes None both for an exception and for a return of None. The current instruction
+/// distinguishes the two.
+///
+/// # Safety
+/// `frame` must be a live frame object of this interpreter, `arg` must be null or a live object, and the GIL must be
+/// held.
+pub unsafe fn unwinds(py: Python<'_>, frame: *mut ffi::PyFrameObject, arg: *mut ffi::PyObject) -> PyResult<bool> {
+    // SAFETY: upheld by the caller; `PyFrame_GetCode` returns a new reference, whose ownership is passed on.
+    let (code, last) = unsafe {
+        if cfg!(not(Py_3_12)) || arg != ffi::Py_None() {
+            return Ok(arg.is_null());
+        }
+        let code = ffi::PyFrame_GetCode(frame).cast::<ffi::PyObject>();
+        (Bound::from_owned_ptr(py, code), ffi::PyFrame_GetLasti(frame))
+    };
+    let code = code.getattr(intern!(py, "co_code"))?.cast_into::<PyBytes>()?;
+    let opcode = usize::try_from(last).ok().and_then(|last| code.as_bytes().get(last));
+    let returns = &opcodes(py)?.returns;
+    Ok(opcode.is_none_or(|opcode| !returns.contains(opcode)))
+}
 
 /// A slot of a frame: the variable that it holds, and whether the value is in a cell.
 pub struct Slot {
@@ -115,7 +166,7 @@ impl Code {
         let optimized = object.getattr("co_flags")?.extract::<u32>()? & CO_OPTIMIZED != 0;
         let (mut slots, mut hidden, mut beside) = (Vec::new(), 0, Vec::new());
         // SAFETY: upheld by the caller.
-        for (name, kind) in unsafe { slot_names(object) } {
+        for (name, kind) in unsafe { slot_names(object)? } {
             let name = unicode(&name);
             let is_private = !optimized && name.starts_with(b"__");
             hidden += usize::from(kind & CO_FAST_LOCAL != 0);
@@ -154,17 +205,10 @@ impl Code {
 
     /// Finds where a generator or coroutine begins: at its first `RESUME` instruction.
     pub fn find_start(&mut self, object: &Bound<'_, PyAny>) -> PyResult<()> {
-        static RESUME: PyOnceLock<u8> = PyOnceLock::new();
-        let py = object.py();
         if object.getattr("co_flags")?.extract::<u32>()? & CO_SUSPENDED == 0 {
             return Ok(());
         }
-        let resume = *RESUME.get_or_try_init(py, || {
-            py.import("opcode")?
-                .getattr("opmap")?
-                .get_item("RESUME")?
-                .extract::<u8>()
-        })?;
+        let resume = opcodes(object.py())?.resume;
         let code = object.getattr("co_code")?.cast_into::<PyBytes>()?;
         self.start = code
             .as_bytes()
@@ -210,7 +254,9 @@ impl Code {
     #[inline]
     pub unsafe fn in_comprehension(&self, frame: InterpreterFrame) -> bool {
         // SAFETY: upheld by the caller.
-        cfg!(Py_3_13) && (0..self.hidden).any(|slot| unsafe { !self.own_value(frame, slot).is_null() })
+        cfg!(Py_3_13)
+            && layout::is_known()
+            && (0..self.hidden).any(|slot| unsafe { !self.own_value(frame, slot).is_null() })
     }
 
     /// Returns the variables that override or extend the namespace of a module or class body: on 3.12, the variables of
@@ -222,12 +268,39 @@ impl Code {
         &self,
         frame: InterpreterFrame,
     ) -> impl Iterator<Item = (u32, NonNull<ffi::PyObject>)> {
-        let shown: &[usize] = if cfg!(Py_3_13) { &[] } else { &self.beside };
+        let shown: &[usize] = if cfg!(Py_3_13) || !layout::is_known() {
+            &[]
+        } else {
+            &self.beside
+        };
         // SAFETY: upheld by the caller.
         let bound = move |&slot: &usize| unsafe { NonNull::new(self.own_value(frame, slot)) };
         shown
             .iter()
             .filter_map(move |slot| bound(slot).map(|value| (self.names[*slot], value)))
+    }
+
+    /// Returns the variables of a function in `locals`, the mapping of its frame: the name ID and value of each. Leaves
+    /// out what the program added to the mapping.
+    pub fn variables_in<'py>(&self, locals: &Bound<'py, PyDict>) -> Vec<(u32, Bound<'py, PyAny>)> {
+        let mut found = Vec::new();
+        for (key, value) in locals {
+            let Ok(key) = key.cast_into::<PyString>() else {
+                continue;
+            };
+            let name = unicode(&key);
+            if let Some(slot) = self.slots.iter().position(|slot| slot.name == name) {
+                found.push((slot, value));
+            }
+        }
+        // Before 3.13, the mapping is a dict that keeps its order when a variable is unbound and bound again.
+        if cfg!(not(Py_3_13)) {
+            found.sort_by_key(|(slot, _)| *slot);
+        }
+        found
+            .into_iter()
+            .map(|(slot, value)| (self.names[slot], value))
+            .collect()
     }
 
     /// Returns the value of a variable: the content of its slot, or of the cell in the slot. Borrowed; null if unbound.

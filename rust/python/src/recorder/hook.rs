@@ -7,18 +7,14 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyValueError};
 use pyo3::ffi;
-#[cfg(Py_3_12)]
-use pyo3::intern;
 use pyo3::prelude::*;
-#[cfg(Py_3_12)]
-use pyo3::types::PyBytes;
 use pyo3::types::{PyString, PyTuple};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use cwm_trace::Event;
 
 use super::choice::Choice;
-use super::code::Code;
+use super::code::{Code, unwinds};
 use super::identity;
 use super::layout::{InterpreterFrame, line_number, running_frames};
 use super::leaf::unicode;
@@ -229,44 +225,6 @@ impl Session {
             recorded
         }
     }
-}
-
-/// Returns whether an exception ends `frame`, which is at its RETURN event with `arg`.
-///
-/// # Safety
-/// `frame` must be a live frame object of this interpreter, `arg` must be null or a live object, and the GIL must be
-/// held.
-#[cfg(not(Py_3_12))]
-unsafe fn unwinds(_: Python<'_>, _: *mut ffi::PyFrameObject, arg: *mut ffi::PyObject) -> PyResult<bool> {
-    Ok(arg.is_null())
-}
-
-/// Returns whether an exception ends `frame`, which is at its RETURN event with `arg`.
-///
-/// Since 3.12, the interpreter passes None both for an exception and for a return of None. The current instruction
-/// distinguishes the two.
-///
-/// # Safety
-/// `frame` must be a live frame object of this interpreter, `arg` must be null or a live object, and the GIL must be
-/// held.
-#[cfg(Py_3_12)]
-unsafe fn unwinds(py: Python<'_>, frame: *mut ffi::PyFrameObject, arg: *mut ffi::PyObject) -> PyResult<bool> {
-    /// `RETURN_VALUE` and `RETURN_CONST`, as in `opcode.opmap`.
-    #[cfg(Py_3_13)]
-    const RETURNS: [u8; 2] = [36, 103];
-    #[cfg(not(Py_3_13))]
-    const RETURNS: [u8; 2] = [83, 121];
-    // SAFETY: upheld by the caller; `PyFrame_GetCode` returns a new reference, whose ownership is passed on.
-    let (code, last) = unsafe {
-        if arg != ffi::Py_None() {
-            return Ok(arg.is_null());
-        }
-        let code = ffi::PyFrame_GetCode(frame).cast::<ffi::PyObject>();
-        (Bound::from_owned_ptr(py, code), ffi::PyFrame_GetLasti(frame))
-    };
-    let code = code.getattr(intern!(py, "co_code"))?.cast_into::<PyBytes>()?;
-    let opcode = usize::try_from(last).ok().and_then(|last| code.as_bytes().get(last));
-    Ok(opcode.is_none_or(|opcode| !RETURNS.contains(opcode)))
 }
 
 /// The trace function. Never lets a panic or a missing session reach the interpreter.

@@ -314,6 +314,22 @@ pub fn unicode(text: &Bound<'_, PyString>) -> Vec<u8> {
     out
 }
 
+/// Returns whether a string has only ASCII characters, in one byte each. Since 3.14, `false` also for the strings of a
+/// subclass.
+///
+/// # Safety
+/// `text` must be a live string, and the GIL must be held.
+#[inline]
+pub unsafe fn is_ascii(text: *mut ffi::PyObject) -> bool {
+    // SAFETY: upheld by the caller. The characters follow the object, and the head of an ASCII string is shorter.
+    unsafe {
+        #[cfg(not(Py_3_14))]
+        return ffi::PyUnicode_IS_ASCII(text) != 0;
+        #[cfg(Py_3_14)]
+        return ffi::PyUnicode_DATA(text) == text.byte_add(size_of::<ffi::PyASCIIObject>()).cast();
+    }
+}
+
 /// Appends a string as UTF-8, with lone surrogates encoded like other code points.
 ///
 /// # Safety
@@ -323,7 +339,7 @@ pub unsafe fn push_unicode(text: *mut ffi::PyObject, out: &mut Vec<u8>) {
     unsafe {
         let length = ffi::PyUnicode_GET_LENGTH(text) as usize;
         let data = ffi::PyUnicode_DATA(text);
-        if ffi::PyUnicode_IS_ASCII(text) != 0 {
+        if is_ascii(text) {
             out.extend_from_slice(std::slice::from_raw_parts(data.cast(), length));
             return;
         }

@@ -9,7 +9,7 @@ use cwm_trace::{Event, Line, Outcome, Trace};
 use super::activation::Stack;
 use super::code::Code;
 use super::hook::RecordingLimit;
-use super::layout::InterpreterFrame;
+use super::layout::{self, InterpreterFrame};
 use super::namespace::Keys;
 use super::render::{Scratch, Style};
 use super::step::Step;
@@ -253,14 +253,14 @@ impl Log {
         };
         // SAFETY: upheld by the caller.
         let taken = unsafe {
-            let in_slots = code.optimized || code.in_comprehension(frame);
+            let in_slots = layout::is_known() && (code.optimized || code.in_comprehension(frame));
             if activation.in_slots != in_slots {
                 step.change_place(activation, code);
             }
             if in_slots {
                 step.slots(activation, frame, code)
             } else {
-                step.namespace(activation, frame, code, &mut self.keys)
+                step.mapping(activation, frame, code, &mut self.keys)
             }
         };
         match taken {

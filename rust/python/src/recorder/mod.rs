@@ -92,6 +92,12 @@ impl Recording {
         split: bool,
         choose: Option<Py<PyAny>>,
     ) -> PyResult<Recording> {
+        if cfg!(Py_GIL_DISABLED) {
+            return Err(PyRuntimeError::new_err(
+                "recording needs a CPython with the GIL, because other threads could change values while they are \
+                 shown; this is a free-threaded build",
+            ));
+        }
         if choose.is_some() && (max_seconds.is_some() || split) {
             return Err(PyValueError::new_err(
                 "choose cannot be combined with split or max_seconds",
@@ -138,6 +144,7 @@ impl Recording {
     ///     RuntimeError: Another recording runs on this thread.
     fn start(&mut self, py: Python<'_>) -> PyResult<()> {
         self.check_use()?;
+        layout::warn_if_not_known(py)?;
         let Some(OwnedSession(session)) = &mut self.session else {
             return Err(PyRuntimeError::new_err("the recording is finished"));
         };
@@ -450,9 +457,12 @@ fn finish_trace(
 }
 
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
-    layout::verify(m.py())?;
-    leaf::prepare(m.py())?;
-    identity::prepare();
+    if cfg!(not(Py_GIL_DISABLED)) {
+        layout::prepare(m.py())?;
+        code::prepare(m.py())?;
+        leaf::prepare(m.py())?;
+        identity::prepare();
+    }
     m.add("RecordingLimit", m.py().get_type::<RecordingLimit>())?;
     m.add_function(wrap_pyfunction!(call_with_empty_hook, m)?)?;
     m.add_function(wrap_pyfunction!(is_recorder_at_work, m)?)?;

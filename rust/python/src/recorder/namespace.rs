@@ -24,28 +24,16 @@ impl Keys {
     /// Returns the variables in a namespace, in its order, by name ID. Skips names that begin with `__`. A namespace
     /// that is not a dict is asked for its items; if that raises an `Exception`, the result is empty.
     ///
-    /// # Safety
-    /// `namespace` must be alive or null, and the GIL must be held.
-    pub unsafe fn read<'py>(
+    pub fn read<'py>(
         &mut self,
-        py: Python<'py>,
-        namespace: *mut ffi::PyObject,
+        namespace: Bound<'py, PyAny>,
         trace: &mut Trace,
     ) -> PyResult<Vec<(u32, Bound<'py, PyAny>)>> {
+        let py = namespace.py();
         let mut values: Vec<(u32, Bound<'py, PyAny>)> = Vec::new();
-        // SAFETY: `namespace` is alive and held. Each pair is owned before other code runs, and the type is checked
-        // before the namespace is read as a dict.
+        let dict = dict_of(namespace)?;
+        // SAFETY: `dict` is held, and each pair is owned before other code runs.
         unsafe {
-            let Some(namespace) = Bound::from_borrowed_ptr_or_opt(py, namespace) else {
-                return Ok(values);
-            };
-            let dict = match namespace.cast_into::<PyDict>() {
-                Ok(dict) => dict,
-                Err(other) => match copy(&other.into_inner()) {
-                    Err(error) if !error.is_instance_of::<PyException>(py) => return Err(error),
-                    copied => copied.unwrap_or_else(|_| PyDict::new(py)),
-                },
-            };
             let namespace = dict.as_ptr();
             let (mut at, mut key, mut value) = (0, std::ptr::null_mut(), std::ptr::null_mut());
             while ffi::PyDict_Next(namespace, &mut at, &mut key, &mut value) != 0 {
@@ -80,6 +68,18 @@ impl Keys {
             }
             id
         }
+    }
+}
+
+/// Returns a mapping as a dict: itself, or a copy; if copying raises an `Exception`, an empty dict.
+pub fn dict_of(mapping: Bound<'_, PyAny>) -> PyResult<Bound<'_, PyDict>> {
+    let mapping = match mapping.cast_into::<PyDict>() {
+        Ok(dict) => return Ok(dict),
+        Err(other) => other.into_inner(),
+    };
+    match copy(&mapping) {
+        Err(error) if !error.is_instance_of::<PyException>(mapping.py()) => Err(error),
+        copied => Ok(copied.unwrap_or_else(|_| PyDict::new(mapping.py()))),
     }
 }
 

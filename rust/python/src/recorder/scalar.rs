@@ -6,6 +6,7 @@ use std::slice;
 use pyo3::ffi;
 
 use super::layout::compact_int;
+use super::leaf::is_ascii;
 
 /// A scalar read from its object. Strings are borrowed from the object.
 #[derive(Clone, Copy)]
@@ -31,7 +32,7 @@ impl<'a> Scalar<'a> {
             if kind == &raw mut ffi::PyLong_Type {
                 int(value).map(Scalar::Int)
             } else if kind == &raw mut ffi::PyUnicode_Type {
-                if ffi::PyUnicode_IS_ASCII(value) == 0 {
+                if !is_ascii(value) {
                     return None;
                 }
                 let length = ffi::PyUnicode_GET_LENGTH(value) as usize;

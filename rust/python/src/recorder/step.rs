@@ -10,7 +10,7 @@ use super::activation::{ABSENT, Activation, Snapshot};
 use super::code::Code;
 use super::cursor::{Slots, Variables};
 use super::layout::{InterpreterFrame, compact_int};
-use super::namespace::Keys;
+use super::namespace::{Keys, dict_of};
 use super::render::{Scratch, Style, render, update, write_scalar};
 use super::scalar::{Scalar, write_int};
 use super::tape::{FreeTapes, Known};
@@ -95,13 +95,14 @@ impl Step<'_, '_> {
         activation.shape = code.add_shape(self.trace, order);
     }
 
-    /// Writes the variables of a module or class body and returns the shape of the frame.
+    /// Writes the variables of a module or class body, or of a function whose slots are not known, and returns the shape
+    /// of the frame.
     ///
     /// # Safety
     /// `frame` must be running and belong to `code`, `activation` must be the activation of `frame`, and the GIL must
     /// be held.
     #[inline(never)]
-    pub unsafe fn namespace(
+    pub unsafe fn mapping(
         &mut self,
         activation: &mut Activation,
         frame: InterpreterFrame,
@@ -110,7 +111,11 @@ impl Step<'_, '_> {
     ) -> PyResult<u32> {
         // SAFETY: upheld by the caller; values borrowed from slots are held before other code runs.
         let mut values = unsafe {
-            let mut values = keys.read(self.py, frame.namespace(), self.trace)?;
+            let mut values = match frame.locals(self.py)? {
+                Some(locals) if code.optimized => code.variables_in(&dict_of(locals)?),
+                Some(locals) => keys.read(locals, self.trace)?,
+                None => Vec::new(),
+            };
             for (name, value) in code.beside_namespace(frame) {
                 let value = Bound::from_borrowed_ptr(self.py, value.as_ptr());
                 match values.iter_mut().find(|(other, _)| *other == name) {

@@ -8,7 +8,7 @@ use std::slice;
 
 use pyo3::ffi;
 
-use super::layout::{compact_int, int_digits};
+use super::layout::{self, compact_int, int_digits};
 use super::scalar::{Scalar, quote};
 
 /// What was rendered at one place in a text.
@@ -157,7 +157,7 @@ impl Content {
                     ffi::PyUnicode_DATA(value).cast::<u8>().cast_const(),
                     length,
                 )
-            } else if kind == &raw mut ffi::PyLong_Type {
+            } else if kind == &raw mut ffi::PyLong_Type && layout::is_known() {
                 let (negative, digits) = int_digits(value);
                 if digits.len() > Content::MAX_DIGITS {
                     return None;

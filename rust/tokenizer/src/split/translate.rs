@@ -269,13 +269,13 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_counterpart_is_named() {
+    fn parts_without_a_counterpart_are_named() {
         for (pattern, name) in [
             (r"a\K|b", r"\K"),
             (r"\Ga", r"\G"),
             (r"\R", r"\R"),
             (r"(a)\1", "back reference"),
-            (r"(?:a*)+b", "match nothing"),
+            (r"(?:a*)+b", "match the empty string"),
         ] {
             let refused = Splitter::for_ranks(pattern).unwrap().for_tokenizers().map(String::from);
             assert!(
