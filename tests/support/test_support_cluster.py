@@ -126,6 +126,11 @@ def test_a_home_folder_that_cannot_be_written_is_enough():
     assert run(code, HOME="/dev/null")[1:] == ["left", "600"]
 
 
+def test_the_handler_of_sigterm_is_restored():
+    handled = "import signal\nsignal.signal(signal.SIGTERM, print)\n"
+    assert run(handled + CONNECT + "print(signal.getsignal(signal.SIGTERM) is print)")[-2:] == ["left", "True"]
+
+
 def test_a_connection_of_the_callers_stays():
     code = "import ray\nray.init(address='local', num_cpus=1, log_to_driver=False, logging_level='ERROR')\n" + CONNECT
     assert run(code)[-1] == "connected"

@@ -482,6 +482,8 @@ def test_processes_share_a_reader(method, path, traces):
     assert pickle.loads(pickle.dumps(reader))[0] == traces[0] == reader[0]
     with multiprocessing.get_context(method).Pool(2) as pool:
         assert pool.map(first_and_last, [reader] * 4) == [[traces[0], traces[1], traces[1]]] * 4
+        pool.close()  # workers end by themselves: forked ones inherit whatever handles SIGTERM in this process
+        pool.join()
 
 
 def test_a_forked_process_does_not_write(path, traces):

@@ -40,6 +40,7 @@ def ray_cluster() -> Iterator[Any]:
     """
     ray = _package()
     started = not ray.is_initialized()
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
         if started:
             _start(ray)
@@ -53,6 +54,7 @@ def ray_cluster() -> Iterator[Any]:
         if started:
             with _uninterrupted():
                 ray.shutdown()
+            _restore(signal.SIGTERM, terminate)
 
 
 def _package() -> Any:
@@ -124,6 +126,12 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
         if came:
             signal.raise_signal(signal.SIGINT)
+
+
+def _restore(number: int, handler: Any) -> None:
+    """Set the handler that Ray replaced: its own would outlive the cluster, and forked processes would inherit it."""
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
 
 
 def _check(address: str) -> None:
