@@ -75,7 +75,7 @@ def bench_rollouts(benchmark: Any, task: Task, folders: Iterator[Path], workers:
 
     def run(folder: Path) -> None:
         run_rollouts(tasks, ScriptedAgent(solution_actions), folder, backend=backend, workers=workers)
-        assert summarize(TrajectoryReader(folder / rollouts.FILE))["solved"] == ROLLOUTS
+        assert summarize(TrajectoryReader(folder / rollouts.FILE)).solved == ROLLOUTS
 
     name = "cwm_core" if kind == "bubblewrap" else "cwm_core, process"
     measure(benchmark, run, workers, name, folders)
