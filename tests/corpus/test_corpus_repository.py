@@ -72,7 +72,7 @@ def opened(root, kind=KIND, limits=SMALL):
     return SandboxBackend(kind, limits=limits, readable=installed_packages()).open(Task("bank", "", folder=root))
 
 
-def recorded(machine, folder, python=sys.executable, **options):
+def recorded(machine, folder, python=shlex.quote(sys.executable), **options):
     return record_repository(machine, folder, python=python, seconds=60.0, **options)
 
 
@@ -207,7 +207,7 @@ def test_a_suite_that_takes_too_long(project, tmp_path):
     (project / "test_bank.py").write_text(TESTS + "\ndef test_z():\n    import time\n    time.sleep(60)\n")
     machine = opened(project, kind="process")
     try:
-        suite = record_repository(machine, tmp_path / "stores", python=sys.executable, seconds=6.0)
+        suite = record_repository(machine, tmp_path / "stores", python=shlex.quote(sys.executable), seconds=6.0)
     finally:
         machine.close()
     assert suite.completed.timed_out

@@ -13,6 +13,7 @@ import pytest
 from cwm_core.cli import debug, main
 from debugging import TOKENIZER, debugger
 
+pytestmark = pytest.mark.torch
 SANDBOX = "" if cwm.machines.bubblewrap_refusal() is None else "process"
 
 

@@ -101,7 +101,7 @@ def record_repository(
         machine: Machine with the repository.
         folder: Folder for the recordings.
         packages: Packages to record. If empty, those at the root of the repository or in its `src`.
-        python: Command of the interpreter.
+        python: Shell command of the interpreter on the machine; a path with blanks is quoted, as by `shlex.quote`.
         arguments: Arguments of pytest.
         options: More options of the plugin by name: `{"per-site": 2}` is `--cwm-per-site 2`.
         seed: Seed of the choice among calls, and value of PYTHONHASHSEED.
