@@ -22,6 +22,7 @@ from machines import backend_of, kinds
 KIND = "process" if machines.bubblewrap_refusal() else "bubblewrap"
 # Little output at once, so that a store takes several reads.
 SMALL = dataclasses.replace(LIMITS, output_bytes=1000)
+PYTHON = shlex.quote(sys.executable)
 CORE = """
 class Account:
     def __init__(self, owner, balance=0):
@@ -72,7 +73,7 @@ def opened(root, kind=KIND, limits=SMALL):
     return SandboxBackend(kind, limits=limits, readable=installed_packages()).open(Task("bank", "", folder=root))
 
 
-def recorded(machine, folder, python=shlex.quote(sys.executable), **options):
+def recorded(machine, folder, python=PYTHON, **options):
     return record_repository(machine, folder, python=python, seconds=60.0, **options)
 
 
@@ -80,7 +81,7 @@ def test_a_suite_is_recorded(project, tmp_path):
     with_counts = {"per-site": 30, "per-function": 100}
     machine = opened(project)
     try:
-        plain = machine.run(f"{shlex.quote(sys.executable)} -m pytest -q", seconds=60.0)
+        plain = machine.run(f"{PYTHON} -m pytest -q", seconds=60.0)
         suite = recorded(machine, tmp_path / "stores", arguments=["-q"], options=with_counts)
         again = recorded(machine, tmp_path / "again", options=with_counts)
         left = machine.run("ls -A", seconds=10.0).stdout.decode().split()
@@ -207,7 +208,7 @@ def test_a_suite_that_takes_too_long(project, tmp_path):
     (project / "test_bank.py").write_text(TESTS + "\ndef test_z():\n    import time\n    time.sleep(60)\n")
     machine = opened(project, kind="process")
     try:
-        suite = record_repository(machine, tmp_path / "stores", python=shlex.quote(sys.executable), seconds=6.0)
+        suite = record_repository(machine, tmp_path / "stores", python=PYTHON, seconds=6.0)
     finally:
         machine.close()
     assert suite.completed.timed_out
