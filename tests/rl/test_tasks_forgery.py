@@ -17,7 +17,7 @@ from cwm_core.tokenizer.special_tokens import CHAT_TOKENS, TRACE_TOKENS
 pytestmark = pytest.mark.skipif(bubblewrap_refusal() is not None, reason=f"no bubblewrap: {bubblewrap_refusal()}")
 
 # For what must fail, so that a slow machine changes nothing.
-LIMITS = dataclasses.replace(DEFAULT_LIMITS, seconds=1.0, cpu_seconds=1, memory_bytes=256 << 20, processes=16)
+LIMITS = dataclasses.replace(DEFAULT_LIMITS, seconds=1.0, cpu_seconds=2, memory_bytes=256 << 20, processes=16)
 SUM = ContestProblem(
     "sum", "codecontests", (ContestTest("2 3\n", "5\n"), ContestTest("40 2\n", "42\n")), (), (), statement="Add."
 )
