@@ -138,7 +138,9 @@ LEAVES_NOTHING = body(
     "assert 'work' in os.listdir('/tmp') and not os.listdir('/tmp/work')\n"
     "assert not os.listdir('/dev/shm') and threading.active_count() == 1 and len([]) == 0\n"
     "assert json.loads('[1]') == [1]\n"
-    "assert sum(name.isdigit() for name in os.listdir('/proc')) == 3\nreturn 'clean'"
+    # A killed process may take a moment to vanish.
+    "import time\nfor _ in range(30):\n    if sum(name.isdigit() for name in os.listdir('/proc')) == 3:\n"
+    "        return 'clean'\n    time.sleep(0.01)\n"
 )
 
 
