@@ -35,16 +35,16 @@ class Algorithm:
     max_length: int
     """Constant that divides the sum over the tokens of a rollout: the largest number of tokens of a rollout."""
     baseline: str = "length"
-    """What is subtracted from a return: "length", the mean of the group weighted by length (CWM; OPO, arXiv
+    """Baseline that is subtracted from a return: "length", the mean of the group weighted by length (CWM; OPO, arXiv
     2505.23585), or "mean", the plain mean (GRPO, arXiv 2402.03300)."""
     deviation: bool = False
-    """Whether to divide by the standard deviation of the group (GRPO, arXiv 2402.03300)."""
+    """Divide by the standard deviation of the group (GRPO, arXiv 2402.03300)."""
     normalize: str = "constant"
-    """What divides the sum over tokens: "constant", `max_length` (CWM; Dr. GRPO, arXiv 2503.20783); "sequence", the
+    """Divisor of the sum over tokens: "constant", `max_length` (CWM; Dr. GRPO, arXiv 2503.20783); "sequence", the
     length of the rollout (GRPO, arXiv 2402.03300); or "batch", the actions of the step instead of its rollouts (DAPO,
     arXiv 2503.14476)."""
     credit: str = "return"
-    """What a token is credited with: "return", the return of its rollout (CWM), or "steps", its step reward
+    """Reward that a token is credited with: "return", the return of its rollout (CWM), or "steps", its step reward
     (`Reward.token_values`) relative to the mean of all steps of the group, and the rest of the return (process
     supervision of GRPO, arXiv 2402.03300)."""
     step_discount: float = 0.0

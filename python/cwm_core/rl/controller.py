@@ -46,7 +46,7 @@ class RolloutConfig:
     groups: int = 16
     """Prompts in generation at a time, over all ranks."""
     fill: bool = True
-    """Whether a step waits until its rows are full: batches formed by number of tokens (arXiv 2510.02387). Otherwise it
+    """Wait until the rows of a step are full: batches formed by number of tokens (arXiv 2510.02387). Otherwise it
     takes what `groups` prompts gave."""
     max_age: int = 100
     """A rollout is dropped if its newest action is older than this number of steps (published: 100)."""

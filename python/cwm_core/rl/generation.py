@@ -60,7 +60,7 @@ class Generator(Protocol):
     """Something that turns jobs into rollouts with the newest weights that it was given."""
 
     background: bool
-    """Whether it generates while the caller does something else."""
+    """True if it generates while the caller does something else."""
 
     def publish(self, model: Transformer, version: int) -> None:
         """Use the weights of `model`, which may be sharded, for the next tokens. All ranks call this together."""
@@ -87,7 +87,7 @@ class Action(NamedTuple):
     """The tokens that a policy chose in one turn."""
 
     sequence: Hashable
-    """What `Sampler.submit` returned."""
+    """Number that `Sampler.submit` returned."""
     tokens: list[int]
     logprobs: list[float]
     """Log probability of each token under the policy that chose it, in nats."""

@@ -18,7 +18,7 @@ class Reward:
     reasons: tuple[str, ...]
     """Short reasons, such as "right" or "frame 3: wrong line". Messages for logs and metrics."""
     solved: bool
-    """Whether the trajectory solves the item. Solve rates count this."""
+    """True if the trajectory solves the item. Solve rates count these."""
     token_values: tuple[tuple[int, int, float], ...] = ()
     """Step rewards as (begin, end, value): the part of `value` that the tokens from `begin` to `end` (exclusive) earned
     together. Positions count the action tokens of the trajectory, over all turns. The rest of `value` belongs to the
@@ -56,7 +56,7 @@ class Episode(Protocol):
 
 
 class Task(Protocol):
-    """What every task has."""
+    """Members that every kind of task has."""
 
     @property
     def name(self) -> str:

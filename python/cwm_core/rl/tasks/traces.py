@@ -247,7 +247,7 @@ class _Truth:
     ids: NDArray[np.int32]
     """The tokens after the prompt."""
     parts: NDArray[np.bool_]
-    """Whether each frame after the prompt has each of `_PARTS`, [frames, 3]."""
+    """True where a frame after the prompt has one of `_PARTS` right, [frames, 3]."""
     ends: NDArray[np.int32]
     """End of each frame, after its separator, [frames]."""
 
