@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +33,8 @@ from .options import (
 if TYPE_CHECKING:
     from cwm_core.inference import Engine
     from cwm_core.model import Transformer
+    from cwm_core.training import TrainingEnd
+    from cwm_core.training.report import OnStep
 
     from ..tokenizer import Tokenizer
 
@@ -61,22 +64,28 @@ def add_train(verbs: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from cwm_core.training import TrainingEnd
-    from cwm_core.training.report import show_progress
     from cwm_core.training.run import RunConfig, run
 
     if args.init:
         return _init(args)
     config = RunConfig.from_toml(args.config, args.set)
+    return train(args, config.output, lambda on_step: run(config, on_step, lambda text: warn(args, f"warning: {text}")))
+
+
+def train(args: argparse.Namespace, output: Path, run: Callable[[OnStep | None], TrainingEnd]) -> int:
+    """Show the progress of a run of training, report how it ended, and return the exit code."""
+    from cwm_core.training import TrainingEnd
+    from cwm_core.training.report import show_progress
+
     is_main = os.environ.get("RANK", "0") == "0"  # only one of the processes of torchrun prints
     with show_progress() if is_main and not args.quiet else nullcontext() as on_step:
-        reason = run(config, on_step, lambda text: warn(args, f"warning: {text}"))
+        reason = run(on_step)
     if reason is TrainingEnd.SIGNAL:
         if is_main:
-            warn(args, f"interrupted; the same command resumes from the checkpoint in {config.output}")
+            warn(args, f"interrupted; the same command resumes from the checkpoint in {output}")
         return INTERRUPTED
     if is_main:
-        say(args, f"wrote the model and its vocabulary to {config.output}")
+        say(args, f"wrote the model and its vocabulary to {output}")
     return OK
 
 

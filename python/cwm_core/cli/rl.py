@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from .options import INTERRUPTED, OK, add_verb, say, warn
+from .models import train
+from .options import add_verb
 
 
 def add_rl(verbs: Any) -> None:
@@ -29,17 +28,6 @@ def add_rl(verbs: Any) -> None:
 
 def _rl(args: argparse.Namespace) -> int:
     from cwm_core.rl.run import RLConfig, run
-    from cwm_core.training import TrainingEnd
-    from cwm_core.training.report import show_progress
 
     config = RLConfig.from_toml(args.config, args.set)
-    is_main = os.environ.get("RANK", "0") == "0"  # only one of the processes of torchrun prints
-    with show_progress() if is_main and not args.quiet else nullcontext() as on_step:
-        reason = run(config, on_step)
-    if reason is TrainingEnd.SIGNAL:
-        if is_main:
-            warn(args, f"interrupted; the same command resumes from the checkpoint in {config.output}")
-        return INTERRUPTED
-    if is_main:
-        say(args, f"wrote the model and its vocabulary to {config.output}")
-    return OK
+    return train(args, config.output, lambda on_step: run(config, on_step))

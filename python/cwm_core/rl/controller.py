@@ -46,8 +46,8 @@ class RolloutConfig:
     groups: int = 16
     """Prompts in generation at a time, over all ranks."""
     fill: bool = True
-    """Wait until the rows of a step are full: batches formed by number of tokens (arXiv 2510.02387). Otherwise it
-    takes what `groups` prompts gave."""
+    """Wait until the rows of a step are full: batches formed by number of tokens (arXiv 2510.02387). Otherwise a
+    step takes the rollouts of `groups` prompts."""
     max_age: int = 100
     """A rollout is dropped if its newest action is older than this number of steps (published: 100)."""
     gibberish_token: int = 100_000

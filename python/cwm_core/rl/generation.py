@@ -87,7 +87,7 @@ class Action(NamedTuple):
     """The tokens that a policy chose in one turn."""
 
     sequence: Hashable
-    """Number that `Sampler.submit` returned."""
+    """Key that `Sampler.submit` returned."""
     tokens: list[int]
     logprobs: list[float]
     """Log probability of each token under the policy that chose it, in nats."""
