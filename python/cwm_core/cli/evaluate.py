@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..support.imports import import_object
-from .models import fingerprint, load_engine, named_tokenizer
+from .models import chosen_model, fingerprint, load_engine, named_tokenizer
 from .options import (
     INTERRUPTED,
     OK,
     add_cache,
     add_json,
+    add_model,
     add_tokenizer,
     add_verb,
     machines,
@@ -33,6 +34,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from cwm_core.evaluation import Report
+    from cwm_core.inference import Engine
 
 TASKS = {
     "traces": "Predict executions, and score them against real ones.",
@@ -103,7 +105,7 @@ def _add_swe(tasks: Any) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of all tasks that evaluate a model on problems."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="model folder")
+    add_model(parser)
     parser.add_argument("file", type=Path, metavar="FILE", help="problems, *.jsonl")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder for the results")
     add_tokenizer(parser)
@@ -194,8 +196,7 @@ def _evaluate(args: argparse.Namespace, evaluate: Callable[..., Report], require
     from cwm_core.machines import SandboxError
 
     problems = evaluation.read_problems(args.file, limit=args.limit, required=required)
-    engine = load_engine(args.model, args.device, args.tokenizer, cache_bytes=(args.cache_gib or 0) << 30 or None)
-    engine.max_batch = args.batch_size
+    engine = _load_engine(args)
     try:
         with _bar(args) as progress:
             report = evaluate(
@@ -203,7 +204,7 @@ def _evaluate(args: argparse.Namespace, evaluate: Callable[..., Report], require
                 problems,
                 folder=args.output,
                 progress=progress,
-                settings={"model": str(args.model), "weights": fingerprint(engine), **named_tokenizer(args)},
+                settings=_model_settings(args, engine),
                 **_options(args),
             )
     except KeyboardInterrupt:
@@ -211,6 +212,20 @@ def _evaluate(args: argparse.Namespace, evaluate: Callable[..., Report], require
     except SandboxError as error:
         raise ValueError(str(error)) from None
     return _finish(args, report)
+
+
+def _load_engine(args: argparse.Namespace) -> Engine:
+    cache_bytes = (args.cache_gib or 0) << 30 or None
+    engine = load_engine(chosen_model(args), args.device, args.tokenizer, cache_bytes=cache_bytes)
+    engine.max_batch = args.batch_size
+    return engine
+
+
+def _model_settings(args: argparse.Namespace, engine: Engine) -> dict[str, str]:
+    """Return the settings of results that identify the model."""
+    from cwm_core.model import SHIPPED_NAME
+
+    return {"model": str(args.model or SHIPPED_NAME), "weights": fingerprint(engine), **named_tokenizer(args)}
 
 
 def _interrupted(args: argparse.Namespace) -> int:

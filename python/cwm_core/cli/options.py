@@ -46,6 +46,13 @@ def add_verb(verbs: Any, run: Any, purpose: str, example: str, more: str = "") -
     return parser
 
 
+def add_model(parser: argparse._ActionsContainer) -> None:
+    """Add the argument MODEL, which defaults to the shipped model. See `models.chosen_model`."""
+    parser.add_argument(
+        "model", nargs="?", type=Path, metavar="MODEL", help="model folder (default: the model in the package)"
+    )
+
+
 def add_tokenizer(parser: argparse._ActionsContainer) -> None:
     """Add `--tokenizer`, for verbs that load a model."""
     parser.add_argument(
