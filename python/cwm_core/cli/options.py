@@ -26,6 +26,7 @@ MAX_SECONDS = 2_000_000
 
 EXTRAS = {
     "torch": "train", "rich": "train", "safetensors": "train", "pyarrow": "parquet", "tensorboard": "tensorboard",
+    "matplotlib": "plots",
     "torchao": "float8", "starlette": "serve", "uvicorn": "serve", "prometheus_client": "serve", "rensa": "corpus",
     "license_expression": "corpus", "detect_secrets": "corpus", "phonenumbers": "corpus", "ray": "ray",
     "hypothesis": "corpus", "httpx": "http",
