@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from cwm_core.training.muon import COEFFICIENTS, Muon, orthogonalize
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-
-from cwm_core.training.muon import COEFFICIENTS, Muon, orthogonalize
 
 
 def polynomial(x):
