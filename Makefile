@@ -10,9 +10,8 @@ MATURIN := maturin>=1.9,<2
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+# Installs packages in a fraction of pip's time. Where it cannot, pip does.
 UV := $(TOOLS)/bin/uv
-# Install packages into the environment: with uv, which takes a fraction of pip's time, or with pip where uv fails.
-install = { [ -x $(UV) ] && $(UV) pip install --quiet --python $(PY) $(1); } || $(PY) -m pip install --quiet $(1)
 RUST := $(shell find rust -name fuzz -prune -o -type f -print) Cargo.toml Cargo.lock
 
 TESTS ?= tests
@@ -87,9 +86,7 @@ bench-quick: $(INSTALLED) ## run each benchmark once, to check that it works
 bench-compare: $(INSTALLED) ## compare the speed of two commits: make bench-compare BASE=<commit> [ARGS="-k encode"]
 	$(PY) benches/compare.py $(or $(BASE),$(error BASE=<commit> is missing)) $(ARGS)
 
-MKDOCS := "mkdocs-material>=9.7,<10" "mkdocstrings[python]>=1,<2"
 docs: $(INSTALLED) ## build the documentation site in build/site; fails on broken links
-	$(call install,$(MKDOCS))
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
 WHEELS ?= build/wheels
@@ -106,7 +103,8 @@ clean: ## remove build results; keep environments, but rebuild their extension
 ifdef CWM_WHEELS # a folder of built wheels: install from it instead of building the extension again
 WHEEL = $$(ls "$(CWM_WHEELS)"/cwm_core-*-$$($(PY) -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl)
 $(INSTALLED): | $(PY) $(TOOLS)/.uv
-	wheel="$(WHEEL)[$(EXTRAS)]"; $(call install,"$$wheel")
+	wheel="$(WHEEL)[$(EXTRAS)]"; { [ -x $(UV) ] && $(UV) pip install --quiet --python $(PY) "$$wheel"; } || \
+	  $(PY) -m pip install --quiet "$$wheel"
 	touch $@
 else
 $(INSTALLED): $(VENV)/.maturin $(RUST) pyproject.toml | $(TOOLS)/.uv

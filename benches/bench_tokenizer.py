@@ -72,8 +72,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def megabytes(request):
-    return 0.1 if request.config.getoption("benchmark_disable") else texts.MEGABYTES
+def megabytes(quick):
+    return 0.1 if quick else texts.MEGABYTES
 
 
 @functools.cache
