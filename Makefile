@@ -28,7 +28,7 @@ PORTABLE := --zig --compatibility manylinux2014
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo model check test test-native test-recorder lint lint-rust lint-python bench \
+.PHONY: help demo model check test test-fast test-native test-recorder lint lint-rust lint-python bench \
   bench-quick bench-compare docs wheel clean
 
 help: ## list the targets
@@ -51,7 +51,10 @@ $(MODEL)/shards: | $(MODEL)/corpus
 model: | $(MODEL)/shards ## train a small model on generated programs for 2.5 hours, resumable; in build/model/run
 	OMP_NUM_THREADS=1 $(PY) -m cwm_core train configs/small/train.toml
 
-check: lint ## lint and fast tests: leaves out those that tests/slow.txt lists or that are marked slow
+check: ## lint and fast tests: leaves out those that tests/slow.txt lists or that are marked slow
+	$(MAKE) --jobs=2 test-fast lint-python lint-rust
+
+test-fast: $(INSTALLED)
 	$(PY) -m pytest $(TESTS) -m "not slow"
 
 test: $(INSTALLED) ## all Python tests
