@@ -1,5 +1,6 @@
 """The model of the package: its files, its recorded figures, and the examples that rely on it."""
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -9,7 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from cwm_core import inference, model  # noqa: E402
+from cwm_core import Recorder, evaluation, inference, model  # noqa: E402
+from cwm_core.corpus.programs import held_out_programs  # noqa: E402
+from cwm_core.debugger import Debugger, EngineFrames  # noqa: E402
 from cwm_core.model import SHIPPED_FOLDER  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -68,3 +71,67 @@ def test_every_recorded_figure_has_its_command_and_machine():
     groups = {measure["name"].partition(":")[0] for measure in FIGURES["evaluation"]["measures"]}
     assert {"basic", "wide", "unseen", "algorithms", "functions"} <= groups
     assert FIGURES["evaluation"]["settings"]["seed"] == FIGURES["training"]["seed"] == 0
+
+
+# ---- what needs a model that knows something
+
+README_CODE = "def triangle(n):\n    total = 0\n    for i in range(n):\n        total += i\n    return total\n"
+
+
+@pytest.fixture(scope="module")
+def programs():
+    return held_out_programs(8)["basic"]
+
+
+@pytest.fixture(scope="module")
+def free(engine, programs):
+    """Recordings of the programs, and the unconstrained predictions."""
+    traces = [Recorder().record_source(*program) for program in programs]
+    return traces, inference.predict_traces(engine, traces, max_new_tokens=1024)
+
+
+def test_the_example_of_the_readme_is_predicted_right(engine):
+    """The README and `docs/get-started.md` show it: another model may need another example."""
+    assert README_CODE in (ROOT / "README.md").read_text()
+    prediction = inference.predict_trace(engine, README_CODE, "triangle(4)", max_new_tokens=1024)
+    scores = evaluation.score_trace(Recorder().record_source(README_CODE, "triangle(4)"), prediction.parsed)
+    assert scores.output == scores.state == scores.action == 1.0
+
+
+def test_the_grammar_leaves_right_predictions_as_they_are(engine, programs, free):
+    right = 0
+    for program, trace, prediction in zip(programs, *free, strict=True):
+        if evaluation.score_trace(trace, prediction.parsed).output == 1.0:
+            constrained = inference.predict_trace(engine, *program, max_new_tokens=1024, source_lines=True)
+            assert constrained.ids.tolist() == prediction.ids.tolist()
+            right += 1
+    assert right >= 4
+
+
+def test_the_debugger_steps_through_and_verifies_a_right_prediction(engine, programs, free):
+    at = next(
+        i
+        for i, (trace, prediction) in enumerate(zip(*free, strict=True))
+        if evaluation.first_divergence(trace, prediction.parsed, is_cut=not prediction.parsed.complete) is None
+    )
+    code, call = programs[at]
+    debugger = Debugger(EngineFrames(engine), engine.tokenizer, code, call)
+    debugger.continue_to()
+    assert debugger.finished and len(debugger.steps) == len(free[0][at])
+    assert all(step.probability is None or 0 < step.probability <= 1 for step in debugger.steps)
+    verification = debugger.verify(sandbox="process")
+    assert verification.difference is None and verification.compared == len(debugger.steps)
+
+
+def test_evaluations_tell_right_from_wrong_outputs(engine, programs):
+    problems = [
+        evaluation.Problem(str(i), code, call[2:-1], Recorder().record_source(code, call).result)
+        for i, (code, call) in enumerate(programs)
+        if call.startswith("f(") and "raise" not in code
+    ]
+    problems = [problem for problem in problems if problem.output is not None][:6]
+    report = evaluation.evaluate_output(engine, problems, how="trace", max_new_tokens=1024)
+    wrong = [dataclasses.replace(problem, output="'never'") for problem in problems]
+    accuracy = report.measures[0].value
+    assert accuracy is not None and accuracy >= 0.5
+    assert evaluation.evaluate_output(engine, wrong, how="trace", max_new_tokens=1024).measures[0].value == 0
