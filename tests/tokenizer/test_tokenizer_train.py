@@ -199,12 +199,12 @@ def test_exceptions_of_the_callback_end_the_training(phase):
 
 
 def interrupted(call, seconds=0.3):
-    """Return the seconds from Ctrl-C until it ends the call. `call` gets a function that starts the time until Ctrl-C."""
-    sent = []
+    """Return the time from Ctrl-C until it ends the call, which gets a function that starts the time until Ctrl-C."""
+    main, sent = threading.get_ident(), []
 
-    def send(thread=threading.get_ident()):
+    def send():
         sent.append(time.perf_counter())
-        signal.pthread_kill(thread, signal.SIGINT)
+        signal.pthread_kill(main, signal.SIGINT)
 
     timer = threading.Timer(seconds, send)
     with pytest.raises(KeyboardInterrupt):
