@@ -12,9 +12,6 @@ use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::loader::{Loader, State};
 
-/// The channel to the thread allocates its slots at once.
-pub const MAX_DEPTH: usize = 1 << 16;
-
 /// A batch and the loader's state after it; `None` after the last.
 pub type Made = Result<Option<(Batch, State)>>;
 
@@ -24,22 +21,10 @@ pub struct Prefetcher {
     is_wanted: Arc<AtomicBool>,
 }
 
-/// Returns an error if `depth` is greater than [`MAX_DEPTH`].
-pub fn check(depth: usize) -> Result<()> {
-    match depth {
-        0..=MAX_DEPTH => Ok(()),
-        _ => Err(Error::Invalid(format!("prefetch must be at most {MAX_DEPTH}, not {depth}"))),
-    }
-}
-
 impl Prefetcher {
     /// Starts at the loader's position. The thread ends after the last batch or an error, or when the prefetcher is
     /// dropped.
-    ///
-    /// # Errors
-    /// `depth` is greater than [`MAX_DEPTH`], or the thread cannot start.
     pub fn start(loader: Loader, depth: usize) -> Result<Prefetcher> {
-        check(depth)?;
         // One batch more is being prepared, or is waiting for a free slot.
         let (sender, receiver) = sync_channel(depth.saturating_sub(1));
         let builder = thread::Builder::new().name("cwm-loader".into());

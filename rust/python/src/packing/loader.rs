@@ -221,7 +221,6 @@ impl PackedLoader {
                 worker,
             };
             config.check()?;
-            packing::prefetch::check(prefetch)?;
             let source = |(name, folder, share, epochs): SourceParts| {
                 Ok(packing::Source {
                     name,
