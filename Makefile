@@ -48,8 +48,30 @@ $(MODEL)/shards: | $(MODEL)/corpus
 	  --pattern "$$(cat configs/small/pattern.txt)" -o $@.partial
 	mv $@.partial $@
 
-model: | $(MODEL)/shards ## train a small model on generated programs for 2.5 hours, resumable; in build/model/run
+# Packages that no model is trained on: their functions are for evaluation alone.
+HELD_OUT_PACKAGES := toolz==1.0.0 inflection==0.5.1 more-itertools==10.8.0
+$(MODEL)/packages: | $(INSTALLED)
+	rm -rf $@.partial
+	$(PY) -m pip install --quiet --no-deps --target $@.partial $(HELD_OUT_PACKAGES)
+	mv $@.partial $@
+
+$(MODEL)/held-out: | $(MODEL)/shards $(MODEL)/packages
+	$(PY) -m cwm_core corpus functions $(addprefix $(MODEL)/packages/,toolz inflection more_itertools) \
+	  --tokenizer $(MODEL)/vocabulary --context-tokens 512 --max-tokens 768 --max-frames 60 --budget 40 --calls 3 \
+	  --license MIT --workers 1 -o $(MODEL)/functions
+	rm -rf $@.partial
+	cp -R $(MODEL)/corpus/held-out $@.partial
+	$(PY) -m cwm_core import $(MODEL)/functions -o $@.partial/functions.cwmtraces
+	mv $@.partial $@
+
+EVALUATE = $(PY) -m cwm_core eval
+model: | $(MODEL)/held-out ## train the small model for 2.5 hours, resumable, and put it into the package with its figures
 	OMP_NUM_THREADS=1 $(PY) -m cwm_core train configs/small/train.toml
+	$(PY) configs/small/ship.py weights $(MODEL)/run
+	rm -rf $(MODEL)/figures
+	$(EVALUATE) recordings $(MODEL)/held-out --max-new-tokens 2048 -o $(MODEL)/figures/recordings
+	$(EVALUATE) failures $(MODEL)/held-out --max-new-tokens 2048 -o $(MODEL)/figures
+	$(PY) configs/small/ship.py figures $(MODEL)/figures
 
 check: ## lint and fast tests: leaves out those that tests/slow.txt lists or that are marked slow
 	$(MAKE) --jobs=2 test-fast lint-python lint-rust
