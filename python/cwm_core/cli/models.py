@@ -48,6 +48,7 @@ def add_train(verbs: Any) -> None:
         "Train a model as a TOML file describes, resuming from its last checkpoint if there is one.",
         "cwm train run.toml --init\n"
         "  cwm train configs/tiny.toml --set training.max_steps=200 --set output=runs/short\n"
+        "  cwm train configs/tiny.toml --processes auto\n"
         "  torchrun --nproc-per-node 8 -m cwm_core train configs/cwm-32b/pretrain.toml",
         "Ctrl-C ends the run after the current step, with a checkpoint. The same command resumes it.",
     )
@@ -62,15 +63,45 @@ def add_train(verbs: Any) -> None:
         metavar="KEY=VALUE",
         help="override a key of the file; repeatable",
     )
+    parser.add_argument(
+        "--processes",
+        type=_processes,
+        default=1,
+        metavar="N",
+        help="train on N processes of a CPU with one thread each; auto: one per core (default: 1, with all threads)",
+    )
+
+
+def _processes(text: str) -> int:
+    """Parse a positive integer, or "auto", which becomes 0."""
+    return 0 if text == "auto" else positive(text)
 
 
 def _train(args: argparse.Namespace) -> int:
-    from cwm_core.training.run import RunConfig, run
-
     if args.init:
         return _init(args)
+    wait_passively()
+    from cwm_core.training.processes import available_processes, run_processes
+    from cwm_core.training.run import RunConfig, run
+
     config = RunConfig.from_toml(args.config, args.set)
-    return train(args, config.output, lambda on_step: run(config, on_step, lambda text: warn(args, f"warning: {text}")))
+    processes = args.processes or available_processes(config)
+    if processes > 1 and "RANK" in os.environ:
+        raise ValueError("--processes: torchrun has started the processes already")
+
+    def start(on_step: OnStep | None) -> TrainingEnd:
+        listeners = (on_step, lambda text: warn(args, f"warning: {text}"), lambda text: say(args, text))
+        return run_processes(config, processes, *listeners) if processes > 1 else run(config, *listeners)
+
+    return train(args, config.output, start)
+
+
+def wait_passively() -> None:
+    """Let threads of OpenMP sleep while they wait, unless the environment says otherwise; call this before PyTorch.
+
+    Threads that spin take the cores from each other where other programs run beside them.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def train(args: argparse.Namespace, output: Path, run: Callable[[OnStep | None], TrainingEnd]) -> int:
@@ -290,6 +321,7 @@ def add_demo(verbs: Any) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
+    wait_passively()
     from cwm_core.demo import run_demo
 
     run_demo(args.output, short=args.short)

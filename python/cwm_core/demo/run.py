@@ -15,15 +15,17 @@ from rich.table import Table
 
 from .. import model as models
 from .. import view
-from ..data import PackedLoader, describe
+from ..data import describe
 from ..evaluation import TraceScores, mean_scores, next_line_baseline, score_trace
 from ..inference import Engine, Prediction, predict_states, predict_traces
-from ..model import ModelConfig, Transformer
+from ..model import Transformer
 from ..tokenizer import Tokenizer
 from ..tokenizer.special_tokens import CALL_SEP, END_OF_TEXT, FRAME_SEP
 from ..trace import Trace
-from ..training import Progress, TrainConfig, Trainer
+from ..training import Progress, TrainConfig, TrainingEnd
+from ..training.processes import available_processes, run_processes
 from ..training.report import show_progress
+from ..training.run import DataConfig, RunConfig, model_config, run
 from .data import programs, record, train_vocabulary, write_shards
 from .recipe import FULL, SHORT, Recipe
 
@@ -75,7 +77,6 @@ class Demo:
         predictions = self.predict(tokenizer, untrained, trained, held_out)
         self.results["seconds"] = time.monotonic() - began
         self.show(held_out, predictions)
-        models.save(trained, self.out / "model", tokenizer)
         (self.out / "results.json").write_text(json.dumps(self.results, indent=2))
         self.console.print(f"Total: {self.results['seconds']:.0f} s. All figures are in {self.out / 'results.json'}")
 
@@ -109,22 +110,11 @@ class Demo:
         return tokenizer, shards
 
     def train(self, tokenizer: Tokenizer, shards: Path) -> tuple[Transformer, Transformer]:
-        """Return the model before and after training."""
-        recipe = self.recipe
-        torch.manual_seed(recipe.seed)
-        config = ModelConfig(
-            vocab_size=tokenizer.vocab_size,
-            eos_token_id=tokenizer.stop_tokens,
-            bos_token_id=tokenizer.bos_token,
-            max_position_embeddings=4 * recipe.seq_len,
-            **recipe.model,
-        )
-        trained, untrained = Transformer(config), Transformer(config)
-        initialize(trained)
-        untrained.load_state_dict(trained.state_dict())
-        loader = PackedLoader(str(shards), recipe.seq_len, batch_size=recipe.batch_size, seed=recipe.seed)
-        settings = TrainConfig.from_dict({"max_steps": recipe.steps, "seed": recipe.seed, **recipe.training})
-        size = sum(parameter.numel() for parameter in trained.parameters())
+        """Return the model before and after training; raise KeyboardInterrupt if a signal ends training."""
+        config = self._run_config(tokenizer, shards)
+        untrained = Transformer(model_config(config.model, tokenizer))
+        models.initialize(untrained, self.recipe.seed)
+        size = sum(parameter.numel() for parameter in untrained.parameters())
         began = time.monotonic()
         self.console.print(f"Training {size / 1e6:.2f} M parameters")
         with show_progress() as show:
@@ -133,21 +123,28 @@ class Demo:
                 self.losses.append(step.loss)
                 show(step)
 
-            if Trainer(trained, loader, settings, on_step).run() == "signal":
-                raise KeyboardInterrupt  # the scores of a model that is half trained mean nothing
+            listeners = (on_step, self._note, self._note)
+            processes = available_processes(config)
+            end = run_processes(config, processes, *listeners) if processes > 1 else run(config, *listeners)
+        if end is TrainingEnd.SIGNAL:
+            raise KeyboardInterrupt  # the scores of a model that is half trained mean nothing
         seconds = time.monotonic() - began
-        stats = loader.stats()
-        speed = stats.tokens / seconds
+        tokens = len(self.losses) * self.recipe.batch_size * self.recipe.seq_len
         last = sum(self.losses[-20:]) / len(self.losses[-20:])
-        full = f"rows {stats.efficiency:.1%} full"
-        self.console.print(f"  {stats.tokens} tokens, {speed:,.0f} per second, {full}, last loss {last:.3f}")
-        self.results["training"] = {
-            "parameters": size,
-            "tokens": stats.tokens,
-            "seconds": seconds,
-            "losses": self.losses,
-        }
-        return untrained, trained
+        self.console.print(f"  {tokens} tokens, {tokens / seconds:,.0f} per second, last loss {last:.3f}")
+        self.results["training"] = {"parameters": size, "tokens": tokens, "seconds": seconds, "losses": self.losses}
+        return untrained, models.load(config.output)
+
+    def _run_config(self, tokenizer: Tokenizer, shards: Path) -> RunConfig:
+        recipe = self.recipe
+        tokenizer.save(self.out / "model")
+        (self.out / "model" / "metrics.jsonl").unlink(missing_ok=True)  # of an earlier run
+        data = DataConfig({"traces": (str(shards), 1.0)}, recipe.seq_len, recipe.batch_size, recipe.seed)
+        training = TrainConfig.from_dict({"max_steps": recipe.steps, "seed": recipe.seed, **recipe.training})
+        return RunConfig(self.out / "model", self.out / "model", recipe.model, data, training)
+
+    def _note(self, text: str) -> None:
+        self.console.print(f"  {text}")
 
     def predict(
         self, tokenizer: Tokenizer, untrained: Transformer, trained: Transformer, traces: list[Trace]
@@ -212,17 +209,6 @@ def choose_examples(right: list[bool]) -> list[int]:
 def call_of(trace: Trace) -> str:
     """Return the expression that the entry of a recorded source returns."""
     return trace.frames[1].line.strip().removeprefix("return ")
-
-
-def initialize(model: Transformer) -> None:
-    """Initialize weights for a narrow model under Muon: of unit scale into each product, with an output of zero."""
-    for name, parameter in model.named_parameters():
-        if name == "embed_tokens.weight":
-            torch.nn.init.normal_(parameter, std=0.5)
-        elif name == "lm_head.weight":
-            torch.nn.init.zeros_(parameter)
-        elif parameter.dim() == 2 and not name.endswith(("o_proj.weight", "down_proj.weight")):
-            torch.nn.init.normal_(parameter, std=model.config.hidden_size**-0.5)
 
 
 def with_first_frame(trace: Trace, prediction: Prediction) -> Trace:

@@ -543,7 +543,7 @@ def from_toml(
             step_tokens=step,
             tokens=step * training.max_steps or None,
             micro_batch=-(-rows * tensor * context // gpus),
-            dtype=training.dtype,
+            dtype="bfloat16" if training.dtype == "auto" else training.dtype,
             optimizer=training.optimizer,
             activation_checkpointing=training.activation_checkpointing,
         )

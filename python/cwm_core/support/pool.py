@@ -256,12 +256,16 @@ def _answer(request: bytes) -> bytes:
         work, item, sent = pickle.loads(request)
         return pickle.dumps((True, _call(work, item, sent)))
     except Exception as error:
-        error.add_note("".join(traceback.format_exception(error)))
-        with suppress(Exception):
-            data = pickle.dumps((False, error))
-            pickle.loads(data)  # some exceptions can be pickled but not unpickled
-            return data
-        return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
+        return pickle.dumps((False, portable(error)))
+
+
+def portable(error: Exception) -> Exception:
+    """Return an error for another process, with its traceback as a note: a RuntimeError if it cannot be pickled."""
+    error.add_note("".join(traceback.format_exception(error)))
+    with suppress(Exception):
+        pickle.loads(pickle.dumps(error))  # some exceptions can be pickled but not unpickled
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def end_with(parent: int) -> None:

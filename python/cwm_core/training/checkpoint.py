@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -58,6 +58,15 @@ _STATE = "state.json"
 def latest(folder: str | os.PathLike[str]) -> Path | None:
     """Return the checkpoint of the highest step, without checking its files, or None."""
     return next(iter(_all(Path(folder))), None)
+
+
+def stored_settings(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return the settings of the run in the newest checkpoint that can be read, without checking it, or None."""
+    for path in _all(Path(folder)) if folder else ():
+        with suppress(OSError, ValueError, KeyError, RecursionError):
+            settings: dict[str, Any] = json.loads((path / _STATE).read_bytes())["config"]
+            return settings
+    return None
 
 
 class Checkpoints:

@@ -15,7 +15,7 @@ from ..support.arguments import convert_fields, to_python_numbers
 CHOICES = {
     "optimizer": ("adamw", "muon"),
     "schedule": ("cosine", "linear", "constant"),
-    "dtype": ("float32", "bfloat16", "float8"),
+    "dtype": ("float32", "bfloat16", "float8", "auto"),
     "activation_checkpointing": ("none", "selective", "full"),
     "attention": ("default", "flex", "varlen", "sdpa", "reference"),
 }
@@ -63,8 +63,9 @@ class TrainConfig:
     grad_clip: float = 1.0
     """Largest norm of the gradient of all parameters together; larger gradients are scaled down."""
     dtype: str = "float32"
-    """Type of matrix products: "float32", "bfloat16", or "float8" for products of the layers (needs torchao) and
-    bfloat16 for the rest. Parameters keep the dtype of the model."""
+    """Type of matrix products: "float32", "bfloat16", "float8" for products of the layers (needs torchao) and bfloat16
+    for the rest, or "auto": bfloat16 on a GPU, and on a CPU the faster of float32 and bfloat16, which `cwm train`
+    measures. Parameters keep the dtype of the model."""
     data_parallel_replicas: int = 1
     """Replicas of the sharded model. More than 1 uses more memory and less communication over slow links (HSDP)."""
     tensor_parallel: int = 1
@@ -110,6 +111,11 @@ class TrainConfig:
             raise ValueError(f"start_tokens ({self.start_tokens}) must be below horizon_tokens ({self.horizon_tokens})")
         if not self.max_steps and not self.max_seconds:
             raise ValueError("a run needs max_steps or max_seconds to end")
+
+    def check_settled(self) -> None:
+        """Raise ValueError if the dtype is "auto", which only a run of `cwm train` replaces by what it measures."""
+        if self.dtype == "auto":
+            raise ValueError('dtype "auto" is for cwm train: name "float32" or "bfloat16", or call settle_dtype first')
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Self:

@@ -47,6 +47,7 @@ def parallelize(model: Transformer, config: TrainConfig, world: World) -> None:
     Raises:
         ValueError: Ranks do not divide a size, or the attention backend cannot run on the device.
     """
+    config.check_settled()
     if config.attention != "default":
         model.attention_backend = config.attention
     backend = _backend(model, world)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import tomllib
 import warnings
@@ -42,6 +43,7 @@ from ..model import ModelConfig, RopeParameters, Transformer
 from ..support.files import locked, write_file
 from ..support.jsonl import read_object
 from ..tokenizer import Tokenizer
+from .calibration import settle_dtype
 from .checkpoint import latest
 from .checks import corpus_warnings
 from .config import TrainConfig, checked, parse_overrides
@@ -50,6 +52,8 @@ from .parallel import parallelize
 from .report import OnStep, write_jsonl, write_tensorboard
 from .trainer import Trainer, TrainingEnd
 from .world import World
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -171,7 +175,12 @@ class RunSettings(Protocol):
         ...
 
 
-def run(config: RunConfig, on_step: OnStep | None = None, on_warning: Callable[[str], None] = _warn) -> TrainingEnd:
+def run(
+    config: RunConfig,
+    on_step: OnStep | None = None,
+    on_warning: Callable[[str], None] = _warn,
+    on_note: Callable[[str], None] = logger.info,
+) -> TrainingEnd:
     """Train as `config` says, resuming from the newest checkpoint in its output folder if there is one.
 
     Under torchrun, each process calls this function. Unless a signal ends the run, the output folder then holds the
@@ -183,6 +192,8 @@ def run(config: RunConfig, on_step: OnStep | None = None, on_warning: Callable[[
         on_step: Function called with the metrics of each step, in the main process only.
         on_warning: Function called with each warning about the data, in the main process only; by default the warning
             is a `UserWarning`.
+        on_note: Function called with one line about each choice that the run makes, in the main process only; by
+            default the line is logged.
 
     Returns:
         The reason that the run ended.
@@ -195,7 +206,7 @@ def run(config: RunConfig, on_step: OnStep | None = None, on_warning: Callable[[
         FloatingPointError: Loss or gradient is not finite.
     """
     try:
-        return _run(config, on_step, on_warning)
+        return _run(config, on_step, on_warning, on_note)
     except RuntimeError as error:
         # On a CPU, running out of memory is a plain RuntimeError.
         if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
@@ -208,7 +219,9 @@ def run(config: RunConfig, on_step: OnStep | None = None, on_warning: Callable[[
         ) from error
 
 
-def _run(config: RunConfig, on_step: OnStep | None, on_warning: Callable[[str], None]) -> TrainingEnd:
+def _run(
+    config: RunConfig, on_step: OnStep | None, on_warning: Callable[[str], None], on_note: Callable[[str], None]
+) -> TrainingEnd:
     tokenizer = Tokenizer.load(config.tokenizer)
     with in_table("training"):
         check_device(config.training.device)
@@ -223,6 +236,7 @@ def _run(config: RunConfig, on_step: OnStep | None, on_warning: Callable[[str], 
         prepare_output(config, shape, world)
         for text in corpus_warnings(config.data) if world.is_main else ():
             on_warning(text)
+        config = dataclasses.replace(config, training=settle_dtype(config.training, shape, loader, world, on_note))
         model = initial_model(config, shape, world)
         with reports(config, on_step if world.is_main else None, world.is_main) as report:
             reason = Trainer(model, loader, config.training, report, world).run()
@@ -413,7 +427,7 @@ def check_device(device: str) -> None:
 def prepare_output(run: RunSettings, model: ModelConfig, world: World) -> None:
     """Write config.json when a run begins; raise ValueError when it resumes with another shape or vocabulary."""
     file = run.output / "config.json"
-    if latest(run.training.checkpoint_folder) is None:
+    if not run.training.checkpoint_folder or latest(run.training.checkpoint_folder) is None:
         if world.is_main:
             run.output.mkdir(parents=True, exist_ok=True)
             write_file(file, json.dumps(model.to_hf(), indent=2) + "\n")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import torch
@@ -27,6 +24,7 @@ from .gpus import peak_flops
 from .metrics import Progress, Sums, batch_flops, peak_memory, position_sources
 from .optimizer import learning_rate_factor, make_optimizers, set_learning_rate
 from .parallel import check_replicas, clip_grad_norm
+from .signals import on_first_signal
 from .world import World
 
 # Settings that a resumed run may change: when it ends, how the same result is computed, and which files are kept.
@@ -139,9 +137,10 @@ class Trainer:
             objective: Loss to minimize. Defaults to the mean cross entropy over all loss tokens of a step.
 
         Raises:
-            ValueError: There are several ranks and the model is not sharded, or checkpoints are requested with a loader
-                without a state.
+            ValueError: There are several ranks and the model is not sharded, checkpoints are requested with a loader
+                without a state, or the dtype is "auto".
         """
+        config.check_settled()
         if config.checkpoint_folder and not isinstance(loader, _Resumable):
             raise ValueError("checkpoints need a loader with state_dict() and load_state_dict()")
         self.world = world or World.create(config)
@@ -182,8 +181,12 @@ class Trainer:
 
     def _run(self) -> TrainingEnd:
         self._start()
+        self._stop_signal = None
         try:
-            with _deterministic(self.config.deterministic or self.device.type == "cpu"), self._stop_on_signals():
+            with (
+                _deterministic(self.config.deterministic or self.device.type == "cpu"),
+                on_first_signal(self._note_signal),
+            ):
                 reason = self._loop()
             if self._checkpoints and self.step > self._saved_step:
                 self.save_checkpoint()
@@ -387,27 +390,8 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
-    @contextmanager
-    def _stop_on_signals(self) -> Iterator[None]:
-        """Record the first SIGTERM or SIGINT and restore the previous handlers for the second; main thread only."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous: dict[int, Any] = {}
-
-        def note(signum: int, _: FrameType | None) -> None:
-            self._stop_signal = signum
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-        self._stop_signal = None
-        for caught in (signal.SIGTERM, signal.SIGINT):
-            previous[caught] = signal.signal(caught, note) or signal.SIG_DFL
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    def _note_signal(self, signum: int) -> None:
+        self._stop_signal = signum
 
 
 @contextmanager
