@@ -21,7 +21,7 @@ from cwm_core.demo.recipe import FULL, SHORT
 from cwm_core.demo.run import GALLERY_SIZE, Demo, choose_examples, with_first_frame
 from rich.console import Console
 
-TINY = replace(SHORT, programs=60, algorithm_calls=1, held_out=3, steps=4, batch_size=2)
+TINY = replace(SHORT, programs=60, algorithm_calls=1, held_out=3, steps=4)
 
 
 def test_training_and_held_out_programs_share_nothing() -> None:
@@ -33,7 +33,6 @@ def test_training_and_held_out_programs_share_nothing() -> None:
 
 
 def test_the_short_demo(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(run, "THREADS", 1)  # two threads wait for each other on a busy machine
     recipe = replace(SHORT, steps=80, held_out=12)
     monkeypatch.setattr(run, "SHORT", recipe)
     run_demo(tmp_path, short=True)
@@ -45,7 +44,8 @@ def test_the_short_demo(tmp_path, capsys, monkeypatch) -> None:
     scores = results["scores"]
     assert scores["trained, lines given"]["state"] > scores["untrained, lines given"]["state"]
     assert scores["untrained, free"]["valid_format"] == 0.0
-    assert all(name in printed for name in scores)
+    assert all(name in printed for name in scores) and " processes with one thread each" in printed
+    assert "dtype float32: " in printed or "dtype bfloat16: " in printed
     page = (tmp_path / "predictions.html").read_text()
     shown = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])["examples"]
     assert len(shown) == GALLERY_SIZE and all("START_OF_TRACE" in example["context"] for example in shown)
@@ -65,10 +65,12 @@ def test_ctrl_c_ends_the_demo_at_once(tmp_path) -> None:
     assert not (tmp_path / "demo" / "results.json").exists()
 
 
-def test_a_seed_repeats_everything(tmp_path) -> None:
+def test_a_seed_repeats_everything(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(run, "available_processes", lambda config: 1)
+    recipe = replace(TINY, training=TINY.training | {"dtype": "float32"})
     runs = []
     for name in ("a", "b"):
-        demo = Demo(TINY, tmp_path / name, Console(quiet=True))
+        demo = Demo(recipe, tmp_path / name, Console(quiet=True))
         (tmp_path / name).mkdir()
         train, held_out = demo.record()
         tokenizer, shards = demo.tokenize(train)

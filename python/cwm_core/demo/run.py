@@ -29,7 +29,7 @@ from ..training.run import DataConfig, RunConfig, model_config, run
 from .data import programs, record, train_vocabulary, write_shards
 from .recipe import FULL, SHORT, Recipe
 
-THREADS = 2
+THREADS = 1  # more threads wait for each other longer than they compute
 GALLERY_SIZE = 10
 GALLERY_SCORES = {"state": "states", "action": "lines", "output": "output"}
 
