@@ -26,7 +26,7 @@ PORTABLE := --zig --compatibility manylinux2014
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo model check test test-native test-recorder lint lint-rust lint-python bench \
+.PHONY: help demo model ablation check test test-native test-recorder lint lint-rust lint-python bench \
   bench-quick bench-compare docs wheel clean
 
 help: ## list the targets
@@ -48,6 +48,9 @@ $(MODEL)/shards: | $(MODEL)/corpus
 
 model: | $(MODEL)/shards ## train a small model on generated programs for 2.5 hours, resumable; in build/model/run
 	OMP_NUM_THREADS=1 $(PY) -m cwm_core train configs/small/train.toml
+
+ablation: $(INSTALLED) ## what traces teach, measured for hours on two cores, resumable; results in build/ablation
+	$(PY) -m cwm_core ablation --workers 2 -o build/ablation
 
 check: lint ## lint and fast tests: leaves out those that tests/slow.txt lists or that are marked slow
 	$(PY) -m pytest $(TESTS) -m "not slow"

@@ -29,7 +29,7 @@ EXTRAS = {
     "torchao": "float8", "starlette": "serve", "uvicorn": "serve", "prometheus_client": "serve", "rensa": "corpus",
     "license_expression": "corpus", "detect_secrets": "corpus", "phonenumbers": "corpus", "ray": "ray",
     "hypothesis": "corpus", "httpx": "http",
-    "docker": "docker", "libcst": "environments", "backports.zstd": "zstd",
+    "docker": "docker", "libcst": "environments", "backports.zstd": "zstd", "matplotlib": "ablation",
 }  # fmt: skip
 
 
