@@ -203,9 +203,6 @@ def test_an_interrupted_run_ends_as_a_whole_one(tmp_path, monkeypatch, capsys):
     found = [json.loads(line) for line in (whole / "results.jsonl").read_text().splitlines()]
     keys = [(one["arm"], one["task"], one["step"], one["set"], one["how"]) for one in found]
     assert len(set(keys)) == len(keys) == sum(len(list(model.score_keys(TINY, arm))) for arm in TINY.arms)
-    assert {(one["arm"], one["how"]) for one in found if one["task"] == "outputs"} == {
-        ("outputs", "direct"), ("mixed", "direct"), ("mixed", "trace")
-    }  # fmt: skip
 
     (cut / "data").mkdir(parents=True)
     (whole / "data").rename(cut / "data")

@@ -280,8 +280,8 @@ def add_ablation(verbs: Any) -> None:
         _ablation,
         "Measure what traces teach: train models on different documents of the same programs, and compare them.",
         "cwm ablation --workers 2 -o ablation",
-        "DIR gets a report, its figures, all results, and the models. The same command resumes an interrupted run, and\n"
-        "more --seeds add models. docs/ablation.md explains the design.",
+        "DIR gets a report, its figures, all results, and the models. The same command resumes an interrupted run.\n"
+        "More --seeds add models. docs/ablation.md explains the design.",
     )
     add = parser.add_argument
     add(
