@@ -99,7 +99,7 @@ SHORT = AblationRecipe(
     seeds=2,
     problems=60,
     checkpoints=(0.25, 0.5, 1.0),
-    transfer_steps=150,
+    transfer_steps=60,
     batch_size=1,
     model={
         "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3, "head_dim": 16, "sliding_window": 64,
