@@ -61,8 +61,8 @@ def run_ablation(
         BlockingIOError: Another ablation uses the folder.
         SandboxError: The sandbox does not work on this machine.
     """
-    given = {"seeds": seeds, "tokens": tokens, "problems": problems}
-    recipe = replace(SHORT if short else FULL, **{name: value for name, value in given.items() if value is not None})
+    form = SHORT if short else FULL
+    recipe = replace(form, seeds=seeds or form.seeds, tokens=tokens or form.tokens, problems=problems or form.problems)
     return run_recipe(Path(folder), recipe, workers, sandbox, quiet)
 
 
