@@ -218,8 +218,10 @@ def test_an_interrupted_run_ends_as_a_whole_one(tmp_path, monkeypatch, capsys):
 
         return appending
 
-    monkeypatch.setattr(ResumableLog, "append", stop_at(2, 12))
-    assert [main([*arguments, str(cut), "-q"]) for _ in range(3)] == [130, 130, 0]
+    monkeypatch.setattr(ResumableLog, "append", stop_at(2, 12, 29))
+    assert [main([*arguments, str(cut), "-q"]) for _ in range(3)] == [130, 130, 130]
+    assert "Incomplete: 1 models" in (cut / "report.md").read_text()  # without figures yet
+    assert main([*arguments, str(cut), "-q"]) == 0
     assert rows(cut) == rows(whole)
     assert not list(cut.glob("runs/*/checkpoints"))
     assert main([*arguments, str(cut), "--tokens", "9000"]) == 1

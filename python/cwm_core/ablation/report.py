@@ -38,8 +38,14 @@ def read_scores(jobs: Iterable[AblationModel]) -> list[Score]:
 
 
 def read_rows_of(job: AblationModel) -> list[dict[str, Any]]:
-    """Return all rows in the log of a model."""
-    return [loads(line) for _, line in LogReader(job.folder / LOG).lines()]
+    """Return all rows in the log of a model; none if it has not begun."""
+    file = job.folder / LOG
+    return [loads(line) for _, line in LogReader(file).lines()] if file.exists() else []
+
+
+def is_finished(job: AblationModel) -> bool:
+    """Return whether a model has all its scores."""
+    return any(row["kind"] == "finished" for row in read_rows_of(job))
 
 
 def select(scores: Iterable[Score], **wanted: Any) -> list[Score]:
@@ -104,10 +110,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
-def markdown(recipe: AblationRecipe, scores: Sequence[Score], figures: Sequence[str]) -> str:
-    """Return the report of an ablation. `figures` are paths of images, relative to the report."""
+def markdown(recipe: AblationRecipe, scores: Sequence[Score], figures: Sequence[str], unfinished: int = 0) -> str:
+    """Return the report of an ablation.
+
+    Args:
+        recipe: Its sizes.
+        scores: Its scores.
+        figures: Paths of images, relative to the report.
+        unfinished: Number of models that lack scores.
+    """
     parts = [
         "# What traces teach\n",
+        *([f"**Incomplete: {unfinished} models have not finished.**\n"] if unfinished else []),
         f"{recipe.seeds} models of each arm, {recipe.steps:,} steps of {recipe.seq_len * recipe.batch_size:,} tokens "
         f"each, and up to {recipe.problems:,} programs of each held-out set for each seed. Accuracies are percentages: "
         f"the mean over seeds and its 95 % confidence interval. {_UNDEFINED} means that the models of an arm were not "
@@ -159,6 +173,8 @@ def _cost(recipe: AblationRecipe, scores: Sequence[Score]) -> str:
         for how in how_to_ask(arm):
             wanted = {"task": "outputs", "arm": arm, "how": how, "step": last_step(recipe, arm)}
             of_sets = [select(scores, set=name, **wanted) for name in SETS]
+            if not of_sets[0]:
+                continue
             generated = [_mean(token for score in found for token in score["generated"]) for found in of_sets]
             read = [_mean(score[name] for score in of_sets[0]) for name in ("tokens", "documents")]
             rows.append([f"{arm}, {how}", *(f"{number:,.0f}" for number in (*read, *generated))])
