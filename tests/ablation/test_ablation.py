@@ -181,7 +181,10 @@ def test_intervals_cover_seeds_and_programs():
     assert report.estimate(scores("a", [])) is None
     better = report.difference(scores("a", *[[1] * 40] * 3), scores("b", *[[0] * 40] * 3))
     assert better.value == 1.0 and 0.9 < better.low < 1.0
-    assert report.difference(agreeing, scores("b", [1] * 20)) is None  # one seed in common
+    # Newcombe, Statistics in Medicine 17, 1998, table II, method 10: 56 of 70 and 48 of 80.
+    one = report.difference(scores("a", [1] * 56 + [0] * 14), scores("b", [1] * 48 + [0] * 32, [1]))
+    assert (round(one.low, 4), round(one.high, 4)) == (0.0524, 0.3339)
+    assert report.difference(agreeing, []) is None
     same = report.difference(agreeing, agreeing)
     assert same.value == 0.0 and same.low < -0.1 and same.high > 0.1
 

@@ -74,24 +74,25 @@ def difference(scores: Sequence[Score], others: Sequence[Score]) -> Estimate | N
     """Return the mean difference of accuracies, paired by seeds, whose programs are the same.
 
     The interval is Student's over seeds, or Newcombe's of the answers of all seeds if that is wider (Statistics in
-    Medicine 17, 1998, method 10).
+    Medicine 17, 1998, method 10). For one seed, it is Newcombe's.
 
     Returns:
-        The estimate; None if fewer than two seeds have both.
+        The estimate; None if no seed has both.
     """
-    one, other = _shares(scores), _shares(others)
-    differences = [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
-    a, b = estimate(scores), estimate(others)
-    if len(differences) < 2 or a is None or b is None:
+    seeds = _shares(scores).keys() & _shares(others).keys()
+    scores, others = ([score for score in rows if score["seed"] in seeds] for rows in (scores, others))
+    if not seeds:
         return None
+    one, other = _shares(scores), _shares(others)
+    differences = [one[seed] - other[seed] for seed in seeds]
     mean = sum(differences) / len(differences)
-    low, high = student_interval(differences)
     (a_low, a_high), (b_low, b_high) = _wilson(scores), _wilson(others)
-    newcombe = (
-        mean - math.hypot(a.value - a_low, b_high - b.value),
-        mean + math.hypot(a_high - a.value, b.value - b_low),
-    )
-    return Estimate(mean, min(low, newcombe[0]), max(high, newcombe[1]))
+    a, b = (sum(shares.values()) / len(shares) for shares in (one, other))
+    low, high = mean - math.hypot(a - a_low, b_high - b), mean + math.hypot(a_high - a, b - b_low)
+    if len(differences) > 1:
+        of_seeds = student_interval(differences)
+        low, high = min(low, of_seeds[0]), max(high, of_seeds[1])
+    return Estimate(mean, low, high)
 
 
 def _shares(scores: Sequence[Score]) -> dict[int, float]:
@@ -121,7 +122,11 @@ def markdown(recipe: AblationRecipe, scores: Sequence[Score], figures: Sequence[
     """
     parts = [
         "# What traces teach\n",
-        *([f"**Incomplete: {unfinished} models have not finished.**\n"] if unfinished else []),
+        *(
+            [f"**Incomplete: {unfinished} models have not finished. Their cells are empty, too.**\n"]
+            if unfinished
+            else []
+        ),
         f"{recipe.seeds} models of each arm, {recipe.steps:,} steps of {recipe.seq_len * recipe.batch_size:,} tokens "
         f"each, and up to {recipe.problems:,} programs of each held-out set for each seed. Accuracies are percentages: "
         f"the mean over seeds and its 95 % confidence interval. {_UNDEFINED} means that the models of an arm were not "
