@@ -67,8 +67,8 @@ model: | $(MODEL)/held-out ## train the small model for 2.5 hours, resumable, an
 	OMP_NUM_THREADS=1 $(PY) -m cwm_core train configs/small/train.toml
 	$(PY) configs/small/ship.py weights $(MODEL)/run
 	rm -rf $(MODEL)/figures
-	$(EVALUATE) recordings $(MODEL)/held-out --max-new-tokens 2048 -o $(MODEL)/figures/recordings
-	$(EVALUATE) failures $(MODEL)/held-out --max-new-tokens 2048 -o $(MODEL)/figures
+	$(EVALUATE) recordings $(MODEL)/held-out --max-new-tokens 2048 --batch-size 256 -o $(MODEL)/figures/recordings
+	$(EVALUATE) failures $(MODEL)/held-out --max-new-tokens 2048 --batch-size 256 -o $(MODEL)/figures
 	$(PY) configs/small/ship.py figures $(MODEL)/figures
 
 check: lint ## lint and fast tests: leaves out those that tests/slow.txt lists or that are marked slow
