@@ -171,8 +171,9 @@ class ModelRunner:
         qk, v = torch.split(qkv, [heads + kv_heads, kv_heads], 1)
         if self.config.qk_norm:
             attention = self._layers[i].self_attn
-            q, k = torch.split(qk, [heads, kv_heads], 1)
-            qk = torch.cat((normalize(q, attention.q_norm), normalize(k, attention.k_norm)), 1)
+            norms = (cast(nn.RMSNorm, norm) for norm in (attention.q_norm, attention.k_norm))
+            halves = zip(torch.split(qk, [heads, kv_heads], 1), norms, strict=True)
+            qk = torch.cat([normalize(half, norm) for half, norm in halves], 1)
         q, k = torch.split(rotate(qk, rotation), [heads, kv_heads], 1)
         return q, k, v
 
@@ -220,7 +221,7 @@ def joined(*parts: nn.Linear) -> nn.Module:
     return linear
 
 
-def concatenated(parts: Sequence[nn.Parameter]) -> nn.Parameter:
+def concatenated(parts: Sequence[Tensor]) -> nn.Parameter:
     """Return one parameter with the rows of all `parts`, which become views of it."""
     counts, first = [len(part) for part in parts], parts[0].data
     if adjacent(parts):
