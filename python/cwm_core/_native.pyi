@@ -380,6 +380,8 @@ def call_with_empty_hook(function: Callable[[], Any]) -> Any:
 
 # ---- packing
 class ShardWriter:
+    """Native part of `cwm_core.ShardWriter`, which documents it."""
+
     def __new__(
         cls,
         folder: str | os.PathLike[str],
@@ -411,6 +413,8 @@ class ShardWriter:
     def discard(self) -> None: ...
 
 class Shards:
+    """Native part of `cwm_core.Shards`, which documents it."""
+
     def __new__(cls, path: str | os.PathLike[str], vocab_size: int | None, fingerprint: int | None) -> Shards: ...
     @property
     def vocabulary_fingerprint(self) -> int | None: ...
@@ -431,6 +435,8 @@ class BatchMemory:
     """Memory of a batch's arrays."""
 
 class PackedLoader:
+    """Native part of `cwm_core.PackedLoader`, which documents it."""
+
     def __new__(
         cls,
         sources: list[tuple[str, str | os.PathLike[str], float, int | None]],

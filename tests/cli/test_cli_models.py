@@ -372,3 +372,59 @@ def test_a_plan_of_a_short_run_has_no_powers_of_ten(cwd, capsys):
     assert main(["plan", "sft", "--gpus", "2048", "--tokens", "1000", "--step-tokens", "1000000000"]) == 0
     out = capsys.readouterr().out
     assert " steps: " in out and "e-" not in out
+
+
+# ---- the model of the package
+
+
+@pytest.fixture
+def shipped(folders, monkeypatch):
+    """Put a model in place of the shipped one."""
+    monkeypatch.setattr("cwm_core.model.shipped.SHIPPED_FOLDER", folders / "whole")
+
+
+NOTE = "no MODEL given: using the small model of the package, trained on short generated programs\n"
+
+
+def test_predict_and_debug_without_a_model_use_the_shipped_one_and_say_so(cwd, shipped, capsys, monkeypatch):
+    assert main(["predict", "program.py", *PREDICT]) == 0
+    by_default = capsys.readouterr()
+    assert by_default.err == f"cwm predict: {NOTE}"
+    assert main(["predict", "whole", "program.py", *PREDICT]) == 0
+    named = capsys.readouterr()
+    assert named.out == by_default.out and named.err == ""
+    assert main(["predict", "program.py", *PREDICT, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("where\n"))
+    assert main(["debug", "program.py", "--call", "double(2)"]) == 0
+    shown = capsys.readouterr()
+    assert "in main" in shown.out and shown.err == f"cwm debug: {NOTE}"
+
+
+def test_eval_without_a_model_uses_the_shipped_one(cwd, shipped, capsys):
+    Path("problems.jsonl").write_text(json.dumps({"code": "def f(n):\n    return n", "input": "1", "output": "1"}))
+    command = ["eval", "output", "problems.jsonl", "--max-new-tokens", "4", "-o", "results"]
+    assert main(command) == 0
+    assert capsys.readouterr().err.startswith(f"cwm eval: {NOTE}")
+    assert json.loads(Path("results/settings.json").read_text())["model"] == "cwm-small"
+
+
+def test_serve_without_a_model_serves_the_shipped_one_under_its_name(cwd, shipped, capsys, monkeypatch):
+    pytest.importorskip("starlette")
+    served = []
+    monkeypatch.setattr("cwm_core.inference.server.serve", lambda app, *_, **__: served.append(app))
+    assert main(["serve", "--port", "0"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"cwm serve: {NOTE.strip()}" and said[1].startswith("cwm serve: cwm-small at http://127.0.0.1:")
+    assert len(served) == 1
+
+
+def test_an_installation_without_a_shipped_model_says_so(cwd, monkeypatch, capsys):
+    monkeypatch.setattr("cwm_core.model.shipped.SHIPPED_FOLDER", cwd / "nowhere")
+    assert main(["predict", "program.py", *PREDICT, "--quiet"]) == 1
+    assert "this installation of cwm-core ships none; name a model folder" in capsys.readouterr().err
+
+
+def test_a_vocabulary_needs_a_model(cwd, shipped, capsys):
+    said = failure(capsys, "predict", "program.py", *PREDICT, "--tokenizer", "vocabulary")
+    assert "--tokenizer needs MODEL" in said

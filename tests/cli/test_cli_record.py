@@ -50,8 +50,13 @@ ENDS = {
     "os.execvp": ("import os\nos.execvpe('true', ['true'], os.environ)\n", "os.execve", 0),
     **{
         name: (f"import os, signal\nos.kill(os.getpid(), signal.{name})\n", name, -getattr(signal, name))
-        for name in ("SIGTERM", "SIGHUP", "SIGALRM", "SIGUSR1")
+        for name in ("SIGTERM", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGABRT", "SIGRTMIN")
     },
+    "a real-time signal": (
+        "import os, signal\nos.kill(os.getpid(), signal.SIGRTMIN + 2)\n",
+        "SIGRTMIN+2",
+        -signal.SIGRTMIN - 2,
+    ),
     "an alarm": ("import signal, time\nsignal.alarm(1)\ntime.sleep(30)\n", "SIGALRM", -signal.SIGALRM),
 }
 

@@ -10,7 +10,8 @@ from cwm_core.cli.options import FAILED, INTERRUPTED, OK, WRONG_USAGE
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "command-line.md"
 COMMANDS = dict(commands(build_parser()))
 CORPORA = {f"cwm corpus {kind}" for kind in ("functions", "contests", "repository", "source")}
-EVALUATIONS = {f"cwm eval {task}" for task in ("traces", "output", "input", "termination", "run", "swe")}
+TASKS = ("traces", "output", "input", "termination", "recordings", "failures", "run", "swe")
+EVALUATIONS = {f"cwm eval {task}" for task in TASKS}
 
 # The commands that print a result. The results of the others are files, a page, or a conversation.
 PRINT = {f"cwm {verb}" for verb in ("corpus describe", "pack", "inspect", "plan", "predict", "forage", "agent")}
@@ -22,7 +23,7 @@ WRITE = {
     f"cwm {verb}"
     for verb in ("corpus describe", "corpus programs", "record", "import", "export", "tokenize", "predict")
 }
-WRITE |= {f"cwm {verb}" for verb in ("forage", "agent", "demo")} | CORPORA | EVALUATIONS
+WRITE |= {f"cwm {verb}" for verb in ("forage", "agent", "demo", "ablation")} | CORPORA | EVALUATIONS
 
 # Names that an option must not have, and the one that the vocabulary has for it.
 SYNONYMS = {

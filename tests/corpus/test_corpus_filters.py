@@ -242,9 +242,11 @@ print(json.dumps(seen))
 def test_effects(mode: str) -> None:
     """Effects are seen, in a process of their own, because the hook stays in it."""
     codes = json.dumps([code for code, _, _ in EFFECTS])
-    done = subprocess.run(
-        [sys.executable, "-c", WATCH, codes, mode], input="", capture_output=True, text=True, check=True
-    )
+    # With such a variable, `getpass.getuser` does not ask the system.
+    names_of_user = ("LOGNAME", "USER", "LNAME", "USERNAME")
+    environment = {name: value for name, value in os.environ.items() if name not in names_of_user}
+    command = [sys.executable, "-c", WATCH, codes, mode]
+    done = subprocess.run(command, input="", env=environment, capture_output=True, text=True, check=True)
     seen = dict(zip([code for code, _, _ in EFFECTS], json.loads(done.stdout), strict=True))
     assert seen == {code: with_clocks if mode == "clocks" else without for code, without, with_clocks in EFFECTS}
 

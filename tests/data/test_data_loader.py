@@ -286,6 +286,8 @@ def test_arrays_and_tensors_share_memory(tmp_path):
         ({"sources": {"a": ("a", 1.0, 0)}}, 'source "a": epochs must be at least 1'),
         ({"sources": {"a": ("a", 1.0, 1, 2)}}, "must be a folder, its share and its epochs"),
         ({"prefetch": -1}, "prefetch must not be negative"),
+        ({"prefetch": 2**63}, "prefetch must be at most 65536"),
+        ({"seed": 2**64}, r"seed must be less than 2\^64"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"seq_len": 2**31}, r"fewer than 2\^31"),
     ],

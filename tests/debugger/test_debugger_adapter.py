@@ -448,7 +448,7 @@ def test_a_client_that_is_gone(served):
 def check_command(client):
     client.ask("initialize")
     for wrong, why in (
-        ({"program": "prog.py"}, "launch: model is missing"),
+        ({"program": "prog.py"}, "launch: call is missing"),
         ({"program": "prog.py", "model": "model"}, "launch: call is missing"),
         ({"program": "prog.py", "model": "nowhere", "call": CALL}, "nowhere"),
         ({"program": "nowhere.py", "model": "model", "call": CALL}, "nowhere.py"),

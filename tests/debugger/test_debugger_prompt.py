@@ -175,8 +175,8 @@ def test_the_command_with_a_model(model, monkeypatch, capsys):
 
 def test_wrong_usage_of_the_command(model, capsys):
     for argv, says in (
-        (["debug"], "MODEL, FILE and --call are required"),
-        (["debug", "model", "prog.py"], "MODEL, FILE and --call are required"),
+        (["debug"], "FILE and --call are required"),
+        (["debug", "model", "prog.py"], "FILE and --call are required"),
         (["debug", "model", "prog.py", "--call", "f(1)", "--port", "1"], "--port needs --dap"),
         (["debug", "model", "prog.py", "--call", "f(1)", "--temperature", "-1"], "expected a number of at least 0"),
     ):

@@ -122,6 +122,13 @@ OUTPUTS = [
     ("'“a”'", "'“a”'"),
     ("The output is −5.", "-5"),
     ("'−5'", "'−5'"),
+    ("f(3) evaluates to [1, 2]", "[1, 2]"),
+    ("[ANSWER]The call yields [1, 2].[/ANSWER]", "[1, 2]"),
+    ("So f(3) results in 5", "5"),
+    ("[ANSWER] [1, 2] [\\ANSWER]", "[1, 2]"),
+    ("<answer>3<\\answer>", "3"),
+    ("[ANSWER]self.assertEqual(f(3), [1, 2])[/ANSWER]", "[1, 2]"),
+    ("```python\nself.assertEqual('a', f(3), 'no')\n```", "'a'"),
 ]
 
 AMBIGUOUS = [

@@ -198,28 +198,43 @@ def test_exceptions_of_the_callback_end_the_training(phase):
         Tokenizer.train([path.read_text("utf-8") for path in STDLIB[:10]], 700, progress=stop)
 
 
-def interrupted_after(seconds, call):
-    """Return the seconds from Ctrl-C until it ends the call."""
-    main = threading.get_ident()
-    timer = threading.Timer(seconds, signal.pthread_kill, (main, signal.SIGINT))
-    timer.start()
-    start = time.perf_counter()
+def interrupted(call, seconds=0.3):
+    """Return the time from Ctrl-C until it ends the call, which gets a function that starts the time until Ctrl-C."""
+    main, sent = threading.get_ident(), []
+
+    def send():
+        sent.append(time.perf_counter())
+        signal.pthread_kill(main, signal.SIGINT)
+
+    timer = threading.Timer(seconds, send)
     with pytest.raises(KeyboardInterrupt):
-        call()
-    timer.join()
-    return time.perf_counter() - start - seconds
+        call(timer.start)
+    return time.perf_counter() - sent[0]
 
 
 def test_ctrl_c_ends_the_counting():
     endless = cycle([STDLIB[0].read_text("utf-8")])
-    assert interrupted_after(0.3, lambda: Tokenizer.train(endless, 1000)) < 3
+
+    def train(start):
+        start()
+        Tokenizer.train(endless, 1000)
+
+    assert interrupted(train) < 3
 
 
 def test_ctrl_c_ends_the_merging():
-    letters = random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=3_000_000)
+    letters = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=3_000_000))
     phases = []
-    # One piece is counted at once; a million merges in it take many seconds.
-    train = lambda: Tokenizer.train(["".join(letters)], 10**6, progress=lambda *state: phases.append(state[0]))  # noqa: E731
-    assert interrupted_after(0.5, train) < 3
+
+    def train(start):
+        def progress(phase, *_):
+            phases.append(phase)
+            if phases.count("merge") == 1 and phase == "merge":
+                start()
+
+        # One piece is counted at once; a million merges in it take many seconds.
+        Tokenizer.train([letters], 10**6, progress=progress)
+
+    assert interrupted(train) < 3
     assert phases[0] == "count"
     assert set(phases[1:]) == {"merge"}

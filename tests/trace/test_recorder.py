@@ -656,6 +656,9 @@ def test_fork_in_a_recorded_program() -> None:
 def test_misuse_is_a_clear_error() -> None:
     with pytest.raises(ValueError, match="scope must be"):
         cwm.Recorder(scope="files")
+    for scope in (Path("files"), None, 3, ["files", 3]):
+        with pytest.raises(TypeError, match="scope must be"):
+            cwm.Recorder(scope=scope)
     with pytest.raises(TypeError, match=r"the file of .* is unknown"):
         cwm.record(len, [])
     with pytest.raises(SyntaxError):

@@ -215,6 +215,8 @@ def test_limits_are_checked(limit: str) -> None:
         cwm.Recorder(**{limit: -1})
     with pytest.raises(TypeError, match=f"{limit} must be an integer"):
         cwm.Recorder(**{limit: 2.5})
+    with pytest.raises(TypeError, match=r"max_value_chars must be an integer, got None"):
+        cwm.Recorder(max_value_chars=None)
 
 
 def test_limits_may_be_any_integers() -> None:

@@ -219,3 +219,11 @@ def test_the_command_warns(project: Path, monkeypatch: Any, capsys: Any) -> None
     [line] = [line for line in said.err.splitlines() if "warning" in line]
     assert line.startswith("cwm record: warning: no frames were recorded: no code in scope (")
     assert str(project / "script.py") in line
+
+
+def test_a_relative_scope_keeps_its_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    double = imported("pack_a.inner.library", project).double
+    monkeypatch.chdir(project)
+    recorder = cwm.Recorder(scope=["pack_a"])
+    monkeypatch.chdir("/")
+    assert entered(recorder.record(double, 1)) == ["def double(n):"]

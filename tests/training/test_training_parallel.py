@@ -237,13 +237,13 @@ def test_low_precision_follows_the_curve(alone):
 
 
 def test_muon_orthogonalizes_whole_matrices():
-    """Its products are in bfloat16: updates differ by that, where those of shards by themselves would by all."""
+    """Updates differ by rounding, where those of shards by themselves would differ by their own size."""
     expected = train(steps=1, optimizer="muon")
     runs = [{"steps": 1, "optimizer": "muon", **cut} for cut in ({}, {"tensor_parallel": 2})]
     for result in run_ranks(several, 2, runs)[0]:
         for name, first in expected.first.items():
             update = expected.last[name] - first
-            assert (result.last[name] - expected.last[name]).norm() < 0.2 * update.norm(), name
+            assert (result.last[name] - expected.last[name]).norm() < 0.01 * update.norm(), name
 
 
 def places():

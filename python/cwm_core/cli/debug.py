@@ -53,11 +53,13 @@ def add_debug(verbs: Any) -> None:
         verbs,
         _debug,
         "Step through the predicted execution of a call, without running the program.",
-        "cwm debug runs/tiny sort.py --call 'bubble_sort([3, 1, 2])'\n"
+        "cwm debug sort.py --call 'bubble_sort([3, 1, 2])'\n"
+        "  cwm debug runs/tiny sort.py --call 'bubble_sort([3, 1, 2])'\n"
         "  cwm debug tiny sort.py --call 'f(2)' --endpoint http://localhost:8000/v1 --tokenizer vocabulary",
-        "MODEL is a model folder or, with --endpoint, the name of a model on a completions server that accepts\n"
-        "token ids, such as vLLM. The variable CWM_API_KEY holds the server's key. Type `help` at the prompt for the\n"
-        "commands, which resemble pdb's. docs/guides/debug.md describes them and the configuration of editors.",
+        "MODEL is a model folder (default: the model in the package) or, with --endpoint, the name of a model on a\n"
+        "completions server that accepts token ids, such as vLLM. The variable CWM_API_KEY holds the server's key.\n"
+        "Type `help` at the prompt for the commands, which resemble pdb's. docs/guides/debug.md describes them and\n"
+        "the configuration of editors.",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="model folder, or the model's name at --endpoint")
     parser.add_argument("program", nargs="?", metavar="FILE", help="Python file that defines the names in EXPR")
@@ -97,8 +99,10 @@ def _debug(args: argparse.Namespace) -> int:
         args.error("--port needs --dap")
     if args.dap:
         return _serve(args)
-    if args.model is None or args.program is None or args.call is None:
-        args.error("MODEL, FILE and --call are required, except with --dap, where the editor sends them")
+    if args.program is None:  # the only positional argument is FILE
+        args.model, args.program = None, args.model
+    if args.program is None or args.call is None:
+        args.error("FILE and --call are required, except with --dap, where the editor sends them")
     Prompt(_open(args), os.path.basename(args.program)).run()
     return OK
 
@@ -111,6 +115,8 @@ def _open(args: argparse.Namespace) -> Debugger:
     vocabulary = None if args.tokenizer is None else Path(args.tokenizer)
     options = {name: getattr(args, name) for name in ("seed", "temperature", "max_frames", "max_tokens")}
     if args.endpoint is not None:
+        if args.model is None:
+            raise ValueError("--endpoint needs MODEL, the model's name on the server")
         if vocabulary is None:
             raise ValueError("--endpoint needs --tokenizer, the model's vocabulary")
         tokenizer = load_tokenizer(vocabulary)
@@ -119,9 +125,9 @@ def _open(args: argparse.Namespace) -> Debugger:
             args.endpoint, args.model, tokenizer, api_key=key, max_frame_tokens=args.max_frame_tokens
         )
     else:
-        from .models import load_engine
+        from .models import chosen_model, load_engine
 
-        engine = load_engine(Path(args.model), args.device, vocabulary)
+        engine = load_engine(chosen_model(args), args.device, vocabulary)
         source = debugger.EngineFrames(engine, max_frame_tokens=args.max_frame_tokens)
         tokenizer = engine.tokenizer
     return debugger.Debugger(source, tokenizer, code, args.call, **options)
@@ -163,7 +169,7 @@ def _launch_arguments(args: argparse.Namespace, asked: Mapping[str, Any]) -> arg
             raise ValueError(f"launch: invalid {name}: {value!r}")
         snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
         merged[snake] = value
-    for name in ("model", "program", "call"):
+    for name in ("program", "call"):
         if merged[name] is None:
             raise ValueError(f"launch: {name} is missing")
     return argparse.Namespace(**merged)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..support.imports import import_object
-from .models import fingerprint, load_engine, named_tokenizer
+from .models import chosen_model, fingerprint, load_engine, named_tokenizer
 from .options import (
     INTERRUPTED,
     OK,
     add_cache,
     add_json,
+    add_model,
     add_tokenizer,
     add_verb,
     machines,
@@ -32,7 +33,10 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from cwm_core.evaluation import Report
+    from cwm_core.inference import Engine
 
 TASKS = {
     "traces": "Predict executions, and score them against real ones.",
@@ -56,8 +60,43 @@ def add_eval(verbs: Any) -> None:
     tasks = parser.add_subparsers(title="what to evaluate", dest="task", metavar="TASK", required=True)
     for task, purpose in TASKS.items():
         _add_task(tasks, task, purpose)
+    _add_recordings(tasks)
+    _add_failures(tasks)
     _add_custom(tasks)
     _add_swe(tasks)
+
+
+def _add_recordings(tasks: Any) -> None:
+    purpose = "Predict executions that are recorded already, and score them by store and by length."
+    parser = tasks.add_parser(
+        "recordings",
+        help=purpose,
+        description=f"{purpose} FILE is a trace store, or a folder of them such as DIR/held-out of "
+        "`cwm corpus programs`. Nothing runs.",
+    )
+    _add_stores(parser)
+    parser.set_defaults(run=_eval_recordings)
+
+
+def _add_failures(tasks: Any) -> None:
+    purpose = "Show where predictions diverge from executions: an HTML report with plots and the worst cases."
+    parser = tasks.add_parser(
+        "failures",
+        help=purpose,
+        description=f"{purpose} FILE is a trace store, or a folder of them. The report has the first divergences by "
+        "cause, the accuracy by distance from the start, and two probes: tracking a permutation, and nested functions "
+        "of strings. It needs the extra plots.",
+    )
+    _add_stores(parser)
+    parser.set_defaults(run=_eval_failures)
+
+
+def _add_stores(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the tasks that predict recorded executions."""
+    _add_model(parser, "trace store, *.cwmtraces, or a folder of them", "first N traces of each store or probe")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=4096, metavar="N", help="tokens of a prediction (default: 4096)"
+    )
 
 
 def _add_custom(tasks: Any) -> None:
@@ -101,14 +140,22 @@ def _add_swe(tasks: Any) -> None:
     parser.set_defaults(run=_eval_swe)
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of all tasks that evaluate a model on problems."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="model folder")
-    parser.add_argument("file", type=Path, metavar="FILE", help="problems, *.jsonl")
+def _add_model(
+    parser: argparse.ArgumentParser, file: str = "problems, *.jsonl", first: str = "first N problems"
+) -> None:
+    """Add the arguments of all tasks that evaluate a model.
+
+    Args:
+        parser: Parser of the task.
+        file: Help of FILE.
+        first: The problems that `--limit N` selects.
+    """
+    add_model(parser)
+    parser.add_argument("file", type=Path, metavar="FILE", help=file)
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder for the results")
     add_tokenizer(parser)
     add_json(parser)
-    parser.add_argument("--limit", type=positive, metavar="N", help="evaluate only the first N problems")
+    parser.add_argument("--limit", type=positive, metavar="N", help=f"evaluate only the {first}")
     parser.add_argument(
         "--seed", type=not_negative, default=0, metavar="N", help="seed of all random choices (default: 0)"
     )
@@ -176,7 +223,46 @@ def _eval(args: argparse.Namespace) -> int:
 
     required = () if args.task in ("traces", "termination") else ("output",)
     evaluate: Callable[..., Report] = getattr(evaluation, f"evaluate_{args.task}")
-    return _evaluate(args, evaluate, required)
+    return _evaluate(args, evaluate, evaluation.read_problems(args.file, limit=args.limit, required=required))
+
+
+def _eval_recordings(args: argparse.Namespace) -> int:
+    from cwm_core import evaluation
+
+    recordings = evaluation.read_recordings(args.file, limit=args.limit)
+    return _evaluate(args, evaluation.evaluate_recordings, recordings)
+
+
+def _eval_failures(args: argparse.Namespace) -> int:
+    import matplotlib  # noqa: F401  # fail before the predictions
+
+    from cwm_core import evaluation
+    from cwm_core.evaluation.failures import PROBES
+    from cwm_core.evaluation.failures_page import DATA, REPORT, write_failures
+
+    recordings = evaluation.read_recordings(args.file, limit=args.limit)
+    engine = _load_engine(args)
+    try:
+        with _bar(args) as progress:
+            report = evaluation.analyze_failures(
+                engine,
+                recordings,
+                folder=args.output,
+                probes=min(args.limit or PROBES, PROBES),
+                progress=progress,
+                settings=_model_settings(args, engine),
+                **_options(args),
+            )
+    except KeyboardInterrupt:
+        return _interrupted(args)
+    write_failures(report, args.output)
+    if args.json:
+        write((args.output / DATA).read_text("utf-8"))
+    else:
+        for cause, number in report.causes.items():
+            write(f"{cause:<18}{number:>7,}\n")
+    say(args, f"wrote {args.output / REPORT}")
+    return OK
 
 
 def _eval_custom(args: argparse.Namespace) -> int:
@@ -186,16 +272,13 @@ def _eval_custom(args: argparse.Namespace) -> int:
     if not callable(task):
         raise ValueError(f"{args.function}: expected a function, got {type(task).__name__}")
     evaluate = functools.partial(evaluation.evaluate_task, task=task, name=args.function)
-    return _evaluate(args, evaluate, required=())
+    return _evaluate(args, evaluate, evaluation.read_problems(args.file, limit=args.limit, required=()))
 
 
-def _evaluate(args: argparse.Namespace, evaluate: Callable[..., Report], required: Sequence[str]) -> int:
-    from cwm_core import evaluation
+def _evaluate(args: argparse.Namespace, evaluate: Callable[..., Report], problems: Sequence[Any]) -> int:
     from cwm_core.machines import SandboxError
 
-    problems = evaluation.read_problems(args.file, limit=args.limit, required=required)
-    engine = load_engine(args.model, args.device, args.tokenizer, cache_bytes=(args.cache_gib or 0) << 30 or None)
-    engine.max_batch = args.batch_size
+    engine = _load_engine(args)
     try:
         with _bar(args) as progress:
             report = evaluate(
@@ -203,7 +286,7 @@ def _evaluate(args: argparse.Namespace, evaluate: Callable[..., Report], require
                 problems,
                 folder=args.output,
                 progress=progress,
-                settings={"model": str(args.model), "weights": fingerprint(engine), **named_tokenizer(args)},
+                settings=_model_settings(args, engine),
                 **_options(args),
             )
     except KeyboardInterrupt:
@@ -211,6 +294,20 @@ def _evaluate(args: argparse.Namespace, evaluate: Callable[..., Report], require
     except SandboxError as error:
         raise ValueError(str(error)) from None
     return _finish(args, report)
+
+
+def _load_engine(args: argparse.Namespace) -> Engine:
+    cache_bytes = (args.cache_gib or 0) << 30 or None
+    engine = load_engine(chosen_model(args), args.device, args.tokenizer, cache_bytes=cache_bytes)
+    engine.max_batch = args.batch_size
+    return engine
+
+
+def _model_settings(args: argparse.Namespace, engine: Engine) -> dict[str, str]:
+    """Return the settings of results that identify the model."""
+    from cwm_core.model import SHIPPED_NAME
+
+    return {"model": str(args.model or SHIPPED_NAME), "weights": fingerprint(engine), **named_tokenizer(args)}
 
 
 def _interrupted(args: argparse.Namespace) -> int:
@@ -246,6 +343,8 @@ def _finish(args: argparse.Namespace, report: Report) -> int:
     report.save(args.output / "report.json")
     if args.json:
         write((args.output / "report.json").read_text("utf-8"))
+    elif report.task == "recordings":
+        _show_groups(report)
     else:
         _show(report)
     say(args, f"wrote the result of every problem to {args.output / 'report.json'}")
@@ -301,15 +400,37 @@ def _show(report: Report) -> None:
     console.print(table)
     if has_published:
         console.print("published: CWM 32B on CruxEval, arXiv 2510.02387", markup=False)
-    left_out = sum(report.left_out.values())
-    console.print(f"{report.problems:,} problems, {left_out:,} left out", markup=False)
-    for reason, count in report.left_out.items():
-        console.print(f"  {count:,} x {reason}", markup=False)
+    _show_left_out(console, report)
     if report.confusion:
         confusion = Table("actual \\ predicted", *next(iter(report.confusion.values())), box=None)
         for truth, said in report.confusion.items():
             confusion.add_row(truth, *map(str, said.values()))
         console.print(confusion)
+
+
+def _show_groups(report: Report) -> None:
+    """Print a line for each group with its scores."""
+    from rich.console import Console
+
+    from cwm_core.evaluation.recordings import SCORES
+
+    measures = {measure.name: measure for measure in report.measures}
+    groups = dict.fromkeys(name.rpartition(": ")[0] for name in measures)
+    width = max(map(len, groups), default=0)
+    write("".join([f"{'':<{width}}  traces", *(f"{score:>20}" for score in SCORES), "\n"]))
+    for group in groups:
+        row = [measures[f"{group}: {score}"] for score in SCORES]
+        cells = (f"{_percent(one.value)} ({_percent(one.low)}-{_percent(one.high)})" for one in row)
+        write("".join([f"{group:<{width}}{row[0].n:>8,}", *(f"{cell:>20}" for cell in cells), "\n"]))
+    write("Percent, with 95 % intervals.\n")
+    _show_left_out(Console(highlight=False), report)
+
+
+def _show_left_out(console: Console, report: Report) -> None:
+    left_out = sum(report.left_out.values())
+    console.print(f"{report.problems:,} problems, {left_out:,} left out", markup=False)
+    for reason, count in report.left_out.items():
+        console.print(f"  {count:,} x {reason}", markup=False)
 
 
 def _percent(value: float | None) -> str:

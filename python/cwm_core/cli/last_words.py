@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # the C module behind `signal`, which has no stub
+import faulthandler
 import os
 import signal
 import threading
@@ -15,8 +16,26 @@ from .._native import before_exit
 # Signals that can be handled and otherwise end the process. Ctrl-C raises KeyboardInterrupt instead.
 _DEADLY = (
     "SIGHUP", "SIGQUIT", "SIGTERM", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGPWR",
-    "SIGPOLL", "SIGSTKFLT",
+    "SIGPOLL", "SIGSTKFLT", "SIGABRT",
 )  # fmt: skip
+
+
+def _deadly() -> set[int]:
+    """Return the signals to handle on this system."""
+    numbers = {getattr(signal, name) for name in _DEADLY if hasattr(signal, name)}
+    if faulthandler.is_enabled():  # it prints a traceback on this signal, and `signal.getsignal` does not know it
+        numbers.discard(signal.SIGABRT)
+    if hasattr(signal, "SIGRTMIN"):
+        numbers.update(range(signal.SIGRTMIN, signal.SIGRTMAX + 1))
+    return numbers
+
+
+def _name(number: int) -> str:
+    """Return the name of a signal, such as SIGTERM or SIGRTMIN+2."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # only the first and the last real-time signal have one
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
 
 
 class _Ended(BaseException):
@@ -59,8 +78,7 @@ class LastWords:
         handler = _Default(signal.SIG_DFL)
         handler.call = self._handle
         if threading.current_thread() is threading.main_thread():
-            numbers = [getattr(signal, name) for name in _DEADLY if hasattr(signal, name)]
-            self._numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+            self._numbers = [number for number in _deadly() if signal.getsignal(number) is signal.SIG_DFL]
         for number in self._numbers:
             _signal.signal(number, handler)  # `signal.signal` would convert it to a plain int
         before_exit(self._exiting)
@@ -89,7 +107,7 @@ class LastWords:
             self._pending = number
             return
         try:
-            self._keep(signal.Signals(number).name)
+            self._keep(_name(number))
         except RuntimeError:
             self._pending = number
             raise _Ended from None

@@ -1,4 +1,4 @@
-"""Implement `cwm train`, `cwm predict` and `cwm demo`."""
+"""Implement `cwm train`, `cwm predict`, `cwm demo` and `cwm ablation`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .options import (
     INTERRUPTED,
     OK,
     add_json,
+    add_model,
     add_tokenizer,
     add_verb,
     load_tokenizer,
@@ -104,11 +105,12 @@ def add_predict(verbs: Any) -> None:
         verbs,
         _predict,
         "Predict the execution of a call with a model, without running the program.",
-        "cwm predict runs/tiny sort.py --call 'bubble_sort([3, 1, 2])' --verify",
+        "cwm predict sort.py --call 'bubble_sort([3, 1, 2])' --verify\n"
+        "  cwm predict runs/tiny sort.py --call 'bubble_sort([3, 1, 2])' -o predicted.cwmtrace",
         "With --verify, the program also runs in a sandbox, and the command shows differences and scores. The program\n"
         "can import installed packages, but no files beside FILE.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="model folder")
+    add_model(parser)
     parser.add_argument("file", metavar="FILE", help="Python file that defines the names in EXPR")
     parser.add_argument("--call", required=True, metavar="EXPR", help="expression to predict, such as 'f(3)'")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the predicted trace for `cwm view`")
@@ -133,7 +135,7 @@ def _predict(args: argparse.Namespace) -> int:
 
     code = program(args.file, args.call)
     target = new_file(args.output) if args.output else None
-    engine = load_engine(args.model, args.device, args.tokenizer)
+    engine = load_engine(chosen_model(args), args.device, args.tokenizer)
     real = _run_for_real(args, code) if args.verify else None
     prediction = inference.predict_trace(
         engine, code, args.call, max_new_tokens=args.max_new_tokens, source_lines=args.source_lines
@@ -170,11 +172,21 @@ def _run_for_real(args: argparse.Namespace, code: str) -> Trace:
     return outcome.value
 
 
-def load_model(folder: Path, device: str, tokenizer: Path | None = None) -> tuple[Transformer, Tokenizer]:
+def chosen_model(args: argparse.Namespace) -> Path | None:
+    """Return the model folder of the arguments. Without one, say that the shipped model is used, and return None."""
+    if args.model is not None:
+        return Path(args.model)
+    if args.tokenizer is not None:
+        raise ValueError("--tokenizer needs MODEL: the shipped model has its own vocabulary")
+    say(args, "no MODEL given: using the small model of the package, trained on short generated programs")
+    return None
+
+
+def load_model(folder: Path | None, device: str, tokenizer: Path | None = None) -> tuple[Transformer, Tokenizer]:
     """Load a model and its vocabulary.
 
     Args:
-        folder: Folder of the model.
+        folder: Folder of the model; None loads the shipped model.
         device: PyTorch device.
         tokenizer: Path of the vocabulary. Defaults to the model's folder.
 
@@ -184,6 +196,8 @@ def load_model(folder: Path, device: str, tokenizer: Path | None = None) -> tupl
     """
     from cwm_core import model
 
+    if folder is None:
+        return _load_shipped(device)
     if tokenizer is None and folder.is_dir() and not (folder / "tokenizer.json").exists():
         raise FileNotFoundError(f"{folder} has no tokenizer.json: name the model's vocabulary with --tokenizer")
     vocabulary = load_tokenizer(tokenizer or folder)
@@ -196,8 +210,17 @@ def load_model(folder: Path, device: str, tokenizer: Path | None = None) -> tupl
     return loaded, vocabulary
 
 
+def _load_shipped(device: str) -> tuple[Transformer, Tokenizer]:
+    from cwm_core import model
+
+    try:
+        return model.load_shipped(device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch has no such device
+        raise ValueError(str(error)) from None
+
+
 def load_engine(
-    folder: Path,
+    folder: Path | None,
     device: str,
     tokenizer: Path | None = None,
     *,
@@ -270,4 +293,48 @@ def _demo(args: argparse.Namespace) -> int:
     from cwm_core.demo import run_demo
 
     run_demo(args.output, short=args.short)
+    return OK
+
+
+def add_ablation(verbs: Any) -> None:
+    """Add `cwm ablation`."""
+    parser = add_verb(
+        verbs,
+        _ablation,
+        "Measure what traces teach: train models on different documents of the same programs, and compare them.",
+        "cwm ablation --workers 2 -o ablation",
+        "DIR gets a report, its figures, all results, and the models. The same command resumes an interrupted run.\n"
+        "More --seeds add models. docs/ablation.md explains the design.",
+    )
+    add = parser.add_argument
+    add(
+        "-o", "--output", type=Path, default=Path("cwm-ablation"), metavar="DIR",
+        help="folder for all results (default: cwm-ablation)",
+    )  # fmt: skip
+    add("--short", action="store_true", help="use sizes for about ten minutes, too small for conclusions")
+    add("--seeds", type=positive, metavar="N", help="models of each arm (default: 5, with --short 2)")
+    add("--tokens", type=positive, metavar="N", help="training tokens of each model (default: by size)")
+    add("--problems", type=positive, metavar="N", help="programs in each held-out set of a seed (default: by size)")
+    add("--workers", type=positive, default=1, metavar="N", help="processes with one thread each (default: 1)")
+    add(
+        "--sandbox", choices=("bubblewrap", "process"), default="bubblewrap",
+        help="isolation of repaired programs; 'process' provides none (default: bubblewrap)",
+    )  # fmt: skip
+
+
+def _ablation(args: argparse.Namespace) -> int:
+    from cwm_core.ablation import run_ablation
+
+    report = run_ablation(
+        args.output,
+        short=args.short,
+        seeds=args.seeds,
+        tokens=args.tokens,
+        problems=args.problems,
+        workers=args.workers,
+        sandbox=args.sandbox,
+        quiet=args.quiet,
+    )
+    write(report)
+    say(args, f"wrote the report, its figures, and all results to {args.output}")
     return OK

@@ -26,6 +26,7 @@ MAX_SECONDS = 2_000_000
 
 EXTRAS = {
     "torch": "train", "rich": "train", "safetensors": "train", "pyarrow": "parquet", "tensorboard": "tensorboard",
+    "matplotlib": "plots",
     "torchao": "float8", "starlette": "serve", "uvicorn": "serve", "prometheus_client": "serve", "rensa": "corpus",
     "license_expression": "corpus", "detect_secrets": "corpus", "phonenumbers": "corpus", "ray": "ray",
     "hypothesis": "corpus", "httpx": "http",
@@ -44,6 +45,13 @@ def add_verb(verbs: Any, run: Any, purpose: str, example: str, more: str = "") -
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def add_model(parser: argparse._ActionsContainer) -> None:
+    """Add the argument MODEL, which defaults to the shipped model. See `models.chosen_model`."""
+    parser.add_argument(
+        "model", nargs="?", type=Path, metavar="MODEL", help="model folder (default: the model in the package)"
+    )
 
 
 def add_tokenizer(parser: argparse._ActionsContainer) -> None:

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .models import load_model
-from .options import OK, add_cache, add_tokenizer, add_verb, port, positive, say, seconds
+from .models import chosen_model, load_model
+from .options import OK, add_cache, add_model, add_tokenizer, add_verb, port, positive, say, seconds
 
 KEY_VARIABLE = "CWM_API_KEY"
 
@@ -25,7 +25,7 @@ def add_serve(verbs: Any) -> None:
         f"--api-key-file or of the variable {KEY_VARIABLE}. Ctrl-C and SIGTERM stop the server after the running\n"
         "requests.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="model folder")
+    add_model(parser)
     add_tokenizer(parser)
     parser.add_argument("--name", metavar="NAME", help="name of the model in requests (default: the folder's name)")
     parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
@@ -77,13 +77,14 @@ def add_serve(verbs: Any) -> None:
 def _serve(args: argparse.Namespace) -> int:
     from cwm_core import inference
     from cwm_core.inference import server
+    from cwm_core.model import SHIPPED_NAME
 
     key = _api_key(args)
     if key is None and not args.no_api_key and not _is_loopback(args.host):
         args.error(f"other machines can reach {args.host}: use --api-key-file FILE or --no-api-key")
     listener = server.listen(args.host, args.port)  # fail before the slow loading of the model
     with listener:
-        loaded, tokenizer = load_model(args.model, args.device, args.tokenizer)
+        loaded, tokenizer = load_model(chosen_model(args), args.device, args.tokenizer)
         cache_bytes = (args.cache_gib or 0) << 30 or free_memory(args.device) * 8 // 10
         engine = inference.Engine(
             loaded, tokenizer, max_batch=args.batch_size, max_length=args.max_length, max_cache_bytes=cache_bytes
@@ -94,7 +95,7 @@ def _serve(args: argparse.Namespace) -> int:
             clamp_max_tokens=args.clamp_max_tokens,
             request_seconds=args.max_seconds,
         )
-        name = args.name or args.model.resolve().name
+        name = args.name or (args.model.resolve().name if args.model else SHIPPED_NAME)
         app = server.create_app(
             engine, tokenizer, name=name, limits=limits, api_key=key, cors_origins=args.cors_origin or None
         )

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 STATE_VERSION = 2
 
+_MAX_PREFETCH = 2**16  # the native channel allocates a slot for each batch at once
+
 SourceSpec = StrPath | tuple[StrPath, float] | tuple[StrPath, float, int | None]
 """A folder, its share, and its epochs (None: the loader's)."""
 
@@ -238,7 +240,7 @@ class PackedLoader:
             buckets: Buckets by ascending `max_length`, the last one's None. They replace `batch_size`.
             mask: Fraction of the spans with a label to exclude from the loss, by label:
                 `{"context": 1, "observation": 0.5}`. Spans are chosen at random, the same ones in every epoch.
-            prefetch: Batches to prepare ahead. 0 prepares each batch on request.
+            prefetch: Batches to prepare ahead, at most 65,536. 0 prepares each batch on request.
 
         Raises:
             ValueError: A share is not positive, there are no sources, their vocabularies differ, no shard has a label
@@ -251,6 +253,8 @@ class PackedLoader:
         seq_len, batch_size, seed, lookahead = map(operator.index, (seq_len, batch_size, seed, lookahead))
         check_not_negative(seq_len=seq_len, batch_size=batch_size, rank=rank, world_size=world_size, seed=seed)
         check_not_negative(lookahead=lookahead, prefetch=prefetch)
+        if prefetch > _MAX_PREFETCH:
+            raise ValueError(f"prefetch must be at most {_MAX_PREFETCH}, not {prefetch}")
         if packing not in list(Packing):
             raise ValueError(f'packing must be "best_fit" or "stream", not {packing!r}')
         packing = Packing(packing)

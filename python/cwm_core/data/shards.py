@@ -315,8 +315,15 @@ def check_not_negative(**values: int) -> None:
     """Check arguments that the native code takes as unsigned.
 
     Raises:
-        ValueError: An argument is negative.
+        TypeError: An argument is not an integer.
+        ValueError: An argument is negative or has more than 64 bits.
     """
     for name, value in values.items():
-        if value < 0:
+        try:
+            number = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{name} must be an integer, got {value!r}") from None
+        if number < 0:
             raise ValueError(f"{name} must not be negative: {value}")
+        if number >= 2**64:
+            raise ValueError(f"{name} must be less than 2^64, got {value}")

@@ -17,7 +17,7 @@ from ..tokenizer.special_tokens import REASONING_THINKING_END, REASONING_THINKIN
 # Beginnings and ends of reasoning: as text, and as the names of the model's special tokens.
 _THOUGHT_BEGINS = ("<think>", REASONING_THINKING_START)
 _THOUGHT_END = re.compile(f"</think>|{re.escape(REASONING_THINKING_END)}")
-_MARK = re.compile(r"[\[<](/?)ANSWER[\]>]", re.I)
+_MARK = re.compile(r"[\[<]([/\\]?)ANSWER[\]>]", re.I)
 _BOX = re.compile(r"\\boxed\s*\{")
 _LATEX_STYLE = re.compile(r"\\(?:text|texttt|textbf|mathrm|mathtt|mathbf|verb)\s*\{(.*)\}", re.DOTALL)
 _LATEX_ESCAPE = re.compile(r"(?<!\\)\\([{}_%#$&])")
@@ -30,7 +30,10 @@ _FORMULA = re.compile(r"(\${1,2})(?!\$)([^$\n]+)\1")
 _LABEL = re.compile(
     r"(?:the )?(?:final |expected |return )?(?:output|answer|result|value|input)s?\s*(?::|=>|->|=|is\b:?)", re.I
 )
-_SEPARATOR = re.compile(r":|=>|->|→|⇒|(?<![=!<>])=(?!=)|\b(?:is|be|returns?|gives?|outputs?|equals?|get)\b")
+_SEPARATOR = re.compile(
+    r":|=>|->|→|⇒|(?<![=!<>])=(?!=)"
+    r"|\b(?:is|be|returns?|gives?|outputs?|prints?|produces?|yields?|equals?|gets?|becomes?|evaluates to|results in)\b"
+)
 _MOST_SEPARATORS, _MOST_CHARACTERS = 100, 1_000_000  # tried in a line; the characters are those of all tries
 _MOST_VARIABLES = 20  # replaced in a statement
 _MOST_LINES = 200  # at the end of an answer, searched for a literal over several lines
@@ -75,7 +78,10 @@ def output_of_answer(answer: str) -> str:
         case _:
             return text.removeprefix("assert ").strip()
     match value:
-        case ast.Compare(left=left, ops=[ast.Eq() | ast.Is()], comparators=[right]):
+        case (
+            ast.Compare(left=left, ops=[ast.Eq() | ast.Is()], comparators=[right])
+            | ast.Call(func=ast.Attribute(attr="assertEqual"), args=[left, right, *_])
+        ):
             if isinstance(left, ast.Call | ast.Name) and not _is_call_of_f(right):
                 return _segment(text, right)
             if isinstance(right, ast.Call | ast.Name):

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -16,11 +16,21 @@ from .._native import DamagedFileError
 from ..machines import Limits
 from ..support.jsonl import loads
 from ..support.log import ResumableLog
-from .problems import Problem
 from .report import Result, write_whole
 
 if TYPE_CHECKING:
     from ..inference import Engine
+
+
+class Named(Protocol):
+    """What an evaluation needs to know of its problems."""
+
+    @property
+    def id(self) -> str:
+        """Return the unique id in the data set."""
+
+
+P = TypeVar("P", bound=Named)
 
 Progress = Callable[[int, int], object]
 """Callback with the number of finished problems and the number of all problems."""
@@ -37,7 +47,7 @@ def too_long(engine: Engine, prompts: Iterable[np.ndarray], max_new_tokens: int)
 
 
 def leaving_out(
-    problems: Sequence[Problem], reasons: Iterable[str | None], solve: Callable[[list[Problem]], list[Result]]
+    problems: Sequence[P], reasons: Iterable[str | None], solve: Callable[[list[P]], list[Result]]
 ) -> list[Result]:
     """Return the results of the problems in order; call `solve` with those that have no reason to be left out."""
     reasons = list(reasons)
@@ -51,8 +61,8 @@ def leaving_out(
 
 def run_batches(
     task: str,
-    problems: Sequence[Problem],
-    solve: Callable[[Sequence[Problem], int], list[Result]],
+    problems: Sequence[P],
+    solve: Callable[[Sequence[P], int], list[Result]],
     task_settings: Mapping[str, Any],
     *,
     folder: str | os.PathLike[str] | None = None,
@@ -60,6 +70,7 @@ def run_batches(
     seed: int = 0,
     progress: Progress | None = None,
     settings: Mapping[str, Any] | None = None,
+    dataset: str | None = None,
 ) -> tuple[list[Result], dict[str, Any]]:
     """Return the results of all problems in order, and the settings that they depend on.
 
@@ -73,6 +84,7 @@ def run_batches(
         seed: Seed of all random choices.
         progress: Callback with the number of finished problems and the number of all problems.
         settings: Further settings that results depend on, such as the name of the model.
+        dataset: Digest of the problems. None takes the digest of their fields, so they must be dataclasses.
 
     Raises:
         ValueError: `batch` is below 1, or `folder` holds results of other settings.
@@ -80,7 +92,8 @@ def run_batches(
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    dataset = digest(json.dumps([asdict(problem) for problem in problems]))
+    if dataset is None:
+        dataset = digest(json.dumps([asdict(cast(Any, problem)) for problem in problems]))
     all_settings = {"task": task, **(settings or {}), **task_settings, "batch": batch, "seed": seed, "dataset": dataset}
     results = Results(folder, all_settings)
     try:

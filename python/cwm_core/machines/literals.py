@@ -128,6 +128,8 @@ def _value(node: ast.expr) -> object:
         case ast.Dict() if None not in node.keys:
             keys = [_value(key) for key in node.keys if key is not None]
             value = dict(zip(keys, map(_value, node.values), strict=True))
+        case ast.Call(func=ast.Name("float"), args=[ast.Constant(str(number))], keywords=[]):  # float("inf")
+            value = float(number)
         case ast.Call():
             arguments = [_value(argument) for argument in node.args]
             keywords = {str(keyword.arg): _value(keyword.value) for keyword in node.keywords}

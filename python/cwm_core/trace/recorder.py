@@ -74,19 +74,17 @@ class Recorder:
         """Set the options of later recordings.
 
         Raises:
-            TypeError: A limit is not a number, or not an integer where one is needed.
+            TypeError: `scope` is no list of paths, a limit is not a number, or not an integer where one is needed.
             ValueError: `scope` is an unknown string, or a limit is below its minimum.
         """
-        if isinstance(scope, str | bytes) and scope not in ("file", "package"):
-            raise ValueError(f'scope must be "file", "package", or a list of paths, got {scope!r}')
         limits = {"max_frames": max_frames, "max_bytes": max_bytes, "max_depth": max_depth}
         counts = {name: _count(name, value) for name, value in limits.items()}
-        self._scope = scope
+        self._scope = _scope(scope)
         self._capture_output = capture_output
         self._options: dict[str, Any] = {
             **counts,
             "max_seconds": _seconds(max_seconds),
-            "max_value_chars": _count("max_value_chars", max_value_chars),
+            "max_value_chars": _count("max_value_chars", max_value_chars, optional=False),
             "object_state": object_state,
             "calls_only": calls_only,
         }
@@ -314,7 +312,7 @@ class Recorder:
                 folders = [folder for path in paths if (folder := _package_folder(path)) is not None]
             given = sources.lines_of_loader(filename)
         else:
-            files = folders = [os.path.abspath(path) for path in self._scope]
+            files = folders = self._scope
         return Recording(files, folders, split=split, **self._options), given
 
 
@@ -361,19 +359,37 @@ def finish(
     return recording.finish(lines, context or functools.partial(_context, lines), output)
 
 
-def _count(name: str, value: SupportsIndex | None) -> int | None:
+def _scope(scope: str | Sequence[str | os.PathLike[str]]) -> str | list[str]:
+    """Return a scope with absolute paths, which keep their meaning if the working directory changes.
+
+    Raises:
+        TypeError: The scope is no list of paths.
+        ValueError: The scope is an unknown string.
+    """
+    expected = f'scope must be "file", "package", or a list of paths, got {scope!r}'
+    if isinstance(scope, str | bytes):
+        if scope not in ("file", "package"):
+            raise ValueError(expected)
+        return str(scope)
+    try:
+        return [os.path.abspath(os.fsdecode(path)) for path in scope]
+    except TypeError:
+        raise TypeError(expected) from None
+
+
+def _count(name: str, value: SupportsIndex | None, optional: bool = True) -> int | None:
     """Return a limit as an integer that fits the native recorder, or None for no limit.
 
     Raises:
-        TypeError: The limit is not an integer.
+        TypeError: The limit is not an integer, and not None if it is optional.
         ValueError: The limit is below 0, or below 1 for `max_depth`.
     """
-    if value is None:
+    if value is None and optional:
         return None
     try:
-        count = operator.index(value)
+        count = operator.index(value)  # type: ignore[arg-type]  # None is a TypeError, too
     except TypeError:
-        raise TypeError(f"{name} must be an integer or None, got {value!r}") from None
+        raise TypeError(f"{name} must be an integer{' or None' * optional}, got {value!r}") from None
     least = int(name == "max_depth")
     if count < least:
         raise ValueError(f"{name} must be at least {least}, got {count}")

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .config import TrainConfig
+from .muon import Muon
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
@@ -21,7 +22,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     if config.optimizer == "muon":
         hidden = [name for name, p in parameters.items() if p.dim() == 2 and name.startswith("layers.")]
         matrices = [parameters.pop(name) for name in hidden]
-        optimizers.append(torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
+        optimizers.append(Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
     groups = [
         {"params": [p for p in parameters.values() if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters.values() if p.dim() < 2], "weight_decay": 0.0},

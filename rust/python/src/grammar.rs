@@ -14,6 +14,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<TraceConstraint>()
 }
 
+/// Implementation of `cwm_core.inference.TraceGrammar`.
 #[pyclass(frozen, module = "cwm_core._native")]
 pub struct TraceGrammar {
     grammar: Arc<Grammar>,
@@ -50,6 +51,7 @@ impl TraceGrammar {
     }
 }
 
+/// Implementation of `cwm_core.inference.TraceConstraint`.
 #[pyclass(module = "cwm_core._native")]
 pub struct TraceConstraint {
     constraint: Constraint,

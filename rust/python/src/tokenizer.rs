@@ -72,6 +72,7 @@ fn build(vocab: Vocabulary, splitter: Splitter, special: SpecialArgument) -> Res
     }
 }
 
+/// Implementation of `cwm_core.Tokenizer`.
 #[pyclass(frozen, module = "cwm_core._native")]
 pub struct Tokenizer(pub Inner);
 

@@ -68,6 +68,7 @@ struct Course {
     state: Mutex<State>,
 }
 
+/// Implementation of `cwm_core.PackedLoader`.
 #[pyclass(module = "cwm_core._native", frozen)]
 pub struct PackedLoader {
     mixture: Arc<Mixture>,

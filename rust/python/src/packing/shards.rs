@@ -150,7 +150,8 @@ fn tags_of(
     tags.into_iter().map(tag).collect()
 }
 
-/// A writer behind a mutex. Threads wait for the mutex only with the GIL released.
+/// Implementation of `cwm_core.ShardWriter`: a writer behind a mutex. Threads wait for the mutex only with the GIL
+/// released.
 #[pyclass(module = "cwm_core._native", frozen)]
 pub struct ShardWriter(Mutex<packing::ShardWriter>);
 
@@ -272,6 +273,7 @@ impl ShardWriter {
     }
 }
 
+/// Implementation of `cwm_core.Shards`.
 #[pyclass(module = "cwm_core._native", frozen)]
 pub struct Shards {
     shards: packing::Shards,
