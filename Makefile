@@ -10,6 +10,8 @@ MATURIN := maturin>=1.9,<2
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+# Installs packages in a fraction of pip's time. Where it cannot, pip does.
+UV := $(TOOLS)/bin/uv
 RUST := $(shell find rust -name fuzz -prune -o -type f -print) Cargo.toml Cargo.lock
 
 TESTS ?= tests
@@ -26,8 +28,8 @@ PORTABLE := --zig --compatibility manylinux2014
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo model check test test-native test-recorder lint lint-rust lint-python bench \
-  bench-quick bench-compare docs wheel clean
+.PHONY: help demo model ablation check test test-fast test-native test-recorder lint lint-rust lint-python bench \
+  bench-quick bench-compare docs wheel release clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -67,11 +69,17 @@ model: | $(MODEL)/held-out ## train the small model for 2.5 hours, resumable, an
 	OMP_NUM_THREADS=1 $(PY) -m cwm_core train configs/small/train.toml
 	$(PY) configs/small/ship.py weights $(MODEL)/run
 	rm -rf $(MODEL)/figures
-	$(EVALUATE) recordings $(MODEL)/held-out --max-new-tokens 2048 -o $(MODEL)/figures/recordings
-	$(EVALUATE) failures $(MODEL)/held-out --max-new-tokens 2048 -o $(MODEL)/figures
+	$(EVALUATE) recordings $(MODEL)/held-out --max-new-tokens 2048 --batch-size 256 -o $(MODEL)/figures/recordings
+	$(EVALUATE) failures $(MODEL)/held-out --max-new-tokens 2048 --batch-size 256 -o $(MODEL)/figures
 	$(PY) configs/small/ship.py figures $(MODEL)/figures
 
-check: lint ## lint and fast tests: leaves out those that tests/slow.txt lists or that are marked slow
+ablation: $(INSTALLED) ## what traces teach, measured for hours on two cores, resumable; results in build/ablation
+	$(PY) -m cwm_core ablation --workers 2 -o build/ablation
+
+check: ## lint and fast tests: leaves out those that tests/slow.txt lists or that are marked slow
+	$(MAKE) --jobs=2 test-fast lint-python lint-rust
+
+test-fast: $(INSTALLED)
 	$(PY) -m pytest $(TESTS) -m "not slow"
 
 test: $(INSTALLED) ## all Python tests
@@ -107,7 +115,6 @@ bench-compare: $(INSTALLED) ## compare the speed of two commits: make bench-comp
 	$(PY) benches/compare.py $(or $(BASE),$(error BASE=<commit> is missing)) $(ARGS)
 
 docs: $(INSTALLED) ## build the documentation site in build/site; fails on broken links
-	$(PY) -m pip install --quiet --disable-pip-version-check "mkdocs-material>=9.7,<10" "mkdocstrings[python]>=1,<2"
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
 WHEELS ?= build/wheels
@@ -117,22 +124,36 @@ wheel: $(TOOLS)/.installed ## build wheels for each supported CPython on this ma
 	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" maturin build --release --locked --out $(WHEELS) $(PORTABLE) \
 	  $(addprefix -i ,$(WHEELS_FOR))
 
+release: $(TOOLS)/.installed ## build the sdist and the wheels of a release in build/release, and check each in a new environment
+	$(MAKE) wheel WHEELS=build/release
+	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" maturin sdist --out build/release
+	$(TOOLS)/bin/python -m pip install --quiet "twine>=6,<8"
+	$(TOOLS)/bin/python -m twine check --strict build/release/*
+	.ci/check-release build/release
+
 clean: ## remove build results; keep environments, but rebuild their extension
 	rm -rf build target .pytest_cache .ruff_cache .hypothesis .benchmarks python/cwm_core/*.so .venv*/.installed
 	find python tests benches -name __pycache__ -prune -exec rm -rf {} +
 
 ifdef CWM_WHEELS # a folder of built wheels: install from it instead of building the extension again
-$(INSTALLED): | $(PY)
-	$(PY) -m pip install --quiet "$$(ls "$(CWM_WHEELS)"/cwm_core-*-$$($(PY) -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl)[$(EXTRAS)]"
+WHEEL = $$(ls "$(CWM_WHEELS)"/cwm_core-*-$$($(PY) -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl)
+$(INSTALLED): | $(PY) $(TOOLS)/.uv
+	wheel="$(WHEEL)[$(EXTRAS)]"; { [ -x $(UV) ] && $(UV) pip install --quiet --python $(PY) "$$wheel"; } || \
+	  $(PY) -m pip install --quiet "$$wheel"
 	touch $@
 else
-$(INSTALLED): $(VENV)/.maturin $(RUST) pyproject.toml
-	VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(PY) -m maturin develop --release --locked --extras $(EXTRAS)
+$(INSTALLED): $(VENV)/.maturin $(RUST) pyproject.toml | $(TOOLS)/.uv
+	VIRTUAL_ENV="$(CURDIR)/$(VENV)" PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" \
+	  $(PY) -m maturin develop --release --locked --extras $(EXTRAS) $$([ ! -x $(UV) ] || echo --uv)
 	touch $@
 endif
 
 $(VENV)/.maturin: | $(PY)
 	$(PY) -m pip install --quiet "$(MATURIN)"
+	touch $@
+
+$(TOOLS)/.uv: | $(TOOLS)/bin/python
+	$(TOOLS)/bin/python -m pip install --quiet "uv>=0.9,<1" || echo "uv cannot be installed; pip takes its place" >&2
 	touch $@
 
 $(TOOLS)/.installed: | $(TOOLS)/bin/python

@@ -59,6 +59,12 @@ def isolated() -> None:
         pytest.skip(reason)
 
 
+@pytest.fixture(autouse=True)
+def counts(monkeypatch: Any, quick: bool) -> None:
+    if quick:
+        monkeypatch.setattr(f"{__name__}.COUNT", {"short": 20, "long": 4})
+
+
 def measure(benchmark: Any, group: str, name: str, work: Callable[[], Any], samples: int) -> Any:
     benchmark.group = f"corpus: {group}"
     benchmark.extra_info = {"implementation": name, "samples": samples}

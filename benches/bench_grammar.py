@@ -31,11 +31,11 @@ def tokenizer() -> cwm.Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def traces(request: pytest.FixtureRequest) -> list[cwm.Trace]:
+def traces(quick: bool) -> list[cwm.Trace]:
     """Return traces of short random programs and of a workload of a thousand frames."""
     programs = [generate(seed) for seed in range(3)]
     short = [cwm.record_source(program.code, program.call) for program in programs]
-    return short if request.config.getoption("benchmark_disable") else [*short, *texts.recorded_workloads()[:1]]
+    return short if quick else [*short, *texts.recorded_workloads()[:1]]
 
 
 def test_compile(benchmark, tokenizer):

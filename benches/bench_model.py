@@ -13,6 +13,7 @@ from cwm_core.model import Transformer, preset, save
 transformers = pytest.importorskip("transformers")
 
 ROWS, SEQ_LEN, MEAN_DOCUMENT, MICRO_BATCHES = 8, 1024, 200, 8
+QUICK_ROWS = 2  # in runs that are not measured
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +27,10 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def documents():
+def documents(quick):
     rng = np.random.default_rng(0)
     lengths = []
-    for _ in range(ROWS):
+    for _ in range(QUICK_ROWS if quick else ROWS):
         room = SEQ_LEN
         while room:
             lengths.append(min(room, 8 + int(rng.exponential(MEAN_DOCUMENT))))
@@ -93,14 +94,14 @@ def test_training_step_transformers_padded(benchmark, models, documents):
 def test_training_step_transformers_packed(benchmark, models, documents):
     _, model = models
     targets, mask = next_token_targets(documents)
-    tokens = torch.cat(documents).view(ROWS, SEQ_LEN)
-    positions = torch.cat([torch.arange(len(d)) for d in documents]).view(ROWS, SEQ_LEN)
-    labels = targets.masked_fill(~mask, -100).view(ROWS, SEQ_LEN)
+    tokens = torch.cat(documents).view(-1, SEQ_LEN)
+    positions = torch.cat([torch.arange(len(d)) for d in documents]).view(-1, SEQ_LEN)
+    labels = targets.masked_fill(~mask, -100).view(-1, SEQ_LEN)
 
     def step():
         model.zero_grad()
         total = 0.0
-        for row in range(ROWS):  # it finds documents by their positions in batches of one row only
+        for row in range(len(tokens)):  # it finds documents by their positions in batches of one row only
             one = slice(row, row + 1)
             out = model(
                 tokens[one],

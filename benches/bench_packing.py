@@ -26,12 +26,17 @@ def lengths(count):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def documents(quick):
+    return 500 if quick else DOCUMENTS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, documents):
     """Write shards of about 40 million tokens."""
     folder = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(0)
     with cwm.ShardWriter(folder, VOCAB_SIZE) as writer:
-        for length in lengths(DOCUMENTS):
+        for length in lengths(documents):
             writer.add(rng.integers(0, VOCAB_SIZE, length, dtype=np.int32))
     cwm.Shards(folder).verify()
     return folder
@@ -61,11 +66,11 @@ def test_next_batch(benchmark, folder, seq_len, prefetch):
 
 
 @seq_lens
-def test_copy(benchmark, folder, seq_len):
+def test_copy(benchmark, folder, seq_len, quick):
     """Copy batches from memory into reused arrays. There are more of them than fit into the caches."""
     loader = open_loader(folder, seq_len)
     batch = next(loader)
-    batches = cycle([[getattr(batch, name).copy() for name in ARRAYS] for batch in islice(loader, 80)])
+    batches = cycle([[getattr(batch, name).copy() for name in ARRAYS] for batch in islice(loader, 2 if quick else 80)])
     into = [getattr(batch, name).copy() for name in ARRAYS]
     measure(benchmark, f"packed loader, {seq_len}", "memory copy", batch)
     benchmark(lambda: [np.copyto(new, old) for new, old in zip(into, next(batches), strict=True)])
@@ -80,10 +85,10 @@ def test_copy_in_cache(benchmark, folder, seq_len):
     benchmark(lambda: [np.copyto(new, old) for new, old in pairs])
 
 
-def test_load_state(benchmark, folder):
+def test_load_state(benchmark, folder, documents):
     """Resume in the third epoch, up to the first batch."""
     loader = open_loader(folder, 8192)
-    while loader.stats().documents < 2.5 * DOCUMENTS:
+    while loader.stats().documents < 2.5 * documents:
         loader.skip(1)
     state = loader.state_dict()
 
@@ -97,12 +102,17 @@ def test_load_state(benchmark, folder):
 
 
 @pytest.fixture(scope="module")
-def packed_folder(tmp_path_factory):
+def packed_documents(quick):
+    return 2000 if quick else PACKED_DOCUMENTS
+
+
+@pytest.fixture(scope="module")
+def packed_folder(tmp_path_factory, packed_documents):
     """Write many documents whose tokens are never read."""
     folder = tmp_path_factory.mktemp("packed")
     with cwm.ShardWriter(folder, 1 << 16, shard_tokens=1 << 40) as writer:
-        longest = np.zeros(lengths(PACKED_DOCUMENTS).max(), dtype=np.uint16)
-        for length in lengths(PACKED_DOCUMENTS):
+        longest = np.zeros(lengths(packed_documents).max(), dtype=np.uint16)
+        for length in lengths(packed_documents):
             writer.add(longest[:length])
     return folder
 
@@ -113,7 +123,7 @@ def count_rows(folder, seq_len):
 
 
 @seq_lens
-def test_packing(benchmark, packed_folder, seq_len):
+def test_packing(benchmark, packed_folder, packed_documents, seq_len):
     """Plan an epoch: shuffle, draw, and pack documents by windows. The efficiency is in the extra information."""
     loader = cwm.PackedLoader(packed_folder, seq_len, batch_size=ROWS[seq_len], epochs=1)
     start = loader.state_dict()
@@ -122,7 +132,7 @@ def test_packing(benchmark, packed_folder, seq_len):
         loader.load_state_dict(start)
         loader.skip(1 << 40)
 
-    benchmark.group = f"packing of {PACKED_DOCUMENTS:,} documents, {seq_len}"
+    benchmark.group = f"packing of {packed_documents:,} documents, {seq_len}"
     benchmark.pedantic(plan, rounds=5)
     # Do not count rows of the last step that are all padding.
     rows = count_rows(packed_folder, seq_len)
@@ -137,18 +147,18 @@ def pieces_of(documents, seq_len):
 
 @seq_lens
 @pytest.mark.parametrize("algorithm", ["BFD", "FFD", "OBFD", "BF", "BFD by windows"])
-def test_seqpacker(benchmark, seq_len, algorithm):
+def test_seqpacker(benchmark, packed_documents, seq_len, algorithm):
     """Pack lengths in memory: all at once, or in windows of as many documents as our loader packs together.
 
     Long documents are cut beforehand. Nothing is shuffled or mixed.
     """
     seqpacker = pytest.importorskip("seqpacker")
-    documents = lengths(PACKED_DOCUMENTS)
+    documents = lengths(packed_documents)
     name, _, by_windows = algorithm.partition(" ")
     window = 65_536 if by_windows else len(documents)
     windows = [pieces_of(documents[at : at + window], seq_len) for at in range(0, len(documents), window)]
     packer = seqpacker.Packer(seq_len, name.lower())
-    benchmark.group = f"packing of {PACKED_DOCUMENTS:,} documents, {seq_len}"
+    benchmark.group = f"packing of {packed_documents:,} documents, {seq_len}"
     packed = benchmark.pedantic(lambda: [packer.pack_flat(pieces) for pieces in windows], rounds=5)
     rows = sum(len(offsets) + 1 for _, offsets in packed)
     efficiency = float(documents.sum() / (rows * seq_len))

@@ -26,10 +26,11 @@ def f(n, x):
         seen.append(x)
     return sum(seen)
 """
-CORPORA: dict[str, Callable[[], list[cwm.Trace]]] = {
-    "short": lambda: [cwm.record_source(*generate(seed)) for seed in range(3000)],
-    "long": lambda: [cwm.record_source(LOOP, f"f({50 + n % 300}, {n * 7919})") for n in range(200)],
+CORPORA: dict[str, Callable[[int], cwm.Trace]] = {
+    "short": lambda seed: cwm.record_source(*generate(seed)),
+    "long": lambda n: cwm.record_source(LOOP, f"f({50 + n % 300}, {n * 7919})"),
 }
+COUNTS = {"short": 3000, "long": 200}
 LOOKUPS = 200
 
 
@@ -164,8 +165,8 @@ def corpus(request) -> str:
 
 
 @pytest.fixture(scope="module")
-def traces(corpus: str) -> list[cwm.Trace]:
-    return CORPORA[corpus]()
+def traces(corpus: str, quick: bool) -> list[cwm.Trace]:
+    return [CORPORA[corpus](number) for number in range(10 if quick else COUNTS[corpus])]
 
 
 def keeper(benchmark, what: str, implementation: str, folder: Path, traces: list[cwm.Trace], used: list[cwm.Trace]):

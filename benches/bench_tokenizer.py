@@ -72,8 +72,15 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def megabytes(request):
-    return 0.1 if request.config.getoption("benchmark_disable") else texts.MEGABYTES
+def load(folder, quick) -> Callable[[str], Encoder]:
+    """Return a function that loads a library's tokenizer: a new one, or always the same if nothing is measured."""
+    load = functools.partial(make, folder=folder)
+    return functools.cache(load) if quick else load
+
+
+@pytest.fixture(scope="session")
+def megabytes(quick):
+    return 0.1 if quick else texts.MEGABYTES
 
 
 @functools.cache
@@ -97,32 +104,32 @@ def describe(benchmark, group: str, implementation: str, texts: list[str]) -> No
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("passed", ["cold", "warm"])
 @pytest.mark.parametrize("name", ["Python source", "natural language", "trace text"])
-def test_encode(benchmark, folder, megabytes, name, passed, threads, implementation):
+def test_encode(benchmark, load, megabytes, name, passed, threads, implementation):
     """Encode all texts in one call."""
     texts = input_of(name, megabytes)
     describe(benchmark, f"encode {name}, {passed}, {threads} thread(s)", implementation, texts)
     if passed == "cold":
         rounds = 1 if implementation in SLOW else 3
-        setup = lambda: ((make(implementation, folder).encode_batch,), {})  # noqa: E731
+        setup = lambda: ((load(implementation).encode_batch,), {})  # noqa: E731
         benchmark.pedantic(lambda encode_batch: encode_batch(texts, threads), setup=setup, rounds=rounds)
     elif implementation in SLOW:
-        benchmark.pedantic(make(implementation, folder).encode_batch, (texts, threads), rounds=1)
+        benchmark.pedantic(load(implementation).encode_batch, (texts, threads), rounds=1)
     else:
-        benchmark.pedantic(make(implementation, folder).encode_batch, (texts, threads), rounds=5, warmup_rounds=1)
+        benchmark.pedantic(load(implementation).encode_batch, (texts, threads), rounds=5, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_encode_one_at_a_time(benchmark, folder, implementation):
+def test_encode_one_at_a_time(benchmark, load, implementation):
     """Encode 1,000 short texts in one call each, on one thread, warm."""
     short = texts.short_texts()
     describe(benchmark, "encode 1,000 short texts one at a time", implementation, short)
-    encode = make(implementation, folder).encode
+    encode = load(implementation).encode
     benchmark.pedantic(lambda: [encode(text) for text in short], rounds=20, warmup_rounds=2)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("size", ["long", "short"])
-def test_encode_trace(benchmark, folder, megabytes, size, implementation):
+def test_encode_trace(benchmark, load, megabytes, size, implementation):
     """Encode traces: ours from the recording, the others from its text, in one call each, on one thread, warm.
 
     The long traces are the workloads, with a thousand frames; most short traces have a dozen.
@@ -134,25 +141,25 @@ def test_encode_trace(benchmark, folder, megabytes, size, implementation):
         ours = Tokenizer.load(rank_path())
         encode_all = lambda: [ours.encode_trace(trace) for trace in chosen]  # noqa: E731
     else:
-        encode = make(implementation, folder).encode
+        encode = load(implementation).encode
         encode_all = lambda: [encode(text) for text in written]  # noqa: E731
     slow = implementation in SLOW
     benchmark.pedantic(encode_all, rounds=1 if slow else 5, warmup_rounds=0 if slow else 1)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_encode_one_long_word(benchmark, folder, implementation):
+def test_encode_one_long_word(benchmark, load, implementation):
     """Encode a piece that no pattern cuts, for which merging must not take quadratic time."""
     word = "abcdefghij" * 10_000
     describe(benchmark, "encode one word of 100 kB", implementation, [word])
-    benchmark.pedantic(make(implementation, folder).encode, (word,), rounds=3, warmup_rounds=1)
+    benchmark.pedantic(load(implementation).encode, (word,), rounds=3, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("implementation", ["cwm_core", "tiktoken", "tokenizers"])
-def test_decode(benchmark, folder, megabytes, implementation):
+def test_decode(benchmark, load, megabytes, implementation):
     """Decode the ids that each library's encode returned."""
     texts = input_of("Python source", megabytes / 10)
     describe(benchmark, "decode Python source", implementation, texts)
-    encoder = make(implementation, folder)
+    encoder = load(implementation)
     batch = [encoder.encode(text) for text in texts]
     benchmark.pedantic(lambda: [encoder.decode(ids) for ids in batch], rounds=3, warmup_rounds=1)

@@ -26,8 +26,9 @@ def sources(pattern):
 
 
 @pytest.fixture(scope="module", params=["stdlib", "stdlib with its packages and tests"])
-def texts(request):
-    return sources("*.py" if request.param == "stdlib" else "**/*.py"), request.param
+def texts(request, quick):
+    found = sources("*.py" if request.param == "stdlib" else "**/*.py")
+    return found[::20] if quick else found, request.param
 
 
 def train_by_library(tokenizers, texts, vocab_size):

@@ -6,6 +6,8 @@ A hot path is one `benchmark.group`. In it, `benchmark.extra_info["implementatio
 
 from importlib.util import find_spec
 
+import pytest
+
 
 def has_gpu() -> bool:
     if find_spec("torch") is None:
@@ -13,6 +15,12 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def quick(request: pytest.FixtureRequest) -> bool:
+    """Return whether nothing is measured (`--benchmark-disable`), so that small inputs do."""
+    return request.config.getoption("benchmark_disable")
 
 
 collect_ignore = [] if has_gpu() else ["gpu"]

@@ -69,6 +69,33 @@ def test_training_and_held_out_programs_share_nothing_up_to_names():
     assert not kept & trained
 
 
+ONE = """class Box:
+    def __init__(self, a):
+        self.a = a
+    def grow(self, b):
+        self.a += b
+def f(x):
+    def inner(e):
+        nonlocal x
+        x += e
+    o = Box(x)
+    o.grow(2)
+    return o.a
+"""
+
+
+def test_programs_that_differ_in_names_of_classes_and_attributes_are_the_same():
+    renamed = ONE
+    pairs = [("Box", "Node"), (".a", ".size"), ("grow", "put"), ("x", "k"), ("inner", "step"), ("self, a", "self, z")]
+    for old, new in (*pairs, ("= a\n", "= z\n")):
+        assert old in renamed
+        renamed = renamed.replace(old, new)
+    assert normalized(renamed) == normalized(ONE)
+    assert normalized(ONE.replace("+= b", "-= b")) != normalized(ONE)
+    # Methods of built-in types are no names of the program.
+    assert normalized("def f(t):\n    t.append(1)\n") != normalized("def f(t):\n    t.remove(1)\n")
+
+
 def test_held_out_programs_do_not_depend_on_their_number_or_the_training_seed():
     assert held_out_programs(6)["wide"] == held_out_programs(12)["wide"][:6]
     counts = ProgramCounts(basic=20, wide=20)

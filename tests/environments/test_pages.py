@@ -17,6 +17,8 @@ pytestmark = pytest.mark.skipif(machines.bubblewrap_refusal() is not None, reaso
 
 BROKEN = b"def add(a, b):\n    return a - b\n"
 TEST = "from sums import add\n\n\ndef test_add():\n    assert add(2, 3) == 5\n"
+# Its plugin takes several times as long to import as these tests take to run.
+WITHOUT_HYPOTHESIS = "-p no:hypothesispytest"
 
 
 @pytest.fixture
@@ -27,6 +29,7 @@ def folder(tmp_path, monkeypatch):
     (sums / "tests").mkdir(parents=True)
     (sums / "sums.py").write_bytes(BROKEN)
     (sums / "tests" / "test_sums.py").write_text(TEST)
+    (sums / "pytest.ini").write_text(f"[pytest]\naddopts = {WITHOUT_HYPOTHESIS}\n")
     (tmp_path / "swe-bench.jsonl").touch()
     solution = make_diff("sums.py", BROKEN, BROKEN.replace(b"a - b", b"a + b"))
     names = ("tests/test_sums.py::test_add",)
@@ -49,8 +52,10 @@ def test_environments(folder, capsys):
     assert "./sums.py:2:    return a - b" in said
 
 
-def test_forage(folder, capsys):
-    copy_repository("reckon", folder / "checkouts")
+def test_forage(folder, capsys, monkeypatch):
+    monkeypatch.setattr("cwm_core.environments.foraging.harvest.SLACK_SECONDS", 3.0)
+    settings = copy_repository("reckon", folder / "checkouts") / "pyproject.toml"
+    settings.write_text(f'{settings.read_text()}addopts = "{WITHOUT_HYPOTHESIS}"\n')
     names = run("forage")
     assert sum(names["harvest"].tasks.values()) == 2
     assert names["reward"].value == 1.0

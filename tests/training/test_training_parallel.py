@@ -33,6 +33,9 @@ CONFIG = preset(
 )
 TIED = replace(CONFIG, tie_word_embeddings=True)
 FEW_KEYS = replace(CONFIG, num_key_value_heads=1)  # fewer heads of keys than context ranks
+LLAMA = replace(CONFIG, model_type="llama", attention_bias=True, layer_windows=(None,) * 3)
+QWEN2 = replace(TIED, model_type="qwen2", qkv_bias=True)
+QWEN3 = replace(CONFIG, model_type="qwen3", qk_norm=True)
 ROWS, SEQ_LEN = 4, 24
 
 
@@ -139,7 +142,7 @@ def assert_same_course(ours, theirs):
 
 @pytest.fixture(scope="module")
 def alone():
-    return {shape: train(shape=shape) for shape in (CONFIG, TIED, FEW_KEYS)}
+    return {shape: train(shape=shape) for shape in (CONFIG, TIED, FEW_KEYS, LLAMA, QWEN2, QWEN3)}
 
 
 TWO = [
@@ -150,6 +153,10 @@ TWO = [
     {"tensor_parallel": 2, "activation_checkpointing": "full"},
     {"shape": TIED},
     {"shape": TIED, "tensor_parallel": 2},
+    {"shape": LLAMA, "tensor_parallel": 2},
+    {"shape": QWEN2, "context_parallel": 2},
+    {"shape": QWEN3},
+    {"shape": QWEN3, "tensor_parallel": 2},
 ]
 FOUR = [
     {"data_parallel_replicas": 2},
@@ -230,13 +237,13 @@ def test_low_precision_follows_the_curve(alone):
 
 
 def test_muon_orthogonalizes_whole_matrices():
-    """Its products are in bfloat16: updates differ by that, where those of shards by themselves would by all."""
+    """Updates differ by rounding, where those of shards by themselves would differ by their own size."""
     expected = train(steps=1, optimizer="muon")
     runs = [{"steps": 1, "optimizer": "muon", **cut} for cut in ({}, {"tensor_parallel": 2})]
     for result in run_ranks(several, 2, runs)[0]:
         for name, first in expected.first.items():
             update = expected.last[name] - first
-            assert (result.last[name] - expected.last[name]).norm() < 0.2 * update.norm(), name
+            assert (result.last[name] - expected.last[name]).norm() < 0.01 * update.norm(), name
 
 
 def places():

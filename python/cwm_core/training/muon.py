@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+from ..model import sharding
 
 # The quintic iteration of https://kellerjordan.github.io/posts/muon/: singular values end between about 0.7 and 1.2.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 EPSILON = 1e-7
+
+# Elements of the matrices that a rank holds whole at the same time, unless one matrix has more.
+TOGETHER = 1 << 28
 
 
 class Muon(Optimizer):
@@ -20,6 +27,9 @@ class Muon(Optimizer):
 
     `torch.optim.Muon` computes in bfloat16 everywhere. On a CPU without instructions for bfloat16 that takes longer
     than the forward and backward passes of a small model, so this class uses float32 on a CPU.
+
+    Matrices may be sharded over all ranks of the default process group. Each rank then orthogonalizes its share of the
+    matrices and sends the results to the others.
 
     Args:
         matrices: Parameters with two dimensions.
@@ -38,22 +48,63 @@ class Muon(Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient; `closure` is not supported."""
         for group in self.param_groups:
-            for matrix in group["params"]:
-                if matrix.grad is not None:
-                    self._update(matrix, group)
+            # Matrices of one size follow each other, so that ranks that take turns do equal work.
+            matrices = sorted((m for m in group["params"] if m.grad is not None), key=torch.numel, reverse=True)
+            for some in _batches(matrices):
+                updates = _orthogonalize_all([self._direction(matrix, group) for matrix in some])
+                for matrix, update in zip(some, updates, strict=True):
+                    _apply(matrix, update, group)
 
-    def _update(self, matrix: nn.Parameter, group: dict[str, float]) -> None:
+    def _direction(self, matrix: nn.Parameter, group: dict[str, float]) -> Tensor:
+        """Add the gradient to the momentum, and return the update before it is orthogonalized."""
         gradient = matrix.grad
         assert gradient is not None
         state = self.state[matrix]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
-        buffer = state["momentum_buffer"]
-        buffer.lerp_(gradient, 1 - group["momentum"])
-        update = orthogonalize(gradient.lerp(buffer, group["momentum"]))
-        rows, columns = matrix.shape
-        matrix.mul_(1 - group["lr"] * group["weight_decay"])
-        matrix.add_(update, alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+        own, buffer = _local(gradient), _local(state["momentum_buffer"])  # DTensor's own operations take longer
+        buffer.lerp_(own, 1 - group["momentum"])
+        return sharding.sharded_like(gradient, own.lerp(buffer, group["momentum"]))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _apply(matrix: Tensor, update: Tensor, group: dict[str, float]) -> None:
+    rows, columns = matrix.shape
+    own = _local(matrix)
+    own.mul_(1 - group["lr"] * group["weight_decay"])
+    own.add_(update[sharding.part(matrix)], alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+
+
+def _batches(matrices: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Yield groups of matrices that are held whole at the same time."""
+    batch: list[nn.Parameter] = []
+    for matrix in matrices:
+        if batch and sum(map(torch.numel, batch)) + matrix.numel() > TOGETHER:
+            yield batch
+            batch = []
+        batch.append(matrix)
+    if batch:
+        yield batch
+
+
+def _orthogonalize_all(directions: list[Tensor]) -> list[Tensor]:
+    """Return `orthogonalize` of each whole matrix; ranks that share matrices take turns and exchange the results."""
+    if not isinstance(directions[0], DTensor):
+        return [orthogonalize(direction) for direction in directions]
+    wholes = [direction.full_tensor() for direction in directions if isinstance(direction, DTensor)]
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    owners = [number % ranks for number in range(len(wholes))]
+    updates = [
+        orthogonalize(whole).contiguous() if owner == rank else torch.empty_like(whole, dtype=_dtype(whole))
+        for whole, owner in zip(wholes, owners, strict=True)
+    ]
+    pending = [dist.broadcast(update, owner, async_op=True) for update, owner in zip(updates, owners, strict=True)]
+    for exchange in pending:
+        exchange.wait()
+    return updates
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
@@ -65,7 +116,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     Returns:
         Shape [rows, columns]; float32 on a CPU and bfloat16 elsewhere.
     """
-    wide = matrix.to(torch.float32 if matrix.device.type == "cpu" else torch.bfloat16)
+    wide = matrix.to(_dtype(matrix))
     if is_tall := matrix.size(0) > matrix.size(1):
         wide = wide.T
     wide = wide / wide.norm().clamp(min=EPSILON)
@@ -74,3 +125,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
         gram = wide @ wide.T
         wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
     return wide.T if is_tall else wide
+
+
+def _dtype(matrix: Tensor) -> torch.dtype:
+    return torch.float32 if matrix.device.type == "cpu" else torch.bfloat16
