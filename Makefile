@@ -28,8 +28,8 @@ PORTABLE := --zig --compatibility manylinux2014
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help demo model check test test-fast test-native test-recorder lint lint-rust lint-python bench \
-  bench-quick bench-compare docs wheel clean
+.PHONY: help demo model ablation check test test-fast test-native test-recorder lint lint-rust lint-python bench \
+  bench-quick bench-compare docs wheel release clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -69,9 +69,12 @@ model: | $(MODEL)/held-out ## train the small model for 2.5 hours, resumable, an
 	OMP_NUM_THREADS=1 $(PY) -m cwm_core train configs/small/train.toml
 	$(PY) configs/small/ship.py weights $(MODEL)/run
 	rm -rf $(MODEL)/figures
-	$(EVALUATE) recordings $(MODEL)/held-out --max-new-tokens 2048 -o $(MODEL)/figures/recordings
-	$(EVALUATE) failures $(MODEL)/held-out --max-new-tokens 2048 -o $(MODEL)/figures
+	$(EVALUATE) recordings $(MODEL)/held-out --max-new-tokens 2048 --batch-size 256 -o $(MODEL)/figures/recordings
+	$(EVALUATE) failures $(MODEL)/held-out --max-new-tokens 2048 --batch-size 256 -o $(MODEL)/figures
 	$(PY) configs/small/ship.py figures $(MODEL)/figures
+
+ablation: $(INSTALLED) ## what traces teach, measured for hours on two cores, resumable; results in build/ablation
+	$(PY) -m cwm_core ablation --workers 2 -o build/ablation
 
 check: ## lint and fast tests: leaves out those that tests/slow.txt lists or that are marked slow
 	$(MAKE) --jobs=2 test-fast lint-python lint-rust
@@ -120,6 +123,13 @@ wheel: $(TOOLS)/.installed ## build wheels for each supported CPython on this ma
 	rm -rf $(WHEELS)
 	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" maturin build --release --locked --out $(WHEELS) $(PORTABLE) \
 	  $(addprefix -i ,$(WHEELS_FOR))
+
+release: $(TOOLS)/.installed ## build the sdist and the wheels of a release in build/release, and check each in a new environment
+	$(MAKE) wheel WHEELS=build/release
+	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" maturin sdist --out build/release
+	$(TOOLS)/bin/python -m pip install --quiet "twine>=6,<8"
+	$(TOOLS)/bin/python -m twine check --strict build/release/*
+	.ci/check-release build/release
 
 clean: ## remove build results; keep environments, but rebuild their extension
 	rm -rf build target .pytest_cache .ruff_cache .hypothesis .benchmarks python/cwm_core/*.so .venv*/.installed

@@ -22,6 +22,7 @@ LAYERS = [
     ["corpus", "evaluation"],
     ["rl"],
     ["demo"],
+    ["ablation"],
     ["cli"],
 ]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}

@@ -49,6 +49,7 @@ def test_readme_examples_run_from_a_clean_install(wheel, clean_environment, tmp_
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", wheel, cwd=tmp_path, env=clean_environment)
+    run(tmp_path / "venv/bin/cwm", "--version", cwd=tmp_path, env=clean_environment)
     for example in readme.examples():
         run(python, "-I", "-c", example, cwd=tmp_path, env=clean_environment)
 

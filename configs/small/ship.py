@@ -37,6 +37,7 @@ FIGURES = "figures.json"
 MAX_BYTES = 8_000_000
 CHECKED = 25  # programs of each of two distributions
 MAX_NEW_TOKENS = 1024
+EVALUATED = "build/model/held-out --max-new-tokens 2048 --batch-size 256"  # as the Makefile has it
 
 
 def write_weights(run: Path, folder: Path) -> None:
@@ -106,11 +107,11 @@ def add_figures(results: Path, folder: Path) -> None:
     report = json.loads((results / "recordings" / "report.json").read_text())
     failures = json.loads((results / "failures.json").read_text())
     figures["evaluation"] = {
-        "command": "cwm eval recordings build/model/held-out --max-new-tokens 2048 -o build/model/figures/recordings",
+        "command": f"cwm eval recordings {EVALUATED} -o build/model/figures/recordings",
         **{key: report[key] for key in ("settings", "measures", "problems", "left_out")},
     }
     figures["failures"] = {
-        "command": "cwm eval failures build/model/held-out --max-new-tokens 2048 -o build/model/figures",
+        "command": f"cwm eval failures {EVALUATED} -o build/model/figures",
         **{key: failures[key] for key in ("traces", "causes", "kinds", "swaps", "strings")},
     }
     write_figures(folder, figures)

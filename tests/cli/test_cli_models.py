@@ -404,6 +404,16 @@ def test_eval_without_a_model_uses_the_shipped_one(cwd, shipped, capsys):
     assert json.loads(Path("results/settings.json").read_text())["model"] == "cwm-small"
 
 
+def test_serve_without_a_model_serves_the_shipped_one_under_its_name(cwd, shipped, capsys, monkeypatch):
+    pytest.importorskip("starlette")
+    served = []
+    monkeypatch.setattr("cwm_core.inference.server.serve", lambda app, *_, **__: served.append(app))
+    assert main(["serve", "--port", "0"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"cwm serve: {NOTE.strip()}" and said[1].startswith("cwm serve: cwm-small at http://127.0.0.1:")
+    assert len(served) == 1
+
+
 def test_an_installation_without_a_shipped_model_says_so(cwd, monkeypatch, capsys):
     monkeypatch.setattr("cwm_core.model.shipped.SHIPPED_FOLDER", cwd / "nowhere")
     assert main(["predict", "program.py", *PREDICT, "--quiet"]) == 1

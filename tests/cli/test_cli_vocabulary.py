@@ -23,7 +23,7 @@ WRITE = {
     f"cwm {verb}"
     for verb in ("corpus describe", "corpus programs", "record", "import", "export", "tokenize", "predict")
 }
-WRITE |= {f"cwm {verb}" for verb in ("forage", "agent", "demo")} | CORPORA | EVALUATIONS
+WRITE |= {f"cwm {verb}" for verb in ("forage", "agent", "demo", "ablation")} | CORPORA | EVALUATIONS
 
 # Names that an option must not have, and the one that the vocabulary has for it.
 SYNONYMS = {

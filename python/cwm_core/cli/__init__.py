@@ -19,7 +19,7 @@ from .evaluate import add_eval
 from .forage import add_forage
 from .inspect import add_inspect
 from .interrupt import Interruptible
-from .models import add_demo, add_predict, add_train
+from .models import add_ablation, add_demo, add_predict, add_train
 from .options import EXTRAS, FAILED, INTERRUPTED, add_quiet, is_out_of_memory, sentence, warn
 from .plan import add_plan
 from .record import add_record, add_view
@@ -132,6 +132,7 @@ def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
         add_forage,
         add_agent,
         add_demo,
+        add_ablation,
         add_completion,
     )
     for add in adds:

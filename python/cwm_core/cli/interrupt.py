@@ -20,7 +20,7 @@ SECONDS = 0.7
 # Verbs that may take longer, since they save their results when they are interrupted. A second Ctrl-C ends them at
 # once.
 PATIENT = frozenset({
-    "agent", "corpus", "export", "forage", "import", "pack", "record", "rl", "serve", "tokenize", "train",
+    "ablation", "agent", "corpus", "export", "forage", "import", "pack", "record", "rl", "serve", "tokenize", "train",
 })  # fmt: skip
 
 

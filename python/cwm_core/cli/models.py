@@ -1,4 +1,4 @@
-"""Implement `cwm train`, `cwm predict` and `cwm demo`."""
+"""Implement `cwm train`, `cwm predict`, `cwm demo` and `cwm ablation`."""
 
 from __future__ import annotations
 
@@ -325,4 +325,48 @@ def _demo(args: argparse.Namespace) -> int:
     from cwm_core.demo import run_demo
 
     run_demo(args.output, short=args.short)
+    return OK
+
+
+def add_ablation(verbs: Any) -> None:
+    """Add `cwm ablation`."""
+    parser = add_verb(
+        verbs,
+        _ablation,
+        "Measure what traces teach: train models on different documents of the same programs, and compare them.",
+        "cwm ablation --workers 2 -o ablation",
+        "DIR gets a report, its figures, all results, and the models. The same command resumes an interrupted run.\n"
+        "More --seeds add models. docs/ablation.md explains the design.",
+    )
+    add = parser.add_argument
+    add(
+        "-o", "--output", type=Path, default=Path("cwm-ablation"), metavar="DIR",
+        help="folder for all results (default: cwm-ablation)",
+    )  # fmt: skip
+    add("--short", action="store_true", help="use sizes for about ten minutes, too small for conclusions")
+    add("--seeds", type=positive, metavar="N", help="models of each arm (default: 5, with --short 2)")
+    add("--tokens", type=positive, metavar="N", help="training tokens of each model (default: by size)")
+    add("--problems", type=positive, metavar="N", help="programs in each held-out set of a seed (default: by size)")
+    add("--workers", type=positive, default=1, metavar="N", help="processes with one thread each (default: 1)")
+    add(
+        "--sandbox", choices=("bubblewrap", "process"), default="bubblewrap",
+        help="isolation of repaired programs; 'process' provides none (default: bubblewrap)",
+    )  # fmt: skip
+
+
+def _ablation(args: argparse.Namespace) -> int:
+    from cwm_core.ablation import run_ablation
+
+    report = run_ablation(
+        args.output,
+        short=args.short,
+        seeds=args.seeds,
+        tokens=args.tokens,
+        problems=args.problems,
+        workers=args.workers,
+        sandbox=args.sandbox,
+        quiet=args.quiet,
+    )
+    write(report)
+    say(args, f"wrote the report, its figures, and all results to {args.output}")
     return OK

@@ -13,7 +13,6 @@ from typing import Any
 
 from .. import machines
 from ..machines import Machine
-from . import _report
 
 
 class TestOutcome(StrEnum):
@@ -35,8 +34,10 @@ class TestOutcome(StrEnum):
 PASSED = (TestOutcome.PASSED, TestOutcome.XFAILED)
 """Outcomes of a test that passed."""
 
-PLUGIN = Path(_report.__file__).read_bytes()
-IMPORTS_PLUGIN = Path(_report.__file__).with_name("_imports.py").read_bytes()
+# Read, not imported: they need pytest, which the machine has and this process may lack.
+PLUGIN = Path(__file__).with_name("_report.py").read_bytes()
+IMPORTS_PLUGIN = Path(__file__).with_name("_imports.py").read_bytes()
+REPORTED = frozenset(TestOutcome) - {TestOutcome.MISSING}
 CHUNK = 32 << 10  # bytes to read at a time: fewer than any backend keeps of an output stream
 MAX_REPORT_BYTES = 64 << 20
 READ_SECONDS = 60.0
@@ -107,7 +108,7 @@ def run_tests(
         return TestRun({}, f"pytest made no report (exit code {completed.exit_code})", completed)
     try:
         outcomes = {
-            str(name): TestOutcome(outcome) for name, outcome in report["outcomes"].items() if outcome in _report.RANK
+            str(name): TestOutcome(outcome) for name, outcome in report["outcomes"].items() if outcome in REPORTED
         }
         found, errors, control = tuple(report["files"]), tuple(report["errors"]), report["control"]
     except (AttributeError, LookupError, TypeError):
