@@ -29,7 +29,7 @@ endif
 
 .DELETE_ON_ERROR:
 .PHONY: help demo model ablation check test test-fast test-native test-recorder lint lint-rust lint-python bench \
-  bench-quick bench-compare docs wheel clean
+  bench-quick bench-compare docs wheel release clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -123,6 +123,13 @@ wheel: $(TOOLS)/.installed ## build wheels for each supported CPython on this ma
 	rm -rf $(WHEELS)
 	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" maturin build --release --locked --out $(WHEELS) $(PORTABLE) \
 	  $(addprefix -i ,$(WHEELS_FOR))
+
+release: $(TOOLS)/.installed ## build the sdist and the wheels of a release in build/release, and check each in a new environment
+	$(MAKE) wheel WHEELS=build/release
+	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" maturin sdist --out build/release
+	$(TOOLS)/bin/python -m pip install --quiet "twine>=6,<8"
+	$(TOOLS)/bin/python -m twine check --strict build/release/*
+	.ci/check-release build/release
 
 clean: ## remove build results; keep environments, but rebuild their extension
 	rm -rf build target .pytest_cache .ruff_cache .hypothesis .benchmarks python/cwm_core/*.so .venv*/.installed

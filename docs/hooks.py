@@ -32,6 +32,7 @@ API = {
     ],
     "model": [
         "cwm_core.model.config",
+        "cwm_core.model.rotary",
         "cwm_core.model.transformer",
         "cwm_core.model.loss",
         "cwm_core.model.shipped",
@@ -121,7 +122,7 @@ TABLES = [
     ("Top level", "training/run.py", "RunConfig"),
     ("Table `[data]`", "training/run.py", "DataConfig"),
     ("Table `[model]`", "model/config.py", "ModelConfig"),
-    ("Table `[model.rope_parameters]`", "model/config.py", "RopeParameters"),
+    ("Table `[model.rope_parameters]`", "model/rotary.py", "RopeParameters"),
     ("Table `[training]`", "training/config.py", "TrainConfig"),
     ("Top level of `cwm rl`", "rl/run.py", "RLConfig"),
     ("Table `[data]` of `cwm rl`", "rl/run.py", "RowsConfig"),

@@ -52,8 +52,20 @@ def pytest_report_header() -> str:
     return "torch: installed" if HAVE_TORCH else "torch: not installed, tests that need it are skipped"
 
 
+def cap_examples(item: pytest.Item) -> None:
+    """Cap the number of examples at the profile's also where a test sets its own."""
+    test = getattr(item, "function", None)
+    own = getattr(test, "_hypothesis_internal_use_settings", None)
+    most = settings.get_profile("brief").max_examples
+    if own is not None and own.max_examples > most:
+        test._hypothesis_internal_use_settings = settings(own, max_examples=most)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that `slow.txt` lists."""
+    """Mark the tests that `slow.txt` lists, and cap examples in the profile `brief`."""
+    if os.environ.get("HYPOTHESIS_PROFILE") == "brief":
+        for item in items:
+            cap_examples(item)
     tests = Path(__file__).parent
     slow = {line for line in (tests / "slow.txt").read_text().splitlines() if not line.startswith("#")}
     for item in items:

@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 def randomize(model):
     """Weights large enough that a wrong mask, norm, rotation or order of rows shows in the logits."""
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
                 parameter.uniform_(0.5, 1.5)
+                if name.endswith(".bias"):
+                    parameter.sub_(1.0)
             else:
                 parameter.normal_(std=parameter.shape[1] ** -0.5)
     return model

@@ -389,9 +389,9 @@ def test_a_submission_is_tried_when_it_is_made(environment):
 
 
 def test_the_observation_reports_a_command_time_limit(backend, task):
-    with Environment(backend, command_seconds=0.3) as environment:
+    with Environment(backend, command_seconds=1.0) as environment:
         environment.start(task)
-        assert "[interrupted after 0.3 seconds" in said(environment.step(call("bash", "sleep 60")))
+        assert "[interrupted after 1 seconds" in said(environment.step(call("bash", "sleep 60")))
         assert "[the shell was lost: it exited with code 2; a new one" in said(environment.step(call("bash", "exit 2")))
 
 

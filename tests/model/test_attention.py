@@ -10,7 +10,7 @@ from cwm_core.model import ModelConfig, Transformer, attention, preset
 from cwm_core.model.attention import BACKENDS, choose_backend, flex, sdpa, varlen
 from cwm_core.model.attention.documents import Documents
 from cwm_core.model.attention.sdpa import QUERY_BLOCK, QUERY_SLICE, causal_attention
-from cwm_core.model.transformer import rotary, rotate
+from cwm_core.model.rotary import rotary, rotate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import random_model

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from cwm_core import Tokenizer
 from cwm_core.model import ModelConfig, RopeParameters, Transformer, load, preset, save
 from cwm_core.model.attention import attention
-from cwm_core.model.transformer import rotary_frequencies
+from cwm_core.model.rotary import rotary_frequencies
 from cwm_core.model.weights import dcp, huggingface, meta
 from hypothesis import given, settings
 from hypothesis import strategies as st

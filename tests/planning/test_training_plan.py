@@ -14,7 +14,8 @@ from cwm_core.model import Transformer, cross_entropy, preset
 from cwm_core.model.attention.documents import Documents as PackedDocuments
 from cwm_core.model.attention.sdpa import Sdpa, causal_mask
 from cwm_core.model.flops import parameters, training_flops, unmasked
-from cwm_core.model.transformer import Layer, rotary
+from cwm_core.model.rotary import rotary
+from cwm_core.model.transformer import Layer
 from cwm_core.planning.plan import (
     CHECKPOINTING,
     STAGES,
@@ -60,8 +61,13 @@ def few(max_examples=20):
 def models(draw):
     size = partial(st.integers, 1)
     kv_heads = draw(st.sampled_from([1, 2, 4]))
+    features = [
+        {}, {"tie_word_embeddings": True}, {"model_type": "qwen2", "qkv_bias": True},
+        {"model_type": "qwen3", "qk_norm": True, "attention_bias": True},
+    ]  # fmt: skip
     return preset(
         "tiny",
+        **draw(st.sampled_from(features)),
         vocab_size=draw(size(40)),
         hidden_size=4 * draw(size(6)),
         intermediate_size=draw(size(40)),
@@ -256,7 +262,18 @@ def cpu_only(config, n, dtype, norms):
     keeps only the input. The token ids, kept once, are not planned.
     """
     stream = {"float32": 4, "bfloat16": 2, "autocast": 4}[dtype]
-    return norms * config.hidden_size * n * (4 + 4 - stream) + 8 * n
+    heads = config.num_attention_heads + config.num_key_value_heads
+    widths = norms * config.hidden_size + config.num_hidden_layers * heads * config.head_dim * config.qk_norm
+    return widths * n * (4 + 4 - stream) + 8 * n
+
+
+NORMED = dataclasses.replace(SAVING, model_type="qwen3", qk_norm=True, attention_bias=True)
+
+
+def test_norms_of_queries_and_keys_are_counted():
+    model, tokens = Transformer(NORMED), torch.zeros(1, 600, dtype=torch.long)
+    planned = activation_bytes(NORMED, work_of(600)) * 600
+    assert saved_bytes(model, lambda: model.hidden(tokens)) == planned + cpu_only(NORMED, 600, "float32", norms=5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "autocast"])

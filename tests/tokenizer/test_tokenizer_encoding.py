@@ -14,7 +14,7 @@ from cwm_core.tokenizer import (
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from llama3 import SPECIAL, rank_path, tiktoken_encoding
+from llama3 import SPECIAL, rank_path
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from vocabularies import PATTERNS, STDLIB, TEXTS, ranks_file, texts_of_every_code_point
 
@@ -73,12 +73,10 @@ def test_every_code_point_equals_tiktoken(llama, peer):
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_every_pattern_equals_tiktoken(pattern):
+def test_every_pattern_equals_tiktoken(pattern, peer):
     """Other patterns with Llama-3's vocabulary: where a text is cut decides what its tokens are."""
     ours = Tokenizer.load(rank_path(), pattern=pattern)
-    theirs = tiktoken.Encoding(
-        "peer", pat_str=pattern, mergeable_ranks=tiktoken_encoding()._mergeable_ranks, special_tokens={}
-    )
+    theirs = tiktoken.Encoding("peer", pat_str=pattern, mergeable_ranks=peer._mergeable_ranks, special_tokens={})
     for path in STDLIB[::5]:
         text = path.read_text("utf-8")
         assert ours.encode(text).tolist() == theirs.encode_ordinary(text)

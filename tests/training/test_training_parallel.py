@@ -33,6 +33,9 @@ CONFIG = preset(
 )
 TIED = replace(CONFIG, tie_word_embeddings=True)
 FEW_KEYS = replace(CONFIG, num_key_value_heads=1)  # fewer heads of keys than context ranks
+LLAMA = replace(CONFIG, model_type="llama", attention_bias=True, layer_windows=(None,) * 3)
+QWEN2 = replace(TIED, model_type="qwen2", qkv_bias=True)
+QWEN3 = replace(CONFIG, model_type="qwen3", qk_norm=True)
 ROWS, SEQ_LEN = 4, 24
 
 
@@ -139,7 +142,7 @@ def assert_same_course(ours, theirs):
 
 @pytest.fixture(scope="module")
 def alone():
-    return {shape: train(shape=shape) for shape in (CONFIG, TIED, FEW_KEYS)}
+    return {shape: train(shape=shape) for shape in (CONFIG, TIED, FEW_KEYS, LLAMA, QWEN2, QWEN3)}
 
 
 TWO = [
@@ -150,6 +153,10 @@ TWO = [
     {"tensor_parallel": 2, "activation_checkpointing": "full"},
     {"shape": TIED},
     {"shape": TIED, "tensor_parallel": 2},
+    {"shape": LLAMA, "tensor_parallel": 2},
+    {"shape": QWEN2, "context_parallel": 2},
+    {"shape": QWEN3},
+    {"shape": QWEN3, "tensor_parallel": 2},
 ]
 FOUR = [
     {"data_parallel_replicas": 2},

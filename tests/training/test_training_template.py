@@ -37,13 +37,15 @@ def test_every_commented_key_is_read_with_its_default(tmp_path):
     examples = {"epochs": 1, "mask": {"context": 1.0}, "buckets": [Bucket(512, 16, 512), Bucket(None, 8)]}
     assert config.data == DataConfig({"all": ("shards", 1.0)}, **examples)
     assert config.model.keys() == {"preset", "rope_parameters", *model_keys()}
-    assert config.model["rope_parameters"] == asdict(preset("tiny").rope_parameters)
+    rope = asdict(preset("tiny").rope_parameters)
+    del rope["attention_factor"]  # its default, which follows from others, cannot be written
+    assert config.model["rope_parameters"] == rope
 
 
 def test_every_key_has_a_description():
     lines = template().splitlines()
     for kind in (DataConfig, TrainConfig, RopeParameters, ModelConfig):
-        names = {key.name for key in fields(kind)} - {"checkpoint_folder"}
+        names = {key.name for key in fields(kind)} - {"checkpoint_folder", "attention_factor"}
         if kind is ModelConfig:
             names &= set(model_keys())
         for name in names:

@@ -20,7 +20,6 @@ from ..machines import Sandbox
 from ..model import Transformer
 from ..support.log import ResumableLog
 from ..tokenizer import Tokenizer
-from ..trace import Trace
 from ..training import Progress, TrainConfig, Trainer, TrainingEnd
 from .data import read_held_out, read_repairs
 from .predict import Answers, predict_outputs, predict_repairs
@@ -164,16 +163,15 @@ class _Session:
     # ---- scores ------------------------------------------------------------------------------------------------------
 
     def score_outputs(self, model: Transformer, task: str, step: int, ways: list[str]) -> None:
-        def answer(traces: list[Trace], how: str) -> Answers:
-            form = "outputs" if how == "direct" else form_of(self.job.arm, how)
-            return predict_outputs(self.engine(model), self.tokenizer, traces, form)
-
         for how in ways:
             keys = [ScoreKey(task, step, name, how) for name in SETS]
-            if not self.done.issuperset(keys):
-                sets = {key: read_held_out(self.job.data, key.set) for key in keys}
-                answers = answer([trace for traces in sets.values() for trace in traces], how)
-                self.log_scores({key: len(traces) for key, traces in sets.items()}, answers)
+            if self.done.issuperset(keys):
+                continue
+            form = form_of(self.job.arm, how)
+            sets = {key: read_held_out(self.job.data, key.set) for key in keys}
+            traces = [trace for of_set in sets.values() for trace in of_set]
+            answers = predict_outputs(self.engine(model), self.tokenizer, traces, form)
+            self.log_scores({key: len(of_set) for key, of_set in sets.items()}, answers)
 
     def score_repairs(self, model: Transformer, task: str, step: int) -> None:
         sets = {ScoreKey(task, step, name, "repair"): read_repairs(self.job.data, name) for name in REPAIR_SETS}

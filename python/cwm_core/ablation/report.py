@@ -38,8 +38,14 @@ def read_scores(jobs: Iterable[AblationModel]) -> list[Score]:
 
 
 def read_rows_of(job: AblationModel) -> list[dict[str, Any]]:
-    """Return all rows in the log of a model."""
-    return [loads(line) for _, line in LogReader(job.folder / LOG).lines()]
+    """Return all rows in the log of a model; none if it has not begun."""
+    file = job.folder / LOG
+    return [loads(line) for _, line in LogReader(file).lines()] if file.exists() else []
+
+
+def is_finished(job: AblationModel) -> bool:
+    """Return whether a model has all its scores."""
+    return any(row["kind"] == "finished" for row in read_rows_of(job))
 
 
 def select(scores: Iterable[Score], **wanted: Any) -> list[Score]:
@@ -68,24 +74,25 @@ def difference(scores: Sequence[Score], others: Sequence[Score]) -> Estimate | N
     """Return the mean difference of accuracies, paired by seeds, whose programs are the same.
 
     The interval is Student's over seeds, or Newcombe's of the answers of all seeds if that is wider (Statistics in
-    Medicine 17, 1998, method 10).
+    Medicine 17, 1998, method 10). For one seed, it is Newcombe's.
 
     Returns:
-        The estimate; None if fewer than two seeds have both.
+        The estimate; None if no seed has both.
     """
-    one, other = _shares(scores), _shares(others)
-    differences = [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
-    a, b = estimate(scores), estimate(others)
-    if len(differences) < 2 or a is None or b is None:
+    seeds = _shares(scores).keys() & _shares(others).keys()
+    scores, others = ([score for score in rows if score["seed"] in seeds] for rows in (scores, others))
+    if not seeds:
         return None
+    one, other = _shares(scores), _shares(others)
+    differences = [one[seed] - other[seed] for seed in seeds]
     mean = sum(differences) / len(differences)
-    low, high = student_interval(differences)
     (a_low, a_high), (b_low, b_high) = _wilson(scores), _wilson(others)
-    newcombe = (
-        mean - math.hypot(a.value - a_low, b_high - b.value),
-        mean + math.hypot(a_high - a.value, b.value - b_low),
-    )
-    return Estimate(mean, min(low, newcombe[0]), max(high, newcombe[1]))
+    a, b = (sum(shares.values()) / len(shares) for shares in (one, other))
+    low, high = mean - math.hypot(a - a_low, b_high - b), mean + math.hypot(a_high - a, b - b_low)
+    if len(differences) > 1:
+        of_seeds = student_interval(differences)
+        low, high = min(low, of_seeds[0]), max(high, of_seeds[1])
+    return Estimate(mean, low, high)
 
 
 def _shares(scores: Sequence[Score]) -> dict[int, float]:
@@ -104,10 +111,22 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
-def markdown(recipe: AblationRecipe, scores: Sequence[Score], figures: Sequence[str]) -> str:
-    """Return the report of an ablation. `figures` are paths of images, relative to the report."""
+def markdown(recipe: AblationRecipe, scores: Sequence[Score], figures: Sequence[str], unfinished: int = 0) -> str:
+    """Return the report of an ablation.
+
+    Args:
+        recipe: Its sizes.
+        scores: Its scores.
+        figures: Paths of images, relative to the report.
+        unfinished: Number of models that lack scores.
+    """
     parts = [
         "# What traces teach\n",
+        *(
+            [f"**Incomplete: {unfinished} models have not finished. Their cells are empty, too.**\n"]
+            if unfinished
+            else []
+        ),
         f"{recipe.seeds} models of each arm, {recipe.steps:,} steps of {recipe.seq_len * recipe.batch_size:,} tokens "
         f"each, and up to {recipe.problems:,} programs of each held-out set for each seed. Accuracies are percentages: "
         f"the mean over seeds and its 95 % confidence interval. {_UNDEFINED} means that the models of an arm were not "
@@ -159,6 +178,8 @@ def _cost(recipe: AblationRecipe, scores: Sequence[Score]) -> str:
         for how in how_to_ask(arm):
             wanted = {"task": "outputs", "arm": arm, "how": how, "step": last_step(recipe, arm)}
             of_sets = [select(scores, set=name, **wanted) for name in SETS]
+            if not of_sets[0]:
+                continue
             generated = [_mean(token for score in found for token in score["generated"]) for found in of_sets]
             read = [_mean(score[name] for score in of_sets[0]) for name in ("tokens", "documents")]
             rows.append([f"{arm}, {how}", *(f"{number:,.0f}" for number in (*read, *generated))])

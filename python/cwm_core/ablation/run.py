@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -24,7 +24,7 @@ from .data import prepare_seed, prepare_vocabulary
 from .model import LOG, AblationModel, rows_of
 from .plots import draw
 from .recipe import FULL, SHORT, AblationRecipe
-from .report import markdown, read_scores
+from .report import is_finished, markdown, read_scores
 
 _POLL_SECONDS = 1.0
 _LINE_SECONDS = 30.0  # between lines where there is no terminal to draw on
@@ -43,7 +43,7 @@ def run_ablation(
 ) -> str:
     """Run an ablation, or resume an interrupted one, and return its report as Markdown.
 
-    The folder gets `report.md`, `results.jsonl`, figures, and the models in `runs`.
+    The folder gets `report.md` and `results.jsonl`, which grow with each model, figures, and the models in `runs`.
 
     Args:
         folder: Folder for everything. An ablation of the same sizes resumes, with any number of seeds.
@@ -79,13 +79,9 @@ def run_recipe(out: Path, recipe: AblationRecipe, workers: int, sandbox: Sandbox
         list(in_order(pool, partial(_prepare, out, recipe), range(recipe.seeds)))
         jobs = ablation_models(out, recipe, sandbox)
         with _showing_progress(jobs, console):
-            list(in_order(pool, AblationModel.run, jobs))
-    scores = read_scores(jobs)
-    write_file(out / "results.jsonl", "".join(f"{json.dumps(score)}\n" for score in scores))
-    figures = draw(out / "figures", scores, jobs)
-    report = markdown(recipe, scores, figures)
-    write_file(out / "report.md", report)
-    return report
+            for _ in in_order(pool, AblationModel.run, jobs):
+                _report(out, recipe, jobs)
+        return _report(out, recipe, jobs, draw(out / "figures", read_scores(jobs), jobs))
 
 
 def ablation_models(out: Path, recipe: AblationRecipe, sandbox: Sandbox) -> list[AblationModel]:
@@ -103,6 +99,15 @@ def _data(out: Path, seed: int) -> Path:
 
 def _prepare(out: Path, recipe: AblationRecipe, seed: int) -> None:
     prepare_seed(_data(out, seed), recipe, seed, Tokenizer.load(out / "vocabulary"))
+
+
+def _report(out: Path, recipe: AblationRecipe, jobs: list[AblationModel], figures: Sequence[str] = ()) -> str:
+    """Write the results so far and the report on them, and return it."""
+    scores = read_scores(jobs)
+    write_file(out / "results.jsonl", "".join(f"{json.dumps(score)}\n" for score in scores))
+    report = markdown(recipe, scores, figures, unfinished=sum(not is_finished(job) for job in jobs))
+    write_file(out / "report.md", report)
+    return report
 
 
 def _check_settings(file: Path, recipe: AblationRecipe) -> None:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model import Transformer
-from ..model.transformer import Layer, rotary, rotate
+from ..model.rotary import rotary, rotate
+from ..model.transformer import Layer
 from .attention import (
     append_and_attend,
     counted_attention,
@@ -168,6 +169,11 @@ class ModelRunner:
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         qkv = self._qkv[i](normalize(x, self._layers[i].input_layernorm)).unflatten(-1, (-1, self.config.head_dim))
         qk, v = torch.split(qkv, [heads + kv_heads, kv_heads], 1)
+        if self.config.qk_norm:
+            attention = self._layers[i].self_attn
+            norms = (cast(nn.RMSNorm, norm) for norm in (attention.q_norm, attention.k_norm))
+            halves = zip(torch.split(qk, [heads, kv_heads], 1), norms, strict=True)
+            qk = torch.cat([normalize(half, norm) for half, norm in halves], 1)
         q, k = torch.split(rotate(qk, rotation), [heads, kv_heads], 1)
         return q, k, v
 
@@ -203,44 +209,56 @@ class Joined(nn.Module):
 
 
 def joined(*parts: nn.Linear) -> nn.Module:
-    """Return one linear layer with the outputs of all `parts`, whose weights become views of its weight."""
-    weights = [part.weight for part in parts]
-    if any(type(weight.data) is not Tensor for weight in weights):
+    """Return one linear layer with the outputs of all `parts`, whose parameters become views of its own."""
+    if any(type(part.weight.data) is not Tensor for part in parts):
         return Joined(parts)
-    counts, inputs = [len(weight) for weight in weights], weights[0].shape[1]
+    biases = [part.bias for part in parts if part.bias is not None]
     with torch.device("meta"):
-        linear = nn.Linear(inputs, sum(counts), bias=False)
-    first = weights[0].data
-    if adjacent(weights):
-        whole = first.as_strided((sum(counts), inputs), first.stride())
-        linear.weight = nn.Parameter(whole, requires_grad=False)
-        return linear
-    with torch.inference_mode(False):
-        linear.weight = nn.Parameter(torch.cat([weight.data for weight in weights]), requires_grad=False)
-    lay_by_columns(linear)
-    for weight, view in zip(weights, torch.split(linear.weight.data, counts), strict=True):
-        weight.data = view
+        linear = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts), bias=bool(biases))
+    linear.weight = concatenated([part.weight for part in parts])
+    if biases:
+        linear.bias = concatenated(biases)
     return linear
+
+
+def concatenated(parts: Sequence[Tensor]) -> nn.Parameter:
+    """Return one parameter with the rows of all `parts`, which become views of it."""
+    counts, first = [len(part) for part in parts], parts[0].data
+    if adjacent(parts):
+        return nn.Parameter(first.as_strided((sum(counts), *first.shape[1:]), first.stride()), requires_grad=False)
+    with torch.inference_mode(False):
+        whole = torch.cat([part.data for part in parts])
+        if whole.dim() == 2 and whole.device.type == "cpu":
+            whole = by_columns(whole)
+    for part, view in zip(parts, torch.split(whole, counts), strict=True):
+        part.data = view
+    return nn.Parameter(whole, requires_grad=False)
 
 
 def lay_by_columns(linear: nn.Linear) -> None:
     """Store the weight of a CPU layer by columns, with which MKL multiplies few rows in 0.6 to 0.8 of the time."""
     weight = linear.weight
     if type(weight.data) is Tensor and weight.device.type == "cpu" and weight.is_contiguous():
-        with torch.inference_mode(False):
-            weight.data = weight.data.t().contiguous().t()
+        weight.data = by_columns(weight.data)
 
 
-def adjacent(weights: Sequence[Tensor]) -> bool:
-    """Return whether the weights are adjacent parts of one matrix, as `joined` stores them."""
-    first = weights[0]
-    offset, rows = first.storage_offset(), sum(len(weight) for weight in weights)
-    strides = (1, rows) if first.device.type == "cpu" else (first.shape[1], 1)
-    for weight in weights:
-        shared = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not shared or weight.storage_offset() != offset or weight.stride() != strides:
+def by_columns(matrix: Tensor) -> Tensor:
+    """Return an equal matrix that is stored by columns."""
+    with torch.inference_mode(False):
+        return matrix.t().contiguous().t()
+
+
+def adjacent(parts: Sequence[Tensor]) -> bool:
+    """Return whether matrices or vectors are adjacent parts of one, as `concatenated` stores them."""
+    first = parts[0]
+    offset, rows = first.storage_offset(), sum(len(part) for part in parts)
+    by_rows = first.dim() == 1 or first.device.type != "cpu"
+    strides = (*first.shape[1:], 1) if by_rows else (1, rows)
+    for part in parts:
+        shared = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not shared or part.storage_offset() != offset or part.stride() != strides:
             return False
-        offset += len(weight) * strides[0]
+        offset += len(part) * strides[0]
     return True
 
 

@@ -1,9 +1,10 @@
 """The transformer, its configuration, and its weights on disk. Needs PyTorch."""
 
 from .attention import attention
-from .config import ModelConfig, RopeParameters, preset
+from .config import ModelConfig, preset
 from .initialization import initialize
 from .loss import Loss, Objective, cross_entropy
+from .rotary import RopeParameters
 from .shipped import SHIPPED_FOLDER, SHIPPED_NAME, load_shipped
 from .transformer import Transformer
 from .weights import load, load_into, read_config, save

@@ -1,20 +1,17 @@
-"""Shape of a model, and its translation to and from the `config.json` of Hugging Face's `CwmForCausalLM`."""
+"""Shape of a model: sizes, windows, rotary positions, and the features of its family."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..support.arguments import convert_fields
+from ..support.arguments import check_positive, convert_fields
+from . import families
+from .families import BOS_TOKEN, LLAMA3_VOCABULARY, STOP_TOKENS
+from .rotary import RopeParameters
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
-
-# The vocabulary of Llama 3 and of the released checkpoints, with the token ids that their `config.json` lists.
-LLAMA3_VOCABULARY = 128_256
-BOS_TOKEN = 128_000
-STOP_TOKENS = (128001, 128008, 128009)
 
 _SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -23,47 +20,13 @@ _SIZES = (
 
 
 @dataclass(frozen=True)
-class RopeParameters:
-    """Rotary positions with Llama 3 scaling: `rope_parameters` of Hugging Face (arXiv 2407.21783).
-
-    Wavelengths shorter than `original_max_position_embeddings / high_freq_factor` tokens stay, wavelengths longer than
-    `original_max_position_embeddings / low_freq_factor` are multiplied by `factor`, and those between are interpolated.
-
-    Raises:
-        ValueError: A number is not positive or not finite, or `low_freq_factor` is not below `high_freq_factor`.
-    """
-
-    rope_theta: float = 1_000_000.0
-    """Base of the wavelengths."""
-    factor: float = 16.0
-    """Factor by which long wavelengths are stretched; 1 disables scaling."""
-    low_freq_factor: float = 1.0
-    """Turns within the original context below which a wavelength is fully stretched."""
-    high_freq_factor: float = 4.0
-    """Turns within the original context above which a wavelength stays."""
-    original_max_position_embeddings: int = 8192
-    """Context length in tokens before stretching."""
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        convert_fields(self)
-        for parameter in fields(self):
-            _check_positive(f"rope_parameters.{parameter.name}", getattr(self, parameter.name))
-        if self.low_freq_factor >= self.high_freq_factor:
-            raise ValueError(
-                f"rope_parameters.low_freq_factor ({self.low_freq_factor}) must be below "
-                f"rope_parameters.high_freq_factor ({self.high_freq_factor})"
-            )
-
-
-@dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a decoder-only transformer whose layers attend globally or within a sliding window.
+    """Shape of a decoder-only transformer whose layers attend globally or within a sliding window.
 
     Fields have the names of Hugging Face's `config.json`. The defaults are those of the released 32 B model.
 
     Raises:
-        ValueError: Sizes contradict each other, or a token id is outside the vocabulary.
+        ValueError: Sizes contradict each other, a token id is outside the vocabulary, or the family lacks a feature.
     """
 
     vocab_size: int = LLAMA3_VOCABULARY
@@ -80,8 +43,9 @@ class ModelConfig:
     """Number of key and value heads per layer; must divide `num_attention_heads`."""
     head_dim: int = 128
     """Size of a head; must be even."""
-    sliding_window: int = 8192
-    """Window in tokens of layers that do not attend globally, the token itself included."""
+    sliding_window: int = field(default=8192, compare=False)
+    """Window in tokens of layers that do not attend globally, the token itself included. Ignored if `layer_windows` is
+    set."""
     full_attention_interval: int = field(default=4, compare=False)
     """Distance between global layers: with 4, layers 0, 4, 8, ... are global. Ignored if `layer_windows` is set."""
     layer_windows: tuple[int | None, ...] = ()
@@ -100,6 +64,14 @@ class ModelConfig:
     """Id of the first token of a sequence: take `Tokenizer.bos_token`. Defaults as `eos_token_id`."""
     tie_word_embeddings: bool = False
     """Whether the output layer shares the weights of the embedding."""
+    model_type: str = "cwm"
+    """Family, which decides the form of `config.json`: "cwm", "llama", "qwen2" or "qwen3"."""
+    attention_bias: bool = False
+    """Whether the four projections of attention have biases, as models of "llama" and "qwen3" may."""
+    qkv_bias: bool = False
+    """Whether the projections to queries, keys and values have biases, as in "qwen2"."""
+    qk_norm: bool = False
+    """Whether each head of queries and keys is normalized before the rotation, as in "qwen3"."""
     vocabulary_fingerprint: str | None = field(default=None, compare=False)
     """`Tokenizer.fingerprint` of the vocabulary that the model is trained on; None if unknown."""
 
@@ -109,7 +81,7 @@ class ModelConfig:
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        _check_positive("rms_norm_eps", self.rms_norm_eps)
+        check_positive("rms_norm_eps", self.rms_norm_eps)
         if self.eos_token_id is None:
             is_llama3 = self.vocab_size == LLAMA3_VOCABULARY
             object.__setattr__(self, "eos_token_id", STOP_TOKENS if is_llama3 else ())
@@ -126,6 +98,7 @@ class ModelConfig:
             object.__setattr__(self, "layer_windows", windows)
         self._check_sizes()
         self._check_tokens()
+        families.check_features(self)
 
     def _check_sizes(self) -> None:
         if len(self.layer_windows) != self.num_hidden_layers:
@@ -169,76 +142,17 @@ class ModelConfig:
 
         Raises:
             KeyError: A key is missing.
-            ValueError: The file describes a model that this package does not implement.
+            ValueError: The file describes a model that this package does not compute.
         """
-        if config.get("model_type") != "cwm":
-            raise ValueError(f"config.json has model_type {config.get('model_type')!r}, expected 'cwm'")
-        # Before version 5, transformers wrote rope_theta and rope_scaling as separate keys.
-        rope = config.get("rope_parameters") or {"rope_theta": config["rope_theta"], **config["rope_scaling"]}
-        stop_tokens = config.get("eos_token_id") or ()
-        stop_tokens = (stop_tokens,) if isinstance(stop_tokens, int) else tuple(stop_tokens)
-        bos_token = config.get("bos_token_id")
-        if config["vocab_size"] <= BOS_TOKEN:  # transformers writes the ids of Llama 3 into every model without ids
-            stop_tokens = () if stop_tokens == STOP_TOKENS else stop_tokens
-            bos_token = None if bos_token == BOS_TOKEN else bos_token
-        expected = {"hidden_act": "silu", "mlp_bias": False, "attention_dropout": 0.0}
-        for name, value in expected.items():
-            if config.get(name, value) != value:
-                raise ValueError(f"config.json has {name} = {config[name]!r}, expected {value!r}")
-        if rope.get("rope_type") != "llama3":
-            raise ValueError(f"config.json has rope_type {rope.get('rope_type')!r}, expected 'llama3'")
-        windows = {"full_attention": None, "sliding_attention": config["sliding_window"]}
-        return cls(
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            num_hidden_layers=config["num_hidden_layers"],
-            num_attention_heads=config["num_attention_heads"],
-            num_key_value_heads=config["num_key_value_heads"],
-            head_dim=config["head_dim"],
-            sliding_window=config["sliding_window"],
-            layer_windows=tuple(windows[kind] for kind in config["layer_types"]),
-            max_position_embeddings=config["max_position_embeddings"],
-            rms_norm_eps=config["rms_norm_eps"],
-            rope_parameters=RopeParameters(**{key.name: rope[key.name] for key in fields(RopeParameters)}),
-            eos_token_id=stop_tokens,
-            bos_token_id=bos_token,
-            tie_word_embeddings=config.get("tie_word_embeddings", False),
-            vocabulary_fingerprint=config.get("vocabulary_fingerprint"),
-        )
+        return cls(**families.from_hf(config))
 
     def to_hf(self) -> dict[str, Any]:
-        """Return the dictionary to write as Hugging Face's `config.json`, which `from_hf` reads back unchanged."""
-        return {
-            "architectures": ["CwmForCausalLM"],
-            "model_type": "cwm",
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": self.num_attention_heads,
-            "num_key_value_heads": self.num_key_value_heads,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "mlp_bias": False,
-            "attention_dropout": 0.0,
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "sliding_window": self.sliding_window,
-            "layer_types": ["full_attention" if w is None else "sliding_attention" for w in self.layer_windows],
-            "max_position_embeddings": self.max_position_embeddings,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_parameters": {"rope_type": "llama3", **vars(self.rope_parameters)},
-            # Without a value the key is left out: transformers rejects null, or replaces it with the ids of Llama 3.
-            **({} if self.bos_token_id is None else {"bos_token_id": self.bos_token_id}),
-            **({"eos_token_id": list(self.eos_token_id)} if self.eos_token_id else {}),
-            # Not a key of Hugging Face: other readers ignore it.
-            **({"vocabulary_fingerprint": self.vocabulary_fingerprint} if self.vocabulary_fingerprint else {}),
-        }
+        """Return the dictionary to write as Hugging Face's `config.json`, which `from_hf` reads back unchanged.
 
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive number, got {value}")
+        Raises:
+            ValueError: Layers have windows of several sizes.
+        """
+        return families.to_hf(self)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -24,13 +24,22 @@ def layer_weights(model: ModelConfig) -> int:
     return sum(rows * columns for rows, columns in layer_matrices(model))
 
 
-def parameters(model: ModelConfig) -> int:
-    """Return the number of weights of a model whose output layer is not tied to the embedding.
+def layer_vectors(model: ModelConfig) -> int:
+    """Return the number of weights in the norms and biases of one layer."""
+    q, kv = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
+    biases = (q + 2 * kv) * (model.attention_bias or model.qkv_bias) + model.hidden_size * model.attention_bias
+    return 2 * model.hidden_size + biases + 2 * model.head_dim * model.qk_norm
 
-    Counts the embedding, the output layer, the matrices and two norms of each layer, and the last norm.
+
+def parameters(model: ModelConfig) -> int:
+    """Return the number of weights of a model.
+
+    Counts the embedding, the output layer unless it is tied to the embedding, the matrices, norms and biases of each
+    layer, and the last norm.
     """
-    layer = layer_weights(model) + 2 * model.hidden_size
-    return 2 * model.vocab_size * model.hidden_size + model.num_hidden_layers * layer + model.hidden_size
+    tables = 1 if model.tie_word_embeddings else 2
+    layer = layer_weights(model) + layer_vectors(model)
+    return tables * model.vocab_size * model.hidden_size + model.num_hidden_layers * layer + model.hidden_size
 
 
 def unmasked(length: int, window: int | None = None) -> int:

@@ -1,4 +1,7 @@
-"""Initialize weights: normally distributed with standard deviation 0.02, smaller for the residual projections."""
+"""Initialize weights: normally distributed with standard deviation 0.02, smaller for the residual projections.
+
+Norms begin at 1 and biases at 0.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,8 @@ def initialize(model: Transformer, seed: int, device: str | torch.device = "cpu"
     """
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
-            drawn = torch.ones(parameter.shape, device=device)
+            value = 0.0 if name.endswith(".bias") else 1.0
+            drawn = torch.full(parameter.shape, value, device=device)
         else:
             drawn = _normal(parameter.shape, seed, name, device).mul_(deviation(name, model.config.num_hidden_layers))
         local = drawn[sharding.part(parameter)].to(parameter.dtype, copy=True)

@@ -1,12 +1,10 @@
-"""The transformer: pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases.
+"""The transformer of all families: pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-Parameters have the names of Hugging Face (`layers.0.self_attn.q_proj.weight`, ...).
+Biases of attention and norms of queries and keys are features of the configuration. Parameters have the names of
+Hugging Face (`layers.0.self_attn.q_proj.weight`, ...).
 """
 
 from __future__ import annotations
-
-import math
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +12,14 @@ from torch import Tensor, nn
 
 from .attention import Mask, choose_backend
 from .attention.documents import Documents
-from .config import ModelConfig, RopeParameters
+from .config import ModelConfig
 from .initialization import deviation
 from .loss import Loss, Objective, cross_entropy
+from .rotary import rotary, rotate
 
 
 class Transformer(nn.Module):
-    """A code world model.
+    """A code world model, or another model with the features of `ModelConfig`.
 
     To get the shapes without the memory, build it under `torch.device("meta")`; then call `initialize` or `load_into`.
 
@@ -47,6 +46,8 @@ class Transformer(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=deviation(name, config.num_hidden_layers))
+            elif name.endswith(".bias"):
+                nn.init.zeros_(parameter)
 
     def forward(
         self,
@@ -149,10 +150,15 @@ class Attention(nn.Module):
         """Build the projections with the sizes in `config`."""
         super().__init__()
         self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+        queries, keys = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        bias = config.attention_bias or config.qkv_bias
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias)
+        self.o_proj = nn.Linear(queries, config.hidden_size, config.attention_bias)
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity() for _ in range(2)
+        )
         self.inner = InnerAttention()
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
@@ -161,7 +167,9 @@ class Attention(nn.Module):
             projection(x).unflatten(-1, (-1, self.head_dim)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         # Under autocast, products are bfloat16 but angles, and so rotated queries and keys, are float32.
-        q, k = (rotate(t, rotation).to(v.dtype).transpose(1, 2) for t in (q, k))
+        q, k = (
+            rotate(norm(t), rotation).to(v.dtype).transpose(1, 2) for norm, t in ((self.q_norm, q), (self.k_norm, k))
+        )
         v = v.transpose(1, 2)
         out: Tensor = self.o_proj(self.inner(q, k, v, mask).transpose(1, 2).flatten(2))
         return out
@@ -189,38 +197,3 @@ class FeedForward(nn.Module):
         """Apply the layer to `x` [..., hidden_size]; return the same shape."""
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
-
-
-def rotary(position_ids: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return cosine and signed sine of the angles at `position_ids` [batch, length], each [batch, length, 1, head_dim].
-
-    The first half of the sine is negated, so that `rotate` takes two products and a sum.
-    """
-    frequencies = rotary_frequencies(config.rope_parameters, config.head_dim, position_ids.device)
-    angles = position_ids[..., None, None].float() * frequencies
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
-
-
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate each pair (x[i], x[i + head_dim/2]) of `x` by the angle of its position.
-
-    `x` is [batch, length, heads, head_dim]; `rotation` is the result of `rotary`.
-    """
-    cos, sin = rotation
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
-
-
-@lru_cache
-def rotary_frequencies(rope: RopeParameters, head_dim: int, device: torch.device) -> Tensor:
-    """Return radians per position, float32 [head_dim / 2], with Llama 3 scaling of long wavelengths.
-
-    This is not a buffer of the model: moving the model to bfloat16 would round it and shift positions near 131,072.
-    """
-    frequencies = 1.0 / rope.rope_theta ** (torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    turns = (
-        rope.original_max_position_embeddings * frequencies / (2 * math.pi)
-    )  # full turns within the original context
-    keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    keep = keep.clamp(0, 1)
-    return keep * frequencies + (1 - keep) * frequencies / rope.factor

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..model import ModelConfig, preset
-from ..model.flops import layer_matrices, layer_weights, parameters, unmasked
+from ..model.flops import layer_matrices, layer_vectors, layer_weights, parameters, unmasked
 from ..model.loss import GPU_CHUNK_ROWS
 from ..tokenizer import Tokenizer
 from ..training.config import CHOICES, TrainConfig, checked
@@ -375,8 +375,9 @@ def memory_per_rank(model: ModelConfig, work: Workload, cluster: Cluster) -> dic
         matrices = model.num_hidden_layers * layer_weights(model) + table
         buffers = float(matrices * dtype) if work.dtype != "float32" else 0.0
     else:
-        layer = layer_weights(model) + 2 * model.hidden_size
-        largest_two = sum(sorted([table, table, *[layer] * min(2, model.num_hidden_layers)])[-2:])
+        layer = layer_weights(model) + layer_vectors(model)
+        tables = [table] if model.tie_word_embeddings else [table, table]
+        largest_two = sum(sorted([*tables, *[layer] * min(2, model.num_hidden_layers)])[-2:])
         buffers = largest_two * (dtype + work.gradient_bytes) / cluster.tensor_parallel
         if cluster.context_parallel > 1:
             buffers += tokens * _heads_bytes(model, work, cluster)
@@ -401,7 +402,7 @@ def activation_bytes(
 ) -> float:
     """Return the bytes per token that layers keep for the backward pass on one rank, as autograd saves them.
 
-    A layer keeps the inputs of its two norms and seven products, q, k, v and the output of attention (twice if context
+    A layer keeps the inputs of its norms and seven products, q, k, v and the output of attention (twice if context
     ranks exchange it), the input and output of SiLU and the other factor of its product, and in float32 the scales of
     the norms and the sums of the softmax. Attention is one kernel over all documents, as on a GPU, and stores no mask.
     Tensor ranks share everything except the outputs of the norms, which they gather, and the angles of the rotation.
@@ -418,11 +419,13 @@ def activation_bytes(
     """
     size = DTYPE_BYTES[work.dtype]
     q, kv = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
-    qkv_out = (3 if context_parallel > 1 else 2) * q + 2 * kv
+    qkv_out = (3 if context_parallel > 1 else 2) * q + 2 * kv + (q + kv) * model.qk_norm
     cast = autocast and size < 4
     stream, normed = (4, 5 * size) if cast else (size, 2 * size)
     inputs = 2 * model.hidden_size * stream
     statistics = 4 * (2 + model.num_attention_heads)
+    if model.qk_norm:
+        statistics += 4 * (model.num_attention_heads + model.num_key_value_heads)
     layer = (
         model.hidden_size * normed
         + (inputs + (qkv_out + 4 * model.intermediate_size) * size + statistics) / tensor_parallel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -39,6 +40,12 @@ def reject_unordered(values: Iterable[T], name: str) -> Iterable[T]:
     if isinstance(values, set | frozenset):
         raise TypeError(f"{name}: expected a list, because the order matters, got a {type(values).__name__}")
     return reject_single_string(values, name)
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless `value`, which the message calls `name`, is positive and finite."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number, got {value}")
 
 
 def to_python_numbers(values: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -106,6 +107,12 @@ class TrainConfig:
         for name in (*not_negative, "horizon_tokens", "start_tokens"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("learning_rate", "muon_learning_rate", "final_learning_rate", "weight_decay"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if self.start_tokens and self.start_tokens >= self.horizon_tokens:
             raise ValueError(f"start_tokens ({self.start_tokens}) must be below horizon_tokens ({self.horizon_tokens})")
         if not self.max_steps and not self.max_seconds:

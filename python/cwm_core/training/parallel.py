@@ -147,6 +147,9 @@ def share_matrices(model: Transformer, mesh: DeviceMesh) -> None:
         **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), columns),
         **dict.fromkeys(("self_attn.o_proj", "mlp.down_proj"), rows),
     }
+    if sizes.qk_norm:  # each rank normalizes its own heads
+        heads = SequenceParallel(sequence_dim=2, use_local_output=True)
+        layer_plan |= dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), heads)
     model_plan: dict[str, ParallelStyle] = {
         "embed_tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
         "norm": SequenceParallel(),

@@ -300,8 +300,8 @@ def _bucket(entry: dict[str, Any]) -> Bucket:
 
 
 def model_keys() -> tuple[str, ...]:
-    """Return the keys of `[model]` that change a preset: the numbers and flags of `ModelConfig`."""
-    return tuple(f.name for f in dataclasses.fields(ModelConfig) if type(f.default) in (int, float, bool))
+    """Return the keys of `[model]` that change a preset: the numbers, flags and strings of `ModelConfig`."""
+    return tuple(f.name for f in dataclasses.fields(ModelConfig) if type(f.default) in (int, float, bool, str))
 
 
 def model_config(table: dict[str, Any], tokenizer: Tokenizer | None) -> ModelConfig:
@@ -322,10 +322,7 @@ def model_config(table: dict[str, Any], tokenizer: Tokenizer | None) -> ModelCon
         allowed, defaults = {"preset": str, **kinds, "rope_parameters": dict}, _of_vocabulary(tokenizer)
     changes = checked(table, allowed)
     if "rope_parameters" in changes:
-        rope = checked(
-            changes["rope_parameters"], {f.name: type(f.default) for f in dataclasses.fields(RopeParameters)}
-        )
-        changes["rope_parameters"] = dataclasses.replace(start.rope_parameters, **rope)
+        changes["rope_parameters"] = _rope(start.rope_parameters, changes["rope_parameters"])
     vocab_size = (defaults | changes).get("vocab_size", start.vocab_size)
     if tokenizer and vocab_size < tokenizer.vocab_size:
         raise ValueError(f"vocab_size {vocab_size} is less than the tokenizer's {tokenizer.vocab_size}")
@@ -336,6 +333,17 @@ def model_config(table: dict[str, Any], tokenizer: Tokenizer | None) -> ModelCon
     if tokenizer:
         config = _with_vocabulary(config, tokenizer, table.get("folder"))
     return config
+
+
+def _rope(start: RopeParameters, table: dict[str, Any]) -> RopeParameters:
+    """Return `start` with the changes of the table `[model.rope_parameters]`."""
+    kinds = {f.name: float if f.default is None else type(f.default) for f in dataclasses.fields(RopeParameters)}
+    changes = checked(table, kinds)
+    rope = dataclasses.replace(start, **changes)
+    for name, value in changes.items():
+        if getattr(rope, name) != value:
+            raise ValueError(f"rope_parameters.{name} = {value} has no effect with rope_type {rope.rope_type!r}")
+    return rope
 
 
 def _with_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: str | None) -> ModelConfig:

@@ -31,8 +31,8 @@ _EXAMPLES = {
     "data.mask": "{ context = 1.0 }",
 }
 
-# Set by `cwm train` itself.
-_HIDDEN = {"training.checkpoint_folder"}
+# Set by `cwm train` itself, or with a default that no number expresses.
+_HIDDEN = {"training.checkpoint_folder", "model.rope_parameters.attention_factor"}
 
 
 def template() -> str:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ..._native import DamagedFileError
-from ..config import BOS_TOKEN, STOP_TOKENS, ModelConfig, RopeParameters
+from ..config import ModelConfig
+from ..families import BOS_TOKEN, MAX_LAYERS, STOP_TOKENS
+from ..rotary import RopeParameters
 from .layout import Layout
 from .stored import Part, Stored, fill, pth_file, safetensors_file
 
@@ -35,9 +37,6 @@ NAMES = {
 
 # Parameters with the only value that `Transformer` implements.
 FIXED = {"qkv_biases": False, "qk_norm": False, "q_lora_rank": 0, "kv_lora_rank": 0}
-
-# More layers than any model has: a params.json of a few bytes must not make us build millions.
-MAX_LAYERS = 4096
 
 
 class Meta(Layout):
@@ -80,7 +79,9 @@ class Meta(Layout):
         )
 
     def config_values(self, config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-        """Return parameters that Meta's code reads; raise ValueError for windows that they cannot express."""
+        """Return parameters that Meta's code reads; raise ValueError for a model that they cannot express."""
+        if config.model_type != "cwm":
+            raise ValueError(f"Meta's parameters express models of model_type 'cwm', got {config.model_type!r}")
         return {
             "model": {
                 "dim": config.hidden_size,
@@ -236,6 +237,8 @@ def _rope(values: dict[str, Any]) -> RopeParameters:
 def _scaling_values(rope: RopeParameters) -> dict[str, Any]:
     if rope.factor == 1:
         return {"pos_embed_impl": "rope"}
+    if rope.rope_type != "llama3":
+        raise ValueError(f"Meta's parameters express scaling of rope_type 'llama3', got {rope.rope_type!r}")
     scaled = {
         "scale_factor": rope.factor,
         "old_context_len": rope.original_max_position_embeddings,
