@@ -200,7 +200,7 @@ def test_records_into_a_store_and_views_it(cwd, capsys):
     assert main(["view", "s.cwmtraces", "--trace", "1", "--html", "s.html"]) == 0
     assert "count(7)" in Path("s.html").read_text()
     for argv, message in [
-        ((), "s.cwmtraces has 4 traces; choose one with --trace"),
+        ((), "s.cwmtraces has 4 traces; choose one with --trace: a key, or a number from 0 to 3"),
         (("--trace", "4"), "s.cwmtraces: no trace '4' among 4 traces"),
         (("--trace", "x"), "s.cwmtraces: no trace 'x' among 4 traces"),
     ]:
@@ -208,6 +208,9 @@ def test_records_into_a_store_and_views_it(cwd, capsys):
     reader[0].save("t.cwmtrace")
     assert "t.cwmtrace: --trace requires a trace store (*.cwmtraces)" in failure(
         capsys, "view", "t.cwmtrace", "--trace", "0"
+    )
+    assert "got a single trace; make a store of it with `cwm import t.cwmtrace -o t.cwmtraces`" in failure(
+        capsys, "export", "t.cwmtrace", "-o", "t.jsonl"
     )
     assert main(["import", "t.cwmtrace", "-o", "one.cwmtraces"]) == 0 == main(["view", "one.cwmtraces"])
 
@@ -424,6 +427,17 @@ def test_inspect_lists_traces(shards, capsys):
 
 
 @pytest.mark.torch
+def test_inspect_shows_a_vocabulary_and_names_what_it_reads(shards, capsys):
+    assert main(["inspect", "vocabulary", "--json"]) == 0
+    tokenizer = cwm.Tokenizer.load("vocabulary")
+    expected = {"vocab_size": tokenizer.vocab_size, "special_tokens": len(tokenizer.special_tokens)}
+    assert json.loads(capsys.readouterr().out) == {"vocabulary": expected}
+    Path("empty").mkdir()
+    Path("notes.txt").write_text("text")
+    for path in ("empty", "notes.txt"):
+        assert f"{path}: expected a trace (*.cwmtrace), a trace store" in failure(capsys, "inspect", path)
+
+
 def test_inspect_lists_checkpoints_and_models(shards, capsys):
     assert main(["train", "run.toml"]) == 0
     from cwm_core.model import load

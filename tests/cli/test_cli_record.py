@@ -267,3 +267,28 @@ def test_devices_and_fifos_hold_no_store(stored, capsys):
             assert main(argv) == 1
             assert "expected a regular file" in capsys.readouterr().err
     assert stat.S_ISFIFO(os.stat("fifo.cwmtraces").st_mode) and stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_a_module_is_recorded_as_python_m_runs_it(cwd, capsys):
+    Path("pkg").mkdir()
+    Path("pkg/__init__.py").write_text("")
+    Path("pkg/__main__.py").write_text("import sys\nargs = sys.argv[1:]\ndone = True\n")
+    assert main(["record", "-m", "pkg", "--", "-v", "x"]) == 0
+    assert cwm.Trace.load("pkg.cwmtrace").state(3)["args"] == "['-v', 'x']"
+    assert main(["record", "-m", "absent"]) == 1
+    assert "absent: expected a module, or a package with a __main__ module" in capsys.readouterr().err
+    for argv in (["record"], ["record", "-m", "pkg", "file.py"], ["record", "-m", "pkg", "--call", "f()"]):
+        with pytest.raises(SystemExit) as error:
+            main(argv)
+        assert error.value.code == 2
+        assert "usage: cwm record" in capsys.readouterr().err
+
+
+def test_an_unknown_option_shows_the_usage_of_its_verb(capsys):
+    for verb in ("record", "corpus functions"):
+        with pytest.raises(SystemExit):
+            main(
+                [*verb.split(), "x", "--no-such-option", *(["-o", "y", "--tokenizer", "z"] if "corpus" in verb else [])]
+            )
+        said = capsys.readouterr().err
+        assert f"usage: cwm {verb} " in said and "unrecognized arguments: --no-such-option" in said

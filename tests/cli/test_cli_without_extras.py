@@ -18,7 +18,7 @@ from cwm_core.cli import main
 """
 HELP = """
 import argparse, contextlib, io
-from cwm_core.cli import _build_parser
+from cwm_core.cli import build_parser
 def helps(parser):
     parser.format_help()
     for action in parser._actions:
@@ -26,7 +26,7 @@ def helps(parser):
             for name, child in action.choices.items():
                 print(child.prog)
                 helps(child)
-helps(_build_parser()[0])
+helps(build_parser())
 """
 
 

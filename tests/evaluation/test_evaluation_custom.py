@@ -63,6 +63,16 @@ def test_the_example_runs_and_resumes(cwd, capsys):
     assert main([*command, "--json"]) == 0 and json.loads(capsys.readouterr().out) == json.loads(report)
 
 
+def test_the_table_shows_shares_in_percent_and_other_scores_unchanged(cwd, capsys):
+    Path("scores.py").write_text(
+        "def scores(engine, problems, seed):\n"
+        "    return [{'chars': 26.0, 'half': n % 2 == 0} for n in range(len(problems))]\n"
+    )
+    assert main(["eval", "run", "scores:scores", "model", "problems.jsonl", "--limit", "4", "-o", "out"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[1] for row in rows if row[0] in ("chars", "half")] == ["26.0", "50.0"]
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [

@@ -148,11 +148,11 @@ def test_mistakes_leave_nothing_behind(store, capsys):
     new = "new.cwmtraces"
     for argv, message in [
         (("export", "none.cwmtraces", "-o", "x.jsonl"), "none.cwmtraces: No such file or directory"),
-        (("export", str(store), "-o", "there.jsonl"), "there.jsonl: exists already; it is never overwritten"),
+        (("export", str(store), "-o", "there.jsonl"), "there.jsonl: exists already and is never overwritten"),
         (("export", str(store), "-o", "x.csv"), "x.csv: expected a name that ends in .parquet or .jsonl"),
         (("export", "there.jsonl", "-o", "x.jsonl"), "there.jsonl: not a trace store (wrong magic)"),
         (("export", str(store), "-o", "none/x.jsonl"), "No such file or directory"),
-        (("import", "twice.jsonl", "-o", str(store)), f"{store}: exists already; it is never overwritten"),
+        (("import", "twice.jsonl", "-o", str(store)), f"{store}: exists already and is never overwritten"),
         (("import", "twice.jsonl", "-o", "x.jsonl"), "x.jsonl: expected a name that ends in .cwmtraces"),
         (("import", "twice.jsonl", "-o", new), 'twice.jsonl: trace 0 already has the key "a"'),
         (

@@ -291,3 +291,43 @@ def test_a_class_without_functions_has_the_scope_of_its_module() -> None:
     assert cwm.record(Pair, 1, 2).result == "Pair(a=1, b=2)"
     with pytest.raises(TypeError, match="scope="):
         cwm.record(int, "1")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("pkg", "pkg.__main__"), ("pkg.tool", "pkg.tool"), ("single", "single")],
+)
+def test_a_module_runs_as_under_python_m(
+    name: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "pkg"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "core.py").write_text("def go():\n    return 3\n")
+    shows = (
+        "import sys\nprint(__name__, __package__, __spec__.name, __file__, sys.argv, sys.path[0], go(), flush=True)\n"
+    )
+    for file in (package / "__main__.py", package / "tool.py"):
+        file.write_text("from .core import go\n" + shows)
+    (tmp_path / "single.py").write_text("def go():\n    return 3\n" + shows)
+    monkeypatch.chdir(tmp_path)
+    argv = ["--one", "two"]
+    plain = subprocess.run(
+        [sys.executable, "-m", name, *argv], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    before = list(sys.path)
+    trace = cwm.Recorder(scope="package").record_module(name, argv)
+    assert capsys.readouterr().out == plain
+    assert len(trace)
+    assert plain.startswith(f"__main__ {expected.rpartition('.')[0]} {expected} ")
+    assert sys.path == before
+    for loaded in [module for module in sys.modules if module.partition(".")[0] == "pkg"]:
+        del sys.modules[loaded]
+
+
+@pytest.mark.parametrize("name", ["absent", "absent.child", "folder", "json.absent"])
+def test_a_module_that_cannot_run_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^{name}: expected a module, or a package with a __main__ module"):
+        cwm.Recorder().record_module(name)

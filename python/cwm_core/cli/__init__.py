@@ -86,11 +86,6 @@ def _run(args: argparse.Namespace, interruptible: Interruptible | None) -> int:
         raise
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
-    return _build_parser()[0]
-
-
 def commands(parser: argparse.ArgumentParser, name: str = "cwm") -> Iterator[tuple[str, argparse.ArgumentParser]]:
     """Yield the full name and the parser of every command that runs something, such as `cwm corpus functions`."""
     groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
@@ -101,7 +96,8 @@ def commands(parser: argparse.ArgumentParser, name: str = "cwm") -> Iterator[tup
             yield from commands(child, f"{name} {verb}")
 
 
-def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="cwm",
         description="Record Python programs, turn the traces into training data, train models on them, and predict\n"
@@ -139,16 +135,18 @@ def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
         add(verbs)
     for _, command in commands(parser):
         add_quiet(command)
-    return parser, verbs.choices
+        command.set_defaults(error=command.error)
+    return parser
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser, verbs = _build_parser()
+    parser = build_parser()
     program_args: list[str] = []
     if argv[:1] == ["record"] and "--" in argv:  # argparse would mix these with FILE
         at = argv.index("--")
         argv, program_args = argv[:at], argv[at + 1 :]
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        args.error(f"unrecognized arguments: {' '.join(unknown)}")  # with the usage of the verb, not that of `cwm`
     args.program_args = program_args
-    args.error = verbs[args.verb].error
     return args

@@ -1,4 +1,4 @@
-"""Summarize what a path holds: traces, a corpus, a training run, a checkpoint, or a model."""
+"""Summarize what a path holds: traces, a vocabulary, a corpus, a training run, a checkpoint, or a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from cwm_core._native import DamagedFileError
 from ..formats.traces import STORE, TRACE, read_traces
 from ..support.files import files_in
 from ..support.jsonl import loads, read_lines, read_object
+from ..tokenizer import Tokenizer
 
+_VOCABULARY = "tokenizer.json"
 _WEIGHTS = (".safetensors", ".pth")
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
@@ -126,15 +128,30 @@ class ModelContents:
         yield from _file_lines(self.files)
 
 
-Contents = TraceContents | CorpusContents | CheckpointContents | RunContents | ModelContents
+@dataclass(frozen=True)
+class VocabularyContents:
+    """Contents of a vocabulary."""
+
+    vocab_size: int
+    """Number of tokens, the special ones included."""
+    special_tokens: int
+    """Number of special tokens."""
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines of a report."""
+        yield f"vocabulary  {self.vocab_size:,} tokens, {self.special_tokens:,} of them special"
+
+
+Contents = VocabularyContents | TraceContents | CorpusContents | CheckpointContents | RunContents | ModelContents
 
 
 def contents(path: Path) -> Contents | None:
-    """Return what a path holds, or None if it may be a folder of shards.
+    """Return what a path holds, or None if it may hold shards.
 
     Raises:
         DamagedFileError: A file is damaged.
         OSError: A file cannot be read.
+        ValueError: The path holds nothing that `cwm inspect` knows.
     """
     if path.suffix.lower() in (TRACE, STORE):
         return _traces([path])
@@ -144,15 +161,39 @@ def contents(path: Path) -> Contents | None:
         return _checkpoint(path)
     if checkpoints := sorted(path.glob("step-*/manifest.json")):
         return RunContents({file.parent.name: sum(_sizes(file.parent).values()) for file in checkpoints})
-    return _model_or_traces(path) if path.is_dir() else None
+    return _folder(path) if path.is_dir() else _file(path)
 
 
-def _model_or_traces(folder: Path) -> Contents | None:
+def _folder(folder: Path) -> Contents | None:
     if any(file.suffix in _WEIGHTS for file in folder.iterdir()):
         return _model(folder)
-    if not any(folder.glob("*.cwmtok")) and (files := files_in(folder, (TRACE, STORE))):
+    if any(folder.glob("*.cwmtok")):
+        return None
+    if files := files_in(folder, (TRACE, STORE)):
         return _traces(files)
-    return None
+    if (folder / _VOCABULARY).is_file():
+        return _vocabulary(folder)
+    raise _unknown(folder)
+
+
+def _file(path: Path) -> Contents | None:
+    if path.name == _VOCABULARY:
+        return _vocabulary(path)
+    if path.is_file() and path.suffix.lower() not in (".idx", ".bin"):
+        raise _unknown(path)
+    return None  # a Megatron dataset is named without its extension
+
+
+def _unknown(path: Path) -> ValueError:
+    return ValueError(
+        f"{path}: expected a trace (*{TRACE}), a trace store (*{STORE}), a vocabulary, or a folder of traces, "
+        "token shards (*.cwmtok), a corpus, a checkpoint, or a model"
+    )
+
+
+def _vocabulary(path: Path) -> VocabularyContents:
+    tokenizer = Tokenizer.load(path)
+    return VocabularyContents(tokenizer.vocab_size, len(tokenizer.special_tokens))
 
 
 def _traces(files: list[Path]) -> TraceContents:

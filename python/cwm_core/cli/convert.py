@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Shards
-from ..formats.traces import STORE, export_traces, import_traces
+from ..formats.traces import STORE, TRACE, export_traces, import_traces
 from .options import OK, add_verb, counter, load_tokenizer, say
 
 
@@ -99,6 +99,11 @@ def _export(args: argparse.Namespace) -> int:
         count = megatron.write_megatron(args.output.with_suffix(""), Shards(args.input), drop_masks=args.drop_masks)
         say(args, f"{args.output}: {count:,} documents")
         return OK
+    if args.input.suffix.lower() == TRACE:
+        raise ValueError(
+            f"{args.input}: expected a trace store (*{STORE}), got a single trace; make a store of it with "
+            f"`cwm import {args.input} -o {args.input.with_suffix(STORE)}`"
+        )
     with counter(args) as progress:
         count = export_traces(args.input, args.output, progress)
     say(args, f"{args.output}: {count:,} traces")

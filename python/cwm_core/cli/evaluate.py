@@ -392,8 +392,10 @@ def _show(report: Report) -> None:
     has_published = any(measure.published is not None for measure in report.measures)
     if has_published:
         table.add_column("published", justify="right")
+    is_own = ":" in str(report.settings.get("task"))  # a user's task, whose means can have any unit
     for measure in report.measures:
-        text = _number if measure.name.endswith("tokens") else _percent
+        is_count = measure.name.endswith("tokens") or (is_own and measure.interval != "wilson")
+        text = _number if is_count else _percent
         interval = "-" if measure.low is None else f"{text(measure.low)} to {text(measure.high)}"
         row = [measure.name, text(measure.value), interval, measure.interval, f"{measure.n:,}"]
         table.add_row(*row, *([text(measure.published)] if has_published else []))

@@ -17,10 +17,11 @@ def add_inspect(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         _inspect,
-        "Show what a trace store, a folder of shards, a corpus, a checkpoint, or a model folder holds.",
+        "Show what traces, token shards, a vocabulary, a corpus, a checkpoint, or a model folder hold.",
         "cwm inspect shards/traces --tokenizer vocabulary --samples 3",
         "  traces       number of traces and frames, outcomes, sources\n"
         "  shards       documents, tokens, lengths, sources, the fraction in the loss, decoded samples\n"
+        "  vocabulary   number of tokens, special ones included\n"
         "  corpus       traces, tokens, reasons for dropping samples\n"
         "  checkpoints  step, model, files\n"
         "  model        architecture, parameters, data types, files",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .options import OK, add_json, add_verb, positive, write
@@ -73,6 +74,10 @@ def _plan(args: argparse.Namespace) -> int:
     gpu = GPUS[args.gpu]
     if args.price is not None:
         gpu = dataclasses.replace(gpu, price=args.price)
+    if args.config not in planning.STAGES and not Path(args.config).exists():
+        raise FileNotFoundError(
+            2, f"no such file; expected a TOML file, or one of {', '.join(planning.STAGES)}", args.config
+        )
     if args.config in planning.STAGES:
         model, work = planning.stage(args.config)
         split = [args.tensor_parallel or 1, args.context_parallel or 1]

@@ -44,8 +44,11 @@ def add_record(verbs: Any) -> None:
         "and is not a failure of this command. After Ctrl-C, a signal that ends the process, or os._exit, the trace\n"
         "up to then is saved. SIGKILL and a crash of the interpreter lose it.",
     )
-    parser.usage = "cwm record FILE [--call EXPR] [-o OUT] [options] [-- ARG ...]"
-    parser.add_argument("file", metavar="FILE", help="program to record; arguments after -- are passed to it")
+    parser.usage = "cwm record {FILE [--call EXPR] | -m MODULE} [-o OUT] [options] [-- ARG ...]"
+    parser.add_argument(
+        "file", nargs="?", metavar="FILE", help="program to record; arguments after -- are passed to it"
+    )
+    parser.add_argument("-m", "--module", metavar="MODULE", help="record a module or package, as `python -m` runs it")
     parser.add_argument("--call", metavar="EXPR", help="expression to record, evaluated in the module of FILE")
     parser.add_argument(
         "--as-module",
@@ -57,7 +60,7 @@ def add_record(verbs: Any) -> None:
         "--output",
         type=Path,
         metavar="OUT",
-        help="trace to write (default: name of FILE with .cwmtrace), or store, *.cwmtraces, to append to",
+        help="trace to write (default: name of FILE or MODULE with .cwmtrace), or store, *.cwmtraces, to append to",
     )
     parser.add_argument(
         "--scope",
@@ -105,6 +108,10 @@ class _CommandRecorder(Recorder):
 
 
 def _record(args: argparse.Namespace) -> int:
+    if (args.file is None) == (args.module is None):
+        args.error("expected a FILE or -m MODULE, with the program's own arguments after --")
+    if args.call is not None and args.module is not None:
+        args.error("--call requires a FILE; it cannot be combined with -m")
     if args.call is not None and args.scope:
         args.error("--scope cannot be combined with --call, which records FILE's own code")
     if args.as_module and args.call is None:
@@ -120,7 +127,7 @@ def _record(args: argparse.Namespace) -> int:
         calls_only=args.calls_only and args.loop_budget is None,
         max_depth=args.max_depth if args.loop_budget is None else None,
     )
-    output = args.output or Path(Path(args.file).absolute().stem + TRACE)
+    output = args.output or Path((args.module or Path(args.file).absolute().stem) + TRACE)
     target = new_file(output)
     if args.owns_process and not sys.flags.safe_path:
         del sys.path[0]  # added by Python: the folder of the `cwm` script
@@ -156,6 +163,9 @@ def _record(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, recorder: Recorder) -> None:
+    if args.module is not None:
+        recorder.record_module(args.module, args.program_args)
+        return
     if args.call is None:
         recorder.record_file(args.file, args.program_args)
         return
@@ -175,7 +185,7 @@ def _coarsened(args: argparse.Namespace, trace: Trace) -> Trace:
 def _store(args: argparse.Namespace, target: Path, trace: Trace) -> None:
     if target.suffix.lower() == STORE:
         with TraceWriter(target, append=True) as writer:
-            writer.add(trace, source=args.file)
+            writer.add(trace, source=args.module or args.file)
     else:
         trace.save(target)
 
@@ -232,7 +242,10 @@ def _load_trace(path: Path, which: str | None) -> Trace:
     if which is None:
         if len(reader) == 1:
             return reader[0]
-        raise ValueError(f"{path} has {len(reader):,} traces; choose one with --trace")
+        raise ValueError(
+            f"{path} has {len(reader):,} traces; choose one with --trace: a key, or a number from 0 to "
+            f"{len(reader) - 1}"
+        )
     found = reader.get(which)
     if found is None and which.isdecimal() and int(which) < len(reader):
         found = reader[int(which)]

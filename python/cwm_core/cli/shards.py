@@ -105,9 +105,15 @@ def _tokenize(args: argparse.Namespace) -> int:
         args.error(
             "--train-vocab reads its input twice, so it cannot read standard input; write the input to a file first"
         )
+    if args.train_vocab and (args.tokenizer.is_file() or (args.tokenizer / "tokenizer.json").exists()):
+        raise ValueError(f"{args.tokenizer} already contains a vocabulary; remove --train-vocab to use it")
+    if not args.resume and any(args.output.glob("*.cwmtok")):
+        raise FileExistsError(
+            17,
+            "the folder already holds token shards; choose another --output, or append with --resume",
+            str(args.output),
+        )
     if args.train_vocab:
-        if args.tokenizer.is_file() or (args.tokenizer / "tokenizer.json").exists():
-            raise ValueError(f"{args.tokenizer} already contains a vocabulary; remove --train-vocab to use it")
         texts = (text for item in _items(files, kinds) for text in item.texts())
         tokenizer = Tokenizer.train(texts, args.train_vocab, pattern=pattern)
         tokenizer.save(args.tokenizer)

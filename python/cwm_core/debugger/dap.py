@@ -52,7 +52,7 @@ Launch = Callable[[Mapping[str, Any]], Debugger]
 
 
 class ProtocolError(CwmError):
-    """A malformed message. After a fatal one, the beginning of the next message is unknown."""
+    """A malformed message. After a fatal error, the start of the next message cannot be found."""
 
     def __init__(self, text: str, is_fatal: bool = False) -> None:
         """Create an error with a message."""

@@ -136,7 +136,7 @@ class Verification:
     def __str__(self) -> str:
         """Return the result in one sentence."""
         if self.difference is None:
-            return f"{self.compared:,} frames equal the real execution"
+            return f"{self.compared:,} {'frame equals' if self.compared == 1 else 'frames equal'} the real execution"
         return f"frame {self.difference.index:,} differs from the real execution: {self.difference}"
 
 

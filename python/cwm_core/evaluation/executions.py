@@ -292,7 +292,7 @@ def _mean_lengths(tokenizer: Tokenizer, parsed: ParsedTrace) -> dict[str, float 
 
 
 def _agrees(problem: Problem, trace: Trace) -> bool | None:
-    """Return whether the recorded result equals the stated one; None if none is stated."""
+    """Return whether the recorded result equals the stated one, or None if the problem states no result."""
     if problem.output is None:
         return None
     return trace.result is not None and literals_equal(problem.output, trace.result)

@@ -336,4 +336,6 @@ def _appearing(path: Path) -> Iterator[Path]:
 def _check_new(path: Path) -> None:
     """Raise FileExistsError for a file or folder, but not for a FIFO or device, which has no content to lose."""
     if path.is_file() or path.is_dir():
-        raise FileExistsError(17, "exists already; it is never overwritten", str(path))
+        raise FileExistsError(
+            17, "exists already and is never overwritten; remove it, or choose another output", str(path)
+        )

@@ -17,10 +17,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Program:
-    """A program that `python PATH` would run."""
+    """A program that `python PATH` or `python -m NAME` would run."""
 
     path: str
-    """Path as given, which becomes `sys.argv[0]`."""
+    """Path of the script as given, or of the module's file, which becomes `sys.argv[0]`."""
     code: CodeType
     """Compiled code of the main module."""
     module: ModuleType
@@ -61,6 +61,36 @@ def _load_folder(given: str, name: str, importer: Any) -> Program:
     module = main_module(spec.origin or code.co_filename, spec)
     linecache.lazycache(code.co_filename, vars(module))
     return Program(given, code, module, name)
+
+
+def load_module(name: str) -> Program:
+    """Load the program of a module or package as `python -m NAME` does. Importing its parent packages runs them.
+
+    Raises:
+        SyntaxError: The module does not compile.
+        ValueError: There is no such module, or the package has no `__main__` module.
+    """
+    import importlib.util  # only if needed: on some Python versions it imports `threading`
+
+    folder = None if sys.flags.safe_path else os.getcwd()
+    spec = code = None
+    with script_state(sys.argv, folder):
+        try:
+            spec = importlib.util.find_spec(name)
+            if spec is not None and spec.submodule_search_locations is not None:
+                spec = importlib.util.find_spec(f"{name}.__main__")
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # a parent package imports something that is missing
+        if spec is not None and spec.loader is not None:
+            code = spec.loader.get_code(spec.name)  # type: ignore[attr-defined]
+    if spec is None or code is None:
+        raise ValueError(
+            f"{name}: expected a module, or a package with a __main__ module, in the current folder or on sys.path"
+        )
+    module = main_module(spec.origin or code.co_filename, spec)
+    linecache.lazycache(code.co_filename, vars(module))
+    return Program(module.__file__ or name, code, module, folder)
 
 
 def main_module(file: str, spec: ModuleSpec | None = None) -> ModuleType:

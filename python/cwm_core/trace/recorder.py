@@ -204,9 +204,31 @@ class Recorder:
             SyntaxError: The file does not compile.
             ValueError: The folder or zip file has no `__main__.py`.
         """
+        return self._run_program(lambda: entry.load_program(path), argv)
+
+    def record_module(self, name: str, argv: Sequence[str] = ()) -> Trace:
+        """Record a module or package from its first line, run as `python -m NAME ARGV...` runs it.
+
+        As in `record_file`, with the current folder first in `sys.path`, and the path of the module's file in
+        `argv[0]`. Importing the parent packages is not recorded.
+
+        Args:
+            name: Module, or package with a `__main__` module, such as `"json.tool"`.
+            argv: Arguments of the module.
+
+        Returns:
+            The trace of the module.
+
+        Raises:
+            SyntaxError: The module does not compile.
+            ValueError: There is no such module, or the package has no `__main__` module.
+        """
+        return self._run_program(lambda: entry.load_module(name), argv)
+
+    def _run_program(self, load: Callable[[], entry.Program], argv: Sequence[str]) -> Trace:
         if isinstance(argv, str | bytes):
             raise TypeError(f"argv: expected a list of strings, got the single {argv[:60]!r}")
-        program = entry.load_program(path)
+        program = load()
         with program.in_place(argv):
             recording, given = self._recording(lambda: program.code.co_filename)
             return self._run(recording, exec, (program.code, vars(program.module)), {}, given)

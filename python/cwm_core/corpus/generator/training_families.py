@@ -476,7 +476,7 @@ def comprehensions(w: Writer) -> GeneratedProgram | None:
 
 
 def sorting(w: Writer) -> GeneratedProgram | None:
-    """Sorting, minima and maxima with keys, of numbers, strings, and tuples."""
+    """Sort numbers, strings, and tuples, and find their minima and maxima, with keys."""
     rng = w.rng
     kind = rng.choice(["numbers", "strings", "tuples"])
     count = rng.randrange(3, 5)

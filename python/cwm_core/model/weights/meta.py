@@ -104,7 +104,7 @@ class Meta(Layout):
         }
 
     def stored_name(self, name: str) -> str:
-        """Return Meta's name; layers are `layers.N` there too."""
+        """Return Meta's name of a parameter. Layers are named `layers.N`, as in this package."""
         if not name.startswith("layers."):
             return NAMES[name]
         _, index, rest = name.split(".", 2)
