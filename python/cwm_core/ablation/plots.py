@@ -15,6 +15,8 @@ _COLORS = {
     "untrained": "#777777",
 }  # fmt: skip
 _STYLES = {"direct": "--", "trace": "-"}
+# Legends cover no point.
+_BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
 # Points of a loss curve: means of as many steps as make this number of points.
 _POINTS = 40
 # Frames in a bin of lengths.
@@ -53,7 +55,7 @@ def _loss(figure: Any, jobs: Sequence[AblationModel]) -> Any:
         points = [sum(means[at : at + width]) / width for at in range(0, len(means) - width + 1, width)]
         axes.plot([width * (at + 0.5) for at in range(len(points))], points, label=arm, color=_COLORS[arm])
     axes.set(xlabel="step", ylabel="loss, nats per token", title="Training loss (documents differ between arms)")
-    axes.legend()
+    axes.legend(**_BESIDE)
     return figure
 
 
@@ -65,7 +67,7 @@ def _against_tokens(figure: Any, scores: Sequence[Score]) -> Any:
             tokens = [sum(s["tokens"] for s in one) / len(one) / 1e6 for one in at_steps]
             _errors(axes, arm, how, tokens, at_steps)
         axes.set(title=TITLES[name], xlabel="training tokens, millions")
-    axes.legend()
+    axes.legend(**_BESIDE)
     figure.axes[0].set_ylabel("right outputs, %")
     return figure
 
@@ -80,7 +82,7 @@ def _against_length(figure: Any, scores: Sequence[Score]) -> Any:
         bins = sorted({frames // _BIN for score in last for frames in score["sizes"]})
         _errors(axes, arm, how, [(at + 0.5) * _BIN for at in bins], [_in_bin(last, at) for at in bins])
     axes.set(xlabel="frames of the execution", ylabel="right outputs, %", title="End of training")
-    axes.legend()
+    axes.legend(**_BESIDE)
     return figure
 
 
@@ -103,9 +105,9 @@ def _transfer(figure: Any, scores: Sequence[Score]) -> Any:
             places = [at + number * width for at in range(len(sets))]
             at_sets = [select(scores, task=task, arm=arm, set=name) for name in sets]
             _errors(axes, arm, None, places, at_sets)
-        axes.set_xticks([at + 0.4 for at in range(len(sets))], [TITLES[name] for name in sets])
+        axes.set_xticks([at + 0.4 for at in range(len(sets))], [TITLES[name].replace(" ", "\n") for name in sets])
         axes.set(title=f"{task}: right, %")
-    axes.legend()
+    axes.legend(**_BESIDE)
     return figure
 
 
