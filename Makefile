@@ -66,7 +66,7 @@ $(MODEL)/held-out: | $(MODEL)/shards $(MODEL)/packages
 
 EVALUATE = $(PY) -m cwm_core eval
 model: | $(MODEL)/held-out ## train the small model for 2.5 hours, resumable, and put it into the package with its figures
-	OMP_NUM_THREADS=1 $(PY) -m cwm_core train configs/small/train.toml
+	$(PY) -m cwm_core train configs/small/train.toml --processes auto
 	$(PY) configs/small/ship.py weights $(MODEL)/run
 	rm -rf $(MODEL)/figures
 	$(EVALUATE) recordings $(MODEL)/held-out --max-new-tokens 2048 --batch-size 256 -o $(MODEL)/figures/recordings

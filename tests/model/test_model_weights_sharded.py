@@ -95,6 +95,17 @@ def test_sharded_models_have_the_weights_of_whole_ones(tmp_path, ranks):
             assert len(list(folder.glob("*.distcp"))) >= 2  # every rank wrote
 
 
+def test_a_scheme_scales_the_same_draws():
+    small, unit = (Transformer(CONFIG) for _ in range(2))
+    initialize(small, seed=3)
+    initialize(unit, seed=3, scheme="unit")
+    factors = {"embed_tokens.weight": 25.0, "lm_head.weight": 0.0}
+    for (name, a), (_, b) in zip(small.named_parameters(), unit.named_parameters(), strict=True):
+        is_left = a.dim() < 2 or name.endswith(("o_proj.weight", "down_proj.weight"))
+        factor = 1.0 if is_left else factors.get(name, 50 * CONFIG.hidden_size**-0.5)
+        torch.testing.assert_close(b, a * factor)
+
+
 def failing_saves(folder):
     model = cut_model(CONFIG, {})
     with pytest.raises(ValueError, match="meta device"):

@@ -36,11 +36,11 @@ class Recipe:
     """Generated programs to predict, which the model is not trained on."""
     vocabulary: int = 1024
     """Size of the vocabulary."""
-    seq_len: int = 768
+    seq_len: int = 512
     """Tokens in a row."""
-    batch_size: int = 2
-    """Rows in a batch, and processes on a machine with as many cores."""
-    steps: int = 1500
+    batch_size: int = 6
+    """Rows in a batch. The processes that train share them equally."""
+    steps: int = 1000
     """Training steps."""
     seed: int = 0
     """Seed of all random choices."""
@@ -49,16 +49,16 @@ class Recipe:
             "preset": "tiny",
             "sliding_window": 64,
             "full_attention_interval": 2,
-            "max_position_embeddings": 4096,
-            "rope_parameters": {"factor": 1.0, "original_max_position_embeddings": 4096},
+            "max_position_embeddings": 2048,
         }
     )
     """The table `[model]` of a run of training."""
     training: dict[str, Any] = field(
         default_factory=lambda: {
             "optimizer": "muon",
-            "muon_learning_rate": 0.02,
+            "muon_learning_rate": 0.01,
             "learning_rate": 0.004,
+            "initialization": "unit",
             "schedule": "linear",
             "warmup_steps": 30,
             "weight_decay": 0.0,
@@ -69,4 +69,4 @@ class Recipe:
 
 
 FULL = Recipe()
-SHORT = Recipe(programs=1500, algorithm_calls=4, held_out=24, steps=240)
+SHORT = Recipe(programs=1500, algorithm_calls=4, held_out=24, steps=120)

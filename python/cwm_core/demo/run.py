@@ -113,7 +113,7 @@ class Demo:
         """Return the model before and after training; raise KeyboardInterrupt if a signal ends training."""
         config = self._run_config(tokenizer, shards)
         untrained = Transformer(model_config(config.model, tokenizer))
-        models.initialize(untrained, self.recipe.seed)
+        models.initialize(untrained, self.recipe.seed, scheme=config.training.initialization)
         size = sum(parameter.numel() for parameter in untrained.parameters())
         began = time.monotonic()
         self.console.print(f"Training {size / 1e6:.2f} M parameters")

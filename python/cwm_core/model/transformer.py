@@ -45,7 +45,7 @@ class Transformer(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                nn.init.normal_(parameter, std=deviation(name, config.num_hidden_layers))
+                nn.init.normal_(parameter, std=deviation(name, config))
             elif name.endswith(".bias"):
                 nn.init.zeros_(parameter)
 

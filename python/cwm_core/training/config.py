@@ -15,6 +15,7 @@ from ..support.arguments import convert_fields, to_python_numbers
 
 CHOICES = {
     "optimizer": ("adamw", "muon"),
+    "initialization": ("small", "unit"),
     "schedule": ("cosine", "linear", "constant"),
     "dtype": ("float32", "bfloat16", "float8", "auto"),
     "activation_checkpointing": ("none", "selective", "full"),
@@ -87,6 +88,9 @@ class TrainConfig:
     """Device to train on: "cpu", "cuda", "cuda:1", ..."""
     seed: int = 0
     """Seed of PyTorch's generator at the start of a fresh run, and of the initial weights in `cwm train`."""
+    initialization: str = "small"
+    """Scale of the initial weights in `cwm train`: "small", a standard deviation of 0.02 (GPT-2), or "unit", products
+    of unit scale, for a narrow model under Muon; see `cwm_core.model.initialize`."""
     checkpoint_folder: str = ""
     """Folder that checkpoints are written to and resumed from; empty: no checkpoints. `cwm train` sets it."""
     checkpoint_every: int = 500

@@ -86,12 +86,12 @@ class _Rank:
 
 
 def available_processes(config: RunConfig) -> int:
-    """Return the number of processes for a run: one per core and no more than a batch has rows; 1 on a GPU."""
+    """Return the number of processes for a run: up to one per core, which share the rows equally; 1 on a GPU."""
     if not config.training.device.startswith("cpu"):
         return 1
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     rows = [bucket.batch_size for bucket in config.data.buckets or ()] or [config.data.batch_size]
-    return min(cores, *rows)
+    return max(n for n in range(1, cores + 1) if all(count % n == 0 for count in rows))
 
 
 def run_processes(

@@ -405,7 +405,7 @@ def initial_model(config: RunSettings, shape: ModelConfig, world: World) -> Tran
     if "folder" in config.model:
         models.load_into(model, config.model["folder"], world.device)
     else:
-        models.initialize(model, config.training.seed, world.device)
+        models.initialize(model, config.training.seed, world.device, config.training.initialization)
     return model
 
 

@@ -31,7 +31,7 @@ from .world import World
 RESUMABLE_WITH_CHANGED = {
     "max_steps", "max_seconds", "device", "checkpoint_folder", "checkpoint_every", "keep_checkpoints",
     "data_parallel_replicas", "tensor_parallel", "context_parallel", "activation_checkpointing", "compile", "attention",
-    "deterministic",
+    "deterministic", "initialization",
 }  # fmt: skip
 
 
