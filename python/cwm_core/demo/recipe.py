@@ -40,7 +40,7 @@ class Recipe:
     """Tokens in a row."""
     batch_size: int = 2
     """Rows in a batch, and processes on a machine with as many cores."""
-    steps: int = 1500
+    steps: int = 2500
     """Training steps."""
     seed: int = 0
     """Seed of all random choices."""
