@@ -28,7 +28,7 @@ WRITE |= {f"cwm {verb}" for verb in ("forage", "agent", "demo", "ablation")} | C
 # Names that an option must not have, and the one that the vocabulary has for it.
 SYNONYMS = {
     "--out": "--output", "--output-dir": "--output", "--out-dir": "--output", "--dest": "--output",
-    "--jobs": "--workers", "--processes": "--workers", "--num-workers": "--workers", "--parallel": "--workers",
+    "--jobs": "--workers", "--num-workers": "--workers", "--parallel": "--workers",
     "--threads": "--workers", "--url": "--endpoint", "--api-base": "--endpoint", "--base-url": "--endpoint",
     "--server": "--endpoint", "--backend": "--sandbox", "--machine": "--sandbox", "--isolation": "--sandbox",
     "--batch": "--batch-size", "--silent": "--quiet", "--vocabulary": "--tokenizer", "--vocab": "--tokenizer",
