@@ -36,7 +36,7 @@ def deviation(name: str, config: ModelConfig, scheme: str = "small") -> float:
         return DEVIATION / math.sqrt(2 * config.num_hidden_layers)
     if scheme == "small":
         return DEVIATION
-    return {"embed_tokens.weight": 0.5, "lm_head.weight": 0.0}.get(name, config.hidden_size**-0.5)
+    return {"embed_tokens.weight": 0.5, "lm_head.weight": 0.0}.get(name, 1 / math.sqrt(config.hidden_size))
 
 
 def initialize(model: Transformer, seed: int, device: str | torch.device = "cpu", scheme: str = "small") -> None:
