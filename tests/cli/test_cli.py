@@ -426,7 +426,6 @@ def test_inspect_lists_traces(shards, capsys):
     assert held["sources"] == {"even": 2, "odd": 2} and sum(held["outcomes"].values()) == held["traces"] == 4
 
 
-@pytest.mark.torch
 def test_inspect_shows_a_vocabulary_and_names_what_it_reads(shards, capsys):
     assert main(["inspect", "vocabulary", "--json"]) == 0
     tokenizer = cwm.Tokenizer.load("vocabulary")
@@ -438,6 +437,7 @@ def test_inspect_shows_a_vocabulary_and_names_what_it_reads(shards, capsys):
         assert f"{path}: expected a trace (*.cwmtrace), a trace store" in failure(capsys, "inspect", path)
 
 
+@pytest.mark.torch
 def test_inspect_lists_checkpoints_and_models(shards, capsys):
     assert main(["train", "run.toml"]) == 0
     from cwm_core.model import load

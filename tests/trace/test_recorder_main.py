@@ -295,12 +295,12 @@ def test_a_class_without_functions_has_the_scope_of_its_module() -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("pkg", "pkg.__main__"), ("pkg.tool", "pkg.tool"), ("single", "single")],
+    [("runnable", "runnable.__main__"), ("runnable.tool", "runnable.tool"), ("single", "single")],
 )
 def test_a_module_runs_as_under_python_m(
     name: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    package = tmp_path / "pkg"
+    package = tmp_path / "runnable"
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "core.py").write_text("def go():\n    return 3\n")
@@ -321,7 +321,7 @@ def test_a_module_runs_as_under_python_m(
     assert len(trace)
     assert plain.startswith(f"__main__ {expected.rpartition('.')[0]} {expected} ")
     assert sys.path == before
-    for loaded in [module for module in sys.modules if module.partition(".")[0] == "pkg"]:
+    for loaded in [module for module in sys.modules if module.partition(".")[0] == "runnable"]:
         del sys.modules[loaded]
 
 
