@@ -316,7 +316,7 @@ def damaged(**changes):
         ({"rms_norm_eps": 0}, "rms_norm_eps must be a positive number, got 0"),
         ({"max_position_embeddings": 0}, "max_position_embeddings must be at least 1, got 0"),
         ({"num_key_value_heads": 0}, "num_key_value_heads must be at least 1, got 0"),
-        ({"layer_types": ["other"]}, "lacks 'other'"),
+        ({"layer_types": ["other"]}, "config.json has layer_types 'other', expected"),
         ({"eos_token_id": [516]}, "eos_token_id 516 is outside the vocabulary of 516"),
     ],
 )

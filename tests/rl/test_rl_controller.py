@@ -18,8 +18,8 @@ from toys import rl, same
 
 def test_reward_rises():
     rollouts = {"fill": False, "group_size": 8, "groups": 8}
-    settings = {"learning_rate": 3e-2, "schedule": "constant"}
-    found, *_ = rl(steps=30, batch_size=16, rollouts=rollouts, algorithm=Algorithm(max_length=4), **settings)
+    settings = {"learning_rate": 1e-2, "schedule": "constant"}  # at 3e-2, rounding decides whether it collapses
+    found, *_ = rl(steps=40, batch_size=16, rollouts=rollouts, algorithm=Algorithm(max_length=4), **settings)
     assert toys.mean(found[:4], "solved", 4) < 0.1
     assert toys.mean(found, "solved", 4) > 0.3
     assert toys.mean(found, "reward", 4) > toys.mean(found[:4], "reward", 4) + 0.8

@@ -101,6 +101,7 @@ def from_hf(config: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"config.json has {name} = {values[name]!r}, expected {value!r}")
     stop_tokens, bos_token = _tokens(config)
     heads = config["num_attention_heads"]
+    groups = config.get("num_key_value_heads")
     windows = _windows(config, kind)
     sizes = (
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -111,7 +112,7 @@ def from_hf(config: dict[str, Any]) -> dict[str, Any]:
         **{name: config[name] for name in sizes},
         **({} if window is None else {"sliding_window": window}),
         "model_type": kind,
-        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "num_key_value_heads": heads if groups is None else groups,
         "head_dim": config.get("head_dim") or (128 if kind == "qwen3" else config["hidden_size"] // heads),
         "layer_windows": windows,
         "rope_parameters": RopeParameters.from_hf(config, family.rope_theta),
