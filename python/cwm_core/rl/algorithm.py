@@ -81,13 +81,13 @@ class Algorithm:
         lengths = np.array([rollout.length for rollout in group], np.float64)
         returns = np.array([self._return(rollout) for rollout in group])
         share = lengths if self.baseline == "length" else np.ones(len(group))
-        # Equal returns have no advantage. The rounding of their mean must not give them one.
-        of_rollout = returns - (share @ returns) / share.sum() if np.ptp(returns) > 0 else np.zeros(len(group))
+        # Equal returns have no advantage. Rounding, which a deviation near 0 would magnify, must not give them one.
+        of_rollout = np.zeros(len(group)) if _are_equal(returns) else returns - (share @ returns) / share.sum()
         if self.deviation and of_rollout.any():
             of_rollout /= returns.std()
         values = [value for rollout in group for _, _, value in rollout.reward.token_values]
         # As above, equal steps have no advantage.
-        mean = float(np.mean(values)) if self.credit == "steps" and values and np.ptp(values) > 0 else None
+        mean = float(np.mean(values)) if self.credit == "steps" and not _are_equal(values) else None
         advantages = []
         for rollout, advantage in zip(group, of_rollout, strict=True):
             advantages.append(np.zeros(len(rollout.tokens)))
@@ -133,3 +133,8 @@ class Algorithm:
                 weights[observations] = self.observation_weight / observations.sum()
             result.append(weights / len(rollouts))
         return result
+
+
+def _are_equal(values: Sequence[float] | Weights) -> bool:
+    """Return whether values are the same but for rounding."""
+    return not len(values) or bool(np.ptp(values) <= 1e-12 * max(1.0, np.abs(values).max()))
