@@ -145,7 +145,7 @@ def model_table(figures: Mapping[str, Any]) -> str:
         ("parameters", f"{figures['parameters']:,}"),
         ("vocabulary", f"{figures['vocabulary']:,} tokens"),
         ("training", f"{facts['tokens']:,} tokens in {facts['steps']:,} steps, {facts['seconds'] / 60:.0f} minutes"),
-        ("speed", f"{facts['tokens_per_second']:,} tokens per second, one thread"),
+        ("speed", f"{facts['tokens_per_second']:,} tokens per second"),
         ("machine", f"{on['processor']}, {on['cores']} cores, Python {on['python']}, PyTorch {on['torch']}"),
     ]
     return table(("model", ""), rows)

@@ -32,7 +32,7 @@ _CHECKPOINTS = 20
 
 
 class ScoreKey(NamedTuple):
-    """What a row of scores is about."""
+    """Key of a row of scores."""
 
     task: str
     """"outputs" for the model as trained; "transfer outputs" and "transfer repair" after fine-tuning."""

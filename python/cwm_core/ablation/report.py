@@ -57,8 +57,8 @@ def select(scores: Iterable[Score], **wanted: Any) -> list[Score]:
 def estimate(scores: Sequence[Score]) -> Estimate | None:
     """Return the mean of the accuracies of seeds; None if there are no answers.
 
-    The interval is Student's over seeds, or Wilson's over the answers of all seeds if that is wider, as it is for
-    seeds that happen to agree. Each seed has programs of its own, so the seeds are independent.
+    The interval covers Student's t interval over seeds and Wilson's interval over the answers of all seeds. The first
+    alone is too narrow if seeds happen to agree. Each seed has its own programs, so seeds are independent.
     """
     shares = _shares(scores).values()
     if not shares:
@@ -73,8 +73,8 @@ def estimate(scores: Sequence[Score]) -> Estimate | None:
 def difference(scores: Sequence[Score], others: Sequence[Score]) -> Estimate | None:
     """Return the mean difference of accuracies, paired by seeds, whose programs are the same.
 
-    The interval is Student's over seeds, or Newcombe's of the answers of all seeds if that is wider (Statistics in
-    Medicine 17, 1998, method 10). For one seed, it is Newcombe's.
+    The interval covers Student's t interval over seeds and Newcombe's interval over the answers of all seeds
+    (Statistics in Medicine 17, 1998, method 10). For one seed, it is Newcombe's.
 
     Returns:
         The estimate; None if no seed has both.

@@ -59,7 +59,7 @@ class Case:
     id: str
     """Id of the recording."""
     divergence: Divergence
-    """Where it diverges."""
+    """First difference from the recording."""
     frames: int
     """Frames of the recording, with the one in the prompt."""
     trace: Trace = field(repr=False)
@@ -70,7 +70,7 @@ class Case:
 
 @dataclass(frozen=True)
 class FailureReport:
-    """Where predictions diverge from executions."""
+    """Result of `analyze_failures`: causes and places of first differences, probes, and the worst cases."""
 
     settings: dict[str, Any]
     """Settings that the results depend on."""

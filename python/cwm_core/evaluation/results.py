@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Named(Protocol):
-    """What an evaluation needs to know of its problems."""
+    """A problem with an id, as evaluations require."""
 
     @property
     def id(self) -> str:

@@ -74,7 +74,7 @@ class Recorder:
         """Set the options of later recordings.
 
         Raises:
-            TypeError: `scope` is no list of paths, a limit is not a number, or not an integer where one is needed.
+            TypeError: `scope` is not a list of paths, a limit is not a number, or it must be an integer and is not.
             ValueError: `scope` is an unknown string, or a limit is below its minimum.
         """
         limits = {"max_frames": max_frames, "max_bytes": max_bytes, "max_depth": max_depth}
@@ -385,7 +385,7 @@ def _scope(scope: str | Sequence[str | os.PathLike[str]]) -> str | list[str]:
     """Return a scope with absolute paths, which keep their meaning if the working directory changes.
 
     Raises:
-        TypeError: The scope is no list of paths.
+        TypeError: The scope is not a list of paths.
         ValueError: The scope is an unknown string.
     """
     expected = f'scope must be "file", "package", or a list of paths, got {scope!r}'

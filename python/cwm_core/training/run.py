@@ -152,7 +152,7 @@ def training_config(values: dict[str, Any], output: str) -> TrainConfig:
 
 
 class RunSettings(Protocol):
-    """What the functions below need of a run."""
+    """Settings that supervised training and reinforcement learning share."""
 
     @property
     def output(self) -> Path:
